@@ -1,0 +1,1 @@
+//! What a config.json or the metadata of a GGUF file says of a model.

@@ -1,0 +1,136 @@
+//! The seam between policy and arithmetic: a `StepPlan` goes down, a `StepOutput` comes back.
+//!
+//! `submit` and `collect` are two calls so that an executor may run one step while the next is
+//! planned, and an output may bring 0 to `max_tokens_per_step` tokens a sequence so that
+//! speculative decoding needs no seam of its own. Two implementations exist: the real
+//! [`Runner`](super::runner::Runner) and the [`FakeExecutor`](super::fake::FakeExecutor) of the tests.
+
+use std::{ops::Range, sync::Arc};
+
+use smallvec::SmallVec;
+
+use crate::{
+    error::Result,
+    ids::{BlockId, SequenceId, Slot, TokenId},
+    params::SamplingParams,
+};
+
+/// Everything one step computes, flattened: the buffers are reused from step to step, so planning allocates nothing
+/// once they have grown.
+///
+/// Invariants, which the scheduler keeps and executors may rely on: `token_ids`, `positions` and `slot_mapping` have
+/// the same length, at most `max_num_batched_tokens`; no slot appears twice in `slot_mapping`; the rows' `query`
+/// ranges partition those arrays in order; a row's block table covers `context_len + query.len()` tokens, plus
+/// `max_tokens_per_step - 1` more for a row that samples.
+#[derive(Clone, Debug, Default)]
+pub struct StepPlan {
+    /// Counts the steps of this engine.
+    pub step: u64,
+    /// Sequences that run for the first time: the executor builds their sampling state.
+    pub admitted: Vec<AdmittedSequence>,
+    /// Sequences that will never run again: the executor forgets them. Applied before anything else.
+    pub retired: Vec<SequenceId>,
+    /// Blocks to copy, all layers, before anything is written (copy-on-write).
+    pub block_copies: Vec<BlockCopy>,
+    /// One row a scheduled sequence.
+    pub rows: Vec<PlannedRow>,
+    /// Tokens to compute, `[num_scheduled_tokens]`.
+    pub token_ids: Vec<TokenId>,
+    /// Their positions in their sequences, `[num_scheduled_tokens]`.
+    pub positions: Vec<u32>,
+    /// Where their keys and values go, `[num_scheduled_tokens]`.
+    pub slot_mapping: Vec<Slot>,
+    /// The rows' block tables, one after another.
+    pub block_tables: Vec<BlockId>,
+}
+
+/// A sequence's part of a step: a prefill chunk, or a decode of one token.
+#[derive(Clone, Debug)]
+pub struct PlannedRow {
+    /// Whose tokens these are.
+    pub id: SequenceId,
+    /// Its tokens in `token_ids`, `positions` and `slot_mapping`.
+    pub query: Range<usize>,
+    /// Its blocks in `block_tables`.
+    pub blocks: Range<usize>,
+    /// Tokens before the query whose keys and values stand in the blocks already.
+    pub context_len: u32,
+    /// Whether the last token of the query is the sequence's last known token, so that a next one is sampled.
+    pub samples: bool,
+    /// Tokens generated so far: the index of the next token, which with the seed decides the random number.
+    pub num_output_tokens: u32,
+}
+
+/// What an executor must know of a sequence to sample for it.
+#[derive(Clone, Debug)]
+pub struct AdmittedSequence {
+    /// Which.
+    pub id: SequenceId,
+    /// How it is sampled; `seed` is always set.
+    pub params: Arc<SamplingParams>,
+    /// Its prompt, for penalties.
+    pub prompt: Arc<[TokenId]>,
+}
+
+/// A block whose contents another one takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// Read from.
+    pub source: BlockId,
+    /// Written to.
+    pub destination: BlockId,
+}
+
+/// What came of a submitted step.
+#[derive(Clone, Debug, Default)]
+pub struct StepOutput {
+    /// Tokens of the sequences that sampled; a sequence may be left out and come with a later step.
+    pub sequences: Vec<SequenceOutput>,
+}
+
+/// New tokens of one sequence. Of `k` tokens the keys and values of all but the last have been written.
+#[derive(Clone, Debug)]
+pub struct SequenceOutput {
+    /// Whose.
+    pub id: SequenceId,
+    /// In order; at most `max_tokens_per_step`.
+    pub tokens: SmallVec<[SampledToken; 1]>,
+}
+
+/// A token and how likely it was.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledToken {
+    /// The token.
+    pub id: TokenId,
+    /// Set where the request asked for log-probabilities.
+    pub logprobs: Option<Box<TokenLogprobs>>,
+}
+
+/// Log-probabilities (natural, of the distribution before temperature and truncation) at one position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// Of the chosen token.
+    pub chosen: f32,
+    /// The most likely tokens, most likely first; ties by token id.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// Runs steps. Lives on the engine thread; may panic or hang without taking the process along.
+pub trait Executor {
+    /// Starts a step.
+    ///
+    /// # Errors
+    /// An error ends all streams with `INTERNAL` and restarts the engine, as a panic does.
+    fn submit(&mut self, plan: &StepPlan) -> Result<()>;
+
+    /// Waits for the oldest step that was submitted and not collected.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    fn collect(&mut self) -> Result<StepOutput>;
+
+    /// Most tokens a sequence can gain in a step; the scheduler reserves slots for them.
+    fn max_tokens_per_step(&self) -> usize {
+        1
+    }
+}

@@ -1,0 +1,3 @@
+//! THE API: an [`Engine`](self) takes requests and gives streams of tokens.
+
+pub mod executor;

@@ -1,0 +1,79 @@
+//! The formats a weight can be stored in, as blocks along the input dimension (ggml's layouts for the quantized ones).
+
+use std::{borrow::Cow, fmt};
+
+/// How a weight's numbers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightFormat {
+    /// IEEE single.
+    F32,
+    /// IEEE half.
+    F16,
+    /// bfloat16.
+    BF16,
+    /// 32 weights: f16 scale, 16 bytes of nibbles (low half first), offset 8.
+    Q4_0,
+    /// 32 weights: f16 scale, 32 signed bytes.
+    Q8_0,
+    /// 256 weights in 8 groups: f16 scale and minimum, 6-bit group scales and minima, nibbles.
+    Q4K,
+    /// 256 weights in 16 groups: 4 + 2 bits, signed 8-bit group scales, f16 scale.
+    Q6K,
+}
+
+impl WeightFormat {
+    /// Weights a block.
+    #[must_use]
+    pub fn block_len(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::BF16 => 1,
+            Self::Q4_0 | Self::Q8_0 => 32,
+            Self::Q4K | Self::Q6K => 256,
+        }
+    }
+
+    /// Bytes a block.
+    #[must_use]
+    pub fn block_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+            Self::Q4_0 => 18,
+            Self::Q8_0 => 34,
+            Self::Q4K => 144,
+            Self::Q6K => 210,
+        }
+    }
+
+    /// Bytes that `elements` weights take, or `None` where that is no whole number of blocks or overflows.
+    #[must_use]
+    pub fn bytes_for(self, elements: usize) -> Option<usize> {
+        let blocks = elements.checked_div(self.block_len())?;
+        (elements % self.block_len() == 0).then(|| blocks.checked_mul(self.block_bytes()))?
+    }
+}
+
+impl fmt::Display for WeightFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::BF16 => "bfloat16",
+            Self::Q4_0 => "q4_0",
+            Self::Q8_0 => "q8_0",
+            Self::Q4K => "q4_k",
+            Self::Q6K => "q6_k",
+        })
+    }
+}
+
+/// A tensor as it lies in a file: row-major, rows of whole blocks. Borrowed from a map of the file where there is one.
+#[derive(Clone, Debug)]
+pub struct RawTensor<'a> {
+    /// Format of the bytes.
+    pub format: WeightFormat,
+    /// Outermost dimension first; the last one is contiguous. `[out, in]` for a Linear.
+    pub shape: Vec<usize>,
+    /// `format.bytes_for(product of shape)` bytes, of any alignment.
+    pub bytes: Cow<'a, [u8]>,
+}

@@ -1,0 +1,1 @@
+//! rms_norm: see the contract below.

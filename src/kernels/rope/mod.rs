@@ -1,0 +1,1 @@
+//! rope: see the contract below.

@@ -1,0 +1,1 @@
+//! store_kv: see the contract below.

@@ -1,0 +1,1 @@
+//! What the blocks of an architecture are made of.

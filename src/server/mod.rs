@@ -1,0 +1,1 @@
+//! The faces: gRPC, health, reflection, metrics, on one listener.
