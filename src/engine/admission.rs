@@ -43,13 +43,10 @@ pub(super) fn random_seed() -> u64 {
 /// A request that passed all checks.
 pub(super) struct Admitted {
     prompt: Arc<[TokenId]>,
-    params: SamplingParams,
+    params: Arc<SamplingParams>,
     priority: i32,
     cache_salt: Option<String>,
     deadline: Option<Instant>,
-    eos_token_ids: Arc<[TokenId]>,
-    max_model_len: usize,
-    stream_capacity_tokens: usize,
     text: Option<TextOut>,
 }
 
@@ -85,22 +82,13 @@ impl Admitted {
             return Err(Error::invalid("min_tokens", why));
         }
         params.seed = params.seed.or_else(|| Some(random_seed()));
+        let params = Arc::new(params);
         let text = text.tokenizer.as_ref().map(|tokenizer| TextOut {
             detokenizer: Detokenizer::new(tokenizer.clone(), params.skip_special_tokens),
-            stops: StopMatcher::new(&params.stop, params.include_stop_str_in_output),
-            include_stop: params.include_stop_str_in_output,
+            matcher: StopMatcher::new(&params.stop, params.include_stop_str_in_output),
+            params: params.clone(),
         });
-        Ok(Self {
-            prompt: prompt.into(),
-            params,
-            priority,
-            cache_salt,
-            deadline,
-            eos_token_ids: info.eos_token_ids.as_slice().into(),
-            max_model_len: config.max_model_len,
-            stream_capacity_tokens: config.stream_capacity_tokens,
-            text,
-        })
+        Ok(Self { prompt: prompt.into(), params, priority, cache_salt, deadline, text })
     }
 
     /// Queues the sequence and opens its stream.
@@ -114,21 +102,17 @@ impl Admitted {
         engine: Engine,
         permit: OwnedSemaphorePermit,
     ) -> Result<Generation> {
-        let (control, deliveries) = ReaderControl::new(self.stream_capacity_tokens, life.bell.clone());
+        let (control, deliveries) =
+            ReaderControl::new(engine.config().stream_capacity_tokens, life.bell.clone());
         let prompt_tokens = u32::try_from(self.prompt.len()).unwrap_or(u32::MAX);
         let registration = life.register(id, &control);
-        let params = Arc::new(self.params);
-        let sequence = Sequence::new(
-            id,
-            self.prompt,
-            params.clone(),
-            self.eos_token_ids,
-            self.max_model_len,
-            self.priority,
-            self.cache_salt,
-            control.clone(),
-        );
-        match life.requests.try_send(sequence) {
+        let sequence = Sequence {
+            priority: self.priority,
+            eos: engine.info().eos_token_ids.as_slice().into(),
+            salt: self.cache_salt.map(Arc::from),
+            ..Sequence::new(id, self.prompt, self.params.clone(), control.clone())
+        };
+        match life.requests.try_send((sequence, control.clone())) {
             // A life that was given up has ended its streams already, and this one came too late to be among them.
             Ok(()) if !life.stopped() => life.bell.ring(),
             Ok(()) | Err(TrySendError::Disconnected(_)) => {
@@ -138,11 +122,10 @@ impl Admitted {
             Err(TrySendError::Full(_)) => return Err(Error::internal("the engine's queue overflowed")),
         }
         Ok(Generation {
-            ready: VecDeque::from([Event::Started(Started { prompt_tokens, params: SamplingParams::clone(&params) })]),
+            ready: VecDeque::from([Event::Started(Started { prompt_tokens, params: SamplingParams::clone(&self.params) })]),
             deliveries,
             control,
             text: self.text,
-            stop: params.stop.clone(),
             deadline: timer(self.deadline),
             usage: Usage { prompt_tokens, ..Usage::default() },
             done: false,

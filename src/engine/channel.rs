@@ -13,22 +13,25 @@ use std::{
     time::{Duration, Instant},
 };
 
+use smallvec::SmallVec;
 use tokio::sync::mpsc;
 
 use super::sequence::Reader;
 use crate::{
     error::{Error, Result},
-    params::{FinishReason, SampledToken, Usage},
+    params::{FinishReason, SampledToken},
     telemetry::{Outcome, Telemetry},
 };
 
 /// What one step brought for one reader.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Delivery {
+    /// Set when the sequence ran for the first time: how long it had waited. Stays here, for the metrics.
+    pub waited: Option<Duration>,
+    /// Tokens of the prompt that the prefix cache had.
+    pub cached_tokens: u32,
     /// New tokens, in order.
-    pub tokens: Vec<SampledToken>,
-    /// What the sequence has cost up to and including these tokens.
-    pub usage: Usage,
+    pub tokens: SmallVec<[SampledToken; 1]>,
     /// Set in the last delivery of a stream.
     pub end: Option<Result<FinishReason>>,
 }
@@ -36,7 +39,7 @@ pub(super) struct Delivery {
 impl Delivery {
     /// An end without tokens.
     pub(super) fn failed(error: Error) -> Self {
-        Self { tokens: Vec::new(), usage: Usage::default(), end: Some(Err(error)) }
+        Self { end: Some(Err(error)), ..Self::default() }
     }
 }
 
@@ -136,6 +139,9 @@ impl ReaderControl {
             return;
         }
         self.measure(&delivery, telemetry);
+        if delivery.tokens.is_empty() && delivery.end.is_none() {
+            return;
+        }
         if let Err(mpsc::error::TrySendError::Full(lost)) = self.deliveries.try_send(delivery) {
             // Unreachable while the scheduler keeps its promise; the reader must then learn that its text has a hole.
             tracing::error!(tokens = lost.tokens.len(), "a reader's channel overflowed");
@@ -144,6 +150,9 @@ impl ReaderControl {
     }
 
     fn measure(&self, delivery: &Delivery, telemetry: &Telemetry) {
+        if let Some(waited) = delivery.waited {
+            telemetry.record_queue_time(waited);
+        }
         if let Some(end) = &delivery.end {
             telemetry.record_end(end.as_ref().map_or(Outcome::Error, Outcome::from), self.arrived.elapsed());
         }

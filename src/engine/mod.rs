@@ -9,6 +9,7 @@ mod channel;
 pub mod executor;
 pub mod fake;
 pub mod load;
+mod outbox;
 pub mod runner;
 pub mod scheduler;
 pub mod sequence;

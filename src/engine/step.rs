@@ -10,12 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::mpsc;
-
 use super::{
-    channel::{Bell, Delivery, ReaderControl},
+    channel::{Bell, ReaderControl},
     executor::{Executor, StepPlan},
-    scheduler::{Scheduler, SequenceEvent},
+    outbox::Outbox,
+    scheduler::{Event, Scheduler},
     sequence::Sequence,
 };
 use crate::{
@@ -28,10 +27,8 @@ const OUTBOX_RETRY: Duration = Duration::from_millis(1);
 /// How long the engine sleeps when nothing runs and nothing is due; every event that matters rings the bell.
 const IDLE: Duration = Duration::from_secs(3600);
 
-/// A sequence of the engine, read through its channel.
-pub(super) type Queued = Sequence<Arc<ReaderControl>>;
-/// What one step hands to the fan-out, which fills the readers' channels: one message a step, not one a reader.
-pub(super) type Batch = Vec<(Arc<ReaderControl>, Delivery)>;
+/// A new sequence, and its reader.
+pub(super) type Queued = (Sequence, Arc<ReaderControl>);
 
 /// Where the engine thread stands, for the watchdog: odd while a step runs.
 #[derive(Debug, Default)]
@@ -55,12 +52,12 @@ impl Progress {
 
 /// Everything the engine thread owns.
 pub(super) struct StepLoop {
-    pub scheduler: Scheduler<Arc<ReaderControl>>,
+    pub scheduler: Scheduler,
     pub executor: Box<dyn Executor>,
     pub requests: Receiver<Queued>,
     pub bell: Arc<Bell>,
     pub progress: Arc<Progress>,
-    pub fan_out: mpsc::Sender<Batch>,
+    pub outbox: Outbox,
     pub reporter: Reporter,
 }
 
@@ -73,58 +70,56 @@ impl StepLoop {
         self.bell.answer_here();
         let mut plan = StepPlan::default();
         let mut events = Vec::new();
-        let mut outbox = Batch::new();
         while !self.progress.abandoned.load(Ordering::Acquire) {
-            let open = self.drain(&mut events);
-            self.scheduler.schedule(Instant::now(), self.bell.take(), &mut plan, &mut events);
-            if !plan.is_empty() {
+            // The bell is read before the queue: who rang it may just have queued what it rings for.
+            let attention = self.bell.take();
+            let open = self.drain();
+            if attention {
+                self.scheduler.sweep_cancelled(&mut events);
+            }
+            let runs = self.scheduler.schedule(Instant::now(), &mut plan, &mut events);
+            if runs {
                 self.execute(&plan, &mut events)?;
             }
             self.report();
-            outbox.extend(events.drain(..).map(hand_over));
-            self.send(&mut outbox);
-            if plan.rows.is_empty() {
+            self.outbox.take_in(&mut events);
+            if self.progress.abandoned.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            let delivered = self.outbox.send();
+            if !runs {
                 if !open {
                     return Ok(());
                 }
-                self.park(outbox.is_empty());
+                self.park(delivered);
             }
         }
         Ok(())
     }
 
     /// Takes new requests in; false once no more can come.
-    fn drain(&mut self, events: &mut Vec<SequenceEvent<Arc<ReaderControl>>>) -> bool {
+    fn drain(&mut self) -> bool {
         loop {
             match self.requests.try_recv() {
-                Ok(sequence) => self.scheduler.add(sequence, events),
+                Ok((sequence, reader)) => {
+                    let id = sequence.id;
+                    match self.scheduler.add(sequence) {
+                        Ok(()) => self.outbox.add_reader(id, reader),
+                        Err(error) => self.outbox.refuse(reader, error),
+                    }
+                }
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }
         }
     }
 
-    fn execute(
-        &mut self,
-        plan: &StepPlan,
-        events: &mut Vec<SequenceEvent<Arc<ReaderControl>>>,
-    ) -> Result<()> {
+    fn execute(&mut self, plan: &StepPlan, events: &mut Vec<Event>) -> Result<()> {
         self.progress.tick();
         self.executor.submit(plan)?;
         let output = self.executor.collect()?;
         self.progress.tick();
-        self.scheduler.apply(Instant::now(), &output, events)
-    }
-
-    /// Hands the outbox to the fan-out without waiting; what does not fit stays for the next step. It is bounded: the
-    /// scheduler counts tokens as under way from the moment they are made.
-    fn send(&self, outbox: &mut Batch) {
-        if outbox.is_empty() || self.progress.abandoned.load(Ordering::Acquire) {
-            return;
-        }
-        if let Ok(permit) = self.fan_out.try_reserve() {
-            permit.send(std::mem::take(outbox));
-        }
+        self.scheduler.apply(output, events)
     }
 
     fn park(&self, delivered: bool) {
@@ -136,23 +131,17 @@ impl StepLoop {
         let stats = self.scheduler.stats();
         self.reporter.report(
             EngineState {
-                num_running: stats.running as u64,
+                num_running: (stats.running + stats.stalled) as u64,
                 num_waiting: stats.waiting as u64,
-                kv_cache_usage: stats.kv_cache_usage,
+                kv_cache_usage: stats.used_blocks as f64 / stats.num_blocks.max(1) as f64,
             },
             EngineTotals {
                 preemptions: stats.preemptions,
-                prefix_cache_query_tokens: stats.prefix_queries_tokens,
-                prefix_cache_hit_tokens: stats.prefix_hits_tokens,
+                prefix_cache_query_tokens: stats.prefix_cache_queries_tokens,
+                prefix_cache_hit_tokens: stats.prefix_cache_hits_tokens,
                 block_copies: stats.block_copies,
-                block_evictions: stats.block_evictions,
+                block_evictions: stats.evictions,
             },
         );
     }
-}
-
-fn hand_over(event: SequenceEvent<Arc<ReaderControl>>) -> (Arc<ReaderControl>, Delivery) {
-    let SequenceEvent { reader, tokens, usage, end } = event;
-    reader.sent(tokens.len());
-    (reader, Delivery { tokens: tokens.into_vec(), usage, end })
 }

@@ -21,7 +21,6 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
-    ids::TokenId,
     params::{FinishReason, SampledToken, SamplingParams, Usage},
     telemetry::Outcome,
     text::{Detokenizer, StopMatcher},
@@ -70,22 +69,50 @@ pub struct Finished {
 /// Turns the tokens of one stream into text, up to its first stop string.
 pub(super) struct TextOut {
     pub detokenizer: Detokenizer,
-    pub stops: StopMatcher,
-    pub include_stop: bool,
+    pub matcher: StopMatcher,
+    pub params: Arc<SamplingParams>,
+}
+
+/// The text of some tokens.
+struct Spoken {
+    text: String,
+    /// Tokens up to and including the one that completed the stop string; else all.
+    kept: usize,
+    /// The stop string that was found.
+    stop: Option<String>,
 }
 
 impl TextOut {
-    /// The text that `token` completes, and the stop string that it completes, if any.
-    fn push(&mut self, token: TokenId) -> (String, Option<usize>) {
-        let step = self.stops.push(&self.detokenizer.push(token));
-        (step.emit, step.matched)
+    fn speak(&mut self, tokens: &[SampledToken], end: &Option<Result<FinishReason>>) -> Spoken {
+        let mut text = String::new();
+        for (k, token) in tokens.iter().enumerate().take(tokens.len() - self.silent(end).min(tokens.len())) {
+            let piece = self.detokenizer.push(token.id);
+            if let Some(stop) = self.hear(&piece, &mut text) {
+                return Spoken { text, kept: k + 1, stop: Some(stop) };
+            }
+        }
+        let mut stop = None;
+        if end.is_some() {
+            let piece = self.detokenizer.finish();
+            stop = self.hear(&piece, &mut text);
+            if stop.is_none() {
+                text.push_str(&self.matcher.finish());
+            }
+        }
+        Spoken { text, kept: tokens.len(), stop }
     }
 
-    /// What was held back, and the stop string that its very end completes.
-    fn finish(&mut self) -> (String, Option<usize>) {
-        let step = self.stops.push(&self.detokenizer.finish());
-        let held = if step.matched.is_none() { self.stops.finish() } else { String::new() };
-        (step.emit + &held, step.matched)
+    /// Tokens at the end that are not spoken: one that ends the sequence is not part of the answer, unless asked for.
+    fn silent(&self, end: &Option<Result<FinishReason>>) -> usize {
+        let stopped = matches!(end, Some(Ok(FinishReason::EndOfSequence(_) | FinishReason::StopToken(_))));
+        usize::from(stopped && !self.params.include_stop_str_in_output)
+    }
+
+    /// Adds to `text` what may be said now; the stop string that `piece` completes, if it does.
+    fn hear(&mut self, piece: &str, text: &mut String) -> Option<String> {
+        let step = self.matcher.push(piece);
+        text.push_str(&step.emit);
+        step.matched.and_then(|k| self.params.stop.get(k).cloned())
     }
 }
 
@@ -97,7 +124,6 @@ pub struct Generation {
     pub(super) deliveries: mpsc::Receiver<Delivery>,
     pub(super) control: Arc<ReaderControl>,
     pub(super) text: Option<TextOut>,
-    pub(super) stop: Vec<String>,
     pub(super) deadline: Option<Pin<Box<Sleep>>>,
     pub(super) usage: Usage,
     pub(super) done: bool,
@@ -133,38 +159,20 @@ impl Generation {
     /// # Errors
     /// The error that ended the sequence.
     fn take(&mut self, delivery: Delivery) -> Result<()> {
-        let Delivery { mut tokens, mut usage, end } = delivery;
+        let Delivery { cached_tokens, mut tokens, end, .. } = delivery;
         self.control.taken(tokens.len());
-        // The text of a token that ends the sequence is not part of the answer, unless it was asked for.
-        let silent_last = matches!(end, Some(Ok(FinishReason::EndOfSequence(_) | FinishReason::StopToken(_))));
-        let mut text = String::new();
-        let mut matched = None;
-        if let Some(out) = &mut self.text {
-            let spoken = tokens.len() - usize::from(silent_last && !out.include_stop && !tokens.is_empty());
-            for (k, token) in tokens.iter().take(spoken).enumerate() {
-                let (emit, stop) = out.push(token.id);
-                text.push_str(&emit);
-                if let Some(stop) = stop {
-                    matched = Some((k + 1, stop));
-                    break;
-                }
-            }
-            if end.is_some() && matched.is_none() {
-                let (emit, stop) = out.finish();
-                text.push_str(&emit);
-                matched = stop.map(|stop| (tokens.len(), stop));
-            }
-        }
-        if let Some((kept, _)) = matched {
-            usage.completion_tokens -= u32::try_from(tokens.len() - kept).unwrap_or(0);
-            tokens.truncate(kept);
-        }
+        let Spoken { text, kept, stop } = match &mut self.text {
+            Some(out) => out.speak(&tokens, &end),
+            None => Spoken { text: String::new(), kept: tokens.len(), stop: None },
+        };
+        tokens.truncate(kept);
+        self.usage.cached_tokens = cached_tokens;
+        self.usage.completion_tokens += u32::try_from(tokens.len()).unwrap_or(u32::MAX);
         if !tokens.is_empty() || !text.is_empty() {
-            self.usage = usage;
-            self.ready.push_back(Event::Delta(Delta { text, tokens, usage }));
+            self.ready.push_back(Event::Delta(Delta { text, tokens: tokens.into_vec(), usage: self.usage }));
         }
-        let reason = match (matched, end) {
-            (Some((_, stop)), _) => FinishReason::StopString(self.stop[stop].clone()),
+        let reason = match (stop, end) {
+            (Some(stop), _) => FinishReason::StopString(stop),
             (None, Some(Ok(reason))) => reason,
             (None, Some(Err(error))) => return Err(error),
             (None, None) => return Ok(()),

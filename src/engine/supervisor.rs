@@ -24,8 +24,9 @@ use super::{
     Health,
     channel::{Bell, Delivery, ReaderControl},
     executor::Executor,
+    outbox::{self, Outbox},
     scheduler::Scheduler,
-    step::{Batch, Progress, Queued, StepLoop},
+    step::{Progress, Queued, StepLoop},
 };
 use crate::{
     config::EngineConfig,
@@ -117,13 +118,14 @@ impl Running {
             readers: Readers::default(),
         });
         let (bell, progress) = (life.bell.clone(), life.progress.clone());
+        let outbox = Outbox::new(fan_out);
         let (config, reporter) = (config.clone(), Reporter::new(telemetry.clone()));
         thread::Builder::new()
             .name("engine".into())
             .spawn(move || {
                 let outcome = catch_unwind(AssertUnwindSafe(move || {
-                    let scheduler = Scheduler::new(config, executor.max_tokens_per_step());
-                    StepLoop { scheduler, executor, requests: receiver, bell, progress, fan_out, reporter }.run()
+                    let scheduler = Scheduler::new(&config, executor.max_tokens_per_step());
+                    StepLoop { scheduler, executor, requests: receiver, bell, progress, outbox, reporter }.run()
                 }));
                 // Nobody listens where the supervisor has given this thread up.
                 let _unheard = ended.send(match outcome {
@@ -133,7 +135,7 @@ impl Running {
                 });
             })
             .map_err(|error| Error::internal(format!("the engine thread does not start: {error}")))?;
-        let fan_out = tokio::spawn(fan_out_task(batches, telemetry.clone()));
+        let fan_out = tokio::spawn(outbox::fan_out(batches, telemetry.clone()));
         Ok(Self { life, ending, fan_out })
     }
 
@@ -157,15 +159,6 @@ impl Running {
         for reader in readers {
             let error = Error::internal("the engine failed under this request; a new request can be made at once");
             reader.deliver(Delivery::failed(error), telemetry);
-        }
-    }
-}
-
-/// Fills the readers' channels from the engine's batches.
-async fn fan_out_task(mut batches: mpsc::Receiver<Batch>, telemetry: Arc<Telemetry>) {
-    while let Some(batch) = batches.recv().await {
-        for (reader, delivery) in batch {
-            reader.deliver(delivery, &telemetry);
         }
     }
 }
