@@ -2,3 +2,5 @@
 
 mod engine;
 mod house;
+mod model_files;
+mod hostile_files;
