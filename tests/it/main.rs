@@ -1,3 +1,5 @@
-//! Integration tests, one binary.
+//! Everything that is tested from outside the crate, in one binary.
 
 mod arch_golden;
+mod engine;
+mod house;
