@@ -3,3 +3,4 @@
 mod arch_golden;
 mod engine;
 mod house;
+mod model_files;
