@@ -59,7 +59,8 @@ impl<B: Block> CausalLm<B> {
             true => loader.tied_linear("lm_head", &embedding),
             false => loader.linear("lm_head", vocab, hidden, false)?,
         };
-        let file = loader.under("model.layers.0.self_attn.q_proj").file_format("weight")?;
+        let query = [config.num_attention_heads * config.head_dim, hidden];
+        let file = loader.file_format("model.layers.0.self_attn.q_proj.weight", &query)?;
         let info = ModelInfo {
             num_parameters: tally.parameters(),
             weight_bytes: tally.bytes(),

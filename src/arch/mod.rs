@@ -30,6 +30,7 @@ pub mod mistral;
 pub mod pre_norm;
 pub mod qwen2;
 pub mod qwen3;
+pub mod shapes;
 
 /// One architecture that can be served.
 pub struct Architecture {

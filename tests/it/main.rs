@@ -1,5 +1,6 @@
 //! Everything that is tested from outside the crate, in one binary.
 
+mod arch_golden;
 mod engine;
 mod house;
 mod model_files;
