@@ -3,5 +3,8 @@
 pub mod block_manager;
 pub mod executor;
 pub mod fake;
+mod faults;
+#[cfg(test)]
+mod properties;
 pub mod scheduler;
 pub mod sequence;
