@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::error::{Code, Error, Result};
 
-use super::{template_json::tojson, tokenizer::read_bounded, tokenizer_config::TokenizerConfig};
+use super::{chat_template_json::tojson, tokenizer::read_bounded, tokenizer_config::TokenizerConfig};
 
 /// Most bytes of a template; the longest in use have a thirtieth of it.
 const MAX_SOURCE_BYTES: usize = 1 << 20;

@@ -13,7 +13,7 @@ mod chat_template;
 mod detokenizer;
 mod sentencepiece;
 mod stop;
-mod template_json;
+mod chat_template_json;
 mod token_table;
 mod tokenizer;
 mod tokenizer_config;
