@@ -3,5 +3,6 @@
 mod arch_golden;
 mod engine;
 mod house;
+mod hub;
 mod model_files;
 mod hostile_files;
