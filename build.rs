@@ -3,8 +3,13 @@
 use std::{env, error::Error, fs, path::PathBuf};
 
 /// Every file with a service; what they import comes along.
-const FILES: [&str; 4] =
-    ["candlewick/v1/generation.proto", "candlewick/v1/chat.proto", "candlewick/v1/models.proto", "candlewick/v1/tokens.proto"];
+const FILES: [&str; 5] = [
+    "candlewick/v1/generation.proto",
+    "candlewick/v1/chat.proto",
+    "candlewick/v1/models.proto",
+    "candlewick/v1/tokens.proto",
+    "vllm/grpc/engine/vllm_engine.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
@@ -14,4 +19,3 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure().compile_fds(descriptors)?;
     Ok(())
 }
-

@@ -78,10 +78,7 @@ impl Error {
     pub fn invalid(field: impl Into<String>, description: impl Into<String>) -> Self {
         let (field, description) = (field.into(), description.into());
         let message = format!("{field}: {description}");
-        Self {
-            violations: vec![FieldViolation { field, description }],
-            ..Self::new(Code::InvalidArgument, message)
-        }
+        Self { violations: vec![FieldViolation { field, description }], ..Self::new(Code::InvalidArgument, message) }
     }
 
     /// A file that cannot be used: [`Code::FailedPrecondition`], naming the file and the field in it.

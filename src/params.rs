@@ -91,24 +91,46 @@ impl SamplingParams {
         let range = |field: &str, value: f32, holds: bool, range: &str| {
             if holds { Ok(()) } else { Err(Error::invalid(field, format!("is {value}, must be {range}"))) }
         };
-        range("temperature", self.temperature, self.temperature >= 0.0 && self.temperature.is_finite(), "finite and at least 0")?;
+        range(
+            "temperature",
+            self.temperature,
+            self.temperature >= 0.0 && self.temperature.is_finite(),
+            "finite and at least 0",
+        )?;
         range("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "in (0, 1]")?;
         range("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "in [0, 1]")?;
-        range("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite(), "finite and above 0")?;
-        range("frequency_penalty", self.frequency_penalty, (-2.0..=2.0).contains(&self.frequency_penalty), "in [-2, 2]")?;
+        range(
+            "repetition_penalty",
+            self.repetition_penalty,
+            self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite(),
+            "finite and above 0",
+        )?;
+        range(
+            "frequency_penalty",
+            self.frequency_penalty,
+            (-2.0..=2.0).contains(&self.frequency_penalty),
+            "in [-2, 2]",
+        )?;
         range("presence_penalty", self.presence_penalty, (-2.0..=2.0).contains(&self.presence_penalty), "in [-2, 2]")?;
         for (token, bias) in &self.logit_bias {
             range(&format!("logit_bias[{token}]"), *bias, (-100.0..=100.0).contains(bias), "in [-100, 100]")?;
         }
         let at_most = |field: &str, length: usize, limit: usize| {
-            if length <= limit { Ok(()) } else { Err(Error::invalid(field, format!("has {length} entries, at most {limit} are allowed"))) }
+            if length <= limit {
+                Ok(())
+            } else {
+                Err(Error::invalid(field, format!("has {length} entries, at most {limit} are allowed")))
+            }
         };
         at_most("logit_bias", self.logit_bias.len(), limits::LOGIT_BIAS)?;
         at_most("stop", self.stop.len(), limits::STOP_STRINGS)?;
         at_most("stop_token_ids", self.stop_token_ids.len(), limits::STOP_TOKEN_IDS)?;
         for (k, stop) in self.stop.iter().enumerate() {
             if stop.is_empty() || stop.len() > limits::STOP_STRING_BYTES {
-                return Err(Error::invalid(format!("stop[{k}]"), format!("has {} bytes, must have 1 to {}", stop.len(), limits::STOP_STRING_BYTES)));
+                return Err(Error::invalid(
+                    format!("stop[{k}]"),
+                    format!("has {} bytes, must have 1 to {}", stop.len(), limits::STOP_STRING_BYTES),
+                ));
             }
         }
         if let Some(max_tokens) = self.max_tokens {
@@ -116,7 +138,10 @@ impl SamplingParams {
                 return Err(Error::invalid("max_tokens", "is 0, must be at least 1"));
             }
             if self.min_tokens > max_tokens {
-                return Err(Error::invalid("min_tokens", format!("is {}, more than max_tokens {max_tokens}", self.min_tokens)));
+                return Err(Error::invalid(
+                    "min_tokens",
+                    format!("is {}, more than max_tokens {max_tokens}", self.min_tokens),
+                ));
             }
         }
         if let Some(n) = self.logprobs.filter(|&n| n as usize > limits::LOGPROBS) {
@@ -148,4 +173,22 @@ pub struct Usage {
     pub cached_tokens: u32,
     /// Tokens generated, a stop token included.
     pub completion_tokens: u32,
+}
+
+/// A token and how likely it was.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledToken {
+    /// The token.
+    pub id: TokenId,
+    /// Set where the request asked for log-probabilities.
+    pub logprobs: Option<Box<TokenLogprobs>>,
+}
+
+/// Log-probabilities (natural, of the distribution before temperature and truncation) at one position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// Of the chosen token.
+    pub chosen: f32,
+    /// The most likely tokens, most likely first; ties by token id.
+    pub top: Vec<(TokenId, f32)>,
 }
