@@ -2,7 +2,7 @@
 
 mod arch_golden;
 mod engine;
+mod hostile_files;
 mod house;
 mod hub;
 mod model_files;
-mod hostile_files;
