@@ -1,4 +1,8 @@
 //! Everything that is tested from outside the crate, in one binary.
 
+mod arch_golden;
 mod engine;
+mod hostile_files;
 mod house;
+mod hub;
+mod model_files;
