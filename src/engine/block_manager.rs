@@ -80,8 +80,6 @@ pub struct BlockCounters {
     pub copies: u64,
     /// Times one hash stood for two contents.
     pub collisions: u64,
-    /// Times a block became free.
-    pub releases: u64,
 }
 
 /// A registered content.
@@ -291,7 +289,6 @@ impl BlockManager {
         if *count > 0 {
             return;
         }
-        self.counters.releases += 1;
         let is_cached = self.contents[block.index()].is_some();
         for _ in 0..if planted(Fault::FreedTwice) { 2 } else { 1 } {
             if is_cached {

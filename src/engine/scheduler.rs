@@ -68,9 +68,9 @@ pub struct Scheduler {
     num_outstanding: usize,
     /// Ended sequences that the executor has not been told of.
     retired: Vec<SequenceId>,
-    /// The first in line, if there were too few blocks for it, and the count of releases then: without another one
-    /// there still are.
-    refused: Option<(Order, u64)>,
+    /// The first in line, if there were too few blocks for it and nobody's blocks have changed hands since: then there
+    /// still are, and looking its prompt up again every step would be a waste.
+    refused: Option<Order>,
     step: u64,
     preemptions: u64,
 }
@@ -143,6 +143,7 @@ impl Scheduler {
             None => BlockTable::new(child.salt.clone()),
         };
         child.num_computed_tokens = num_common;
+        self.refused = None;
         self.enter(child);
         Ok(())
     }
@@ -306,7 +307,7 @@ impl Scheduler {
             let outranks = self.running.last().is_some_and(|&(last, _)| order < last);
             if is_full && !outranks
                 || left.starved.is_some_and(|starved| starved < order)
-                || self.refused == Some((order, self.blocks.counters().releases))
+                || self.refused == Some(order)
             {
                 break;
             }
@@ -318,7 +319,7 @@ impl Scheduler {
                 continue;
             }
             if !self.reserve_all_blocks(order, key, &mut plan.block_copies) {
-                self.refused = Some((order, self.blocks.counters().releases));
+                self.refused = Some(order);
                 break;
             }
             if self.running.len() >= self.max_num_seqs
@@ -433,6 +434,7 @@ impl Scheduler {
         }
         sequence.num_preemptions += 1;
         self.preemptions += 1;
+        self.refused = None;
         if sequence.status == Status::Running {
             self.set_status(key, Status::Waiting);
         }
@@ -483,6 +485,7 @@ impl Scheduler {
         let order = sequence.order();
         sequence.status = status;
         sequence.ready = false;
+        self.refused = None;
         match status {
             Status::Waiting => {
                 self.waiting.insert(order, key);
@@ -493,8 +496,6 @@ impl Scheduler {
             }
             Status::Stalled { .. } => {
                 self.stalled.push(key);
-                // Its blocks are to be had now.
-                self.refused = None;
             }
         }
     }
@@ -521,6 +522,7 @@ impl Scheduler {
         if !planted(Fault::BlocksLeaked) {
             self.blocks.release(&mut sequence.table);
         }
+        self.refused = None;
         self.num_outstanding -= usize::from(sequence.outstanding.is_some());
         if sequence.cached_tokens.is_some() {
             self.retired.push(sequence.id);

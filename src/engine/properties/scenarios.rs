@@ -211,9 +211,10 @@ fn a_reader_that_takes_nothing_loses_its_stream() {
     engine.scheduler.add(sequence).unwrap();
     let (start, mut events) = (Instant::now(), Vec::new());
     while engine.scheduler.has_work() {
-        engine.scheduler.schedule(start, &mut engine.plan, &mut events);
-        engine.executor.submit(&engine.plan).unwrap();
-        engine.scheduler.apply(engine.executor.collect().unwrap(), &mut events).unwrap();
+        if engine.scheduler.schedule(start, &mut engine.plan, &mut events) {
+            engine.executor.submit(&engine.plan).unwrap();
+            engine.scheduler.apply(engine.executor.collect().unwrap(), &mut events).unwrap();
+        }
         for event in events.drain(..) {
             if let Event::Tokens { tokens, .. } = event {
                 outbox.send(tokens.len()).unwrap();

@@ -410,7 +410,21 @@ impl World {
         if has_row || first.outstanding.is_some() {
             return Ok(());
         }
-        Err(format!("sequence {} comes first and does not run", first.id))
+        let all: Vec<String> = self
+            .scheduler
+            .sequences()
+            .map(|s| {
+                format!(
+                    "{}:{:?} {} of {} computed, blocks {:?}",
+                    s.id,
+                    s.status,
+                    s.num_computed_tokens,
+                    s.tokens.len(),
+                    s.table.blocks()
+                )
+            })
+            .collect();
+        Err(format!("sequence {} comes first and does not run: {all:#?}", first.id))
     }
 
     fn deliver(&mut self, events: Vec<Event>) -> Result<(), String> {
