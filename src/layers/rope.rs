@@ -102,7 +102,7 @@ impl Rope {
     /// # Errors
     /// `Internal` where the shapes do not fit or the device has no memory.
     pub fn forward(&self, x: &Tensor, positions: &[u32]) -> Result<Tensor> {
-        rope(x, positions, &self.table(positions)?, self.style)
+        Ok(rope(x, positions, self.table(positions)?.as_ref(), self.style)?)
     }
 
     /// A table that has all of `positions`.
