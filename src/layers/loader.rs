@@ -72,12 +72,12 @@ impl<'a> TensorLoader<'a> {
         Self { prefix: self.name(name), ..self.clone() }
     }
 
-    /// The format in which the file has the tensor `name`.
+    /// The format in which the file has the tensor `name` of this shape.
     ///
     /// # Errors
-    /// `FailedPrecondition` where there is none of that name.
-    pub fn file_format(&self, name: &str) -> Result<WeightFormat> {
-        self.weights.format(&self.name(name))
+    /// `FailedPrecondition` that names a tensor which is missing or misshapen.
+    pub fn file_format(&self, name: &str, shape: &[usize]) -> Result<WeightFormat> {
+        Ok(self.get(name, shape)?.format)
     }
 
     /// The Linear `name`: `name.weight` `[out, in]`, and `name.bias` `[out]` if it has a bias.

@@ -1,5 +1,13 @@
 //! Tensors by name, from safetensors, a GGUF file or a seed, as they lie in the file.
 
+pub mod file;
+pub mod files;
+pub mod gguf;
+pub mod hub;
+pub mod names;
+pub mod safetensors;
+pub mod seeded;
+
 use std::path::PathBuf;
 
 use crate::{
@@ -8,14 +16,22 @@ use crate::{
 };
 
 /// A place that tensors come from. Names are Hugging Face's (`model.layers.0.self_attn.q_proj.weight`), whatever the
-/// file calls them.
+/// file calls them, and rows lie in the order that Hugging Face's models expect, however the file orders them.
 pub trait TensorSource: Send + Sync {
     /// The file, for messages.
     fn path(&self) -> PathBuf;
-    /// The tensor of that name, borrowed from the file's map.
+    /// The tensor of that name, borrowed from the file's map where its bytes can be used as they lie.
     fn get(&self, name: &str) -> Option<RawTensor<'_>>;
-    /// All names, in no particular order.
+    /// All names that [`get`](Self::get) knows, in no particular order.
     fn names(&self) -> Vec<String>;
+    /// Whether [`get`](Self::get) gives a tensor of that name.
+    fn contains(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+    /// Why a tensor that is in the file cannot be had, e.g. for the format it is stored in.
+    fn refusal(&self, _name: &str) -> Option<String> {
+        None
+    }
 }
 
 /// The tensors of one model.
@@ -30,26 +46,53 @@ impl Weights {
         Self { source }
     }
 
-    /// Whether there is a tensor of that name.
+    /// The file that the tensors come from, for messages.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.source.path()
+    }
+
+    /// Whether there is a tensor of that name. One in a format that cannot be read is there too, so that asking for it
+    /// says why, rather than its being taken for an optional tensor that the model does without.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
-        self.source.get(name).is_some()
+        self.source.contains(name) || self.source.refusal(name).is_some()
+    }
+
+    /// All names, in no particular order.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.source.names()
     }
 
     /// The tensor of that name, which must have that shape.
     ///
     /// # Errors
-    /// `FailedPrecondition` that names the file and the tensor where it is missing or its shape differs.
+    /// `FailedPrecondition` that names the file and the tensor where it is missing, its shape differs or its format
+    /// cannot be read.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<RawTensor<'_>> {
-        let field = || format!("tensor {name}");
-        let tensor = self
-            .source
-            .get(name)
-            .ok_or_else(|| Error::bad_file(self.source.path(), field(), "is missing, but config.json calls for it"))?;
+        let wrong = |why: String| Error::bad_file(self.source.path(), format!("tensor {name}"), why);
+        let Some(tensor) = self.source.get(name) else {
+            let refusal = self.source.refusal(name);
+            return Err(wrong(
+                refusal.unwrap_or_else(|| "is missing, but the model's configuration calls for it".into()),
+            ));
+        };
         if tensor.shape != shape {
-            let why = format!("has shape {:?}, but config.json calls for {shape:?}", tensor.shape);
-            return Err(Error::bad_file(self.source.path(), field(), why));
+            return Err(wrong(format!(
+                "has shape {:?}, but the model's configuration calls for {shape:?}",
+                tensor.shape
+            )));
         }
         Ok(tensor)
     }
+}
+
+/// A name or text out of a file as a message may show it: control characters escaped, cut at 120 characters.
+fn shown(text: &str) -> String {
+    let mut shown: String = text.chars().take(120).flat_map(char::escape_debug).collect();
+    if text.chars().nth(120).is_some() {
+        shown.push('…');
+    }
+    shown
 }

@@ -1,5 +1,9 @@
 //! Everything that is tested from outside the crate, in one binary.
 
+mod arch_golden;
 mod engine;
 mod grpc;
+mod hostile_files;
 mod house;
+mod hub;
+mod model_files;
