@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    arch::{Block, BlockLoad, Model, ModelInfo, ModelLoad, config::ModelConfig},
+    arch::{Block, BlockLoad, Model, ModelInfo, ModelLoad, config::ModelConfig, kv_dtype, weight_format},
     error::{Error, Result},
     ids::TokenId,
     layers::{
@@ -17,9 +17,6 @@ use crate::{
         rope::Rope,
     },
 };
-
-/// Positions that are prepared for where nobody gives a limit: a file may claim any number, and tables grow with it.
-pub const DEFAULT_MAX_MODEL_LEN: usize = 32_768;
 
 /// A model of blocks `B`.
 pub struct CausalLm<B> {
@@ -38,17 +35,16 @@ impl<B: Block> CausalLm<B> {
     /// # Errors
     /// `FailedPrecondition` that names a tensor which is missing or misshapen.
     pub fn load(load: &ModelLoad<'_>) -> Result<Self> {
-        let &ModelLoad { weights, config, device, dtype, max_model_len, progress } = load;
+        let &ModelLoad { weights, config, device, dtype, progress } = load;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let total = weights.names().len();
         let progress = |loaded: usize| progress(loaded, total);
         let tally = LoadTally::default();
-        let loader = TensorLoader::new(weights, dtype.weight_format(), device, &tally, &progress);
+        let loader = TensorLoader::new(weights, weight_format(dtype), device, &tally, &progress);
 
         // The embedding comes first: where the file and the configuration disagree, nothing large was made yet.
         let embedding = loader.embedding("model.embed_tokens", vocab, hidden)?;
-        let max_model_len = max_model_len.unwrap_or(DEFAULT_MAX_MODEL_LEN).min(config.max_position_embeddings);
-        let rope = Arc::new(Rope::new(&config.rope, max_model_len, device)?);
+        let rope = Arc::new(Rope::new(&config.rope, device)?);
         let block = |layer| {
             let loader = loader.under(format_args!("model.layers.{layer}"));
             B::load(&BlockLoad { loader, config, layer, rope: Arc::clone(&rope) })
@@ -64,15 +60,14 @@ impl<B: Block> CausalLm<B> {
         let info = ModelInfo {
             num_parameters: tally.parameters(),
             weight_bytes: tally.bytes(),
-            dtype: dtype.weight_format().unwrap_or(file).to_string(),
-            max_model_len,
+            dtype: weight_format(dtype).unwrap_or(file).to_string(),
             kv_shape: KvCacheShape {
                 num_layers: config.num_hidden_layers,
                 num_blocks: 1,
                 block_size: 1,
                 num_kv_heads: config.num_key_value_heads,
                 head_dim: config.head_dim,
-                dtype: dtype.kv_dtype(file),
+                dtype: kv_dtype(dtype, file),
             },
         };
         Ok(Self { config: config.clone(), info, device: device.clone(), embedding, blocks, norm, head })
@@ -97,7 +92,7 @@ impl<B: Block> Model for CausalLm<B> {
             x = block.forward(x, step)?;
         }
         if logit_rows.is_empty() {
-            return Ok(Tensor::zeros((0, self.config.vocab_size), candle_core::DType::F32, &self.device)?);
+            return Ok(Tensor::zeros((0, self.config.vocab_size), DType::F32, &self.device)?);
         }
         let (x, _) = x.rows(logit_rows)?.norm(&self.norm)?;
         self.head.forward(&x, step)

@@ -56,6 +56,8 @@ impl SlidingWindow {
 pub struct ModelConfig {
     /// Hugging Face's class name: `Qwen3ForCausalLM`.
     pub architecture: String,
+    /// The family's short name: `qwen3`.
+    pub model_type: String,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width of the MLP.
@@ -118,6 +120,7 @@ impl ModelConfig {
         let max_position_embeddings = fields.required_size("max_position_embeddings", limits::POSITIONS)?;
         Ok(Self {
             architecture: architecture.to_owned(),
+            model_type: fields.text("model_type")?.unwrap_or_default().to_owned(),
             hidden_size,
             intermediate_size: fields.required_size("intermediate_size", limits::INTERMEDIATE)?,
             num_hidden_layers,

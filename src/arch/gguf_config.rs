@@ -58,6 +58,7 @@ impl ModelConfig {
         let window = keys.size("attention.sliding_window", 0..=*limits::POSITIONS.end())?.filter(|&size| size > 0);
         Ok(Self {
             architecture: row.name.to_owned(),
+            model_type: prefix.to_owned(),
             hidden_size,
             intermediate_size: keys.required_size("feed_forward_length", limits::INTERMEDIATE)?,
             num_hidden_layers: keys.required_size("block_count", limits::LAYERS)?,

@@ -2,12 +2,13 @@
 //!
 //! To add one: write `arch/x.rs` with a type that implements [`Block`], and add a row to [`ARCHITECTURES`].
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
     arch::{causal_lm::CausalLm, config::ModelConfig},
+    config::Dtype,
     error::{Error, Result},
     ids::TokenId,
     kernels::linear::format::WeightFormat,
@@ -111,65 +112,26 @@ pub struct ModelInfo {
     pub weight_bytes: usize,
     /// Format of its Linears (of the first block's query, where a file mixes them): `bfloat16`, `q4_k`.
     pub dtype: String,
-    /// Positions it can be run at: its own limit or the one given when it was loaded.
-    pub max_model_len: usize,
     /// Sizes of a KV cache of one block of one token.
     pub kv_shape: KvCacheShape,
 }
 
-/// The numbers weights and KV blocks are kept in; `--dtype`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ModelDtype {
-    /// Weights as the file has them; KV blocks bfloat16, or float32 for a float32 file.
-    #[default]
-    Auto,
-    /// Weights and KV blocks float32.
-    Float32,
-    /// Weights and KV blocks bfloat16.
-    Bfloat16,
-}
-
-impl ModelDtype {
-    /// The format of every Linear; `None` is the file's own.
-    #[must_use]
-    pub fn weight_format(self) -> Option<WeightFormat> {
-        match self {
-            Self::Auto => None,
-            Self::Float32 => Some(WeightFormat::F32),
-            Self::Bfloat16 => Some(WeightFormat::BF16),
-        }
-    }
-
-    /// The type of KV blocks for a file whose Linears are in `file`.
-    #[must_use]
-    pub fn kv_dtype(self, file: WeightFormat) -> DType {
-        match (self, file) {
-            (Self::Float32, _) | (Self::Auto, WeightFormat::F32) => DType::F32,
-            (Self::Auto | Self::Bfloat16, _) => DType::BF16,
-        }
+/// The format that every Linear is kept in; `None` is the file's own.
+#[must_use]
+pub fn weight_format(dtype: Dtype) -> Option<WeightFormat> {
+    match dtype {
+        Dtype::Auto => None,
+        Dtype::Float32 => Some(WeightFormat::F32),
+        Dtype::Bfloat16 => Some(WeightFormat::BF16),
     }
 }
 
-impl fmt::Display for ModelDtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Float32 => "float32",
-            Self::Bfloat16 => "bfloat16",
-        })
-    }
-}
-
-impl FromStr for ModelDtype {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "auto" => Ok(Self::Auto),
-            "float32" => Ok(Self::Float32),
-            "bfloat16" => Ok(Self::Bfloat16),
-            other => Err(Error::invalid("dtype", format!("is {other:?}, must be auto, float32 or bfloat16"))),
-        }
+/// The type of KV blocks for a file whose Linears are in `file`.
+#[must_use]
+pub fn kv_dtype(dtype: Dtype, file: WeightFormat) -> DType {
+    match (dtype, file) {
+        (Dtype::Float32, _) | (Dtype::Auto, WeightFormat::F32) => DType::F32,
+        (Dtype::Auto | Dtype::Bfloat16, _) => DType::BF16,
     }
 }
 
@@ -182,9 +144,7 @@ pub struct ModelLoad<'a> {
     /// Where it will run.
     pub device: &'a Device,
     /// What its numbers are kept in.
-    pub dtype: ModelDtype,
-    /// Positions to prepare for; never more than the model's own limit.
-    pub max_model_len: Option<usize>,
+    pub dtype: Dtype,
     /// Called after each tensor with how many are loaded, of how many in all.
     pub progress: &'a dyn Fn(usize, usize),
 }

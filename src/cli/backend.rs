@@ -5,7 +5,7 @@ use std::pin::Pin;
 use clap::Args;
 use futures::Stream;
 
-use super::{remote::Remote, sampling_args::SamplingArgs, start::start_engine};
+use super::{connect::Remote, sampling_args::SamplingArgs, start::start_engine};
 use crate::{
     config::{EngineArgs, ModelArgs},
     engine::{Engine, Event, Prompt, Request},

@@ -10,8 +10,9 @@ use tokio::runtime::Runtime;
 use super::{
     Stop,
     backend::{Backend, BackendArgs, Events},
-    runtime, say,
+    runtime,
     sampling_args::SamplingArgs,
+    say,
 };
 use crate::{
     engine::{Event, Prompt},
@@ -256,11 +257,10 @@ mod tests {
         let (interrupt, interrupted) = tokio::sync::oneshot::channel::<()>();
         let mut interrupt = Some(interrupt);
         // The second piece is followed by an interruption; the stream itself would never end.
-        let events = stream::iter([delta("a"), delta("b\n")])
-            .chain(stream::once(async move {
-                interrupt.take().map(|sender| sender.send(()));
-                std::future::pending().await
-            }));
+        let events = stream::iter([delta("a"), delta("b\n")]).chain(stream::once(async move {
+            interrupt.take().map(|sender| sender.send(()));
+            std::future::pending().await
+        }));
         let interrupted = async { interrupted.await.unwrap_or_default() };
         assert_eq!(print_answer(Box::pin(events), interrupted).await.unwrap(), "ab\n");
     }

@@ -161,7 +161,9 @@ impl Transcript {
         let decoding = self.total.saturating_sub(self.first_token);
         let intervals = self.tokens.len().saturating_sub(1);
         let milliseconds = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
-        let per = |n: usize| if n == 0 { Value::Null } else { json!(milliseconds(decoding / u32::try_from(n).unwrap_or(u32::MAX))) };
+        let per = |n: usize| {
+            if n == 0 { Value::Null } else { json!(milliseconds(decoding / u32::try_from(n).unwrap_or(u32::MAX))) }
+        };
         let mut object = json!({
             "model": model,
             "text": self.text,
@@ -230,7 +232,13 @@ mod tests {
     #[test]
     fn the_object_holds_all_that_came() {
         let started = Event::Started(Started { prompt_tokens: 3, params: SamplingParams::default() });
-        let events = vec![Ok(started), Ok(delta("He", &[5])), Ok(delta("", &[6])), Ok(delta("llo", &[7])), Ok(finished(FinishReason::Length))];
+        let events = vec![
+            Ok(started),
+            Ok(delta("He", &[5])),
+            Ok(delta("", &[6])),
+            Ok(delta("llo", &[7])),
+            Ok(finished(FinishReason::Length)),
+        ];
         let object = read(events).unwrap().to_json("demo");
         assert_eq!(object["text"], "Hello");
         assert_eq!(object["token_ids"], json!([5, 6, 7]));
@@ -246,7 +254,10 @@ mod tests {
         let token = SampledToken { id: TokenId(5), logprobs: Some(Box::new(logprobs)) };
         let delta = Event::Delta(Delta { text: "x".into(), tokens: vec![token], usage: Usage::default() });
         let object = read(vec![Ok(delta), Ok(finished(FinishReason::StopString("y".into())))]).unwrap().to_json("demo");
-        assert_eq!(object["logprobs"], json!([{ "token_id": 5, "logprob": -0.5, "top": [{ "token_id": 9, "logprob": -0.25 }] }]));
+        assert_eq!(
+            object["logprobs"],
+            json!([{ "token_id": 5, "logprob": -0.5, "top": [{ "token_id": 9, "logprob": -0.25 }] }])
+        );
         assert_eq!(object["stop_reason"], "y");
         assert_eq!(object["timings"]["itl_ms"], Value::Null);
     }

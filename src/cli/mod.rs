@@ -6,10 +6,10 @@
 mod backend;
 mod chat;
 mod completions;
+mod connect;
 mod generate;
 mod machine;
-mod progress;
-mod remote;
+
 mod sampling_args;
 mod serve;
 mod start;

@@ -75,7 +75,8 @@ async fn bind(listen: &str) -> Result<TcpSocket> {
 }
 
 fn cannot_listen(listen: &str, error: &io::Error) -> Error {
-    let code = if error.kind() == io::ErrorKind::InvalidInput { Code::InvalidArgument } else { Code::FailedPrecondition };
+    let code =
+        if error.kind() == io::ErrorKind::InvalidInput { Code::InvalidArgument } else { Code::FailedPrecondition };
     Error::new(code, format!("--listen {listen}: {error}"))
 }
 

@@ -24,7 +24,7 @@ use crate::{
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
     params::{SamplingParams, Usage},
-    text::{Detokenizer, StopMatcher, Tokenizer},
+    text::{Detokenizer, RenderOptions, StopMatcher, Tokenizer},
 };
 
 /// When a refused client should come back.
@@ -176,7 +176,7 @@ async fn tokenize(text: &ModelText, config: &EngineConfig, prompt: Prompt) -> Re
             let template = text.chat_template.as_ref().ok_or_else(|| {
                 Error::new(Code::FailedPrecondition, "the model came without a chat template: use Generation instead")
             })?;
-            (template.render(&messages, true)?, false)
+            (template.render(&messages, &RenderOptions::default())?, false)
         }
     };
     let tokenizer = tokenizer()?;

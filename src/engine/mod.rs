@@ -8,8 +8,11 @@ pub mod block_manager;
 mod channel;
 pub mod executor;
 pub mod fake;
+mod faults;
 pub mod load;
 mod outbox;
+#[cfg(test)]
+mod properties;
 pub mod runner;
 pub mod scheduler;
 pub mod sequence;

@@ -11,13 +11,26 @@ use smallvec::smallvec;
 
 use crate::{
     arch::Model,
-    engine::executor::{Executor, PlannedRow, SampledToken, SequenceOutput, StepOutput, StepPlan},
+    engine::executor::{Executor, PlannedRow, SequenceOutput, StepOutput, StepPlan},
     error::{Error, Result},
-    ids::SequenceId,
+    ids::{SequenceId, TokenId},
     kernels::paged_attention::AttentionMetadata,
     layers::context::{KvCache, LinearObserver, StepContext},
     sampling::Sampler,
 };
+
+/// What a [`Runner`] is made with.
+#[derive(Clone, Debug)]
+pub struct RunnerConfig {
+    /// Blocks of the KV cache.
+    pub num_blocks: usize,
+    /// Tokens a block.
+    pub block_size: usize,
+    /// Threads to compute with; 0 is one a core.
+    pub num_threads: usize,
+    /// Tokens that end a sequence, which `min_tokens` holds back.
+    pub eos_token_ids: Vec<TokenId>,
+}
 
 /// Runs steps of one model on one KV cache.
 ///
@@ -27,6 +40,7 @@ pub struct Runner {
     model: Arc<dyn Model>,
     kv: KvCache,
     pool: Arc<rayon::ThreadPool>,
+    eos_token_ids: Vec<TokenId>,
     /// Of the sequences that were admitted and not retired.
     samplers: HashMap<SequenceId, Sampler>,
     /// Steps submitted and not collected.
@@ -37,19 +51,27 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// A runner with a KV cache of `num_blocks` blocks of `block_size` tokens and `num_threads` threads (0: one a core).
+    /// A runner with its own KV cache and threads.
     ///
     /// # Errors
     /// `InvalidArgument` for impossible sizes, `Internal` where threads cannot be started.
-    pub fn new(model: Arc<dyn Model>, num_blocks: usize, block_size: usize, num_threads: usize) -> Result<Self> {
-        let kv = model.new_kv_cache(num_blocks, block_size)?;
+    pub fn new(model: Arc<dyn Model>, config: &RunnerConfig) -> Result<Self> {
+        let kv = model.new_kv_cache(config.num_blocks, config.block_size)?;
         let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(num_threads)
+            .num_threads(config.num_threads)
             .thread_name(|k| format!("kernel-{k}"))
             .build()
-            .map_err(|e| Error::internal(format!("cannot start {num_threads} threads: {e}")))?;
-        let (samplers, outputs, attention) = Default::default();
-        Ok(Self { model, kv, pool: Arc::new(pool), samplers, outputs, attention, observer: None })
+            .map_err(|e| Error::internal(format!("cannot start {} threads: {e}", config.num_threads)))?;
+        Ok(Self {
+            model,
+            kv,
+            pool: Arc::new(pool),
+            eos_token_ids: config.eos_token_ids.clone(),
+            samplers: HashMap::new(),
+            outputs: VecDeque::new(),
+            attention: AttentionMetadata::default(),
+            observer: None,
+        })
     }
 
     /// Tells `observer` of every Linear that runs from now on.
@@ -69,7 +91,7 @@ impl Runner {
         }
         let vocab_size = self.model.config().vocab_size;
         for sequence in &plan.admitted {
-            let sampler = Sampler::new(&sequence.params, &sequence.prompt, vocab_size)?;
+            let sampler = Sampler::new(&sequence.params, &sequence.prompt, &self.eos_token_ids, vocab_size)?;
             self.samplers.insert(sequence.id, sampler);
         }
         let copies = plan.block_copies.iter().map(|copy| (copy.source, copy.destination)).collect::<Vec<_>>();
@@ -111,7 +133,11 @@ impl Runner {
         }
         let sampled = work
             .par_iter_mut()
-            .map(|(row, logits, sampler)| Ok((row.id, sample_row(row, logits, sampler)?)))
+            .map(|(row, logits, sampler)| {
+                // A NaN is an error of ours; the sampler says so rather than choosing an arbitrary token.
+                let token = sampler.sample(&mut logits.to_vec(), row.num_output_tokens);
+                Ok((row.id, token.map_err(|e| e.context(format_args!("sequence {}", row.id)))?))
+            })
             .collect::<Result<Vec<_>>>();
         self.samplers.extend(work.into_iter().map(|(row, _, sampler)| (row.id, sampler)));
         let output = |(id, token)| SequenceOutput { id, tokens: smallvec![token] };
@@ -132,15 +158,6 @@ fn pack(attention: &mut AttentionMetadata, plan: &StepPlan, block_size: usize) {
     context_lens.clear();
     context_lens.extend(plan.rows.iter().map(|row| row.context_len));
     block_tables.clone_from(&plan.block_tables);
-}
-
-/// Samples one row. A NaN would end in an arbitrary token, so it is an error of ours.
-fn sample_row(row: &PlannedRow, logits: &[f32], sampler: &mut Sampler) -> Result<SampledToken> {
-    if logits.iter().any(|logit| logit.is_nan()) {
-        let position = row.context_len as usize + row.query.len();
-        return Err(Error::internal(format!("the logits of sequence {} at position {position} are NaN", row.id)));
-    }
-    Ok(sampler.sample(&mut logits.to_vec(), row.num_output_tokens))
 }
 
 impl Executor for Runner {

@@ -1,5 +1,7 @@
 //! Rotary positions: which frequencies a model turns its queries and keys by (Su et al. 2021, arXiv 2104.09864).
 
+use std::sync::{Arc, PoisonError, RwLock};
+
 use candle_core::{Device, Tensor};
 
 pub use crate::kernels::rope::RopeStyle;
@@ -70,28 +72,52 @@ impl RopeConfig {
     }
 }
 
-/// Sines and cosines of all positions of a model, shared by its layers.
+/// Positions a table begins with.
+const FIRST_POSITIONS: usize = 1024;
+
+/// Sines and cosines of a model's positions, shared by its layers. The table grows as sequences get longer: what a file
+/// claims as its longest context is no reason to prepare for it.
 pub struct Rope {
-    table: RopeTable,
+    inv_freq: Vec<f32>,
     style: RopeStyle,
+    device: Device,
+    /// Positions of the table, and the table.
+    table: RwLock<(usize, Arc<RopeTable>)>,
 }
 
 impl Rope {
-    /// For positions below `max_positions`.
+    /// The rotary positions of a model on `device`.
     ///
     /// # Errors
     /// `Internal` where the device has no memory.
-    pub fn new(config: &RopeConfig, max_positions: usize, device: &Device) -> Result<Self> {
-        let table = RopeTable::new(&config.inv_freq(), max_positions, 1.0, device)?;
-        Ok(Self { table, style: config.style })
+    pub fn new(config: &RopeConfig, device: &Device) -> Result<Self> {
+        let inv_freq = config.inv_freq();
+        let table = RopeTable::new(&inv_freq, FIRST_POSITIONS, 1.0, device)?;
+        let table = RwLock::new((FIRST_POSITIONS, Arc::new(table)));
+        Ok(Self { inv_freq, style: config.style, device: device.clone(), table })
     }
 
     /// Turns `x` `[tokens, heads, head_dim]` by the tokens' positions.
     ///
     /// # Errors
-    /// `Internal` where a position is beyond the table.
+    /// `Internal` where the shapes do not fit or the device has no memory.
     pub fn forward(&self, x: &Tensor, positions: &[u32]) -> Result<Tensor> {
-        rope(x, positions, &self.table, self.style)
+        Ok(rope(x, positions, self.table(positions)?.as_ref(), self.style)?)
+    }
+
+    /// A table that has all of `positions`.
+    fn table(&self, positions: &[u32]) -> Result<Arc<RopeTable>> {
+        let needed = positions.iter().max().map_or(0, |&last| last as usize + 1);
+        // A table is replaced whole, so one that a panic left behind is as good as any.
+        let (count, table) = self.table.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if needed <= count { Ok(table) } else { self.grow(needed) }
+    }
+
+    fn grow(&self, needed: usize) -> Result<Arc<RopeTable>> {
+        let count = needed.next_power_of_two();
+        let table = Arc::new(RopeTable::new(&self.inv_freq, count, 1.0, &self.device)?);
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = (count, Arc::clone(&table));
+        Ok(table)
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use candlewick::{arch::ModelDtype, ids::TokenId, layers::context::LinearObserver};
+use candlewick::{config::Dtype, ids::TokenId, layers::context::LinearObserver};
 use driver::{Ask, Driver, argmax, distance, golden, load_model, tokens};
 
 const CHECKPOINTS: [&str; 5] = ["llama", "llama3-rope", "mistral", "qwen2", "qwen3"];
@@ -18,7 +18,7 @@ const CHECKPOINTS: [&str; 5] = ["llama", "llama3-rope", "mistral", "qwen2", "qwe
 #[test]
 fn float32_logits_match_the_reference_in_one_piece_and_in_chunks() {
     for name in CHECKPOINTS {
-        let mut driver = Driver::new(load_model(name, ModelDtype::Float32));
+        let mut driver = Driver::new(load_model(name, Dtype::Float32));
         for prompt in golden(name).prompts {
             let ids = tokens(&prompt.ids);
             let whole = driver.all_logits(&ids, ids.len());
@@ -34,7 +34,7 @@ fn float32_logits_match_the_reference_in_one_piece_and_in_chunks() {
 #[test]
 fn bfloat16_logits_are_near_the_reference_in_one_piece_and_in_chunks() {
     for name in CHECKPOINTS {
-        let mut driver = Driver::new(load_model(name, ModelDtype::Bfloat16));
+        let mut driver = Driver::new(load_model(name, Dtype::Bfloat16));
         for prompt in golden(name).prompts {
             let ids = tokens(&prompt.ids);
             let whole = driver.all_logits(&ids, ids.len());
@@ -48,7 +48,7 @@ fn bfloat16_logits_are_near_the_reference_in_one_piece_and_in_chunks() {
 #[test]
 fn greedy_tokens_are_the_references() {
     for name in CHECKPOINTS {
-        let mut driver = Driver::new(load_model(name, ModelDtype::Float32));
+        let mut driver = Driver::new(load_model(name, Dtype::Float32));
         for prompt in golden(name).prompts {
             assert_eq!(driver.greedy(&tokens(&prompt.ids), 32), prompt.greedy, "{name}, {} tokens", prompt.ids.len());
         }
@@ -64,7 +64,7 @@ fn mixed_sequences(name: &str) -> Vec<(Vec<TokenId>, usize)> {
 
 #[test]
 fn a_sequence_among_sixteen_gets_the_very_logits_it_gets_alone() {
-    for (name, dtype) in CHECKPOINTS.into_iter().flat_map(|n| [(n, ModelDtype::Float32), (n, ModelDtype::Bfloat16)]) {
+    for (name, dtype) in CHECKPOINTS.into_iter().flat_map(|n| [(n, Dtype::Float32), (n, Dtype::Bfloat16)]) {
         let model = load_model(name, dtype);
         let work = mixed_sequences(name);
         let alone = work.iter().map(|(ids, chunk)| Driver::new(Arc::clone(&model)).all_logits(ids, *chunk));
@@ -90,7 +90,7 @@ fn a_sequence_among_sixteen_gets_the_very_logits_it_gets_alone() {
             }
         }
         for (k, ((_, together), alone)) in left.iter().zip(&alone).enumerate() {
-            assert!(together == alone, "{name} in {dtype}: sequence {k} differs from its solo run");
+            assert!(together == alone, "{name} in {dtype:?}: sequence {k} differs from its solo run");
         }
     }
 }
@@ -107,7 +107,7 @@ impl LinearObserver for Counts {
 #[test]
 fn every_linear_runs_once_a_step_over_all_scheduled_tokens_together() {
     for name in CHECKPOINTS {
-        let model = load_model(name, ModelDtype::Float32);
+        let model = load_model(name, Dtype::Float32);
         let layers = model.config().num_hidden_layers;
         let mut driver = Driver::new(model);
         let counts = Arc::new(Counts::default());

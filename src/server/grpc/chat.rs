@@ -4,12 +4,13 @@ use tonic::{Request, Response, Status, codegen::BoxStream, metadata::MetadataMap
 
 use super::{Backend, FieldPaths, convert, deadline::deadline, status::status, stream::Events};
 use crate::{
-    engine::{ChatMessage, Event, Prompt, Request as EngineRequest},
+    engine::{Event, Prompt, Request as EngineRequest},
     error::{Error, Result},
     proto::candlewick::v1::{
-        CompleteRequest, CompleteResponse, CompleteStreamRequest, CompleteStreamResponse, Message, RequestOptions, Role,
-        chat_server::Chat, complete_stream_response::Event as WireEvent,
+        CompleteRequest, CompleteResponse, CompleteStreamRequest, CompleteStreamResponse, Message, RequestOptions,
+        Role as WireRole, chat_server::Chat, complete_stream_response::Event as WireEvent,
     },
+    text::{ChatMessage, Role},
 };
 
 /// Where an engine's complaints belong in these requests.
@@ -57,15 +58,15 @@ fn turns(messages: Vec<Message>) -> Result<Vec<ChatMessage>> {
     }
     let turn = |(k, message): (usize, Message)| {
         let role = match message.role() {
-            Role::System => "system",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-            Role::Tool => "tool",
-            Role::Unspecified => {
+            WireRole::System => Role::System,
+            WireRole::User => Role::User,
+            WireRole::Assistant => Role::Assistant,
+            WireRole::Tool => Role::Tool,
+            WireRole::Unspecified => {
                 return Err(Error::invalid(format!("messages[{k}].role"), "must be system, user, assistant or tool"));
             }
         };
-        Ok(ChatMessage { role: role.to_owned(), content: message.content })
+        Ok(ChatMessage::new(role, message.content))
     };
     messages.into_iter().enumerate().map(turn).collect()
 }
@@ -78,7 +79,7 @@ impl Chat for ChatService {
         let whole = events.whole().await.map_err(status)?;
         Ok(Response::new(CompleteResponse {
             started: Some(convert::started(&id, &self.backend.engine.info().name, whole.started)),
-            message: Some(Message { role: Role::Assistant.into(), content: whole.text }),
+            message: Some(Message { role: WireRole::Assistant.into(), content: whole.text }),
             output: Some(convert::delta(String::new(), whole.tokens)),
             finished: Some(convert::finished(whole.finished)),
         }))

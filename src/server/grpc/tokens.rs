@@ -7,12 +7,12 @@ use tonic::{Request, Response, Status};
 
 use super::{Backend, convert, status::status};
 use crate::{
-    engine::Tokenizer,
     error::{Code, Error, Result},
     ids::TokenId,
     proto::candlewick::v1::{
         DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse, tokens_server::Tokens,
     },
+    text::Tokenizer,
 };
 
 /// Calls that work at once: tokenizing takes a core, and generation needs them.

@@ -4,7 +4,8 @@ use std::{path::PathBuf, sync::Arc};
 
 use candle_core::Device;
 use candlewick::{
-    arch::{Model, ModelDtype, ModelLoad, config::ModelConfig, load},
+    arch::{Model, ModelLoad, config::ModelConfig, load},
+    config::Dtype,
     ids::{BlockId, Slot, TokenId},
     kernels::paged_attention::AttentionMetadata,
     layers::context::{KvCache, LinearObserver, StepContext},
@@ -46,14 +47,14 @@ pub(super) fn config(name: &str) -> ModelConfig {
     ModelConfig::from_hf_json(&path, &std::fs::read_to_string(&path).expect("config.json")).expect("config.json parses")
 }
 
-pub(super) fn load_model(name: &str, dtype: ModelDtype) -> Arc<dyn Model> {
+pub(super) fn load_model(name: &str, dtype: Dtype) -> Arc<dyn Model> {
     let source = SafetensorsSource::open(&fixture(name)).expect("safetensors");
     load_weights(&Weights::new(Box::new(source)), &config(name), dtype)
 }
 
-pub(super) fn load_weights(weights: &Weights, config: &ModelConfig, dtype: ModelDtype) -> Arc<dyn Model> {
+pub(super) fn load_weights(weights: &Weights, config: &ModelConfig, dtype: Dtype) -> Arc<dyn Model> {
     let device = &Device::Cpu;
-    load(&ModelLoad { weights, config, device, dtype, max_model_len: None, progress: &|_, _| () }).expect("the model loads")
+    load(&ModelLoad { weights, config, device, dtype, progress: &|_, _| () }).expect("the model loads")
 }
 
 /// A sequence's place in the cache.

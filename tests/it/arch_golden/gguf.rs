@@ -9,7 +9,8 @@ use candle_core::{
     safetensors,
 };
 use candlewick::{
-    arch::{Model, ModelDtype, config::ModelConfig, shapes::tensor_shapes},
+    arch::{Model, config::ModelConfig, shapes::tensor_shapes},
+    config::Dtype,
     weights::{
         Weights,
         gguf::{Gguf, GgufSource},
@@ -89,7 +90,7 @@ fn write_gguf(name: &str, format: GgmlDType, path: &Path) -> candle_core::Result
     quantized.iter().map(|(name, tensor)| Ok((name.clone(), tensor.dequantize(&Device::Cpu)?))).collect()
 }
 
-fn load_gguf(path: &Path, name: &str, dtype: ModelDtype) -> Arc<dyn Model> {
+fn load_gguf(path: &Path, name: &str, dtype: Dtype) -> Arc<dyn Model> {
     let gguf = Arc::new(Gguf::open(path).expect("the file opens"));
     let mut config = ModelConfig::from_gguf(&gguf).expect("metadata");
     if name == "mistral" {
@@ -111,8 +112,8 @@ fn a_gguf_file_of_any_format_gives_what_its_safetensors_give() {
     for name in ["llama", "llama3-rope", "mistral", "qwen2", "qwen3"] {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("model.gguf");
-        let exact = last_logits(load_model(name, ModelDtype::Float32), name);
-        let bfloat16 = last_logits(load_model(name, ModelDtype::Bfloat16), name);
+        let exact = last_logits(load_model(name, Dtype::Float32), name);
+        let bfloat16 = last_logits(load_model(name, Dtype::Bfloat16), name);
         for (format, own, near) in [
             (GgmlDType::F32, "float32", 1e-5),
             (GgmlDType::F16, "float16", 2e-2),
@@ -121,9 +122,9 @@ fn a_gguf_file_of_any_format_gives_what_its_safetensors_give() {
             (GgmlDType::Q4_0, "q4_0", 0.8),
         ] {
             write_gguf(name, format, &path).expect("the file is written");
-            let model = load_gguf(&path, name, ModelDtype::Auto);
+            let model = load_gguf(&path, name, Dtype::Auto);
             assert_eq!(model.info().dtype, own);
-            assert_eq!(model.info().num_parameters, load_model(name, ModelDtype::Auto).info().num_parameters);
+            assert_eq!(model.info().num_parameters, load_model(name, Dtype::Auto).info().num_parameters);
             let logits = last_logits(model, name);
             let far = distance(&logits, &exact);
             assert!(far < near, "{name} in {own}: {far:e} away from float32");
@@ -141,16 +142,16 @@ fn quantized_weights_as_float32_are_what_candle_dequantizes() {
     let (path, wide) = (directory.path().join("model.gguf"), directory.path().join("model.safetensors"));
     for format in [GgmlDType::Q8_0, GgmlDType::Q4_0] {
         let tensors = write_gguf(name, format, &path).expect("the file is written");
-        let ours = last_logits(load_gguf(&path, name, ModelDtype::Float32), name);
+        let ours = last_logits(load_gguf(&path, name, Dtype::Float32), name);
         let hf = |name: &str| candlewick::weights::names::to_hf(name).expect("a name of the table");
         let tensors = tensors.into_iter().map(|(name, tensor)| (hf(&name), tensor)).collect();
         safetensors::save(&tensors, &wide).expect("the file is written");
         let source = candlewick::weights::safetensors::SafetensorsSource::open(directory.path()).expect("safetensors");
-        let theirs = load_weights(&Weights::new(Box::new(source)), &config(name), ModelDtype::Float32);
+        let theirs = load_weights(&Weights::new(Box::new(source)), &config(name), Dtype::Float32);
         let far = distance(&ours, &last_logits(theirs, name));
         assert!(far < 1e-5, "{format:?}: {far:e} away");
         // Run as they are, quantized weights differ by what activations are rounded to.
-        let far = distance(&last_logits(load_gguf(&path, name, ModelDtype::Auto), name), &ours);
+        let far = distance(&last_logits(load_gguf(&path, name, Dtype::Auto), name), &ours);
         assert!(far < 2e-2, "{format:?} as it is: {far:e} away");
     }
 }
@@ -161,7 +162,7 @@ fn every_even_head_size_from_8_to_256_runs() {
         let mut config = config("qwen3");
         (config.head_dim, config.rope.rotary_dim, config.num_hidden_layers) = (head_dim, head_dim, 1);
         let source = SeededSource::new(head_dim as u64, tensor_shapes(&config));
-        let model = load_weights(&Weights::new(Box::new(source)), &config, ModelDtype::Auto);
+        let model = load_weights(&Weights::new(Box::new(source)), &config, Dtype::Auto);
         let ids = tokens(&[1, 5, 9, 200, 31, 77, 4]);
         let mut driver = Driver::new(model);
         let logits = driver.all_logits(&ids, 3);

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::llama::{Cache, Llama, LlamaConfig};
-use candlewick::{arch::ModelDtype, ids::TokenId};
+use candlewick::{config::Dtype, ids::TokenId};
 
 use super::driver::{Driver, distance, fixture, golden, load_model, tokens};
 
@@ -17,7 +17,7 @@ fn candle_transformers_llama_gives_the_same_logits_on_the_same_weights() {
         // SAFETY: nothing writes to the fixtures while tests run.
         let weights = unsafe { VarBuilder::from_mmaped_safetensors(&files, DType::F32, &Device::Cpu) }.expect("weights");
         let oracle = Llama::load(weights, &config).expect("candle loads the model");
-        let mut driver = Driver::new(load_model(name, ModelDtype::Float32));
+        let mut driver = Driver::new(load_model(name, Dtype::Float32));
         for prompt in golden(name).prompts {
             // Continue past the prompt, so that the oracle's cache and ours are read as well.
             let ids = tokens(&[prompt.ids.as_slice(), &prompt.greedy[..8]].concat());

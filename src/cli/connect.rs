@@ -1,9 +1,12 @@
 //! A running server as the place that tokens come from: our own gRPC services, as a client.
 
-use std::{error::Error as _, pin::Pin};
+use std::pin::Pin;
 
 use futures::{Stream, StreamExt};
-use tonic::{Status, Streaming, transport::{Channel, Endpoint}};
+use tonic::{
+    Status, Streaming,
+    transport::{Channel, Endpoint},
+};
 
 use super::sampling_args::SamplingArgs;
 use crate::{
@@ -12,8 +15,8 @@ use crate::{
     ids::TokenId,
     params::{FinishReason, SampledToken, SamplingParams, TokenLogprobs, Usage},
     proto::candlewick::v1::{
-        self as pb, chat_client::ChatClient, generate_stream_response::Event as GenerateEvent,
-        complete_stream_response::Event as ChatEvent, finish::Matched, generation_client::GenerationClient,
+        self as pb, chat_client::ChatClient, complete_stream_response::Event as ChatEvent, finish::Matched,
+        generate_stream_response::Event as GenerateEvent, generation_client::GenerationClient,
         models_client::ModelsClient, prompt::Prompt as PromptKind,
     },
     text::Role,
@@ -34,9 +37,7 @@ impl Remote {
         let endpoint = Endpoint::from_shared(with_scheme(url))
             .map_err(|error| Error::invalid("--connect", format!("{url} is no address: {error}")))?;
         let channel = endpoint.connect().await.map_err(|error| {
-            let cause = std::iter::successors(error.source(), |cause| cause.source()).last();
-            let cause = cause.map_or_else(|| error.to_string(), ToString::to_string);
-            Error::new(Code::Unavailable, format!("cannot connect to {url}: {cause}"))
+            Error::new(Code::Unavailable, format!("cannot connect to {url}: {}", root_cause(&error)))
         })?;
         let models = ModelsClient::new(channel.clone()).list(pb::ListRequest {}).await.map_err(|s| from_status(&s))?;
         let model = models.into_inner().models.into_iter().next();
@@ -176,6 +177,15 @@ fn from_status(status: &Status) -> Error {
         _ => Code::Internal,
     };
     Error::new(code, message)
+}
+
+/// The last error of a chain: "connection refused" rather than "transport error".
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
 }
 
 fn with_scheme(url: &str) -> String {
