@@ -205,7 +205,12 @@ impl FakeExecutor {
             format!("sequence {}: query ends at {end} of {num_known}, samples: {}", row.id, row.samples)
         })?;
         ensure(num_known - known.prompt_len == row.num_output_tokens as usize, || {
-            format!("sequence {}: {} output tokens, not {}", row.id, num_known - known.prompt_len, row.num_output_tokens)
+            format!(
+                "sequence {}: {} output tokens, not {}",
+                row.id,
+                num_known - known.prompt_len,
+                row.num_output_tokens
+            )
         })?;
         ensure(known.tokens[row.context_len as usize..end] == plan.token_ids[row.query.clone()], || {
             format!("sequence {}: other tokens than it has at {}..{end}", row.id, row.context_len)

@@ -30,11 +30,11 @@ use tokio::{
     time::Instant,
 };
 
+use self::{admission::Admitted, supervisor::Supervised};
 pub use self::{
     stream::{Delta, Event, Finished, Generation, Started},
     supervisor::ExecutorFactory,
 };
-use self::{admission::Admitted, supervisor::Supervised};
 use crate::{
     config::EngineConfig,
     error::{Code, Error, Result},

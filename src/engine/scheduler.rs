@@ -196,7 +196,8 @@ impl Scheduler {
     /// # Errors
     /// `Internal` if the executor broke its contract.
     pub fn apply(&mut self, output: StepOutput, events: &mut Vec<Event>) -> Result<()> {
-        let mut rows = self.in_flight.pop_front().ok_or_else(|| Error::internal("the output of a step never planned"))?;
+        let mut rows =
+            self.in_flight.pop_front().ok_or_else(|| Error::internal("the output of a step never planned"))?;
         for row in rows.drain(..) {
             if let Some(sequence) = self.sequences.get_mut(row.key)
                 && (sequence.id, sequence.num_preemptions) == (row.id, row.num_preemptions)

@@ -102,7 +102,7 @@ impl Rope {
     /// # Errors
     /// `Internal` where the shapes do not fit or the device has no memory.
     pub fn forward(&self, x: &Tensor, positions: &[u32]) -> Result<Tensor> {
-        rope(x, positions, &self.table(positions)?, self.style)
+        Ok(rope(x, positions, self.table(positions)?.as_ref(), self.style)?)
     }
 
     /// A table that has all of `positions`.
@@ -155,7 +155,8 @@ mod tests {
     #[test]
     fn divisors_of_a_gguf_file_divide_one_by_one() {
         let divisors: Vec<f32> = (1..=8).map(|k| k as f32).collect();
-        let (plain, scaled) = (config(RopeScaling::Default).inv_freq(), config(RopeScaling::Divisors(divisors)).inv_freq());
+        let (plain, scaled) =
+            (config(RopeScaling::Default).inv_freq(), config(RopeScaling::Divisors(divisors)).inv_freq());
         for (k, (p, s)) in plain.iter().zip(&scaled).enumerate() {
             assert!((p / (k as f32 + 1.0) - s).abs() <= p * 1e-6);
         }

@@ -245,7 +245,11 @@ impl World {
             max_tokens: Some(max_tokens),
             min_tokens: self.random.below(max_tokens as usize / 2 + 1) as u32,
             ignore_eos: self.chance(30),
-            stop_token_ids: if self.chance(20) { vec![TokenId(self.random.below(VOCAB as usize) as u32)] } else { vec![] },
+            stop_token_ids: if self.chance(20) {
+                vec![TokenId(self.random.below(VOCAB as usize) as u32)]
+            } else {
+                vec![]
+            },
             ..SamplingParams::default()
         }
     }
@@ -259,7 +263,8 @@ impl World {
         sequence.eos = [EOS].into();
         sequence.priority = [0, 0, 0, -1, 1][self.random.below(5)];
         sequence.salt = [None, None, Some("a"), Some("b")][self.random.below(4)].map(Arc::from);
-        let pace = [Pace::Prompt, Pace::Prompt, Pace::Prompt, Pace::Slow, Pace::Slow, Pace::Never][self.random.below(6)];
+        let pace =
+            [Pace::Prompt, Pace::Prompt, Pace::Prompt, Pace::Slow, Pace::Slow, Pace::Never][self.random.below(6)];
         (sequence, Client { outbox, pace, alone, received: Vec::new(), started: false })
     }
 
@@ -276,8 +281,12 @@ impl World {
 
     /// A client goes on from what another has so far, or from somewhere in it.
     fn fork(&mut self) -> Result<(), String> {
-        let parents: Vec<_> =
-            self.scheduler.sequences().filter(|parent| parent.num_computed_tokens > 0).map(|parent| parent.id).collect();
+        let parents: Vec<_> = self
+            .scheduler
+            .sequences()
+            .filter(|parent| parent.num_computed_tokens > 0)
+            .map(|parent| parent.id)
+            .collect();
         let Some(&id) = parents.get(self.random.below(parents.len().max(1))) else { return Ok(()) };
         let Some(parent) = self.scheduler.sequences().find(|parent| parent.id == id) else { return Ok(()) };
         let (salt, mut prompt) = (parent.salt.clone(), parent.tokens.clone());
@@ -297,11 +306,12 @@ impl World {
         client: Client,
         add: impl FnOnce(&mut Scheduler, Sequence) -> crate::error::Result<()>,
     ) -> Result<(), String> {
-        let limit =
-            self.config.max_model_len.min(self.config.num_blocks * self.config.block_size + 1 - self.options.max_tokens_per_step);
+        let limit = self
+            .config
+            .max_model_len
+            .min(self.config.num_blocks * self.config.block_size + 1 - self.options.max_tokens_per_step);
         let most = sequence.prompt.len() + sequence.params.max_tokens.unwrap_or(0) as usize;
-        let (id, is_full) =
-            (sequence.id, self.scheduler.len() >= self.config.max_num_seqs + self.config.max_waiting);
+        let (id, is_full) = (sequence.id, self.scheduler.len() >= self.config.max_num_seqs + self.config.max_waiting);
         match add(&mut self.scheduler, sequence) {
             Ok(()) if most <= limit && !is_full => {
                 self.clients.insert(id, client);

@@ -14,10 +14,8 @@ use crate::{
 };
 
 /// Where an engine's complaints belong in these requests.
-const PATHS: FieldPaths = FieldPaths {
-    sampling: "options.sampling",
-    prompt: &[("prompt.text", "messages"), ("prompt", "messages")],
-};
+const PATHS: FieldPaths =
+    FieldPaths { sampling: "options.sampling", prompt: &[("prompt.text", "messages"), ("prompt", "messages")] };
 
 pub(super) struct ChatService {
     backend: Backend,

@@ -62,11 +62,7 @@ pub(crate) fn check_model(model: Option<&str>, info: &ModelInfo) -> Result<()> {
 ///
 /// # Errors
 /// `InvalidArgument` with the field's path, `NotFound` for another model.
-pub(crate) fn request(
-    prompt: Prompt,
-    options: Option<wire::RequestOptions>,
-    info: &ModelInfo,
-) -> Result<Request> {
+pub(crate) fn request(prompt: Prompt, options: Option<wire::RequestOptions>, info: &ModelInfo) -> Result<Request> {
     let options = options.unwrap_or_default();
     check_model(options.model.as_deref(), info)?;
     let cache_salt = options.cache_salt.filter(|salt| !salt.is_empty());
@@ -179,10 +175,7 @@ pub(crate) fn finished(finished: engine::Finished) -> wire::Finished {
         FinishReason::StopString(stop) => (Reason::Stop, Some(Matched::Stop(stop))),
         FinishReason::Length => (Reason::Length, None),
     };
-    wire::Finished {
-        finish: Some(wire::Finish { reason: reason.into(), matched }),
-        usage: Some(usage(finished.usage)),
-    }
+    wire::Finished { finish: Some(wire::Finish { reason: reason.into(), matched }), usage: Some(usage(finished.usage)) }
 }
 
 fn usage(usage: Usage) -> wire::Usage {

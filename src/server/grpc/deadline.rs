@@ -43,9 +43,14 @@ mod tests {
 
     #[test]
     fn every_unit_of_the_specification_is_read() {
-        for (value, nanos) in
-            [("1H", 3_600_000_000_000), ("2M", 120_000_000_000), ("3S", 3_000_000_000), ("4m", 4_000_000), ("5u", 5_000), ("6n", 6)]
-        {
+        for (value, nanos) in [
+            ("1H", 3_600_000_000_000),
+            ("2M", 120_000_000_000),
+            ("3S", 3_000_000_000),
+            ("4m", 4_000_000),
+            ("5u", 5_000),
+            ("6n", 6),
+        ] {
             assert_eq!(parse(value), Some(Duration::from_nanos(nanos)), "{value}");
         }
         assert!(parse("99999999H").is_some());

@@ -52,7 +52,8 @@ impl Tokens for TokensService {
     async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
         let TokenizeRequest { model, text, add_special_tokens } = request.into_inner();
         let tokenizer = self.tokenizer(model.as_deref()).map_err(status)?;
-        let ids = self.run(move || tokenizer.encode(&text, add_special_tokens.unwrap_or(true))).await.map_err(status)?;
+        let ids =
+            self.run(move || tokenizer.encode(&text, add_special_tokens.unwrap_or(true))).await.map_err(status)?;
         Ok(Response::new(TokenizeResponse { token_ids: ids.into_iter().map(|id| id.0).collect() }))
     }
 

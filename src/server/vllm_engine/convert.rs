@@ -205,10 +205,7 @@ mod tests {
         assert_eq!(sampling_params(|p| p.logprobs = Some(-1)), "sampling_params.logprobs");
         assert_eq!(sampling_params(|p| p.truncate_prompt_tokens = Some(3)), "sampling_params.truncate_prompt_tokens");
         assert_eq!(sampling_params(|p| p.logit_bias = [(-1, 1.0)].into()), "sampling_params.logit_bias");
-        assert_eq!(
-            sampling_params(|p| p.constraint = Some(Constraint::Regex("a+".into()))),
-            "sampling_params.regex"
-        );
+        assert_eq!(sampling_params(|p| p.constraint = Some(Constraint::Regex("a+".into()))), "sampling_params.regex");
     }
 
     #[test]

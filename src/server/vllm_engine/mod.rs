@@ -11,19 +11,14 @@ use futures::{StreamExt, stream};
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
 use self::aborts::Aborts;
-use super::grpc::{
-    Backend, FieldPaths,
-    deadline::deadline,
-    status::status,
-    stream::Events,
-};
+use super::grpc::{Backend, FieldPaths, deadline::deadline, status::status, stream::Events};
 use crate::{
     engine::{Event, Health},
     error::{Code, Error, Result},
     proto::{
         smg::grpc::common::{
-            FlushCacheRequest, FlushCacheResponse, GetTokenizerChunk, GetTokenizerRequest, KvEventBatch, ProfileResponse,
-            StartProfileRequest, StopProfileRequest, SubscribeKvEventsRequest,
+            FlushCacheRequest, FlushCacheResponse, GetTokenizerChunk, GetTokenizerRequest, KvEventBatch,
+            ProfileResponse, StartProfileRequest, StopProfileRequest, SubscribeKvEventsRequest,
         },
         vllm::grpc::engine::{
             AbortRequest, AbortResponse, EmbedRequest, EmbedResponse, GenerateRequest, GenerateResponse,
@@ -56,9 +51,8 @@ impl VllmEngineService {
 
     async fn open(&self, request: Request<GenerateRequest>) -> Result<Events> {
         let (metadata, _, message) = request.into_parts();
-        let request = convert::request(message).and_then(|request| {
-            Ok(crate::engine::Request { deadline: deadline(&metadata)?, ..request })
-        });
+        let request = convert::request(message)
+            .and_then(|request| Ok(crate::engine::Request { deadline: deadline(&metadata)?, ..request }));
         let request = request.map_err(|error| self.backend.refused(error))?;
         let id = request.request_id.clone();
         let events = Events::open(&self.backend, request, &PATHS).await?;
@@ -122,10 +116,7 @@ impl VllmEngine for VllmEngineService {
         Ok(Response::new(HealthCheckResponse { healthy: health == Health::Serving, message: message.to_owned() }))
     }
 
-    async fn get_model_info(
-        &self,
-        _: Request<GetModelInfoRequest>,
-    ) -> Result<Response<GetModelInfoResponse>, Status> {
+    async fn get_model_info(&self, _: Request<GetModelInfoRequest>) -> Result<Response<GetModelInfoResponse>, Status> {
         let (info, config) = (self.backend.engine.info(), self.backend.engine.config());
         Ok(Response::new(GetModelInfoResponse {
             model_path: info.path.clone(),
