@@ -1,24 +1,18 @@
-//! From the command line to a running engine: find the model, load it, resolve the limits, start.
+//! From the command line to a running engine: load, resolve, start.
 
-use std::{
-    io::{self, IsTerminal},
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{io::IsTerminal, sync::Arc};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{machine, say};
 use crate::{
-    config::{EngineArgs, ModelArgs, ModelFacts, resolve},
+    config::{EngineArgs, ModelArgs, resolve},
     engine::{
-        Engine, ExecutorFactory,
-        load::{LoadOptions, LoadedModel, ModelSource, load},
-        runner::{Runner, RunnerConfig},
+        Engine,
+        load::{LoadProgress, LoadedModel, load},
     },
     error::{Error, Result},
     telemetry::Telemetry,
-    weights::hub::{self, HubOptions},
 };
 
 /// Loads the model and starts an engine for it. Progress is shown where standard error is a terminal.
@@ -33,69 +27,38 @@ pub(super) async fn start_engine(
     if model.model.is_none() {
         say("no model given: using the built-in stand-in with random weights; its text is noise");
     }
-    let args = model.clone();
-    // Takes seconds to minutes, and signals want to be heard meanwhile.
-    let loaded = tokio::task::spawn_blocking(move || load_model(&args)).await;
-    let LoadedModel { model: weights, mut info, text } =
-        loaded.map_err(|error| Error::internal(format!("loading the model panicked: {error}")))??;
-    if let Some(name) = served_model_name {
-        info.name = name.to_owned();
-    }
-    let facts = ModelFacts {
-        max_position_embeddings: weights.config().max_position_embeddings,
-        kv_bytes_per_token: weights.info().kv_shape.bytes_per_token(),
-    };
-    let config = resolve(engine, &facts, &machine::facts())?;
-    let runner = RunnerConfig {
-        num_blocks: config.num_blocks,
-        block_size: config.block_size,
-        num_threads: model.threads.unwrap_or(0),
-        eos_token_ids: info.eos_token_ids.clone(),
-    };
-    let factory: ExecutorFactory = Arc::new(move || Ok(Box::new(Runner::new(weights.clone(), &runner)?)));
-    let telemetry = Arc::new(Telemetry::new(&info.name));
-    Engine::start(info, text, config, telemetry, factory).await
+    let (args, name, threads) = (model.clone(), served_model_name.map(str::to_owned), model.threads);
+    // Takes seconds to minutes, and the signals want to be heard meanwhile.
+    let loaded = tokio::task::spawn_blocking(move || load_with_progress(&args, name.as_deref()));
+    let loaded = loaded.await.map_err(|error| Error::internal(format!("loading the model panicked: {error}")))??;
+    let config = resolve(engine, &loaded.facts(), &machine::facts())?;
+    let telemetry = Arc::new(Telemetry::new(&loaded.info.name));
+    let factory = loaded.executor_factory(&config, threads);
+    Engine::start(loaded.info, loaded.text, config, telemetry, factory).await
 }
 
-fn load_model(args: &ModelArgs) -> Result<LoadedModel> {
-    let source = match &args.model {
-        None => ModelSource::Demo,
-        Some(model) => ModelSource::Path(find(model, args)?),
-    };
-    let bar = bar("loading {bar:40} {pos}/{len} tensors");
-    let options = LoadOptions { dtype: args.dtype, device: args.device };
-    let loaded = load(&source, options, &|done, total| {
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
+fn load_with_progress(args: &ModelArgs, name: Option<&str>) -> Result<LoadedModel> {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    let style =
+        |template: &str| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let (downloading, loading) = (
+        style("downloading {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}"),
+        style("loading {bar:40} {pos}/{len} tensors"),
+    );
+    if !std::io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    let outcome = load(args, name, &mut |progress| {
+        let (style, done, total) = match progress {
+            LoadProgress::Downloading { bytes, total_bytes } => (&downloading, bytes, total_bytes),
+            LoadProgress::Loading { tensors, total } => (&loading, tensors as u64, total as u64),
+        };
+        if bar.length() != Some(total) {
+            bar.set_style(style.clone());
+            bar.set_length(total);
+        }
+        bar.set_position(done);
     });
     bar.finish_and_clear();
-    loaded
-}
-
-/// The model's folder or file: the path itself where there is something, what the hub has of that name otherwise.
-fn find(model: &str, args: &ModelArgs) -> Result<PathBuf> {
-    let path = PathBuf::from(model);
-    if path.exists() {
-        return Ok(path);
-    }
-    let options = HubOptions {
-        revision: args.revision.clone(),
-        offline: args.offline,
-        cache_dir: args.download_dir.clone(),
-        ..HubOptions::default()
-    };
-    let bar = bar("downloading {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
-    let found = hub::resolve(model, &options, &mut |progress| {
-        bar.set_length(progress.total_bytes);
-        bar.set_position(progress.bytes);
-    });
-    bar.finish_and_clear();
-    found
-}
-
-/// A bar on standard error where that is a terminal, nothing elsewhere.
-fn bar(template: &str) -> ProgressBar {
-    let target = if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::with_draw_target(None, target).with_style(style)
+    outcome
 }
