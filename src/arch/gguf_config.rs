@@ -66,7 +66,7 @@ impl ModelConfig {
             num_key_value_heads,
             head_dim,
             vocab_size,
-            rms_norm_eps: keys.number(eps, |x| x > 0.0 && x < 1.0, "between 0 and 1")?.ok_or_else(|| keys.missing(eps))?,
+            rms_norm_eps: keys.number(eps, |x| x > 0.0 && x < 1.0, "between 0 and 1")?.ok_or_else(|| keys.missing(eps))?.into(),
             rope: keys.rope(head_dim)?,
             max_position_embeddings: keys.required_size("context_length", limits::POSITIONS)?,
             tie_word_embeddings: gguf.tensor("output.weight").is_none(),
