@@ -66,7 +66,10 @@ fn main() -> Outcome<()> {
     println!();
     println!("{STREAMS} streams against 1:         {:5.2} times the tokens a second", many / one);
     println!("ours against candle, 1 stream:  {:5.2}", one / their_one);
-    println!("ours against candle, {STREAMS} streams: {:5.2} (candle runs them in turn: it cannot batch)", many / their_many);
+    println!(
+        "ours against candle, {STREAMS} streams: {:5.2} (candle runs them in turn: it cannot batch)",
+        many / their_many
+    );
     Ok(())
 }
 
@@ -98,7 +101,13 @@ fn load_ours(path: &Path) -> Outcome<Arc<dyn Model>> {
     let gguf = Arc::new(Gguf::open(path)?);
     let config = ModelConfig::from_gguf(&gguf)?;
     let weights = Weights::new(Box::new(GgufSource::new(gguf)?));
-    let load_of = ModelLoad { weights: &weights, config: &config, device: &Device::Cpu, dtype: Dtype::Auto, progress: &|_, _| () };
+    let load_of = ModelLoad {
+        weights: &weights,
+        config: &config,
+        device: &Device::Cpu,
+        dtype: Dtype::Auto,
+        progress: &|_, _| (),
+    };
     Ok(load(&load_of)?)
 }
 
@@ -215,8 +224,12 @@ fn write_small_qwen3(path: &Path) -> Outcome<()> {
         let spread = (input as f32).sqrt().recip();
         QTensor::quantize(&Tensor::randn(0f32, spread, (out, input), &Device::Cpu)?, GgmlDType::Q8_0)
     };
-    let norm = |size: usize| QTensor::quantize(&Tensor::ones(size, candle_core::DType::F32, &Device::Cpu)?, GgmlDType::F32);
-    let mut tensors = vec![("token_embd.weight".to_owned(), matrix(vocab, hidden)?), ("output_norm.weight".to_owned(), norm(hidden)?)];
+    let norm =
+        |size: usize| QTensor::quantize(&Tensor::ones(size, candle_core::DType::F32, &Device::Cpu)?, GgmlDType::F32);
+    let mut tensors = vec![
+        ("token_embd.weight".to_owned(), matrix(vocab, hidden)?),
+        ("output_norm.weight".to_owned(), norm(hidden)?),
+    ];
     for layer in 0..layers {
         let mut add = |name: &str, tensor: QTensor| tensors.push((format!("blk.{layer}.{name}.weight"), tensor));
         add("attn_norm", norm(hidden)?);

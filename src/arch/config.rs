@@ -102,7 +102,8 @@ impl ModelConfig {
         let root = root.as_object().ok_or_else(|| Error::bad_file(path, "json", "must be an object"))?;
         let fields = Fields::new(path, root);
 
-        let architecture = fields.texts("architectures")?.first().copied().ok_or_else(|| fields.missing("architectures"))?;
+        let architecture =
+            fields.texts("architectures")?.first().copied().ok_or_else(|| fields.missing("architectures"))?;
         for field in ["hidden_act", "hidden_activation"] {
             if let Some(other) = fields.text(field)?.filter(|&name| name != "silu") {
                 return Err(fields.error(field, format!("is {other:?}; only silu is supported")));
@@ -190,7 +191,9 @@ fn rope(fields: &Fields<'_>, head_dim: usize) -> Result<RopeConfig> {
     };
     let rotary_dim = ((head_dim as f64 * share) as usize) & !1;
     if rotary_dim == 0 {
-        return Err(fields.error("partial_rotary_factor", format!("is {share}: no number of a head of {head_dim} turns")));
+        return Err(
+            fields.error("partial_rotary_factor", format!("is {share}: no number of a head of {head_dim} turns"))
+        );
     }
     Ok(RopeConfig { theta, rotary_dim, scaling, style: RopeStyle::Halves })
 }

@@ -38,7 +38,9 @@ impl<'a> Fields<'a> {
     pub(crate) fn object(&self, field: &str) -> Result<Option<Self>> {
         match self.value(field) {
             None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Self { file: self.file, prefix: format!("{}{field}.", self.prefix), map })),
+            Some(Value::Object(map)) => {
+                Ok(Some(Self { file: self.file, prefix: format!("{}{field}.", self.prefix), map }))
+            }
             Some(other) => Err(self.error(field, format!("is {}, must be an object", shorten(other)))),
         }
     }
@@ -47,7 +49,8 @@ impl<'a> Fields<'a> {
     pub(crate) fn size(&self, field: &str, range: RangeInclusive<usize>) -> Result<Option<usize>> {
         let Some(value) = self.value(field) else { return Ok(None) };
         whole(value).and_then(|n| usize::try_from(n).ok()).filter(|n| range.contains(n)).map(Some).ok_or_else(|| {
-            let why = format!("is {}, must be a whole number from {} to {}", shorten(value), range.start(), range.end());
+            let why =
+                format!("is {}, must be a whole number from {} to {}", shorten(value), range.start(), range.end());
             self.error(field, why)
         })
     }
@@ -101,7 +104,10 @@ impl<'a> Fields<'a> {
         let id = |value: &Value| {
             let id = whole(value).and_then(|n| u32::try_from(n).ok()).filter(|&n| (n as usize) < vocab_size);
             id.map(TokenId).ok_or_else(|| {
-                self.error(field, format!("holds {}, must hold token ids below vocab_size {vocab_size}", shorten(value)))
+                self.error(
+                    field,
+                    format!("holds {}, must hold token ids below vocab_size {vocab_size}", shorten(value)),
+                )
             })
         };
         values.iter().map(id).collect()

@@ -41,7 +41,9 @@ impl GenerationDefaults {
         let top_p = fields.number("top_p", |x| x > 0.0 && x <= 1.0, "above 0, at most 1")?;
         Ok(Self {
             eos_token_ids: fields.token_ids("eos_token_id", vocab_size)?,
-            temperature: fields.number("temperature", |x| (0.0..=100.0).contains(&x), "from 0 to 100")?.map(|x| x as f32),
+            temperature: fields
+                .number("temperature", |x| (0.0..=100.0).contains(&x), "from 0 to 100")?
+                .map(|x| x as f32),
             top_k: fields.size("top_k", 0..=u32::MAX as usize)?.map(|k| k as u32),
             top_p: top_p.map(|x| x as f32),
             min_p: share("min_p")?.map(|x| x as f32),

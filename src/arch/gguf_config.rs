@@ -38,7 +38,8 @@ impl ModelConfig {
         let given = keys.size("attention.key_length", 0..=usize::MAX)?;
         let head_dim = given.unwrap_or(hidden_size / num_attention_heads);
         if !limits::HEAD_DIM.contains(&head_dim) || !head_dim.is_multiple_of(2) {
-            return Err(keys.wrong("attention.key_length", format!("makes heads of {head_dim}: must be even and from 8 to 256")));
+            return Err(keys
+                .wrong("attention.key_length", format!("makes heads of {head_dim}: must be even and from 8 to 256")));
         }
         if let Some(other) = keys.size("attention.value_length", 0..=usize::MAX)?.filter(|&length| length != head_dim) {
             return Err(keys.wrong("attention.value_length", format!("is {other}, must be the key length {head_dim}")));
@@ -66,7 +67,10 @@ impl ModelConfig {
             num_key_value_heads,
             head_dim,
             vocab_size,
-            rms_norm_eps: keys.number(eps, |x| x > 0.0 && x < 1.0, "between 0 and 1")?.ok_or_else(|| keys.missing(eps))?.into(),
+            rms_norm_eps: keys
+                .number(eps, |x| x > 0.0 && x < 1.0, "between 0 and 1")?
+                .ok_or_else(|| keys.missing(eps))?
+                .into(),
             rope: keys.rope(head_dim)?,
             max_position_embeddings: keys.required_size("context_length", limits::POSITIONS)?,
             tie_word_embeddings: gguf.tensor("output.weight").is_none(),
@@ -133,7 +137,8 @@ impl Keys<'_> {
             (Some(divisors), None | Some("none" | "llama3")) => RopeScaling::Divisors(divisors),
             (None, None | Some("none")) => RopeScaling::Default,
             (None, Some("linear")) => {
-                let factor = self.positive("rope.scaling.factor")?.ok_or_else(|| self.missing("rope.scaling.factor"))?;
+                let factor =
+                    self.positive("rope.scaling.factor")?.ok_or_else(|| self.missing("rope.scaling.factor"))?;
                 RopeScaling::Linear { factor: factor.into() }
             }
             (_, Some(other)) => {

@@ -157,7 +157,11 @@ pub fn load(load: &ModelLoad<'_>) -> Result<Arc<dyn Model>> {
     let architecture = &load.config.architecture;
     let row = ARCHITECTURES.iter().find(|row| row.name == architecture).ok_or_else(|| {
         let known = ARCHITECTURES.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
-        Error::bad_file(load.weights.path(), "architectures", format!("{architecture} is not supported; supported are {known}"))
+        Error::bad_file(
+            load.weights.path(),
+            "architectures",
+            format!("{architecture} is not supported; supported are {known}"),
+        )
     })?;
     (row.load)(load)
 }

@@ -7,10 +7,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::Instant,
-};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     Engine, ModelInfo, ModelText, Prompt, Request,
@@ -24,7 +21,7 @@ use crate::{
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
     params::{SamplingParams, Usage},
-    text::{Detokenizer, StopMatcher, Tokenizer},
+    text::{Detokenizer, RenderOptions, StopMatcher, Tokenizer},
 };
 
 /// When a refused client should come back.
@@ -55,7 +52,12 @@ impl Admitted {
     ///
     /// # Errors
     /// As [`Engine::generate`].
-    pub(super) async fn new(info: &ModelInfo, text: &ModelText, config: &EngineConfig, request: Request) -> Result<Self> {
+    pub(super) async fn new(
+        info: &ModelInfo,
+        text: &ModelText,
+        config: &EngineConfig,
+        request: Request,
+    ) -> Result<Self> {
         let Request { prompt, mut params, priority, cache_salt, deadline, .. } = request;
         params.validate()?;
         check_token_ids(info, &params)?;
@@ -102,8 +104,7 @@ impl Admitted {
         engine: Engine,
         permit: OwnedSemaphorePermit,
     ) -> Result<Generation> {
-        let (control, deliveries) =
-            ReaderControl::new(engine.config().stream_capacity_tokens, life.bell.clone());
+        let (control, deliveries) = ReaderControl::new(engine.config().stream_capacity_tokens, life.bell.clone());
         let prompt_tokens = u32::try_from(self.prompt.len()).unwrap_or(u32::MAX);
         let registration = life.register(id, &control);
         let sequence = Sequence {
@@ -122,7 +123,10 @@ impl Admitted {
             Err(TrySendError::Full(_)) => return Err(Error::internal("the engine's queue overflowed")),
         }
         Ok(Generation {
-            ready: VecDeque::from([Event::Started(Started { prompt_tokens, params: SamplingParams::clone(&self.params) })]),
+            ready: VecDeque::from([Event::Started(Started {
+                prompt_tokens,
+                params: SamplingParams::clone(&self.params),
+            })]),
             deliveries,
             control,
             text: self.text,
@@ -176,7 +180,7 @@ async fn tokenize(text: &ModelText, config: &EngineConfig, prompt: Prompt) -> Re
             let template = text.chat_template.as_ref().ok_or_else(|| {
                 Error::new(Code::FailedPrecondition, "the model came without a chat template: use Generation instead")
             })?;
-            (template.render(&messages, true)?, false)
+            (template.render(&messages, &RenderOptions::default())?, false)
         }
     };
     let tokenizer = tokenizer()?;

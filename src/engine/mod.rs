@@ -8,8 +8,11 @@ pub mod block_manager;
 mod channel;
 pub mod executor;
 pub mod fake;
+mod faults;
 pub mod load;
 mod outbox;
+#[cfg(test)]
+mod properties;
 pub mod runner;
 pub mod scheduler;
 pub mod sequence;
@@ -27,11 +30,11 @@ use tokio::{
     time::Instant,
 };
 
+use self::{admission::Admitted, supervisor::Supervised};
 pub use self::{
     stream::{Delta, Event, Finished, Generation, Started},
     supervisor::ExecutorFactory,
 };
-use self::{admission::Admitted, supervisor::Supervised};
 use crate::{
     config::EngineConfig,
     error::{Code, Error, Result},

@@ -1,6 +1,11 @@
 //! The state of one request inside the engine, who owns each part of it, and when it ends.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    ops::{Index, IndexMut},
+    sync::Arc,
+    time::Instant,
+};
 
 use super::block_manager::BlockTable;
 use crate::{
@@ -169,5 +174,71 @@ impl Sequence {
         } else {
             None
         }
+    }
+}
+
+/// Where a sequence is kept; used again after its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Key(u32);
+
+/// All sequences of an engine, found in constant time by key or id.
+#[derive(Default)]
+pub(super) struct Sequences {
+    entries: Vec<Option<Sequence>>,
+    vacant: Vec<Key>,
+    keys: HashMap<SequenceId, Key>,
+}
+
+impl Sequences {
+    pub(super) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    pub(super) fn key(&self, id: SequenceId) -> Option<Key> {
+        self.keys.get(&id).copied()
+    }
+
+    pub(super) fn get(&self, key: Key) -> Option<&Sequence> {
+        self.entries.get(key.0 as usize)?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, key: Key) -> Option<&mut Sequence> {
+        self.entries.get_mut(key.0 as usize)?.as_mut()
+    }
+
+    pub(super) fn insert(&mut self, sequence: Sequence) -> Key {
+        let key = self.vacant.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            Key(self.entries.len() as u32 - 1)
+        });
+        self.keys.insert(sequence.id, key);
+        self.entries[key.0 as usize] = Some(sequence);
+        key
+    }
+
+    pub(super) fn remove(&mut self, key: Key) -> Option<Sequence> {
+        let sequence = self.entries.get_mut(key.0 as usize)?.take()?;
+        self.keys.remove(&sequence.id);
+        self.vacant.push(key);
+        Some(sequence)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Key, &Sequence)> {
+        (0..).map(Key).zip(&self.entries).filter_map(|(key, entry)| Some((key, entry.as_ref()?)))
+    }
+}
+
+/// The keys that the scheduler has in its lists are those of sequences that live.
+impl Index<Key> for Sequences {
+    type Output = Sequence;
+
+    fn index(&self, key: Key) -> &Sequence {
+        self.get(key).expect("a listed key is alive")
+    }
+}
+
+impl IndexMut<Key> for Sequences {
+    fn index_mut(&mut self, key: Key) -> &mut Sequence {
+        self.get_mut(key).expect("a listed key is alive")
     }
 }

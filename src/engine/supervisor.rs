@@ -103,20 +103,12 @@ struct Running {
 
 impl Running {
     /// Starts the engine thread and the task that fills the readers' channels.
-    fn start(
-        executor: Box<dyn Executor + Send>,
-        config: &EngineConfig,
-        telemetry: &Arc<Telemetry>,
-    ) -> Result<Self> {
+    fn start(executor: Box<dyn Executor + Send>, config: &EngineConfig, telemetry: &Arc<Telemetry>) -> Result<Self> {
         let (requests, receiver) = sync_channel(config.max_waiting + config.max_num_seqs);
         let (fan_out, batches) = mpsc::channel(FAN_OUT_DEPTH);
         let (ended, ending) = oneshot::channel();
-        let life = Arc::new(Life {
-            requests,
-            bell: Arc::default(),
-            progress: Arc::default(),
-            readers: Readers::default(),
-        });
+        let life =
+            Arc::new(Life { requests, bell: Arc::default(), progress: Arc::default(), readers: Readers::default() });
         let (bell, progress) = (life.bell.clone(), life.progress.clone());
         let outbox = Outbox::new(fan_out);
         let (config, reporter) = (config.clone(), Reporter::new(telemetry.clone()));

@@ -155,7 +155,8 @@ mod tests {
     #[test]
     fn divisors_of_a_gguf_file_divide_one_by_one() {
         let divisors: Vec<f32> = (1..=8).map(|k| k as f32).collect();
-        let (plain, scaled) = (config(RopeScaling::Default).inv_freq(), config(RopeScaling::Divisors(divisors)).inv_freq());
+        let (plain, scaled) =
+            (config(RopeScaling::Default).inv_freq(), config(RopeScaling::Divisors(divisors)).inv_freq());
         for (k, (p, s)) in plain.iter().zip(&scaled).enumerate() {
             assert!((p / (k as f32 + 1.0) - s).abs() <= p * 1e-6);
         }

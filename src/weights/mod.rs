@@ -3,6 +3,7 @@
 pub mod file;
 pub mod files;
 pub mod gguf;
+pub mod hub;
 pub mod names;
 pub mod safetensors;
 pub mod seeded;

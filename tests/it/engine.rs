@@ -81,7 +81,9 @@ fn request(ids: &[TokenId], max_tokens: u32) -> Request {
 }
 
 /// The tokens of a stream, and how it ended.
-async fn read(mut stream: impl StreamExt<Item = Result<Event, Error>> + Unpin) -> (Vec<TokenId>, Result<FinishReason, Error>) {
+async fn read(
+    mut stream: impl StreamExt<Item = Result<Event, Error>> + Unpin,
+) -> (Vec<TokenId>, Result<FinishReason, Error>) {
     let mut tokens = Vec::new();
     while let Some(event) = stream.next().await {
         match event {
@@ -150,13 +152,14 @@ async fn a_reader_that_stalls_too_long_is_aborted() {
     let config = EngineConfig { stall_timeout: Duration::from_millis(20), ..config() };
     let engine = engine(config.clone(), fakes(&config, |_| FakeOptions::default())).await;
     let slow = engine.generate(request(&prompt(1, 20), 200)).await.unwrap();
-    until("the stalled stream's blocks are free", || {
-        idle(&engine) && engine.telemetry().generated_tokens() > 0
-    })
-    .await;
+    until("the stalled stream's blocks are free", || idle(&engine) && engine.telemetry().generated_tokens() > 0).await;
     let (tokens, end) = read(slow).await;
     assert_eq!(end.unwrap_err().code, Code::Aborted);
-    assert_eq!(tokens, FakeExecutor::expected(VOCAB_SIZE, &prompt(1, 20), tokens.len()), "what was computed is not lost");
+    assert_eq!(
+        tokens,
+        FakeExecutor::expected(VOCAB_SIZE, &prompt(1, 20), tokens.len()),
+        "what was computed is not lost"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -202,7 +205,10 @@ async fn a_deadline_that_passes_ends_the_stream_and_frees_it() {
     let held = gate.clone();
     let engine = engine(
         config(),
-        fakes(&config(), move |_| FakeOptions { mishap: Some((3, Mishap::Hang(held.clone()))), ..FakeOptions::default() }),
+        fakes(&config(), move |_| FakeOptions {
+            mishap: Some((3, Mishap::Hang(held.clone()))),
+            ..FakeOptions::default()
+        }),
     )
     .await;
     let deadline = Some(tokio::time::Instant::now() + Duration::from_millis(50));

@@ -2,5 +2,8 @@
 
 mod arch_golden;
 mod engine;
+mod hostile_files;
 mod house;
+mod hub;
+mod model_config;
 mod model_files;

@@ -54,7 +54,8 @@ fn the_older_and_the_newer_spelling_say_the_same() {
 #[test]
 fn what_a_file_may_leave_out_follows_from_the_rest() {
     let config = read(&with(json!({"head_dim": null, "num_key_value_heads": null, "eos_token_id": null,
-        "bos_token_id": null, "rope_theta": null, "rms_norm_eps": null}))).unwrap();
+        "bos_token_id": null, "rope_theta": null, "rms_norm_eps": null})))
+    .unwrap();
     assert_eq!((config.head_dim, config.num_key_value_heads), (16, 4));
     assert_eq!((config.rope.theta, config.rope.rotary_dim, config.rms_norm_eps), (10_000.0, 16, 1e-6));
     assert_eq!((config.eos_token_ids, config.bos_token_id), (vec![], None));
@@ -143,9 +144,25 @@ fn no_value_in_any_field_panics() {
     let names = llama().as_object().expect("an object").keys().cloned().collect::<Vec<_>>();
     let more = ["rope_scaling", "rope_parameters", "layer_types", "sliding_window", "max_window_layers", "mlp_bias"];
     let values = [
-        json!(null), json!(true), json!(0), json!(-1), json!(1), json!(7), json!(u64::MAX), json!(i64::MIN), json!(1e308),
-        json!(0.3), json!(""), json!("x"), json!([]), json!([[]]), json!({}), json!([1e40]), json!({"rope_type": 3}),
-        json!({"rope_theta": 1e300}), json!({"rope_type": "linear", "factor": 1e-300}),
+        json!(null),
+        json!(true),
+        json!(0),
+        json!(-1),
+        json!(1),
+        json!(7),
+        json!(u64::MAX),
+        json!(i64::MIN),
+        json!(1e308),
+        json!(0.3),
+        json!(""),
+        json!("x"),
+        json!([]),
+        json!([[]]),
+        json!({}),
+        json!([1e40]),
+        json!({"rope_type": 3}),
+        json!({"rope_theta": 1e300}),
+        json!({"rope_type": "linear", "factor": 1e-300}),
     ];
     for name in names.iter().map(String::as_str).chain(more) {
         for value in &values {
@@ -167,7 +184,8 @@ fn no_value_in_any_field_panics() {
 #[test]
 fn a_generation_config_gives_defaults_and_end_tokens() {
     let read = |json: Value| GenerationDefaults::from_json(Path::new("generation_config.json"), &json.to_string(), 320);
-    let defaults = read(json!({"eos_token_id": [2, 3], "temperature": 0.6, "top_k": 20, "top_p": 0.95, "do_sample": true}));
+    let defaults =
+        read(json!({"eos_token_id": [2, 3], "temperature": 0.6, "top_k": 20, "top_p": 0.95, "do_sample": true}));
     let defaults = defaults.unwrap();
     assert_eq!(defaults.eos_token_ids, [TokenId(2), TokenId(3)]);
     let params = defaults.sampling_params();

@@ -4,6 +4,7 @@ mod demo;
 mod vocab;
 
 use std::{
+    cell::RefCell,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -12,8 +13,11 @@ use candle_core::Device;
 
 use crate::{
     arch::{self, Model, ModelLoad, config::ModelConfig, generation_config::GenerationDefaults},
-    config::{DeviceKind, Dtype},
-    engine::{ModelInfo, ModelText},
+    config::{DeviceKind, EngineConfig, ModelArgs, ModelFacts},
+    engine::{
+        ExecutorFactory, ModelInfo, ModelText,
+        runner::{Runner, RunnerConfig},
+    },
     error::{Code, Error, Result},
     ids::TokenId,
     text::{ChatTemplate, Tokenizer, TokenizerConfig},
@@ -22,6 +26,7 @@ use crate::{
         file::read_small,
         files::{ModelDirectory, ModelFiles, model_files},
         gguf::{Gguf, GgufSource},
+        hub::{self, DownloadProgress, HubOptions},
         safetensors::SafetensorsSource,
     },
 };
@@ -29,23 +34,23 @@ use crate::{
 /// Most bytes of a config.json or generation_config.json.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
-/// Where a model comes from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum ModelSource {
-    /// The one inside the program.
-    #[default]
-    Demo,
-    /// A directory as the hub lays it out, or a GGUF file.
-    Path(PathBuf),
-}
-
-/// How a model is loaded.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct LoadOptions {
-    /// The numbers to compute with.
-    pub dtype: Dtype,
-    /// Where to compute.
-    pub device: DeviceKind,
+/// How far loading has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadProgress {
+    /// Files come from the hub.
+    Downloading {
+        /// Bytes that are here.
+        bytes: u64,
+        /// Of how many.
+        total_bytes: u64,
+    },
+    /// Tensors are packed.
+    Loading {
+        /// Tensors that are packed.
+        tensors: usize,
+        /// Of how many.
+        total: usize,
+    },
 }
 
 /// What an engine serves.
@@ -58,18 +63,75 @@ pub struct LoadedModel {
     pub text: ModelText,
 }
 
-/// Loads a model. `progress` is called after each tensor with how many are loaded, of how many in all.
+impl LoadedModel {
+    /// What the engine's limits depend on.
+    #[must_use]
+    pub fn facts(&self) -> ModelFacts {
+        ModelFacts {
+            max_position_embeddings: self.model.config().max_position_embeddings,
+            kv_bytes_per_token: self.model.info().kv_shape.bytes_per_token(),
+        }
+    }
+
+    /// Makes runners over this model: each with a KV cache and threads of its own, all with the same weights.
+    #[must_use]
+    pub fn executor_factory(&self, config: &EngineConfig, threads: Option<usize>) -> ExecutorFactory {
+        let model = self.model.clone();
+        let config = RunnerConfig {
+            num_blocks: config.num_blocks,
+            block_size: config.block_size,
+            num_threads: threads.unwrap_or(0),
+            eos_token_ids: self.info.eos_token_ids.clone(),
+        };
+        Arc::new(move || Ok(Box::new(Runner::new(model.clone(), &config)?)))
+    }
+}
+
+/// Loads the model that `args` names (a directory, a GGUF file, a name on the hub, or nothing for the one inside the
+/// program), to be served as `served_model_name` or by its own name.
 ///
 /// # Errors
-/// `FailedPrecondition` that names the file and the field or tensor at fault, or the device that is not there.
-pub fn load(source: &ModelSource, options: LoadOptions, progress: &dyn Fn(usize, usize)) -> Result<LoadedModel> {
-    let parts = match source {
-        ModelSource::Demo => demo::parts()?,
-        ModelSource::Path(path) => match model_files(path)? {
+/// `FailedPrecondition` that names the file and the field or tensor at fault, or the device that is not there; the
+/// hub's, where it has to be asked.
+pub fn load(
+    args: &ModelArgs,
+    served_model_name: Option<&str>,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<LoadedModel> {
+    let parts = match args.model.as_deref() {
+        None => demo::parts()?,
+        Some(model) => match model_files(&locate(args, model, progress)?)? {
             ModelFiles::Directory(files) => directory_parts(&files)?,
             ModelFiles::Gguf(path) => gguf_parts(&path)?,
         },
     };
+    let report = RefCell::new(progress);
+    let packed = |tensors: usize, total: usize| (report.borrow_mut())(LoadProgress::Loading { tensors, total });
+    let mut loaded = assemble(parts, args, &packed)?;
+    if let Some(name) = served_model_name {
+        name.clone_into(&mut loaded.info.name);
+    }
+    Ok(loaded)
+}
+
+/// The directory or file of a model: its path, or where the hub's files are kept once they are here.
+fn locate(args: &ModelArgs, model: &str, progress: &mut dyn FnMut(LoadProgress)) -> Result<PathBuf> {
+    let path = PathBuf::from(model);
+    if path.exists() || path.is_absolute() || model.starts_with('.') {
+        return Ok(path);
+    }
+    let options = HubOptions {
+        revision: args.revision.clone(),
+        cache_dir: args.download_dir.clone(),
+        offline: args.offline,
+        ..HubOptions::default()
+    };
+    hub::resolve(model, &options, &mut |DownloadProgress { bytes, total_bytes }| {
+        progress(LoadProgress::Downloading { bytes, total_bytes });
+    })
+}
+
+fn assemble(parts: Parts, options: &ModelArgs, progress: &dyn Fn(usize, usize)) -> Result<LoadedModel> {
     let Parts { name, path, config, weights, tokenizer, chat_template, generation } = parts;
     if let Some(tokenizer) = &tokenizer {
         tokenizer.ensure_fits(config.vocab_size)?;
@@ -138,7 +200,8 @@ fn directory_parts(files: &ModelDirectory) -> Result<Parts> {
 fn directory_template(files: &ModelDirectory, config: Option<&TokenizerConfig>) -> Option<ChatTemplate> {
     let template = match (&files.chat_template, config) {
         (Some(path), config) => {
-            let token = |token: fn(&TokenizerConfig) -> Option<&String>| config.and_then(token).map_or("", String::as_str);
+            let token =
+                |token: fn(&TokenizerConfig) -> Option<&String>| config.and_then(token).map_or("", String::as_str);
             ChatTemplate::from_file(path, token(|c| c.bos_token.as_ref()), token(|c| c.eos_token.as_ref()))
         }
         (None, Some(config)) if !config.chat_templates.is_empty() => ChatTemplate::from_tokenizer_config(config, None),
@@ -186,7 +249,9 @@ fn read_text(path: &Path) -> Result<String> {
 /// The device of that kind.
 fn device(kind: DeviceKind) -> Result<Device> {
     let missing = |feature: &str, error: candle_core::Error| {
-        let message = format!("--device {feature} cannot be used ({error}): build with `--features {feature}` on a machine that has one");
+        let message = format!(
+            "--device {feature} cannot be used ({error}): build with `--features {feature}` on a machine that has one"
+        );
         Error::new(Code::FailedPrecondition, message)
     };
     match kind {

@@ -121,8 +121,13 @@ impl Driver {
             attention.cu_blocks.push(attention.block_tables.len() as u32);
         }
         let observer = self.observer.as_deref();
-        let step =
-            StepContext { positions: &positions, slot_mapping: &slot_mapping, attention: &attention, kv: &self.kv, observer };
+        let step = StepContext {
+            positions: &positions,
+            slot_mapping: &slot_mapping,
+            attention: &attention,
+            kv: &self.kv,
+            observer,
+        };
         let logits = self.model.forward(&token_ids, &logit_rows, &step).expect("a step");
         let mut logits = logits.to_vec2::<f32>().expect("logits").into_iter();
         let rows = |ask: &Ask<'_>| if ask.all_logits { ask.tokens.len() } else { 1 };
@@ -142,7 +147,8 @@ impl Driver {
         let mut tokens = ids.to_vec();
         let mut out = Vec::new();
         while out.len() < count {
-            let logits = self.step(&mut [Ask { sequence: &mut sequence, tokens: &tokens, all_logits: false }]).remove(0);
+            let logits =
+                self.step(&mut [Ask { sequence: &mut sequence, tokens: &tokens, all_logits: false }]).remove(0);
             out.push(argmax(&logits[0]));
             tokens = vec![TokenId(out[out.len() - 1])];
         }

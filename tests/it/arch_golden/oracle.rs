@@ -15,7 +15,8 @@ fn candle_transformers_llama_gives_the_same_logits_on_the_same_weights() {
         let config = serde_json::from_str::<LlamaConfig>(&text).expect("candle reads config.json").into_config(false);
         let files = [directory.join("model.safetensors")];
         // SAFETY: nothing writes to the fixtures while tests run.
-        let weights = unsafe { VarBuilder::from_mmaped_safetensors(&files, DType::F32, &Device::Cpu) }.expect("weights");
+        let weights =
+            unsafe { VarBuilder::from_mmaped_safetensors(&files, DType::F32, &Device::Cpu) }.expect("weights");
         let oracle = Llama::load(weights, &config).expect("candle loads the model");
         let mut driver = Driver::new(load_model(name, Dtype::Float32));
         for prompt in golden(name).prompts {

@@ -1,0 +1,369 @@
+//! [`ChatTemplate`]: messages to the prompt that a model was trained on, by the Jinja template that it came with.
+//!
+//! The environment is the one of Hugging Face's `apply_chat_template`: blocks trimmed, loop controls, methods of Python
+//! strings and maps, `raise_exception`, `strftime_now`, `tojson` as Python writes JSON, `{% generation %}` ignored.
+
+use std::{error::Error as _, fmt, io, path::Path, time::SystemTime};
+
+use minijinja::{Environment, ErrorKind, Value, syntax::SyntaxConfig, value::Serde};
+use serde::Serialize;
+
+use crate::error::{Code, Error, Result};
+
+use super::{chat_template_json::tojson, tokenizer::read_bounded, tokenizer_config::TokenizerConfig};
+
+/// Most bytes of a template; the longest in use have a thirtieth of it.
+const MAX_SOURCE_BYTES: usize = 1 << 20;
+
+/// Most instructions of one rendering (well under a second): a hundred thousand messages of a usual template.
+const MAX_INSTRUCTIONS: u64 = 10_000_000;
+
+/// How deep macros and blocks may nest; templates that walk a JSON schema stay below a quarter of it, and the stack of
+/// a blocking thread holds several times as much.
+const MAX_DEPTH: usize = 200;
+
+/// Most bytes of a rendered prompt.
+const MAX_PROMPT_BYTES: usize = 32 << 20;
+
+/// The only template of the environment.
+const NAME: &str = "chat_template";
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Instructions to the model.
+    System,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+    /// The answer of a tool that the model called.
+    Tool,
+}
+
+impl Role {
+    /// The name that templates know the role by.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+            Self::Tool => "tool",
+        }
+    }
+}
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ChatMessage {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+}
+
+impl ChatMessage {
+    /// A message of `role` that says `content`.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self { role, content: content.into() }
+    }
+}
+
+/// What a rendering depends on besides the messages.
+#[derive(Clone, Debug)]
+pub struct RenderOptions {
+    /// End with the start of an answer (`<|im_start|>assistant\n`), so that the model answers. True by default.
+    pub add_generation_prompt: bool,
+    /// What `strftime_now` calls now, in UTC.
+    pub now: SystemTime,
+    /// Further variables for the template (`enable_thinking`, `tools`); they win over ours.
+    pub variables: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Default for RenderOptions {
+    fn default() -> Self {
+        Self { add_generation_prompt: true, now: SystemTime::now(), variables: serde_json::Map::new() }
+    }
+}
+
+/// A compiled chat template with the model's begin and end tokens.
+///
+/// A template is part of the model, like its weights; requests cannot bring their own. Still none can hang the server:
+/// instructions, depth and output are bounded. What minijinja cannot bound is a template that doubles one string over
+/// and over in memory.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos: String,
+    eos: String,
+}
+
+impl fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChatTemplate").field("bos", &self.bos).field("eos", &self.eos).finish_non_exhaustive()
+    }
+}
+
+/// What a template raised, on its way through minijinja's errors.
+#[derive(Debug)]
+struct Raised(String);
+
+impl fmt::Display for Raised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Raised {}
+
+impl ChatTemplate {
+    /// Compiles a template. `bos` and `eos` are the texts of the model's begin and end tokens, empty where it has none.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` that names the line where the template is not valid.
+    pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self> {
+        if source.len() > MAX_SOURCE_BYTES {
+            let why = format!("has {} bytes, at most {MAX_SOURCE_BYTES} are allowed", source.len());
+            return Err(Error::bad_file(NAME, "source", why));
+        }
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(broken)?);
+        environment.set_fuel(Some(MAX_INSTRUCTIONS));
+        environment.set_recursion_limit(MAX_DEPTH);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_filter("tojson", tojson);
+        environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+            let error = minijinja::Error::new(ErrorKind::InvalidOperation, message.clone());
+            Err(error.with_source(Raised(message)))
+        });
+        environment.add_template_owned(NAME, without_generation_tags(source)).map_err(broken)?;
+        Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
+    }
+
+    /// The template of that name in a `tokenizer_config.json`; `default` unless `name` says otherwise, or the only one.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` where there is none, or it is not valid.
+    pub fn from_tokenizer_config(config: &TokenizerConfig, name: Option<&str>) -> Result<Self> {
+        let wanted = name.unwrap_or("default");
+        let templates = &config.chat_templates;
+        let only = if name.is_none() && templates.len() == 1 { templates.first() } else { None };
+        let Some((_, source)) = templates.iter().find(|(name, _)| name == wanted).or(only) else {
+            if templates.is_empty() {
+                return Err(Self::missing(&config.path));
+            }
+            let names: Vec<&str> = templates.iter().map(|(name, _)| name.as_str()).collect();
+            let why = format!("has no template called {wanted:?}; it has {}", names.join(", "));
+            return Err(Error::bad_file(&config.path, "chat_template", why));
+        };
+        let token = |token: &Option<String>| token.clone().unwrap_or_default();
+        Self::new(source, &token(&config.bos_token), &token(&config.eos_token))
+            .map_err(|e| e.context(config.path.display()))
+    }
+
+    /// The template in a file of its own (`chat_template.jinja`).
+    ///
+    /// # Errors
+    /// `FailedPrecondition` that names the file where it cannot be read or is not valid.
+    pub fn from_file(path: &Path, bos: &str, eos: &str) -> Result<Self> {
+        let bytes = read_bounded(path, MAX_SOURCE_BYTES as u64)?;
+        let source = String::from_utf8(bytes).map_err(|error| Error::bad_file(path, "file", error))?;
+        Self::new(&source, bos, eos).map_err(|error| error.context(path.display()))
+    }
+
+    /// The error for a chat with a model that has no template: what to do about it.
+    #[must_use]
+    pub fn missing(model: &Path) -> Error {
+        let message = format!(
+            "{}: the model has no chat template: put a chat_template.jinja beside it, or send a prompt instead of messages",
+            model.display()
+        );
+        Error::new(Code::FailedPrecondition, message)
+    }
+
+    /// The prompt for these messages. Tokenize it without adding special tokens: the template wrote them.
+    ///
+    /// # Errors
+    /// `InvalidArgument` with the template's own words where it refuses the messages; `FailedPrecondition` where the
+    /// template itself fails, or works for too long.
+    pub fn render(&self, messages: &[ChatMessage], options: &RenderOptions) -> Result<String> {
+        self.render_value(Value::from(Serde(messages)), options)
+    }
+
+    /// As [`render`](Self::render), for messages of any shape.
+    fn render_value(&self, messages: Value, options: &RenderOptions) -> Result<String> {
+        let now = options.now;
+        let mut context: Vec<(&str, Value)> = vec![
+            ("messages", messages),
+            ("add_generation_prompt", options.add_generation_prompt.into()),
+            ("bos_token", self.bos.as_str().into()),
+            ("eos_token", self.eos.as_str().into()),
+            ("strftime_now", Value::from_function(move |format: &str| strftime(now, format))),
+        ];
+        context.extend(options.variables.iter().map(|(name, value)| (name.as_str(), Value::from(Serde(value)))));
+        let template = self.environment.get_template(NAME).map_err(broken)?;
+        let mut prompt = Bounded(Vec::new());
+        template.render_captured_to(Value::from_pairs(context), &mut prompt).map_err(|error| refused(&error))?;
+        String::from_utf8(prompt.0).map_err(|error| Error::internal(error.to_string()))
+    }
+}
+
+/// Output that refuses to grow without end.
+struct Bounded(Vec<u8>);
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_PROMPT_BYTES {
+            return Err(io::Error::other(format!("the prompt would have more than {MAX_PROMPT_BYTES} bytes")));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A template that does not compile.
+fn broken(error: minijinja::Error) -> Error {
+    Error::bad_file(NAME, "source", format!("is not valid: {}", explain(&error)))
+}
+
+/// A template that did not finish: by its own decision, or by mistake.
+fn refused(error: &minijinja::Error) -> Error {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(inner) = cause {
+        if let Some(Raised(message)) = inner.downcast_ref() {
+            return Error::invalid("messages", message.clone());
+        }
+        cause = inner.source();
+    }
+    let why = match error.kind() {
+        ErrorKind::OutOfFuel => format!("took more than {MAX_INSTRUCTIONS} steps"),
+        _ => format!("failed: {}", explain(error)),
+    };
+    Error::bad_file(NAME, "source", why)
+}
+
+/// minijinja's error with its causes, on one line.
+fn explain(error: &minijinja::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text += &format!(": {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+/// The date or time as Python's `strftime` writes it.
+fn strftime(now: SystemTime, format: &str) -> Result<String, minijinja::Error> {
+    let wrong =
+        |error: jiff::Error| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}"));
+    let now = jiff::Timestamp::try_from(now).map_err(wrong)?.to_zoned(jiff::tz::TimeZone::UTC);
+    jiff::fmt::strtime::format(format, &now).map_err(wrong)
+}
+
+/// Hugging Face marks the answers with `{% generation %}…{% endgeneration %}`, which matters in training only; a block
+/// that always holds takes its place.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
+        let (tag, after) = tag.split_at(end);
+        out.push_str(before);
+        let word = tag.trim_start_matches("{%").trim_end_matches("%}").trim_matches(['-', '+']).trim();
+        match word {
+            "generation" => out.push_str(&tag.replace(word, "if true")),
+            "endgeneration" => out.push_str(&tag.replace(word, "endif")),
+            _ => out.push_str(tag),
+        }
+        rest = after;
+    }
+    out + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn render(source: &str, messages: &[(Role, &str)]) -> Result<String> {
+        let messages: Vec<_> = messages.iter().map(|&(role, content)| ChatMessage::new(role, content)).collect();
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_785_000_000);
+        ChatTemplate::new(source, "<s>", "</s>")?.render(&messages, &RenderOptions { now, ..RenderOptions::default() })
+    }
+
+    #[test]
+    fn a_template_sees_messages_tokens_and_the_day() {
+        let source = "{{ bos_token }}{% for m in messages %}\n  {% if m.role == 'tool' %}{% continue %}{% endif %}\n[{{ m['role'] }}] {{ m.content.strip() }}\n{% endfor %}\n{% if add_generation_prompt %}{{ strftime_now('%d %b %Y') }}>{% endif %}";
+        let text = render(source, &[(Role::System, " be\n"), (Role::Tool, "x"), (Role::User, "hi")]).unwrap();
+        assert_eq!(text, "<s>[system] be\n[user] hi\n25 Jul 2026>");
+    }
+
+    #[test]
+    fn what_a_template_raises_is_the_callers_to_mend() {
+        let error = render("{% macro no() %}{{ raise_exception('Only user roles!') }}{% endmacro %}{{ no() }}", &[])
+            .unwrap_err();
+        assert_eq!((error.code, error.message.as_str()), (Code::InvalidArgument, "messages: Only user roles!"));
+    }
+
+    #[test]
+    fn a_template_that_fails_names_its_line() {
+        let error = render("\n{{ messages[0].content.nothing() }}", &[(Role::User, "hi")]).unwrap_err();
+        assert_eq!(error.code, Code::FailedPrecondition);
+        assert!(error.message.contains("chat_template:2"), "{error}");
+        let error = render("\n{% if %}", &[]).unwrap_err();
+        assert!(error.message.contains("is not valid") && error.message.contains("chat_template:2"), "{error}");
+    }
+
+    #[test]
+    fn generation_tags_change_nothing() {
+        let source = "a {%- generation -%} b{% set x = 1 %} {% endgeneration %}\n{%+ if true %}c{% endif %}";
+        assert_eq!(render(source, &[]).unwrap(), "ab c");
+    }
+
+    #[test]
+    fn a_hostile_template_ends_with_an_error() {
+        let hostile = [
+            "{% for a in range(100000) %}{% for b in range(100000) %}{{ a }}{% endfor %}{% endfor %}",
+            "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+            "{{ 'x' * 90000000 }}",
+            "{{ 'x' * 9000000000000 }}",
+            "{% include 'chat_template' %}",
+            "{{ range(10000000000) | list }}",
+            "{{ [] | tojson(indent=100000000) }}",
+        ];
+        for source in hostile {
+            let error = render(source, &[]).unwrap_err();
+            assert_eq!(error.code, Code::FailedPrecondition, "{source}: {error}");
+        }
+        for nested in ["(", "[", "{% if 1 %}", "{{ x", "{%"] {
+            let error = ChatTemplate::new(&nested.repeat(50_000), "", "").err();
+            assert!(error.is_none_or(|error| error.code == Code::FailedPrecondition), "{nested}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_gives_its_named_template_or_says_which_it_has() {
+        let config = |json: &str| TokenizerConfig::from_json_bytes(Path::new("c.json"), json.as_bytes()).unwrap();
+        let two = config(
+            r#"{"eos_token": "E", "chat_template": [{"name": "default", "template": "a{{ eos_token }}"}, {"name": "rag", "template": "b"}]}"#,
+        );
+        let text = |name| {
+            ChatTemplate::from_tokenizer_config(&two, name).unwrap().render(&[], &RenderOptions::default()).unwrap()
+        };
+        assert_eq!([text(None), text(Some("rag"))], ["aE", "b"]);
+        let error = ChatTemplate::from_tokenizer_config(&two, Some("x")).unwrap_err();
+        assert_eq!(error.message, r#"c.json: chat_template: has no template called "x"; it has default, rag"#);
+        let error = ChatTemplate::from_tokenizer_config(&config("{}"), None).unwrap_err();
+        assert_eq!(error.code, Code::FailedPrecondition);
+        assert!(error.message.contains("put a chat_template.jinja beside it"), "{error}");
+    }
+}

@@ -1,0 +1,110 @@
+//! `tokenizer_config.json`: what Hugging Face keeps beside a tokenizer: special tokens by name, chat templates.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+
+use super::tokenizer::read_bounded;
+
+/// Most bytes of the file; templates are its largest part.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+
+/// What we read of a `tokenizer_config.json`.
+#[derive(Clone, Debug, Default)]
+pub struct TokenizerConfig {
+    /// The file, for messages.
+    pub path: PathBuf,
+    /// `bos_token`.
+    pub bos_token: Option<String>,
+    /// `eos_token`.
+    pub eos_token: Option<String>,
+    /// `chat_template`: name and source of each; a single one is called `default`.
+    pub chat_templates: Vec<(String, String)>,
+}
+
+#[derive(Deserialize)]
+struct File {
+    bos_token: Option<Token>,
+    eos_token: Option<Token>,
+    chat_template: Option<Templates>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Token {
+    Text(String),
+    Added { content: String },
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Templates {
+    One(String),
+    Named(Vec<Named>),
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
+    template: String,
+}
+
+impl TokenizerConfig {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` that names the file where it cannot be read or is not what Hugging Face writes.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        Self::from_json_bytes(path, &read_bounded(path, MAX_FILE_BYTES)?)
+    }
+
+    /// Takes the text of the file. `path` is for messages only.
+    ///
+    /// # Errors
+    /// As [`TokenizerConfig::from_file`].
+    pub fn from_json_bytes(path: &Path, json: &[u8]) -> Result<Self> {
+        let file: File = serde_json::from_slice(json).map_err(|error| Error::bad_file(path, "file", error))?;
+        let text = |token| match token {
+            Token::Text(text) | Token::Added { content: text } => text,
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            bos_token: file.bos_token.map(text),
+            eos_token: file.eos_token.map(text),
+            chat_templates: match file.chat_template {
+                None => Vec::new(),
+                Some(Templates::One(template)) => vec![("default".to_owned(), template)],
+                Some(Templates::Named(list)) => list.into_iter().map(|t| (t.name, t.template)).collect(),
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Result<TokenizerConfig> {
+        TokenizerConfig::from_json_bytes(Path::new("tokenizer_config.json"), json.as_bytes())
+    }
+
+    #[test]
+    fn tokens_and_templates_are_read_in_both_spellings() {
+        let config =
+            read(r#"{"bos_token": null, "eos_token": {"content": "</s>", "lstrip": false}, "chat_template": "x"}"#)
+                .unwrap();
+        assert_eq!((config.bos_token, config.eos_token.as_deref()), (None, Some("</s>")));
+        assert_eq!(config.chat_templates, [("default".to_owned(), "x".to_owned())]);
+        let config = read(r#"{"bos_token": "<s>", "chat_template": [{"name": "tool_use", "template": "y"}]}"#).unwrap();
+        assert_eq!(config.bos_token.as_deref(), Some("<s>"));
+        assert_eq!(config.chat_templates, [("tool_use".to_owned(), "y".to_owned())]);
+    }
+
+    #[test]
+    fn a_broken_file_is_named() {
+        let error = read(r#"{"bos_token": 3}"#).unwrap_err();
+        assert!(error.message.starts_with("tokenizer_config.json: file:"), "{error}");
+    }
+}
