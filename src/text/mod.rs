@@ -10,10 +10,10 @@
 
 mod added_tokens;
 mod chat_template;
+mod chat_template_json;
 mod detokenizer;
 mod sentencepiece;
 mod stop;
-mod chat_template_json;
 mod token_table;
 mod tokenizer;
 mod tokenizer_config;

@@ -3,3 +3,4 @@
 mod hostile_files;
 mod hub;
 mod model_files;
+mod text_vectors;

@@ -5,6 +5,7 @@ mod gguf;
 mod gguf_file;
 mod mutations;
 mod safetensors;
+mod tokenizer;
 
 use std::path::Path;
 

@@ -118,7 +118,7 @@ impl Mutator {
 }
 
 /// Mutates `original`, reads each mutation, and counts those that were read and those that were refused.
-fn survive(name: &str, original: &[u8], read: impl Fn(Vec<u8>) -> Result<()>) -> (u64, u64) {
+pub(super) fn survive(name: &str, original: &[u8], read: impl Fn(Vec<u8>) -> Result<()>) -> (u64, u64) {
     read(original.to_vec()).expect("the file that is mutated is good");
     let (mut good, mut refused) = (0, 0);
     for seed in 0..MUTATIONS {
@@ -139,7 +139,7 @@ fn survive(name: &str, original: &[u8], read: impl Fn(Vec<u8>) -> Result<()>) ->
 }
 
 /// Asserts that the mutations tried both what is read and what is refused.
-fn assert_both((good, refused): (u64, u64)) {
+pub(super) fn assert_both((good, refused): (u64, u64)) {
     assert!(good >= MUTATIONS / 100, "{good} of {MUTATIONS} were read: the mutations are too coarse");
     assert!(refused >= MUTATIONS / 10, "{refused} of {MUTATIONS} were refused: the mutations are too fine");
 }
