@@ -134,6 +134,13 @@ impl ChatTemplate {
         environment.set_recursion_limit(MAX_DEPTH);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", tojson);
+        // Jinja's undefined value has no entries; minijinja's has no length at all.
+        for name in ["length", "count"] {
+            environment.add_filter(name, |value: &Value| match value.is_undefined() {
+                true => Ok(0),
+                false => minijinja::filters::length(value),
+            });
+        }
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             let error = minijinja::Error::new(ErrorKind::InvalidOperation, message.clone());
             Err(error.with_source(Raised(message)))
@@ -189,14 +196,18 @@ impl ChatTemplate {
     /// `InvalidArgument` with the template's own words where it refuses the messages; `FailedPrecondition` where the
     /// template itself fails, or works for too long.
     pub fn render(&self, messages: &[ChatMessage], options: &RenderOptions) -> Result<String> {
-        self.render_value(Value::from(Serde(messages)), options)
+        self.render_messages(messages, options)
     }
 
-    /// As [`render`](Self::render), for messages of any shape.
-    fn render_value(&self, messages: Value, options: &RenderOptions) -> Result<String> {
+    /// As [`render`](Self::render), for messages of any shape that the template may know: other roles, content in
+    /// parts, tool calls. `messages` serializes as a list of maps.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render).
+    pub fn render_messages(&self, messages: impl Serialize, options: &RenderOptions) -> Result<String> {
         let now = options.now;
         let mut context: Vec<(&str, Value)> = vec![
-            ("messages", messages),
+            ("messages", Value::from(Serde(messages))),
             ("add_generation_prompt", options.add_generation_prompt.into()),
             ("bos_token", self.bos.as_str().into()),
             ("eos_token", self.eos.as_str().into()),

@@ -32,6 +32,9 @@ pub(super) struct Sentencepiece {
     longest_bytes: usize,
     /// Puts a space before each fragment.
     add_space_prefix: bool,
+    /// No piece goes on with a space after another character, so no merge crosses the start of a word, and words can
+    /// be encoded one by one: the same ids from a small queue.
+    by_word: bool,
 }
 
 /// A stretch of the text that is one piece so far; a linked list, so that a merge is `O(1)`.
@@ -43,6 +46,9 @@ struct Symbol {
     previous: usize,
     next: usize,
 }
+
+/// How pieces write a space.
+const SPACE: char = '\u{2581}';
 
 /// No neighbour.
 const NONE: usize = usize::MAX;
@@ -105,6 +111,7 @@ impl Sentencepiece {
             scores: vocab.scores.clone(),
             bytes: bytes.into_iter().flatten().collect(),
             add_space_prefix: vocab.add_space_prefix.unwrap_or(true),
+            by_word: vocab.tokens.iter().all(|token| word_end(token) == token.len()),
         })
     }
 
@@ -120,14 +127,19 @@ impl Sentencepiece {
 
     /// Appends the ids of a stretch of text that holds no added token.
     pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) {
-        let prefix = if self.add_space_prefix { "\u{2581}" } else { "" };
-        let text = format!("{prefix}{}", text.replace(' ', "\u{2581}"));
-        for symbol in self.merge(&text) {
-            let piece = &text[symbol.start..symbol.start + symbol.len];
-            match self.ids.get(piece) {
-                Some(&id) => ids.push(id),
-                None => ids.extend(piece.bytes().map(|byte| self.bytes[byte as usize])),
+        let prefix = if self.add_space_prefix { SPACE.to_string() } else { String::new() };
+        let text = prefix + &text.replace(' ', &SPACE.to_string());
+        let mut rest = text.as_str();
+        while !rest.is_empty() {
+            let (word, after) = rest.split_at(if self.by_word { word_end(rest) } else { rest.len() });
+            for symbol in self.merge(word) {
+                let piece = &word[symbol.start..symbol.start + symbol.len];
+                match self.ids.get(piece) {
+                    Some(&id) => ids.push(id),
+                    None => ids.extend(piece.bytes().map(|byte| self.bytes[byte as usize])),
+                }
             }
+            rest = after;
         }
     }
 
@@ -179,6 +191,12 @@ impl Sentencepiece {
             queue.push(Bigram { score: self.scores[id as usize], left, right, len });
         }
     }
+}
+
+/// Where the first word of a text ends: before the first `▁` that follows another character.
+fn word_end(text: &str) -> usize {
+    let first = text.len() - text.trim_start_matches(SPACE).len();
+    text[first..].find(SPACE).map_or(text.len(), |at| first + at)
 }
 
 #[cfg(test)]
@@ -236,18 +254,27 @@ mod tests {
     fn the_queue_merges_as_the_definition_does() {
         use rand::{RngExt, SeedableRng};
         let mut rng = rand::rngs::SmallRng::seed_from_u64(1);
-        for _ in 0..300 {
+        let mut by_word = 0;
+        for n in 0..2000 {
             let mut pieces: Vec<(String, f32)> = ["?", "a", "b", "c"].map(|p| (p.to_owned(), 0.)).to_vec();
+            // Every other vocabulary has spaces inside its pieces too.
+            let letters = 3 + n % 2;
             for _ in 0..rng.random_range(0..20) {
-                let piece = (0..rng.random_range(2..6)).map(|_| ['a', 'b', 'c'][rng.random_range(0..3)]).collect();
-                pieces.push((piece, rng.random_range(-4..0) as f32));
+                let word: String =
+                    (0..rng.random_range(1..6)).map(|_| ['a', 'b', 'c', SPACE][rng.random_range(0..letters)]).collect();
+                pieces.push((
+                    ["", "\u{2581}"][rng.random_range(0..2)].to_owned() + &word,
+                    rng.random_range(-4..0) as f32,
+                ));
             }
             let pieces: Vec<(&str, f32)> = pieces.iter().map(|(p, s)| (p.as_str(), *s)).collect();
             let model = vocabulary(&pieces, Some(0));
+            by_word += usize::from(model.by_word);
             let text: String =
-                (0..rng.random_range(0..40)).map(|_| ['a', 'b', 'c', 'é'][rng.random_range(0..4)]).collect();
+                (0..rng.random_range(0..40)).map(|_| ['a', 'b', 'c', 'é', ' '][rng.random_range(0..5)]).collect();
             assert_eq!(encode(&model, &text), encode_naively(&model, &text), "{text} with {pieces:?}");
         }
+        assert!((1000..1900).contains(&by_word), "{by_word} of 2000 were encoded word by word");
     }
 
     #[test]

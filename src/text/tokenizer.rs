@@ -79,7 +79,7 @@ impl Tokenizer {
     /// # Errors
     /// `FailedPrecondition` that names the file and the field where it cannot be used.
     pub fn from_json_bytes(path: &Path, json: &[u8]) -> Result<Self> {
-        guarded(path, || tokenizer_file::load(path, json))
+        guarded(path, "file", || tokenizer_file::load(path, json))
     }
 
     /// Builds the tokenizer of a GGUF file: byte-level BPE (`gpt2`) or sentencepiece (`llama`).
@@ -87,7 +87,7 @@ impl Tokenizer {
     /// # Errors
     /// `FailedPrecondition` that names the file and the metadata key where it cannot be used.
     pub fn from_gguf(vocab: GgufVocab) -> Result<Self> {
-        guarded(&vocab.path.clone(), || tokenizer_gguf::load(vocab))
+        guarded(&vocab.path.clone(), "tokenizer.ggml", || tokenizer_gguf::load(vocab))
     }
 
     /// The same tokenizer with the begin and end tokens that a `tokenizer_config.json` names.
@@ -134,8 +134,8 @@ impl Tokenizer {
     /// `add_special_tokens` the text is framed as the model was trained (usually a begin token first); leave that off
     /// for text that came out of a chat template, which writes the frame itself.
     ///
-    /// This takes about a microsecond for four bytes and some forty bytes of memory a byte while it runs: on an
-    /// asynchronous worker, texts of more than a few kilobytes belong on a blocking thread.
+    /// The cost grows with the text, in the order of a millisecond for a few thousand bytes: on an asynchronous worker,
+    /// longer texts belong on a blocking thread.
     ///
     /// # Errors
     /// `InvalidArgument` for a text longer than [`MAX_TEXT_BYTES`]; `Internal` where the vocabulary cannot spell the
@@ -148,7 +148,7 @@ impl Tokenizer {
             ));
         }
         let ids = match &self.encoder {
-            Encoder::Pipeline(pipeline) => guarded(&self.path, || {
+            Encoder::Pipeline(pipeline) => guarded(&self.path, "file", || {
                 let encoding = pipeline.encode_fast(text, add_special_tokens);
                 encoding.map(|e| e.get_ids().to_vec()).map_err(|e| self.cannot_encode(&e.to_string()))
             })?,
@@ -252,8 +252,12 @@ pub(super) fn read_bounded(path: &Path, limit_bytes: u64) -> Result<Vec<u8>> {
 
 /// Runs what a file drives inside the `tokenizers` crate. We check all that we know of before, but that crate has
 /// `expect`s on data of its own; the last resort is to turn a panic into an error.
-fn guarded<T>(path: &Path, run: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn guarded<T>(path: &Path, field: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
-        Err(Error::bad_file(path, "file", "drives the tokenizers crate into a panic: the file is broken"))
+        Err(Error::bad_file(
+            path,
+            field,
+            "makes the tokenizers crate panic (its message is in the log): the file is broken",
+        ))
     })
 }

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 
 use super::{
     token_table::{MAX_VOCAB, TokenTable, byte_level_bytes, byte_of_token, sentencepiece_bytes},
-    tokenizer::{Encoder, Tokenizer},
+    tokenizer::{Encoder, Tokenizer, guarded},
 };
 
 /// Most bytes a `tokenizer.json` may have; the largest in use have a quarter of it.
@@ -142,7 +142,7 @@ pub(super) fn load(path: &Path, json: &[u8]) -> Result<Tokenizer> {
     if json.len() as u64 > MAX_FILE_BYTES {
         return Err(bad("file", format!("has {} bytes, at most {MAX_FILE_BYTES} are allowed", json.len())));
     }
-    let mut file: File = serde_json::from_slice(json).map_err(|error| bad("file", error.to_string()))?;
+    let mut file: File = serde_json::from_slice(json).map_err(|error| bad(&field_at_fault(json), error.to_string()))?;
     let spelling = Spelling::of(path, file.decoder.as_ref(), file.pre_tokenizer.as_ref())?;
     check_parts(path, &file)?;
 
@@ -198,6 +198,26 @@ pub(super) fn load(path: &Path, json: &[u8]) -> Result<Tokenizer> {
         .encode("Hello world, 12 times:\n\tcafé 漢字 🦙", true)
         .map_err(|error| bad("file", format!("cannot encode a plain sentence: {error}")))?;
     Ok(tokenizer)
+}
+
+/// Which field of a file that serde refused is to blame; for the message only.
+fn field_at_fault(json: &[u8]) -> String {
+    fn reads<'v, T: Deserialize<'v>>(value: &'v Value) -> bool {
+        T::deserialize(value).is_ok()
+    }
+    fn first_bad<'v, T: Deserialize<'v>>(value: &'v Value, field: &str) -> Option<String> {
+        match value.as_array() {
+            Some(list) => list.iter().position(|entry| !reads::<T>(entry)).map(|n| format!("{field}[{n}]")),
+            None => (!value.is_null()).then(|| field.to_owned()),
+        }
+    }
+    let Ok(file) = serde_json::from_slice::<Value>(json) else { return "file".to_owned() };
+    let model = &file["model"];
+    first_bad::<Added>(&file["added_tokens"], "added_tokens")
+        .or_else(|| (!model.is_object()).then(|| "model".to_owned()))
+        .or_else(|| first_bad::<Merge>(&model["merges"], "model.merges"))
+        .or_else(|| (!reads::<Vocabulary>(&model["vocab"])).then(|| "model.vocab".to_owned()))
+        .unwrap_or_else(|| "model".to_owned())
 }
 
 /// Checks the ids of vocabulary and added tokens, and moves added tokens that the model lacks into it, which is how
@@ -317,7 +337,21 @@ fn check_merge(vocab: &HashMap<String, u32>, prefix: &str, Merge(left, right): &
 /// One part of the pipeline.
 fn part<T: serde::de::DeserializeOwned>(path: &Path, field: &str, value: Option<Value>) -> Result<Option<T>> {
     let read = |value| serde_json::from_value(value).map_err(|error| Error::bad_file(path, field, error));
-    value.map(read).transpose()
+    guarded(path, field, || value.map(read).transpose())
+}
+
+/// What the crate takes on trust: that a template for one text uses that text and special tokens that it has.
+fn check_template(template: &Value) -> Result<(), String> {
+    for piece in template["single"].as_array().into_iter().flatten() {
+        let (token, sequence) = (&piece["SpecialToken"]["id"], &piece["Sequence"]["id"]);
+        if let Some(token) = token.as_str().filter(|&token| template["special_tokens"].get(token).is_none()) {
+            return Err(format!("its single template names {token:?}, which its special_tokens do not have"));
+        }
+        if sequence.as_str().is_some_and(|sequence| sequence != "A") {
+            return Err(format!("its single template names sequence {sequence}, but there is only \"A\""));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses in the pipeline's parts what would make the crate panic or work without bound.
@@ -329,10 +363,12 @@ fn check_parts(path: &Path, file: &File) -> Result<()> {
             }
             Value::Array(list) => list.iter().try_for_each(|entry| check(entry, key)),
             Value::Object(map) => {
-                if map.get("type").and_then(Value::as_str) == Some("FixedLength")
-                    && map.get("length") == Some(&0.into())
-                {
-                    return Err("FixedLength cannot have length 0".to_owned());
+                match map.get("type").and_then(Value::as_str) {
+                    Some("FixedLength") if map.get("length") == Some(&0.into()) => {
+                        return Err("FixedLength cannot have length 0".to_owned());
+                    }
+                    Some("TemplateProcessing") => check_template(value)?,
+                    _ => {}
                 }
                 map.iter().try_for_each(|(key, entry)| check(entry, key))
             }

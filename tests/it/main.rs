@@ -8,3 +8,4 @@ mod house;
 mod hub;
 mod model_config;
 mod model_files;
+mod text_vectors;

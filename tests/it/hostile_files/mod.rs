@@ -6,6 +6,7 @@ mod gguf_file;
 mod mutations;
 mod mutator;
 mod safetensors;
+mod tokenizer;
 
 use std::path::Path;
 
