@@ -4,7 +4,8 @@ use std::{cell::Cell, path::Path, sync::Arc};
 
 use candlewick::{
     arch::{config::ModelConfig, generation_config::GenerationDefaults, shapes::tensor_shapes},
-    engine::load::{LoadOptions, ModelSource, load},
+    config::ModelArgs,
+    engine::load::load,
     error::{Error, Result},
     ids::TokenId,
     text::Tokenizer,
@@ -86,7 +87,8 @@ impl EveryTenth {
 
 /// Loads what lies at a path the way the server does, to the model that could run.
 fn load_model(path: &Path) -> Result<()> {
-    load(&ModelSource::Path(path.to_owned()), LoadOptions::default(), &|_, _| {}).map(drop)
+    let model = path.to_str().map(str::to_owned);
+    load(&ModelArgs { model, ..ModelArgs::default() }, None, &mut |_| {}).map(drop)
 }
 
 fn write(path: &Path, bytes: &[u8]) {
