@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{
     assert_names, capped,
-    mutations::{assert_both, survive},
+    mutator::survive,
     named,
 };
 
@@ -140,19 +140,6 @@ fn what_would_only_cost_is_left_out() {
     }
 }
 
-#[test]
-fn mutated_tokenizers_are_read_or_refused() {
-    let counts = survive(FILE, good().to_string().as_bytes(), |json| {
-        let tokenizer = Tokenizer::from_json_bytes(named(FILE), &json)?;
-        // What the file makes of a text is its own affair; that it may fail, and not panic, is ours.
-        if let Ok(ids) = tokenizer.encode("<s> ab aba\t<|x|> 12345 é漢🦙\0  ", true) {
-            std::hint::black_box(tokenizer.decode(&ids, false));
-        }
-        Ok(())
-    });
-    assert_both(counts);
-}
-
 /// A small vocabulary of each kind.
 fn vocabulary(model: &str) -> GgufVocab {
     let mut vocab = GgufVocab { path: "tiny.gguf".into(), model: model.into(), ..GgufVocab::default() };
@@ -264,7 +251,7 @@ fn a_text_beyond_the_limit_is_refused() {
 fn mutated_templates_are_rendered_or_refused() {
     let source = "{{ bos_token }}{% set ns = namespace(n=0) %}{% for m in messages %}{% if loop.index > 3 %}{% break %}{% endif %}{% set ns.n = ns.n + 1 %}{% macro f(x, n=2) %}{{ x | upper }}{{ n * 3 }}{% endmacro %}{{ f(m.role) ~ m['content'].split(' ')[0:2] | join('+') | trim }}{{ m | tojson(indent=2) }}{% endfor %}{% for i in range(5) %}{{ i // 2 % 3 - 1 ** 2 }}{% endfor %}{{ strftime_now('%Y') if ns.n is defined and not (ns.n == 9) else raise_exception('no') }}";
     let messages = [ChatMessage::new(Role::User, "hello you there"), ChatMessage::new(Role::Assistant, "é")];
-    let counts = survive("chat_template", source.as_bytes(), |bytes| {
+    survive("chat_template", source.as_bytes(), source.len(), |bytes| {
         let source = String::from_utf8_lossy(&bytes);
         let template = ChatTemplate::new(&source, "<s>", "</s>")?;
         match template.render(&messages, &RenderOptions::default()) {
@@ -272,5 +259,4 @@ fn mutated_templates_are_rendered_or_refused() {
             _ => Ok(()),
         }
     });
-    assert_both(counts);
 }
