@@ -6,4 +6,5 @@ mod grpc;
 mod hostile_files;
 mod house;
 mod hub;
+mod model_config;
 mod model_files;
