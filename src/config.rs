@@ -191,19 +191,8 @@ pub struct LogArgs {
 pub struct ModelFacts {
     /// Positions the model can tell apart.
     pub max_position_embeddings: usize,
-    /// Bytes that one token's keys and values take, all layers together ([`kv_bytes_per_token`]).
+    /// Bytes that one token's keys and values take, all layers together.
     pub kv_bytes_per_token: usize,
-}
-
-/// Bytes that one token's keys and values take: `2 · layers · heads · size of a head · bytes of a number`, saturating.
-#[must_use]
-pub fn kv_bytes_per_token(
-    num_hidden_layers: usize,
-    num_key_value_heads: usize,
-    head_dim: usize,
-    element_bytes: usize,
-) -> usize {
-    [num_hidden_layers, num_key_value_heads, head_dim, element_bytes].into_iter().fold(2, usize::saturating_mul)
 }
 
 /// What [`resolve`] must know of the machine.
@@ -442,13 +431,9 @@ mod tests {
 
     #[test]
     fn absurd_models_overflow_nothing() {
-        let facts = ModelFacts {
-            max_position_embeddings: usize::MAX,
-            kv_bytes_per_token: kv_bytes_per_token(usize::MAX, 8, 128, 2),
-        };
+        let facts = ModelFacts { max_position_embeddings: usize::MAX, kv_bytes_per_token: usize::MAX };
         let error = resolve(&parse("").unwrap().engine, &facts, &MACHINE).unwrap_err();
         assert_eq!(error.violations[0].field, "--kv-cache-memory-bytes");
-        assert_eq!(kv_bytes_per_token(28, 8, 128, 2), 114_688);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod arch_golden;
 mod engine;
+mod grpc;
 mod hostile_files;
 mod house;
 mod hub;
