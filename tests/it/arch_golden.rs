@@ -4,6 +4,8 @@
 mod driver;
 mod gguf;
 mod oracle;
+mod runner;
+mod stories;
 
 use std::{
     collections::BTreeMap,

@@ -113,12 +113,12 @@ fn a_gguf_file_of_any_format_gives_what_its_safetensors_give() {
         let path = directory.path().join("model.gguf");
         let exact = last_logits(load_model(name, Dtype::Float32), name);
         let bfloat16 = last_logits(load_model(name, Dtype::Bfloat16), name);
+        // Four bits are too few for random weights to keep their logits: the next test says what is right for those.
         for (format, own, near) in [
             (GgmlDType::F32, "float32", 1e-5),
             (GgmlDType::F16, "float16", 2e-2),
             (GgmlDType::BF16, "bfloat16", 2e-2),
             (GgmlDType::Q8_0, "q8_0", 0.1),
-            (GgmlDType::Q4_0, "q4_0", 0.8),
         ] {
             write_gguf(name, format, &path).expect("the file is written");
             let model = load_gguf(&path, name, Dtype::Auto);

@@ -1,0 +1,179 @@
+//! The engine's runner over hand-made plans: what it samples, forgets, copies and refuses.
+
+use std::sync::Arc;
+
+use candlewick::{
+    arch::Model,
+    config::Dtype,
+    engine::{
+        executor::{AdmittedSequence, BlockCopy, Executor, PlannedRow, StepOutput, StepPlan},
+        runner::{Runner, RunnerConfig},
+    },
+    error::{Code, Error},
+    ids::{BlockId, SequenceId, Slot, TokenId},
+    params::SamplingParams,
+};
+
+use super::driver::{BLOCK_SIZE, golden, load_model, tokens};
+
+fn runner(model: Arc<dyn Model>, num_threads: usize) -> Runner {
+    let config = RunnerConfig { num_blocks: 64, block_size: BLOCK_SIZE, num_threads, eos_token_ids: vec![TokenId(2)] };
+    Runner::new(model, &config).expect("a small cache")
+}
+
+fn greedy() -> SamplingParams {
+    SamplingParams { temperature: 0.0, ..SamplingParams::default() }
+}
+
+fn admit(plan: &mut StepPlan, id: u64, params: SamplingParams, prompt: &[TokenId]) {
+    plan.admitted.push(AdmittedSequence { id: SequenceId(id), params: Arc::new(params), prompt: prompt.into() });
+}
+
+/// Adds a row: `tokens` after `context_len` others, in these blocks.
+fn schedule(plan: &mut StepPlan, id: u64, tokens: &[TokenId], context_len: usize, blocks: &[u32], samples: bool) {
+    let (first_token, first_block) = (plan.token_ids.len(), plan.block_tables.len());
+    let slot = |p: usize| Slot(blocks[p / BLOCK_SIZE] * BLOCK_SIZE as u32 + (p % BLOCK_SIZE) as u32);
+    plan.token_ids.extend_from_slice(tokens);
+    plan.positions.extend((context_len..context_len + tokens.len()).map(|p| p as u32));
+    plan.slot_mapping.extend((context_len..context_len + tokens.len()).map(slot));
+    plan.block_tables.extend(blocks.iter().map(|block| BlockId(*block)));
+    plan.rows.push(PlannedRow {
+        id: SequenceId(id),
+        query: first_token..plan.token_ids.len(),
+        blocks: first_block..plan.block_tables.len(),
+        context_len: context_len as u32,
+        samples,
+        num_output_tokens: 0,
+    });
+}
+
+fn run(runner: &mut Runner, plan: &StepPlan) -> Result<StepOutput, Error> {
+    runner.submit(plan)?;
+    runner.collect()
+}
+
+fn token(output: &StepOutput, row: usize) -> u32 {
+    output.sequences[row].tokens[0].id.0
+}
+
+#[test]
+fn a_prompt_in_two_chunks_beside_another_gives_the_references_tokens() {
+    let prompts = golden("qwen3").prompts;
+    let (long, short) = (&prompts[2], &prompts[1]);
+    let (long_ids, short_ids) = (tokens(&long.ids), tokens(&short.ids));
+    let mut runner = runner(load_model("qwen3", Dtype::Float32), 2);
+
+    let mut plan = StepPlan::default();
+    admit(&mut plan, 7, greedy(), &long_ids);
+    schedule(&mut plan, 7, &long_ids[..20], 0, &[5, 3], false);
+    assert!(run(&mut runner, &plan).unwrap().sequences.is_empty(), "a chunk that is not the last samples nothing");
+
+    let mut plan = StepPlan::default();
+    admit(&mut plan, 9, greedy(), &short_ids);
+    schedule(&mut plan, 9, &short_ids, 0, &[11], true);
+    schedule(&mut plan, 7, &long_ids[20..], 20, &[5, 3, 8], true);
+    let output = run(&mut runner, &plan).unwrap();
+    assert_eq!(output.sequences.iter().map(|s| s.id.0).collect::<Vec<_>>(), [9, 7]);
+    assert_eq!((token(&output, 0), token(&output, 1)), (short.greedy[0], long.greedy[0]));
+
+    let mut plan = StepPlan::default();
+    schedule(&mut plan, 7, &[TokenId(long.greedy[0])], long_ids.len(), &[5, 3, 8], true);
+    schedule(&mut plan, 9, &[TokenId(short.greedy[0])], short_ids.len(), &[11], true);
+    let output = run(&mut runner, &plan).unwrap();
+    assert_eq!((token(&output, 0), token(&output, 1)), (long.greedy[1], short.greedy[1]));
+}
+
+#[test]
+fn a_copied_block_serves_its_new_owner() {
+    let prompt = &golden("llama").prompts[1];
+    let ids = tokens(&prompt.ids);
+    let mut runner = runner(load_model("llama", Dtype::Float32), 1);
+    let mut plan = StepPlan::default();
+    admit(&mut plan, 0, greedy(), &ids);
+    schedule(&mut plan, 0, &ids, 0, &[4], true);
+    run(&mut runner, &plan).unwrap();
+
+    // A second sequence takes over all but the last token's keys and values.
+    let mut plan = StepPlan::default();
+    admit(&mut plan, 1, greedy(), &ids);
+    plan.block_copies.push(BlockCopy { source: BlockId(4), destination: BlockId(6) });
+    let last = ids.len() - 1;
+    schedule(&mut plan, 1, &ids[last..], last, &[6], true);
+    assert_eq!(token(&run(&mut runner, &plan).unwrap(), 0), prompt.greedy[0]);
+}
+
+#[test]
+fn a_seeded_choice_depends_neither_on_threads_nor_on_neighbours() {
+    let ids = tokens(&golden("llama").prompts[1].ids);
+    let seeded = SamplingParams { seed: Some(42), temperature: 2.0, logprobs: Some(3), ..SamplingParams::default() };
+    let outputs = [(1, false), (2, true)].map(|(threads, crowded)| {
+        let mut runner = runner(load_model("llama", Dtype::Bfloat16), threads);
+        let mut plan = StepPlan::default();
+        if crowded {
+            admit(&mut plan, 5, SamplingParams { seed: Some(1), ..SamplingParams::default() }, &ids[..3]);
+            schedule(&mut plan, 5, &ids[..3], 0, &[9], true);
+        }
+        admit(&mut plan, 6, seeded.clone(), &ids);
+        schedule(&mut plan, 6, &ids, 0, &[2], true);
+        run(&mut runner, &plan).unwrap().sequences.pop().expect("a token").tokens
+    });
+    assert_eq!(outputs[0], outputs[1]);
+    assert_eq!(outputs[0][0].logprobs.as_ref().expect("asked for").top.len(), 3);
+}
+
+#[test]
+fn sampling_state_lives_from_admission_to_retirement() {
+    let ids = tokens(&golden("llama").prompts[0].ids);
+    let mut runner = runner(load_model("llama", Dtype::Auto), 1);
+    let mut plan = StepPlan::default();
+    for id in 0..3 {
+        admit(&mut plan, id, greedy(), &ids);
+    }
+    run(&mut runner, &plan).unwrap();
+    assert_eq!(runner.num_sequences(), 3);
+    let plan = StepPlan { retired: vec![SequenceId(0), SequenceId(2), SequenceId(77)], ..StepPlan::default() };
+    run(&mut runner, &plan).unwrap();
+    assert_eq!(runner.num_sequences(), 1);
+
+    let mut plan = StepPlan::default();
+    schedule(&mut plan, 0, &ids, 0, &[0], true);
+    let error = run(&mut runner, &plan).unwrap_err();
+    assert_eq!(error.code, Code::Internal);
+    assert!(error.message.contains("never admitted"), "{error}");
+    assert!(runner.collect().is_err(), "nothing was submitted");
+}
+
+#[test]
+fn a_plan_outside_the_cache_or_the_vocabulary_is_an_error_not_a_panic() {
+    let ids = tokens(&golden("llama").prompts[0].ids);
+    let model = load_model("llama", Dtype::Float32);
+    type Damage = fn(&mut StepPlan);
+    let damages: [(&str, Damage); 6] = [
+        ("a token beyond the vocabulary", |plan| plan.token_ids[0] = TokenId(9999)),
+        ("a slot beyond the cache", |plan| plan.slot_mapping[0] = Slot(1 << 20)),
+        ("a block beyond the cache", |plan| plan.block_tables[0] = BlockId(64)),
+        ("too few blocks", |plan| plan.rows[0].context_len = 500),
+        ("a position too few", |plan| drop(plan.positions.pop())),
+        ("a copy beyond the cache", |plan| {
+            plan.block_copies.push(BlockCopy { source: BlockId(0), destination: BlockId(64) });
+        }),
+    ];
+    for (what, damage) in damages {
+        let mut runner = runner(Arc::clone(&model), 1);
+        let mut plan = StepPlan::default();
+        admit(&mut plan, 0, greedy(), &ids);
+        schedule(&mut plan, 0, &ids, 0, &[0], true);
+        damage(&mut plan);
+        assert_eq!(run(&mut runner, &plan).expect_err(what).code, Code::Internal, "{what}");
+    }
+}
+
+#[test]
+fn a_cache_of_impossible_size_is_refused() {
+    let model = load_model("llama", Dtype::Float32);
+    for (num_blocks, block_size) in [(0, 16), (16, 0), (usize::MAX, 2), (1 << 31, 16)] {
+        let config = RunnerConfig { num_blocks, block_size, num_threads: 1, eos_token_ids: Vec::new() };
+        let error = Runner::new(Arc::clone(&model), &config).err().expect("refused");
+        assert_eq!(error.code, Code::InvalidArgument, "{num_blocks} x {block_size}");
+    }
+}
