@@ -101,6 +101,18 @@ impl<'a, T> SharedMatrix<'a, T> {
     }
 }
 
+/// So many zeros, fresh from the operating system where they are many; `None` where there is no memory.
+pub(crate) fn try_zeroed<T: bytemuck::Zeroable>(len: usize) -> Option<Vec<T>> {
+    let layout = std::alloc::Layout::array::<T>(len).ok()?;
+    if layout.size() == 0 {
+        return Some(std::iter::repeat_with(T::zeroed).take(len).collect());
+    }
+    // SAFETY: the layout's size is not zero.
+    let data = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<T>();
+    // SAFETY: the global allocator gave memory for `len` elements of `T`, for which zeros are a value.
+    (!data.is_null()).then(|| unsafe { Vec::from_raw_parts(data, len, len) })
+}
+
 /// Calls `task` for each number below `count`, on the threads of the current pool where `parallel`.
 pub(crate) fn for_each_task(count: usize, parallel: bool, task: impl Fn(usize) + Sync) {
     use rayon::prelude::*;

@@ -26,14 +26,14 @@ pub(crate) fn multiply_add<'a, S: Simd, const R: usize, const P: usize>(
     sums
 }
 
-/// Evaluates an expression with a number of rows from 1 to 12 as a constant.
+/// Evaluates an expression with a number of rows, at most `$S::TILE_ROWS`, as a constant.
 macro_rules! with_rows {
-    ($rows:expr, $R:ident => $body:expr) => {
-        $crate::kernels::tile::with_rows!(@ $rows, $R => $body; 1 2 3 4 5 6 7 8 9 10 11 12)
+    ($S:ident, $rows:expr, $R:ident => $body:expr) => {
+        $crate::kernels::tile::with_rows!(@ $S, $rows, $R => $body; 1 2 3 4 5 6 7 8 9 10 11 12)
     };
-    (@ $rows:expr, $R:ident => $body:expr; $($n:literal)*) => {
+    (@ $S:ident, $rows:expr, $R:ident => $body:expr; $($n:literal)*) => {
         match $rows {
-            $($n => { const $R: usize = $n; $body })*
+            $($n if const { $n <= $S::TILE_ROWS } => { const $R: usize = $n; $body })*
             rows => unreachable!("a tile of {rows} rows"),
         }
     };

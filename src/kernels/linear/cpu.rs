@@ -32,7 +32,7 @@ pub(super) fn linear(level: Level, x: Rows<'_>, weight: &Packed, bias: Option<&[
     let mut out = vec![0.0; x.count * weight.out_features];
     if x.count > 0 && weight.out_features > 0 && weight.in_features > 0 {
         let tiles = Tiles::new(level, x);
-        let shared = SharedMatrix::new(&mut out);
+        let outputs = Outputs { data: SharedMatrix::new(&mut out), width: weight.out_features, bias };
         let panels = weight.out_features.div_ceil(LANES);
         let groups = panels.div_ceil(PANELS_ONE_ROW);
         let tasks = groups.min(rayon::current_num_threads() * 4);
@@ -42,7 +42,7 @@ pub(super) fn linear(level: Level, x: Rows<'_>, weight: &Packed, bias: Option<&[
             let panels = groups * task / tasks * PANELS_ONE_ROW..end;
             with_format!(weight.format, F => {
                 let blocks = weight.panels::<F>();
-                level.run(Task::<F> { tiles: &tiles, weight, blocks, bias, panels, out: &shared });
+                level.run(Task::<F> { level, tiles: &tiles, weight, blocks, panels, out: &outputs });
             });
         });
     } else if let Some(bias) = bias {
@@ -98,12 +98,12 @@ impl<'a> Tiles<'a> {
 
 /// Some panels, all rows.
 struct Task<'a, F: PanelFormat> {
+    level: Level,
     tiles: &'a Tiles<'a>,
     weight: &'a Packed,
     blocks: &'a [F::Block],
-    bias: Option<&'a [f32]>,
     panels: Range<usize>,
-    out: &'a SharedMatrix<'a, f32>,
+    out: &'a Outputs<'a>,
 }
 
 /// A pair of panels, widened: `[panel][input][output]`.
@@ -146,49 +146,61 @@ impl<F: PanelFormat> Task<'_, F> {
             }
         }
         for (p, sum) in sums.into_iter().enumerate() {
-            self.store(simd, 0, first + p, sum, true);
+            self.out.store(simd, 0, first + p, sum, true);
         }
     }
 
     #[inline(always)]
     fn many_rows<S: Simd>(&self, simd: S, first: usize, widened: &mut Widened) {
-        let count = PANELS.min(self.weight.out_features.div_ceil(LANES) - first);
         let inputs = self.weight.in_features;
         for start in (0..inputs).step_by(CHUNK) {
             let chunk = start..inputs.min(start + CHUNK);
-            for (panel, widened) in widened.0[..count].iter_mut().enumerate() {
+            for (panel, widened) in widened.0[..self.out.panels_from(first)].iter_mut().enumerate() {
                 let len = F::FORMAT.block_len();
                 let blocks = &self.panel(first + panel)[chunk.start / len..chunk.end / len];
                 for (block, widened) in blocks.iter().zip(widened.chunks_exact_mut(len)) {
                     F::unpack(simd, block, |k, w| simd.store(w, &mut widened[k]));
                 }
             }
-            for tile in 0..self.tiles.count() {
-                let (rows, x) = self.tiles.tile(tile, chunk.clone());
-                with_rows!(rows.len(), R => self.pass::<S, R>(simd, first, rows.start, x, widened, chunk.clone()));
-            }
+            let last = chunk.end == inputs;
+            self.level.run(Pass { tiles: self.tiles, out: self.out, first, widened, chunk, last });
         }
     }
+}
 
-    /// Takes a tile of `R` rows over the widened chunk of the panels.
+/// Takes all rows over a widened chunk of a pair of panels.
+struct Pass<'a> {
+    tiles: &'a Tiles<'a>,
+    out: &'a Outputs<'a>,
+    first: usize,
+    widened: &'a Widened,
+    chunk: Range<usize>,
+    last: bool,
+}
+
+impl Kernel for Pass<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn pass<S: Simd, const R: usize>(
-        &self,
-        simd: S,
-        first: usize,
-        row: usize,
-        x: &[f32],
-        widened: &Widened,
-        chunk: Range<usize>,
-    ) {
-        let count = PANELS.min(self.weight.out_features.div_ceil(LANES) - first);
+    fn run<S: Simd>(self, simd: S) {
+        for tile in 0..self.tiles.count() {
+            let (rows, x) = self.tiles.tile(tile, self.chunk.clone());
+            with_rows!(S, rows.len(), R => self.tile::<S, R>(simd, rows.start, x));
+        }
+    }
+}
+
+impl Pass<'_> {
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize>(&self, simd: S, row: usize, x: &[f32]) {
+        let count = self.out.panels_from(self.first);
         let x = x.as_chunks::<R>().0;
-        let [w0, w1] = [&widened.0[0][..x.len()], &widened.0[1][..x.len()]];
+        let [w0, w1] = [&self.widened.0[0][..x.len()], &self.widened.0[1][..x.len()]];
         let mut sums = [[simd.zero(); PANELS]; R];
-        if chunk.start > 0 {
+        if self.chunk.start > 0 {
             for (r, sums) in sums.iter_mut().enumerate() {
-                for (p, sum) in sums[..count].iter_mut().enumerate() {
-                    *sum = simd.load_partial(self.outputs(row + r, first + p), 0.0);
+                for (p, sum) in sums.iter_mut().take(count).enumerate() {
+                    *sum = self.out.load(simd, row + r, self.first + p);
                 }
             }
         }
@@ -196,28 +208,53 @@ impl<F: PanelFormat> Task<'_, F> {
         let sums = multiply_add(simd, 0..x.len(), |r, k| x[k][r], w, sums);
         for (r, sums) in sums.into_iter().enumerate() {
             for (p, sum) in sums.into_iter().take(count).enumerate() {
-                self.store(simd, row + r, first + p, sum, chunk.end == self.weight.in_features);
+                self.out.store(simd, row + r, self.first + p, sum, self.last);
             }
         }
+    }
+}
+
+/// The result, `[rows, width]`, of which each task writes its panels' columns.
+struct Outputs<'a> {
+    data: SharedMatrix<'a, f32>,
+    width: usize,
+    bias: Option<&'a [f32]>,
+}
+
+impl Outputs<'_> {
+    /// Panels of a pair that begins at `first`.
+    #[inline(always)]
+    fn panels_from(&self, first: usize) -> usize {
+        PANELS.min(self.width.div_ceil(LANES) - first)
     }
 
     /// The outputs of a panel in a row.
     #[inline(always)]
-    fn outputs(&self, row: usize, panel: usize) -> &mut [f32] {
-        let (width, column) = (self.weight.out_features, panel * LANES);
+    fn part(&self, row: usize, panel: usize) -> &mut [f32] {
+        let column = panel * LANES;
         // SAFETY: each panel is one task's, which holds one such slice at a time.
-        unsafe { self.out.slice_mut(row * width + column, LANES.min(width - column)) }
+        unsafe { self.data.slice_mut(row * self.width + column, LANES.min(self.width - column)) }
     }
 
     #[inline(always)]
-    fn store<S: Simd>(&self, simd: S, row: usize, panel: usize, mut sum: S::F, last: bool) {
-        let out = self.outputs(row, panel);
-        if let Some(bias) = self.bias.filter(|_| last) {
-            sum = simd.add(sum, simd.load_partial(&bias[panel * LANES..][..out.len()], 0.0));
+    fn load<S: Simd>(&self, simd: S, row: usize, panel: usize) -> S::F {
+        let part = &*self.part(row, panel);
+        match part.try_into() {
+            Ok(part) => simd.load(part),
+            Err(_) => simd.load_partial(part, 0.0),
         }
-        match <&mut [f32; LANES]>::try_from(&mut *out) {
-            Ok(out) => simd.store(sum, out),
-            Err(_) => simd.store_partial(sum, out),
+    }
+
+    /// Writes the sums of a panel in a row, with the bias where they are complete.
+    #[inline(always)]
+    fn store<S: Simd>(&self, simd: S, row: usize, panel: usize, mut sum: S::F, complete: bool) {
+        let part = self.part(row, panel);
+        if let Some(bias) = self.bias.filter(|_| complete) {
+            sum = simd.add(sum, simd.load_partial(&bias[panel * LANES..][..part.len()], 0.0));
+        }
+        match <&mut [f32; LANES]>::try_from(&mut *part) {
+            Ok(part) => simd.store(sum, part),
+            Err(_) => simd.store_partial(sum, part),
         }
     }
 }

@@ -257,3 +257,11 @@ impl AlignedBytes {
         &mut self.bytes[self.start..][..self.len]
     }
 }
+
+/// What another device would hold, on this one.
+#[cfg(test)]
+pub(super) fn dense_for_tests(raw: &RawTensor<'_>) -> Tensor {
+    let matrix = Matrix::new(raw, raw.format).expect("a matrix");
+    let rows: Vec<_> = (0..matrix.out_features).map(|row| matrix.row(row)).collect();
+    portable::dense(&rows, matrix.in_features, raw.format, &Device::Cpu).expect("room")
+}

@@ -63,9 +63,12 @@ fn attend<E: CacheElement>(op: &PagedAttention<'_>, q: Rows<'_>, keys: &[E], val
         }
         let (row, queries, kv_head) = tasks[index].clone();
         SCRATCH.with_borrow_mut(|scratch| {
-            op.level.run(Task {
-                cache: HeadCache { keys, values, config, kv_head, row },
-                level: op.level,
+            let cache = HeadCache { keys, values, config, kv_head, row };
+            let mut task = Task {
+                config,
+                kv_head,
+                row,
+                tile_rows: op.level.tile_rows(),
                 queries,
                 group,
                 q,
@@ -73,7 +76,8 @@ fn attend<E: CacheElement>(op: &PagedAttention<'_>, q: Rows<'_>, keys: &[E], val
                 window: op.window,
                 scratch,
                 out: &shared,
-            });
+            };
+            task.run(op.level, &cache);
         });
     });
     out
@@ -172,9 +176,12 @@ struct Softmax {
 }
 
 /// Some queries of one row and one KV head.
-struct Task<'a, E> {
-    cache: HeadCache<'a, E>,
-    level: Level,
+struct Task<'a> {
+    config: KvCacheConfig,
+    kv_head: usize,
+    row: &'a Row<'a>,
+    /// Query vectors a register tile, at most.
+    tile_rows: usize,
     /// In the row.
     queries: Range<usize>,
     /// Query heads that share the KV head.
@@ -186,34 +193,86 @@ struct Task<'a, E> {
     out: &'a SharedMatrix<'a, f32>,
 }
 
-impl<E: CacheElement> Kernel for Task<'_, E> {
+/// Widens the keys and values at some positions of the tile at `start`.
+struct Widen<'a, E> {
+    cache: &'a HeadCache<'a, E>,
+    start: usize,
+    positions: Range<usize>,
+    scratch: &'a mut Scratch,
+}
+
+impl<E: CacheElement> Kernel for Widen<'_, E> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
+    fn run<S: Simd>(self, simd: S) {
+        self.cache.widen_keys(simd, self.start, self.positions.clone(), &mut self.scratch.keys);
+        self.cache.widen_values(simd, self.start, self.positions, &mut self.scratch.values);
+    }
+}
+
+/// Takes a task's queries over the widened tile at `start`, of whose keys `end` are needed.
+struct Tile<'a, 'b> {
+    task: &'a mut Task<'b>,
+    start: usize,
+    end: usize,
+}
+
+impl Kernel for Tile<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { task, start, end } = self;
+        for tile in 0..task.tiles() {
+            let vectors = task.tile(tile);
+            with_rows!(S, vectors.len(), R => task.score::<S, R>(simd, vectors.start, end));
+            for vector in vectors.clone() {
+                task.weigh(simd, vector, start);
+            }
+            // What all vectors of the tile see they take together, what only some see each by itself, in order.
+            let visible = |vector| task.visible_in_tile(vector, start);
+            let from = vectors.clone().map(|vector| visible(vector).start).max().unwrap_or(0);
+            let to = vectors.clone().map(|vector| visible(vector).end).min().unwrap_or(0).max(from);
+            for vector in vectors.clone() {
+                let Range { start: own, end } = task.visible_in_tile(vector, start);
+                task.sum::<S, 1>(simd, vector, own..from.min(end));
+            }
+            with_rows!(S, vectors.len(), R => task.sum::<S, R>(simd, vectors.start, from..to));
+            for vector in vectors.clone() {
+                let Range { start: own, end } = task.visible_in_tile(vector, start);
+                task.sum::<S, 1>(simd, vector, own.max(to)..end);
+            }
+        }
+    }
+}
+
+/// Divides a task's sums by its weights.
+struct Finish<'a, 'b>(&'a Task<'b>);
+
+impl Kernel for Finish<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.0.finish(simd);
+    }
+}
+
+impl Task<'_> {
+    fn run<E: CacheElement>(&mut self, level: Level, cache: &HeadCache<'_, E>) {
         self.load_queries();
         let first = self.visible(0).start;
         let end = self.visible(self.vectors() - 1).end;
         for start in (first / KEYS * KEYS..end).step_by(KEYS) {
             let positions = first.max(start)..end.min(start + KEYS);
-            self.cache.widen_keys(simd, start, positions.clone(), &mut self.scratch.keys);
-            self.cache.widen_values(simd, start, positions.clone(), &mut self.scratch.values);
-            for tile in 0..self.tiles() {
-                let vectors = self.tile(tile);
-                with_rows!(vectors.len(), R => {
-                    self.score::<S, R>(simd, vectors.start, positions.end - start);
-                });
-                for vector in vectors.clone() {
-                    self.weigh(simd, vector, start);
-                }
-                with_rows!(vectors.len(), R => self.sum::<S, R>(simd, vectors.start, start));
-            }
+            let end = positions.end - start;
+            level.run(Widen { cache, start, positions, scratch: self.scratch });
+            level.run(Tile { task: self, start, end });
         }
-        self.finish(simd);
+        level.run(Finish(self));
     }
-}
 
-impl<E: CacheElement> Task<'_, E> {
     /// Query vectors: the query heads of the first query, then those of the second, and so on.
     #[inline(always)]
     fn vectors(&self) -> usize {
@@ -222,23 +281,23 @@ impl<E: CacheElement> Task<'_, E> {
 
     #[inline(always)]
     fn panels(&self) -> usize {
-        self.cache.config.head_dim.div_ceil(LANES)
+        self.config.head_dim.div_ceil(LANES)
     }
 
     #[inline(always)]
     fn tiles(&self) -> usize {
-        self.vectors().div_ceil(self.level.tile_rows())
+        self.vectors().div_ceil(self.tile_rows)
     }
 
     #[inline(always)]
     fn tile(&self, tile: usize) -> Range<usize> {
-        tile_range(self.vectors(), self.level.tile_rows(), tile)
+        tile_range(self.vectors(), self.tile_rows, tile)
     }
 
     /// Positions of the keys that a query vector sees.
     #[inline(always)]
     fn visible(&self, vector: usize) -> Range<usize> {
-        let position = self.cache.row.context_len + self.queries.start + vector / self.group;
+        let position = self.row.context_len + self.queries.start + vector / self.group;
         (position + 1).saturating_sub(self.window)..position + 1
     }
 
@@ -252,13 +311,12 @@ impl<E: CacheElement> Task<'_, E> {
     /// A query vector's row in the batch and its first column there.
     #[inline(always)]
     fn place(&self, vector: usize) -> (usize, usize) {
-        let row = self.cache.row.queries.start + self.queries.start + vector / self.group;
-        (row, (self.cache.kv_head * self.group + vector % self.group) * self.cache.config.head_dim)
+        let row = self.row.queries.start + self.queries.start + vector / self.group;
+        (row, (self.kv_head * self.group + vector % self.group) * self.config.head_dim)
     }
 
-    #[inline(always)]
     fn load_queries(&mut self) {
-        let (vectors, panels, head_dim) = (self.vectors(), self.panels(), self.cache.config.head_dim);
+        let (vectors, panels, head_dim) = (self.vectors(), self.panels(), self.config.head_dim);
         let scratch = &mut *self.scratch;
         scratch.keys.resize(scratch.keys.len().max(KEY_VECTORS * head_dim), [0.0; LANES]);
         scratch.values.resize(scratch.values.len().max(panels * KEYS), [0.0; LANES]);
@@ -283,7 +341,7 @@ impl<E: CacheElement> Task<'_, E> {
     /// Scores of `R` query vectors with the first `keys` keys of the tile (rounded up to whole vectors).
     #[inline(always)]
     fn score<S: Simd, const R: usize>(&mut self, simd: S, first: usize, keys: usize) {
-        let head_dim = self.cache.config.head_dim;
+        let head_dim = self.config.head_dim;
         let Scratch { keys: widened, queries, scores, .. } = &mut *self.scratch;
         let queries = queries[first * head_dim..(first + R) * head_dim].as_chunks::<R>().0;
         let scale = simd.splat(self.scale);
@@ -338,30 +396,9 @@ impl<E: CacheElement> Task<'_, E> {
         simd.store(weights, &mut softmax.weights);
     }
 
-    /// Adds the tile's weighted values to the sums of `R` query vectors: what all of them see together, and what only
-    /// some of them see each by itself, in the order of positions.
+    /// Adds these keys' weighted values to the sums of `R` query vectors.
     #[inline(always)]
-    fn sum<S: Simd, const R: usize>(&mut self, simd: S, first: usize, start: usize) {
-        let ranges: [Range<usize>; R] = std::array::from_fn(|r| self.visible_in_tile(first + r, start));
-        let from = ranges.iter().map(|range| range.start).max().unwrap_or(0);
-        let to = ranges.iter().map(|range| range.end).min().unwrap_or(0);
-        if from >= to {
-            for (r, range) in ranges.into_iter().enumerate() {
-                self.sum_range::<S, 1>(simd, first + r, range);
-            }
-            return;
-        }
-        for (r, range) in ranges.iter().enumerate() {
-            self.sum_range::<S, 1>(simd, first + r, range.start..from);
-        }
-        self.sum_range::<S, R>(simd, first, from..to);
-        for (r, range) in ranges.iter().enumerate() {
-            self.sum_range::<S, 1>(simd, first + r, to..range.end);
-        }
-    }
-
-    #[inline(always)]
-    fn sum_range<S: Simd, const R: usize>(&mut self, simd: S, first: usize, keys: Range<usize>) {
+    fn sum<S: Simd, const R: usize>(&mut self, simd: S, first: usize, keys: Range<usize>) {
         if keys.is_empty() {
             return;
         }
@@ -382,8 +419,8 @@ impl<E: CacheElement> Task<'_, E> {
     }
 
     #[inline(always)]
-    fn finish<S: Simd>(self, simd: S) {
-        let (panels, head_dim) = (self.panels(), self.cache.config.head_dim);
+    fn finish<S: Simd>(&self, simd: S) {
+        let (panels, head_dim) = (self.panels(), self.config.head_dim);
         for vector in 0..self.vectors() {
             let total = simd.splat(simd.sum(simd.load(&self.scratch.softmax[vector].weights)));
             let (row, column) = self.place(vector);

@@ -19,6 +19,7 @@ impl Avx2 {
     /// Compiles a kernel with these instructions and runs it.
     #[inline]
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[inline(never)]
         #[target_feature(enable = "avx2,fma,f16c")]
         fn compiled<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
             kernel.run(simd)
@@ -39,6 +40,7 @@ pub(crate) struct I(__m256i, __m256i);
 impl Simd for Avx2 {
     type F = F;
     type I = I;
+    const TILE_ROWS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {

@@ -20,6 +20,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     type F: Copy;
     /// Sixteen int32.
     type I: Copy;
+    /// Rows of a register tile of two panels, at most 12: as many as leave registers for the weights.
+    const TILE_ROWS: usize;
 
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::F;
@@ -178,11 +180,12 @@ impl Level {
         std::iter::once(Self::Scalar(scalar::Scalar)).chain(wider.into_iter().flatten()).collect()
     }
 
-    /// Runs a kernel with these instructions.
+    /// Runs a kernel with these instructions, as a function of its own: a kernel that runs others through this is not
+    /// compiled with a copy of each.
     #[inline]
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
-            Self::Scalar(simd) => kernel.run(simd),
+            Self::Scalar(simd) => simd.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(simd) => simd.run(kernel),
             #[cfg(target_arch = "x86_64")]
@@ -190,12 +193,14 @@ impl Level {
         }
     }
 
-    /// Rows of `x` that a register tile of two panels holds beside the weights.
+    /// [`Simd::TILE_ROWS`].
     pub(crate) fn tile_rows(self) -> usize {
         match self {
+            Self::Scalar(_) => scalar::Scalar::TILE_ROWS,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => 12,
-            _ => 4,
+            Self::Avx2(_) => avx2::Avx2::TILE_ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => avx512::Avx512::TILE_ROWS,
         }
     }
 }

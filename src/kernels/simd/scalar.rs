@@ -1,10 +1,18 @@
 //! The lanes as plain arrays: what runs where nothing wider was found, and what the wider ones are compared with.
 
-use super::{LANES, Simd};
+use super::{Kernel, LANES, Simd};
 
 /// No instructions beyond the compiler's target.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scalar;
+
+impl Scalar {
+    /// Runs a kernel as a function of its own.
+    #[inline(never)]
+    pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+}
 
 #[inline(always)]
 fn zip<A: Copy, B: Copy, C>(a: [A; LANES], b: [B; LANES], f: impl Fn(A, B) -> C) -> [C; LANES] {
@@ -25,6 +33,7 @@ fn widen_f16(bits: u16) -> f32 {
 impl Simd for Scalar {
     type F = [f32; LANES];
     type I = [i32; LANES];
+    const TILE_ROWS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -51,7 +60,9 @@ impl Simd for Scalar {
         from.map(|x| f32::from_bits(u32::from(x) << 16))
     }
 
-    #[inline(always)]
+    // Without the instruction each lane is a call: not worth unrolling everywhere.
+    #[cfg_attr(any(target_feature = "fma", target_arch = "aarch64"), inline(always))]
+    #[cfg_attr(not(any(target_feature = "fma", target_arch = "aarch64")), inline(never))]
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         std::array::from_fn(|k| a[k].mul_add(b[k], c[k]))
     }

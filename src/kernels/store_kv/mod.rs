@@ -13,6 +13,7 @@ mod tests;
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, bail};
 
+use super::cpu_tensor::try_zeroed;
 use crate::{
     error::{Code, Error, Result},
     ids::{BlockId, Slot},
@@ -59,8 +60,8 @@ impl KvLayer {
     /// A cache of zeros. On the CPU the operating system provides the memory when it is first written.
     ///
     /// # Errors
-    /// `Internal` where a size is zero, the product overflows, the type is none of float32, float16 and bfloat16, or
-    /// the device has no room.
+    /// `Internal` where a size is zero, the product overflows or the type is none of float32, float16 and bfloat16;
+    /// `ResourceExhausted` where there is no memory.
     pub fn new(
         num_blocks: usize,
         block_size: usize,
@@ -93,16 +94,21 @@ impl KvLayer {
 
 type Shape4 = (usize, usize, usize, usize);
 
-/// Zeros that cost nothing until they are touched (candle's own are written at once, but for float32).
+/// Zeros that the operating system provides when they are touched; candle's own are written at once.
 fn zeros(elements: usize, shape: Shape4, dtype: DType, device: &Device) -> Result<Tensor> {
-    use half::vec::HalfBitsVecExt;
-    let bits = |elements| vec![0u16; elements];
-    Ok(match (device, dtype) {
-        (Device::Cpu, DType::F32) => Tensor::from_vec(vec![0f32; elements], shape, device)?,
-        (Device::Cpu, DType::F16) => Tensor::from_vec(bits(elements).reinterpret_into::<half::f16>(), shape, device)?,
-        (Device::Cpu, DType::BF16) => Tensor::from_vec(bits(elements).reinterpret_into::<half::bf16>(), shape, device)?,
-        _ => Tensor::zeros(shape, dtype, device)?,
-    })
+    fn on_cpu<T: bytemuck::Zeroable + candle_core::WithDType>(elements: usize, shape: Shape4) -> Result<Tensor> {
+        let zeros = try_zeroed::<T>(elements).ok_or_else(|| {
+            let bytes = elements * size_of::<T>();
+            Error::new(Code::ResourceExhausted, format!("no memory for {bytes} bytes of KV cache: use fewer blocks"))
+        })?;
+        Ok(Tensor::from_vec(zeros, shape, &Device::Cpu)?)
+    }
+    match (device, dtype) {
+        (Device::Cpu, DType::F32) => on_cpu::<f32>(elements, shape),
+        (Device::Cpu, DType::F16) => on_cpu::<half::f16>(elements, shape),
+        (Device::Cpu, DType::BF16) => on_cpu::<half::bf16>(elements, shape),
+        _ => Ok(Tensor::zeros(shape, dtype, device)?),
+    }
 }
 
 /// Writes keys and values, float32 `[n, kv_heads, head_dim]` each, to `slots`, `n` of them, rounded to the cache's type.
@@ -133,7 +139,7 @@ pub fn store_kv(keys: &Tensor, values: &Tensor, cache: &KvLayer, slots: &[Slot])
 pub fn copy_blocks(cache: &KvLayer, copies: &[(BlockId, BlockId)]) -> Result<()> {
     let count = cache.config.num_blocks;
     if let Some(block) = copies.iter().flat_map(|&(from, to)| [from, to]).find(|block| block.index() >= count) {
-        return Err(Error::new(Code::Internal, format!("copy_blocks: block {block} is past the {count} of the cache")));
+        return Err(Error::internal(format!("copy_blocks: block {block} is past the {count} of the cache")));
     }
     match cache.keys.device() {
         Device::Cpu => cpu::copy_blocks(cache, copies),
