@@ -73,7 +73,7 @@ pub struct ModelConfig {
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Added to the mean square in every norm.
-    pub rms_norm_eps: f32,
+    pub rms_norm_eps: f64,
     /// Rotary positions.
     pub rope: RopeConfig,
     /// Tokens of the longest context the model knows.
@@ -129,7 +129,7 @@ impl ModelConfig {
             num_key_value_heads,
             head_dim,
             vocab_size,
-            rms_norm_eps: eps.unwrap_or(1e-6) as f32,
+            rms_norm_eps: eps.unwrap_or(1e-6),
             rope: rope(&fields, head_dim)?,
             max_position_embeddings,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),

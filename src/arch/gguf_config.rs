@@ -69,7 +69,8 @@ impl ModelConfig {
             vocab_size,
             rms_norm_eps: keys
                 .number(eps, |x| x > 0.0 && x < 1.0, "between 0 and 1")?
-                .ok_or_else(|| keys.missing(eps))?,
+                .ok_or_else(|| keys.missing(eps))?
+                .into(),
             rope: keys.rope(head_dim)?,
             max_position_embeddings: keys.required_size("context_length", limits::POSITIONS)?,
             tie_word_embeddings: gguf.tensor("output.weight").is_none(),

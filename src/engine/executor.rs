@@ -32,7 +32,7 @@ pub struct StepPlan {
     pub admitted: Vec<AdmittedSequence>,
     /// Sequences that will never run again: the executor forgets them. Applied before anything else.
     pub retired: Vec<SequenceId>,
-    /// Blocks to copy, all layers, before anything is written (copy-on-write).
+    /// Blocks to copy, all layers, in this order, before anything is written (copy-on-write).
     pub block_copies: Vec<BlockCopy>,
     /// One row a scheduled sequence.
     pub rows: Vec<PlannedRow>,

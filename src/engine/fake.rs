@@ -372,3 +372,81 @@ impl Random {
         (self.next() % bound as u64) as usize
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{engine::executor::AdmittedSequence, ids::Slot};
+
+    fn config() -> EngineConfig {
+        EngineConfig { block_size: 2, num_blocks: 4, max_num_batched_tokens: 4, ..EngineConfig::default() }
+    }
+
+    /// The first step of a prompt of three tokens, in blocks 1 and 0.
+    fn plan() -> StepPlan {
+        let prompt: Arc<[TokenId]> = [5, 6, 7].map(TokenId).into();
+        StepPlan {
+            admitted: vec![AdmittedSequence { id: SequenceId(1), params: Arc::default(), prompt: prompt.clone() }],
+            rows: vec![PlannedRow {
+                id: SequenceId(1),
+                query: 0..3,
+                blocks: 0..2,
+                context_len: 0,
+                samples: true,
+                num_output_tokens: 0,
+            }],
+            token_ids: prompt.to_vec(),
+            positions: vec![0, 1, 2],
+            slot_mapping: [2, 3, 0].map(Slot).to_vec(),
+            block_tables: [1, 0].map(BlockId).to_vec(),
+            ..StepPlan::default()
+        }
+    }
+
+    #[test]
+    fn a_right_plan_gives_the_expected_token() {
+        let mut fake = FakeExecutor::new(&config(), FakeOptions::default());
+        fake.submit(&plan()).unwrap();
+        let output = fake.collect().unwrap();
+        let expected = FakeExecutor::expected(256, &[5, 6, 7].map(TokenId), 1);
+        assert_eq!(output.sequences[0].tokens[0].id, expected[0]);
+    }
+
+    #[test]
+    fn a_wrong_plan_is_refused_with_the_rule_it_breaks() {
+        type Spoil = fn(&mut StepPlan);
+        let spoilt: [(Spoil, &str); 8] = [
+            (|plan| plan.slot_mapping[1] = Slot(2), "written twice"),
+            (|plan| plan.slot_mapping[2] = Slot(5), "never written"),
+            (|plan| plan.slot_mapping.swap(0, 1), "is stale"),
+            (|plan| plan.rows[0].blocks.end = 1, "do not cover"),
+            (|plan| plan.positions[0] = 1, "position 0 is missing"),
+            (|plan| plan.rows[0].samples = false, "samples: false"),
+            (|plan| plan.rows[0].query.end = 2, "rows end at token 2 of 3"),
+            (|plan| plan.retired.push(SequenceId(9)), "never admitted"),
+        ];
+        for (spoil, rule) in spoilt {
+            let mut plan = plan();
+            spoil(&mut plan);
+            let error = FakeExecutor::new(&config(), FakeOptions::default()).submit(&plan).unwrap_err();
+            assert!(error.message.contains(rule), "{error} does not say {rule:?}");
+        }
+    }
+
+    #[test]
+    fn mishaps_happen_when_told() {
+        let gate = Arc::new(Gate::default());
+        for (mishap, fails) in [(Mishap::Panic, true), (Mishap::Fail, true), (Mishap::Hang(gate.clone()), false)] {
+            let mut fake =
+                FakeExecutor::new(&config(), FakeOptions { mishap: Some((1, mishap)), ..FakeOptions::default() });
+            fake.submit(&plan()).unwrap();
+            fake.collect().unwrap();
+            let second = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fake.submit(&StepPlan::default())));
+            assert_eq!(!matches!(second, Ok(Ok(()))), fails);
+            if !fails {
+                gate.open();
+                fake.collect().unwrap();
+            }
+        }
+    }
+}

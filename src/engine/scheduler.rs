@@ -11,6 +11,8 @@
 //!
 //! So the first in order always gains a token: it can have everybody's blocks, a row, and a token of the budget.
 
+#[cfg(test)]
+mod audit;
 mod event;
 mod packing;
 
@@ -127,21 +129,18 @@ impl Scheduler {
     /// # Errors
     /// As [`add`](Self::add); `NotFound` if there is no such parent.
     pub fn fork(&mut self, parent: SequenceId, mut child: Sequence) -> Result<()> {
-        let Some(parent) = self.sequences.key(parent).map(|key| &self.sequences[key]) else {
+        let Some(parent) = self.sequences.key(parent) else {
             return Err(Error::new(Code::NotFound, format!("there is no sequence {parent} to fork")));
         };
+        let parent = &self.sequences[parent];
         if parent.salt != child.salt {
             return Err(Error::invalid("cache_salt", "is not that of the sequence to fork"));
         }
-        let computed = &parent.tokens[..parent.num_computed_tokens];
-        let known = &child.tokens[..child.tokens.len().saturating_sub(1)];
-        let num_common = computed.iter().zip(known).take_while(|(a, b)| a == b).count();
-        let parent = self.sequences.key(parent.id);
         self.check(&mut child)?;
-        child.table = match parent {
-            Some(key) => self.blocks.fork(&self.sequences[key].table, num_common),
-            None => BlockTable::new(child.salt.clone()),
-        };
+        let computed = &parent.tokens[..parent.num_computed_tokens];
+        let known = &child.tokens[..child.tokens.len() - 1]; // The last token is always computed.
+        let num_common = computed.iter().zip(known).take_while(|(theirs, ours)| theirs == ours).count();
+        child.table = self.blocks.fork(&parent.table, num_common);
         child.num_computed_tokens = num_common;
         self.refused = None;
         self.enter(child);
@@ -220,7 +219,7 @@ impl Scheduler {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         let since = |&key: &Key| match self.sequences[key].status {
-            Status::Stalled { since, .. } => Some(since + self.stall_timeout),
+            Status::Stalled { since, .. } => since.checked_add(self.stall_timeout),
             _ => None,
         };
         self.stalled.iter().filter_map(since).min()
@@ -564,35 +563,6 @@ impl Scheduler {
         events.push(Event::Tokens { id, tokens });
         if let Some(reason) = finish {
             self.end(key, End::Finished(reason), events);
-        }
-        Ok(())
-    }
-
-    /// All sequences, for tests.
-    #[cfg(test)]
-    pub(super) fn sequences(&self) -> impl Iterator<Item = &Sequence> {
-        self.sequences.iter().map(|(_, sequence)| sequence)
-    }
-
-    /// The blocks' counters, for tests.
-    #[cfg(test)]
-    pub(super) fn block_counters(&self) -> super::block_manager::BlockCounters {
-        self.blocks.counters()
-    }
-
-    /// Checks everything that must hold between two calls.
-    #[cfg(test)]
-    pub(super) fn audit(&self) -> Result<(), String> {
-        self.blocks.audit(self.sequences.iter().map(|(_, sequence)| &sequence.table))?;
-        if self.running.len() > self.max_num_seqs {
-            return Err(format!("{} rows, at most {}", self.running.len(), self.max_num_seqs));
-        }
-        if self.waiting.len() + self.running.len() + self.stalled.len() != self.len() {
-            return Err("a sequence is in no list or in two".into());
-        }
-        let outstanding = self.sequences.iter().filter(|(_, sequence)| sequence.outstanding.is_some()).count();
-        if outstanding != self.num_outstanding {
-            return Err(format!("{outstanding} sequences wait for tokens, {} counted", self.num_outstanding));
         }
         Ok(())
     }

@@ -27,7 +27,7 @@ pub struct AttentionOptions {
     /// Whether the output has one.
     pub output_bias: bool,
     /// Epsilon of the norms of each query and key head, where there are such.
-    pub qk_norm_eps: Option<f32>,
+    pub qk_norm_eps: Option<f64>,
     /// A token sees this many tokens, itself the last of them; without it, all before it.
     pub window: Option<usize>,
 }
@@ -77,10 +77,9 @@ impl Attention {
         let AttentionOptions { num_heads, num_kv_heads, head_dim, .. } = self.options;
         let tokens = x.dim(0)?;
         let qkv = self.qkv.forward(x, step)?.reshape((tokens, num_heads + 2 * num_kv_heads, head_dim))?;
-        let heads = |first: usize, count: usize| qkv.narrow(1, first, count)?.contiguous();
-        let mut q = heads(0, num_heads)?;
-        let mut k = heads(num_heads, num_kv_heads)?;
-        let v = heads(num_heads + num_kv_heads, num_kv_heads)?;
+        let mut q = qkv.narrow(1, 0, num_heads)?;
+        let mut k = qkv.narrow(1, num_heads, num_kv_heads)?;
+        let v = qkv.narrow(1, num_heads + num_kv_heads, num_kv_heads)?;
         if let Some((q_norm, k_norm)) = &self.qk_norm {
             (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
         }

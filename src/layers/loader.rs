@@ -130,7 +130,7 @@ impl<'a> TensorLoader<'a> {
     ///
     /// # Errors
     /// `FailedPrecondition` that names a tensor which is missing or misshapen.
-    pub fn rms_norm(&self, name: &str, size: usize, eps: f32) -> Result<RmsNorm> {
+    pub fn rms_norm(&self, name: &str, size: usize, eps: f64) -> Result<RmsNorm> {
         Ok(RmsNorm::new(self.vector(&format!("{name}.weight"), size)?, eps))
     }
 

@@ -10,12 +10,12 @@ use crate::{
 /// `x / sqrt(mean(x²) + eps) * weight` over the last dimension (Zhang and Sennrich 2019, arXiv 1910.07467).
 pub struct RmsNorm {
     weight: Tensor,
-    eps: f32,
+    eps: f64,
 }
 
 impl RmsNorm {
     /// `weight` is float32 of the last dimension's size.
-    pub(crate) fn new(weight: Tensor, eps: f32) -> Self {
+    pub(crate) fn new(weight: Tensor, eps: f64) -> Self {
         Self { weight, eps }
     }
 

@@ -81,8 +81,7 @@ pub struct Rope {
     inv_freq: Vec<f32>,
     style: RopeStyle,
     device: Device,
-    /// Positions of the table, and the table.
-    table: RwLock<(usize, Arc<RopeTable>)>,
+    table: RwLock<Arc<RopeTable>>,
 }
 
 impl Rope {
@@ -93,7 +92,7 @@ impl Rope {
     pub fn new(config: &RopeConfig, device: &Device) -> Result<Self> {
         let inv_freq = config.inv_freq();
         let table = RopeTable::new(&inv_freq, FIRST_POSITIONS, 1.0, device)?;
-        let table = RwLock::new((FIRST_POSITIONS, Arc::new(table)));
+        let table = RwLock::new(Arc::new(table));
         Ok(Self { inv_freq, style: config.style, device: device.clone(), table })
     }
 
@@ -102,21 +101,22 @@ impl Rope {
     /// # Errors
     /// `Internal` where the shapes do not fit or the device has no memory.
     pub fn forward(&self, x: &Tensor, positions: &[u32]) -> Result<Tensor> {
-        Ok(rope(x, positions, self.table(positions)?.as_ref(), self.style)?)
+        let table = self.table(positions)?;
+        rope(x, positions, &table, self.style)
     }
 
     /// A table that has all of `positions`.
     fn table(&self, positions: &[u32]) -> Result<Arc<RopeTable>> {
         let needed = positions.iter().max().map_or(0, |&last| last as usize + 1);
         // A table is replaced whole, so one that a panic left behind is as good as any.
-        let (count, table) = self.table.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if needed <= count { Ok(table) } else { self.grow(needed) }
+        let table = Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner));
+        if needed <= table.max_positions() { Ok(table) } else { self.grow(needed) }
     }
 
     fn grow(&self, needed: usize) -> Result<Arc<RopeTable>> {
         let count = needed.next_power_of_two();
         let table = Arc::new(RopeTable::new(&self.inv_freq, count, 1.0, &self.device)?);
-        *self.table.write().unwrap_or_else(PoisonError::into_inner) = (count, Arc::clone(&table));
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&table);
         Ok(table)
     }
 }

@@ -3,7 +3,9 @@
 mod arch_golden;
 mod cli;
 mod engine;
+mod grpc;
 mod hostile_files;
 mod house;
 mod hub;
+mod model_config;
 mod model_files;

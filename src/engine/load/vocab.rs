@@ -17,8 +17,8 @@ pub(super) fn gguf_vocab(gguf: &Gguf) -> Result<Option<GgufVocab>> {
         Ok(gguf.array_strings(&key(name))?.map(|list| list.map(str::to_owned).collect()).unwrap_or_default())
     };
     let id = |name: &str| -> Result<Option<u32>> { Ok(gguf.token_id(&key(name))?.map(|TokenId(id)| id)) };
-    let types_key = key("token_type");
-    let types = gguf.array_i64(&types_key)?;
+    let types = key("token_type");
+    let types = gguf.array_i64(&types)?;
     Ok(Some(GgufVocab {
         path: gguf.path().to_owned(),
         model: model.to_owned(),

@@ -13,7 +13,7 @@ use super::faults::{self, Fault};
 use world::{Coverage, World};
 
 /// Histories to go through: enough for every event to happen a hundred times, see below.
-const HISTORIES: u64 = 600;
+const HISTORIES: u64 = 1500;
 
 /// Runs one history to its end.
 fn history(seed: u64) -> Result<Coverage, String> {

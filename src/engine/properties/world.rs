@@ -365,6 +365,9 @@ impl World {
         self.deliver(events)?;
         self.scheduler.audit()?;
         self.first_in_order_progresses()?;
+        if !submit && self.in_flight == 0 && self.scheduler.has_work() {
+            return Err("there is work, but nothing to submit and nothing to collect".into());
+        }
         if submit {
             self.executor.submit(&self.plan).map_err(|error| error.message)?;
             self.in_flight += 1;
@@ -420,21 +423,7 @@ impl World {
         if has_row || first.outstanding.is_some() {
             return Ok(());
         }
-        let all: Vec<String> = self
-            .scheduler
-            .sequences()
-            .map(|s| {
-                format!(
-                    "{}:{:?} {} of {} computed, blocks {:?}",
-                    s.id,
-                    s.status,
-                    s.num_computed_tokens,
-                    s.tokens.len(),
-                    s.table.blocks()
-                )
-            })
-            .collect();
-        Err(format!("sequence {} comes first and does not run: {all:#?}", first.id))
+        Err(format!("sequence {} comes first, is {:?} and does not run", first.id, first.status))
     }
 
     fn deliver(&mut self, events: Vec<Event>) -> Result<(), String> {

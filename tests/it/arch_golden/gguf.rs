@@ -56,7 +56,7 @@ fn write_gguf(name: &str, format: GgmlDType, path: &Path) -> candle_core::Result
         metadata.push((format!("{arch}.{key}"), gguf_file::Value::U32(value as u32)));
     }
     for (key, value) in
-        [("rope.freq_base", config.rope.theta as f32), ("attention.layer_norm_rms_epsilon", config.rms_norm_eps)]
+        [("rope.freq_base", config.rope.theta as f32), ("attention.layer_norm_rms_epsilon", config.rms_norm_eps as f32)]
     {
         metadata.push((format!("{arch}.{key}"), gguf_file::Value::F32(value)));
     }
