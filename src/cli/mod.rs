@@ -1,7 +1,8 @@
 //! The command line: one file a subcommand, and what an exit code means.
 //!
-//! 0: done; 1: an error, said in one line on standard error; 2: the command line is wrong; 130: ended by a second
-//! Ctrl-C. A reader of our output that goes away (`| head`) ends the program quietly with 0.
+//! 0: done; 1: an error, said in one line on standard error; 2: the command line is wrong; 130: ended by a signal
+//! before it was done (for `serve`, the second one). A reader of our output that goes away (`| head`) ends the program
+//! quietly with 0.
 
 mod backend;
 mod chat;

@@ -18,6 +18,8 @@ use crate::{
 
 /// Connections that the kernel keeps for us until we take them.
 const BACKLOG: u32 = 1024;
+/// Exit code of a program that a signal ends before it has drained; a shell's for Ctrl-C.
+const INTERRUPTED: u8 = 130;
 
 pub(super) fn run(args: ServeArgs) -> Result<(), Stop> {
     block_on(async move {
@@ -28,7 +30,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Stop> {
             let mut starting = pin!(start_engine(&args.model, &args.engine, args.served_model_name.as_deref()));
             tokio::select! {
                 engine = &mut starting => engine?,
-                code = signals.next() => return Err(Stop::Signal(code)),
+                () = signals.next() => return Err(Stop::Signal(INTERRUPTED)),
             }
         };
         let listener = socket.listen(BACKLOG).map_err(|error| cannot_listen(&args.listen, &error))?;
@@ -36,7 +38,10 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Stop> {
         let shutdown = async move {
             signals.next().await;
             say("Draining: streams under way may finish; a second signal ends at once.");
-            tokio::spawn(async move { std::process::exit(signals.next().await.into()) });
+            tokio::spawn(async move {
+                signals.next().await;
+                std::process::exit(INTERRUPTED.into());
+            });
         };
         server::serve(engine, listener, ServeOptions { drain_timeout: args.drain_timeout }, shutdown).await?;
         Ok(())
@@ -96,12 +101,12 @@ impl Signals {
         Ok(Self { interrupt: on(SignalKind::interrupt())?, terminate: on(SignalKind::terminate())? })
     }
 
-    /// Waits for the next one; the exit code of a program that it ends.
+    /// Waits for the next one.
     #[cfg(unix)]
-    async fn next(&mut self) -> u8 {
+    async fn next(&mut self) {
         tokio::select! {
-            _ = self.interrupt.recv() => 130,
-            _ = self.terminate.recv() => 143,
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
     }
 
@@ -111,11 +116,10 @@ impl Signals {
     }
 
     #[cfg(not(unix))]
-    async fn next(&mut self) -> u8 {
+    async fn next(&mut self) {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }
-        130
     }
 }
 

@@ -1,6 +1,7 @@
 //! Everything that is tested from outside the crate, in one binary.
 
 mod arch_golden;
+mod cli;
 mod engine;
 mod grpc;
 mod hostile_files;

@@ -1,0 +1,250 @@
+//! The program from outside: what it prints, and the codes that it ends with. On the built-in model.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    process::{Child, ChildStdout, Command, Output, Stdio},
+};
+
+use serde_json::Value;
+
+/// The program, with none of our caller's settings.
+fn candlewick(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_candlewick"));
+    let ours = std::env::vars_os().map(|(name, _)| name);
+    for name in ours.filter(|name| name.to_string_lossy().starts_with("CANDLEWICK_")) {
+        command.env_remove(name);
+    }
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    candlewick(args).output().unwrap()
+}
+
+fn run_with_input(args: &[&str], input: &str) -> Output {
+    let mut child = candlewick(args).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{:?}: {}", output.status, stderr(output));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn json(args: &[&str]) -> Value {
+    serde_json::from_str(&stdout(&run(args))).unwrap()
+}
+
+/// A prompt and flags that give the same 24 tokens every time.
+const REPEATABLE: [&str; 8] =
+    ["--prompt", "Once upon a time", "--seed", "7", "--max-tokens", "24", "--ignore-eos", "--temperature=0.9"];
+
+fn generate(more: &[&str]) -> Vec<&'static str> {
+    let more: Vec<&'static str> = more.iter().map(|arg| &*arg.to_string().leak()).collect();
+    [&["generate"], REPEATABLE.as_slice(), &more].concat()
+}
+
+#[test]
+fn generate_says_that_the_stand_in_speaks_noise_and_speaks_it() {
+    let output = run(&generate(&[]));
+    assert!(stderr(&output).contains("random weights"), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(text.ends_with('\n'));
+    assert_eq!(stdout(&run(&generate(&[]))), text);
+}
+
+#[test]
+fn generate_as_json_holds_the_same_text_and_what_it_cost() {
+    let object = json(&generate(&["--json", "--logprobs", "2"]));
+    assert_eq!(object["model"], "demo");
+    assert_eq!(object["token_ids"].as_array().unwrap().len(), 24);
+    assert_eq!((&object["finish_reason"], &object["usage"]["completion_tokens"]), (&"length".into(), &24.into()));
+    assert_eq!(object["logprobs"].as_array().unwrap().len(), 24);
+    assert_eq!(object["logprobs"][0]["top"].as_array().unwrap().len(), 2);
+    assert!(object["timings"]["total_ms"].as_f64().unwrap() > 0.0);
+    let text = object["text"].as_str().unwrap();
+    assert_eq!(stdout(&run(&generate(&[]))).trim_end_matches('\n'), text.trim_end_matches('\n'));
+}
+
+#[test]
+fn a_prompt_comes_from_standard_input_as_well() {
+    let flags = ["generate", "--temperature", "0", "--max-tokens", "8", "--json"];
+    let piped: Value = serde_json::from_str(&stdout(&run_with_input(&flags, "Hello\n"))).unwrap();
+    let given = json(&[flags.as_slice(), &["--prompt", "Hello"]].concat());
+    assert_eq!(piped["token_ids"], given["token_ids"]);
+    assert_eq!(piped["usage"]["prompt_tokens"], given["usage"]["prompt_tokens"]);
+}
+
+#[test]
+fn flags_can_be_variables_and_the_command_line_wins() {
+    let tokens = |args: &[&str]| {
+        let output = candlewick(args).env("CANDLEWICK_MAX_TOKENS", "3").env("CANDLEWICK_IGNORE_EOS", "true").output();
+        let object: Value = serde_json::from_str(&stdout(&output.unwrap())).unwrap();
+        object["token_ids"].as_array().unwrap().len()
+    };
+    assert_eq!(tokens(&["generate", "--prompt", "x", "--json"]), 3);
+    assert_eq!(tokens(&["generate", "--prompt", "x", "--json", "--max-tokens", "5"]), 5);
+}
+
+#[test]
+fn what_goes_wrong_is_one_line_and_a_code_of_one() {
+    let cases: [(&[&str], &str); 5] = [
+        (&["generate", "/no/such/model.gguf", "--prompt", "x"], "/no/such/model.gguf"),
+        (&["generate", "--prompt", "x", "--max-model-len", "9999999"], "--max-model-len"),
+        (&["generate", "--prompt", "x", "--top-p", "7"], "top_p"),
+        (&["generate", "--prompt", "x", "--connect", "127.0.0.1:1"], "127.0.0.1:1"),
+        (&["serve", "--listen", "nowhere"], "--listen"),
+    ];
+    for (args, says) in cases {
+        let output = run(args);
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {told}");
+        let errors: Vec<_> = told.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!(errors.len(), 1, "{args:?}: {told}");
+        assert!(errors[0].contains(says), "{args:?}: {told}");
+        assert!(told.ends_with(&format!("{}\n", errors[0])), "{args:?}: {told}");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_a_code_of_two() {
+    for args in [&["serve", "--no-such-flag"][..], &["frobnicate"], &["generate", "--temperature", "warm"], &[]] {
+        assert_eq!(run(args).status.code(), Some(2), "{args:?}");
+    }
+    assert_eq!(run(&["--version"]).status.code(), Some(0));
+}
+
+#[test]
+fn completions_name_every_subcommand() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = stdout(&run(&["completions", shell]));
+        assert!(["serve", "generate", "chat", "--max-model-len"].iter().all(|word| script.contains(word)), "{shell}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_program_quietly() {
+    let mut child = candlewick(&["generate", "--prompt", "x", "--ignore-eos"]).spawn().unwrap();
+    let mut first = [0];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(!stderr(&output).contains("error"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_piped_conversation_answers_every_line() {
+    let output = run_with_input(
+        &["chat", "--system", "Be brief.", "--max-tokens", "6", "--seed", "3", "--min-tokens", "6"],
+        "Hello\n\n/help\n/reset\nHello\n/quit\nnever said\n",
+    );
+    let text = stdout(&output);
+    let (before, after) = text.split_once("/help").unwrap();
+    assert!(!before.trim().is_empty() && after.contains("/reset"), "{text}");
+    // After a reset the same words with the same seed get the same answer.
+    assert!(after.ends_with(before), "{text}");
+}
+
+/// `candlewick serve` on a port of its own; killed where a test fails.
+struct Served {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    address: String,
+}
+
+impl Served {
+    fn start(more: &[&str]) -> Self {
+        let mut child = candlewick(&[&["serve", "--listen", "127.0.0.1:0"], more].concat()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut ready = String::new();
+        stdout.read_line(&mut ready).unwrap();
+        let address = ready.split_whitespace().find_map(|word| word.strip_suffix(':').filter(|w| w.contains(':')));
+        let address = address.unwrap_or_else(|| panic!("no address in {ready:?}")).to_owned();
+        assert!(["demo", "blocks", "context"].iter().all(|word| ready.contains(word)), "{ready}");
+        Self { child, stdout, address }
+    }
+
+    #[cfg(unix)]
+    fn terminate(&self) {
+        let kill = Command::new("sh").args(["-c", &format!("kill -TERM {}", self.child.id())]).status().unwrap();
+        assert!(kill.success());
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+#[test]
+fn a_server_gives_what_the_program_gives_itself() {
+    let served = Served::start(&[]);
+    let mut remote = json(&generate(&["--json", "--connect", &served.address]));
+    let mut local = json(&generate(&["--json"]));
+    for object in [&mut remote, &mut local] {
+        object["timings"] = Value::Null;
+    }
+    assert_eq!(remote, local);
+
+    let refused = run(&generate(&["--connect", &served.address, "--top-p", "7"]));
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("top_p"), "{}", stderr(&refused));
+
+    let url = format!("http://{}", served.address);
+    let talk = ["chat", "--max-tokens", "5", "--temperature", "0", "--min-tokens", "5"];
+    let remote = stdout(&run_with_input(&[talk.as_slice(), &["--connect", &url]].concat(), "Hello\n"));
+    assert_eq!(remote, stdout(&run_with_input(&talk, "Hello\n")));
+}
+
+#[test]
+fn two_servers_cannot_have_one_port() {
+    let served = Served::start(&[]);
+    let second = run(&["serve", "--listen", &served.address]);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(stderr(&second).contains(&served.address), "{}", stderr(&second));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_terminated_server_finishes_its_streams_and_ends_well() {
+    let flags = ["--max-tokens", "300"];
+    let whole = stdout(&run(&generate(&flags)));
+    let mut served = Served::start(&[]);
+    let mut client =
+        candlewick(&generate(&[flags.as_slice(), &["--connect", &served.address]].concat())).spawn().unwrap();
+    // Its first byte says that the stream is under way.
+    let mut text = vec![0];
+    let mut output = client.stdout.take().unwrap();
+    output.read_exact(&mut text).unwrap();
+    served.terminate();
+    output.read_to_end(&mut text).unwrap();
+    assert_eq!(client.wait().unwrap().code(), Some(0));
+    assert_eq!(String::from_utf8(text).unwrap(), whole);
+    assert_eq!(served.child.wait().unwrap().code(), Some(0));
+    let mut rest = String::new();
+    served.stdout.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "", "standard output says one line");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_signal_ends_a_draining_server_at_once() {
+    let mut served = Served::start(&["--drain-timeout", "600"]);
+    let args = ["generate", "--prompt", "x", "--ignore-eos", "--connect", &served.address];
+    let mut client = candlewick(&args).spawn().unwrap();
+    client.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    served.terminate();
+    let told = BufReader::new(served.child.stderr.take().unwrap());
+    assert!(told.lines().any(|line| line.unwrap().contains("second signal")));
+    served.terminate();
+    assert_eq!(served.child.wait().unwrap().code(), Some(130));
+    assert_eq!(client.wait_with_output().unwrap().status.code(), Some(1));
+}
