@@ -174,3 +174,21 @@ pub struct Usage {
     /// Tokens generated, a stop token included.
     pub completion_tokens: u32,
 }
+
+/// A token and how likely it was.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledToken {
+    /// The token.
+    pub id: TokenId,
+    /// Set where the request asked for log-probabilities.
+    pub logprobs: Option<Box<TokenLogprobs>>,
+}
+
+/// Log-probabilities (natural, of the distribution before temperature and truncation) at one position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// Of the chosen token.
+    pub chosen: f32,
+    /// The most likely tokens, most likely first; ties by token id.
+    pub top: Vec<(TokenId, f32)>,
+}

@@ -1,4 +1,4 @@
-//! The generated wire types.
+//! The generated wire types, a module a package.
 #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
 
 /// Our own contract.
@@ -6,6 +6,28 @@ pub mod candlewick {
     /// Version 1.
     pub mod v1 {
         tonic::include_proto!("candlewick.v1");
+    }
+}
+
+/// The wire that routers speak to vLLM's engine.
+pub mod vllm {
+    /// As the package is called.
+    pub mod grpc {
+        /// As the package is called.
+        pub mod engine {
+            tonic::include_proto!("vllm.grpc.engine");
+        }
+    }
+}
+
+/// What the wires of the SMG router's family share.
+pub mod smg {
+    /// As the package is called.
+    pub mod grpc {
+        /// As the package is called.
+        pub mod common {
+            tonic::include_proto!("smg.grpc.common");
+        }
     }
 }
 

@@ -1,3 +1,167 @@
-//! The architectures: a table of names, and `CausalLm<B>` which owns everything but the block.
+//! The architectures: a table of names, and [`CausalLm`] which owns everything of a model but its block.
+//!
+//! To add one: write `arch/x.rs` with a type that implements [`Block`], and add a row to [`ARCHITECTURES`].
 
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::{
+    arch::{causal_lm::CausalLm, config::ModelConfig},
+    config::Dtype,
+    error::{Error, Result},
+    ids::TokenId,
+    kernels::linear::format::WeightFormat,
+    layers::{
+        context::{KvCache, KvCacheShape, StepContext},
+        loader::TensorLoader,
+        norm::Residual,
+        rope::Rope,
+    },
+    weights::Weights,
+};
+
+pub mod causal_lm;
 pub mod config;
+mod fields;
+pub mod generation_config;
+pub mod gguf_config;
+pub mod llama;
+pub mod mistral;
+pub mod pre_norm;
+pub mod qwen2;
+pub mod qwen3;
+pub mod shapes;
+
+/// One architecture that can be served.
+pub struct Architecture {
+    /// The class name in config.json.
+    pub name: &'static str,
+    /// `general.architecture` of its GGUF files; none where they go by another's name.
+    pub gguf: Option<&'static str>,
+    load: fn(&ModelLoad<'_>) -> Result<Arc<dyn Model>>,
+}
+
+/// Every architecture, by name.
+pub const ARCHITECTURES: &[Architecture] = &[
+    row::<llama::LlamaBlock>("LlamaForCausalLM", Some("llama")),
+    row::<mistral::MistralBlock>("MistralForCausalLM", None),
+    row::<qwen2::Qwen2Block>("Qwen2ForCausalLM", Some("qwen2")),
+    row::<qwen3::Qwen3Block>("Qwen3ForCausalLM", Some("qwen3")),
+];
+
+const fn row<B: Block>(name: &'static str, gguf: Option<&'static str>) -> Architecture {
+    Architecture { name, gguf, load: |load| Ok(Arc::new(CausalLm::<B>::load(load)?)) }
+}
+
+/// One block of a model: everything between two states of the residual stream.
+pub trait Block: Sized + Send + Sync + 'static {
+    /// Loads block number `layer`.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` that names a tensor which is missing or misshapen.
+    fn load(block: &BlockLoad<'_>) -> Result<Self>;
+
+    /// Runs it over all tokens of a step.
+    ///
+    /// # Errors
+    /// `Internal` where an operation fails.
+    fn forward(&self, x: Residual, step: &StepContext<'_>) -> Result<Residual>;
+}
+
+/// What a [`Block`] is loaded from.
+pub struct BlockLoad<'a> {
+    /// Tensors under `model.layers.N`.
+    pub loader: TensorLoader<'a>,
+    /// Of the model.
+    pub config: &'a ModelConfig,
+    /// Which block.
+    pub layer: usize,
+    /// Shared by all blocks.
+    pub rope: Arc<Rope>,
+}
+
+/// A loaded model, whatever its architecture.
+pub trait Model: Send + Sync {
+    /// What it was loaded as.
+    fn config(&self) -> &ModelConfig;
+
+    /// What came of loading it.
+    fn info(&self) -> &ModelInfo;
+
+    /// Runs a step over `token_ids` (as many as `step.positions`) and gives the logits `[logit_rows.len(), vocab]` of
+    /// the tokens at `logit_rows`; the head runs over those alone.
+    ///
+    /// # Errors
+    /// `Internal` where an operation fails or an index is not of this model, cache or step.
+    fn forward(&self, token_ids: &[TokenId], logit_rows: &[u32], step: &StepContext<'_>) -> Result<Tensor>;
+
+    /// A KV cache for it.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for impossible sizes.
+    fn new_kv_cache(&self, num_blocks: usize, block_size: usize) -> Result<KvCache>;
+}
+
+/// Facts about a loaded model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelInfo {
+    /// Numbers in its weights, a tied head counted once.
+    pub num_parameters: usize,
+    /// Bytes of its weights as they are kept.
+    pub weight_bytes: usize,
+    /// Format of its Linears (of the first block's query, where a file mixes them): `bfloat16`, `q4_k`.
+    pub dtype: String,
+    /// Sizes of a KV cache of one block of one token.
+    pub kv_shape: KvCacheShape,
+}
+
+/// The format that every Linear is kept in; `None` is the file's own.
+#[must_use]
+pub fn weight_format(dtype: Dtype) -> Option<WeightFormat> {
+    match dtype {
+        Dtype::Auto => None,
+        Dtype::Float32 => Some(WeightFormat::F32),
+        Dtype::Bfloat16 => Some(WeightFormat::BF16),
+    }
+}
+
+/// The type of KV blocks for a file whose Linears are in `file`.
+#[must_use]
+pub fn kv_dtype(dtype: Dtype, file: WeightFormat) -> DType {
+    match (dtype, file) {
+        (Dtype::Float32, _) | (Dtype::Auto, WeightFormat::F32) => DType::F32,
+        (Dtype::Auto | Dtype::Bfloat16, _) => DType::BF16,
+    }
+}
+
+/// Everything that loading a model needs.
+pub struct ModelLoad<'a> {
+    /// Its tensors.
+    pub weights: &'a Weights,
+    /// Its sizes.
+    pub config: &'a ModelConfig,
+    /// Where it will run.
+    pub device: &'a Device,
+    /// What its numbers are kept in.
+    pub dtype: Dtype,
+    /// Called after each tensor with how many are loaded, of how many in all.
+    pub progress: &'a dyn Fn(usize, usize),
+}
+
+/// Loads a model of any architecture of the table.
+///
+/// # Errors
+/// `FailedPrecondition` that names the file and the field or tensor at fault.
+pub fn load(load: &ModelLoad<'_>) -> Result<Arc<dyn Model>> {
+    let architecture = &load.config.architecture;
+    let row = ARCHITECTURES.iter().find(|row| row.name == architecture).ok_or_else(|| {
+        let known = ARCHITECTURES.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
+        Error::bad_file(
+            load.weights.path(),
+            "architectures",
+            format!("{architecture} is not supported; supported are {known}"),
+        )
+    })?;
+    (row.load)(load)
+}

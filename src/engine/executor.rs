@@ -15,6 +15,8 @@ use crate::{
     params::SamplingParams,
 };
 
+pub use crate::params::{SampledToken, TokenLogprobs};
+
 /// Everything one step computes, flattened: the buffers are reused from step to step, so planning allocates nothing
 /// once they have grown.
 ///
@@ -30,7 +32,7 @@ pub struct StepPlan {
     pub admitted: Vec<AdmittedSequence>,
     /// Sequences that will never run again: the executor forgets them. Applied before anything else.
     pub retired: Vec<SequenceId>,
-    /// Blocks to copy, all layers, before anything is written (copy-on-write).
+    /// Blocks to copy, all layers, in this order, before anything is written (copy-on-write).
     pub block_copies: Vec<BlockCopy>,
     /// One row a scheduled sequence.
     pub rows: Vec<PlannedRow>,
@@ -95,24 +97,6 @@ pub struct SequenceOutput {
     pub id: SequenceId,
     /// In order; at most `max_tokens_per_step`.
     pub tokens: SmallVec<[SampledToken; 1]>,
-}
-
-/// A token and how likely it was.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SampledToken {
-    /// The token.
-    pub id: TokenId,
-    /// Set where the request asked for log-probabilities.
-    pub logprobs: Option<Box<TokenLogprobs>>,
-}
-
-/// Log-probabilities (natural, of the distribution before temperature and truncation) at one position.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TokenLogprobs {
-    /// Of the chosen token.
-    pub chosen: f32,
-    /// The most likely tokens, most likely first; ties by token id.
-    pub top: Vec<(TokenId, f32)>,
 }
 
 /// Runs steps. Lives on the engine thread; may panic or hang without taking the process along.

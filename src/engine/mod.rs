@@ -1,3 +1,262 @@
-//! THE API: an [`Engine`](self) takes requests and gives streams of tokens.
+//! THE API: an [`Engine`] takes [`Request`]s and gives [`Generation`]s, streams of [`Event`]s.
+//!
+//! Admission (render, tokenize, check, refuse) happens here, on the caller's task; policy and arithmetic happen on one
+//! engine thread behind it ([`step`](self)), which a supervisor keeps alive.
 
+mod admission;
+pub mod block_manager;
+mod channel;
 pub mod executor;
+pub mod fake;
+mod faults;
+pub mod load;
+mod outbox;
+#[cfg(test)]
+mod properties;
+pub mod runner;
+pub mod scheduler;
+pub mod sequence;
+mod step;
+mod stream;
+mod supervisor;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
+
+use self::{admission::Admitted, supervisor::Supervised};
+pub use self::{
+    stream::{Delta, Event, Finished, Generation, Started},
+    supervisor::ExecutorFactory,
+};
+use crate::{
+    config::EngineConfig,
+    error::{Code, Error, Result},
+    ids::{SequenceId, TokenId},
+    params::SamplingParams,
+    telemetry::Telemetry,
+    text::{ChatMessage, ChatTemplate, Tokenizer},
+};
+
+/// What a client asks for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Names the request in logs.
+    pub request_id: String,
+    /// What to continue.
+    pub prompt: Prompt,
+    /// How.
+    pub params: SamplingParams,
+    /// Smaller runs earlier; equal ones in order of arrival.
+    pub priority: i32,
+    /// Only requests with the same salt share cached prefixes.
+    pub cache_salt: Option<String>,
+    /// When the answer is no longer wanted.
+    pub deadline: Option<Instant>,
+}
+
+impl Request {
+    /// A request with default parameters.
+    #[must_use]
+    pub fn new(prompt: Prompt) -> Self {
+        let request_id = format!("{:016x}", admission::random_seed());
+        Self { request_id, prompt, params: SamplingParams::default(), priority: 0, cache_salt: None, deadline: None }
+    }
+}
+
+/// What to continue.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompt {
+    /// Tokenized with the tokenizer's special tokens.
+    Text(String),
+    /// Taken as they are.
+    Tokens(Vec<TokenId>),
+    /// Rendered with the model's chat template.
+    Chat(Vec<ChatMessage>),
+}
+
+/// Whether the engine takes requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It does.
+    Serving,
+    /// It failed and is coming back.
+    Restarting,
+    /// It finishes what it has and takes nothing new.
+    Draining,
+}
+
+/// What is served.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelInfo {
+    /// The name that requests use.
+    pub name: String,
+    /// Where it was loaded from.
+    pub path: String,
+    /// `LlamaForCausalLM`, …
+    pub architecture: String,
+    /// `llama`, …
+    pub model_type: String,
+    /// Entries of the vocabulary: every token id is below.
+    pub vocab_size: usize,
+    /// Tokens that end a sequence.
+    pub eos_token_ids: Vec<TokenId>,
+    /// The token that begins one, if any.
+    pub bos_token_id: Option<TokenId>,
+    /// Number of weights.
+    pub num_parameters: u64,
+    /// Format of the weights.
+    pub dtype: String,
+    /// What requests get where they leave a parameter open.
+    pub default_params: SamplingParams,
+}
+
+/// What turns text into tokens and back, as far as the model brings it.
+#[derive(Clone, Default)]
+pub struct ModelText {
+    /// Absent where the model comes without: then token ids go in and out.
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    /// Absent where the model is no chat model.
+    pub chat_template: Option<Arc<ChatTemplate>>,
+}
+
+/// A running engine. Cheap to clone; it stops when the last clone and the last [`Generation`] are gone.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    info: ModelInfo,
+    text: ModelText,
+    supervised: Arc<Supervised>,
+    /// One permit a live request; what is bounded by it is bounded in the engine.
+    live: Arc<Semaphore>,
+    max_live: u32,
+    next_sequence: AtomicU64,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(life) = self.supervised.life() {
+            life.stop();
+        }
+    }
+}
+
+impl Engine {
+    /// Starts an engine over executors that `factory` makes, one for each time that the engine starts. Needs a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// The factory's.
+    pub async fn start(
+        info: ModelInfo,
+        text: ModelText,
+        config: EngineConfig,
+        telemetry: Arc<Telemetry>,
+        factory: ExecutorFactory,
+    ) -> Result<Self> {
+        telemetry.set_cache_config(config.block_size, config.num_blocks);
+        let max_live = config.max_waiting + config.max_num_seqs;
+        let supervised = Supervised::new(config, telemetry);
+        supervised.start(factory).await?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                info,
+                text,
+                supervised,
+                live: Arc::new(Semaphore::new(max_live)),
+                max_live: u32::try_from(max_live).unwrap_or(u32::MAX),
+                next_sequence: AtomicU64::new(0),
+            }),
+        })
+    }
+
+    /// What is served.
+    #[must_use]
+    pub fn info(&self) -> &ModelInfo {
+        &self.inner.info
+    }
+
+    /// The limits in force.
+    #[must_use]
+    pub fn config(&self) -> &EngineConfig {
+        &self.inner.supervised.config
+    }
+
+    /// The tokenizer and chat template, as far as there are any.
+    #[must_use]
+    pub fn text(&self) -> &ModelText {
+        &self.inner.text
+    }
+
+    /// The engine's metrics.
+    #[must_use]
+    pub fn telemetry(&self) -> &Arc<Telemetry> {
+        &self.inner.supervised.telemetry
+    }
+
+    /// Whether requests are taken, as it changes.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.inner.supervised.health.subscribe()
+    }
+
+    /// From now on every new request is refused with `UNAVAILABLE`; those under way go on.
+    pub fn begin_drain(&self) {
+        self.inner.supervised.begin_drain();
+    }
+
+    /// Returns when no request is under way.
+    pub async fn drained(&self) {
+        // An error means that the semaphore was closed, which nobody does.
+        let _all = self.inner.live.acquire_many(self.inner.max_live).await;
+    }
+
+    /// Admits a request.
+    ///
+    /// # Errors
+    /// - `Unavailable` while draining or restarting, `ResourceExhausted` while the queue is full: both before the text is
+    ///   tokenized, with a hint when to come back.
+    /// - `InvalidArgument` naming the field where the request can never work.
+    /// - `FailedPrecondition` where it needs a tokenizer or chat template that the model does not have.
+    /// - `DeadlineExceeded` where the deadline has passed.
+    pub async fn generate(&self, request: Request) -> Result<Generation> {
+        let admitted = self.admit(request).await;
+        if let Err(error) = &admitted {
+            self.telemetry().record_refused(error.code);
+        }
+        admitted
+    }
+
+    async fn admit(&self, request: Request) -> Result<Generation> {
+        if self.inner.supervised.draining() {
+            return Err(unavailable("the server is draining: it finishes what it has and takes nothing new"));
+        }
+        let life = self.inner.supervised.life().ok_or_else(|| unavailable("the engine is restarting"))?;
+        let permit = self.inner.live.clone().try_acquire_owned().map_err(|_| {
+            let waiting = self.config().max_waiting;
+            Error::new(Code::ResourceExhausted, format!("the queue is full ({waiting} requests wait): try again later"))
+                .retry_after(admission::RETRY_AFTER)
+        })?;
+        if request.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the request was admitted"));
+        }
+        let admitted = Admitted::new(&self.inner.info, &self.inner.text, self.config(), request).await?;
+        let id = SequenceId(self.inner.next_sequence.fetch_add(1, Ordering::Relaxed));
+        let generation = admitted.submit(id, &life, self.clone(), permit)?;
+        self.telemetry().record_prompt(generation.usage().prompt_tokens as usize);
+        Ok(generation)
+    }
+}
+
+fn unavailable(message: &str) -> Error {
+    Error::new(Code::Unavailable, message).retry_after(admission::RETRY_AFTER)
+}

@@ -2,11 +2,19 @@
 //!
 //! On the CPU all activations are float32; weights and KV blocks keep their own format and are widened in registers.
 //! The result of one row never depends on which other rows are computed with it: the order of the additions that make
-//! one output is fixed, whatever the batch, the chunk or the number of threads.
+//! one output is fixed, whatever the batch, the chunk, the number of threads or the instruction set.
+//!
+//! Kernels share work over the rayon pool they are called in ([`rayon::ThreadPool::install`] chooses it). Inputs may be
+//! views whose rows lie apart (a slice of a fused projection); each row must be contiguous, or it is copied first.
 
+mod cpu_tensor;
 pub mod linear;
 pub mod paged_attention;
 pub mod rms_norm;
 pub mod rope;
 pub mod silu_mul;
+mod simd;
 pub mod store_kv;
+#[cfg(test)]
+mod test_data;
+mod tile;

@@ -1,1 +1,11 @@
-//! What the blocks of an architecture are made of.
+//! What the blocks of an architecture are made of: layers that own their weights, run over all tokens of a step at
+//! once and take everything else from the [`StepContext`](context::StepContext).
+
+pub mod attention;
+pub mod context;
+pub mod embedding;
+pub mod linear;
+pub mod loader;
+pub mod mlp;
+pub mod norm;
+pub mod rope;

@@ -1,1 +1,136 @@
-//! The faces: gRPC, health, reflection, metrics, on one listener.
+//! The faces: gRPC, health, reflection and metrics, on one listener, and how they go down.
+//!
+//! Draining goes in steps, so that nobody loses an answer: health turns `NOT_SERVING` and new requests are refused with
+//! `UNAVAILABLE`, on old connections and new ones; when the last request has been computed, or the drain timeout has
+//! passed, the listener closes and connections end once their streams have; what still streams after the timeout is cut.
+
+mod closing;
+mod connection;
+pub mod grpc;
+mod metrics;
+mod vllm_engine;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::Router;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
+};
+
+use self::{closing::Closer, grpc::Backend};
+use crate::{engine::Engine, error::Result};
+
+/// Connections at once; more wait to be accepted.
+const MAX_CONNECTIONS: usize = 4096;
+/// Pause where no connection can be accepted because the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What connections get to send their last bytes, once nothing more will be added to them.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// How to serve.
+#[derive(Clone, Copy, Debug)]
+pub struct ServeOptions {
+    /// How long streams under way may go on once shutdown begins.
+    pub drain_timeout: Duration,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self { drain_timeout: Duration::from_secs(30) }
+    }
+}
+
+/// Serves an engine on `listener` until `shutdown` resolves, then drains.
+///
+/// # Errors
+/// `Internal` where the services cannot be set up. Once it serves, it ends without an error.
+pub async fn serve(
+    engine: Engine,
+    listener: TcpListener,
+    options: ServeOptions,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
+    let closer = Closer::new();
+    let backend = Backend { engine: engine.clone(), closing: closer.watch() };
+    let router = grpc::routes(&backend)?.into_axum_router().merge(metrics::routes(engine.clone()));
+    let router = router.fallback(metrics::unknown);
+    let mut connections = Connections { router, closer, tasks: JoinSet::new(), places: places() };
+
+    connections.accept_until(&listener, shutdown).await;
+    engine.begin_drain();
+    tracing::info!("draining: streams under way go on, new requests are refused");
+    let deadline = Instant::now() + options.drain_timeout;
+    let drained = async {
+        tokio::select! {
+            () = engine.drained() => tracing::info!("every request has ended"),
+            () = sleep_until(deadline) => tracing::warn!("the drain timeout passed: what still streams is cut off"),
+        }
+    };
+    connections.accept_until(&listener, drained).await;
+    drop(listener);
+    connections.close(deadline).await;
+    Ok(())
+}
+
+fn places() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(MAX_CONNECTIONS))
+}
+
+/// The connections that are open, and what each is served with.
+struct Connections {
+    router: Router,
+    closer: Closer,
+    tasks: JoinSet<()>,
+    places: Arc<Semaphore>,
+}
+
+impl Connections {
+    /// Accepts connections until `end` resolves.
+    async fn accept_until(&mut self, listener: &TcpListener, end: impl Future<Output = ()>) {
+        tokio::pin!(end);
+        loop {
+            tokio::select! {
+                () = &mut end => return,
+                // Tasks that ended are let go; their outcome is theirs.
+                Some(_ended) = self.tasks.join_next() => {}
+                (stream, place) = accept(listener, &self.places) => {
+                    let (router, closing) = (self.router.clone(), self.closer.watch());
+                    self.tasks.spawn(async move {
+                        connection::serve(stream, router, closing).await;
+                        drop(place);
+                    });
+                }
+            }
+        }
+    }
+
+    /// Ends all connections: after their calls, but at `deadline` at the latest.
+    async fn close(mut self, deadline: Instant) {
+        self.closer.leave();
+        let ended = async |tasks: &mut JoinSet<()>| while tasks.join_next().await.is_some() {};
+        if timeout_at(deadline, ended(&mut self.tasks)).await.is_err() {
+            self.closer.cut();
+            // Clients that do not read do not hear this either: their connections are dropped.
+            let _unheard = timeout(LAST_WORDS, ended(&mut self.tasks)).await;
+        }
+        self.tasks.shutdown().await;
+    }
+}
+
+/// The next connection, and its place among those that are open.
+async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, Option<OwnedSemaphorePermit>) {
+    // An error would mean that the semaphore was closed, which nobody does.
+    let place = places.clone().acquire_owned().await.ok();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return (stream, place),
+            Err(error) => {
+                tracing::warn!(%error, "no connection can be accepted");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}

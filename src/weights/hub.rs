@@ -12,7 +12,7 @@ use std::{
 };
 
 use hf_hub::{
-    HFClient, HFError, HFResult,
+    HFClient, HFClientSync, HFError, HFResult,
     progress::{DownloadEvent, ProgressEvent, ProgressHandler},
 };
 
@@ -117,7 +117,7 @@ pub fn resolve(model: &str, options: &HubOptions, progress: &mut dyn FnMut(Downl
     if let Some(cache_dir) = &options.cache_dir {
         builder = builder.cache_dir(cache_dir);
     }
-    let client = builder.build().map_err(|error| explain(model, &error))?;
+    let client = builder.build_sync().map_err(|error| explain(model, &error))?;
     let result = match fetch(&client, &id, options, options.offline, progress) {
         Err(error) if is_unreachable(&error) => {
             fetch(&client, &id, options, true, progress).map_err(|_| explain(model, &error))
@@ -132,9 +132,9 @@ pub fn resolve(model: &str, options: &HubOptions, progress: &mut dyn FnMut(Downl
     Ok(path)
 }
 
-/// Runs the download on a thread with a runtime of its own, so that it can be called from inside another runtime.
+/// Runs the download on a thread of its own, so that this one can report progress.
 fn fetch(
-    client: &HFClient,
+    client: &HFClientSync,
     id: &ModelId<'_>,
     options: &HubOptions,
     local_files_only: bool,
@@ -143,26 +143,21 @@ fn fetch(
     let (reports, arriving) = sync_channel(PROGRESS_CAPACITY);
     let handler = Reporter { files: Mutex::default(), reports };
     let repository = client.model(id.owner, id.name);
-    let download = async move {
-        let revision = options.revision.clone();
-        match id.file {
-            Some(file) => {
-                let request = repository.download_file().filename(file).maybe_revision(revision);
-                request.local_files_only(local_files_only).progress(handler).send().await
-            }
-            None => {
-                let patterns =
-                    |patterns: &[&str]| patterns.iter().map(|&pattern| pattern.to_owned()).collect::<Vec<_>>();
-                let request = repository.snapshot_download().maybe_revision(revision);
-                let request = request.allow_patterns(patterns(&WANTED)).ignore_patterns(patterns(&UNWANTED));
-                request.local_files_only(local_files_only).progress(handler).send().await
-            }
+    let revision = options.revision.clone();
+    let download = move || match id.file {
+        Some(file) => {
+            let request = repository.download_file().filename(file).maybe_revision(revision);
+            request.local_files_only(local_files_only).progress(handler).send()
+        }
+        None => {
+            let patterns = |patterns: &[&str]| patterns.iter().map(|&pattern| pattern.to_owned()).collect::<Vec<_>>();
+            let request = repository.snapshot_download().maybe_revision(revision);
+            let request = request.allow_patterns(patterns(&WANTED)).ignore_patterns(patterns(&UNWANTED));
+            request.local_files_only(local_files_only).progress(handler).send()
         }
     };
     std::thread::scope(|scope| {
-        // hf-xet asks for a runtime of several threads.
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let worker = scope.spawn(move || runtime.block_on(download));
+        let worker = scope.spawn(download);
         // Ends when the download drops its handler.
         for report in arriving {
             progress(report);

@@ -1,1 +1,170 @@
-//! store_kv: see the contract below.
+//! The paged KV cache of one layer, and the writes into it.
+//!
+//! # Layout
+//! Keys are `[num_blocks, kv_heads, head_dim, block_size]`: sixteen neighbouring tokens' values of one dimension are one
+//! vector, so scores need no sums across lanes. Values are `[num_blocks, kv_heads, block_size, head_dim]`: one token's
+//! values are vectors of outputs. A head's part of a block is contiguous in both.
+
+mod cpu;
+pub(super) mod element;
+mod portable;
+#[cfg(test)]
+mod tests;
+
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor, bail};
+
+use super::cpu_tensor::try_zeroed;
+use crate::{
+    error::{Code, Error, Result},
+    ids::{BlockId, Slot},
+};
+
+/// Size and type of one layer's cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvCacheConfig {
+    /// Blocks.
+    pub num_blocks: usize,
+    /// Tokens a block.
+    pub block_size: usize,
+    /// Heads of keys and values.
+    pub kv_heads: usize,
+    /// Dimensions a head.
+    pub head_dim: usize,
+    /// Float32, float16 or bfloat16.
+    pub dtype: DType,
+}
+
+impl KvCacheConfig {
+    /// Bytes of keys and values that one block takes in one layer.
+    #[must_use]
+    pub fn block_bytes(&self) -> usize {
+        2 * self.block_size * self.kv_heads * self.head_dim * self.dtype.size_in_bytes()
+    }
+
+    /// Tokens there is room for.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.num_blocks * self.block_size
+    }
+}
+
+/// Keys and values of one layer. Clones share the storage.
+#[derive(Clone, Debug)]
+pub struct KvLayer {
+    config: KvCacheConfig,
+    pub(super) keys: Tensor,
+    pub(super) values: Tensor,
+}
+
+impl KvLayer {
+    /// A cache of zeros. On the CPU the operating system provides the memory when it is first written.
+    ///
+    /// # Errors
+    /// `Internal` where a size is zero, the product overflows or the type is none of float32, float16 and bfloat16;
+    /// `ResourceExhausted` where there is no memory.
+    pub fn new(
+        num_blocks: usize,
+        block_size: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let config = KvCacheConfig { num_blocks, block_size, kv_heads, head_dim, dtype };
+        let elements = [num_blocks, block_size, kv_heads, head_dim].into_iter().try_fold(1usize, usize::checked_mul);
+        let elements =
+            elements.filter(|&n| n > 0 && n < isize::MAX as usize / 8 && u32::try_from(config.slots()).is_ok());
+        let elements = elements.ok_or_else(|| Error::internal(format!("a KV cache cannot have {config:?}")))?;
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+            return Err(Error::internal(format!("a KV cache of {dtype:?}: must be float32, float16 or bfloat16")));
+        }
+        Ok(Self {
+            config,
+            keys: zeros(elements, (num_blocks, kv_heads, head_dim, block_size), dtype, device)?,
+            values: zeros(elements, (num_blocks, kv_heads, block_size, head_dim), dtype, device)?,
+        })
+    }
+
+    /// Its size and type.
+    #[must_use]
+    pub fn config(&self) -> &KvCacheConfig {
+        &self.config
+    }
+}
+
+type Shape4 = (usize, usize, usize, usize);
+
+/// Zeros that the operating system provides when they are touched; candle's own are written at once.
+fn zeros(elements: usize, shape: Shape4, dtype: DType, device: &Device) -> Result<Tensor> {
+    fn on_cpu<T: bytemuck::Zeroable + candle_core::WithDType>(elements: usize, shape: Shape4) -> Result<Tensor> {
+        let zeros = try_zeroed::<T>(elements).ok_or_else(|| {
+            let bytes = elements * size_of::<T>();
+            Error::new(Code::ResourceExhausted, format!("no memory for {bytes} bytes of KV cache: use fewer blocks"))
+        })?;
+        Ok(Tensor::from_vec(zeros, shape, &Device::Cpu)?)
+    }
+    match (device, dtype) {
+        (Device::Cpu, DType::F32) => on_cpu::<f32>(elements, shape),
+        (Device::Cpu, DType::F16) => on_cpu::<half::f16>(elements, shape),
+        (Device::Cpu, DType::BF16) => on_cpu::<half::bf16>(elements, shape),
+        _ => Ok(Tensor::zeros(shape, dtype, device)?),
+    }
+}
+
+/// Writes keys and values, float32 `[n, kv_heads, head_dim]` each, to `slots`, `n` of them, rounded to the cache's type.
+///
+/// # Errors
+/// `Internal` where the shapes do not fit or a slot is outside the cache; nothing is written then.
+pub fn store_kv(keys: &Tensor, values: &Tensor, cache: &KvLayer, slots: &[Slot]) -> Result<()> {
+    let config = cache.config;
+    let want = [slots.len(), config.kv_heads, config.head_dim];
+    for (name, x) in [("keys", keys), ("values", values)] {
+        if x.dims() != want {
+            return Err(Error::internal(format!("store_kv: {name} have shape {:?}, must have {want:?}", x.dims())));
+        }
+    }
+    if let Some(slot) = slots.iter().find(|slot| slot.index() >= config.slots()) {
+        return Err(Error::internal(format!("store_kv: slot {slot} is past the {} of the cache", config.slots())));
+    }
+    match cache.keys.device() {
+        Device::Cpu => cpu::store(keys, values, cache, slots),
+        _ => portable::store(keys, values, cache, slots),
+    }
+}
+
+/// Copies whole blocks, `(source, destination)` each, in order.
+///
+/// # Errors
+/// `Internal` where a block is outside the cache; nothing is copied then.
+pub fn copy_blocks(cache: &KvLayer, copies: &[(BlockId, BlockId)]) -> Result<()> {
+    let count = cache.config.num_blocks;
+    if let Some(block) = copies.iter().flat_map(|&(from, to)| [from, to]).find(|block| block.index() >= count) {
+        return Err(Error::internal(format!("copy_blocks: block {block} is past the {count} of the cache")));
+    }
+    match cache.keys.device() {
+        Device::Cpu => cpu::copy_blocks(cache, copies),
+        _ => portable::copy_blocks(cache, copies),
+    }
+}
+
+/// Evaluates an expression with the elements of a cache tensor's storage as a slice of a
+/// [`CacheElement`](element::CacheElement) type.
+macro_rules! with_elements {
+    ($storage:expr, $data:ident => $body:expr) => {
+        match $storage {
+            candle_core::CpuStorage::F32($data) => $body,
+            candle_core::CpuStorage::F16($data) => $body,
+            candle_core::CpuStorage::BF16($data) => $body,
+            _ => candle_core::bail!("a KV cache has float32, float16 or bfloat16 elements"),
+        }
+    };
+}
+pub(super) use with_elements;
+
+/// The CPU storage of a cache tensor, for reading.
+pub(super) fn cache_storage(storage: &Storage) -> candle_core::Result<&CpuStorage> {
+    match storage {
+        Storage::Cpu(storage) => Ok(storage),
+        _ => bail!("the KV cache is not on the CPU"),
+    }
+}

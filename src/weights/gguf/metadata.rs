@@ -278,7 +278,7 @@ impl Gguf {
     ///
     /// # Errors
     /// Where it is none.
-    pub fn array_f32(&self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = f32>>> {
+    pub fn array_f32<'a>(&'a self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = f32> + use<'a>>> {
         let scalars = self.array_scalars(key, &[Kind::F32, Kind::F64], "an array of floats")?;
         Ok(scalars
             .map(|scalars| scalars.map(|value| if let Value::Float(number) = value { number as f32 } else { 0.0 })))
@@ -288,7 +288,7 @@ impl Gguf {
     ///
     /// # Errors
     /// Where it is none. Unsigned numbers of 64 bits are not read.
-    pub fn array_i64(&self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = i64>>> {
+    pub fn array_i64<'a>(&'a self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = i64> + use<'a>>> {
         const KINDS: &[Kind] = &[Kind::U8, Kind::I8, Kind::U16, Kind::I16, Kind::U32, Kind::I32, Kind::I64];
         let scalars = self.array_scalars(key, KINDS, "an array of integers")?;
         Ok(scalars.map(|scalars| {
@@ -301,12 +301,12 @@ impl Gguf {
         }))
     }
 
-    fn array_scalars(
-        &self,
+    fn array_scalars<'a>(
+        &'a self,
         key: &str,
         kinds: &'static [Kind],
         wanted: &str,
-    ) -> Result<Option<impl ExactSizeIterator<Item = Value>>> {
+    ) -> Result<Option<impl ExactSizeIterator<Item = Value> + use<'a>>> {
         let Some(value) = self.metadata.get(key) else { return Ok(None) };
         match value {
             Value::Array { kind, bytes, .. } if kinds.contains(kind) => {

@@ -52,7 +52,7 @@ fn the_tiny_file_itself_is_good() {
     let source = source(|_| {}).expect("a good file");
     assert_eq!(source.names().len(), 12);
     let q = source.get("model.layers.0.self_attn.q_proj.weight").expect("is there");
-    assert_eq!((q.shape, q.bytes.len()), (vec![32, 32], 32 * 34));
+    assert_eq!((q.shape, q.bytes.len()), (vec![32, 256], 32 * 8 * 34));
     let gguf = source.gguf();
     assert_eq!(gguf.u64("types.u8").expect("a number"), Some(8));
     assert_eq!(gguf.f32("types.i8").expect("a number"), Some(-1.0));
@@ -194,8 +194,8 @@ fn dimensions_whose_product_overflows_are_refused() {
 
 #[test]
 fn a_row_that_is_no_whole_number_of_blocks_is_refused() {
-    let field = "tensor blk.0.ffn_down.weight: dimension 0";
-    assert_refused(|file| file.tensor("blk.0.ffn_down.weight").dims = vec![128, 64], field, "blocks of 256");
+    let field = "tensor blk.0.ffn_gate.weight: dimension 0";
+    assert_refused(|file| file.tensor("blk.0.ffn_gate.weight").dims = vec![128, 64], field, "blocks of 256");
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn an_offset_out_of_the_file_is_refused() {
 #[test]
 fn a_tensor_larger_than_the_file_is_refused() {
     let field = "tensor token_embd.weight: offset";
-    assert_refused(|file| file.tensor("token_embd.weight").dims = vec![32, 1 << 40], field, "leave the file");
+    assert_refused(|file| file.tensor("token_embd.weight").dims = vec![256, 1 << 40], field, "leave the file");
 }
 
 #[test]

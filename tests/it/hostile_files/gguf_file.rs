@@ -50,6 +50,11 @@ impl GgufFile {
         out
     }
 
+    /// Bytes before the data.
+    pub(super) fn header_bytes(&self) -> usize {
+        self.bytes().len() - self.data.len()
+    }
+
     /// Puts a value in place of a key's, or adds both.
     pub(super) fn set(&mut self, key: &str, value: Vec<u8>) -> &mut Self {
         self.metadata.retain(|(existing, _)| existing != key.as_bytes());
@@ -71,7 +76,7 @@ impl GgufFile {
         self.data.resize(filled.next_multiple_of(self.alignment), 0);
     }
 
-    /// A llama of one layer with a tokenizer: every metadata type, every format that is read, and one that is not.
+    /// A llama of one layer with a tokenizer, whole enough to be loaded: every metadata type, every format that is read, and one that is not.
     pub(super) fn tiny() -> Self {
         let mut file = Self {
             magic: *b"GGUF",
@@ -87,11 +92,13 @@ impl GgufFile {
         file.set("general.architecture", string("llama"))
             .set("general.alignment", u32(32))
             .set("llama.context_length", u32(64))
-            .set("llama.embedding_length", u32(32))
+            .set("llama.embedding_length", u32(256))
             .set("llama.block_count", u32(1))
-            .set("llama.feed_forward_length", u32(256))
+            .set("llama.feed_forward_length", u32(32))
             .set("llama.attention.head_count", u32(2))
             .set("llama.attention.head_count_kv", u32(1))
+            .set("llama.attention.key_length", u32(16))
+            .set("llama.attention.value_length", u32(16))
             .set("llama.attention.layer_norm_rms_epsilon", typed(6, &1e-5f32.to_le_bytes()))
             .set("tokenizer.ggml.model", string("llama"))
             .set("tokenizer.ggml.tokens", array(8, 8, &tokens.map(|token| sized(token.as_bytes())).concat()))
@@ -113,18 +120,18 @@ impl GgufFile {
             .set("types.i64", typed(11, &[1, 2, 3, 4, 5, 6, 7, 8]))
             .set("types.f64", typed(12, &1.5f64.to_le_bytes()))
             .set("types.nested", array(9, 2, &[&array_head(4, 1)[..], &[1, 0, 0, 0], &array_head(0, 0)].concat()));
-        file.push("token_embd.weight", 1, &[32, 8], 512);
-        file.push("output_norm.weight", 0, &[32], 128);
-        file.push("blk.0.attn_norm.weight", 0, &[32], 128);
-        file.push("blk.0.attn_q.weight", 8, &[32, 32], 32 * 34);
-        file.push("blk.0.attn_k.weight", 2, &[32, 16], 16 * 18);
-        file.push("blk.0.attn_v.weight", 30, &[32, 16], 1024);
-        file.push("blk.0.attn_output.weight", 8, &[32, 32], 32 * 34);
-        file.push("blk.0.ffn_norm.weight", 0, &[32], 128);
-        file.push("blk.0.ffn_gate.weight", 8, &[32, 256], 256 * 34);
-        file.push("blk.0.ffn_up.weight", 2, &[32, 256], 256 * 18);
-        file.push("blk.0.ffn_down.weight", 12, &[256, 32], 32 * 144);
-        file.push("output.weight", 14, &[256, 1], 210);
+        file.push("token_embd.weight", 1, &[256, 8], 4096);
+        file.push("output_norm.weight", 0, &[256], 1024);
+        file.push("blk.0.attn_norm.weight", 0, &[256], 1024);
+        file.push("blk.0.attn_q.weight", 8, &[256, 32], 32 * 8 * 34);
+        file.push("blk.0.attn_k.weight", 2, &[256, 16], 16 * 8 * 18);
+        file.push("blk.0.attn_v.weight", 30, &[256, 16], 16 * 512);
+        file.push("blk.0.attn_output.weight", 8, &[32, 256], 256 * 34);
+        file.push("blk.0.ffn_norm.weight", 0, &[256], 1024);
+        file.push("blk.0.ffn_gate.weight", 12, &[256, 32], 32 * 144);
+        file.push("blk.0.ffn_up.weight", 14, &[256, 32], 32 * 210);
+        file.push("blk.0.ffn_down.weight", 8, &[32, 256], 256 * 34);
+        file.push("output.weight", 14, &[256, 8], 8 * 210);
         file.push("unknown.weight", 99, &[7, 3], 96);
         file
     }

@@ -4,6 +4,7 @@ mod allocations;
 mod gguf;
 mod gguf_file;
 mod mutations;
+mod mutator;
 mod safetensors;
 mod tokenizer;
 

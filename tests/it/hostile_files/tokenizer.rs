@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{
     assert_names, capped,
-    mutations::{assert_both, survive},
+    mutator::{MUTATIONS, survive},
     named,
 };
 
@@ -140,19 +140,6 @@ fn what_would_only_cost_is_left_out() {
     }
 }
 
-#[test]
-fn mutated_tokenizers_are_read_or_refused() {
-    let counts = survive(FILE, good().to_string().as_bytes(), |json| {
-        let tokenizer = Tokenizer::from_json_bytes(named(FILE), &json)?;
-        // What the file makes of a text is its own affair; that it may fail, and not panic, is ours.
-        if let Ok(ids) = tokenizer.encode("<s> ab aba\t<|x|> 12345 é漢🦙\0  ", true) {
-            std::hint::black_box(tokenizer.decode(&ids, false));
-        }
-        Ok(())
-    });
-    assert_both(counts);
-}
-
 /// A small vocabulary of each kind.
 fn vocabulary(model: &str) -> GgufVocab {
     let mut vocab = GgufVocab { path: "tiny.gguf".into(), model: model.into(), ..GgufVocab::default() };
@@ -199,7 +186,7 @@ fn mutated_gguf_vocabularies_are_read_or_refused() {
     let mut below = |limit: usize| (stream.next_u64() % limit as u64) as usize;
     let texts = ["", " ", "a", "ab", "b a", "<0x41>", "\u{2581}a", "é", "Ġ", "<s>", "\0", "a b c"];
     let (mut good, mut refused) = (0, 0);
-    for n in 0..20_000 {
+    for n in 0..MUTATIONS as usize {
         let mut vocab = vocabulary(["llama", "gpt2"][n % 2]);
         for _ in 0..1 + below(4) {
             let at = below(vocab.tokens.len().max(1));
@@ -240,7 +227,7 @@ fn mutated_gguf_vocabularies_are_read_or_refused() {
             }
         }
     }
-    println!("of 20000 vocabularies {good} are read, {refused} are refused");
+    println!("of {MUTATIONS} vocabularies {good} are read, {refused} are refused");
     assert!(good > 1000 && refused > 1000, "{good} read, {refused} refused");
 }
 
@@ -264,7 +251,7 @@ fn a_text_beyond_the_limit_is_refused() {
 fn mutated_templates_are_rendered_or_refused() {
     let source = "{{ bos_token }}{% set ns = namespace(n=0) %}{% for m in messages %}{% if loop.index > 3 %}{% break %}{% endif %}{% set ns.n = ns.n + 1 %}{% macro f(x, n=2) %}{{ x | upper }}{{ n * 3 }}{% endmacro %}{{ f(m.role) ~ m['content'].split(' ')[0:2] | join('+') | trim }}{{ m | tojson(indent=2) }}{% endfor %}{% for i in range(5) %}{{ i // 2 % 3 - 1 ** 2 }}{% endfor %}{{ strftime_now('%Y') if ns.n is defined and not (ns.n == 9) else raise_exception('no') }}";
     let messages = [ChatMessage::new(Role::User, "hello you there"), ChatMessage::new(Role::Assistant, "é")];
-    let counts = survive("chat_template", source.as_bytes(), |bytes| {
+    survive("chat_template", source.as_bytes(), source.len(), |bytes| {
         let source = String::from_utf8_lossy(&bytes);
         let template = ChatTemplate::new(&source, "<s>", "</s>")?;
         match template.render(&messages, &RenderOptions::default()) {
@@ -272,5 +259,4 @@ fn mutated_templates_are_rendered_or_refused() {
             _ => Ok(()),
         }
     });
-    assert_both(counts);
 }

@@ -1,0 +1,174 @@
+//! A model's configuration out of the metadata of a GGUF file (keys as the GGUF specification names them).
+
+use std::ops::RangeInclusive;
+
+use crate::{
+    arch::{
+        ARCHITECTURES,
+        config::{ModelConfig, SlidingWindow, limits},
+    },
+    error::{Error, Result},
+    kernels::linear::format::WeightFormat,
+    layers::rope::{RopeConfig, RopeScaling, RopeStyle},
+    weights::gguf::Gguf,
+};
+
+impl ModelConfig {
+    /// Reads the configuration of a GGUF file.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` that names the file and the key or tensor that is missing, impossible or not supported.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        let general = "general.architecture";
+        let prefix = gguf.string(general)?.ok_or_else(|| missing(gguf, general))?;
+        let row = ARCHITECTURES.iter().find(|row| row.gguf == Some(prefix)).ok_or_else(|| {
+            let known = ARCHITECTURES.iter().filter_map(|row| row.gguf).collect::<Vec<_>>().join(", ");
+            wrong(gguf, general, format!("is {prefix}; supported are {known}"))
+        })?;
+        let keys = Keys { gguf, prefix };
+
+        let hidden_size = keys.required_size("embedding_length", limits::HIDDEN)?;
+        let num_attention_heads = keys.required_size("attention.head_count", limits::HEADS)?;
+        let kv_heads = keys.size("attention.head_count_kv", limits::HEADS)?;
+        let num_key_value_heads = kv_heads.unwrap_or(num_attention_heads);
+        if !num_attention_heads.is_multiple_of(num_key_value_heads) {
+            let why = format!("is {num_key_value_heads}, must divide the {num_attention_heads} attention heads");
+            return Err(keys.wrong("attention.head_count_kv", why));
+        }
+        let given = keys.size("attention.key_length", 0..=usize::MAX)?;
+        let head_dim = given.unwrap_or(hidden_size / num_attention_heads);
+        if !limits::HEAD_DIM.contains(&head_dim) || !head_dim.is_multiple_of(2) {
+            return Err(keys
+                .wrong("attention.key_length", format!("makes heads of {head_dim}: must be even and from 8 to 256")));
+        }
+        if let Some(other) = keys.size("attention.value_length", 0..=usize::MAX)?.filter(|&length| length != head_dim) {
+            return Err(keys.wrong("attention.value_length", format!("is {other}, must be the key length {head_dim}")));
+        }
+        let embedding = "token_embd.weight";
+        let vocab_size = gguf.tensor(embedding).and_then(|tensor| tensor.shape.first().copied());
+        let vocab_size = vocab_size.filter(|size| limits::VOCAB.contains(size)).ok_or_else(|| {
+            let range = limits::VOCAB;
+            let why = format!("must be there, with {} to {} rows", range.start(), range.end());
+            Error::bad_file(gguf.path(), format!("tensor {embedding}"), why)
+        })?;
+        let eps = "attention.layer_norm_rms_epsilon";
+        let token = |key: &str| Ok(gguf.token_id(key)?.filter(|id| id.index() < vocab_size));
+        let ends = ["eos", "eot", "eom"].map(|end| token(&format!("tokenizer.ggml.{end}_token_id")));
+        let mut eos_token_ids = ends.into_iter().filter_map(Result::transpose).collect::<Result<Vec<_>>>()?;
+        eos_token_ids.dedup();
+        let window = keys.size("attention.sliding_window", 0..=*limits::POSITIONS.end())?.filter(|&size| size > 0);
+        Ok(Self {
+            architecture: row.name.to_owned(),
+            model_type: prefix.to_owned(),
+            hidden_size,
+            intermediate_size: keys.required_size("feed_forward_length", limits::INTERMEDIATE)?,
+            num_hidden_layers: keys.required_size("block_count", limits::LAYERS)?,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            vocab_size,
+            rms_norm_eps: keys
+                .number(eps, |x| x > 0.0 && x < 1.0, "between 0 and 1")?
+                .ok_or_else(|| keys.missing(eps))?
+                .into(),
+            rope: keys.rope(head_dim)?,
+            max_position_embeddings: keys.required_size("context_length", limits::POSITIONS)?,
+            tie_word_embeddings: gguf.tensor("output.weight").is_none(),
+            attention_bias: Some(gguf.tensor("blk.0.attn_q.bias").is_some()),
+            mlp_bias: Some(gguf.tensor("blk.0.ffn_up.bias").is_some()),
+            sliding_window: SlidingWindow { size: window, ..SlidingWindow::default() },
+            eos_token_ids,
+            bos_token_id: token("tokenizer.ggml.bos_token_id")?,
+        })
+    }
+}
+
+/// The keys under an architecture's name.
+struct Keys<'a> {
+    gguf: &'a Gguf,
+    prefix: &'a str,
+}
+
+impl Keys<'_> {
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.prefix)
+    }
+
+    fn wrong(&self, name: &str, why: impl std::fmt::Display) -> Error {
+        wrong(self.gguf, &self.key(name), why)
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        missing(self.gguf, &self.key(name))
+    }
+
+    fn size(&self, name: &str, range: RangeInclusive<usize>) -> Result<Option<usize>> {
+        let Some(number) = self.gguf.u64(&self.key(name))? else { return Ok(None) };
+        let size = usize::try_from(number).ok().filter(|size| range.contains(size));
+        size.map(Some).ok_or_else(|| {
+            self.wrong(name, format!("is {number}, must be a whole number from {} to {}", range.start(), range.end()))
+        })
+    }
+
+    fn required_size(&self, name: &str, range: RangeInclusive<usize>) -> Result<usize> {
+        self.size(name, range)?.ok_or_else(|| self.missing(name))
+    }
+
+    fn number(&self, name: &str, holds: impl Fn(f32) -> bool, range: &str) -> Result<Option<f32>> {
+        let Some(number) = self.gguf.f32(&self.key(name))? else { return Ok(None) };
+        if number.is_finite() && holds(number) {
+            return Ok(Some(number));
+        }
+        Err(self.wrong(name, format!("is {number}, must be {range}")))
+    }
+
+    fn positive(&self, name: &str) -> Result<Option<f32>> {
+        self.number(name, |x| x > 0.0, "a number above 0")
+    }
+
+    fn rope(&self, head_dim: usize) -> Result<RopeConfig> {
+        let theta = self.positive("rope.freq_base")?.unwrap_or(10_000.0);
+        let rotary_dim = self.size("rope.dimension_count", 2..=head_dim)?.unwrap_or(head_dim);
+        if !rotary_dim.is_multiple_of(2) {
+            return Err(self.wrong("rope.dimension_count", format!("is {rotary_dim}, must be even")));
+        }
+        let scaling_type = self.gguf.string(&self.key("rope.scaling.type"))?;
+        let scaling = match (self.divisors(rotary_dim / 2)?, scaling_type) {
+            (Some(divisors), None | Some("none" | "llama3")) => RopeScaling::Divisors(divisors),
+            (None, None | Some("none")) => RopeScaling::Default,
+            (None, Some("linear")) => {
+                let factor =
+                    self.positive("rope.scaling.factor")?.ok_or_else(|| self.missing("rope.scaling.factor"))?;
+                RopeScaling::Linear { factor: factor.into() }
+            }
+            (_, Some(other)) => {
+                let why = format!("is {other}; supported are none and linear, or none with rope_freqs.weight");
+                return Err(self.wrong("rope.scaling.type", why));
+            }
+        };
+        // Whatever order a file has the rows in, the weights come in Hugging Face's.
+        Ok(RopeConfig { theta: theta.into(), rotary_dim, scaling, style: RopeStyle::Halves })
+    }
+
+    /// `rope_freqs.weight`, where the file has it.
+    fn divisors(&self, count: usize) -> Result<Option<Vec<f32>>> {
+        let name = "rope_freqs.weight";
+        let Some(tensor) = self.gguf.tensor(name) else { return Ok(None) };
+        let bytes = self.gguf.tensor_bytes(tensor).unwrap_or_default();
+        let divisors = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<_>>();
+        let fits = tensor.format == Some(WeightFormat::F32) && tensor.shape == [count];
+        if fits && divisors.iter().all(|d| d.is_finite() && *d > 0.0) {
+            return Ok(Some(divisors));
+        }
+        let why = format!("must be {count} float32 numbers above 0");
+        Err(Error::bad_file(self.gguf.path(), format!("tensor {name}"), why))
+    }
+}
+
+fn wrong(gguf: &Gguf, key: &str, why: impl std::fmt::Display) -> Error {
+    Error::bad_file(gguf.path(), format!("metadata {key}"), why)
+}
+
+fn missing(gguf: &Gguf, key: &str) -> Error {
+    wrong(gguf, key, "is missing")
+}

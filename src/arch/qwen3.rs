@@ -1,0 +1,32 @@
+//! Qwen3: Llama's block with a norm on each query and key head (Yang et al. 2025, arXiv 2505.09388).
+
+use crate::{
+    arch::{
+        Block, BlockLoad,
+        pre_norm::{PreNormBlock, plain_attention},
+    },
+    error::Result,
+    layers::{attention::AttentionOptions, context::StepContext, norm::Residual},
+};
+
+/// A block of Qwen3.
+pub struct Qwen3Block(PreNormBlock);
+
+impl Block for Qwen3Block {
+    fn load(block: &BlockLoad<'_>) -> Result<Self> {
+        let config = block.config;
+        let bias = config.attention_bias.unwrap_or(false);
+        let options = AttentionOptions {
+            qkv_bias: bias,
+            output_bias: bias,
+            qk_norm_eps: Some(config.rms_norm_eps),
+            window: config.sliding_window.of_layer(block.layer, false),
+            ..plain_attention(config)
+        };
+        Ok(Self(PreNormBlock::load(block, options, false)?))
+    }
+
+    fn forward(&self, x: Residual, step: &StepContext<'_>) -> Result<Residual> {
+        self.0.forward(x, step)
+    }
+}

@@ -1,0 +1,233 @@
+//! A running server as the place that tokens come from: our own gRPC services, as a client.
+
+use std::pin::Pin;
+
+use futures::{Stream, StreamExt};
+use tonic::{
+    Status, Streaming,
+    transport::{Channel, Endpoint},
+};
+
+use super::sampling_args::SamplingArgs;
+use crate::{
+    engine::{Delta, Event, Finished, Prompt, Started},
+    error::{Code, Error, Result},
+    ids::TokenId,
+    params::{FinishReason, SampledToken, SamplingParams, TokenLogprobs, Usage},
+    proto::candlewick::v1::{
+        self as pb, chat_client::ChatClient, complete_stream_response::Event as ChatEvent, finish::Matched,
+        generate_stream_response::Event as GenerateEvent, generation_client::GenerationClient,
+        models_client::ModelsClient, prompt::Prompt as PromptKind,
+    },
+    text::Role,
+};
+
+/// A server, and the model that it serves.
+pub(super) struct Remote {
+    channel: Channel,
+    pub(super) model: pb::Model,
+}
+
+impl Remote {
+    /// Connects and asks what is served.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what is no address, `Unavailable` where nobody answers, what the server says otherwise.
+    pub(super) async fn connect(url: &str) -> Result<Self> {
+        let endpoint = Endpoint::from_shared(with_scheme(url))
+            .map_err(|error| Error::invalid("--connect", format!("{url} is no address: {error}")))?;
+        let channel = endpoint.connect().await.map_err(|error| {
+            Error::new(Code::Unavailable, format!("cannot connect to {url}: {}", root_cause(&error)))
+        })?;
+        let models = ModelsClient::new(channel.clone()).list(pb::ListRequest {}).await.map_err(|s| from_status(&s))?;
+        let model = models.into_inner().models.into_iter().next();
+        let model = model.ok_or_else(|| Error::new(Code::NotFound, format!("{url} serves no model")))?;
+        Ok(Self { channel, model })
+    }
+
+    /// Continues a prompt.
+    ///
+    /// # Errors
+    /// What the server says before the stream begins.
+    pub(super) async fn generate(
+        &self,
+        prompt: Prompt,
+        sampling: &SamplingArgs,
+    ) -> Result<Pin<Box<dyn Stream<Item = Result<Event>> + Send>>> {
+        let options = Some(pb::RequestOptions { sampling: Some(sampling.to_proto()), ..pb::RequestOptions::default() });
+        let prompt = match prompt {
+            Prompt::Chat(messages) => {
+                let messages =
+                    messages.into_iter().map(|m| pb::Message { role: role(m.role) as i32, content: m.content });
+                let request = pb::CompleteStreamRequest { messages: messages.collect(), options };
+                let response = ChatClient::new(self.channel.clone()).complete_stream(request).await;
+                return self.events(response, |r: pb::CompleteStreamResponse| r.event.map(Payload::from));
+            }
+            Prompt::Text(text) => PromptKind::Text(text),
+            Prompt::Tokens(ids) => PromptKind::TokenIds(pb::TokenIds { ids: ids.into_iter().map(|id| id.0).collect() }),
+        };
+        let request = pb::GenerateStreamRequest { prompt: Some(pb::Prompt { prompt: Some(prompt) }), options };
+        let response = GenerationClient::new(self.channel.clone()).generate_stream(request).await;
+        self.events(response, |r: pb::GenerateStreamResponse| r.event.map(Payload::from))
+    }
+
+    fn events<R: Send + 'static>(
+        &self,
+        response: Result<tonic::Response<Streaming<R>>, Status>,
+        payload: fn(R) -> Option<Payload>,
+    ) -> Result<Pin<Box<dyn Stream<Item = Result<Event>> + Send>>> {
+        let messages = response.map_err(|status| from_status(&status))?.into_inner();
+        let eos = self.model.eos_token_ids.clone();
+        let events = messages.filter_map(move |message| {
+            let event = match message {
+                Ok(message) => payload(message).map(|payload| Ok(payload.into_event(&eos))),
+                Err(status) => Some(Err(from_status(&status))),
+            };
+            std::future::ready(event)
+        });
+        Ok(Box::pin(events))
+    }
+}
+
+/// What both services' events hold.
+enum Payload {
+    Started(pb::Started),
+    Delta(pb::Delta),
+    Finished(pb::Finished),
+}
+
+impl From<GenerateEvent> for Payload {
+    fn from(event: GenerateEvent) -> Self {
+        match event {
+            GenerateEvent::Started(started) => Self::Started(started),
+            GenerateEvent::Delta(delta) => Self::Delta(delta),
+            GenerateEvent::Finished(finished) => Self::Finished(finished),
+        }
+    }
+}
+
+impl From<ChatEvent> for Payload {
+    fn from(event: ChatEvent) -> Self {
+        match event {
+            ChatEvent::Started(started) => Self::Started(started),
+            ChatEvent::Delta(delta) => Self::Delta(delta),
+            ChatEvent::Finished(finished) => Self::Finished(finished),
+        }
+    }
+}
+
+impl Payload {
+    /// The engine's own event. Parameters that the server echoes are left out: the command line has no use for them.
+    fn into_event(self, eos_token_ids: &[u32]) -> Event {
+        match self {
+            Self::Started(started) => {
+                Event::Started(Started { prompt_tokens: started.prompt_tokens, params: SamplingParams::default() })
+            }
+            Self::Delta(delta) => {
+                let mut logprobs = delta.logprobs.into_iter().map(|position| Box::new(logprobs(position)));
+                let tokens = delta.token_ids.into_iter();
+                let tokens = tokens.map(|id| SampledToken { id: TokenId(id), logprobs: logprobs.next() }).collect();
+                Event::Delta(Delta { text: delta.text, tokens, usage: Usage::default() })
+            }
+            Self::Finished(finished) => {
+                let usage = finished.usage.unwrap_or_default();
+                let usage = Usage {
+                    prompt_tokens: usage.prompt_tokens,
+                    cached_tokens: usage.cached_tokens,
+                    completion_tokens: usage.completion_tokens,
+                };
+                Event::Finished(Finished { reason: reason(finished.finish.unwrap_or_default(), eos_token_ids), usage })
+            }
+        }
+    }
+}
+
+fn reason(finish: pb::Finish, eos_token_ids: &[u32]) -> FinishReason {
+    match finish.matched {
+        Some(Matched::TokenId(id)) if eos_token_ids.contains(&id) => FinishReason::EndOfSequence(TokenId(id)),
+        Some(Matched::TokenId(id)) => FinishReason::StopToken(TokenId(id)),
+        Some(Matched::Stop(stop)) => FinishReason::StopString(stop),
+        None => FinishReason::Length,
+    }
+}
+
+fn logprobs(position: pb::PositionLogprobs) -> TokenLogprobs {
+    TokenLogprobs {
+        chosen: position.chosen.unwrap_or_default().logprob,
+        top: position.top.into_iter().map(|token| (TokenId(token.token_id), token.logprob)).collect(),
+    }
+}
+
+fn role(role: Role) -> pb::Role {
+    match role {
+        Role::System => pb::Role::System,
+        Role::User => pb::Role::User,
+        Role::Assistant => pb::Role::Assistant,
+        Role::Tool => pb::Role::Tool,
+    }
+}
+
+/// The server's words; its code decides nothing here.
+fn from_status(status: &Status) -> Error {
+    let message = if status.message().is_empty() { status.code().description() } else { status.message() };
+    let code = match status.code() {
+        tonic::Code::InvalidArgument => Code::InvalidArgument,
+        tonic::Code::Unavailable => Code::Unavailable,
+        tonic::Code::ResourceExhausted => Code::ResourceExhausted,
+        _ => Code::Internal,
+    };
+    Error::new(code, message)
+}
+
+/// The last error of a chain: "connection refused" rather than "transport error".
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}
+
+fn with_scheme(url: &str) -> String {
+    if url.contains("://") { url.to_owned() } else { format!("http://{url}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_address_means_http() {
+        assert_eq!(with_scheme("127.0.0.1:50051"), "http://127.0.0.1:50051");
+        assert_eq!(with_scheme("http://[::1]:1"), "http://[::1]:1");
+    }
+
+    #[test]
+    fn finish_reasons_come_back_as_the_engine_gave_them() {
+        let finish = |matched| pb::Finish { matched, ..pb::Finish::default() };
+        let cases = [
+            (Some(Matched::TokenId(2)), FinishReason::EndOfSequence(TokenId(2))),
+            (Some(Matched::TokenId(7)), FinishReason::StopToken(TokenId(7))),
+            (Some(Matched::Stop("x".into())), FinishReason::StopString("x".into())),
+            (None, FinishReason::Length),
+        ];
+        for (matched, expected) in cases {
+            assert_eq!(reason(finish(matched), &[2]), expected);
+        }
+    }
+
+    #[test]
+    fn tokens_come_back_with_their_log_probabilities() {
+        let token = |token_id, logprob| pb::TokenLogprob { token_id, logprob };
+        let delta = pb::Delta {
+            text: "ab".into(),
+            token_ids: vec![5, 6],
+            logprobs: vec![pb::PositionLogprobs { chosen: Some(token(5, -1.0)), top: vec![token(9, -0.5)] }],
+        };
+        let Event::Delta(delta) = Payload::Delta(delta).into_event(&[]) else { panic!("another event") };
+        let logprobs = TokenLogprobs { chosen: -1.0, top: vec![(TokenId(9), -0.5)] };
+        assert_eq!(delta.text, "ab");
+        assert_eq!(delta.tokens[0], SampledToken { id: TokenId(5), logprobs: Some(Box::new(logprobs)) });
+        assert_eq!(delta.tokens[1], SampledToken { id: TokenId(6), logprobs: None });
+    }
+}

@@ -1,0 +1,193 @@
+//! The sampling flags of `generate` and `chat`, spelled as vLLM's `SamplingParams`. What is left out is the model's or
+//! the server's default.
+
+use clap::Args;
+
+use crate::{ids::TokenId, params::SamplingParams, proto::candlewick::v1 as pb};
+
+/// How tokens are chosen and when to stop, as far as the command line says.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Sampling")]
+pub(super) struct SamplingArgs {
+    /// Divides the logits; 0 takes the most likely token.
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Keeps the K most likely tokens; 0 keeps all.
+    #[arg(long, value_name = "K")]
+    top_k: Option<u32>,
+    /// Keeps the smallest set of tokens that reaches this probability.
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Keeps tokens at least this share as likely as the most likely one.
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
+    /// Against tokens that prompt or output have already; 1 is off.
+    #[arg(long, value_name = "X")]
+    repetition_penalty: Option<f32>,
+    /// Taken from a logit for each time that its token was generated.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
+    /// Taken from a logit once if its token was generated.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
+    /// Added to the logits of these tokens.
+    #[arg(long, value_name = "ID:BIAS", value_delimiter = ',', value_parser = bias)]
+    logit_bias: Vec<(TokenId, f32)>,
+    /// Makes the choice repeatable.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Most tokens to generate; to the end of the context if left out.
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<u32>,
+    /// No end before this many tokens.
+    #[arg(long, value_name = "N")]
+    min_tokens: Option<u32>,
+    /// End where the text contains this; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// End at one of these tokens.
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    stop_token_ids: Vec<u32>,
+    /// Keep the stop string in the text.
+    #[arg(long)]
+    include_stop_str_in_output: bool,
+    /// Go on past the model's end-of-sequence tokens.
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Leave special tokens out of the text [default: true].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    skip_special_tokens: Option<bool>,
+    /// Report log-probabilities, with this many alternatives a token, in `--json`.
+    #[arg(long, value_name = "N")]
+    logprobs: Option<u32>,
+}
+
+impl SamplingArgs {
+    /// The defaults, with what the command line says in their place.
+    pub(super) fn over(&self, defaults: &SamplingParams) -> SamplingParams {
+        let args = self.clone();
+        let listed = |ids: Vec<u32>| ids.into_iter().map(TokenId).collect();
+        SamplingParams {
+            temperature: args.temperature.unwrap_or(defaults.temperature),
+            top_k: args.top_k.unwrap_or(defaults.top_k),
+            top_p: args.top_p.unwrap_or(defaults.top_p),
+            min_p: args.min_p.unwrap_or(defaults.min_p),
+            repetition_penalty: args.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            frequency_penalty: args.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+            presence_penalty: args.presence_penalty.unwrap_or(defaults.presence_penalty),
+            logit_bias: if args.logit_bias.is_empty() { defaults.logit_bias.clone() } else { args.logit_bias },
+            seed: args.seed.or(defaults.seed),
+            max_tokens: args.max_tokens.or(defaults.max_tokens),
+            min_tokens: args.min_tokens.unwrap_or(defaults.min_tokens),
+            stop: if args.stop.is_empty() { defaults.stop.clone() } else { args.stop },
+            stop_token_ids: if args.stop_token_ids.is_empty() {
+                defaults.stop_token_ids.clone()
+            } else {
+                listed(args.stop_token_ids)
+            },
+            include_stop_str_in_output: args.include_stop_str_in_output || defaults.include_stop_str_in_output,
+            ignore_eos: args.ignore_eos || defaults.ignore_eos,
+            skip_special_tokens: args.skip_special_tokens.unwrap_or(defaults.skip_special_tokens),
+            logprobs: args.logprobs.or(defaults.logprobs),
+        }
+    }
+
+    /// What the command line says, on the wire.
+    pub(super) fn to_proto(&self) -> pb::SamplingParams {
+        let args = self.clone();
+        pb::SamplingParams {
+            temperature: args.temperature,
+            top_k: args.top_k,
+            top_p: args.top_p,
+            min_p: args.min_p,
+            repetition_penalty: args.repetition_penalty,
+            frequency_penalty: args.frequency_penalty,
+            presence_penalty: args.presence_penalty,
+            logit_bias: args.logit_bias.into_iter().map(|(token, bias)| (token.0, bias)).collect(),
+            seed: args.seed,
+            max_tokens: args.max_tokens,
+            min_tokens: args.min_tokens,
+            stop: args.stop,
+            stop_token_ids: args.stop_token_ids,
+            include_stop_str_in_output: args.include_stop_str_in_output.then_some(true),
+            ignore_eos: args.ignore_eos.then_some(true),
+            skip_special_tokens: args.skip_special_tokens,
+            logprobs: args.logprobs,
+        }
+    }
+}
+
+/// `ID:BIAS`.
+fn bias(text: &str) -> Result<(TokenId, f32), String> {
+    let parse = || {
+        let (id, bias) = text.split_once(':')?;
+        Some((TokenId(id.trim().parse().ok()?), bias.trim().parse().ok()?))
+    };
+    parse().ok_or_else(|| String::from("must be a token id, a colon and a number, such as 15:-2.5"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Sampling {
+        #[command(flatten)]
+        args: SamplingArgs,
+    }
+
+    fn parse(line: &str) -> SamplingArgs {
+        Sampling::try_parse_from(std::iter::once("x").chain(line.split_whitespace())).unwrap().args
+    }
+
+    const ALL: &str = "--temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.5 \
+        --frequency-penalty -1 --presence-penalty 0.25 --logit-bias 5:-100,6:1.5 --seed 7 --max-tokens 9 \
+        --min-tokens 2 --stop a --stop b --stop-token-ids 1,2 --include-stop-str-in-output --ignore-eos \
+        --skip-special-tokens=false --logprobs 4";
+
+    #[test]
+    fn flags_take_the_place_of_defaults() {
+        let expected = SamplingParams {
+            temperature: 0.5,
+            top_k: 3,
+            top_p: 0.9,
+            min_p: 0.1,
+            repetition_penalty: 1.5,
+            frequency_penalty: -1.0,
+            presence_penalty: 0.25,
+            logit_bias: vec![(TokenId(5), -100.0), (TokenId(6), 1.5)],
+            seed: Some(7),
+            max_tokens: Some(9),
+            min_tokens: 2,
+            stop: vec!["a".into(), "b".into()],
+            stop_token_ids: vec![TokenId(1), TokenId(2)],
+            include_stop_str_in_output: true,
+            ignore_eos: true,
+            skip_special_tokens: false,
+            logprobs: Some(4),
+        };
+        assert_eq!(parse(ALL).over(&SamplingParams::default()), expected);
+        // And without any flag those very values stay.
+        assert_eq!(parse("").over(&expected), expected);
+    }
+
+    #[test]
+    fn the_wire_carries_what_was_said_and_nothing_else() {
+        assert_eq!(parse("").to_proto(), pb::SamplingParams::default());
+        let wire = parse(ALL).to_proto();
+        assert_eq!((wire.temperature, wire.top_k, wire.seed), (Some(0.5), Some(3), Some(7)));
+        assert_eq!((wire.logit_bias[&5], wire.logit_bias[&6]), (-100.0, 1.5));
+        assert_eq!((wire.stop, wire.stop_token_ids), (vec!["a".to_owned(), "b".to_owned()], vec![1, 2]));
+        assert_eq!((wire.ignore_eos, wire.skip_special_tokens, wire.logprobs), (Some(true), Some(false), Some(4)));
+    }
+
+    #[test]
+    fn a_bias_is_an_id_and_a_number() {
+        assert_eq!(bias("15:-2.5"), Ok((TokenId(15), -2.5)));
+        for text in ["15", ":1", "x:1", "1:x", "-1:1", ""] {
+            assert!(bias(text).is_err(), "{text}");
+        }
+    }
+}

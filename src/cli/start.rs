@@ -1,0 +1,64 @@
+//! From the command line to a running engine: load, resolve, start.
+
+use std::{io::IsTerminal, sync::Arc};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{machine, say};
+use crate::{
+    config::{EngineArgs, ModelArgs, resolve},
+    engine::{
+        Engine,
+        load::{LoadProgress, LoadedModel, load},
+    },
+    error::{Error, Result},
+    telemetry::Telemetry,
+};
+
+/// Loads the model and starts an engine for it. Progress is shown where standard error is a terminal.
+///
+/// # Errors
+/// Why the model cannot be loaded, or what the flags ask for that it cannot do.
+pub(super) async fn start_engine(
+    model: &ModelArgs,
+    engine: &EngineArgs,
+    served_model_name: Option<&str>,
+) -> Result<Engine> {
+    if model.model.is_none() {
+        say("no model given: using the built-in stand-in with random weights; its text is noise");
+    }
+    let (args, name, threads) = (model.clone(), served_model_name.map(str::to_owned), model.threads);
+    // Takes seconds to minutes, and the signals want to be heard meanwhile.
+    let loaded = tokio::task::spawn_blocking(move || load_with_progress(&args, name.as_deref()));
+    let loaded = loaded.await.map_err(|error| Error::internal(format!("loading the model panicked: {error}")))??;
+    let config = resolve(engine, &loaded.facts(), &machine::facts())?;
+    let telemetry = Arc::new(Telemetry::new(&loaded.info.name));
+    let factory = loaded.executor_factory(&config, threads);
+    Engine::start(loaded.info, loaded.text, config, telemetry, factory).await
+}
+
+fn load_with_progress(args: &ModelArgs, name: Option<&str>) -> Result<LoadedModel> {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    let style =
+        |template: &str| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let (downloading, loading) = (
+        style("downloading {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}"),
+        style("loading {bar:40} {pos}/{len} tensors"),
+    );
+    if !std::io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    let outcome = load(args, name, &mut |progress| {
+        let (style, done, total) = match progress {
+            LoadProgress::Downloading { bytes, total_bytes } => (&downloading, bytes, total_bytes),
+            LoadProgress::Loading { tensors, total } => (&loading, tensors as u64, total as u64),
+        };
+        if bar.length() != Some(total) {
+            bar.set_style(style.clone());
+            bar.set_length(total);
+        }
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    outcome
+}

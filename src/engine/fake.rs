@@ -1,0 +1,452 @@
+//! An executor without arithmetic, for tests of everything above it and for the bench of a step.
+//!
+//! Its "keys and values" are the tokens themselves: a step stores token ids in slots, and what comes next is a hash of
+//! the whole context, *read back through the block table*. A wrong slot, a stale block or a lost copy therefore gives a
+//! wrong token, as it would in the real one. Besides, it knows what every sequence should read, checks the plan's
+//! invariants, and fails the step with a sentence when one does not hold.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Condvar, Mutex, PoisonError},
+};
+
+use smallvec::SmallVec;
+
+use super::executor::{Executor, PlannedRow, SampledToken, SequenceOutput, StepOutput, StepPlan};
+use crate::{
+    config::EngineConfig,
+    error::{Error, Result},
+    ids::{BlockId, SequenceId, TokenId},
+};
+
+/// How a fake behaves.
+#[derive(Clone, Debug)]
+pub struct FakeOptions {
+    /// Token ids are below this.
+    pub vocab_size: u32,
+    /// Most tokens a sequence gains in a step; how many is drawn. At least 1.
+    pub max_tokens_per_step: usize,
+    /// Chance, in 256ths, that tokens come with a later step than the one that sampled them.
+    pub lag: u8,
+    /// Of what is drawn.
+    pub seed: u64,
+    /// What befalls the engine, and in which submitted step, counted from 0.
+    pub mishap: Option<(u64, Mishap)>,
+}
+
+impl Default for FakeOptions {
+    fn default() -> Self {
+        Self { vocab_size: 256, max_tokens_per_step: 1, lag: 0, seed: 0, mishap: None }
+    }
+}
+
+/// What can befall an engine.
+#[derive(Clone, Debug)]
+pub enum Mishap {
+    /// `submit` panics.
+    Panic,
+    /// `submit` fails.
+    Fail,
+    /// `collect` waits until the gate is opened.
+    Hang(Arc<Gate>),
+}
+
+/// Shut until somebody opens it, then open for good.
+#[derive(Debug, Default)]
+pub struct Gate {
+    is_open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    /// Lets everybody through, now and later.
+    pub fn open(&self) {
+        *self.is_open.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.opened.notify_all();
+    }
+
+    /// Waits for [`open`](Self::open).
+    pub fn wait(&self) {
+        let mut is_open = self.is_open.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*is_open {
+            is_open = self.opened.wait(is_open).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// What a slot holds, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stored {
+    token: TokenId,
+    position: u32,
+}
+
+/// A slot of the fake cache.
+#[derive(Clone, Copy, Debug, Default)]
+struct FakeSlot {
+    stored: Option<Stored>,
+    /// When `stored` last changed: the step counted from 1, and the row.
+    changed: (u64, usize),
+    /// The step, counted from 1, in which it was last written.
+    written: u64,
+}
+
+/// What a sequence should find in its slots.
+struct Known {
+    tokens: Vec<TokenId>,
+    prompt_len: usize,
+}
+
+/// The fake. See the [module](self).
+pub struct FakeExecutor {
+    options: FakeOptions,
+    random: Random,
+    block_size: usize,
+    max_num_batched_tokens: usize,
+    slots: Vec<FakeSlot>,
+    sequences: HashMap<SequenceId, Known>,
+    /// Tokens that come with a later step.
+    late: Vec<SequenceOutput>,
+    /// Outputs of the steps that were submitted and not collected.
+    outputs: VecDeque<(u64, StepOutput)>,
+    num_submitted: u64,
+}
+
+impl FakeExecutor {
+    /// One with the KV cache of `config`, which it checks plans against.
+    #[must_use]
+    pub fn new(config: &EngineConfig, options: FakeOptions) -> Self {
+        Self {
+            random: Random(options.seed),
+            options,
+            block_size: config.block_size,
+            max_num_batched_tokens: config.max_num_batched_tokens,
+            slots: vec![FakeSlot::default(); config.num_blocks * config.block_size],
+            sequences: HashMap::new(),
+            late: Vec::new(),
+            outputs: VecDeque::new(),
+            num_submitted: 0,
+        }
+    }
+
+    /// The `n` tokens that come after `prompt` when nothing goes wrong, whatever may end a sequence.
+    #[must_use]
+    pub fn expected(vocab_size: u32, prompt: &[TokenId], n: usize) -> Vec<TokenId> {
+        let mut context = prompt.iter().fold(Context::default(), |context, &token| context.then(token));
+        let next = || {
+            let token = context.next(vocab_size);
+            context = context.then(token);
+            token
+        };
+        std::iter::repeat_with(next).take(n).collect()
+    }
+
+    /// Sequences that it has state for: those that were admitted and not retired.
+    #[must_use]
+    pub fn num_sequences(&self) -> usize {
+        self.sequences.len()
+    }
+
+    fn check_arrays(&self, plan: &StepPlan) -> Result<()> {
+        let n = plan.token_ids.len();
+        ensure(plan.positions.len() == n && plan.slot_mapping.len() == n, || {
+            format!("{n} tokens, {} positions, {} slots", plan.positions.len(), plan.slot_mapping.len())
+        })?;
+        ensure(n <= self.max_num_batched_tokens, || format!("{n} tokens exceed the budget"))?;
+        let mut end = 0;
+        for row in &plan.rows {
+            ensure(row.query.start == end && row.query.end > end, || format!("query {:?} after {end}", row.query))?;
+            end = row.query.end;
+        }
+        ensure(end == n, || format!("rows end at token {end} of {n}"))
+    }
+
+    fn forget_and_learn(&mut self, plan: &StepPlan) -> Result<()> {
+        for id in &plan.retired {
+            ensure(self.sequences.remove(id).is_some(), || format!("sequence {id} retired, but never admitted"))?;
+            self.late.retain(|output| output.id != *id);
+        }
+        for new in &plan.admitted {
+            let known = Known { tokens: new.prompt.to_vec(), prompt_len: new.prompt.len() };
+            let old = self.sequences.insert(new.id, known);
+            ensure(old.is_none(), || format!("sequence {} admitted twice", new.id))?;
+        }
+        Ok(())
+    }
+
+    fn copy_blocks(&mut self, plan: &StepPlan) -> Result<()> {
+        for copy in &plan.block_copies {
+            let (source, destination) = (self.slots_of(copy.source)?, self.slots_of(copy.destination)?);
+            for (from, to) in source.zip(destination) {
+                self.slots[to] = FakeSlot { stored: self.slots[from].stored, ..self.slots[to] };
+            }
+        }
+        Ok(())
+    }
+
+    fn slots_of(&self, block: BlockId) -> Result<std::ops::Range<usize>> {
+        let slots = block.index() * self.block_size..(block.index() + 1) * self.block_size;
+        ensure(slots.end <= self.slots.len(), || format!("there is no block {block}"))?;
+        Ok(slots)
+    }
+
+    /// Stores a row's tokens where the plan says, which must be where its block table says.
+    fn write_row(&mut self, r: usize, row: &PlannedRow, plan: &StepPlan) -> Result<()> {
+        let table = &plan.block_tables[row.blocks.clone()];
+        let lookahead = if row.samples { self.options.max_tokens_per_step - 1 } else { 0 };
+        let num_covered = row.context_len as usize + row.query.len() + lookahead;
+        ensure(table.len() * self.block_size >= num_covered, || {
+            format!("sequence {}: {} blocks do not cover {num_covered} tokens", row.id, table.len())
+        })?;
+        let known = self.known(row.id)?;
+        let num_known = known.tokens.len();
+        let end = row.context_len as usize + row.query.len();
+        ensure(row.samples == (end == num_known) && end <= num_known, || {
+            format!("sequence {}: query ends at {end} of {num_known}, samples: {}", row.id, row.samples)
+        })?;
+        ensure(num_known - known.prompt_len == row.num_output_tokens as usize, || {
+            format!(
+                "sequence {}: {} output tokens, not {}",
+                row.id,
+                num_known - known.prompt_len,
+                row.num_output_tokens
+            )
+        })?;
+        ensure(known.tokens[row.context_len as usize..end] == plan.token_ids[row.query.clone()], || {
+            format!("sequence {}: other tokens than it has at {}..{end}", row.id, row.context_len)
+        })?;
+        for (i, position) in row.query.clone().zip(row.context_len..) {
+            let slot = plan.slot_mapping[i].index();
+            ensure(plan.positions[i] == position, || format!("sequence {}: position {position} is missing", row.id))?;
+            self.write(slot, r, Stored { token: plan.token_ids[i], position })?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, slot: usize, row: usize, stored: Stored) -> Result<()> {
+        let now = self.num_submitted;
+        let at = self.slots.get_mut(slot).ok_or_else(|| violation(format!("there is no slot {slot}")))?;
+        ensure(at.written < now, || format!("slot {slot} is written twice in a step"))?;
+        at.written = now;
+        // Writing what is there already is no change: somebody else may be reading it.
+        if at.stored != Some(stored) {
+            *at = FakeSlot { stored: Some(stored), changed: (now, row), ..*at };
+        }
+        Ok(())
+    }
+
+    /// Reads a row's context back through its block table.
+    fn read_row(&self, r: usize, row: &PlannedRow, plan: &StepPlan) -> Result<Context> {
+        let table = &plan.block_tables[row.blocks.clone()];
+        let tokens = &self.known(row.id)?.tokens;
+        let mut context = Context::default();
+        for (position, &token) in tokens[..row.context_len as usize + row.query.len()].iter().enumerate() {
+            let slot = self.slot(table, position);
+            let at = self.slots.get(slot).ok_or_else(|| violation(format!("there is no slot {slot}")))?;
+            let says = |what: &str| violation(format!("sequence {}, position {position}: slot {slot} {what}", row.id));
+            let stored = at.stored.ok_or_else(|| says("was never written"))?;
+            if at.changed.0 == self.num_submitted && at.changed.1 != r {
+                return Err(says("is being written by another row"));
+            }
+            if stored != (Stored { token, position: position as u32 }) {
+                return Err(says(&format!("is stale: it holds {stored:?}")));
+            }
+            context = context.then(stored.token);
+        }
+        Ok(context)
+    }
+
+    fn slot(&self, table: &[BlockId], position: usize) -> usize {
+        table[position / self.block_size].index() * self.block_size + position % self.block_size
+    }
+
+    /// Samples for a row: one token, and as many more as its "draft" was right about, whose keys and values are
+    /// written on the way. What the draft was wrong about leaves rubbish in the slots behind.
+    fn sample(&mut self, r: usize, row: &PlannedRow, mut context: Context, plan: &StepPlan) -> Result<SequenceOutput> {
+        let table = &plan.block_tables[row.blocks.clone()];
+        let end = row.context_len as usize + row.query.len();
+        let num_drafted = self.options.max_tokens_per_step - 1;
+        let num_accepted = self.random.below(num_drafted + 1);
+        let mut tokens: SmallVec<[SampledToken; 1]> = SmallVec::new();
+        for i in 0..=num_drafted {
+            let token = context.next(self.options.vocab_size);
+            context = context.then(token);
+            if i <= num_accepted {
+                tokens.push(SampledToken { id: token, logprobs: None });
+            }
+            if i < num_drafted {
+                let token = if i < num_accepted { token } else { TokenId(u32::MAX) };
+                self.write(self.slot(table, end + i), r, Stored { token, position: (end + i) as u32 })?;
+            }
+        }
+        if let Some(known) = self.sequences.get_mut(&row.id) {
+            known.tokens.extend(tokens.iter().map(|token| token.id));
+        }
+        Ok(SequenceOutput { id: row.id, tokens })
+    }
+
+    fn known(&self, id: SequenceId) -> Result<&Known> {
+        self.sequences.get(&id).ok_or_else(|| violation(format!("sequence {id} runs without being admitted")))
+    }
+}
+
+impl Executor for FakeExecutor {
+    fn submit(&mut self, plan: &StepPlan) -> Result<()> {
+        let step = self.num_submitted;
+        match &self.options.mishap {
+            Some((at, Mishap::Panic)) if *at == step => panic!("step {step}: the fake panics as told"),
+            Some((at, Mishap::Fail)) if *at == step => return Err(Error::internal("the fake fails as told")),
+            _ => self.num_submitted += 1,
+        }
+        self.check_arrays(plan)?;
+        self.forget_and_learn(plan)?;
+        self.copy_blocks(plan)?;
+        plan.rows.iter().enumerate().try_for_each(|(r, row)| self.write_row(r, row, plan))?;
+        let mut sampled = std::mem::take(&mut self.late);
+        for (r, row) in plan.rows.iter().enumerate() {
+            let context = self.read_row(r, row, plan)?;
+            if row.samples {
+                sampled.push(self.sample(r, row, context, plan)?);
+            }
+        }
+        let mut output = StepOutput::default();
+        for sequence in sampled {
+            let is_late = self.random.below(256) < usize::from(self.options.lag);
+            if is_late { &mut self.late } else { &mut output.sequences }.push(sequence);
+        }
+        self.outputs.push_back((step, output));
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<StepOutput> {
+        let (step, output) =
+            self.outputs.pop_front().ok_or_else(|| violation("collect without a submitted step".into()))?;
+        if let Some((at, Mishap::Hang(gate))) = &self.options.mishap
+            && *at == step
+        {
+            gate.wait();
+        }
+        Ok(output)
+    }
+
+    fn max_tokens_per_step(&self) -> usize {
+        self.options.max_tokens_per_step
+    }
+}
+
+fn violation(what: String) -> Error {
+    Error::internal(format!("the plan breaks a rule: {what}"))
+}
+
+fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<()> {
+    if holds { Ok(()) } else { Err(violation(what())) }
+}
+
+/// The fake's model of language: a hash of all tokens in their order.
+#[derive(Clone, Copy, Default)]
+struct Context(u64);
+
+impl Context {
+    fn then(self, token: TokenId) -> Self {
+        Self((self.0 ^ u64::from(token.0)).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29))
+    }
+
+    fn next(self, vocab_size: u32) -> TokenId {
+        TokenId((Random(self.0).next() % u64::from(vocab_size.max(1))) as u32)
+    }
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): repeatable, and enough for a fake.
+pub(super) struct Random(pub(super) u64);
+
+impl Random {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(super) fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{engine::executor::AdmittedSequence, ids::Slot};
+
+    fn config() -> EngineConfig {
+        EngineConfig { block_size: 2, num_blocks: 4, max_num_batched_tokens: 4, ..EngineConfig::default() }
+    }
+
+    /// The first step of a prompt of three tokens, in blocks 1 and 0.
+    fn plan() -> StepPlan {
+        let prompt: Arc<[TokenId]> = [5, 6, 7].map(TokenId).into();
+        StepPlan {
+            admitted: vec![AdmittedSequence { id: SequenceId(1), params: Arc::default(), prompt: prompt.clone() }],
+            rows: vec![PlannedRow {
+                id: SequenceId(1),
+                query: 0..3,
+                blocks: 0..2,
+                context_len: 0,
+                samples: true,
+                num_output_tokens: 0,
+            }],
+            token_ids: prompt.to_vec(),
+            positions: vec![0, 1, 2],
+            slot_mapping: [2, 3, 0].map(Slot).to_vec(),
+            block_tables: [1, 0].map(BlockId).to_vec(),
+            ..StepPlan::default()
+        }
+    }
+
+    #[test]
+    fn a_right_plan_gives_the_expected_token() {
+        let mut fake = FakeExecutor::new(&config(), FakeOptions::default());
+        fake.submit(&plan()).unwrap();
+        let output = fake.collect().unwrap();
+        let expected = FakeExecutor::expected(256, &[5, 6, 7].map(TokenId), 1);
+        assert_eq!(output.sequences[0].tokens[0].id, expected[0]);
+    }
+
+    #[test]
+    fn a_wrong_plan_is_refused_with_the_rule_it_breaks() {
+        type Spoil = fn(&mut StepPlan);
+        let spoilt: [(Spoil, &str); 8] = [
+            (|plan| plan.slot_mapping[1] = Slot(2), "written twice"),
+            (|plan| plan.slot_mapping[2] = Slot(5), "never written"),
+            (|plan| plan.slot_mapping.swap(0, 1), "is stale"),
+            (|plan| plan.rows[0].blocks.end = 1, "do not cover"),
+            (|plan| plan.positions[0] = 1, "position 0 is missing"),
+            (|plan| plan.rows[0].samples = false, "samples: false"),
+            (|plan| plan.rows[0].query.end = 2, "rows end at token 2 of 3"),
+            (|plan| plan.retired.push(SequenceId(9)), "never admitted"),
+        ];
+        for (spoil, rule) in spoilt {
+            let mut plan = plan();
+            spoil(&mut plan);
+            let error = FakeExecutor::new(&config(), FakeOptions::default()).submit(&plan).unwrap_err();
+            assert!(error.message.contains(rule), "{error} does not say {rule:?}");
+        }
+    }
+
+    #[test]
+    fn mishaps_happen_when_told() {
+        let gate = Arc::new(Gate::default());
+        for (mishap, fails) in [(Mishap::Panic, true), (Mishap::Fail, true), (Mishap::Hang(gate.clone()), false)] {
+            let mut fake =
+                FakeExecutor::new(&config(), FakeOptions { mishap: Some((1, mishap)), ..FakeOptions::default() });
+            fake.submit(&plan()).unwrap();
+            fake.collect().unwrap();
+            let second = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fake.submit(&StepPlan::default())));
+            assert_eq!(!matches!(second, Ok(Ok(()))), fails);
+            if !fails {
+                gate.open();
+                fake.collect().unwrap();
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Faults that tests can plant in the bookkeeping, to show that the properties would notice them. Outside of tests
+//! the switch is a constant `false`, and nothing of this is compiled in.
+
+/// One mistake somebody could make in the scheduler or the block manager.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// A cached block that is taken over does not count its new holder.
+    RefcountForgotten,
+    /// A block that nobody holds any more enters the free list twice.
+    FreedTwice,
+    /// A block's hash covers its own tokens only.
+    HashWithoutParent,
+    /// Two contents with the same hash are taken for the same without a look at what came before them.
+    ParentNotCompared,
+    /// Two contents with the same hash are taken for the same without a look at their tokens.
+    TokensNotCompared,
+    /// Tenants share blocks.
+    SaltIgnored,
+    /// A block can be found before anything has been computed into it.
+    RegisteredBeforeComputed,
+    /// A block is written although others hold it.
+    CopyOnWriteSkipped,
+    /// A block keeps its entry in the cache while other tokens are written into it.
+    ContentNotForgotten,
+    /// The first token of a block goes to the last block.
+    StaleSlot,
+    /// A step takes one token too many.
+    BudgetOffByOne,
+    /// Decodes leave nothing to the first in order when it prefills.
+    DecodesTakeAll,
+    /// A sequence samples though its reader has no room.
+    StalledScheduled,
+    /// A preempted sequence believes that its tokens are still in the cache.
+    PreemptedKeepsComputed,
+    /// A preempted sequence runs again before the tokens it sampled in its earlier life are back.
+    OutstandingIgnored,
+    /// Slots for lookahead tokens are not reserved.
+    LookaheadForgotten,
+    /// An ended sequence keeps its blocks.
+    BlocksLeaked,
+}
+
+#[cfg(test)]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Fault>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether this fault is in force on this thread.
+#[cfg(test)]
+pub(super) fn planted(fault: Fault) -> bool {
+    PLANTED.get() == Some(fault)
+}
+
+/// Never.
+#[cfg(not(test))]
+#[inline(always)]
+pub(super) const fn planted(_: Fault) -> bool {
+    false
+}
+
+/// Runs `body` with a fault in force on this thread, also if it panics.
+#[cfg(test)]
+pub(super) fn with<T>(fault: Option<Fault>, body: impl FnOnce() -> T) -> T {
+    struct Reset(Option<Fault>);
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            PLANTED.set(self.0);
+        }
+    }
+    let _reset = Reset(PLANTED.replace(fault));
+    body()
+}

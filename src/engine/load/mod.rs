@@ -1,0 +1,262 @@
+//! From a path to everything that an engine serves: the model, its tokenizer and chat template, and its defaults.
+
+mod demo;
+mod vocab;
+
+use std::{
+    cell::RefCell,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use candle_core::Device;
+
+use crate::{
+    arch::{self, Model, ModelLoad, config::ModelConfig, generation_config::GenerationDefaults},
+    config::{DeviceKind, EngineConfig, ModelArgs, ModelFacts},
+    engine::{
+        ExecutorFactory, ModelInfo, ModelText,
+        runner::{Runner, RunnerConfig},
+    },
+    error::{Code, Error, Result},
+    ids::TokenId,
+    text::{ChatTemplate, Tokenizer, TokenizerConfig},
+    weights::{
+        Weights,
+        file::read_small,
+        files::{ModelDirectory, ModelFiles, model_files},
+        gguf::{Gguf, GgufSource},
+        hub::{self, DownloadProgress, HubOptions},
+        safetensors::SafetensorsSource,
+    },
+};
+
+/// Most bytes of a config.json or generation_config.json.
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
+
+/// How far loading has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadProgress {
+    /// Files come from the hub.
+    Downloading {
+        /// Bytes that are here.
+        bytes: u64,
+        /// Of how many.
+        total_bytes: u64,
+    },
+    /// Tensors are packed.
+    Loading {
+        /// Tensors that are packed.
+        tensors: usize,
+        /// Of how many.
+        total: usize,
+    },
+}
+
+/// What an engine serves.
+pub struct LoadedModel {
+    /// The model, ready to run.
+    pub model: Arc<dyn Model>,
+    /// What clients are told of it.
+    pub info: ModelInfo,
+    /// Its tokenizer and chat template, as far as it brings them.
+    pub text: ModelText,
+}
+
+impl LoadedModel {
+    /// What the engine's limits depend on.
+    #[must_use]
+    pub fn facts(&self) -> ModelFacts {
+        ModelFacts {
+            max_position_embeddings: self.model.config().max_position_embeddings,
+            kv_bytes_per_token: self.model.info().kv_shape.bytes_per_token(),
+        }
+    }
+
+    /// Makes runners over this model: each with a KV cache and threads of its own, all with the same weights.
+    #[must_use]
+    pub fn executor_factory(&self, config: &EngineConfig, threads: Option<usize>) -> ExecutorFactory {
+        let model = self.model.clone();
+        let config = RunnerConfig {
+            num_blocks: config.num_blocks,
+            block_size: config.block_size,
+            num_threads: threads.unwrap_or(0),
+            eos_token_ids: self.info.eos_token_ids.clone(),
+        };
+        Arc::new(move || Ok(Box::new(Runner::new(model.clone(), &config)?)))
+    }
+}
+
+/// Loads the model that `args` names (a directory, a GGUF file, a name on the hub, or nothing for the one inside the
+/// program), to be served as `served_model_name` or by its own name.
+///
+/// # Errors
+/// `FailedPrecondition` that names the file and the field or tensor at fault, or the device that is not there; the
+/// hub's, where it has to be asked.
+pub fn load(
+    args: &ModelArgs,
+    served_model_name: Option<&str>,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<LoadedModel> {
+    let parts = match args.model.as_deref() {
+        None => demo::parts()?,
+        Some(model) => match model_files(&locate(args, model, progress)?)? {
+            ModelFiles::Directory(files) => directory_parts(&files)?,
+            ModelFiles::Gguf(path) => gguf_parts(&path)?,
+        },
+    };
+    let report = RefCell::new(progress);
+    let packed = |tensors: usize, total: usize| (report.borrow_mut())(LoadProgress::Loading { tensors, total });
+    let mut loaded = assemble(parts, args, &packed)?;
+    if let Some(name) = served_model_name {
+        name.clone_into(&mut loaded.info.name);
+    }
+    Ok(loaded)
+}
+
+/// The directory or file of a model: its path, or where the hub's files are kept once they are here.
+fn locate(args: &ModelArgs, model: &str, progress: &mut dyn FnMut(LoadProgress)) -> Result<PathBuf> {
+    let path = PathBuf::from(model);
+    if path.exists() || path.is_absolute() || model.starts_with('.') {
+        return Ok(path);
+    }
+    let options = HubOptions {
+        revision: args.revision.clone(),
+        cache_dir: args.download_dir.clone(),
+        offline: args.offline,
+        ..HubOptions::default()
+    };
+    hub::resolve(model, &options, &mut |DownloadProgress { bytes, total_bytes }| {
+        progress(LoadProgress::Downloading { bytes, total_bytes });
+    })
+}
+
+fn assemble(parts: Parts, options: &ModelArgs, progress: &dyn Fn(usize, usize)) -> Result<LoadedModel> {
+    let Parts { name, path, config, weights, tokenizer, chat_template, generation } = parts;
+    if let Some(tokenizer) = &tokenizer {
+        tokenizer.ensure_fits(config.vocab_size)?;
+    }
+    let device = &device(options.device)?;
+    let model = arch::load(&ModelLoad { weights: &weights, config: &config, device, dtype: options.dtype, progress })?;
+
+    // Each file may know an end token that the others leave out; whichever comes ends the sequence.
+    let mut eos_token_ids = config.eos_token_ids.clone();
+    let others = tokenizer.iter().filter_map(Tokenizer::eos).chain(generation.eos_token_ids.iter().copied());
+    for id in others {
+        if !eos_token_ids.contains(&id) {
+            eos_token_ids.push(id);
+        }
+    }
+    let info = ModelInfo {
+        name,
+        path: path.display().to_string(),
+        architecture: config.architecture.clone(),
+        model_type: config.model_type.clone(),
+        vocab_size: config.vocab_size,
+        eos_token_ids,
+        bos_token_id: config.bos_token_id.or_else(|| tokenizer.as_ref()?.bos()),
+        num_parameters: model.info().num_parameters as u64,
+        dtype: model.info().dtype.clone(),
+        default_params: generation.sampling_params(),
+    };
+    let text = ModelText { tokenizer: tokenizer.map(Arc::new), chat_template: chat_template.map(Arc::new) };
+    Ok(LoadedModel { model, info, text })
+}
+
+/// A model's parts before its weights are packed.
+struct Parts {
+    name: String,
+    path: PathBuf,
+    config: ModelConfig,
+    weights: Weights,
+    tokenizer: Option<Tokenizer>,
+    chat_template: Option<ChatTemplate>,
+    generation: GenerationDefaults,
+}
+
+fn directory_parts(files: &ModelDirectory) -> Result<Parts> {
+    let config = ModelConfig::from_hf_json(&files.config_json, &read_text(&files.config_json)?)?;
+    if files.safetensors.is_none() {
+        let why = "is missing, and so is model.safetensors.index.json: there are no weights";
+        return Err(Error::bad_file(&files.path, "model.safetensors", why));
+    }
+    let generation = match &files.generation_config {
+        Some(path) => GenerationDefaults::from_json(path, &read_text(path)?, config.vocab_size)?,
+        None => GenerationDefaults::default(),
+    };
+    let tokenizer_config = files.tokenizer_config.as_deref().map(TokenizerConfig::from_file).transpose()?;
+    Ok(Parts {
+        name: file_name(&files.path),
+        path: files.path.clone(),
+        weights: Weights::new(Box::new(SafetensorsSource::open(&files.path)?)),
+        tokenizer: files.tokenizer_json.as_deref().map(Tokenizer::from_file).transpose()?,
+        chat_template: directory_template(files, tokenizer_config.as_ref()),
+        config,
+        generation,
+    })
+}
+
+/// The chat template of a directory; the file of its own counts before the one in tokenizer_config.json.
+fn directory_template(files: &ModelDirectory, config: Option<&TokenizerConfig>) -> Option<ChatTemplate> {
+    let template = match (&files.chat_template, config) {
+        (Some(path), config) => {
+            let token =
+                |token: fn(&TokenizerConfig) -> Option<&String>| config.and_then(token).map_or("", String::as_str);
+            ChatTemplate::from_file(path, token(|c| c.bos_token.as_ref()), token(|c| c.eos_token.as_ref()))
+        }
+        (None, Some(config)) if !config.chat_templates.is_empty() => ChatTemplate::from_tokenizer_config(config, None),
+        (None, _) => return None,
+    };
+    usable(template)
+}
+
+fn gguf_parts(path: &Path) -> Result<Parts> {
+    let gguf = Arc::new(Gguf::open(path)?);
+    let config = ModelConfig::from_gguf(&gguf)?;
+    let tokenizer = vocab::gguf_vocab(&gguf)?.map(Tokenizer::from_gguf).transpose()?;
+    let token = |id: Option<TokenId>| id.and_then(|id| tokenizer.as_ref()?.id_to_token(id)).unwrap_or_default();
+    let (bos, eos) = (token(config.bos_token_id), token(config.eos_token_ids.first().copied()));
+    let template = gguf.string("tokenizer.chat_template")?.map(|source| {
+        ChatTemplate::new(source, &bos, &eos).map_err(|e| e.context(format_args!("{}: chat template", path.display())))
+    });
+    Ok(Parts {
+        name: file_name(path),
+        path: path.to_owned(),
+        config,
+        weights: Weights::new(Box::new(GgufSource::new(gguf)?)),
+        tokenizer,
+        chat_template: template.and_then(usable),
+        generation: GenerationDefaults::default(),
+    })
+}
+
+/// A model whose chat template cannot be used still serves prompts and token ids.
+fn usable(template: Result<ChatTemplate>) -> Option<ChatTemplate> {
+    template.inspect_err(|error| tracing::warn!("the model goes without its chat template: {error}")).ok()
+}
+
+/// The name of a directory or file without its extension, as requests may use it.
+fn file_name(path: &Path) -> String {
+    let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let name = if whole.is_dir() { whole.file_name() } else { whole.file_stem() };
+    name.map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    String::from_utf8(read_small(path, MAX_CONFIG_BYTES)?).map_err(|_| Error::bad_file(path, "file", "is not UTF-8"))
+}
+
+/// The device of that kind.
+fn device(kind: DeviceKind) -> Result<Device> {
+    let missing = |feature: &str, error: candle_core::Error| {
+        let message = format!(
+            "--device {feature} cannot be used ({error}): build with `--features {feature}` on a machine that has one"
+        );
+        Error::new(Code::FailedPrecondition, message)
+    };
+    match kind {
+        DeviceKind::Cpu => Ok(Device::Cpu),
+        DeviceKind::Cuda => Device::new_cuda(0).map_err(|e| missing("cuda", e)),
+        DeviceKind::Metal => Device::new_metal(0).map_err(|e| missing("metal", e)),
+    }
+}

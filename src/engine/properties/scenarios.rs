@@ -1,0 +1,232 @@
+//! Short histories with a known outcome.
+
+use std::{sync::Arc, time::Instant};
+
+use super::world::{Outbox, tokens};
+use crate::{
+    config::EngineConfig,
+    engine::{
+        executor::{Executor, StepPlan},
+        fake::{FakeExecutor, FakeOptions},
+        scheduler::{End, Event, Scheduler},
+        sequence::Sequence,
+    },
+    error::Code,
+    ids::{SequenceId, TokenId},
+    params::SamplingParams,
+};
+
+/// A scenario, for the suite that must notice faults.
+pub(super) type Scenario = fn() -> Result<(), String>;
+
+/// All that say something about the books.
+pub(super) const ALL: &[Scenario] =
+    &[cached_prefixes_are_found, a_wholly_cached_prompt_costs_one_token, tenants_do_not_share];
+
+fn config() -> EngineConfig {
+    EngineConfig { block_size: 4, num_blocks: 32, max_model_len: 64, ..EngineConfig::default() }
+}
+
+/// An engine of one scheduler and one fake, run until nothing is left.
+struct Engine {
+    scheduler: Scheduler,
+    executor: FakeExecutor,
+    plan: StepPlan,
+    next_id: u64,
+}
+
+impl Engine {
+    fn new(config: &EngineConfig) -> Self {
+        let executor = FakeExecutor::new(config, FakeOptions::default());
+        Self { scheduler: Scheduler::new(config, 1), executor, plan: StepPlan::default(), next_id: 0 }
+    }
+
+    fn sequence(&mut self, prompt: &[TokenId], max_tokens: u32) -> Sequence {
+        self.next_id += 1;
+        let params = SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::default() };
+        Sequence::new(SequenceId(self.next_id), prompt.into(), Arc::new(params), Arc::new(Outbox::new(64)))
+    }
+
+    /// One step; its events and the number of tokens it computed.
+    fn step(&mut self, events: &mut Vec<Event>) -> Result<usize, String> {
+        if self.scheduler.schedule(Instant::now(), &mut self.plan, events) {
+            self.executor.submit(&self.plan).map_err(|error| error.message)?;
+            let output = self.executor.collect().map_err(|error| error.message)?;
+            self.scheduler.apply(output, events).map_err(|error| error.message)?;
+        }
+        self.scheduler.audit()?;
+        Ok(self.plan.token_ids.len())
+    }
+
+    /// Runs a request alone; the tokens it found in the cache, and what it got.
+    fn run(&mut self, prompt: &[TokenId], salt: Option<&str>) -> Result<(u32, Vec<TokenId>), String> {
+        let mut sequence = self.sequence(prompt, 2);
+        sequence.salt = salt.map(Arc::from);
+        self.scheduler.add(sequence).map_err(|error| error.message)?;
+        let mut events = Vec::new();
+        while self.scheduler.has_work() {
+            self.step(&mut events)?;
+        }
+        let mut cached = None;
+        let mut got = Vec::new();
+        for event in events {
+            match event {
+                Event::Started { cached_tokens, .. } => cached = Some(cached_tokens),
+                Event::Tokens { tokens, .. } => got.extend(tokens.iter().map(|token| token.id)),
+                Event::Ended { .. } => {}
+            }
+        }
+        if got != FakeExecutor::expected(FakeOptions::default().vocab_size, prompt, 2) {
+            return Err(format!("wrong tokens {got:?}"));
+        }
+        Ok((cached.ok_or("never started")?, got))
+    }
+}
+
+fn expect<T: PartialEq + std::fmt::Debug>(what: &str, is: T, must: T) -> Result<(), String> {
+    if is == must { Ok(()) } else { Err(format!("{what} is {is:?}, must be {must:?}")) }
+}
+
+/// Two prompts that differ in their first block only.
+fn two_prompts() -> (Vec<TokenId>, Vec<TokenId>) {
+    (tokens(&[1, 1, 1, 1, 5, 6, 7, 8, 9]), tokens(&[2, 2, 2, 2, 5, 6, 7, 8, 9]))
+}
+
+fn cached_prefixes_are_found() -> Result<(), String> {
+    let (one, other) = two_prompts();
+    let mut engine = Engine::new(&config());
+    for (prompt, cached) in [(&one, 0), (&other, 0), (&one, 8), (&other, 8)] {
+        expect("cached tokens", engine.run(prompt, None)?.0, cached)?;
+    }
+    Ok(())
+}
+
+fn a_wholly_cached_prompt_costs_one_token() -> Result<(), String> {
+    let prompt = tokens(&[1, 2, 3, 4, 5, 6, 7, 8]);
+    let mut engine = Engine::new(&config());
+    engine.run(&prompt, None)?;
+    // Alone, the last block is written in place; two at once copy it for one of them.
+    expect("cached tokens", engine.run(&prompt, None)?.0, 7)?;
+    expect("copies", engine.scheduler.stats().block_copies, 0)?;
+    for _ in 0..2 {
+        let sequence = engine.sequence(&prompt, 2);
+        engine.scheduler.add(sequence).map_err(|error| error.message)?;
+    }
+    expect("computed tokens", engine.step(&mut Vec::new())?, 2)?;
+    expect("copies", engine.scheduler.stats().block_copies, 1)
+}
+
+fn tenants_do_not_share() -> Result<(), String> {
+    let (prompt, _) = two_prompts();
+    let mut engine = Engine::new(&config());
+    for (salt, cached) in [(None, 0), (Some("a"), 0), (Some("b"), 0), (Some("a"), 8), (Some("b"), 8), (None, 8)] {
+        expect("cached tokens", engine.run(&prompt, salt)?.0, cached)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_scenarios_come_out_as_described() {
+    for scenario in ALL {
+        scenario().unwrap();
+    }
+}
+
+#[test]
+fn a_request_that_can_never_fit_is_refused_by_the_field_at_fault() {
+    let config = EngineConfig { max_model_len: 12, ..config() };
+    let mut engine = Engine::new(&config);
+    for (prompt_len, max_tokens, field) in [(0, 1, "prompt"), (12, 1, "prompt"), (8, 5, "max_tokens")] {
+        let sequence = engine.sequence(&vec![TokenId(1); prompt_len], max_tokens);
+        let error = engine.scheduler.add(sequence).unwrap_err();
+        assert_eq!((error.code, error.violations[0].field.as_str()), (Code::InvalidArgument, field));
+    }
+    let fits = engine.sequence(&[TokenId(1); 8], 4);
+    engine.scheduler.add(fits).unwrap();
+}
+
+#[test]
+fn one_request_too_many_is_refused() {
+    let mut engine = Engine::new(&EngineConfig { max_num_seqs: 1, max_waiting: 2, ..config() });
+    for _ in 0..3 {
+        let sequence = engine.sequence(&[TokenId(1)], 1);
+        engine.scheduler.add(sequence).unwrap();
+    }
+    let sequence = engine.sequence(&[TokenId(1)], 1);
+    assert_eq!(engine.scheduler.add(sequence).unwrap_err().code, Code::ResourceExhausted);
+}
+
+#[test]
+fn a_smaller_priority_takes_the_row_of_a_larger_one() {
+    let mut engine = Engine::new(&EngineConfig { max_num_seqs: 1, ..config() });
+    let first = engine.sequence(&[TokenId(1)], 8);
+    let mut urgent = engine.sequence(&[TokenId(2)], 8);
+    urgent.priority = -1;
+    engine.scheduler.add(first).unwrap();
+    engine.step(&mut Vec::new()).unwrap();
+    engine.scheduler.add(urgent).unwrap();
+    engine.step(&mut Vec::new()).unwrap();
+    assert_eq!(engine.plan.rows[0].id, SequenceId(2));
+    assert_eq!(engine.scheduler.stats().preemptions, 0, "there are blocks enough");
+}
+
+#[test]
+fn a_long_prefill_does_not_hold_up_decodes() {
+    let mut engine = Engine::new(&EngineConfig { max_num_batched_tokens: 4, ..config() });
+    let short = engine.sequence(&[TokenId(1)], 8);
+    let long = engine.sequence(&[TokenId(2); 20], 8);
+    engine.scheduler.add(short).unwrap();
+    engine.step(&mut Vec::new()).unwrap();
+    engine.scheduler.add(long).unwrap();
+    for _ in 0..4 {
+        engine.step(&mut Vec::new()).unwrap();
+        let scheduled: Vec<_> = engine.plan.rows.iter().map(|row| row.query.len()).collect();
+        assert_eq!(scheduled, [1, 3]);
+    }
+}
+
+#[test]
+fn a_stop_token_counts_only_after_min_tokens_others() {
+    for (min_tokens, ignore_eos, expected) in [(0, false, 1), (1, false, 3), (0, true, 3), (3, false, 6)] {
+        let eos = TokenId(7);
+        let params = SamplingParams { max_tokens: Some(6), min_tokens, ignore_eos, ..SamplingParams::default() };
+        let params = SamplingParams { stop_token_ids: vec![TokenId(9)], ..params };
+        let reader = Arc::new(Outbox::new(8));
+        let mut sequence = Sequence::new(SequenceId(0), [TokenId(1)].into(), Arc::new(params), reader);
+        sequence.eos = [eos].into();
+        sequence.max_len = 7;
+        let output = [7, 8, 9, 1, 2, 3].map(TokenId);
+        let ended = output.iter().position(|&token| sequence.push(token).is_some());
+        assert_eq!(ended, Some(expected - 1), "min_tokens {min_tokens}, ignore_eos {ignore_eos}");
+    }
+}
+
+#[test]
+fn a_reader_that_takes_nothing_loses_its_stream() {
+    let config = config();
+    let mut engine = Engine::new(&config);
+    let mut sequence = engine.sequence(&[TokenId(1)], 8);
+    let outbox = Arc::new(Outbox::new(2));
+    sequence.reader = outbox.clone();
+    engine.scheduler.add(sequence).unwrap();
+    let (start, mut events) = (Instant::now(), Vec::new());
+    while engine.scheduler.has_work() {
+        if engine.scheduler.schedule(start, &mut engine.plan, &mut events) {
+            engine.executor.submit(&engine.plan).unwrap();
+            engine.scheduler.apply(engine.executor.collect().unwrap(), &mut events).unwrap();
+        }
+        for event in events.drain(..) {
+            if let Event::Tokens { tokens, .. } = event {
+                outbox.send(tokens.len()).unwrap();
+            }
+        }
+    }
+    let deadline = engine.scheduler.next_deadline().unwrap();
+    assert_eq!(deadline, start + config.stall_timeout);
+    engine.scheduler.schedule(deadline, &mut engine.plan, &mut events);
+    assert!(
+        matches!(&events[..], [Event::Ended { end: End::Failed(error), .. }] if error.code == Code::Aborted),
+        "{events:?}"
+    );
+    assert!(engine.scheduler.is_empty());
+}

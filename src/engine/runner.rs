@@ -1,0 +1,174 @@
+//! The real [`Executor`]: packs a [`StepPlan`] into what the model takes, runs it, and samples.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use candle_core::{CpuStorage, Device, Storage};
+use rayon::prelude::*;
+use smallvec::smallvec;
+
+use crate::{
+    arch::Model,
+    engine::executor::{Executor, PlannedRow, SequenceOutput, StepOutput, StepPlan},
+    error::{Error, Result},
+    ids::{SequenceId, TokenId},
+    kernels::paged_attention::AttentionMetadata,
+    layers::context::{KvCache, LinearObserver, StepContext},
+    sampling::Sampler,
+};
+
+/// What a [`Runner`] is made with.
+#[derive(Clone, Debug)]
+pub struct RunnerConfig {
+    /// Blocks of the KV cache.
+    pub num_blocks: usize,
+    /// Tokens a block.
+    pub block_size: usize,
+    /// Threads to compute with; 0 is one a core.
+    pub num_threads: usize,
+    /// Tokens that end a sequence, which `min_tokens` holds back.
+    pub eos_token_ids: Vec<TokenId>,
+}
+
+/// Runs steps of one model on one KV cache.
+///
+/// A step is computed when it is submitted; its output waits to be collected. All work, sampling included, happens on
+/// the runner's own thread pool.
+pub struct Runner {
+    model: Arc<dyn Model>,
+    kv: KvCache,
+    pool: Arc<rayon::ThreadPool>,
+    eos_token_ids: Vec<TokenId>,
+    /// Of the sequences that were admitted and not retired.
+    samplers: HashMap<SequenceId, Sampler>,
+    /// Steps submitted and not collected.
+    outputs: VecDeque<StepOutput>,
+    /// Reused from step to step.
+    attention: AttentionMetadata,
+    observer: Option<Arc<dyn LinearObserver>>,
+}
+
+impl Runner {
+    /// A runner with its own KV cache and threads.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for impossible sizes, `Internal` where threads cannot be started.
+    pub fn new(model: Arc<dyn Model>, config: &RunnerConfig) -> Result<Self> {
+        let kv = model.new_kv_cache(config.num_blocks, config.block_size)?;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(config.num_threads)
+            .thread_name(|k| format!("kernel-{k}"))
+            .build()
+            .map_err(|e| Error::internal(format!("cannot start {} threads: {e}", config.num_threads)))?;
+        Ok(Self {
+            model,
+            kv,
+            pool: Arc::new(pool),
+            eos_token_ids: config.eos_token_ids.clone(),
+            samplers: HashMap::new(),
+            outputs: VecDeque::new(),
+            attention: AttentionMetadata::default(),
+            observer: None,
+        })
+    }
+
+    /// Tells `observer` of every Linear that runs from now on.
+    pub fn observe(&mut self, observer: Arc<dyn LinearObserver>) {
+        self.observer = Some(observer);
+    }
+
+    /// Sequences whose sampling state is held.
+    #[must_use]
+    pub fn num_sequences(&self) -> usize {
+        self.samplers.len()
+    }
+
+    fn run(&mut self, plan: &StepPlan) -> Result<StepOutput> {
+        for id in &plan.retired {
+            self.samplers.remove(id);
+        }
+        let vocab_size = self.model.config().vocab_size;
+        for sequence in &plan.admitted {
+            let sampler = Sampler::new(&sequence.params, &sequence.prompt, &self.eos_token_ids, vocab_size)?;
+            self.samplers.insert(sequence.id, sampler);
+        }
+        let copies = plan.block_copies.iter().map(|copy| (copy.source, copy.destination)).collect::<Vec<_>>();
+        self.kv.copy_blocks(&copies)?;
+        if plan.token_ids.is_empty() {
+            return Ok(StepOutput::default());
+        }
+        pack(&mut self.attention, plan, self.kv.shape().block_size);
+        let sampling = plan.rows.iter().filter(|row| row.samples && !row.query.is_empty()).collect::<Vec<_>>();
+        let logit_rows = sampling.iter().map(|row| row.query.end as u32 - 1).collect::<Vec<_>>();
+        let step = StepContext {
+            positions: &plan.positions,
+            slot_mapping: &plan.slot_mapping,
+            attention: &self.attention,
+            kv: &self.kv,
+            observer: self.observer.as_deref(),
+        };
+        let logits = self.model.forward(&plan.token_ids, &logit_rows, &step)?;
+        if sampling.is_empty() {
+            return Ok(StepOutput::default());
+        }
+        let logits = logits.to_device(&Device::Cpu)?.contiguous()?;
+        let (storage, layout) = logits.storage_and_layout();
+        let Storage::Cpu(CpuStorage::F32(logits)) = &*storage else {
+            return Err(Error::internal("logits are not float32"));
+        };
+        let logits = logits.get(layout.start_offset()..).unwrap_or_default();
+        self.sample(&sampling, logits, vocab_size)
+    }
+
+    /// Samples a token for each row from its logits, rows in parallel.
+    fn sample(&mut self, rows: &[&PlannedRow], logits: &[f32], vocab_size: usize) -> Result<StepOutput> {
+        // Each row takes its own sampler out of the map, so that they can run side by side.
+        let mut work = Vec::with_capacity(rows.len());
+        for (row, logits) in rows.iter().zip(logits.chunks_exact(vocab_size)) {
+            let sampler = self.samplers.remove(&row.id);
+            let sampler = sampler.ok_or_else(|| Error::internal(format!("sequence {} was never admitted", row.id)))?;
+            work.push((*row, logits, sampler));
+        }
+        let sampled = work
+            .par_iter_mut()
+            .map(|(row, logits, sampler)| {
+                // A NaN is an error of ours; the sampler says so rather than choosing an arbitrary token.
+                let token = sampler.sample(&mut logits.to_vec(), row.num_output_tokens);
+                Ok((row.id, token.map_err(|e| e.context(format_args!("sequence {}", row.id)))?))
+            })
+            .collect::<Result<Vec<_>>>();
+        self.samplers.extend(work.into_iter().map(|(row, _, sampler)| (row.id, sampler)));
+        let output = |(id, token)| SequenceOutput { id, tokens: smallvec![token] };
+        Ok(StepOutput { sequences: sampled?.into_iter().map(output).collect() })
+    }
+}
+
+/// Fills the metadata of attention from a plan's rows.
+fn pack(attention: &mut AttentionMetadata, plan: &StepPlan, block_size: usize) {
+    let AttentionMetadata { block_size: size, cu_seqlens, context_lens, block_tables, cu_blocks } = attention;
+    *size = block_size;
+    for ends in [&mut *cu_seqlens, &mut *cu_blocks] {
+        ends.clear();
+        ends.push(0);
+    }
+    cu_seqlens.extend(plan.rows.iter().map(|row| row.query.end as u32));
+    cu_blocks.extend(plan.rows.iter().map(|row| row.blocks.end as u32));
+    context_lens.clear();
+    context_lens.extend(plan.rows.iter().map(|row| row.context_len));
+    block_tables.clone_from(&plan.block_tables);
+}
+
+impl Executor for Runner {
+    fn submit(&mut self, plan: &StepPlan) -> Result<()> {
+        let pool = Arc::clone(&self.pool);
+        let output = pool.install(|| self.run(plan))?;
+        self.outputs.push_back(output);
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<StepOutput> {
+        self.outputs.pop_front().ok_or_else(|| Error::internal("a step was collected that nobody submitted"))
+    }
+}

@@ -1,0 +1,32 @@
+//! What tests may see and check of a scheduler's books.
+
+use super::Scheduler;
+use crate::engine::{block_manager::BlockCounters, sequence::Sequence};
+
+impl Scheduler {
+    /// All sequences, for tests.
+    pub(in crate::engine) fn sequences(&self) -> impl Iterator<Item = &Sequence> {
+        self.sequences.iter().map(|(_, sequence)| sequence)
+    }
+
+    /// The blocks' counters, for tests.
+    pub(in crate::engine) fn block_counters(&self) -> BlockCounters {
+        self.blocks.counters()
+    }
+
+    /// Checks everything that must hold between two calls.
+    pub(in crate::engine) fn audit(&self) -> Result<(), String> {
+        self.blocks.audit(self.sequences.iter().map(|(_, sequence)| &sequence.table))?;
+        if self.running.len() > self.max_num_seqs {
+            return Err(format!("{} rows, at most {}", self.running.len(), self.max_num_seqs));
+        }
+        if self.waiting.len() + self.running.len() + self.stalled.len() != self.len() {
+            return Err("a sequence is in no list or in two".into());
+        }
+        let outstanding = self.sequences.iter().filter(|(_, sequence)| sequence.outstanding.is_some()).count();
+        if outstanding != self.num_outstanding {
+            return Err(format!("{outstanding} sequences wait for tokens, {} counted", self.num_outstanding));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,76 @@
+//! Writing the chosen sequences into a step's plan.
+
+use super::Event;
+use crate::{
+    engine::{
+        block_manager::BlockManager,
+        executor::{AdmittedSequence, PlannedRow, StepPlan},
+        faults::{Fault, planted},
+        sequence::Sequence,
+    },
+    ids::Slot,
+};
+
+/// Lets the executor and the reader know that a sequence runs for the first time.
+pub(super) fn start(sequence: &mut Sequence, blocks: &mut BlockManager, plan: &mut StepPlan, events: &mut Vec<Event>) {
+    blocks.record_query(sequence.tokens.len(), sequence.num_computed_tokens);
+    let cached_tokens = sequence.num_computed_tokens as u32;
+    sequence.cached_tokens = Some(cached_tokens);
+    events.push(Event::Started { id: sequence.id, cached_tokens });
+    plan.admitted.push(AdmittedSequence {
+        id: sequence.id,
+        params: sequence.params.clone(),
+        prompt: sequence.prompt.clone(),
+    });
+}
+
+/// Adds a sequence's next tokens to the plan.
+pub(super) fn pack_row(
+    sequence: &mut Sequence,
+    num_scheduled_tokens: usize,
+    max_tokens_per_step: usize,
+    block_size: usize,
+    plan: &mut StepPlan,
+) {
+    let context_len = sequence.num_computed_tokens;
+    let end = context_len + num_scheduled_tokens;
+    let samples = end == sequence.tokens.len();
+    let num_slots = if samples { end + max_tokens_per_step - 1 } else { end };
+    let blocks = &sequence.table.blocks()[..num_slots.div_ceil(block_size)];
+
+    let query = plan.token_ids.len()..plan.token_ids.len() + num_scheduled_tokens;
+    plan.token_ids.extend_from_slice(&sequence.tokens[context_len..end]);
+    plan.positions.extend((context_len..end).map(|position| position as u32));
+    plan.slot_mapping.extend((context_len..end).map(|position| {
+        let stale = planted(Fault::StaleSlot) && position > 0 && position % block_size == 0;
+        let block = blocks[position / block_size - usize::from(stale)];
+        Slot(block.0 * block_size as u32 + (position % block_size) as u32)
+    }));
+    let row_blocks = plan.block_tables.len()..plan.block_tables.len() + blocks.len();
+    plan.block_tables.extend_from_slice(blocks);
+    plan.rows.push(PlannedRow {
+        id: sequence.id,
+        query,
+        blocks: row_blocks,
+        context_len: context_len as u32,
+        samples,
+        num_output_tokens: sequence.num_output_tokens() as u32,
+    });
+    sequence.num_computed_tokens = end;
+    sequence.ready = false;
+    if samples {
+        sequence.outstanding = Some(sequence.num_preemptions);
+    }
+}
+
+/// Empties a plan, keeping its buffers.
+pub(super) fn clear(plan: &mut StepPlan) {
+    plan.admitted.clear();
+    plan.retired.clear();
+    plan.block_copies.clear();
+    plan.rows.clear();
+    plan.token_ids.clear();
+    plan.positions.clear();
+    plan.slot_mapping.clear();
+    plan.block_tables.clear();
+}

@@ -1,0 +1,244 @@
+//! The state of one request inside the engine, who owns each part of it, and when it ends.
+
+use std::{
+    collections::HashMap,
+    ops::{Index, IndexMut},
+    sync::Arc,
+    time::Instant,
+};
+
+use super::block_manager::BlockTable;
+use crate::{
+    ids::{SequenceId, TokenId},
+    params::{FinishReason, SamplingParams, Usage},
+};
+
+/// Whoever takes a sequence's tokens, as the scheduler sees it. A sequence samples only while its reader has room, so
+/// the engine never waits for a reader and no computed token is lost.
+///
+/// The tokens of an [`Event`](super::scheduler::Event) must be handed over (and so leave [`room`](Self::room)) before
+/// the next step is scheduled.
+pub trait Reader: Send + Sync {
+    /// Tokens that can be sent now without waiting.
+    fn room(&self) -> usize;
+
+    /// Tokens that can be sent to a reader that has taken everything; at least the executor's `max_tokens_per_step`.
+    fn capacity(&self) -> usize;
+
+    /// Whether nobody is interested any more. Looked at in
+    /// [`sweep_cancelled`](super::scheduler::Scheduler::sweep_cancelled) only.
+    fn cancelled(&self) -> bool;
+}
+
+/// Where a sequence comes among all others, smallest first: by priority, then first come, first served.
+/// The one place that says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Order {
+    priority: i32,
+    arrival: u64,
+    id: SequenceId,
+}
+
+/// What a sequence is doing. Any of them may hold blocks; only those that run have a row in the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// In line for a row: new, preempted, or back from a stall.
+    Waiting,
+    /// In the batch.
+    Running,
+    /// Its reader has no room.
+    Stalled {
+        /// When the reader last took something, as far as the scheduler saw.
+        since: Instant,
+        /// What its room was then.
+        room: usize,
+    },
+}
+
+/// One request. The public fields are the request, set before [`Scheduler::add`](super::scheduler::Scheduler::add)
+/// and never changed after it; the others belong to the scheduler and die with the sequence there.
+pub struct Sequence {
+    /// Which; unique while the process lives.
+    pub id: SequenceId,
+    /// Smaller runs first.
+    pub priority: i32,
+    /// Position in line among equal priorities, smaller first.
+    pub arrival: u64,
+    /// The prompt; never empty.
+    pub prompt: Arc<[TokenId]>,
+    /// How to sample and when to stop.
+    pub params: Arc<SamplingParams>,
+    /// The model's end-of-sequence tokens.
+    pub eos: Arc<[TokenId]>,
+    /// Keeps tenants apart in the prefix cache: only sequences of the same salt share blocks.
+    pub salt: Option<Arc<str>>,
+    /// Takes the tokens.
+    pub reader: Arc<dyn Reader>,
+
+    /// Prompt and output. Grows in `apply` only.
+    pub(super) tokens: Vec<TokenId>,
+    /// Tokens whose keys and values are, or with the steps in flight will be, in the blocks.
+    pub(super) num_computed_tokens: usize,
+    /// Blocks held; given back on preemption and at the end.
+    pub(super) table: BlockTable,
+    /// Where it stands.
+    pub(super) status: Status,
+    /// Whether the blocks that its next row writes are there and its own; decided anew each step.
+    pub(super) ready: bool,
+    /// Set while a row that samples has been submitted and its tokens have not come back: the number of preemptions
+    /// at that time, because the tokens of an earlier life count, its computed tokens do not.
+    pub(super) outstanding: Option<u32>,
+    /// Times its blocks were taken away.
+    pub(super) num_preemptions: u32,
+    /// Tokens that the prefix cache had when the sequence first ran; set from then on.
+    pub(super) cached_tokens: Option<u32>,
+    /// Prompt and output tokens at which it ends, whatever it says; set by `add`.
+    pub(super) max_len: usize,
+}
+
+impl Sequence {
+    /// A request of priority 0 that arrived in the order of its id, without end-of-sequence tokens or salt: set the
+    /// fields to say otherwise.
+    #[must_use]
+    pub fn new(id: SequenceId, prompt: Arc<[TokenId]>, params: Arc<SamplingParams>, reader: Arc<dyn Reader>) -> Self {
+        Self {
+            id,
+            priority: 0,
+            arrival: id.0,
+            tokens: prompt.to_vec(),
+            prompt,
+            params,
+            eos: Arc::new([]),
+            salt: None,
+            reader,
+            num_computed_tokens: 0,
+            table: BlockTable::default(),
+            status: Status::Waiting,
+            ready: false,
+            outstanding: None,
+            num_preemptions: 0,
+            cached_tokens: None,
+            max_len: usize::MAX,
+        }
+    }
+
+    /// Its place in line.
+    #[must_use]
+    pub fn order(&self) -> Order {
+        Order { priority: self.priority, arrival: self.arrival, id: self.id }
+    }
+
+    /// Tokens generated so far.
+    #[must_use]
+    pub fn num_output_tokens(&self) -> usize {
+        self.tokens.len() - self.prompt.len()
+    }
+
+    /// Known tokens that no step has been asked to compute. 0 while its next tokens are on their way, 1 for a
+    /// decode, more for a prefill.
+    #[must_use]
+    pub fn num_uncomputed_tokens(&self) -> usize {
+        self.tokens.len() - self.num_computed_tokens
+    }
+
+    /// Whether its reader is the reason that it does not run.
+    #[must_use]
+    pub fn is_stalled(&self) -> bool {
+        matches!(self.status, Status::Stalled { .. })
+    }
+
+    /// What it has cost so far.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let count = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
+        Usage {
+            prompt_tokens: count(self.prompt.len()),
+            cached_tokens: self.cached_tokens.unwrap_or(0),
+            completion_tokens: count(self.num_output_tokens()),
+        }
+    }
+
+    /// Takes the next token; says whether it is the last one, and why. Stop strings are the reader's business.
+    ///
+    /// As in vLLM, neither end-of-sequence nor stop tokens end a sequence before `min_tokens` others; the sampler
+    /// keeps them from being chosen.
+    pub(super) fn push(&mut self, token: TokenId) -> Option<FinishReason> {
+        let may_stop = self.num_output_tokens() >= self.params.min_tokens as usize;
+        self.tokens.push(token);
+        if may_stop && !self.params.ignore_eos && self.eos.contains(&token) {
+            Some(FinishReason::EndOfSequence(token))
+        } else if may_stop && self.params.stop_token_ids.contains(&token) {
+            Some(FinishReason::StopToken(token))
+        } else if self.tokens.len() >= self.max_len {
+            Some(FinishReason::Length)
+        } else {
+            None
+        }
+    }
+}
+
+/// Where a sequence is kept; used again after its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Key(u32);
+
+/// All sequences of an engine, found in constant time by key or id.
+#[derive(Default)]
+pub(super) struct Sequences {
+    entries: Vec<Option<Sequence>>,
+    vacant: Vec<Key>,
+    keys: HashMap<SequenceId, Key>,
+}
+
+impl Sequences {
+    pub(super) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    pub(super) fn key(&self, id: SequenceId) -> Option<Key> {
+        self.keys.get(&id).copied()
+    }
+
+    pub(super) fn get(&self, key: Key) -> Option<&Sequence> {
+        self.entries.get(key.0 as usize)?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, key: Key) -> Option<&mut Sequence> {
+        self.entries.get_mut(key.0 as usize)?.as_mut()
+    }
+
+    pub(super) fn insert(&mut self, sequence: Sequence) -> Key {
+        let key = self.vacant.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            Key(self.entries.len() as u32 - 1)
+        });
+        self.keys.insert(sequence.id, key);
+        self.entries[key.0 as usize] = Some(sequence);
+        key
+    }
+
+    pub(super) fn remove(&mut self, key: Key) -> Option<Sequence> {
+        let sequence = self.entries.get_mut(key.0 as usize)?.take()?;
+        self.keys.remove(&sequence.id);
+        self.vacant.push(key);
+        Some(sequence)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Key, &Sequence)> {
+        (0..).map(Key).zip(&self.entries).filter_map(|(key, entry)| Some((key, entry.as_ref()?)))
+    }
+}
+
+/// The keys that the scheduler has in its lists are those of sequences that live.
+impl Index<Key> for Sequences {
+    type Output = Sequence;
+
+    fn index(&self, key: Key) -> &Sequence {
+        self.get(key).expect("a listed key is alive")
+    }
+}
+
+impl IndexMut<Key> for Sequences {
+    fn index_mut(&mut self, key: Key) -> &mut Sequence {
+        self.get_mut(key).expect("a listed key is alive")
+    }
+}

@@ -1,0 +1,147 @@
+//! The engine thread: drain commands, schedule, execute, apply, hand over; park when there is nothing to do.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{Receiver, TryRecvError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    channel::{Bell, ReaderControl},
+    executor::{Executor, StepPlan},
+    outbox::Outbox,
+    scheduler::{Event, Scheduler},
+    sequence::Sequence,
+};
+use crate::{
+    error::Result,
+    telemetry::{EngineState, EngineTotals, Reporter},
+};
+
+/// How long the engine sleeps before it tries again to hand over what the fan-out had no room for.
+const OUTBOX_RETRY: Duration = Duration::from_millis(1);
+/// How long the engine sleeps when nothing runs and nothing is due; every event that matters rings the bell.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// A new sequence, and its reader.
+pub(super) type Queued = (Sequence, Arc<ReaderControl>);
+
+/// Where the engine thread stands, for the watchdog: odd while a step runs.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    ticks: AtomicU64,
+    /// Set by the supervisor when it has given this thread up, or wants it to end.
+    pub abandoned: AtomicBool,
+}
+
+impl Progress {
+    /// The number of the step under way, if one is.
+    pub(super) fn step_under_way(&self) -> Option<u64> {
+        let ticks = self.ticks.load(Ordering::Acquire);
+        (ticks % 2 == 1).then_some(ticks)
+    }
+
+    fn tick(&self) {
+        self.ticks.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// Everything the engine thread owns.
+pub(super) struct StepLoop {
+    pub scheduler: Scheduler,
+    pub executor: Box<dyn Executor>,
+    pub requests: Receiver<Queued>,
+    pub bell: Arc<Bell>,
+    pub progress: Arc<Progress>,
+    pub outbox: Outbox,
+    pub reporter: Reporter,
+}
+
+impl StepLoop {
+    /// Runs until the supervisor wants it to end, or every sender of requests is gone.
+    ///
+    /// # Errors
+    /// An executor's error, after which nothing that it holds can be trusted.
+    pub(super) fn run(&mut self) -> Result<()> {
+        self.bell.answer_here();
+        let mut plan = StepPlan::default();
+        let mut events = Vec::new();
+        while !self.progress.abandoned.load(Ordering::Acquire) {
+            // The bell is read before the queue: who rang it may just have queued what it rings for.
+            let attention = self.bell.take();
+            let open = self.drain();
+            if attention {
+                self.scheduler.sweep_cancelled(&mut events);
+            }
+            let runs = self.scheduler.schedule(Instant::now(), &mut plan, &mut events);
+            if runs {
+                self.execute(&plan, &mut events)?;
+            }
+            self.report();
+            self.outbox.take_in(&mut events);
+            if self.progress.abandoned.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            let delivered = self.outbox.send();
+            if !runs {
+                if !open {
+                    return Ok(());
+                }
+                self.park(delivered);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes new requests in; false once no more can come.
+    fn drain(&mut self) -> bool {
+        loop {
+            match self.requests.try_recv() {
+                Ok((sequence, reader)) => {
+                    let id = sequence.id;
+                    match self.scheduler.add(sequence) {
+                        Ok(()) => self.outbox.add_reader(id, reader),
+                        Err(error) => self.outbox.refuse(reader, error),
+                    }
+                }
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn execute(&mut self, plan: &StepPlan, events: &mut Vec<Event>) -> Result<()> {
+        self.progress.tick();
+        self.executor.submit(plan)?;
+        let output = self.executor.collect()?;
+        self.progress.tick();
+        self.scheduler.apply(output, events)
+    }
+
+    fn park(&self, delivered: bool) {
+        let due = self.scheduler.next_deadline().map_or(IDLE, |due| due.saturating_duration_since(Instant::now()));
+        thread::park_timeout(if delivered { due } else { OUTBOX_RETRY });
+    }
+
+    fn report(&mut self) {
+        let stats = self.scheduler.stats();
+        self.reporter.report(
+            EngineState {
+                num_running: (stats.running + stats.stalled) as u64,
+                num_waiting: stats.waiting as u64,
+                kv_cache_usage: stats.used_blocks as f64 / stats.num_blocks.max(1) as f64,
+            },
+            EngineTotals {
+                preemptions: stats.preemptions,
+                prefix_cache_query_tokens: stats.prefix_cache_queries_tokens,
+                prefix_cache_hit_tokens: stats.prefix_cache_hits_tokens,
+                block_copies: stats.block_copies,
+                block_evictions: stats.evictions,
+            },
+        );
+    }
+}

@@ -1,0 +1,221 @@
+//! `Generation`: one request's stream of events. Turns tokens into text, ends at stop strings and deadlines, and
+//! cancels its sequence when it is dropped.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use futures::Stream;
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::{Instant, Sleep},
+};
+
+use super::{
+    Engine,
+    channel::{Delivery, ReaderControl},
+    supervisor::Registration,
+};
+use crate::{
+    error::{Code, Error, Result},
+    params::{FinishReason, SampledToken, SamplingParams, Usage},
+    telemetry::Outcome,
+    text::{Detokenizer, StopMatcher},
+};
+
+/// What a stream tells its reader: one `Started`, deltas, one `Finished`; or an error, after which nothing comes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The request was admitted.
+    Started(Started),
+    /// New tokens, or text that was held back.
+    Delta(Delta),
+    /// The end.
+    Finished(Finished),
+}
+
+/// What is in force for this request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Started {
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// The parameters, with the seed and the token limit that were chosen where the request left them open.
+    pub params: SamplingParams,
+}
+
+/// New tokens and the text that they complete.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Delta {
+    /// Whole characters, never a part of a stop string; may be empty while either is in doubt.
+    pub text: String,
+    /// The tokens.
+    pub tokens: Vec<SampledToken>,
+    /// What the request has cost so far.
+    pub usage: Usage,
+}
+
+/// How a stream ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// Why.
+    pub reason: FinishReason,
+    /// What it cost.
+    pub usage: Usage,
+}
+
+/// Turns the tokens of one stream into text, up to its first stop string.
+pub(super) struct TextOut {
+    pub detokenizer: Detokenizer,
+    pub matcher: StopMatcher,
+    pub params: Arc<SamplingParams>,
+}
+
+/// The text of some tokens.
+struct Spoken {
+    text: String,
+    /// Tokens up to and including the one that completed the stop string; else all.
+    kept: usize,
+    /// The stop string that was found.
+    stop: Option<String>,
+}
+
+impl TextOut {
+    fn speak(&mut self, tokens: &[SampledToken], end: &Option<Result<FinishReason>>) -> Spoken {
+        let mut text = String::new();
+        for (k, token) in tokens.iter().enumerate().take(tokens.len() - self.silent(end).min(tokens.len())) {
+            let piece = self.detokenizer.push(token.id);
+            if let Some(stop) = self.hear(&piece, &mut text) {
+                return Spoken { text, kept: k + 1, stop: Some(stop) };
+            }
+        }
+        let mut stop = None;
+        if end.is_some() {
+            let piece = self.detokenizer.finish();
+            stop = self.hear(&piece, &mut text);
+            if stop.is_none() {
+                text.push_str(&self.matcher.finish());
+            }
+        }
+        Spoken { text, kept: tokens.len(), stop }
+    }
+
+    /// Tokens at the end that are not spoken: one that ends the sequence is not part of the answer, unless asked for.
+    fn silent(&self, end: &Option<Result<FinishReason>>) -> usize {
+        let stopped = matches!(end, Some(Ok(FinishReason::EndOfSequence(_) | FinishReason::StopToken(_))));
+        usize::from(stopped && !self.params.include_stop_str_in_output)
+    }
+
+    /// Adds to `text` what may be said now; the stop string that `piece` completes, if it does.
+    fn hear(&mut self, piece: &str, text: &mut String) -> Option<String> {
+        let step = self.matcher.push(piece);
+        text.push_str(&step.emit);
+        step.matched.and_then(|k| self.params.stop.get(k).cloned())
+    }
+}
+
+/// The events of one request. Dropping it cancels: the sequence leaves the batch and its blocks are freed within one
+/// step, whether it waits, is in prefill or decodes.
+pub struct Generation {
+    /// Events that are ready, before the next delivery is taken: at most three.
+    pub(super) ready: VecDeque<Event>,
+    pub(super) deliveries: mpsc::Receiver<Delivery>,
+    pub(super) control: Arc<ReaderControl>,
+    pub(super) text: Option<TextOut>,
+    pub(super) deadline: Option<Pin<Box<Sleep>>>,
+    pub(super) usage: Usage,
+    pub(super) done: bool,
+    /// Keeps the engine running.
+    pub(super) engine: Engine,
+    /// A place among the live requests, and in the list of streams to end if the engine dies.
+    pub(super) _permit: OwnedSemaphorePermit,
+    pub(super) _registration: Registration,
+}
+
+impl Generation {
+    /// What the request has cost so far.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// Frees the sequence, if it has not ended by itself, and counts how it came to its end.
+    fn release(&self, outcome: Outcome) {
+        if self.control.cancel() {
+            self.engine.telemetry().record_end(outcome, self.control.age());
+        }
+    }
+
+    fn fail(&mut self, error: Error) -> Poll<Option<Result<Event>>> {
+        self.done = true;
+        self.release(Outcome::Abort);
+        Poll::Ready(Some(Err(error)))
+    }
+
+    /// Turns one delivery into events.
+    ///
+    /// # Errors
+    /// The error that ended the sequence.
+    fn take(&mut self, delivery: Delivery) -> Result<()> {
+        let Delivery { cached_tokens, mut tokens, end, .. } = delivery;
+        self.control.taken(tokens.len());
+        let Spoken { text, kept, stop } = match &mut self.text {
+            Some(out) => out.speak(&tokens, &end),
+            None => Spoken { text: String::new(), kept: tokens.len(), stop: None },
+        };
+        tokens.truncate(kept);
+        self.usage.cached_tokens = cached_tokens;
+        self.usage.completion_tokens += u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+        if !tokens.is_empty() || !text.is_empty() {
+            self.ready.push_back(Event::Delta(Delta { text, tokens: tokens.into_vec(), usage: self.usage }));
+        }
+        let reason = match (stop, end) {
+            (Some(stop), _) => FinishReason::StopString(stop),
+            (None, Some(Ok(reason))) => reason,
+            (None, Some(Err(error))) => return Err(error),
+            (None, None) => return Ok(()),
+        };
+        self.done = true;
+        self.release(Outcome::from(&reason));
+        self.ready.push_back(Event::Finished(Finished { reason, usage: self.usage }));
+        Ok(())
+    }
+}
+
+impl Stream for Generation {
+    type Item = Result<Event>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Poll::Ready(Some(Ok(event)));
+            }
+            if self.done {
+                return Poll::Ready(None);
+            }
+            if self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+                return self.fail(Error::new(Code::DeadlineExceeded, "the deadline passed before the last token"));
+            }
+            let outcome = match ready!(self.deliveries.poll_recv(cx)) {
+                Some(delivery) => self.take(delivery),
+                None => Err(Error::internal("the engine ended without finishing this stream")),
+            };
+            if let Err(error) = outcome {
+                return self.fail(error);
+            }
+        }
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.release(Outcome::Abort);
+    }
+}
+
+/// A timer for a deadline, if there is one.
+pub(super) fn timer(deadline: Option<Instant>) -> Option<Pin<Box<Sleep>>> {
+    deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)))
+}

@@ -1,0 +1,272 @@
+//! Keeps an engine alive: starts its thread, watches its steps, and when one panics, fails or hangs, ends the streams
+//! that it served with `INTERNAL` and starts anew. The process lives on.
+
+use std::{
+    any::Any,
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{SyncSender, sync_channel},
+    },
+    thread,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+use super::{
+    Health,
+    channel::{Bell, Delivery, ReaderControl},
+    executor::Executor,
+    outbox::{self, Outbox},
+    scheduler::Scheduler,
+    step::{Progress, Queued, StepLoop},
+};
+use crate::{
+    config::EngineConfig,
+    error::{Error, Result},
+    ids::SequenceId,
+    telemetry::{Reporter, Telemetry},
+};
+
+/// Makes a fresh executor; called at every start of the engine, on a thread that may take its time.
+pub type ExecutorFactory = Arc<dyn Fn() -> Result<Box<dyn Executor + Send>> + Send + Sync>;
+
+/// Steps that may wait for the fan-out task before the engine keeps them itself.
+const FAN_OUT_DEPTH: usize = 4;
+/// How often the watchdog looks, as a part of the step timeout.
+const WATCH_PARTS: u32 = 8;
+/// First and longest pause between attempts to start an engine that will not start.
+const RESTART_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+type Readers = Arc<Mutex<HashMap<SequenceId, Weak<ReaderControl>>>>;
+
+/// One life of the engine, as the API sees it.
+pub(super) struct Life {
+    pub requests: SyncSender<Queued>,
+    pub bell: Arc<Bell>,
+    progress: Arc<Progress>,
+    readers: Readers,
+}
+
+/// A stream's entry in the list of those to end when this life of the engine ends badly; leaves it when dropped.
+pub(super) struct Registration {
+    id: SequenceId,
+    readers: Readers,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        locked(&self.readers).remove(&self.id);
+    }
+}
+
+impl Life {
+    /// Enters a stream into the list of those that end with this life.
+    pub(super) fn register(&self, id: SequenceId, reader: &Arc<ReaderControl>) -> Registration {
+        locked(&self.readers).insert(id, Arc::downgrade(reader));
+        Registration { id, readers: self.readers.clone() }
+    }
+
+    /// Tells the engine thread to end after its present step.
+    pub(super) fn stop(&self) {
+        self.progress.abandoned.store(true, Ordering::Release);
+        self.bell.ring();
+    }
+
+    /// Whether this life was given up.
+    pub(super) fn stopped(&self) -> bool {
+        self.progress.abandoned.load(Ordering::Acquire)
+    }
+}
+
+/// How a life ended.
+enum Ending {
+    /// It was asked to.
+    Stopped,
+    /// It failed, and why.
+    Failed(String),
+}
+
+/// One life of the engine, as its supervisor holds it.
+struct Running {
+    life: Arc<Life>,
+    ending: oneshot::Receiver<Ending>,
+    fan_out: JoinHandle<()>,
+}
+
+impl Running {
+    /// Starts the engine thread and the task that fills the readers' channels.
+    fn start(executor: Box<dyn Executor + Send>, config: &EngineConfig, telemetry: &Arc<Telemetry>) -> Result<Self> {
+        let (requests, receiver) = sync_channel(config.max_waiting + config.max_num_seqs);
+        let (fan_out, batches) = mpsc::channel(FAN_OUT_DEPTH);
+        let (ended, ending) = oneshot::channel();
+        let life =
+            Arc::new(Life { requests, bell: Arc::default(), progress: Arc::default(), readers: Readers::default() });
+        let (bell, progress) = (life.bell.clone(), life.progress.clone());
+        let outbox = Outbox::new(fan_out);
+        let (config, reporter) = (config.clone(), Reporter::new(telemetry.clone()));
+        thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || {
+                let outcome = catch_unwind(AssertUnwindSafe(move || {
+                    let scheduler = Scheduler::new(&config, executor.max_tokens_per_step());
+                    StepLoop { scheduler, executor, requests: receiver, bell, progress, outbox, reporter }.run()
+                }));
+                // Nobody listens where the supervisor has given this thread up.
+                let _unheard = ended.send(match outcome {
+                    Ok(Ok(())) => Ending::Stopped,
+                    Ok(Err(error)) => Ending::Failed(error.to_string()),
+                    Err(panic) => Ending::Failed(format!("panic: {}", panic_message(&*panic))),
+                });
+            })
+            .map_err(|error| Error::internal(format!("the engine thread does not start: {error}")))?;
+        let fan_out = tokio::spawn(outbox::fan_out(batches, telemetry.clone()));
+        Ok(Self { life, ending, fan_out })
+    }
+
+    /// Waits until the thread ends or hangs.
+    async fn ended(&mut self, step_timeout: Duration) -> Ending {
+        tokio::select! {
+            ending = &mut self.ending => ending.unwrap_or_else(|_| Ending::Failed("the engine thread vanished".into())),
+            () = hung(&self.life.progress, step_timeout) => {
+                Ending::Failed(format!("a step took longer than {} s", step_timeout.as_secs_f32()))
+            }
+        }
+    }
+
+    /// Ends every stream of this life with `INTERNAL`. The place for the last message is kept free in each channel.
+    async fn fail_streams(self, telemetry: &Telemetry) {
+        self.life.stop();
+        // Nothing may slip into a channel after its end.
+        self.fan_out.abort();
+        let _aborted = self.fan_out.await;
+        let readers: Vec<_> = locked(&self.life.readers).drain().filter_map(|(_, reader)| reader.upgrade()).collect();
+        for reader in readers {
+            let error = Error::internal("the engine failed under this request; a new request can be made at once");
+            reader.deliver(Delivery::failed(error), telemetry);
+        }
+    }
+}
+
+/// Returns when one and the same step has been under way for `timeout`.
+async fn hung(progress: &Progress, timeout: Duration) {
+    let mut look = interval((timeout / WATCH_PARTS).max(Duration::from_millis(1)));
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut since: Option<(u64, Instant)> = None;
+    loop {
+        let now = look.tick().await;
+        since = match (progress.step_under_way(), since) {
+            (Some(step), Some((seen, began))) if seen == step && now - began >= timeout => return,
+            (Some(step), Some((seen, began))) if seen == step => Some((seen, began)),
+            (step, _) => step.map(|step| (step, now)),
+        };
+    }
+}
+
+/// What the API and the supervisor share.
+pub(super) struct Supervised {
+    pub config: EngineConfig,
+    pub telemetry: Arc<Telemetry>,
+    pub health: watch::Sender<Health>,
+    /// The engine's present life; none between two.
+    life: Mutex<Option<Arc<Life>>>,
+    draining: AtomicBool,
+}
+
+impl Supervised {
+    pub(super) fn new(config: EngineConfig, telemetry: Arc<Telemetry>) -> Arc<Self> {
+        Arc::new(Self {
+            config,
+            telemetry,
+            health: watch::Sender::new(Health::Serving),
+            life: Mutex::new(None),
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    /// The engine's present life, unless it is between two.
+    pub(super) fn life(&self) -> Option<Arc<Life>> {
+        locked(&self.life).clone()
+    }
+
+    /// From now on nothing new is admitted.
+    pub(super) fn begin_drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.health.send_replace(Health::Draining);
+    }
+
+    pub(super) fn draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Health turns first, so that who sees a stream fail sees why.
+    fn set_life(&self, life: Option<Arc<Life>>) {
+        let health = match (&life, self.draining()) {
+            (_, true) => Health::Draining,
+            (Some(_), false) => Health::Serving,
+            (None, false) => Health::Restarting,
+        };
+        *locked(&self.life) = life;
+        self.health.send_replace(health);
+    }
+
+    /// Starts the first life and the task that watches over it and its successors.
+    ///
+    /// # Errors
+    /// The factory's, at the first start; later ones are tried again.
+    pub(super) async fn start(self: &Arc<Self>, factory: ExecutorFactory) -> Result<()> {
+        let first = self.begin_life(&factory).await?;
+        tokio::spawn(self.clone().watch_over(first, factory));
+        Ok(())
+    }
+
+    async fn begin_life(&self, factory: &ExecutorFactory) -> Result<Running> {
+        let make = factory.clone();
+        let executor = tokio::task::spawn_blocking(move || make())
+            .await
+            .map_err(|panic| Error::internal(format!("the executor does not start: {panic}")))??;
+        let running = Running::start(executor, &self.config, &self.telemetry)?;
+        self.set_life(Some(running.life.clone()));
+        Ok(running)
+    }
+
+    async fn watch_over(self: Arc<Self>, mut running: Running, factory: ExecutorFactory) {
+        loop {
+            let Ending::Failed(why) = running.ended(self.config.step_timeout).await else { return };
+            tracing::error!(why, "the engine failed; its streams end and it starts anew");
+            self.telemetry.record_restart();
+            self.set_life(None);
+            running.fail_streams(&self.telemetry).await;
+            let mut pause = RESTART_PAUSE.0;
+            running = loop {
+                match self.begin_life(&factory).await {
+                    Ok(running) => break running,
+                    Err(error) => tracing::error!(%error, "the engine does not come back yet"),
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(RESTART_PAUSE.1);
+            };
+            tracing::info!("the engine is back");
+        }
+    }
+}
+
+/// A lock that a panicking holder leaves usable: what these guard is valid between any two statements.
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("of an unknown kind")
+}

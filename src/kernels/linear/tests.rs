@@ -1,0 +1,254 @@
+//! Linear against its reference and candle's own readers, and its invariance.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::borrow::Cow;
+
+use candle_core::{
+    DType, Device,
+    quantized::{GgmlDType, QStorage, QTensor},
+};
+use rand::{RngExt, rngs::StdRng};
+
+use super::{
+    format::{RawTensor, WeightFormat},
+    *,
+};
+use crate::{
+    error::Code,
+    ids::TokenId,
+    kernels::test_data::{assert_close, assert_tensors_close, bits, floats, on_threads, random, rng, values},
+};
+
+const FORMATS: [WeightFormat; 7] = [
+    WeightFormat::F32,
+    WeightFormat::F16,
+    WeightFormat::BF16,
+    WeightFormat::Q4_0,
+    WeightFormat::Q8_0,
+    WeightFormat::Q4K,
+    WeightFormat::Q6K,
+];
+
+/// A weight as a file has it: any bits, but for scales, which are small.
+fn weight(rng: &mut StdRng, format: WeightFormat, outputs: usize, inputs: usize) -> RawTensor<'static> {
+    let small = |rng: &mut StdRng| half::f16::from_f32(rng.random_range(-0.01..0.01)).to_le_bytes();
+    let scales_at: &[usize] = match format {
+        WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => &[],
+        WeightFormat::Q4_0 | WeightFormat::Q8_0 => &[0],
+        WeightFormat::Q4K => &[0, 2],
+        WeightFormat::Q6K => &[208],
+    };
+    let mut bytes = Vec::new();
+    for _ in 0..outputs * inputs / format.block_len() {
+        match format {
+            WeightFormat::F32 => bytes.extend(floats(rng, 1)[0].to_le_bytes()),
+            WeightFormat::F16 => bytes.extend(half::f16::from_f32(floats(rng, 1)[0]).to_le_bytes()),
+            WeightFormat::BF16 => bytes.extend(half::bf16::from_f32(floats(rng, 1)[0]).to_le_bytes()),
+            _ => {
+                let mut block: Vec<u8> = (0..format.block_bytes()).map(|_| rng.random()).collect();
+                for &at in scales_at {
+                    block[at..at + 2].copy_from_slice(&small(rng));
+                }
+                bytes.extend(block);
+            }
+        }
+    }
+    RawTensor { format, shape: vec![outputs, inputs], bytes: Cow::Owned(bytes) }
+}
+
+/// The weights by candle's reading of the same bytes.
+fn dequantized(raw: &RawTensor<'_>) -> Vec<f32> {
+    let dtype = match raw.format {
+        WeightFormat::F32 => GgmlDType::F32,
+        WeightFormat::F16 => GgmlDType::F16,
+        WeightFormat::BF16 => GgmlDType::BF16,
+        WeightFormat::Q4_0 => GgmlDType::Q4_0,
+        WeightFormat::Q8_0 => GgmlDType::Q8_0,
+        WeightFormat::Q4K => GgmlDType::Q4K,
+        WeightFormat::Q6K => GgmlDType::Q6K,
+    };
+    let storage = QStorage::from_data(Cow::Borrowed(&raw.bytes), &Device::Cpu, dtype).unwrap();
+    values(&QTensor::new(storage, raw.shape.clone()).unwrap().dequantize(&Device::Cpu).unwrap())
+}
+
+fn pack(raw: &RawTensor<'_>) -> PackedWeight {
+    PackedWeight::pack(raw, raw.format, &Device::Cpu).unwrap()
+}
+
+/// Inputs a format can have that is no multiple of anything but its block.
+fn odd_inputs(format: WeightFormat) -> usize {
+    if format.block_len() == 1 { 331 } else { format.block_len() * 11 }
+}
+
+#[test]
+fn every_row_is_what_candle_reads_from_the_same_bytes() {
+    let mut rng = rng(1);
+    for format in FORMATS {
+        let inputs = odd_inputs(format);
+        let raw = weight(&mut rng, format, 37, inputs);
+        let packed = pack(&raw);
+        let want = dequantized(&raw);
+        let ids: Vec<TokenId> = (0..37).map(TokenId).collect();
+        assert_eq!(values(&packed.gather_rows(&ids).unwrap()), want, "{format}");
+        assert_eq!(values(&packed.row(36).unwrap()), want[36 * inputs..], "{format}");
+        for target in [WeightFormat::F32, WeightFormat::BF16, WeightFormat::F16] {
+            let packed = PackedWeight::pack(&raw, target, &Device::Cpu).unwrap();
+            assert_eq!(packed.format(), target);
+            let dtype = if target == WeightFormat::F16 { DType::F16 } else { DType::BF16 };
+            let mut want = candle_core::Tensor::from_vec(want.clone(), (37, inputs), &Device::Cpu).unwrap();
+            if target != WeightFormat::F32 {
+                want = want.to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap();
+            }
+            assert_eq!(values(&packed.gather_rows(&ids).unwrap()), values(&want), "{format} as {target}");
+        }
+    }
+}
+
+#[test]
+fn it_is_the_reference_for_every_format_and_ragged_shape() {
+    let mut rng = rng(2);
+    for format in FORMATS {
+        for outputs in [1, 16, 37, 150] {
+            let inputs = odd_inputs(format);
+            let raw = weight(&mut rng, format, outputs, inputs);
+            let (packed, w) = (pack(&raw), dequantized(&raw));
+            assert_eq!((packed.out_features(), packed.in_features()), (outputs, inputs));
+            assert!(packed.bytes() >= raw.bytes.len());
+            for m in [1, 2, 5, 13, 40] {
+                let (x, bias) = (random(&mut rng, &[m, inputs]), random(&mut rng, &[outputs]));
+                let y = linear(&x, &packed, Some(&bias)).unwrap();
+                assert_eq!(y.dims(), [m, outputs]);
+                let want = reference::linear(&values(&x), &w, Some(&values(&bias)), inputs);
+                assert_close(&values(&y), &want, 2e-5);
+                let plain = linear(&x, &packed, None).unwrap();
+                assert_close(&values(&plain), &reference::linear(&values(&x), &w, None, inputs), 2e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_and_in_any_batch_on_every_instruction_set() {
+    let mut rng = rng(3);
+    for format in FORMATS {
+        let inputs = odd_inputs(format);
+        let packed = pack(&weight(&mut rng, format, 200, inputs));
+        let (x, bias) = (random(&mut rng, &[30, inputs]), random(&mut rng, &[200]));
+        let all = linear(&x, &packed, Some(&bias)).unwrap();
+        let want = |range: std::ops::Range<usize>| bits(&all.narrow(0, range.start, range.len()).unwrap());
+        for level in Level::available() {
+            for chunk in [1, 2, 3, 7, 12, 13, 24, 30] {
+                for start in (0..30).step_by(chunk) {
+                    let range = start..30.min(start + chunk);
+                    let part = x.narrow(0, range.start, range.len()).unwrap();
+                    let y = linear_at(level, &part, &packed, Some(&bias)).unwrap();
+                    assert_eq!(bits(&y), want(range.clone()), "{format}, rows {range:?}, {level:?}");
+                }
+            }
+        }
+        for threads in [1, 2, 3] {
+            let again = on_threads(threads, || linear(&x, &packed, Some(&bias)).unwrap());
+            assert_eq!(bits(&again), want(0..30), "{format}, {threads} threads");
+            let one = on_threads(threads, || linear(&x.narrow(0, 7, 1).unwrap(), &packed, Some(&bias)).unwrap());
+            assert_eq!(bits(&one), want(7..8), "{format}, {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn stacked_weights_give_what_each_gives_by_itself() {
+    let mut rng = rng(4);
+    for format in FORMATS {
+        let inputs = odd_inputs(format);
+        let parts = [40, 7, 19].map(|outputs| weight(&mut rng, format, outputs, inputs));
+        let stacked = PackedWeight::pack_rows(&parts.each_ref(), format, &Device::Cpu).unwrap();
+        let x = random(&mut rng, &[3, inputs]);
+        let all = linear(&x, &stacked, None).unwrap();
+        let mut start = 0;
+        for part in &parts {
+            let alone = linear(&x, &pack(part), None).unwrap();
+            assert_eq!(bits(&all.narrow(1, start, part.shape[0]).unwrap().contiguous().unwrap()), bits(&alone));
+            start += part.shape[0];
+        }
+        assert_eq!(all.dims(), [3, start]);
+    }
+}
+
+#[test]
+fn the_portable_form_agrees() {
+    let mut rng = rng(5);
+    for format in FORMATS {
+        let inputs = odd_inputs(format);
+        let raw = weight(&mut rng, format, 37, inputs);
+        let packed = pack(&raw);
+        let dense = weight::dense_for_tests(&raw);
+        let (x, bias) = (random(&mut rng, &[5, inputs]), random(&mut rng, &[37]));
+        let want = linear(&x, &packed, Some(&bias)).unwrap();
+        // A 16-bit weight rounds the activations too.
+        let tolerance = match format {
+            WeightFormat::BF16 => 2e-2,
+            WeightFormat::F16 => 2e-3,
+            _ => 1e-5,
+        };
+        assert_tensors_close(&portable::linear(&x, &dense, Some(&bias)).unwrap(), &want, tolerance);
+        let ids = [TokenId(36), TokenId(0), TokenId(36)];
+        let rows = portable::gather_rows(&dense, &ids).unwrap();
+        assert_eq!(values(&rows), values(&packed.gather_rows(&ids).unwrap()));
+    }
+}
+
+#[test]
+fn an_empty_batch_gives_nothing() {
+    let packed = pack(&weight(&mut rng(6), WeightFormat::F32, 20, 10));
+    let x = random(&mut rng(6), &[0, 10]);
+    assert_eq!(linear(&x, &packed, None).unwrap().dims(), [0, 20]);
+}
+
+#[test]
+fn infinite_inputs_stay_in_their_row() {
+    let packed = pack(&weight(&mut rng(7), WeightFormat::Q8_0, 20, 64));
+    let x = random(&mut rng(7), &[3, 64]);
+    let want = linear(&x, &packed, None).unwrap();
+    let mut poisoned = values(&x);
+    poisoned[64..128].fill(f32::NAN);
+    let got = linear(&candle_core::Tensor::from_vec(poisoned, (3, 64), &Device::Cpu).unwrap(), &packed, None).unwrap();
+    for row in [0, 2] {
+        assert_eq!(bits(&got.narrow(0, row, 1).unwrap()), bits(&want.narrow(0, row, 1).unwrap()));
+    }
+}
+
+#[test]
+fn weights_that_cannot_be_packed_are_refused_with_the_reason() {
+    let mut rng = rng(8);
+    let good = weight(&mut rng, WeightFormat::Q8_0, 4, 64);
+    let with = |shape: &[usize], bytes: usize| RawTensor {
+        format: WeightFormat::Q8_0,
+        shape: shape.to_vec(),
+        bytes: Cow::Owned(vec![0; bytes]),
+    };
+    let pack = |raw: &RawTensor<'_>, format| PackedWeight::pack(raw, format, &Device::Cpu).err().unwrap();
+    for (error, message) in [
+        (pack(&with(&[4, 40], 4 * 34), WeightFormat::Q8_0), "40 inputs"),
+        (pack(&with(&[4], 4 * 34), WeightFormat::Q8_0), "[out, in]"),
+        (pack(&with(&[4, 32], 4 * 34 - 1), WeightFormat::Q8_0), "135 bytes"),
+        (pack(&with(&[usize::MAX, 32], 34), WeightFormat::Q8_0), "34 bytes"),
+        (pack(&good, WeightFormat::Q4_0), "only float formats"),
+        (PackedWeight::pack_rows(&[], WeightFormat::F32, &Device::Cpu).err().unwrap(), "no weight"),
+    ] {
+        assert_eq!(error.code, Code::FailedPrecondition);
+        assert!(error.message.contains(message), "{error}");
+    }
+    let narrow = weight(&mut rng, WeightFormat::Q8_0, 4, 32);
+    assert!(PackedWeight::pack_rows(&[&good, &narrow], WeightFormat::Q8_0, &Device::Cpu).is_err());
+}
+
+#[test]
+fn inputs_that_do_not_fit_are_refused() {
+    let packed = pack(&weight(&mut rng(9), WeightFormat::F32, 4, 10));
+    let x = random(&mut rng(9), &[2, 11]);
+    assert!(linear(&x, &packed, None).unwrap_err().message.contains("[2, 11]"));
+    let x = random(&mut rng(9), &[2, 10]);
+    assert!(linear(&x, &packed, Some(&random(&mut rng(9), &[5]))).unwrap_err().message.contains("[5]"));
+    assert!(packed.gather_rows(&[TokenId(4)]).unwrap_err().message.contains("token 4"));
+}

@@ -1,0 +1,461 @@
+//! Paged attention on the CPU.
+//!
+//! A task is one KV head of one row and some of its queries, with all query heads that share the KV head. It widens a
+//! tile of 64 keys and values into the cache and takes its queries over it in register tiles: scores have their lanes
+//! across keys, outputs across the head's dimensions, so neither needs a sum across lanes. The weights of a query sum
+//! up in sixteen lanes by position, added as a tree at the end.
+
+use std::{cell::RefCell, ops::Range};
+
+use candle_core::Storage;
+
+use super::{PagedAttention, Row};
+use crate::kernels::{
+    cpu_tensor::{Rows, SharedMatrix, for_each_task},
+    simd::{Kernel, LANES, Level, Simd},
+    store_kv::{KvCacheConfig, cache_storage, element::CacheElement, with_elements},
+    tile::{multiply_add, tile_range, with_rows},
+};
+
+/// Keys a tile; tiles begin at multiples of it.
+const KEYS: usize = 64;
+/// Vectors of keys in a tile.
+const KEY_VECTORS: usize = KEYS / LANES;
+/// Query vectors (queries times query heads) a task, at most, where a KV head has fewer query heads.
+const VECTORS_A_TASK: usize = 48;
+/// Panels of the register tiles.
+const PANELS: usize = 2;
+
+type Vector = [f32; LANES];
+
+/// All queries, `[n, heads * head_dim]`.
+pub(super) fn paged_attention(op: &PagedAttention<'_>, q: Rows<'_>) -> candle_core::Result<Vec<f32>> {
+    let (keys, _) = op.cache.keys.storage_and_layout();
+    let (values, _) = op.cache.values.storage_and_layout();
+    let [keys, values]: [&Storage; 2] = [&keys, &values];
+    with_elements!(cache_storage(keys)?, keys => Ok(attend(op, q, keys, values_like(keys, cache_storage(values)?)?)))
+}
+
+/// The values, which have the type of the keys.
+fn values_like<'a, E: candle_core::WithDType>(
+    _: &[E],
+    values: &'a candle_core::CpuStorage,
+) -> candle_core::Result<&'a [E]> {
+    values.as_slice::<E>()
+}
+
+fn attend<E: CacheElement>(op: &PagedAttention<'_>, q: Rows<'_>, keys: &[E], values: &[E]) -> Vec<f32> {
+    let config = *op.cache.config();
+    let group = op.heads / config.kv_heads;
+    let queries_a_task = (VECTORS_A_TASK / group).max(1);
+    let mut tasks = Vec::new();
+    for row in op.rows {
+        for queries in (0..row.queries.len()).step_by(queries_a_task) {
+            let queries = queries..row.queries.len().min(queries + queries_a_task);
+            tasks.extend((0..config.kv_heads).map(|kv_head| (row, queries.clone(), kv_head)));
+        }
+    }
+    let mut out = vec![0.0; q.count * q.width];
+    let shared = SharedMatrix::new(&mut out);
+    for_each_task(tasks.len(), true, |index| {
+        thread_local! {
+            static SCRATCH: RefCell<Scratch> = RefCell::default();
+        }
+        let (row, queries, kv_head) = tasks[index].clone();
+        SCRATCH.with_borrow_mut(|scratch| {
+            let cache = HeadCache { keys, values, config, kv_head, row };
+            let mut task = Task {
+                config,
+                kv_head,
+                row,
+                tile_rows: op.level.tile_rows(),
+                queries,
+                group,
+                q,
+                scale: op.scale,
+                window: op.window,
+                scratch,
+                out: &shared,
+            };
+            task.run(op.level, &cache);
+        });
+    });
+    out
+}
+
+/// One row's keys and values of one head.
+struct HeadCache<'a, E> {
+    keys: &'a [E],
+    values: &'a [E],
+    config: KvCacheConfig,
+    kv_head: usize,
+    row: &'a Row<'a>,
+}
+
+impl<E: CacheElement> HeadCache<'_, E> {
+    /// The head's part of the block with a position, and the position's offset in the block.
+    #[inline(always)]
+    fn at(&self, position: usize) -> (Range<usize>, usize) {
+        let KvCacheConfig { block_size, kv_heads, head_dim, .. } = self.config;
+        let block = self.row.blocks[position / block_size].index();
+        let len = block_size * head_dim;
+        let start = (block * kv_heads + self.kv_head) * len;
+        (start..start + len, position % block_size)
+    }
+
+    /// Widens the keys at `positions` of the tile at `start` into `[vector][dim][key]`; other keys are left as they are.
+    #[inline(always)]
+    fn widen_keys<S: Simd>(&self, simd: S, start: usize, positions: Range<usize>, to: &mut [Vector]) {
+        let KvCacheConfig { block_size, head_dim, .. } = self.config;
+        for (vector, to) in to.chunks_exact_mut(head_dim).take(KEY_VECTORS).enumerate() {
+            let first = start + vector * LANES;
+            let used = first.max(positions.start)..(first + LANES).min(positions.end);
+            if used.is_empty() {
+                continue;
+            }
+            if block_size.is_multiple_of(LANES) {
+                let (part, offset) = self.at(first);
+                for (from, to) in self.keys[part].chunks_exact(block_size).zip(to) {
+                    let from = &from[offset..offset + LANES];
+                    if let Ok(from) = from.try_into() {
+                        simd.store(E::load(simd, from), to);
+                    }
+                }
+            } else {
+                for position in used {
+                    let (part, offset) = self.at(position);
+                    for (from, to) in self.keys[part].chunks_exact(block_size).zip(to.iter_mut()) {
+                        to[position - first] = from[offset].to_f32();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Widens the values at `positions` of the tile at `start` into `[panel][key][dim]`; other keys are left as they are.
+    #[inline(always)]
+    fn widen_values<S: Simd>(&self, simd: S, start: usize, positions: Range<usize>, to: &mut [Vector]) {
+        let head_dim = self.config.head_dim;
+        for position in positions {
+            let (part, offset) = self.at(position);
+            let from = &self.values[part][offset * head_dim..(offset + 1) * head_dim];
+            let (from, tail) = from.as_chunks::<LANES>();
+            let key = position - start;
+            for (panel, from) in from.iter().enumerate() {
+                simd.store(E::load(simd, from), &mut to[panel * KEYS + key]);
+            }
+            for (from, to) in tail.iter().zip(to.iter_mut().skip(from.len() * KEYS + key).take(1).flatten()) {
+                *to = from.to_f32();
+            }
+        }
+    }
+}
+
+/// Buffers of one thread, grown as needed. What a task has not written is never used.
+#[derive(Default)]
+struct Scratch {
+    /// `[vector][dim][key]`.
+    keys: Vec<Vector>,
+    /// `[panel][key][dim]`.
+    values: Vec<Vector>,
+    /// Queries in register tiles, `[dim][query vector]` each.
+    queries: Vec<f32>,
+    /// `[query vector][key]`: scores, then weights.
+    scores: Vec<[f32; KEYS]>,
+    /// `[query vector][panel]`.
+    sums: Vec<Vector>,
+    /// One a query vector.
+    softmax: Vec<Softmax>,
+}
+
+/// The running maximum of a query's scores, and the sum of its weights by position modulo sixteen.
+#[derive(Clone, Copy)]
+struct Softmax {
+    max: f32,
+    weights: Vector,
+}
+
+/// Some queries of one row and one KV head.
+struct Task<'a> {
+    config: KvCacheConfig,
+    kv_head: usize,
+    row: &'a Row<'a>,
+    /// Query vectors a register tile, at most.
+    tile_rows: usize,
+    /// In the row.
+    queries: Range<usize>,
+    /// Query heads that share the KV head.
+    group: usize,
+    q: Rows<'a>,
+    scale: f32,
+    window: usize,
+    scratch: &'a mut Scratch,
+    out: &'a SharedMatrix<'a, f32>,
+}
+
+/// Widens the keys and values at some positions of the tile at `start`.
+struct Widen<'a, E> {
+    cache: &'a HeadCache<'a, E>,
+    start: usize,
+    positions: Range<usize>,
+    scratch: &'a mut Scratch,
+}
+
+impl<E: CacheElement> Kernel for Widen<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.cache.widen_keys(simd, self.start, self.positions.clone(), &mut self.scratch.keys);
+        self.cache.widen_values(simd, self.start, self.positions, &mut self.scratch.values);
+    }
+}
+
+/// Takes a task's queries over the widened tile at `start`, of whose keys `end` are needed.
+struct Tile<'a, 'b> {
+    task: &'a mut Task<'b>,
+    start: usize,
+    end: usize,
+}
+
+impl Kernel for Tile<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { task, start, end } = self;
+        for tile in 0..task.tiles() {
+            let vectors = task.tile(tile);
+            with_rows!(S, vectors.len(), R => task.score::<S, R>(simd, vectors.start, end));
+            for vector in vectors.clone() {
+                task.weigh(simd, vector, start);
+            }
+            // What all vectors of the tile see they take together, what only some see each by itself, in order.
+            let visible = |vector| task.visible_in_tile(vector, start);
+            let from = vectors.clone().map(|vector| visible(vector).start).max().unwrap_or(0);
+            let to = vectors.clone().map(|vector| visible(vector).end).min().unwrap_or(0).max(from);
+            for vector in vectors.clone() {
+                let Range { start: own, end } = task.visible_in_tile(vector, start);
+                task.sum::<S, 1>(simd, vector, own..from.min(end));
+            }
+            with_rows!(S, vectors.len(), R => task.sum::<S, R>(simd, vectors.start, from..to));
+            for vector in vectors.clone() {
+                let Range { start: own, end } = task.visible_in_tile(vector, start);
+                task.sum::<S, 1>(simd, vector, own.max(to)..end);
+            }
+        }
+    }
+}
+
+/// Divides a task's sums by its weights.
+struct Finish<'a, 'b>(&'a Task<'b>);
+
+impl Kernel for Finish<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.0.finish(simd);
+    }
+}
+
+impl Task<'_> {
+    fn run<E: CacheElement>(&mut self, level: Level, cache: &HeadCache<'_, E>) {
+        self.load_queries();
+        let first = self.visible(0).start;
+        let end = self.visible(self.vectors() - 1).end;
+        for start in (first / KEYS * KEYS..end).step_by(KEYS) {
+            let positions = first.max(start)..end.min(start + KEYS);
+            let end = positions.end - start;
+            level.run(Widen { cache, start, positions, scratch: self.scratch });
+            level.run(Tile { task: self, start, end });
+        }
+        level.run(Finish(self));
+    }
+
+    /// Query vectors: the query heads of the first query, then those of the second, and so on.
+    #[inline(always)]
+    fn vectors(&self) -> usize {
+        self.queries.len() * self.group
+    }
+
+    #[inline(always)]
+    fn panels(&self) -> usize {
+        self.config.head_dim.div_ceil(LANES)
+    }
+
+    #[inline(always)]
+    fn tiles(&self) -> usize {
+        self.vectors().div_ceil(self.tile_rows)
+    }
+
+    #[inline(always)]
+    fn tile(&self, tile: usize) -> Range<usize> {
+        tile_range(self.vectors(), self.tile_rows, tile)
+    }
+
+    /// Positions of the keys that a query vector sees.
+    #[inline(always)]
+    fn visible(&self, vector: usize) -> Range<usize> {
+        let position = self.row.context_len + self.queries.start + vector / self.group;
+        (position + 1).saturating_sub(self.window)..position + 1
+    }
+
+    /// Those of them in the tile at `start`, from its beginning.
+    #[inline(always)]
+    fn visible_in_tile(&self, vector: usize, start: usize) -> Range<usize> {
+        let Range { start: first, end } = self.visible(vector);
+        first.clamp(start, start + KEYS) - start..end.clamp(start, start + KEYS) - start
+    }
+
+    /// A query vector's row in the batch and its first column there.
+    #[inline(always)]
+    fn place(&self, vector: usize) -> (usize, usize) {
+        let row = self.row.queries.start + self.queries.start + vector / self.group;
+        (row, (self.kv_head * self.group + vector % self.group) * self.config.head_dim)
+    }
+
+    fn load_queries(&mut self) {
+        let (vectors, panels, head_dim) = (self.vectors(), self.panels(), self.config.head_dim);
+        let scratch = &mut *self.scratch;
+        scratch.keys.resize(scratch.keys.len().max(KEY_VECTORS * head_dim), [0.0; LANES]);
+        scratch.values.resize(scratch.values.len().max(panels * KEYS), [0.0; LANES]);
+        scratch.queries.resize(scratch.queries.len().max(vectors * head_dim), 0.0);
+        scratch.scores.resize(scratch.scores.len().max(vectors), [0.0; KEYS]);
+        scratch.sums.clear();
+        scratch.sums.resize(vectors * panels, [0.0; LANES]);
+        scratch.softmax.clear();
+        scratch.softmax.resize(vectors, Softmax { max: f32::NEG_INFINITY, weights: [0.0; LANES] });
+        for tile in 0..self.tiles() {
+            let range = self.tile(tile);
+            for (column, vector) in range.clone().enumerate() {
+                let (row, start) = self.place(vector);
+                let to = self.scratch.queries[range.start * head_dim + column..].iter_mut().step_by(range.len());
+                for (to, &x) in to.zip(&self.q.row(row)[start..start + head_dim]) {
+                    *to = x;
+                }
+            }
+        }
+    }
+
+    /// Scores of `R` query vectors with the first `keys` keys of the tile (rounded up to whole vectors).
+    #[inline(always)]
+    fn score<S: Simd, const R: usize>(&mut self, simd: S, first: usize, keys: usize) {
+        let head_dim = self.config.head_dim;
+        let Scratch { keys: widened, queries, scores, .. } = &mut *self.scratch;
+        let queries = queries[first * head_dim..(first + R) * head_dim].as_chunks::<R>().0;
+        let scale = simd.splat(self.scale);
+        for pair in 0..keys.div_ceil(LANES * PANELS) {
+            let (k0, k1) = widened[pair * PANELS * head_dim..][..PANELS * head_dim].split_at(head_dim);
+            let key = |p: usize, d: usize| if p == 0 { &k0[d] } else { &k1[d] };
+            let zero = [[simd.zero(); PANELS]; R];
+            let tile = multiply_add(simd, 0..queries.len(), |r, d| queries[d][r], key, zero);
+            for (r, row) in tile.into_iter().enumerate() {
+                let scores = scores[first + r].as_chunks_mut::<LANES>().0;
+                for (p, sum) in row.into_iter().enumerate() {
+                    simd.store(simd.mul(sum, scale), &mut scores[pair * PANELS + p]);
+                }
+            }
+        }
+    }
+
+    /// Turns a query vector's scores into weights, and rescales what it summed where its maximum rises.
+    #[inline(always)]
+    fn weigh<S: Simd>(&mut self, simd: S, vector: usize, start: usize) {
+        let visible = self.visible_in_tile(vector, start);
+        if visible.is_empty() {
+            return;
+        }
+        let panels = self.panels();
+        let Scratch { scores, sums, softmax, .. } = &mut *self.scratch;
+        let (scores, softmax) = (&mut scores[vector], &mut softmax[vector]);
+        let vectors = visible.start / LANES..visible.end.div_ceil(LANES);
+        scores[vectors.start * LANES..visible.start].fill(f32::NEG_INFINITY);
+        scores[visible.end..vectors.end * LANES].fill(f32::NEG_INFINITY);
+        let scores_by_vector = &mut scores.as_chunks_mut::<LANES>().0[vectors.clone()];
+        let largest = scores_by_vector.iter().fold(simd.splat(softmax.max), |max, s| simd.max(max, simd.load(s)));
+        let max = simd.max_lane(largest);
+        let mut weights = simd.load(&softmax.weights);
+        if max > softmax.max {
+            let decay = simd.exp(simd.splat(softmax.max - max));
+            weights = simd.mul(weights, decay);
+            for sum in &mut sums[vector * panels..(vector + 1) * panels] {
+                simd.store(simd.mul(simd.load(sum), decay), sum);
+            }
+            softmax.max = max;
+        }
+        for scores in scores_by_vector {
+            let weight = simd.exp(simd.sub(simd.load(scores), simd.splat(softmax.max)));
+            simd.store(weight, scores);
+        }
+        scores[vectors.start * LANES..visible.start].fill(0.0);
+        scores[visible.end..vectors.end * LANES].fill(0.0);
+        for scores in &scores.as_chunks::<LANES>().0[vectors] {
+            weights = simd.add(weights, simd.load(scores));
+        }
+        simd.store(weights, &mut softmax.weights);
+    }
+
+    /// Adds these keys' weighted values to the sums of `R` query vectors.
+    #[inline(always)]
+    fn sum<S: Simd, const R: usize>(&mut self, simd: S, first: usize, keys: Range<usize>) {
+        if keys.is_empty() {
+            return;
+        }
+        assert!(keys.end <= KEYS);
+        let panels = self.panels();
+        let Scratch { values, scores, sums, .. } = &mut *self.scratch;
+        let Some(scores) = scores[first..].first_chunk::<R>() else { return };
+        let values = values.as_chunks::<KEYS>().0;
+        let sums = &mut sums[first * panels..(first + R) * panels];
+        let mut panel = 0;
+        while panel + PANELS <= panels {
+            sum_panels::<S, R, PANELS>(simd, keys.clone(), scores, &values[panel..], sums, panel);
+            panel += PANELS;
+        }
+        if panel < panels {
+            sum_panels::<S, R, 1>(simd, keys, scores, &values[panel..], sums, panel);
+        }
+    }
+
+    #[inline(always)]
+    fn finish<S: Simd>(&self, simd: S) {
+        let (panels, head_dim) = (self.panels(), self.config.head_dim);
+        for vector in 0..self.vectors() {
+            let total = simd.splat(simd.sum(simd.load(&self.scratch.softmax[vector].weights)));
+            let (row, column) = self.place(vector);
+            // SAFETY: the query head of this row is this task's alone.
+            let out = unsafe { self.out.slice_mut(row * self.q.width + column, head_dim) };
+            let sums = &self.scratch.sums[vector * panels..(vector + 1) * panels];
+            for (out, sum) in out.chunks_mut(LANES).zip(sums) {
+                simd.store_partial(simd.div(simd.load(sum), total), out);
+            }
+        }
+    }
+}
+
+/// One register tile of weights times values. `values` begins at the first of the `P` panels.
+#[inline(always)]
+fn sum_panels<S: Simd, const R: usize, const P: usize>(
+    simd: S,
+    keys: Range<usize>,
+    weights: &[[f32; KEYS]; R],
+    values: &[[Vector; KEYS]],
+    sums: &mut [Vector],
+    panel: usize,
+) {
+    let panels = sums.len() / R;
+    let Some(values) = values.first_chunk::<P>() else { return };
+    let mut tile = [[simd.zero(); P]; R];
+    for (r, row) in tile.iter_mut().enumerate() {
+        for (p, sum) in row.iter_mut().enumerate() {
+            *sum = simd.load(&sums[r * panels + panel + p]);
+        }
+    }
+    let tile = multiply_add(simd, keys, |r, key| weights[r][key], |p, key| &values[p][key], tile);
+    for (r, row) in tile.into_iter().enumerate() {
+        for (p, sum) in row.into_iter().enumerate() {
+            simd.store(sum, &mut sums[r * panels + panel + p]);
+        }
+    }
+}

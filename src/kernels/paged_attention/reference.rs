@@ -1,0 +1,36 @@
+//! Causal attention of one sequence and one head in float64, straight from the definition.
+
+/// `q` `[n, head_dim]` at positions `context_len..`; `keys` and `values` `[context_len + n, head_dim]`.
+pub(super) fn attention(
+    q: &[f32],
+    keys: &[f32],
+    values: &[f32],
+    head_dim: usize,
+    scale: f32,
+    window: usize,
+) -> Vec<f64> {
+    let n = q.len() / head_dim;
+    let context_len = keys.len() / head_dim - n;
+    let row = |x: &[f32], index: usize| -> Vec<f64> {
+        x[index * head_dim..(index + 1) * head_dim].iter().copied().map(f64::from).collect()
+    };
+    let mut out = Vec::with_capacity(q.len());
+    for query in 0..n {
+        let position = context_len + query;
+        let visible = (position + 1).saturating_sub(window)..position + 1;
+        let q = row(q, query);
+        let dot = |key| q.iter().zip(row(keys, key)).map(|(a, b)| a * b).sum::<f64>() * f64::from(scale);
+        let scores: Vec<f64> = visible.clone().map(dot).collect();
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let mut sum = vec![0.0; head_dim];
+        for (weight, key) in weights.iter().zip(visible) {
+            for (sum, value) in sum.iter_mut().zip(row(values, key)) {
+                *sum += weight / total * value;
+            }
+        }
+        out.extend(sum);
+    }
+    out
+}

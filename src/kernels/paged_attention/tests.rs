@@ -1,0 +1,237 @@
+//! Paged attention against its reference, and its invariance.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use candle_core::DType;
+use rand::{RngExt, rngs::StdRng};
+
+use super::*;
+use crate::{
+    ids::Slot,
+    kernels::{
+        store_kv::store_kv,
+        test_data::{assert_close, assert_tensors_close, bits, on_threads, random, rng, tensor, values},
+    },
+};
+
+/// Sequences in a cache, whatever part of them a step computes.
+struct Sequences {
+    scale: f32,
+    window: Option<usize>,
+    cache: KvLayer,
+    /// `[len, heads, head_dim]` and `[len, kv_heads, head_dim]`, as rounded by the cache.
+    all: Vec<[Tensor; 3]>,
+    tables: Vec<Vec<BlockId>>,
+}
+
+struct Shape {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    block_size: usize,
+    dtype: DType,
+}
+
+impl Sequences {
+    /// Their blocks lie scattered over a cache whose unwritten slots are NaN.
+    fn new(rng: &mut StdRng, shape: &Shape, lens: &[usize], window: Option<usize>) -> Self {
+        let &Shape { heads, kv_heads, head_dim, block_size, dtype } = shape;
+        let needed: Vec<usize> = lens.iter().map(|len| len.div_ceil(block_size)).collect();
+        let num_blocks = needed.iter().sum::<usize>() + 3;
+        let mut free: Vec<BlockId> = (0..num_blocks as u32).map(BlockId).collect();
+        let cache = KvLayer::new(num_blocks, block_size, kv_heads, head_dim, dtype, &Device::Cpu).unwrap();
+        let nan = tensor(
+            vec![f32::NAN; num_blocks * block_size * kv_heads * head_dim],
+            &[num_blocks * block_size, kv_heads, head_dim],
+        );
+        let slots: Vec<Slot> = (0..(num_blocks * block_size) as u32).map(Slot).collect();
+        store_kv(&nan, &nan, &cache, &slots).unwrap();
+        let (mut all, mut tables) = (Vec::new(), Vec::new());
+        for (&len, &needed) in lens.iter().zip(&needed) {
+            let table: Vec<BlockId> = (0..needed).map(|_| free.swap_remove(rng.random_range(0..free.len()))).collect();
+            let q = random(rng, &[len, heads, head_dim]);
+            let [k, v] = [(); 2].map(|()| {
+                let exact = random(rng, &[len, kv_heads, head_dim]);
+                exact.to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap()
+            });
+            let slot = |p: usize| Slot(table[p / block_size].0 * block_size as u32 + (p % block_size) as u32);
+            store_kv(&k, &v, &cache, &(0..len).map(slot).collect::<Vec<_>>()).unwrap();
+            all.push([q, k, v]);
+            tables.push(table);
+        }
+        Self { scale: 1.0 / (head_dim as f32).sqrt(), window, cache, all, tables }
+    }
+
+    /// Queries and metadata of a step that computes these positions of these sequences.
+    fn step(&self, rows: &[(usize, std::ops::Range<usize>)]) -> (Tensor, AttentionMetadata) {
+        let block_size = self.cache.config().block_size;
+        let mut meta = AttentionMetadata { block_size, cu_seqlens: vec![0], cu_blocks: vec![0], ..Default::default() };
+        let mut queries = Vec::new();
+        for (sequence, range) in rows {
+            queries.push(self.all[*sequence][0].narrow(0, range.start, range.len()).unwrap());
+            meta.cu_seqlens.push(meta.cu_seqlens[meta.cu_seqlens.len() - 1] + range.len() as u32);
+            meta.context_lens.push(range.start as u32);
+            meta.block_tables.extend(&self.tables[*sequence]);
+            meta.cu_blocks.push(meta.block_tables.len() as u32);
+        }
+        (Tensor::cat(&queries, 0).unwrap(), meta)
+    }
+
+    fn attend(&self, rows: &[(usize, std::ops::Range<usize>)]) -> Tensor {
+        let (q, meta) = self.step(rows);
+        paged_attention(&q, &self.cache, &meta, self.scale, self.window).unwrap()
+    }
+
+    fn attend_at(&self, level: Level, rows: &[(usize, std::ops::Range<usize>)]) -> Tensor {
+        let (q, meta) = self.step(rows);
+        paged_attention_at(level, &q, &self.cache, &meta, self.scale, self.window).unwrap()
+    }
+
+    fn portable(&self, rows: &[(usize, std::ops::Range<usize>)]) -> Tensor {
+        let (q, meta) = self.step(rows);
+        let config = self.cache.config();
+        let rows = meta.rows(q.dims()[0], config.block_size, config.num_blocks).unwrap();
+        portable::paged_attention(&q, &self.cache, &rows, self.scale, self.window.unwrap_or(usize::MAX)).unwrap()
+    }
+
+    /// A whole sequence.
+    fn reference(&self, sequence: usize) -> Vec<f64> {
+        let [q, k, v] = &self.all[sequence];
+        let (len, heads, head_dim) = q.dims3().unwrap();
+        let group = heads / k.dims()[1];
+        let mut out = vec![0.0; len * heads * head_dim];
+        for head in 0..heads {
+            let part = |x: &Tensor, head| values(&x.narrow(1, head, 1).unwrap().contiguous().unwrap());
+            let (q, k, v) = (part(q, head), part(k, head / group), part(v, head / group));
+            let window = self.window.unwrap_or(usize::MAX);
+            let one = reference::attention(&q, &k, &v, head_dim, self.scale, window);
+            for (query, one) in one.chunks_exact(head_dim).enumerate() {
+                out[(query * heads + head) * head_dim..][..head_dim].copy_from_slice(one);
+            }
+        }
+        out
+    }
+
+    fn len(&self, sequence: usize) -> usize {
+        self.all[sequence][0].dims()[0]
+    }
+}
+
+const SHAPES: [Shape; 8] = [
+    Shape { heads: 4, kv_heads: 2, head_dim: 64, block_size: 16, dtype: DType::F32 },
+    Shape { heads: 1, kv_heads: 1, head_dim: 8, block_size: 1, dtype: DType::F32 },
+    Shape { heads: 6, kv_heads: 2, head_dim: 80, block_size: 5, dtype: DType::BF16 },
+    Shape { heads: 3, kv_heads: 3, head_dim: 100, block_size: 32, dtype: DType::F16 },
+    Shape { heads: 8, kv_heads: 1, head_dim: 96, block_size: 100, dtype: DType::BF16 },
+    Shape { heads: 14, kv_heads: 2, head_dim: 128, block_size: 16, dtype: DType::BF16 },
+    Shape { heads: 2, kv_heads: 2, head_dim: 256, block_size: 48, dtype: DType::F16 },
+    Shape { heads: 60, kv_heads: 1, head_dim: 33, block_size: 16, dtype: DType::F32 },
+];
+
+#[test]
+fn it_is_the_reference_for_ragged_rows_of_every_shape() {
+    let mut rng = rng(1);
+    for shape in &SHAPES {
+        for window in [None, Some(1), Some(7), Some(70)] {
+            let sequences = Sequences::new(&mut rng, shape, &[1, 37, 150, 64], window);
+            let rows: Vec<_> = (0..4).map(|s| (s, 0..sequences.len(s))).collect();
+            let want: Vec<f64> = (0..4).flat_map(|s| sequences.reference(s)).collect();
+            let got = sequences.attend(&rows);
+            assert_close(&values(&got), &want, 2e-6);
+            assert_tensors_close(&sequences.portable(&rows), &got, 2e-6);
+        }
+    }
+}
+
+#[test]
+fn a_query_has_the_same_bits_in_one_piece_in_chunks_alone_and_in_a_batch() {
+    let mut rng = rng(2);
+    for shape in &SHAPES {
+        for window in [None, Some(70)] {
+            let sequences = Sequences::new(&mut rng, shape, &[200, 90], window);
+            let whole = sequences.attend(&[(0, 0..200)]);
+            let part = |range: std::ops::Range<usize>| bits(&whole.narrow(0, range.start, range.len()).unwrap());
+            for chunk in [1, 5, 64, 77] {
+                for start in (0..200).step_by(chunk) {
+                    let range = start..200.min(start + chunk);
+                    let alone = sequences.attend(&[(0, range.clone())]);
+                    assert_eq!(bits(&alone), part(range.clone()), "chunk {range:?} of a head of {}", shape.head_dim);
+                }
+            }
+            let batch = sequences.attend(&[(1, 80..90), (0, 130..171), (1, 3..4), (0, 199..200)]);
+            assert_eq!(bits(&batch.narrow(0, 10, 41).unwrap()), part(130..171));
+            assert_eq!(bits(&batch.narrow(0, 52, 1).unwrap()), part(199..200));
+        }
+    }
+}
+
+#[test]
+fn instruction_sets_threads_and_block_sizes_give_the_same_bits() {
+    for shape in &SHAPES {
+        let sequences = Sequences::new(&mut rng(3), shape, &[100, 70], Some(80));
+        let rows = [(0, 0..100), (1, 20..70)];
+        let want = bits(&sequences.attend(&rows));
+        for level in Level::available() {
+            assert_eq!(bits(&sequences.attend_at(level, &rows)), want, "{level:?}");
+        }
+        for threads in [1, 2, 3] {
+            assert_eq!(bits(&on_threads(threads, || sequences.attend(&rows))), want, "{threads} threads");
+        }
+        for block_size in [1, 3, 16, 64] {
+            let mut other = Sequences::new(&mut rng(4), &Shape { block_size, ..*shape }, &[100, 70], Some(80));
+            for (sequence, table) in other.tables.iter().enumerate() {
+                let slot = |p: usize| Slot(table[p / block_size].0 * block_size as u32 + (p % block_size) as u32);
+                let slots: Vec<Slot> = (0..sequences.len(sequence)).map(slot).collect();
+                let [_, k, v] = &sequences.all[sequence];
+                store_kv(k, v, &other.cache, &slots).unwrap();
+            }
+            other.all.clone_from(&sequences.all);
+            assert_eq!(bits(&other.attend(&rows)), want, "blocks of {block_size}");
+        }
+    }
+}
+
+#[test]
+fn large_scores_stay_finite() {
+    let mut rng = rng(5);
+    let mut sequences = Sequences::new(&mut rng, &SHAPES[0], &[130], None);
+    for scale in [1e4, 1e20, -1e30] {
+        sequences.scale = scale;
+        let got = values(&sequences.attend(&[(0, 0..130)]));
+        assert!(got.iter().all(|x| x.is_finite()));
+        assert_close(&got, &sequences.reference(0), 1e-2);
+    }
+}
+
+#[test]
+fn metadata_that_does_not_fit_is_refused() {
+    let sequences = Sequences::new(&mut rng(6), &SHAPES[0], &[40], None);
+    let (q, good) = sequences.step(&[(0, 0..40)]);
+    type Change = fn(&mut AttentionMetadata);
+    let changes: [(Change, &str); 7] = [
+        (|meta| meta.block_size = 8, "blocks of 8"),
+        (|meta| meta.context_lens[0] = 9, "has 3 blocks, needs 4"),
+        (|meta| meta.context_lens.push(0), "2 rows"),
+        (|meta| meta.cu_seqlens[1] = 41, "cover"),
+        (|meta| meta.cu_blocks[1] = 4, "out of order"),
+        (|meta| meta.block_tables[2] = BlockId(1000), "block 1000"),
+        (|meta| meta.cu_blocks[0] = 1, "needs 3"),
+    ];
+    for (change, message) in changes {
+        let mut meta = good.clone();
+        change(&mut meta);
+        let error = paged_attention(&q, &sequences.cache, &meta, 1.0, None).unwrap_err();
+        assert!(error.message.contains(message), "{error}");
+    }
+    let (narrow, window) = (q.narrow(2, 0, 32).unwrap(), Some(0));
+    assert!(paged_attention(&narrow, &sequences.cache, &good, 1.0, None).is_err());
+    assert!(paged_attention(&q, &sequences.cache, &good, 1.0, window).is_err());
+}
+
+#[test]
+fn a_step_without_queries_gives_nothing() {
+    let sequences = Sequences::new(&mut rng(7), &SHAPES[0], &[4], None);
+    let meta = AttentionMetadata { block_size: 16, cu_seqlens: vec![0], cu_blocks: vec![0], ..Default::default() };
+    let q = sequences.all[0][0].narrow(0, 0, 0).unwrap();
+    assert_eq!(paged_attention(&q, &sequences.cache, &meta, 1.0, None).unwrap().dims(), [0, 4 * 64]);
+}

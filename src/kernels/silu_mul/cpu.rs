@@ -1,0 +1,47 @@
+//! SiLU times up on the CPU.
+
+use crate::kernels::{
+    cpu_tensor::{Rows, SharedMatrix, for_each_row_range},
+    simd::{Kernel, LANES, Level, Simd},
+};
+
+pub(super) fn silu_mul(level: Level, gate_up: Rows<'_>) -> Vec<f32> {
+    let width = gate_up.width / 2;
+    let mut out = vec![0.0; gate_up.count * width];
+    let shared = SharedMatrix::new(&mut out);
+    for_each_row_range(gate_up.count, 4 * width, |rows| {
+        // SAFETY: the ranges of rows do not overlap.
+        let out = unsafe { shared.slice_mut(rows.start * width, rows.len() * width) };
+        for (row, out) in rows.zip(out.chunks_exact_mut(width.max(1))) {
+            let (gate, up) = gate_up.row(row).split_at(width);
+            level.run(Row { gate, up, out });
+        }
+    });
+    out
+}
+
+struct Row<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Row<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let one = simd.splat(1.0);
+        let gated = |gate, up| {
+            let decay = simd.exp(simd.sub(simd.zero(), gate));
+            simd.mul(simd.div(gate, simd.add(one, decay)), up)
+        };
+        let (gate, gate_tail) = self.gate.as_chunks::<LANES>();
+        let (up, up_tail) = self.up.as_chunks::<LANES>();
+        let (out, out_tail) = self.out.as_chunks_mut::<LANES>();
+        for ((gate, up), out) in gate.iter().zip(up).zip(out) {
+            simd.store(gated(simd.load(gate), simd.load(up)), out);
+        }
+        simd.store_partial(gated(simd.load_partial(gate_tail, 0.0), simd.load_partial(up_tail, 0.0)), out_tail);
+    }
+}

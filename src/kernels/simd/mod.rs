@@ -1,0 +1,301 @@
+//! Sixteen float32 lanes on whatever vector instructions this CPU has, chosen once at run time.
+//!
+//! A kernel is written once over [`Simd`] and compiled for each instruction set. Every operation here rounds the same
+//! way on all of them (multiply-add is always fused), so a kernel gives the same bits everywhere.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+
+use std::sync::OnceLock;
+
+/// Lanes of a vector, and outputs of a panel.
+pub(crate) const LANES: usize = 16;
+
+/// Sixteen float32 or int32 lanes. A value of an implementing type is proof that the CPU has its instructions.
+pub(crate) trait Simd: Copy + Send + Sync {
+    /// Sixteen float32.
+    type F: Copy;
+    /// Sixteen int32.
+    type I: Copy;
+    /// Rows of a register tile of two panels, at most 12: as many as leave registers for the weights.
+    const TILE_ROWS: usize;
+
+    /// `x` in every lane.
+    fn splat(self, x: f32) -> Self::F;
+    /// Reads sixteen floats.
+    fn load(self, from: &[f32; LANES]) -> Self::F;
+    /// Writes sixteen floats.
+    fn store(self, x: Self::F, to: &mut [f32; LANES]);
+    /// Widens sixteen IEEE halves, exactly.
+    fn load_f16(self, from: &[u16; LANES]) -> Self::F;
+    /// Widens sixteen bfloat16, exactly.
+    fn load_bf16(self, from: &[u16; LANES]) -> Self::F;
+    /// `a * b + c`, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a + b`.
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`.
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b`.
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b`.
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a > b ? a : b`: a NaN in `b` stays, one in `a` does not.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a < b ? a : b`: a NaN in `b` stays, one in `a` does not.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+
+    /// Widens sixteen signed bytes.
+    fn load_i8(self, from: &[i8; LANES]) -> Self::I;
+    /// Widens sixteen unsigned bytes.
+    fn load_u8(self, from: &[u8; LANES]) -> Self::I;
+    /// `x & mask`.
+    fn and(self, x: Self::I, mask: i32) -> Self::I;
+    /// `a | b`.
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `x + y`, wrapping.
+    fn add_i32(self, x: Self::I, y: i32) -> Self::I;
+    /// `x << N`.
+    fn shl<const N: u32>(self, x: Self::I) -> Self::I;
+    /// `x >> N`, zeros shifted in.
+    fn shr<const N: u32>(self, x: Self::I) -> Self::I;
+    /// To the nearest float.
+    fn to_f32(self, x: Self::I) -> Self::F;
+    /// The same bits as floats.
+    fn from_bits(self, x: Self::I) -> Self::F;
+    /// The same bits as integers.
+    fn to_bits(self, x: Self::F) -> Self::I;
+
+    /// The vector of zeros.
+    #[inline(always)]
+    fn zero(self) -> Self::F {
+        self.splat(0.0)
+    }
+
+    /// Reads up to sixteen floats; the lanes past the end of `from` are `fill`.
+    #[inline(always)]
+    fn load_partial(self, from: &[f32], fill: f32) -> Self::F {
+        let mut lanes = [fill; LANES];
+        for (lane, &x) in lanes.iter_mut().zip(from) {
+            *lane = x;
+        }
+        self.load(&lanes)
+    }
+
+    /// Writes the first `to.len()` lanes, at most sixteen.
+    #[inline(always)]
+    fn store_partial(self, x: Self::F, to: &mut [f32]) {
+        let lanes = self.to_array(x);
+        for (to, lane) in to.iter_mut().zip(lanes) {
+            *to = lane;
+        }
+    }
+
+    /// The lanes.
+    #[inline(always)]
+    fn to_array(self, x: Self::F) -> [f32; LANES] {
+        let mut lanes = [0.0; LANES];
+        self.store(x, &mut lanes);
+        lanes
+    }
+
+    /// The sum of the lanes, halves added to halves.
+    #[inline(always)]
+    fn sum(self, x: Self::F) -> f32 {
+        let mut lanes = self.to_array(x);
+        for half in [8, 4, 2, 1] {
+            for k in 0..half {
+                lanes[k] += lanes[k + half];
+            }
+        }
+        lanes[0]
+    }
+
+    /// The largest lane.
+    #[inline(always)]
+    fn max_lane(self, x: Self::F) -> f32 {
+        self.to_array(x).into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
+    }
+
+    /// `e^x` to about one unit in the last place; arguments below -87 count as -87, those above 88 as 88.
+    #[inline(always)]
+    fn exp(self, x: Self::F) -> Self::F {
+        // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+        const ROUND: f32 = 12_582_912.0;
+        const LN2_HIGH: f32 = 0.693_359_4;
+        const LN2_LOW: f32 = -2.121_944_4e-4;
+        // 1/k! for k = 7 ... 0.
+        const TAYLOR: [f32; 8] = [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+        let x = self.min(self.splat(88.0), self.max(self.splat(-87.0), x));
+        let shifted = self.fma(x, self.splat(std::f32::consts::LOG2_E), self.splat(ROUND));
+        let n = self.sub(shifted, self.splat(ROUND));
+        let r = self.fma(n, self.splat(-LN2_HIGH), x);
+        let r = self.fma(n, self.splat(-LN2_LOW), r);
+        let mut p = self.splat(TAYLOR[0]);
+        for c in &TAYLOR[1..] {
+            p = self.fma(p, r, self.splat(*c));
+        }
+        let power = self.from_bits(self.add_i32(self.shl::<23>(self.to_bits(shifted)), 0x3f80_0000));
+        self.mul(p, power)
+    }
+}
+
+/// Work that is compiled once for each instruction set.
+pub(crate) trait Kernel {
+    /// What it gives back.
+    type Output;
+    /// Does it; implementations are `#[inline(always)]`, or the wider instructions do not reach them.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// An instruction set that this CPU has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Level {
+    /// What the compiler's target guarantees.
+    Scalar(scalar::Scalar),
+    /// AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2),
+    /// AVX-512 F, BW, DQ and VL.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
+}
+
+impl Level {
+    /// The widest one, found once.
+    pub(crate) fn best() -> Self {
+        static BEST: OnceLock<Level> = OnceLock::new();
+        *BEST.get_or_init(|| Self::available().last().copied().unwrap_or(Self::Scalar(scalar::Scalar)))
+    }
+
+    /// All of them, narrowest first.
+    pub(crate) fn available() -> Vec<Self> {
+        #[cfg(target_arch = "x86_64")]
+        let wider = [avx2::Avx2::detect().map(Self::Avx2), avx512::Avx512::detect().map(Self::Avx512)];
+        #[cfg(not(target_arch = "x86_64"))]
+        let wider = [];
+        std::iter::once(Self::Scalar(scalar::Scalar)).chain(wider.into_iter().flatten()).collect()
+    }
+
+    /// Runs a kernel with these instructions, as a function of its own: a kernel that runs others through this is not
+    /// compiled with a copy of each.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Self::Scalar(simd) => simd.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(simd) => simd.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(simd) => simd.run(kernel),
+        }
+    }
+
+    /// [`Simd::TILE_ROWS`].
+    pub(crate) fn tile_rows(self) -> usize {
+        match self {
+            Self::Scalar(_) => scalar::Scalar::TILE_ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => avx2::Avx2::TILE_ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => avx512::Avx512::TILE_ROWS,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Everything([f32; LANES], [u16; LANES], [u8; LANES]);
+
+    impl Kernel for Everything {
+        type Output = Vec<[u32; LANES]>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Self::Output {
+            let Self(x, h, b) = self;
+            let v = s.load(&x);
+            let half = s.load_f16(&h);
+            let bytes = s.load_u8(&b);
+            let signed = s.load_i8(&b.map(|x| x as i8));
+            [
+                s.exp(v),
+                half,
+                s.load_bf16(&h),
+                s.fma(v, s.splat(1.1), half),
+                s.div(s.splat(1.0), s.add(v, s.splat(0.3))),
+                s.max(v, s.sub(half, v)),
+                s.min(v, s.mul(half, v)),
+                s.to_f32(s.or(s.and(bytes, 0xf), s.shl::<4>(s.shr::<6>(bytes)))),
+                s.to_f32(s.add_i32(signed, -32)),
+                s.splat(s.sum(v)),
+                s.splat(s.max_lane(v)),
+            ]
+            .map(|x| s.to_array(x).map(f32::to_bits))
+            .to_vec()
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        use rand::{RngExt, SeedableRng};
+        let mut rng = rand::rngs::StdRng::seed_from_u64(1);
+        for _ in 0..1000 {
+            let x: [f32; LANES] = std::array::from_fn(|_| rng.random_range(-20.0..20.0));
+            let halves: [u16; LANES] =
+                std::array::from_fn(|_| rng.random_range(0..0x7c00) | (rng.random_range(0..2) << 15));
+            let bytes: [u8; LANES] = std::array::from_fn(|_| rng.random());
+            let mut results = Level::available().into_iter().map(|level| level.run(Everything(x, halves, bytes)));
+            let first = results.next();
+            for other in results {
+                assert_eq!(Some(other), first, "x = {x:?}, halves = {halves:?}");
+            }
+        }
+    }
+
+    struct Exp(f32);
+
+    impl Kernel for Exp {
+        type Output = f32;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> f32 {
+            s.to_array(s.exp(s.splat(self.0)))[0]
+        }
+    }
+
+    #[test]
+    fn the_exponential_is_within_two_units_in_the_last_place() {
+        for k in -87_000..88_000 {
+            let x = k as f32 / 1000.0;
+            let (got, want) = (f64::from(Level::best().run(Exp(x))), f64::from(x).exp());
+            assert!(((got - want) / want).abs() < 2.4e-7, "e^{x}: {got} != {want}");
+        }
+        assert_eq!(Level::best().run(Exp(0.0)), 1.0);
+        assert!(Level::best().run(Exp(f32::NEG_INFINITY)) < 1e-37);
+        assert!(Level::best().run(Exp(f32::INFINITY)).is_finite());
+        assert!(Level::best().run(Exp(f32::NAN)).is_nan());
+    }
+
+    #[test]
+    fn every_half_is_widened_exactly() {
+        struct Widen([u16; LANES]);
+        impl Kernel for Widen {
+            type Output = [f32; LANES];
+            #[inline(always)]
+            fn run<S: Simd>(self, s: S) -> [f32; LANES] {
+                s.to_array(s.load_f16(&self.0))
+            }
+        }
+        for level in Level::available() {
+            for bits in 0..=u16::MAX {
+                let got = level.run(Widen([bits; LANES]))[3];
+                let want = half::f16::from_bits(bits).to_f32();
+                assert!(got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()), "{bits:04x} on {level:?}");
+            }
+        }
+    }
+}

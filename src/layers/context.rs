@@ -1,0 +1,125 @@
+//! What a forward pass is told of its step, and the KV cache it works on. Passed down, never global.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+
+use crate::{
+    error::{Error, Result},
+    ids::{BlockId, Slot},
+    kernels::{
+        paged_attention::AttentionMetadata,
+        store_kv::{KvLayer, copy_blocks},
+    },
+};
+
+/// Sees every Linear that runs; for tests and profiles.
+pub trait LinearObserver: Send + Sync {
+    /// The Linear `name` is about to run over `rows` rows.
+    fn linear(&self, name: &str, rows: usize);
+}
+
+/// One step, as every layer sees it.
+#[derive(Clone, Copy)]
+pub struct StepContext<'a> {
+    /// Position of each token in its sequence: `[num_scheduled_tokens]`.
+    pub positions: &'a [u32],
+    /// Where each token's keys and values go: `[num_scheduled_tokens]`.
+    pub slot_mapping: &'a [Slot],
+    /// Which blocks each row attends to.
+    pub attention: &'a AttentionMetadata,
+    /// Keys and values of all layers.
+    pub kv: &'a KvCache,
+    /// Told of every Linear that runs, where somebody wants to know.
+    pub observer: Option<&'a dyn LinearObserver>,
+}
+
+/// Sizes of a KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvCacheShape {
+    /// Layers that keep keys and values.
+    pub num_layers: usize,
+    /// Blocks a layer.
+    pub num_blocks: usize,
+    /// Tokens a block.
+    pub block_size: usize,
+    /// Key and value heads.
+    pub num_kv_heads: usize,
+    /// Numbers a head.
+    pub head_dim: usize,
+    /// Of the blocks.
+    pub dtype: DType,
+}
+
+impl KvCacheShape {
+    /// Bytes that one token takes in all layers.
+    #[must_use]
+    pub fn bytes_per_token(&self) -> usize {
+        2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.size_in_bytes()
+    }
+
+    /// Bytes of the whole cache, or `None` where that overflows.
+    #[must_use]
+    pub fn bytes(&self) -> Option<usize> {
+        self.num_blocks.checked_mul(self.block_size)?.checked_mul(self.bytes_per_token())
+    }
+}
+
+/// Keys and values of every layer, in blocks.
+pub struct KvCache {
+    shape: KvCacheShape,
+    layers: Vec<KvLayer>,
+}
+
+impl KvCache {
+    /// Allocates all blocks.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where the sizes are 0, or more slots than a [`Slot`] can number.
+    pub fn new(shape: KvCacheShape, device: &Device) -> Result<Self> {
+        let slots = shape.num_blocks.checked_mul(shape.block_size).filter(|&n| n > 0 && u32::try_from(n).is_ok());
+        if slots.is_none() || shape.bytes().is_none() {
+            let why = format!(
+                "{} blocks of {} tokens are not a KV cache: both must be at least 1 and their product below 2^32",
+                shape.num_blocks, shape.block_size
+            );
+            return Err(Error::invalid("num_gpu_blocks_override", why));
+        }
+        let KvCacheShape { num_layers, num_blocks, block_size, num_kv_heads, head_dim, dtype } = shape;
+        let layer = || KvLayer::new(num_blocks, block_size, num_kv_heads, head_dim, dtype, device);
+        let layers = std::iter::repeat_with(layer).take(num_layers).collect::<Result<Vec<_>>>()?;
+        Ok(Self { shape, layers })
+    }
+
+    /// Its sizes.
+    #[must_use]
+    pub fn shape(&self) -> KvCacheShape {
+        self.shape
+    }
+
+    /// The cache of one layer.
+    ///
+    /// # Errors
+    /// `Internal` where the cache has fewer layers: it was made for another model.
+    pub fn layer(&self, layer: usize) -> Result<&KvLayer> {
+        self.layers.get(layer).ok_or_else(|| Error::internal(format!("the KV cache has no layer {layer}")))
+    }
+
+    /// Copies whole blocks, source to destination, in every layer.
+    ///
+    /// # Errors
+    /// `Internal` where a block is not of this cache.
+    pub fn copy_blocks(&self, copies: &[(BlockId, BlockId)]) -> Result<()> {
+        if copies.is_empty() {
+            return Ok(());
+        }
+        self.layers.iter().try_for_each(|layer| copy_blocks(layer, copies))
+    }
+}
+
+/// Lets a test keep what it observed.
+impl<T: LinearObserver + ?Sized> LinearObserver for Arc<T> {
+    fn linear(&self, name: &str, rows: usize) {
+        (**self).linear(name, rows);
+    }
+}

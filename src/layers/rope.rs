@@ -1,0 +1,164 @@
+//! Rotary positions: which frequencies a model turns its queries and keys by (Su et al. 2021, arXiv 2104.09864).
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use candle_core::{Device, Tensor};
+
+pub use crate::kernels::rope::RopeStyle;
+use crate::{
+    error::Result,
+    kernels::rope::{RopeTable, rope},
+};
+
+/// How a model was stretched beyond the length it was first trained at.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    Default,
+    /// Every frequency divided by `factor`.
+    Linear {
+        /// At least 1 in practice.
+        factor: f64,
+    },
+    /// Llama 3.1's: wavelengths beyond `original / low_freq_factor` divided by `factor`, those below
+    /// `original / high_freq_factor` kept, a ramp between.
+    Llama3 {
+        /// Of the long wavelengths.
+        factor: f64,
+        /// Where stretching is whole.
+        low_freq_factor: f64,
+        /// Where it begins.
+        high_freq_factor: f64,
+        /// Tokens of the first training.
+        original_max_position_embeddings: usize,
+    },
+    /// A divisor a frequency, as a GGUF file spells out (`rope_freqs.weight`): `[rotary_dim / 2]`.
+    Divisors(Vec<f32>),
+}
+
+/// A model's rotary positions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeConfig {
+    /// Base of the wavelengths.
+    pub theta: f64,
+    /// Numbers of a head that are turned, from its first; the rest stay. Even.
+    pub rotary_dim: usize,
+    /// How it was stretched.
+    pub scaling: RopeScaling,
+    /// Which numbers make a pair: halves apart (Hugging Face), or neighbours (GGUF files of Llama, whose query and key
+    /// rows are permuted).
+    pub style: RopeStyle,
+}
+
+impl RopeConfig {
+    /// Radians a position, a pair: `[rotary_dim / 2]`.
+    #[must_use]
+    pub fn inv_freq(&self) -> Vec<f32> {
+        let base = (0..self.rotary_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / self.rotary_dim as f64));
+        match &self.scaling {
+            RopeScaling::Default => base.map(|f| f as f32).collect(),
+            RopeScaling::Linear { factor } => base.map(|f| (f / factor) as f32).collect(),
+            RopeScaling::Divisors(divisors) => base.zip(divisors).map(|(f, d)| (f / f64::from(*d)) as f32).collect(),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+                let original = *original_max_position_embeddings as f64;
+                let stretch = |f: f64| {
+                    let turns = original * f / (2.0 * std::f64::consts::PI);
+                    let kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
+                    (1.0 - kept) * f / factor + kept * f
+                };
+                base.map(|f| stretch(f) as f32).collect()
+            }
+        }
+    }
+}
+
+/// Positions a table begins with.
+const FIRST_POSITIONS: usize = 1024;
+
+/// Sines and cosines of a model's positions, shared by its layers. The table grows as sequences get longer: what a file
+/// claims as its longest context is no reason to prepare for it.
+pub struct Rope {
+    inv_freq: Vec<f32>,
+    style: RopeStyle,
+    device: Device,
+    table: RwLock<Arc<RopeTable>>,
+}
+
+impl Rope {
+    /// The rotary positions of a model on `device`.
+    ///
+    /// # Errors
+    /// `Internal` where the device has no memory.
+    pub fn new(config: &RopeConfig, device: &Device) -> Result<Self> {
+        let inv_freq = config.inv_freq();
+        let table = RopeTable::new(&inv_freq, FIRST_POSITIONS, 1.0, device)?;
+        let table = RwLock::new(Arc::new(table));
+        Ok(Self { inv_freq, style: config.style, device: device.clone(), table })
+    }
+
+    /// Turns `x` `[tokens, heads, head_dim]` by the tokens' positions.
+    ///
+    /// # Errors
+    /// `Internal` where the shapes do not fit or the device has no memory.
+    pub fn forward(&self, x: &Tensor, positions: &[u32]) -> Result<Tensor> {
+        let table = self.table(positions)?;
+        rope(x, positions, &table, self.style)
+    }
+
+    /// A table that has all of `positions`.
+    fn table(&self, positions: &[u32]) -> Result<Arc<RopeTable>> {
+        let needed = positions.iter().max().map_or(0, |&last| last as usize + 1);
+        // A table is replaced whole, so one that a panic left behind is as good as any.
+        let table = Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner));
+        if needed <= table.max_positions() { Ok(table) } else { self.grow(needed) }
+    }
+
+    fn grow(&self, needed: usize) -> Result<Arc<RopeTable>> {
+        let count = needed.next_power_of_two();
+        let table = Arc::new(RopeTable::new(&self.inv_freq, count, 1.0, &self.device)?);
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&table);
+        Ok(table)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(scaling: RopeScaling) -> RopeConfig {
+        RopeConfig { theta: 500_000.0, rotary_dim: 16, scaling, style: RopeStyle::Halves }
+    }
+
+    #[test]
+    fn the_first_pair_turns_a_radian_a_position_and_the_others_slower() {
+        let frequencies = config(RopeScaling::Default).inv_freq();
+        assert_eq!(frequencies.len(), 8);
+        assert_eq!(frequencies[0], 1.0);
+        assert!(frequencies.windows(2).all(|pair| pair[1] < pair[0]));
+    }
+
+    #[test]
+    fn llama3_keeps_short_waves_and_stretches_long_ones_by_the_factor() {
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 64,
+        };
+        let (plain, scaled) = (config(RopeScaling::Default).inv_freq(), config(scaling).inv_freq());
+        assert_eq!(plain[0], scaled[0]);
+        assert_eq!(plain[7] / 8.0, scaled[7]);
+        let between = scaled[1] / plain[1];
+        assert!(between > 1.0 / 8.0 && between < 1.0, "{between}");
+    }
+
+    #[test]
+    fn divisors_of_a_gguf_file_divide_one_by_one() {
+        let divisors: Vec<f32> = (1..=8).map(|k| k as f32).collect();
+        let (plain, scaled) =
+            (config(RopeScaling::Default).inv_freq(), config(RopeScaling::Divisors(divisors)).inv_freq());
+        for (k, (p, s)) in plain.iter().zip(&scaled).enumerate() {
+            assert!((p / (k as f32 + 1.0) - s).abs() <= p * 1e-6);
+        }
+    }
+}

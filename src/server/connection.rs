@@ -1,0 +1,72 @@
+//! One connection: HTTP/1.1 or HTTP/2 by its first bytes, with every buffer bounded.
+
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+    service::TowerToHyperService,
+};
+use tokio::{net::TcpStream, time::timeout};
+
+use super::closing::Closing;
+
+/// Calls that one connection may have under way; more wait at the client, as HTTP/2 has it.
+const MAX_STREAMS: u32 = 1024;
+/// Bytes of a response that wait for a client's window. Small, so that a client that does not read is soon felt: its
+/// stream is not polled any more, and its sequence leaves the batch.
+const SEND_BUFFER_BYTES: usize = 16 << 10;
+/// Bytes of requests that a client may send ahead, a call and a connection.
+const RECEIVE_WINDOW_BYTES: (u32, u32) = (256 << 10, 1 << 20);
+/// Calls that a client may open and reset before they were looked at; more look like an attack (CVE-2023-44487), but a
+/// router that cancels a crowd at once is none.
+const MAX_RESETS: usize = 1024;
+/// A client whose machine vanished is found out by pings. Clients may ping as often as they like.
+const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
+/// How long a client may take to say its first word, and each HTTP/1 request's headers.
+const FIRST_WORD: Duration = Duration::from_secs(20);
+const HTTP1_BUFFER_BYTES: usize = 32 << 10;
+
+/// Serves a connection to its end, which comes after the calls under way once the server is leaving.
+pub(super) async fn serve(stream: TcpStream, router: Router, closing: Closing) {
+    // Tokens are small and waited for. An error here means that the connection is gone, which shows below.
+    let _gone = stream.set_nodelay(true);
+    let first_word = timeout(FIRST_WORD, stream.readable());
+    tokio::select! {
+        word = first_word => if !matches!(word, Ok(Ok(()))) { return },
+        () = closing.clone().leaving() => return,
+    }
+    let builder = builder();
+    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    tokio::pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = closing.leaving() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(error, "a connection broke");
+    }
+}
+
+fn builder() -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(FIRST_WORD)
+        .max_buf_size(HTTP1_BUFFER_BYTES)
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
+        .initial_stream_window_size(RECEIVE_WINDOW_BYTES.0)
+        .initial_connection_window_size(RECEIVE_WINDOW_BYTES.1)
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .keep_alive_interval(PING.0)
+        .keep_alive_timeout(PING.1);
+    builder
+}

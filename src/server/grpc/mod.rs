@@ -1,0 +1,82 @@
+//! gRPC: the services of `candlewick.v1`, health and reflection, over one engine.
+
+pub(crate) mod chat;
+pub(crate) mod convert;
+pub(crate) mod deadline;
+pub(crate) mod generation;
+pub(crate) mod health;
+pub(crate) mod models;
+pub mod status;
+pub(crate) mod stream;
+pub(crate) mod tokens;
+
+use tonic::service::Routes;
+
+pub(crate) use self::convert::FieldPaths;
+use super::{closing::Closing, vllm_engine};
+use crate::{
+    engine::Engine,
+    error::{Error, Result},
+    proto::{
+        FILE_DESCRIPTOR_SET,
+        candlewick::v1::{
+            chat_server::ChatServer, generation_server::GenerationServer, models_server::ModelsServer,
+            tokens_server::TokensServer,
+        },
+        vllm::grpc::engine::vllm_engine_server::VllmEngineServer,
+    },
+};
+
+/// Bytes of the largest request: prompts of a few hundred thousand ids, or a megabyte of text, with room.
+const MAX_REQUEST_BYTES: usize = 4 << 20;
+
+/// The services whose health clients may ask for; the empty name is the server as a whole.
+const SERVICES: [&str; 6] = [
+    "",
+    "candlewick.v1.Generation",
+    "candlewick.v1.Chat",
+    "candlewick.v1.Models",
+    "candlewick.v1.Tokens",
+    "vllm.grpc.engine.VllmEngine",
+];
+
+/// What every service holds: the engine, and how the server goes down.
+#[derive(Clone)]
+pub(crate) struct Backend {
+    pub(crate) engine: Engine,
+    pub(crate) closing: Closing,
+}
+
+impl Backend {
+    /// The same error, counted as a refusal. The engine counts its own.
+    pub(crate) fn refused(&self, error: Error) -> Error {
+        self.engine.telemetry().record_refused(error.code);
+        error
+    }
+}
+
+/// All services.
+///
+/// # Errors
+/// `Internal` where the descriptors that were built in cannot be read.
+pub(super) fn routes(backend: &Backend) -> Result<Routes> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let unreadable = |error| Error::internal(format!("reflection: {error}"));
+    let generation = generation::GenerationService::new(backend.clone());
+    let chat = chat::ChatService::new(backend.clone());
+    let models = models::ModelsService::new(backend.clone());
+    let tokens = tokens::TokensService::new(backend.clone());
+    let vllm = vllm_engine::VllmEngineService::new(backend.clone());
+    Ok(Routes::new(health::service(backend))
+        .add_service(GenerationServer::new(generation).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(ChatServer::new(chat).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(ModelsServer::new(models))
+        .add_service(TokensServer::new(tokens).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(VllmEngineServer::new(vllm).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(reflection().build_v1().map_err(unreadable)?)
+        .add_service(reflection().build_v1alpha().map_err(unreadable)?))
+}

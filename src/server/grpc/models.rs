@@ -1,0 +1,48 @@
+//! `candlewick.v1.Models`: what is served.
+
+use tonic::{Request, Response, Status};
+
+use super::{Backend, convert, status::status};
+use crate::{
+    engine::Engine,
+    proto::candlewick::v1::{GetRequest, GetResponse, ListRequest, ListResponse, Model, models_server::Models},
+};
+
+pub(super) struct ModelsService {
+    backend: Backend,
+}
+
+impl ModelsService {
+    pub(super) fn new(backend: Backend) -> Self {
+        Self { backend }
+    }
+}
+
+fn model(engine: &Engine) -> Model {
+    let (info, text) = (engine.info(), engine.text());
+    let clamp = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    Model {
+        name: info.name.clone(),
+        architecture: info.architecture.clone(),
+        max_model_len: clamp(engine.config().max_model_len),
+        vocab_size: clamp(info.vocab_size),
+        has_tokenizer: text.tokenizer.is_some(),
+        has_chat_template: text.chat_template.is_some(),
+        num_parameters: info.num_parameters,
+        dtype: info.dtype.clone(),
+        eos_token_ids: info.eos_token_ids.iter().map(|id| id.0).collect(),
+    }
+}
+
+#[tonic::async_trait]
+impl Models for ModelsService {
+    async fn list(&self, _request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        Ok(Response::new(ListResponse { models: vec![model(&self.backend.engine)] }))
+    }
+
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        let engine = &self.backend.engine;
+        convert::check_model(Some(&request.get_ref().name), engine.info()).map_err(status)?;
+        Ok(Response::new(GetResponse { model: Some(model(engine)) }))
+    }
+}

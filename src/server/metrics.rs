@@ -1,0 +1,49 @@
+//! The plain HTTP pages beside gRPC: `/metrics` for Prometheus, `/health` for load balancers, `/` for people.
+
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+
+use crate::{
+    engine::{Engine, Health},
+    telemetry,
+};
+
+/// The pages over one engine.
+pub(super) fn routes(engine: Engine) -> Router {
+    Router::new().route("/", get(root)).route("/health", get(health)).route("/metrics", get(metrics)).with_state(engine)
+}
+
+/// What a path that nobody serves gets: gRPC clients the status that they understand, others 404.
+pub(super) async fn unknown(headers: HeaderMap) -> Response {
+    let grpc = headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    if grpc {
+        let unimplemented = i32::from(tonic::Code::Unimplemented).to_string();
+        return ([("content-type", "application/grpc"), ("grpc-status", unimplemented.as_str())], ()).into_response();
+    }
+    (StatusCode::NOT_FOUND, "not found\n").into_response()
+}
+
+async fn root(State(engine): State<Engine>) -> String {
+    format!(
+        "candlewick {} serves {:?} over gRPC on this port; reflection lists the services. See also /health and /metrics.\n",
+        env!("CARGO_PKG_VERSION"),
+        engine.info().name,
+    )
+}
+
+async fn health(State(engine): State<Engine>) -> (StatusCode, &'static str) {
+    match *engine.health().borrow() {
+        Health::Serving => (StatusCode::OK, "serving\n"),
+        Health::Restarting => (StatusCode::SERVICE_UNAVAILABLE, "restarting\n"),
+        Health::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+    }
+}
+
+async fn metrics(State(engine): State<Engine>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, telemetry::CONTENT_TYPE)], engine.telemetry().encode())
+}

@@ -1,0 +1,196 @@
+//! `vllm.grpc.engine.VllmEngine`, as the routers in front of vLLM speak it: token ids in, token ids out.
+//!
+//! Offered: Generate, Abort, HealthCheck, GetModelInfo, GetServerInfo. The rest is `UNIMPLEMENTED`, which routers accept.
+
+mod aborts;
+mod convert;
+
+use std::{path::Path, time::Instant};
+
+use futures::{StreamExt, stream};
+use tonic::{Request, Response, Status, codegen::BoxStream};
+
+use self::aborts::Aborts;
+use super::grpc::{Backend, FieldPaths, deadline::deadline, status::status, stream::Events};
+use crate::{
+    engine::{Event, Health},
+    error::{Code, Error, Result},
+    proto::{
+        smg::grpc::common::{
+            FlushCacheRequest, FlushCacheResponse, GetTokenizerChunk, GetTokenizerRequest, KvEventBatch,
+            ProfileResponse, StartProfileRequest, StopProfileRequest, SubscribeKvEventsRequest,
+        },
+        vllm::grpc::engine::{
+            AbortRequest, AbortResponse, EmbedRequest, EmbedResponse, GenerateRequest, GenerateResponse,
+            GetLoadsRequest, GetLoadsResponse, GetModelInfoRequest, GetModelInfoResponse, GetServerInfoRequest,
+            GetServerInfoResponse, HealthCheckRequest, HealthCheckResponse, vllm_engine_server::VllmEngine,
+        },
+    },
+};
+
+/// Where an engine's complaints belong in a GenerateRequest.
+const PATHS: FieldPaths = FieldPaths {
+    sampling: "sampling_params",
+    prompt: &[("prompt.token_ids", "tokenized.input_ids"), ("prompt.text", "text"), ("prompt", "tokenized.input_ids")],
+};
+
+pub(super) struct VllmEngineService {
+    backend: Backend,
+    aborts: Aborts,
+    began: Instant,
+    /// Where routers on the same machine find the tokenizer's files.
+    tokenizer_path: String,
+}
+
+impl VllmEngineService {
+    pub(super) fn new(backend: Backend) -> Self {
+        let path = &backend.engine.info().path;
+        let tokenizer_path = if Path::new(path).is_dir() { path.clone() } else { String::new() };
+        Self { backend, aborts: Aborts::default(), began: Instant::now(), tokenizer_path }
+    }
+
+    async fn open(&self, request: Request<GenerateRequest>) -> Result<Events> {
+        let (metadata, _, message) = request.into_parts();
+        let request = convert::request(message)
+            .and_then(|request| Ok(crate::engine::Request { deadline: deadline(&metadata)?, ..request }));
+        let request = request.map_err(|error| self.backend.refused(error))?;
+        let id = request.request_id.clone();
+        let events = Events::open(&self.backend, request, &PATHS).await?;
+        Ok(events.end_with(self.aborts.enter(&id)))
+    }
+}
+
+fn not_offered(what: &str) -> Status {
+    status(Error::new(Code::Unimplemented, format!("{what} is not offered by this server")))
+}
+
+/// The wire's signed numbers, which no count of ours exceeds.
+fn signed(n: usize) -> i32 {
+    i32::try_from(n).unwrap_or(i32::MAX)
+}
+
+#[tonic::async_trait]
+impl VllmEngine for VllmEngineService {
+    type GenerateStream = BoxStream<GenerateResponse>;
+
+    async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
+        let streams = request.get_ref().stream;
+        let events = self.open(request).await.map_err(status)?;
+        if !streams {
+            let whole = stream::once(events.whole()).map(|whole| {
+                let whole = whole.map_err(status)?;
+                let ids = whole.tokens.iter().map(|token| token.id.0).collect();
+                Ok(convert::complete(ids, whole.tokens, whole.finished.reason, whole.finished.usage))
+            });
+            return Ok(Response::new(Box::pin(whole)));
+        }
+        let mut output_ids = Vec::new();
+        Ok(Response::new(events.respond(move |_, event| match event {
+            Event::Started(_) => None,
+            // Text alone, which was held back: routers make their own.
+            Event::Delta(delta) if delta.tokens.is_empty() => None,
+            Event::Delta(delta) => {
+                output_ids.extend(delta.tokens.iter().map(|token| token.id.0));
+                Some(convert::chunk(delta.tokens, delta.usage))
+            }
+            Event::Finished(end) => {
+                Some(convert::complete(std::mem::take(&mut output_ids), Vec::new(), end.reason, end.usage))
+            }
+        })))
+    }
+
+    async fn abort(&self, request: Request<AbortRequest>) -> Result<Response<AbortResponse>, Status> {
+        for id in &request.get_ref().request_ids {
+            self.aborts.abort(id);
+        }
+        Ok(Response::new(AbortResponse {}))
+    }
+
+    async fn health_check(&self, _: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        let health = *self.backend.engine.health().borrow();
+        let message = match health {
+            Health::Serving => "serving",
+            Health::Restarting => "the engine is restarting",
+            Health::Draining => "the server is draining",
+        };
+        Ok(Response::new(HealthCheckResponse { healthy: health == Health::Serving, message: message.to_owned() }))
+    }
+
+    async fn get_model_info(&self, _: Request<GetModelInfoRequest>) -> Result<Response<GetModelInfoResponse>, Status> {
+        let (info, config) = (self.backend.engine.info(), self.backend.engine.config());
+        Ok(Response::new(GetModelInfoResponse {
+            model_path: info.path.clone(),
+            is_generation: true,
+            max_context_length: u32::try_from(config.max_model_len).unwrap_or(u32::MAX),
+            vocab_size: u32::try_from(info.vocab_size).unwrap_or(u32::MAX),
+            supports_vision: false,
+            served_model_name: info.name.clone(),
+            tokenizer_path: self.tokenizer_path.clone(),
+            model_type: info.model_type.clone(),
+            architectures: vec![info.architecture.clone()],
+            eos_token_ids: info.eos_token_ids.iter().map(|id| signed(id.index())).collect(),
+            pad_token_id: 0,
+            bos_token_id: info.bos_token_id.map_or(0, |id| signed(id.index())),
+            // One place in the context must be left to generate into.
+            max_req_input_len: signed(config.max_model_len.saturating_sub(1)),
+            default_sampling_params_json: convert::default_sampling_params_json(&info.default_params),
+        }))
+    }
+
+    async fn get_server_info(
+        &self,
+        _: Request<GetServerInfoRequest>,
+    ) -> Result<Response<GetServerInfoResponse>, Status> {
+        let engine = &self.backend.engine;
+        let state = engine.telemetry().state();
+        Ok(Response::new(GetServerInfoResponse {
+            active_requests: u32::try_from(state.num_running + state.num_waiting).unwrap_or(u32::MAX),
+            is_paused: *engine.health().borrow() != Health::Serving,
+            uptime_seconds: self.began.elapsed().as_secs_f64(),
+            server_type: "vllm-grpc".to_owned(),
+            data_parallel_size: 1,
+            block_size: signed(engine.config().block_size),
+            model_dtype: engine.info().dtype.clone(),
+            max_num_seqs: signed(engine.config().max_num_seqs),
+            ..GetServerInfoResponse::default()
+        }))
+    }
+
+    async fn embed(&self, _: Request<EmbedRequest>) -> Result<Response<EmbedResponse>, Status> {
+        Err(not_offered("Embed"))
+    }
+
+    async fn flush_cache(&self, _: Request<FlushCacheRequest>) -> Result<Response<FlushCacheResponse>, Status> {
+        Err(not_offered("FlushCache"))
+    }
+
+    async fn start_profile(&self, _: Request<StartProfileRequest>) -> Result<Response<ProfileResponse>, Status> {
+        Err(not_offered("StartProfile"))
+    }
+
+    async fn stop_profile(&self, _: Request<StopProfileRequest>) -> Result<Response<ProfileResponse>, Status> {
+        Err(not_offered("StopProfile"))
+    }
+
+    async fn get_loads(&self, _: Request<GetLoadsRequest>) -> Result<Response<GetLoadsResponse>, Status> {
+        Err(not_offered("GetLoads"))
+    }
+
+    type GetTokenizerStream = BoxStream<GetTokenizerChunk>;
+
+    async fn get_tokenizer(
+        &self,
+        _: Request<GetTokenizerRequest>,
+    ) -> Result<Response<Self::GetTokenizerStream>, Status> {
+        Err(not_offered("GetTokenizer"))
+    }
+
+    type SubscribeKvEventsStream = BoxStream<KvEventBatch>;
+
+    async fn subscribe_kv_events(
+        &self,
+        _: Request<SubscribeKvEventsRequest>,
+    ) -> Result<Response<Self::SubscribeKvEventsStream>, Status> {
+        Err(not_offered("SubscribeKvEvents"))
+    }
+}

@@ -1,0 +1,180 @@
+//! Drives a model step by step over hand-made block tables, as the engine's runner does.
+
+use std::{path::PathBuf, sync::Arc};
+
+use candle_core::Device;
+use candlewick::{
+    arch::{Model, ModelLoad, config::ModelConfig, load},
+    config::Dtype,
+    ids::{BlockId, Slot, TokenId},
+    kernels::paged_attention::AttentionMetadata,
+    layers::context::{KvCache, LinearObserver, StepContext},
+    weights::{Weights, safetensors::SafetensorsSource},
+};
+use serde::Deserialize;
+
+pub(super) const BLOCK_SIZE: usize = 16;
+/// Blocks of the test's cache.
+const NUM_BLOCKS: usize = 256;
+
+/// The reference's results for one checkpoint.
+#[derive(Deserialize)]
+pub(super) struct Golden {
+    pub(super) prompts: Vec<GoldenPrompt>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct GoldenPrompt {
+    pub(super) ids: Vec<u32>,
+    pub(super) last_logits: Vec<f32>,
+    /// Most likely next token at each position.
+    pub(super) argmax: Vec<u32>,
+    /// 32 tokens, each the most likely after those before it.
+    pub(super) greedy: Vec<u32>,
+}
+
+pub(super) fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(name)
+}
+
+pub(super) fn golden(name: &str) -> Golden {
+    let text = std::fs::read_to_string(fixture(name).join("golden.json")).expect("golden.json");
+    serde_json::from_str(&text).expect("golden.json parses")
+}
+
+pub(super) fn config(name: &str) -> ModelConfig {
+    let path = fixture(name).join("config.json");
+    ModelConfig::from_hf_json(&path, &std::fs::read_to_string(&path).expect("config.json")).expect("config.json parses")
+}
+
+pub(super) fn load_model(name: &str, dtype: Dtype) -> Arc<dyn Model> {
+    let source = SafetensorsSource::open(&fixture(name)).expect("safetensors");
+    load_weights(&Weights::new(Box::new(source)), &config(name), dtype)
+}
+
+pub(super) fn load_weights(weights: &Weights, config: &ModelConfig, dtype: Dtype) -> Arc<dyn Model> {
+    let device = &Device::Cpu;
+    load(&ModelLoad { weights, config, device, dtype, progress: &|_, _| () }).expect("the model loads")
+}
+
+/// A sequence's place in the cache.
+pub(super) struct Sequence {
+    blocks: Vec<BlockId>,
+    context_len: usize,
+}
+
+/// What a step is asked for one sequence: run these tokens, and give the logits of all of them or of the last.
+pub(super) struct Ask<'a> {
+    pub(super) sequence: &'a mut Sequence,
+    pub(super) tokens: &'a [TokenId],
+    pub(super) all_logits: bool,
+}
+
+/// A model and its cache. Blocks are handed out in an order that makes no two neighbours.
+pub(super) struct Driver {
+    model: Arc<dyn Model>,
+    kv: KvCache,
+    handed_out: usize,
+    pub(super) observer: Option<Box<dyn LinearObserver>>,
+}
+
+impl Driver {
+    pub(super) fn new(model: Arc<dyn Model>) -> Self {
+        let kv = model.new_kv_cache(NUM_BLOCKS, BLOCK_SIZE).expect("a small cache");
+        Self { model, kv, handed_out: 0, observer: None }
+    }
+
+    pub(super) fn sequence(&mut self) -> Sequence {
+        Sequence { blocks: Vec::new(), context_len: 0 }
+    }
+
+    fn new_block(&mut self) -> BlockId {
+        self.handed_out += 1;
+        assert!(self.handed_out <= NUM_BLOCKS, "the test needs more blocks");
+        BlockId((self.handed_out * 89 % NUM_BLOCKS) as u32)
+    }
+
+    /// Runs one step; logits a sequence, a row each token asked for.
+    pub(super) fn step(&mut self, asks: &mut [Ask<'_>]) -> Vec<Vec<Vec<f32>>> {
+        let mut attention = AttentionMetadata { block_size: BLOCK_SIZE, ..AttentionMetadata::default() };
+        attention.cu_seqlens.push(0);
+        attention.cu_blocks.push(0);
+        let (mut token_ids, mut positions, mut slot_mapping, mut logit_rows) = (vec![], vec![], vec![], vec![]);
+        for Ask { sequence, tokens, all_logits } in asks.iter_mut() {
+            attention.context_lens.push(sequence.context_len as u32);
+            for (k, token) in tokens.iter().enumerate() {
+                let position = sequence.context_len + k;
+                if position / BLOCK_SIZE == sequence.blocks.len() {
+                    sequence.blocks.push(self.new_block());
+                }
+                let block = sequence.blocks[position / BLOCK_SIZE].index();
+                if *all_logits || k + 1 == tokens.len() {
+                    logit_rows.push(token_ids.len() as u32);
+                }
+                token_ids.push(*token);
+                positions.push(position as u32);
+                slot_mapping.push(Slot((block * BLOCK_SIZE + position % BLOCK_SIZE) as u32));
+            }
+            sequence.context_len += tokens.len();
+            attention.block_tables.extend_from_slice(&sequence.blocks);
+            attention.cu_seqlens.push(token_ids.len() as u32);
+            attention.cu_blocks.push(attention.block_tables.len() as u32);
+        }
+        let observer = self.observer.as_deref();
+        let step = StepContext {
+            positions: &positions,
+            slot_mapping: &slot_mapping,
+            attention: &attention,
+            kv: &self.kv,
+            observer,
+        };
+        let logits = self.model.forward(&token_ids, &logit_rows, &step).expect("a step");
+        let mut logits = logits.to_vec2::<f32>().expect("logits").into_iter();
+        let rows = |ask: &Ask<'_>| if ask.all_logits { ask.tokens.len() } else { 1 };
+        asks.iter().map(|ask| logits.by_ref().take(rows(ask)).collect()).collect()
+    }
+
+    /// Logits of every token of `ids`, run alone in chunks of `chunk`.
+    pub(super) fn all_logits(&mut self, ids: &[TokenId], chunk: usize) -> Vec<Vec<f32>> {
+        let mut sequence = self.sequence();
+        let run = |tokens| self.step(&mut [Ask { sequence: &mut sequence, tokens, all_logits: true }]).remove(0);
+        ids.chunks(chunk).flat_map(run).collect()
+    }
+
+    /// `count` tokens after `ids`, each the most likely.
+    pub(super) fn greedy(&mut self, ids: &[TokenId], count: usize) -> Vec<u32> {
+        let mut sequence = self.sequence();
+        let mut tokens = ids.to_vec();
+        let mut out = Vec::new();
+        while out.len() < count {
+            let logits =
+                self.step(&mut [Ask { sequence: &mut sequence, tokens: &tokens, all_logits: false }]).remove(0);
+            out.push(argmax(&logits[0]));
+            tokens = vec![TokenId(out[out.len() - 1])];
+        }
+        out
+    }
+}
+
+pub(super) fn tokens(ids: &[u32]) -> Vec<TokenId> {
+    ids.iter().copied().map(TokenId).collect()
+}
+
+/// The index of the greatest, the first of equals.
+pub(super) fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (k, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = k;
+        }
+    }
+    best as u32
+}
+
+/// ‖out − reference‖ / ‖reference‖
+pub(super) fn distance(out: &[f32], reference: &[f32]) -> f64 {
+    assert_eq!(out.len(), reference.len());
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
+    let pairs = out.iter().zip(reference);
+    norm(&mut pairs.map(|(o, r)| f64::from(*o) - f64::from(*r))) / norm(&mut reference.iter().map(|r| f64::from(*r)))
+}

@@ -1,0 +1,333 @@
+//! The engine behind its API, over an executor without arithmetic: streams, slow readers, cancellation, failure.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use candlewick::{
+    config::EngineConfig,
+    engine::{
+        Engine, Event, ExecutorFactory, Health, ModelInfo, ModelText, Prompt, Request,
+        fake::{FakeExecutor, FakeOptions, Gate, Mishap},
+    },
+    error::{Code, Error},
+    ids::TokenId,
+    params::{FinishReason, SamplingParams},
+    telemetry::Telemetry,
+};
+use futures::StreamExt;
+
+pub const VOCAB_SIZE: u32 = 1000;
+
+/// What a served fake is called.
+pub fn info() -> ModelInfo {
+    ModelInfo {
+        name: "fake".into(),
+        path: String::new(),
+        architecture: "FakeForCausalLM".into(),
+        model_type: "fake".into(),
+        vocab_size: VOCAB_SIZE as usize,
+        eos_token_ids: Vec::new(),
+        bos_token_id: None,
+        num_parameters: 0,
+        dtype: "float32".into(),
+        default_params: SamplingParams::default(),
+    }
+}
+
+/// A small engine's limits.
+pub fn config() -> EngineConfig {
+    EngineConfig {
+        num_blocks: 256,
+        max_num_batched_tokens: 64,
+        max_num_seqs: 8,
+        max_model_len: 1024,
+        max_waiting: 64,
+        stream_capacity_tokens: 16,
+        ..EngineConfig::default()
+    }
+}
+
+/// Fakes that behave; each life's options come from its number, counted from 0.
+pub fn fakes(config: &EngineConfig, options: impl Fn(u64) -> FakeOptions + Send + Sync + 'static) -> ExecutorFactory {
+    let (config, lives) = (config.clone(), AtomicU64::new(0));
+    Arc::new(move || {
+        let options = options(lives.fetch_add(1, Ordering::Relaxed));
+        Ok(Box::new(FakeExecutor::new(&config, FakeOptions { vocab_size: VOCAB_SIZE, ..options })))
+    })
+}
+
+/// An engine on fakes.
+pub async fn engine(config: EngineConfig, factory: ExecutorFactory) -> Engine {
+    Engine::start(info(), ModelText::default(), config, Arc::new(Telemetry::new("fake")), factory).await.unwrap()
+}
+
+async fn well() -> Engine {
+    engine(config(), fakes(&config(), |_| FakeOptions::default())).await
+}
+
+fn prompt(seed: u32, length: u32) -> Vec<TokenId> {
+    (0..length).map(|k| TokenId((seed.wrapping_mul(7919) + k * 31) % VOCAB_SIZE)).collect()
+}
+
+fn request(ids: &[TokenId], max_tokens: u32) -> Request {
+    let params = SamplingParams { max_tokens: Some(max_tokens), ignore_eos: true, ..SamplingParams::default() };
+    Request { params, ..Request::new(Prompt::Tokens(ids.to_vec())) }
+}
+
+/// The tokens of a stream, and how it ended.
+async fn read(
+    mut stream: impl StreamExt<Item = Result<Event, Error>> + Unpin,
+) -> (Vec<TokenId>, Result<FinishReason, Error>) {
+    let mut tokens = Vec::new();
+    while let Some(event) = stream.next().await {
+        match event {
+            Ok(Event::Started(_)) => {}
+            Ok(Event::Delta(delta)) => tokens.extend(delta.tokens.iter().map(|token| token.id)),
+            Ok(Event::Finished(finished)) => return (tokens, Ok(finished.reason)),
+            Err(error) => return (tokens, Err(error)),
+        }
+    }
+    (tokens, Err(Error::internal("the stream ended without an end")))
+}
+
+/// Waits for a condition that other threads bring about; fails after ten seconds.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let patience = async {
+        while !holds() {
+            tokio::task::yield_now().await;
+        }
+    };
+    bounded(what, patience).await;
+}
+
+async fn bounded<T>(what: &str, wait: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap_or_else(|_| panic!("never happened: {what}"))
+}
+
+fn idle(engine: &Engine) -> bool {
+    let state = engine.telemetry().state();
+    state.num_running == 0 && state.num_waiting == 0 && state.kv_cache_usage == 0.0
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_streams_at_once_each_give_what_they_give_alone() {
+    let engine = well().await;
+    let streams = (0..64).map(|k| {
+        let engine = engine.clone();
+        async move {
+            let ids = prompt(k, 1 + k * 3);
+            let (tokens, end) = read(engine.generate(request(&ids, 40)).await.unwrap()).await;
+            assert_eq!(end.unwrap(), FinishReason::Length);
+            assert_eq!(tokens, FakeExecutor::expected(VOCAB_SIZE, &ids, 40));
+        }
+    });
+    bounded("64 streams", futures::future::join_all(streams)).await;
+    until("everything is free again", || idle(&engine)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_does_not_read_leaves_the_batch_and_loses_nothing() {
+    let engine = well().await;
+    let ids = prompt(1, 20);
+    let slow = engine.generate(request(&ids, 200)).await.unwrap();
+    for k in 0..16 {
+        let (tokens, end) = read(engine.generate(request(&prompt(k, 9), 100)).await.unwrap()).await;
+        assert_eq!((tokens.len(), end.unwrap()), (100, FinishReason::Length));
+    }
+    let generated = engine.telemetry().generated_tokens();
+    assert!(generated <= 1600 + config().stream_capacity_tokens as u64, "{generated} tokens, past the slow one's room");
+    let (tokens, end) = read(slow).await;
+    assert_eq!(end.unwrap(), FinishReason::Length);
+    assert_eq!(tokens, FakeExecutor::expected(VOCAB_SIZE, &ids, 200));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_stalls_too_long_is_aborted() {
+    let config = EngineConfig { stall_timeout: Duration::from_millis(20), ..config() };
+    let engine = engine(config.clone(), fakes(&config, |_| FakeOptions::default())).await;
+    let slow = engine.generate(request(&prompt(1, 20), 200)).await.unwrap();
+    until("the stalled stream's blocks are free", || idle(&engine) && engine.telemetry().generated_tokens() > 0).await;
+    let (tokens, end) = read(slow).await;
+    assert_eq!(end.unwrap_err().code, Code::Aborted);
+    assert_eq!(
+        tokens,
+        FakeExecutor::expected(VOCAB_SIZE, &prompt(1, 20), tokens.len()),
+        "what was computed is not lost"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dropping_a_stream_frees_it_whatever_it_was_doing() {
+    let engine = well().await;
+    for round in 0..300_usize {
+        // Beyond the rows there are, so that some wait; long prompts, so that some are in prefill.
+        let mut streams = Vec::new();
+        for k in 0..12 {
+            streams.push(engine.generate(request(&prompt(k, 1 + 70 * (k % 3)), 100)).await.unwrap());
+        }
+        for (k, stream) in streams.iter_mut().enumerate() {
+            for _ in 0..(round + k) % 4 {
+                bounded("an event", stream.next()).await.unwrap().unwrap();
+            }
+        }
+        drop(streams);
+    }
+    until("everything is free again", || idle(&engine)).await;
+    engine.begin_drain();
+    bounded("no request is under way", engine.drained()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_refuses_before_anything_is_computed_and_recovers() {
+    let engine = well().await;
+    let mut streams = Vec::new();
+    for k in 0..(config().max_num_seqs + config().max_waiting) as u32 {
+        streams.push(engine.generate(request(&prompt(k, 5), 500)).await.unwrap());
+    }
+    let refused = engine.generate(request(&prompt(0, 5), 5)).await.err().unwrap();
+    assert_eq!(refused.code, Code::ResourceExhausted);
+    assert!(refused.retry_after.is_some());
+    assert_eq!(engine.telemetry().refused(Code::ResourceExhausted), 1);
+    streams.pop();
+    let admitted = engine.generate(request(&prompt(0, 5), 5)).await;
+    assert!(admitted.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_passes_ends_the_stream_and_frees_it() {
+    let gate = Arc::new(Gate::default());
+    let held = gate.clone();
+    let engine = engine(
+        config(),
+        fakes(&config(), move |_| FakeOptions {
+            mishap: Some((3, Mishap::Hang(held.clone()))),
+            ..FakeOptions::default()
+        }),
+    )
+    .await;
+    let deadline = Some(tokio::time::Instant::now() + Duration::from_millis(50));
+    let stream = engine.generate(Request { deadline, ..request(&prompt(1, 5), 100) }).await.unwrap();
+    let (_, end) = read(stream).await;
+    assert_eq!(end.unwrap_err().code, Code::DeadlineExceeded);
+    gate.open();
+    until("everything is free again", || idle(&engine)).await;
+
+    let late = Request { deadline, ..request(&prompt(1, 5), 100) };
+    assert_eq!(engine.generate(late).await.err().unwrap().code, Code::DeadlineExceeded);
+}
+
+/// Starts an engine whose first life meets with `mishap` and shows that its streams end and the next life serves.
+async fn survives(mishap: impl Fn() -> Mishap + Send + Sync + 'static) -> Engine {
+    let engine = engine(
+        config(),
+        fakes(&config(), move |life| FakeOptions {
+            mishap: (life == 0).then(|| (5, mishap())),
+            ..FakeOptions::default()
+        }),
+    )
+    .await;
+    let mut health = engine.health();
+    assert_eq!(*health.borrow_and_update(), Health::Serving);
+    let mut streams = Vec::new();
+    for k in 0..20 {
+        streams.push(engine.generate(request(&prompt(k, 5), 500)).await.unwrap());
+    }
+    for stream in streams {
+        let (_, end) = read(stream).await;
+        let error = end.unwrap_err();
+        assert_eq!(error.code, Code::Internal);
+        assert!(!error.message.contains("panic"), "what failed inside is not a client's to know: {error}");
+    }
+    while *health.borrow_and_update() != Health::Serving {
+        health.changed().await.unwrap();
+    }
+    assert!(engine.telemetry().encode().contains("candlewick:engine_restarts_total{model_name=\"fake\"} 1"));
+    let ids = prompt(3, 17);
+    let (tokens, end) = read(engine.generate(request(&ids, 30)).await.unwrap()).await;
+    assert_eq!(end.unwrap(), FinishReason::Length);
+    assert_eq!(tokens, FakeExecutor::expected(VOCAB_SIZE, &ids, 30));
+    engine
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_in_the_engine_ends_its_streams_and_the_engine_comes_back() {
+    bounded("the engine survives", survives(|| Mishap::Panic)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_executor_that_fails_ends_its_streams_and_the_engine_comes_back() {
+    bounded("the engine survives", survives(|| Mishap::Fail)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_hangs_ends_its_streams_and_the_engine_comes_back() {
+    let gate = Arc::new(Gate::default());
+    let held = gate.clone();
+    let engine = survives(move || Mishap::Hang(held.clone())).await;
+    // The thread that was given up wakes and goes, without a word to anybody.
+    gate.open();
+    let ids = prompt(4, 9);
+    let (tokens, _) = read(engine.generate(request(&ids, 30)).await.unwrap()).await;
+    assert_eq!(tokens, FakeExecutor::expected(VOCAB_SIZE, &ids, 30));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn draining_refuses_new_requests_and_finishes_those_under_way() {
+    let engine = well().await;
+    let ids = prompt(1, 5);
+    let stream = engine.generate(request(&ids, 100)).await.unwrap();
+    engine.begin_drain();
+    assert_eq!(*engine.health().borrow(), Health::Draining);
+    let refused = engine.generate(request(&ids, 5)).await.err().unwrap();
+    assert_eq!(refused.code, Code::Unavailable);
+    assert!(refused.retry_after.is_some());
+    let (tokens, end) = read(stream).await;
+    assert_eq!((tokens.len(), end.unwrap()), (100, FinishReason::Length));
+    bounded("no request is under way", engine.drained()).await;
+}
+
+#[tokio::test]
+async fn bad_requests_are_refused_by_the_field_that_is_bad() {
+    let engine = well().await;
+    let ids = prompt(1, 5);
+    let with = |change: fn(&mut SamplingParams)| {
+        let mut request = request(&ids, 5);
+        change(&mut request.params);
+        request
+    };
+    let cases = [
+        ("prompt", request(&[], 5)),
+        ("prompt.token_ids[1]", request(&[TokenId(1), TokenId(VOCAB_SIZE)], 5)),
+        ("prompt", request(&prompt(1, 1024), 1)),
+        ("max_tokens", request(&prompt(1, 1000), 25)),
+        ("max_tokens", with(|p| p.max_tokens = Some(0))),
+        ("min_tokens", with(|p| p.min_tokens = 6)),
+        ("temperature", with(|p| p.temperature = -1.0)),
+        ("temperature", with(|p| p.temperature = f32::NAN)),
+        ("top_p", with(|p| p.top_p = 7.0)),
+        ("min_p", with(|p| p.min_p = -0.1)),
+        ("repetition_penalty", with(|p| p.repetition_penalty = 0.0)),
+        ("stop", with(|p| p.stop = vec!["x".into()])),
+        ("stop[0]", with(|p| p.stop = vec![String::new()])),
+        ("stop_token_ids[0]", with(|p| p.stop_token_ids = vec![TokenId(VOCAB_SIZE)])),
+        ("logit_bias[0]", with(|p| p.logit_bias = vec![(TokenId(VOCAB_SIZE), 1.0)])),
+        ("logprobs", with(|p| p.logprobs = Some(21))),
+    ];
+    for (field, request) in cases {
+        let shown = format!("{field}: {:?}", request.params);
+        let error = engine.generate(request).await.err().unwrap_or_else(|| panic!("admitted: {shown}"));
+        assert_eq!(error.code, Code::InvalidArgument, "{shown}");
+        assert_eq!(error.violations[0].field, field, "{shown}");
+    }
+    for prompt in [Prompt::Text("hello".into()), Prompt::Chat(Vec::new())] {
+        let error = engine.generate(Request::new(prompt)).await.err().unwrap();
+        assert_eq!(error.code, Code::FailedPrecondition);
+    }
+    assert!(idle(&engine));
+}

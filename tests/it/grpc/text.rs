@@ -1,0 +1,148 @@
+//! Text over the wire: chat, stop strings, tokenizing and back, with a tokenizer of one token a byte.
+
+use std::{path::Path, sync::Arc};
+
+use candlewick::{
+    engine::{ModelInfo, ModelText, fake::FakeExecutor, fake::FakeOptions},
+    ids::TokenId,
+    proto::candlewick::v1::{
+        CompleteRequest, CompleteStreamRequest, DetokenizeRequest, FinishReason, GenerateRequest, GenerateStreamRequest,
+        Message, Prompt, Role, TokenizeRequest, chat_client::ChatClient, complete_stream_response::Event, finish::Matched,
+        prompt, tokens_client::TokensClient,
+    },
+    server::ServeOptions,
+    text::{ChatTemplate, Tokenizer},
+};
+use tonic::Code;
+use tonic_types::StatusExt;
+
+use super::{Server, config, info, options, read, soon};
+
+/// Ids that the fake draws from: ASCII, so that every token is a character.
+const ASCII: u32 = 128;
+
+/// The character that byte-level vocabularies write for a byte (GPT-2's `bytes_to_unicode`).
+fn byte_char(byte: u8) -> char {
+    let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    match printable(byte) {
+        true => char::from(byte),
+        false => {
+            let rank = (0..byte).filter(|&b| !printable(b)).count() as u32;
+            char::from_u32(256 + rank).unwrap()
+        }
+    }
+}
+
+fn tokenizer() -> Arc<Tokenizer> {
+    let vocab: serde_json::Map<_, _> = (0..=255).map(|b| (byte_char(b).to_string(), b.into())).collect();
+    let byte_level =
+        serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let json = serde_json::json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "post_processor": null,
+        "pre_tokenizer": byte_level, "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    });
+    Arc::new(Tokenizer::from_json_bytes(Path::new("tokenizer.json"), json.to_string().as_bytes()).unwrap())
+}
+
+async fn server() -> Server {
+    let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>";
+    let template = ChatTemplate::new(template, "", "").unwrap();
+    let text = ModelText { tokenizer: Some(tokenizer()), chat_template: Some(Arc::new(template)) };
+    let info = ModelInfo { vocab_size: 256, ..info() };
+    let config = config();
+    // The fakes of the other tests draw from a larger vocabulary.
+    let limits = config.clone();
+    let factory = Arc::new(move || {
+        let options = FakeOptions { vocab_size: ASCII, ..FakeOptions::default() };
+        Ok(Box::new(FakeExecutor::new(&limits, options)) as _)
+    });
+    Server::with(info, text, config, factory, ServeOptions::default()).await
+}
+
+/// What the fake makes of a text.
+fn continued(prompt: &str, n: usize) -> String {
+    let ids: Vec<_> = prompt.bytes().map(|b| TokenId(b.into())).collect();
+    FakeExecutor::expected(ASCII, &ids, n).into_iter().map(|id| char::from(id.0 as u8)).collect()
+}
+
+fn text(prompt: &str) -> Option<Prompt> {
+    Some(Prompt { prompt: Some(prompt::Prompt::Text(prompt.into())) })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn text_goes_in_and_comes_out_whole_however_it_is_cut() {
+    let server = server().await;
+    let mut client = server.generation().await;
+    let request = GenerateStreamRequest { prompt: text("Once upon a time"), options: Some(options(60)) };
+    let streamed = read(client.generate_stream(request).await.unwrap().into_inner()).await;
+    let whole: String = streamed.deltas.iter().map(|delta| delta.text.as_str()).collect();
+    assert_eq!(whole, continued("Once upon a time", 60));
+    let request = GenerateRequest { prompt: text("Once upon a time"), options: Some(options(60)) };
+    assert_eq!(client.generate(request).await.unwrap().into_inner().output.unwrap().text, whole);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_string_ends_the_stream_is_named_and_none_of_it_is_told() {
+    let server = server().await;
+    let whole = continued("hello", 60);
+    let stop = whole[20..24].to_owned();
+    let before = whole.split(&stop).next().unwrap();
+    let mut request = GenerateStreamRequest { prompt: text("hello"), options: Some(options(60)) };
+    request.options.as_mut().unwrap().sampling.as_mut().unwrap().stop = vec![stop.clone()];
+    let read = read(server.generation().await.generate_stream(request).await.unwrap().into_inner()).await;
+    let told: String = read.deltas.iter().map(|delta| delta.text.as_str()).collect();
+    assert_eq!(told, before);
+    let finish = read.finished.unwrap().finish.unwrap();
+    assert_eq!((finish.reason(), finish.matched), (FinishReason::Stop, Some(Matched::Stop(stop))));
+    server.idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_are_rendered_with_the_template_and_answered() {
+    let server = server().await;
+    let mut chat = ChatClient::new(server.channel().await);
+    let messages = vec![
+        Message { role: Role::System.into(), content: "Be brief.".into() },
+        Message { role: Role::User.into(), content: "Hi".into() },
+    ];
+    let rendered = "<system>Be brief.<user>Hi<assistant>";
+    let request = CompleteRequest { messages: messages.clone(), options: Some(options(20)) };
+    let answer = chat.complete(request).await.unwrap().into_inner();
+    assert_eq!(answer.started.unwrap().prompt_tokens as usize, rendered.len());
+    let message = answer.message.unwrap();
+    assert_eq!((message.role(), message.content), (Role::Assistant, continued(rendered, 20)));
+    assert_eq!(answer.output.unwrap().token_ids.len(), 20);
+
+    let request = CompleteStreamRequest { messages, options: Some(options(20)) };
+    let mut stream = chat.complete_stream(request).await.unwrap().into_inner();
+    let (mut told, mut seq) = (String::new(), 0);
+    while let Some(response) = soon("an event", stream.message()).await.unwrap() {
+        seq += 1;
+        assert_eq!(response.seq, seq);
+        if let Event::Delta(delta) = response.event.unwrap() {
+            told.push_str(&delta.text);
+        }
+    }
+    assert_eq!(told, continued(rendered, 20));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokenizing_and_back_gives_the_same_text() {
+    let server = server().await;
+    let mut tokens = TokensClient::new(server.channel().await);
+    // Long enough to be worked on beside the streams.
+    let text = "Grüße, 世界 🌍! ".repeat(500);
+    let request = TokenizeRequest { text: text.clone(), ..TokenizeRequest::default() };
+    let token_ids = tokens.tokenize(request).await.unwrap().into_inner().token_ids;
+    assert_eq!(token_ids.len(), text.len());
+    let request = DetokenizeRequest { token_ids, ..DetokenizeRequest::default() };
+    assert_eq!(tokens.detokenize(request).await.unwrap().into_inner().text, text);
+
+    let beyond = DetokenizeRequest { token_ids: vec![1, 256], ..DetokenizeRequest::default() };
+    let refused = tokens.detokenize(beyond).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert_eq!(refused.get_details_bad_request().unwrap().field_violations[0].field, "token_ids[1]");
+    let other = TokenizeRequest { model: Some("other".into()), ..TokenizeRequest::default() };
+    assert_eq!(tokens.tokenize(other).await.unwrap_err().code(), Code::NotFound);
+}

@@ -1,0 +1,190 @@
+//! The house rules that a machine can hold: which layer may import which, where a library may be named, and that every
+//! file says what it is for.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// A place in `src/`, and the places that it may import. The longest prefix of a file's path decides which row is its
+/// own; a module may always import itself and what stands beside it in the same row.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("error", BASE),
+    ("ids", BASE),
+    ("params", BASE),
+    ("config", BASE),
+    ("telemetry", BASE),
+    ("proto", &[]),
+    ("kernels", BASE),
+    ("weights", &["base", "kernels"]),
+    ("layers", &["base", "kernels", "weights"]),
+    ("arch", &["base", "kernels", "weights", "layers"]),
+    ("sampling", &["base", "kernels"]),
+    ("text", BASE),
+    ("engine/executor", BASE),
+    ("engine/sequence", POLICY),
+    ("engine/block_manager", POLICY),
+    ("engine/scheduler", POLICY),
+    ("engine/fake", POLICY),
+    ("engine/runner", &["base", "kernels", "layers", "arch", "sampling", "engine/executor"]),
+    ("engine", &["base", "kernels", "weights", "layers", "arch", "sampling", "text", "engine"]),
+    ("server", &["base", "engine", "text", "proto"]),
+    ("cli", &["base", "engine", "text", "proto", "server", "weights", "kernels", "arch"]),
+    ("main", &["cli"]),
+];
+const BASE: &[&str] = &["base"];
+/// Policy knows no tensors, no tasks and no wire.
+const POLICY: &[&str] =
+    &["base", "engine/executor", "engine/sequence", "engine/block_manager", "engine/scheduler", "engine/faults"];
+const BASE_MODULES: &[&str] = &["error", "ids", "params", "config", "telemetry"];
+
+/// A library, and the only places that may name it.
+const LIBRARIES: &[(&str, &[&str])] = &[
+    ("tonic", &["server", "proto", "cli/connect"]),
+    ("axum", &["server"]),
+    ("tokenizers", &["text/tokenizer"]),
+    ("minijinja", &["text/chat_template"]),
+    ("clap", &["cli", "config", "main"]),
+    ("hf_hub", &["weights/hub"]),
+    ("prometheus_client", &["telemetry"]),
+    ("memmap2", &["weights"]),
+    ("rayon", &["kernels", "engine/runner", "weights", "layers", "arch"]),
+    ("tokio", &["engine", "server", "cli", "main"]),
+    ("candle_core", &["kernels", "weights", "layers", "arch", "engine/runner", "engine/load", "error"]),
+];
+/// Policy stays free of these, wherever the row above would allow them.
+const POLICY_FREE_OF: &[&str] = &["tokio", "candle_core", "rayon"];
+
+/// Every source file with its module path (`engine/scheduler`) and its text.
+fn sources() -> Vec<(String, String)> {
+    fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
+        let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                walk(&path, files);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    walk(&root, &mut files);
+    files.sort();
+    let module = |path: &PathBuf| {
+        let path = path.strip_prefix(&root).unwrap().with_extension("");
+        path.to_string_lossy().trim_end_matches("/mod").to_owned()
+    };
+    files.iter().map(|path| (module(path), fs::read_to_string(path).unwrap())).collect()
+}
+
+fn is_under(module: &str, place: &str) -> bool {
+    module.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || rest.starts_with('_'))
+}
+
+fn row_of(module: &str) -> Option<(&'static str, &'static [&'static str])> {
+    let rows = LAYERS.iter().filter(|(place, _)| is_under(module, place));
+    rows.max_by_key(|(place, _)| place.len()).copied()
+}
+
+/// The code of a file: without comments, and without the tests at its end.
+fn code(text: &str) -> String {
+    let code = text.split("#[cfg(test)]\nmod ").next().unwrap_or(text);
+    code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+/// What follows each `crate::` in a file, as module paths; groups (`crate::{a::X, b}`) are opened.
+fn imports(code: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        match rest.strip_prefix('{') {
+            None => found.push(path_of(rest)),
+            Some(group) => {
+                let mut depth = 0;
+                let mut item = String::new();
+                for c in group.chars() {
+                    match c {
+                        '{' => depth += 1,
+                        '}' if depth == 0 => break,
+                        '}' => depth -= 1,
+                        ',' if depth == 0 => found.push(path_of(&std::mem::take(&mut item))),
+                        _ => {}
+                    }
+                    if !(c == ',' && depth == 0) {
+                        item.push(c);
+                    }
+                }
+                found.push(path_of(&item));
+            }
+        }
+    }
+    found.retain(|path| !path.is_empty());
+    found
+}
+
+/// `engine::scheduler::{Event, …` as `engine/scheduler`: the lower-case parts.
+fn path_of(text: &str) -> String {
+    let path: String = text.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_' || *c == ':').collect();
+    let parts = path.split("::").take_while(|part| part.starts_with(|c: char| c.is_lowercase()));
+    parts.collect::<Vec<_>>().join("/")
+}
+
+fn allowed(own: &str, allowed: &[&str], import: &str) -> bool {
+    is_under(import, own)
+        || allowed.iter().any(|place| match *place {
+            "base" => BASE_MODULES.iter().any(|base| is_under(import, base)),
+            place => is_under(import, place),
+        })
+}
+
+#[test]
+fn imports_go_one_way() {
+    let mut wrong = Vec::new();
+    for (module, text) in sources().iter().filter(|(module, _)| module != "lib") {
+        let Some((own, may)) = row_of(module) else {
+            wrong.push(format!("{module}: has no row in the table of layers"));
+            continue;
+        };
+        for import in imports(&code(text)).iter().filter(|import| !allowed(own, may, import)) {
+            wrong.push(format!("{module}: imports {import}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_library_is_named_in_its_own_place_only() {
+    let mut wrong = Vec::new();
+    for (module, text) in sources() {
+        let code = code(&text);
+        let names = |library: &str| code.contains(&format!("{library}::"));
+        for (library, places) in LIBRARIES.iter().filter(|(library, _)| names(library)) {
+            if !places.iter().any(|place| is_under(&module, place)) {
+                wrong.push(format!("{module}: names {library}"));
+            }
+        }
+        if row_of(&module).is_some_and(|(_, may)| std::ptr::eq(may, POLICY)) {
+            let found = POLICY_FREE_OF.iter().filter(|library| names(library));
+            wrong.extend(found.map(|library| format!("{module}: policy names {library}")));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_file_opens_with_what_it_is_for() {
+    let silent: Vec<_> = sources().into_iter().filter(|(_, text)| !text.starts_with("//! ")).map(|(m, _)| m).collect();
+    assert!(silent.is_empty(), "{silent:?}");
+}
+
+#[test]
+fn the_environment_is_read_in_one_place() {
+    let readers = ["std::env", "env::var", "env::args"];
+    let wrong: Vec<_> = sources()
+        .into_iter()
+        .filter(|(module, text)| module != "config" && readers.iter().any(|reader| code(text).contains(reader)))
+        .map(|(module, _)| module)
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+}

@@ -1,0 +1,204 @@
+//! Configurations in every spelling, and files that lie: always a named field, never a panic.
+
+use std::path::Path;
+
+use candlewick::{
+    arch::{config::ModelConfig, generation_config::GenerationDefaults},
+    error::{Code, Result},
+    ids::TokenId,
+    layers::rope::RopeScaling,
+};
+use serde_json::{Value, json};
+
+fn llama() -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 320,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "tie_word_embeddings": false, "hidden_act": "silu",
+        "rope_theta": 500000.0, "eos_token_id": 2, "bos_token_id": 1, "torch_dtype": "bfloat16",
+    })
+}
+
+/// The configuration with some fields replaced; a null removes.
+fn with(fields: Value) -> Value {
+    let mut config = llama();
+    for (name, value) in fields.as_object().expect("an object") {
+        config[name] = value.clone();
+    }
+    config
+}
+
+fn read(config: &Value) -> Result<ModelConfig> {
+    ModelConfig::from_hf_json(Path::new("config.json"), &config.to_string())
+}
+
+#[test]
+fn the_older_and_the_newer_spelling_say_the_same() {
+    let newer = json!({"rope_theta": null, "torch_dtype": null, "dtype": "bfloat16",
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}});
+    assert_eq!(read(&llama()).unwrap(), read(&with(newer)).unwrap());
+
+    let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64});
+    let mut newer = llama3.clone();
+    newer["rope_theta"] = json!(500000.0);
+    let mut oldest = llama3.clone();
+    oldest["type"] = oldest["rope_type"].take();
+    let expected = read(&with(json!({"rope_scaling": llama3}))).unwrap();
+    assert!(matches!(expected.rope.scaling, RopeScaling::Llama3 { .. }));
+    assert_eq!(read(&with(json!({"rope_scaling": oldest}))).unwrap(), expected);
+    assert_eq!(read(&with(json!({"rope_theta": null, "rope_parameters": newer}))).unwrap(), expected);
+}
+
+#[test]
+fn what_a_file_may_leave_out_follows_from_the_rest() {
+    let config = read(&with(json!({"head_dim": null, "num_key_value_heads": null, "eos_token_id": null,
+        "bos_token_id": null, "rope_theta": null, "rms_norm_eps": null})))
+    .unwrap();
+    assert_eq!((config.head_dim, config.num_key_value_heads), (16, 4));
+    assert_eq!((config.rope.theta, config.rope.rotary_dim, config.rms_norm_eps), (10_000.0, 16, 1e-6));
+    assert_eq!((config.eos_token_ids, config.bos_token_id), (vec![], None));
+    let several = read(&with(json!({"eos_token_id": [2, 7], "partial_rotary_factor": 0.5}))).unwrap();
+    assert_eq!(several.eos_token_ids, [TokenId(2), TokenId(7)]);
+    assert_eq!(several.rope.rotary_dim, 16);
+}
+
+#[test]
+fn windows_follow_layer_types_or_the_flags_or_the_architecture() {
+    let windows = |fields: Value, by_default: bool| {
+        let config = read(&with(fields)).unwrap();
+        (0..3).map(|layer| config.sliding_window.of_layer(layer, by_default)).collect::<Vec<_>>()
+    };
+    let w = Some(24);
+    assert_eq!(windows(json!({"sliding_window": 24}), true), [w, w, w]);
+    assert_eq!(windows(json!({"sliding_window": 24}), false), [None; 3]);
+    assert_eq!(windows(json!({"sliding_window": null}), true), [None; 3]);
+    let flags = json!({"sliding_window": 24, "use_sliding_window": true, "max_window_layers": 2});
+    assert_eq!(windows(flags, false), [None, None, w]);
+    let off = json!({"sliding_window": 24, "use_sliding_window": false});
+    assert_eq!(windows(off, true), [None; 3]);
+    let types = ["sliding_attention", "full_attention", "sliding_attention"];
+    assert_eq!(windows(json!({"sliding_window": 24, "layer_types": types}), false), [w, None, w]);
+}
+
+#[test]
+fn an_impossible_field_is_named_with_its_file() {
+    for (field, value, says) in [
+        ("architectures", json!(null), "is missing"),
+        ("architectures", json!([]), "is missing"),
+        ("architectures", json!("LlamaForCausalLM"), "list of strings"),
+        ("hidden_act", json!("gelu"), "only silu"),
+        ("hidden_size", json!(null), "is missing"),
+        ("hidden_size", json!(0), "from 1"),
+        ("hidden_size", json!(-64), "from 1"),
+        ("hidden_size", json!(64.5), "whole number"),
+        ("hidden_size", json!("64"), "whole number"),
+        ("hidden_size", json!(u64::MAX), "from 1"),
+        ("intermediate_size", json!(1e300), "whole number"),
+        ("num_hidden_layers", json!(0), "from 1 to 1024"),
+        ("num_hidden_layers", json!(1025), "from 1 to 1024"),
+        ("num_attention_heads", json!(0), "from 1"),
+        ("num_key_value_heads", json!(0), "from 1"),
+        ("num_key_value_heads", json!(3), "must divide the 4"),
+        ("num_key_value_heads", json!(8), "must divide the 4"),
+        ("head_dim", json!(6), "from 8 to 256"),
+        ("head_dim", json!(9), "even"),
+        ("head_dim", json!(512), "from 8 to 256"),
+        ("vocab_size", json!(1 << 25), "from 1"),
+        ("max_position_embeddings", json!(1u64 << 40), "from 1"),
+        ("rms_norm_eps", json!(0), "between 0 and 1"),
+        ("rms_norm_eps", json!(-1e-6), "between 0 and 1"),
+        ("rope_theta", json!(-1), "above 0"),
+        ("rope_theta", json!("a"), "above 0"),
+        ("rope_scaling", json!([]), "must be an object"),
+        ("partial_rotary_factor", json!(2), "at most 1"),
+        ("partial_rotary_factor", json!(0.01), "no number of a head"),
+        ("tie_word_embeddings", json!("yes"), "true or false"),
+        ("eos_token_id", json!(320), "below vocab_size 320"),
+        ("eos_token_id", json!([2, -1]), "below vocab_size 320"),
+        ("eos_token_id", json!({"a": 1}), "below vocab_size 320"),
+        ("sliding_window", json!(0), "from 1"),
+        ("layer_types", json!(["full_attention"]), "1 entries for 3 layers"),
+        ("layer_types", json!(["full_attention", "full_attention", "chunked_attention"]), "chunked_attention"),
+    ] {
+        let error = read(&with(json!({ field: value }))).unwrap_err();
+        assert_eq!(error.code, Code::FailedPrecondition);
+        assert!(error.message.starts_with(&format!("config.json: {field}: ")), "{field}: {error}");
+        assert!(error.message.contains(says), "{field}: {error}");
+    }
+    for (scaling, field) in [
+        (json!({"rope_type": "yarn"}), "rope_type"),
+        (json!({"type": "dynamic"}), "type"),
+        (json!({"rope_type": "linear"}), "factor"),
+        (json!({"rope_type": "linear", "factor": 0}), "factor"),
+        (json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}), "high_freq_factor"),
+    ] {
+        let error = read(&with(json!({"rope_scaling": scaling}))).unwrap_err();
+        assert!(error.message.starts_with(&format!("config.json: rope_scaling.{field}: ")), "{error}");
+    }
+}
+
+#[test]
+fn no_value_in_any_field_panics() {
+    let names = llama().as_object().expect("an object").keys().cloned().collect::<Vec<_>>();
+    let more = ["rope_scaling", "rope_parameters", "layer_types", "sliding_window", "max_window_layers", "mlp_bias"];
+    let values = [
+        json!(null),
+        json!(true),
+        json!(0),
+        json!(-1),
+        json!(1),
+        json!(7),
+        json!(u64::MAX),
+        json!(i64::MIN),
+        json!(1e308),
+        json!(0.3),
+        json!(""),
+        json!("x"),
+        json!([]),
+        json!([[]]),
+        json!({}),
+        json!([1e40]),
+        json!({"rope_type": 3}),
+        json!({"rope_theta": 1e300}),
+        json!({"rope_type": "linear", "factor": 1e-300}),
+    ];
+    for name in names.iter().map(String::as_str).chain(more) {
+        for value in &values {
+            if let Err(error) = read(&with(json!({ name: value }))) {
+                assert!(error.message.starts_with("config.json: "), "{error}");
+                assert!(!error.violations.is_empty(), "{error}");
+            }
+        }
+    }
+    let text = llama().to_string();
+    for cut in 0..text.len() {
+        let error = ModelConfig::from_hf_json(Path::new("config.json"), &text[..cut]).unwrap_err();
+        assert!(error.message.starts_with("config.json: json: "), "{error}");
+    }
+    let deep = "[".repeat(100_000);
+    assert!(ModelConfig::from_hf_json(Path::new("config.json"), &deep).is_err());
+}
+
+#[test]
+fn a_generation_config_gives_defaults_and_end_tokens() {
+    let read = |json: Value| GenerationDefaults::from_json(Path::new("generation_config.json"), &json.to_string(), 320);
+    let defaults =
+        read(json!({"eos_token_id": [2, 3], "temperature": 0.6, "top_k": 20, "top_p": 0.95, "do_sample": true}));
+    let defaults = defaults.unwrap();
+    assert_eq!(defaults.eos_token_ids, [TokenId(2), TokenId(3)]);
+    let params = defaults.sampling_params();
+    assert_eq!((params.temperature, params.top_k, params.top_p, params.min_p), (0.6, 20, 0.95, 0.0));
+    for (json, field) in [
+        (json!({"temperature": -1}), "temperature"),
+        (json!({"top_p": 0}), "top_p"),
+        (json!({"top_k": -1}), "top_k"),
+        (json!({"min_p": 2}), "min_p"),
+        (json!({"repetition_penalty": 0}), "repetition_penalty"),
+        (json!({"eos_token_id": 400}), "eos_token_id"),
+    ] {
+        let error = read(json).unwrap_err();
+        assert!(error.message.starts_with(&format!("generation_config.json: {field}: ")), "{error}");
+    }
+}
