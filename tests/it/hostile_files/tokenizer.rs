@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{
     assert_names, capped,
-    mutator::survive,
+    mutator::{MUTATIONS, survive},
     named,
 };
 
@@ -186,7 +186,7 @@ fn mutated_gguf_vocabularies_are_read_or_refused() {
     let mut below = |limit: usize| (stream.next_u64() % limit as u64) as usize;
     let texts = ["", " ", "a", "ab", "b a", "<0x41>", "\u{2581}a", "é", "Ġ", "<s>", "\0", "a b c"];
     let (mut good, mut refused) = (0, 0);
-    for n in 0..20_000 {
+    for n in 0..MUTATIONS as usize {
         let mut vocab = vocabulary(["llama", "gpt2"][n % 2]);
         for _ in 0..1 + below(4) {
             let at = below(vocab.tokens.len().max(1));
@@ -227,7 +227,7 @@ fn mutated_gguf_vocabularies_are_read_or_refused() {
             }
         }
     }
-    println!("of 20000 vocabularies {good} are read, {refused} are refused");
+    println!("of {MUTATIONS} vocabularies {good} are read, {refused} are refused");
     assert!(good > 1000 && refused > 1000, "{good} read, {refused} refused");
 }
 
