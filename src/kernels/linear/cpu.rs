@@ -15,7 +15,7 @@ use crate::{
     kernels::{
         cpu_tensor::{Rows, SharedMatrix, for_each_row_range, for_each_task},
         simd::{Kernel, LANES, Level, Simd},
-        tile::{multiply_add, tile_range, with_rows},
+        tile::{Vector, multiply_add, tile_range, with_rows},
     },
 };
 
@@ -141,13 +141,17 @@ impl<F: PanelFormat> Task<'_, F> {
         let panels: [&[F::Block]; P] = std::array::from_fn(|p| self.panel(first + p));
         let mut sums = [simd.zero(); P];
         for (block, x) in self.tiles.data.chunks_exact(F::FORMAT.block_len()).enumerate() {
-            for (sum, panel) in sums.iter_mut().zip(&panels) {
-                F::unpack(simd, &panel[block], |k, w| *sum = simd.fma(simd.splat(x[k]), w, *sum));
+            for p in 0..P {
+                let mut sum = sums[p];
+                F::unpack(simd, &panels[p][block], |k, w| sum = simd.fma(simd.splat(x[k]), w, sum));
+                sums[p] = sum;
             }
         }
-        for (p, sum) in sums.into_iter().enumerate() {
-            self.out.store(simd, 0, first + p, sum, true);
+        let mut out = [[0.0; LANES]; P];
+        for p in 0..P {
+            simd.store(sums[p], &mut out[p]);
         }
+        self.out.store(0, first, &out, true);
     }
 
     #[inline(always)]
@@ -193,23 +197,17 @@ impl Kernel for Pass<'_> {
 impl Pass<'_> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize>(&self, simd: S, row: usize, x: &[f32]) {
-        let count = self.out.panels_from(self.first);
         let x = x.as_chunks::<R>().0;
-        let [w0, w1] = [&self.widened.0[0][..x.len()], &self.widened.0[1][..x.len()]];
-        let mut sums = [[simd.zero(); PANELS]; R];
+        let mut tile = [[[0.0; LANES]; PANELS]; R];
         if self.chunk.start > 0 {
-            for (r, sums) in sums.iter_mut().enumerate() {
-                for (p, sum) in sums.iter_mut().take(count).enumerate() {
-                    *sum = self.out.load(simd, row + r, self.first + p);
-                }
+            for (r, sums) in tile.iter_mut().enumerate() {
+                self.out.load(row + r, self.first, sums);
             }
         }
-        let w = |p: usize, k: usize| if p == 0 { &w0[k] } else { &w1[k] };
-        let sums = multiply_add(simd, 0..x.len(), |r, k| x[k][r], w, sums);
-        for (r, sums) in sums.into_iter().enumerate() {
-            for (p, sum) in sums.into_iter().take(count).enumerate() {
-                self.out.store(simd, row + r, self.first + p, sum, self.last);
-            }
+        let [w0, w1] = &self.widened.0;
+        multiply_add(simd, 0..x.len(), |r, k| x[k][r], [w0, w1], &mut tile);
+        for (r, sums) in tile.iter().enumerate() {
+            self.out.store(row + r, self.first, sums, self.last);
         }
     }
 }
@@ -223,38 +221,33 @@ struct Outputs<'a> {
 
 impl Outputs<'_> {
     /// Panels of a pair that begins at `first`.
-    #[inline(always)]
     fn panels_from(&self, first: usize) -> usize {
         PANELS.min(self.width.div_ceil(LANES) - first)
     }
 
-    /// The outputs of a panel in a row.
-    #[inline(always)]
-    fn part(&self, row: usize, panel: usize) -> &mut [f32] {
-        let column = panel * LANES;
+    /// The columns of `panels` panels from `first`, as far as there are.
+    fn columns(&self, first: usize, panels: usize) -> Range<usize> {
+        first * LANES..self.width.min((first + panels) * LANES)
+    }
+
+    /// Reads what is summed so far.
+    fn load(&self, row: usize, first: usize, sums: &mut [Vector]) {
+        let columns = self.columns(first, sums.len());
         // SAFETY: each panel is one task's, which holds one such slice at a time.
-        unsafe { self.data.slice_mut(row * self.width + column, LANES.min(self.width - column)) }
+        let part = unsafe { self.data.slice_mut(row * self.width + columns.start, columns.len()) };
+        sums.as_flattened_mut()[..part.len()].copy_from_slice(part);
     }
 
-    #[inline(always)]
-    fn load<S: Simd>(&self, simd: S, row: usize, panel: usize) -> S::F {
-        let part = &*self.part(row, panel);
-        match part.try_into() {
-            Ok(part) => simd.load(part),
-            Err(_) => simd.load_partial(part, 0.0),
-        }
-    }
-
-    /// Writes the sums of a panel in a row, with the bias where they are complete.
-    #[inline(always)]
-    fn store<S: Simd>(&self, simd: S, row: usize, panel: usize, mut sum: S::F, complete: bool) {
-        let part = self.part(row, panel);
+    /// Writes the sums of neighbouring panels in a row, with the bias where they are complete.
+    fn store(&self, row: usize, first: usize, sums: &[Vector], complete: bool) {
+        let columns = self.columns(first, sums.len());
+        // SAFETY: each panel is one task's, which holds one such slice at a time.
+        let part = unsafe { self.data.slice_mut(row * self.width + columns.start, columns.len()) };
+        part.copy_from_slice(&sums.as_flattened()[..part.len()]);
         if let Some(bias) = self.bias.filter(|_| complete) {
-            sum = simd.add(sum, simd.load_partial(&bias[panel * LANES..][..part.len()], 0.0));
-        }
-        match <&mut [f32; LANES]>::try_from(&mut *part) {
-            Ok(part) => simd.store(sum, part),
-            Err(_) => simd.store_partial(sum, part),
+            for (out, bias) in part.iter_mut().zip(&bias[columns]) {
+                *out += bias;
+            }
         }
     }
 }

@@ -193,6 +193,17 @@ impl Level {
         }
     }
 
+    /// Its name, for people.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Scalar(_) => "baseline",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => "AVX-512",
+        }
+    }
+
     /// [`Simd::TILE_ROWS`].
     pub(crate) fn tile_rows(self) -> usize {
         match self {
