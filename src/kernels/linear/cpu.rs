@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::{
-    panel::{PanelFormat, with_format},
+    panel::{PanelFormat, Sink, with_format},
     weight::{PANEL_GROUP, Packed},
 };
 use crate::{
@@ -178,11 +178,7 @@ impl<F: PanelFormat> Task<'_, F> {
                 if let Some(next) = self.blocks.get(first * blocks + next) {
                     simd.prefetch(next);
                 }
-                F::unpack(simd, &panels[index], |k, w| {
-                    for r in 0..R {
-                        sums[p][r] = simd.fma(simd.splat(x[k * R + r]), w, sums[p][r]);
-                    }
-                });
+                F::unpack(simd, &panels[index], &mut MultiplyAdd { simd, x, sums: &mut sums[p] });
             }
         }
         let mut rows = [[[0.0; LANES]; P]; R];
@@ -193,6 +189,27 @@ impl<F: PanelFormat> Task<'_, F> {
         }
         for (row, sums) in self.tiles.rows_of(tile).zip(&rows) {
             self.out.store(row, first, sums.as_flattened());
+        }
+    }
+}
+
+/// Adds widened weights times a tile's rows, `[input][row]`, to the rows' sums.
+struct MultiplyAdd<'a, S: Simd, const R: usize> {
+    simd: S,
+    x: &'a [f32],
+    sums: &'a mut [S::F; R],
+}
+
+impl<S: Simd, const R: usize> Sink<S> for MultiplyAdd<'_, S, R> {
+    #[inline(always)]
+    fn put(&mut self, k: usize, weights: S::F) {
+        let x = &self.x[k * R..(k + 1) * R];
+        // Two loops, because the compiler does not unroll one of 24 steps.
+        for r in 0..R / 2 {
+            self.sums[r] = self.simd.fma(self.simd.splat(x[r]), weights, self.sums[r]);
+        }
+        for r in R / 2..R {
+            self.sums[r] = self.simd.fma(self.simd.splat(x[r]), weights, self.sums[r]);
         }
     }
 }
@@ -253,8 +270,22 @@ impl<F: PanelFormat> Kernel for Gather<'_, F> {
             let (panel, lane) = (id.index() / LANES, id.index() % LANES);
             let panel = &self.blocks[panel * blocks..(panel + 1) * blocks];
             for (block, out) in panel.iter().zip(out.chunks_exact_mut(F::FORMAT.block_len())) {
-                F::unpack(simd, block, |k, w| out[k] = simd.to_array(w)[lane]);
+                F::unpack(simd, block, &mut Lane { simd, lane, out });
             }
         }
+    }
+}
+
+/// Keeps one output's weights.
+struct Lane<'a, S> {
+    simd: S,
+    lane: usize,
+    out: &'a mut [f32],
+}
+
+impl<S: Simd> Sink<S> for Lane<'_, S> {
+    #[inline(always)]
+    fn put(&mut self, k: usize, weights: S::F) {
+        self.out[k] = self.simd.to_array(weights)[self.lane];
     }
 }

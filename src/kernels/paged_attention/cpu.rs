@@ -370,7 +370,10 @@ impl Task<'_> {
         scores[vectors.start * LANES..visible.start].fill(f32::NEG_INFINITY);
         scores[visible.end..vectors.end * LANES].fill(f32::NEG_INFINITY);
         let scores_by_vector = &mut scores.as_chunks_mut::<LANES>().0[vectors.clone()];
-        let largest = scores_by_vector.iter().fold(simd.splat(softmax.max), |max, s| simd.max(max, simd.load(s)));
+        let mut largest = simd.splat(softmax.max);
+        for scores in scores_by_vector.iter() {
+            largest = simd.max(largest, simd.load(scores));
+        }
         let max = simd.max_lane(largest);
         let mut weights = simd.load(&softmax.weights);
         if max > softmax.max {

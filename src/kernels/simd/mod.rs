@@ -160,7 +160,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
 pub(crate) trait Kernel {
     /// What it gives back.
     type Output;
-    /// Does it; implementations are `#[inline(always)]`, or the wider instructions do not reach them.
+    /// Does it. Implementations and all functions that they hand vectors to are `#[inline(always)]`, or the wider
+    /// instructions do not reach them; closures cannot be, so vectors stay out of those.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
