@@ -9,6 +9,7 @@
 
 mod cpu_tensor;
 pub mod linear;
+pub mod machine;
 pub mod paged_attention;
 pub mod rms_norm;
 pub mod rope;

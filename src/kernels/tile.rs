@@ -1,29 +1,49 @@
 //! The register tile: the one loop of multiply-adds under Linear and attention.
 
+use std::ops::Range;
+
 use super::simd::{LANES, Simd};
 
-/// Adds `Σ_k x(row, k) * w(panel, k)` to a tile of `R` rows by `P` panels of sixteen outputs, `k` ascending.
+/// Sixteen neighbouring outputs.
+pub(crate) type Vector = [f32; LANES];
+
+/// Adds `Σ_k x(row, k) * w[panel][k]` to a tile of `R` rows by `P` panels, `k` ascending.
 ///
 /// Each output is one chain of fused multiply-adds, so its value depends on nothing but its row and its weights:
-/// not on `R`, on `P` or on how the range of `k` is cut.
+/// not on `R`, on `P` or on how the range of `k` is cut. While the loop runs the tile stays in registers.
 #[inline(always)]
-pub(crate) fn multiply_add<'a, S: Simd, const R: usize, const P: usize>(
+pub(crate) fn multiply_add<S: Simd, const R: usize, const P: usize>(
     simd: S,
-    k: std::ops::Range<usize>,
+    k: Range<usize>,
     x: impl Fn(usize, usize) -> f32,
-    w: impl Fn(usize, usize) -> &'a [f32; LANES],
-    mut sums: [[S::F; P]; R],
-) -> [[S::F; P]; R] {
+    w: [&[Vector]; P],
+    tile: &mut [[Vector; P]; R],
+) {
+    // Plain loops over indices: iterators by value over arrays of vectors end up in memory.
+    let w = w.map(|w| &w[..k.end]);
+    let mut sums = [[simd.zero(); P]; R];
+    for row in 0..R {
+        for panel in 0..P {
+            sums[row][panel] = simd.load(&tile[row][panel]);
+        }
+    }
     for k in k {
-        let w: [S::F; P] = std::array::from_fn(|panel| simd.load(w(panel, k)));
-        for (row, sums) in sums.iter_mut().enumerate() {
+        let mut weights = [simd.zero(); P];
+        for panel in 0..P {
+            weights[panel] = simd.load(&w[panel][k]);
+        }
+        for row in 0..R {
             let x = simd.splat(x(row, k));
-            for (sum, &w) in sums.iter_mut().zip(&w) {
-                *sum = simd.fma(x, w, *sum);
+            for panel in 0..P {
+                sums[row][panel] = simd.fma(x, weights[panel], sums[row][panel]);
             }
         }
     }
-    sums
+    for row in 0..R {
+        for panel in 0..P {
+            simd.store(sums[row][panel], &mut tile[row][panel]);
+        }
+    }
 }
 
 /// Evaluates an expression with a number of rows, at most `$S::TILE_ROWS`, as a constant.
@@ -41,7 +61,7 @@ macro_rules! with_rows {
 pub(crate) use with_rows;
 
 /// Splits `count` rows evenly into tiles of at most `most`: the rows of tile `index`.
-pub(crate) fn tile_range(count: usize, most: usize, index: usize) -> std::ops::Range<usize> {
+pub(crate) fn tile_range(count: usize, most: usize, index: usize) -> Range<usize> {
     let tiles = count.div_ceil(most);
     count * index / tiles..count * (index + 1) / tiles
 }

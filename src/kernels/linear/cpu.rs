@@ -1,215 +1,215 @@
 //! Linear on the CPU.
 //!
-//! One row runs through four panels at once, weights widened in registers: four streams are what memory gives most for.
-//! More rows go over pairs of panels: 256 inputs of a pair are widened into the first-level cache, then every tile of
-//! rows passes over them. Both add up in the same order, so they give the same bits.
+//! A pass takes a tile of up to 24 rows over a panel, or fewer rows over several panels: weights are widened in registers
+//! and used at once, the sums stay in registers over all inputs. One row reads four panels together, because memory gives
+//! most to several streams. Whatever the tile, each output is the same chain of multiply-adds.
 
 use std::ops::Range;
 
 use super::{
-    panel::{PanelFormat, with_format},
-    weight::Packed,
+    panel::{PanelFormat, Sink, with_format},
+    weight::{PANEL_GROUP, Packed},
 };
 use crate::{
     ids::TokenId,
     kernels::{
         cpu_tensor::{Rows, SharedMatrix, for_each_row_range, for_each_task},
         simd::{Kernel, LANES, Level, Simd},
-        tile::{multiply_add, tile_range, with_rows},
     },
 };
 
-/// Inputs widened at once: a whole number of blocks of every format.
-const CHUNK: usize = 256;
-/// Panels a pass: for one row, and for more.
-const PANELS_ONE_ROW: usize = 4;
-const PANELS: usize = 2;
 /// Multiply-adds that pay for waking another thread.
 const WORTH_SHARING: usize = 64 * 1024;
+/// Bytes of `x` that stay in the second-level cache while the weights pass by.
+const ROW_BLOCK_BYTES: usize = 768 * 1024;
+/// How far ahead of a pass its weights are asked for.
+const PREFETCH_BYTES: usize = 2560;
 
 /// `x Wᵀ + bias`, `[x.count, out_features]`.
 pub(super) fn linear(level: Level, x: Rows<'_>, weight: &Packed, bias: Option<&[f32]>) -> Vec<f32> {
     let mut out = vec![0.0; x.count * weight.out_features];
-    if x.count > 0 && weight.out_features > 0 && weight.in_features > 0 {
+    if x.count > 0 && weight.out_features > 0 {
         let tiles = Tiles::new(level, x);
         let outputs = Outputs { data: SharedMatrix::new(&mut out), width: weight.out_features, bias };
-        let panels = weight.out_features.div_ceil(LANES);
-        let groups = panels.div_ceil(PANELS_ONE_ROW);
+        let groups = weight.out_features.div_ceil(PANEL_GROUP * LANES);
         let tasks = groups.min(rayon::current_num_threads() * 4);
         let parallel = x.count * weight.out_features * weight.in_features >= WORTH_SHARING;
         for_each_task(tasks, parallel, |task| {
-            let end = (groups * (task + 1) / tasks * PANELS_ONE_ROW).min(panels);
-            let panels = groups * task / tasks * PANELS_ONE_ROW..end;
+            let groups = groups * task / tasks..groups * (task + 1) / tasks;
             with_format!(weight.format, F => {
-                let blocks = weight.panels::<F>();
-                level.run(Task::<F> { level, tiles: &tiles, weight, blocks, panels, out: &outputs });
+                let (blocks, inputs) = (weight.panels::<F>(), weight.in_features);
+                level.run(Task::<F> { tiles: &tiles, blocks, inputs, groups, out: &outputs });
             });
         });
-    } else if let Some(bias) = bias {
-        out.chunks_exact_mut(bias.len().max(1)).for_each(|row| row.copy_from_slice(bias));
     }
     out
 }
 
-/// The rows of `x` in tiles, each `[input][row]`, so that a tile is read in one stream.
+/// The rows of `x` in tiles, each `[input][row]`, so that a pass reads one stream. The last tile is padded with zeros.
 struct Tiles<'a> {
     data: std::borrow::Cow<'a, [f32]>,
     rows: usize,
-    tile_rows: usize,
-    width: usize,
+    inputs: usize,
+    /// Rows of all tiles but the last, and of the last one.
+    height: usize,
+    last_height: usize,
 }
 
 impl<'a> Tiles<'a> {
     fn new(level: Level, x: Rows<'a>) -> Self {
-        let (rows, width, tile_rows) = (x.count, x.width, level.tile_rows());
+        let (rows, inputs) = (x.count, x.width);
+        let heights = level.tile_heights();
+        let height = heights[heights.len() - 1];
+        let rest = (rows - 1) % height + 1;
+        let last_height = heights.iter().copied().find(|&height| height >= rest).unwrap_or(height);
+        let mut tiles = Self { data: Default::default(), rows, inputs, height, last_height };
         if rows == 1 {
-            return Self { data: x.row(0).into(), rows, tile_rows, width };
+            tiles.data = x.row(0).into();
+            return tiles;
         }
-        let mut data = vec![0.0; rows * width];
-        let tiles = rows.div_ceil(tile_rows);
+        let mut data = vec![0.0; ((tiles.count() - 1) * height + last_height) * inputs];
         let shared = SharedMatrix::new(&mut data);
-        for_each_row_range(tiles, width * tile_rows, |range| {
+        for_each_row_range(tiles.count(), inputs * height, |range| {
             for tile in range {
-                let range = tile_range(rows, tile_rows, tile);
-                // SAFETY: the tiles' ranges of rows do not overlap, and each tile is one task's.
-                let to = unsafe { shared.slice_mut(range.start * width, range.len() * width) };
-                for (column, row) in range.clone().enumerate() {
-                    for (to, &x) in to[column..].iter_mut().step_by(range.len()).zip(x.row(row)) {
+                let (rows, height) = (tiles.rows_of(tile), tiles.height_of(tile));
+                // SAFETY: tiles do not overlap, and each is one task's.
+                let to = unsafe { shared.slice_mut(rows.start * inputs, height * inputs) };
+                for (column, row) in rows.enumerate() {
+                    for (to, &x) in to[column..].iter_mut().step_by(height).zip(x.row(row)) {
                         *to = x;
                     }
                 }
             }
         });
-        Self { data: data.into(), rows, tile_rows, width }
+        tiles.data = data.into();
+        tiles
     }
 
     fn count(&self) -> usize {
-        self.rows.div_ceil(self.tile_rows)
+        self.rows.div_ceil(self.height)
     }
 
-    /// The rows of a tile, and their inputs in the range `[input][row]`.
-    #[inline(always)]
-    fn tile(&self, index: usize, inputs: Range<usize>) -> (Range<usize>, &[f32]) {
-        let rows = tile_range(self.rows, self.tile_rows, index);
-        let start = rows.start * self.width;
-        (rows.clone(), &self.data[start + inputs.start * rows.len()..start + inputs.end * rows.len()])
+    fn height_of(&self, tile: usize) -> usize {
+        if tile + 1 == self.count() { self.last_height } else { self.height }
+    }
+
+    fn rows_of(&self, tile: usize) -> Range<usize> {
+        tile * self.height..self.rows.min((tile + 1) * self.height)
+    }
+
+    fn data_of(&self, tile: usize) -> &[f32] {
+        &self.data[tile * self.height * self.inputs..][..self.height_of(tile) * self.inputs]
     }
 }
 
-/// Some panels, all rows.
+/// Some groups of panels, all rows.
 struct Task<'a, F: PanelFormat> {
-    level: Level,
     tiles: &'a Tiles<'a>,
-    weight: &'a Packed,
     blocks: &'a [F::Block],
-    panels: Range<usize>,
+    inputs: usize,
+    groups: Range<usize>,
     out: &'a Outputs<'a>,
 }
-
-/// A pair of panels, widened: `[panel][input][output]`.
-#[repr(align(64))]
-struct Widened([[[f32; LANES]; CHUNK]; PANELS]);
 
 impl<F: PanelFormat> Kernel for Task<'_, F> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Range { mut start, end } = self.panels;
-        if self.tiles.rows == 1 {
-            while start + PANELS_ONE_ROW <= end {
-                self.one_row::<S, PANELS_ONE_ROW>(simd, start);
-                start += PANELS_ONE_ROW;
+        let count = self.tiles.count();
+        let tiles_a_block = (ROW_BLOCK_BYTES / (size_of::<f32>() * self.inputs * self.tiles.height).max(1)).max(1);
+        for tile in (0..count).step_by(tiles_a_block) {
+            let tiles = tile..count.min(tile + tiles_a_block);
+            for group in self.groups.clone() {
+                self.group(simd, group * PANEL_GROUP, tiles.clone());
             }
-            (start..end).for_each(|panel| self.one_row::<S, 1>(simd, panel));
-        } else {
-            let mut widened = Widened([[[0.0; LANES]; CHUNK]; PANELS]);
-            (start..end).step_by(PANELS).for_each(|panel| self.many_rows(simd, panel, &mut widened));
         }
     }
 }
 
 impl<F: PanelFormat> Task<'_, F> {
+    /// All tiles over a group of panels; those that are alike pass over a panel one after another.
     #[inline(always)]
-    fn panel(&self, panel: usize) -> &[F::Block] {
-        let blocks = self.weight.in_features / F::FORMAT.block_len();
-        &self.blocks[panel * blocks..(panel + 1) * blocks]
-    }
-
-    #[inline(always)]
-    fn one_row<S: Simd, const P: usize>(&self, simd: S, first: usize) {
-        let panels: [&[F::Block]; P] = std::array::from_fn(|p| self.panel(first + p));
-        let mut sums = [simd.zero(); P];
-        for (block, x) in self.tiles.data.chunks_exact(F::FORMAT.block_len()).enumerate() {
-            for (sum, panel) in sums.iter_mut().zip(&panels) {
-                F::unpack(simd, &panel[block], |k, w| *sum = simd.fma(simd.splat(x[k]), w, *sum));
+    fn group<S: Simd>(&self, simd: S, first: usize, tiles: Range<usize>) {
+        let height = self.tiles.height_of(tiles.start);
+        let alike = if self.tiles.height_of(tiles.end - 1) == height { tiles.end } else { tiles.end - 1 };
+        for tiles in [tiles.start..alike, alike..tiles.end] {
+            if tiles.is_empty() {
+                continue;
+            }
+            // As many panels as leave registers for the weights. A height that the instruction set does not have is
+            // not compiled for it.
+            match self.tiles.height_of(tiles.start) {
+                24 if const { S::SUMS >= 24 } => self.passes::<S, 24, 1>(simd, first, tiles),
+                16 if const { S::SUMS >= 24 } => self.passes::<S, 16, 1>(simd, first, tiles),
+                8 if const { S::SUMS >= 24 } => self.passes::<S, 8, 2>(simd, first, tiles),
+                4 if const { S::SUMS >= 24 } => self.passes::<S, 4, 4>(simd, first, tiles),
+                2 if const { S::SUMS >= 24 } => self.passes::<S, 2, 4>(simd, first, tiles),
+                4 if const { S::SUMS < 24 } => self.passes::<S, 4, 1>(simd, first, tiles),
+                2 if const { S::SUMS < 24 } => self.passes::<S, 2, 2>(simd, first, tiles),
+                _ => self.passes::<S, 1, 4>(simd, first, tiles),
             }
         }
-        for (p, sum) in sums.into_iter().enumerate() {
-            self.out.store(simd, 0, first + p, sum, true);
-        }
     }
 
     #[inline(always)]
-    fn many_rows<S: Simd>(&self, simd: S, first: usize, widened: &mut Widened) {
-        let inputs = self.weight.in_features;
-        for start in (0..inputs).step_by(CHUNK) {
-            let chunk = start..inputs.min(start + CHUNK);
-            for (panel, widened) in widened.0[..self.out.panels_from(first)].iter_mut().enumerate() {
-                let len = F::FORMAT.block_len();
-                let blocks = &self.panel(first + panel)[chunk.start / len..chunk.end / len];
-                for (block, widened) in blocks.iter().zip(widened.chunks_exact_mut(len)) {
-                    F::unpack(simd, block, |k, w| simd.store(w, &mut widened[k]));
+    fn passes<S: Simd, const R: usize, const P: usize>(&self, simd: S, first: usize, tiles: Range<usize>) {
+        for panel in (first..first + PANEL_GROUP).step_by(P) {
+            for tile in tiles.clone() {
+                self.pass::<S, R, P>(simd, panel, tile);
+            }
+        }
+    }
+
+    /// `R` rows over `P` panels.
+    #[inline(always)]
+    fn pass<S: Simd, const R: usize, const P: usize>(&self, simd: S, first: usize, tile: usize) {
+        let len = F::FORMAT.block_len();
+        let blocks = self.inputs / len;
+        let ahead = PREFETCH_BYTES.div_ceil(size_of::<F::Block>());
+        let panels = &self.blocks[first * blocks..(first + P) * blocks];
+        // Plain loops over indices: iterators by value over arrays of vectors end up in memory.
+        let mut sums = [[simd.zero(); R]; P];
+        for (block, x) in self.tiles.data_of(tile).chunks_exact(R * len).enumerate() {
+            for p in 0..P {
+                let index = p * blocks + block;
+                // Past a panel's end this is the next pass's, or near it.
+                let next = if block + ahead < blocks { index + ahead } else { index + ahead + (P - 1) * blocks };
+                if let Some(next) = self.blocks.get(first * blocks + next) {
+                    simd.prefetch(next);
                 }
+                F::unpack(simd, &panels[index], &mut MultiplyAdd { simd, x, sums: &mut sums[p] });
             }
-            let last = chunk.end == inputs;
-            self.level.run(Pass { tiles: self.tiles, out: self.out, first, widened, chunk, last });
+        }
+        let mut rows = [[[0.0; LANES]; P]; R];
+        for r in 0..R {
+            for p in 0..P {
+                simd.store(sums[p][r], &mut rows[r][p]);
+            }
+        }
+        for (row, sums) in self.tiles.rows_of(tile).zip(&rows) {
+            self.out.store(row, first, sums.as_flattened());
         }
     }
 }
 
-/// Takes all rows over a widened chunk of a pair of panels.
-struct Pass<'a> {
-    tiles: &'a Tiles<'a>,
-    out: &'a Outputs<'a>,
-    first: usize,
-    widened: &'a Widened,
-    chunk: Range<usize>,
-    last: bool,
+/// Adds widened weights times a tile's rows, `[input][row]`, to the rows' sums.
+struct MultiplyAdd<'a, S: Simd, const R: usize> {
+    simd: S,
+    x: &'a [f32],
+    sums: &'a mut [S::F; R],
 }
 
-impl Kernel for Pass<'_> {
-    type Output = ();
-
+impl<S: Simd, const R: usize> Sink<S> for MultiplyAdd<'_, S, R> {
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        for tile in 0..self.tiles.count() {
-            let (rows, x) = self.tiles.tile(tile, self.chunk.clone());
-            with_rows!(S, rows.len(), R => self.tile::<S, R>(simd, rows.start, x));
+    fn put(&mut self, k: usize, weights: S::F) {
+        let x = &self.x[k * R..(k + 1) * R];
+        // Two loops, because the compiler does not unroll one of 24 steps.
+        for r in 0..R / 2 {
+            self.sums[r] = self.simd.fma(self.simd.splat(x[r]), weights, self.sums[r]);
         }
-    }
-}
-
-impl Pass<'_> {
-    #[inline(always)]
-    fn tile<S: Simd, const R: usize>(&self, simd: S, row: usize, x: &[f32]) {
-        let count = self.out.panels_from(self.first);
-        let x = x.as_chunks::<R>().0;
-        let [w0, w1] = [&self.widened.0[0][..x.len()], &self.widened.0[1][..x.len()]];
-        let mut sums = [[simd.zero(); PANELS]; R];
-        if self.chunk.start > 0 {
-            for (r, sums) in sums.iter_mut().enumerate() {
-                for (p, sum) in sums.iter_mut().take(count).enumerate() {
-                    *sum = self.out.load(simd, row + r, self.first + p);
-                }
-            }
-        }
-        let w = |p: usize, k: usize| if p == 0 { &w0[k] } else { &w1[k] };
-        let sums = multiply_add(simd, 0..x.len(), |r, k| x[k][r], w, sums);
-        for (r, sums) in sums.into_iter().enumerate() {
-            for (p, sum) in sums.into_iter().take(count).enumerate() {
-                self.out.store(simd, row + r, self.first + p, sum, self.last);
-            }
+        for r in R / 2..R {
+            self.sums[r] = self.simd.fma(self.simd.splat(x[r]), weights, self.sums[r]);
         }
     }
 }
@@ -222,39 +222,18 @@ struct Outputs<'a> {
 }
 
 impl Outputs<'_> {
-    /// Panels of a pair that begins at `first`.
-    #[inline(always)]
-    fn panels_from(&self, first: usize) -> usize {
-        PANELS.min(self.width.div_ceil(LANES) - first)
-    }
-
-    /// The outputs of a panel in a row.
-    #[inline(always)]
-    fn part(&self, row: usize, panel: usize) -> &mut [f32] {
-        let column = panel * LANES;
+    /// Writes the sums of neighbouring panels in a row, as far as there are outputs, with the bias.
+    fn store(&self, row: usize, panel: usize, sums: &[f32]) {
+        let columns = self.width.min(panel * LANES)..self.width.min(panel * LANES + sums.len());
         // SAFETY: each panel is one task's, which holds one such slice at a time.
-        unsafe { self.data.slice_mut(row * self.width + column, LANES.min(self.width - column)) }
-    }
-
-    #[inline(always)]
-    fn load<S: Simd>(&self, simd: S, row: usize, panel: usize) -> S::F {
-        let part = &*self.part(row, panel);
-        match part.try_into() {
-            Ok(part) => simd.load(part),
-            Err(_) => simd.load_partial(part, 0.0),
-        }
-    }
-
-    /// Writes the sums of a panel in a row, with the bias where they are complete.
-    #[inline(always)]
-    fn store<S: Simd>(&self, simd: S, row: usize, panel: usize, mut sum: S::F, complete: bool) {
-        let part = self.part(row, panel);
-        if let Some(bias) = self.bias.filter(|_| complete) {
-            sum = simd.add(sum, simd.load_partial(&bias[panel * LANES..][..part.len()], 0.0));
-        }
-        match <&mut [f32; LANES]>::try_from(&mut *part) {
-            Ok(part) => simd.store(sum, part),
-            Err(_) => simd.store_partial(sum, part),
+        let out = unsafe { self.data.slice_mut(row * self.width + columns.start, columns.len()) };
+        match self.bias {
+            None => out.copy_from_slice(&sums[..out.len()]),
+            Some(bias) => {
+                for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[columns]) {
+                    *out = sum + bias;
+                }
+            }
         }
     }
 }
@@ -291,8 +270,22 @@ impl<F: PanelFormat> Kernel for Gather<'_, F> {
             let (panel, lane) = (id.index() / LANES, id.index() % LANES);
             let panel = &self.blocks[panel * blocks..(panel + 1) * blocks];
             for (block, out) in panel.iter().zip(out.chunks_exact_mut(F::FORMAT.block_len())) {
-                F::unpack(simd, block, |k, w| out[k] = simd.to_array(w)[lane]);
+                F::unpack(simd, block, &mut Lane { simd, lane, out });
             }
         }
+    }
+}
+
+/// Keeps one output's weights.
+struct Lane<'a, S> {
+    simd: S,
+    lane: usize,
+    out: &'a mut [f32],
+}
+
+impl<S: Simd> Sink<S> for Lane<'_, S> {
+    #[inline(always)]
+    fn put(&mut self, k: usize, weights: S::F) {
+        self.out[k] = self.simd.to_array(weights)[self.lane];
     }
 }

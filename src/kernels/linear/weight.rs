@@ -31,7 +31,11 @@ pub(super) enum Storage {
     Dense(Tensor),
 }
 
-/// Panels one after another: `[ceil(out / 16)][in / block_len]` blocks of [`PanelFormat::Block`], missing outputs zero.
+/// Panels that some passes read together; their number is rounded up to a multiple of it.
+pub(super) const PANEL_GROUP: usize = 4;
+
+/// Panels one after another: `[ceil(out / 64) * 4][in / block_len]` blocks of [`PanelFormat::Block`], missing outputs
+/// zero.
 pub(super) struct Packed {
     pub(super) format: WeightFormat,
     pub(super) out_features: usize,
@@ -133,7 +137,7 @@ impl Packed {
         let blocks_a_panel = in_features / format.block_len();
         with_format!(format, F => {
             let panel_bytes = blocks_a_panel * size_of::<<F as PanelFormat>::Block>();
-            let mut bytes = AlignedBytes::zeroed(rows.len().div_ceil(LANES) * panel_bytes);
+            let mut bytes = AlignedBytes::zeroed(rows.len().div_ceil(LANES * PANEL_GROUP) * PANEL_GROUP * panel_bytes);
             if panel_bytes > 0 {
                 let panels = bytes.as_mut_slice().par_chunks_exact_mut(panel_bytes);
                 panels.zip(rows.par_chunks(LANES)).for_each(|(panel, rows)| {

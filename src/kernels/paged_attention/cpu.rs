@@ -14,7 +14,7 @@ use crate::kernels::{
     cpu_tensor::{Rows, SharedMatrix, for_each_task},
     simd::{Kernel, LANES, Level, Simd},
     store_kv::{KvCacheConfig, cache_storage, element::CacheElement, with_elements},
-    tile::{multiply_add, tile_range, with_rows},
+    tile::{Vector, multiply_add, tile_range, with_rows},
 };
 
 /// Keys a tile; tiles begin at multiples of it.
@@ -25,8 +25,6 @@ const KEY_VECTORS: usize = KEYS / LANES;
 const VECTORS_A_TASK: usize = 48;
 /// Panels of the register tiles.
 const PANELS: usize = 2;
-
-type Vector = [f32; LANES];
 
 /// All queries, `[n, heads * head_dim]`.
 pub(super) fn paged_attention(op: &PagedAttention<'_>, q: Rows<'_>) -> candle_core::Result<Vec<f32>> {
@@ -347,13 +345,12 @@ impl Task<'_> {
         let scale = simd.splat(self.scale);
         for pair in 0..keys.div_ceil(LANES * PANELS) {
             let (k0, k1) = widened[pair * PANELS * head_dim..][..PANELS * head_dim].split_at(head_dim);
-            let key = |p: usize, d: usize| if p == 0 { &k0[d] } else { &k1[d] };
-            let zero = [[simd.zero(); PANELS]; R];
-            let tile = multiply_add(simd, 0..queries.len(), |r, d| queries[d][r], key, zero);
-            for (r, row) in tile.into_iter().enumerate() {
+            let mut tile = [[[0.0; LANES]; PANELS]; R];
+            multiply_add(simd, 0..queries.len(), |r, d| queries[d][r], [k0, k1], &mut tile);
+            for (r, row) in tile.iter().enumerate() {
                 let scores = scores[first + r].as_chunks_mut::<LANES>().0;
-                for (p, sum) in row.into_iter().enumerate() {
-                    simd.store(simd.mul(sum, scale), &mut scores[pair * PANELS + p]);
+                for (p, sum) in row.iter().enumerate() {
+                    simd.store(simd.mul(simd.load(sum), scale), &mut scores[pair * PANELS + p]);
                 }
             }
         }
@@ -373,7 +370,10 @@ impl Task<'_> {
         scores[vectors.start * LANES..visible.start].fill(f32::NEG_INFINITY);
         scores[visible.end..vectors.end * LANES].fill(f32::NEG_INFINITY);
         let scores_by_vector = &mut scores.as_chunks_mut::<LANES>().0[vectors.clone()];
-        let largest = scores_by_vector.iter().fold(simd.splat(softmax.max), |max, s| simd.max(max, simd.load(s)));
+        let mut largest = simd.splat(softmax.max);
+        for scores in scores_by_vector.iter() {
+            largest = simd.max(largest, simd.load(scores));
+        }
         let max = simd.max_lane(largest);
         let mut weights = simd.load(&softmax.weights);
         if max > softmax.max {
@@ -446,16 +446,12 @@ fn sum_panels<S: Simd, const R: usize, const P: usize>(
 ) {
     let panels = sums.len() / R;
     let Some(values) = values.first_chunk::<P>() else { return };
-    let mut tile = [[simd.zero(); P]; R];
+    let mut tile = [[[0.0; LANES]; P]; R];
     for (r, row) in tile.iter_mut().enumerate() {
-        for (p, sum) in row.iter_mut().enumerate() {
-            *sum = simd.load(&sums[r * panels + panel + p]);
-        }
+        row.copy_from_slice(&sums[r * panels + panel..][..P]);
     }
-    let tile = multiply_add(simd, keys, |r, key| weights[r][key], |p, key| &values[p][key], tile);
-    for (r, row) in tile.into_iter().enumerate() {
-        for (p, sum) in row.into_iter().enumerate() {
-            simd.store(sum, &mut sums[r * panels + panel + p]);
-        }
+    multiply_add(simd, keys, |r, key| weights[r][key], values.each_ref().map(|values| &values[..]), &mut tile);
+    for (r, row) in tile.iter().enumerate() {
+        sums[r * panels + panel..][..P].copy_from_slice(row);
     }
 }

@@ -67,17 +67,20 @@ impl Kernel for Row<'_> {
 fn turn_halves<S: Simd>(simd: S, from: [&[f32]; 4], to: [&mut [f32]; 2]) {
     let [x1, x2, cos, sin] = from.map(|x| x.as_chunks::<LANES>());
     let [(y1, y1_tail), (y2, y2_tail)] = to.map(|y| y.as_chunks_mut::<LANES>());
-    let turn = |x1, x2, cos, sin| {
-        let minus = simd.sub(simd.zero(), simd.mul(x2, sin));
-        (simd.fma(x1, cos, minus), simd.fma(x2, cos, simd.mul(x1, sin)))
-    };
     for k in 0..y1.len() {
-        let (a, b) = turn(simd.load(&x1.0[k]), simd.load(&x2.0[k]), simd.load(&cos.0[k]), simd.load(&sin.0[k]));
+        let (a, b) =
+            turn(simd, simd.load(&x1.0[k]), simd.load(&x2.0[k]), simd.load(&cos.0[k]), simd.load(&sin.0[k]));
         simd.store(a, &mut y1[k]);
         simd.store(b, &mut y2[k]);
     }
-    let tail = |x: &[f32]| simd.load_partial(x, 0.0);
-    let (a, b) = turn(tail(x1.1), tail(x2.1), tail(cos.1), tail(sin.1));
+    let (x1, x2) = (simd.load_partial(x1.1, 0.0), simd.load_partial(x2.1, 0.0));
+    let (a, b) = turn(simd, x1, x2, simd.load_partial(cos.1, 0.0), simd.load_partial(sin.1, 0.0));
     simd.store_partial(a, y1_tail);
     simd.store_partial(b, y2_tail);
+}
+
+#[inline(always)]
+fn turn<S: Simd>(simd: S, x1: S::F, x2: S::F, cos: S::F, sin: S::F) -> (S::F, S::F) {
+    let minus = simd.sub(simd.zero(), simd.mul(x2, sin));
+    (simd.fma(x1, cos, minus), simd.fma(x2, cos, simd.mul(x1, sin)))
 }

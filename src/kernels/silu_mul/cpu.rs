@@ -31,17 +31,18 @@ impl Kernel for Row<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let one = simd.splat(1.0);
-        let gated = |gate, up| {
-            let decay = simd.exp(simd.sub(simd.zero(), gate));
-            simd.mul(simd.div(gate, simd.add(one, decay)), up)
-        };
         let (gate, gate_tail) = self.gate.as_chunks::<LANES>();
         let (up, up_tail) = self.up.as_chunks::<LANES>();
         let (out, out_tail) = self.out.as_chunks_mut::<LANES>();
         for ((gate, up), out) in gate.iter().zip(up).zip(out) {
-            simd.store(gated(simd.load(gate), simd.load(up)), out);
+            simd.store(gated(simd, simd.load(gate), simd.load(up)), out);
         }
-        simd.store_partial(gated(simd.load_partial(gate_tail, 0.0), simd.load_partial(up_tail, 0.0)), out_tail);
+        simd.store_partial(gated(simd, simd.load_partial(gate_tail, 0.0), simd.load_partial(up_tail, 0.0)), out_tail);
     }
+}
+
+#[inline(always)]
+fn gated<S: Simd>(simd: S, gate: S::F, up: S::F) -> S::F {
+    let decay = simd.exp(simd.sub(simd.zero(), gate));
+    simd.mul(simd.div(gate, simd.add(simd.splat(1.0), decay)), up)
 }

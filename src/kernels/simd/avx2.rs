@@ -41,6 +41,7 @@ impl Simd for Avx2 {
     type F = F;
     type I = I;
     const TILE_ROWS: usize = 4;
+    const SUMS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
@@ -200,5 +201,11 @@ impl Simd for Avx2 {
     fn to_bits(self, x: F) -> I {
         // SAFETY: `self` proves that the CPU has the instructions.
         unsafe { I(_mm256_castps_si256(x.0), _mm256_castps_si256(x.1)) }
+    }
+
+    #[inline(always)]
+    fn prefetch_line(self, address: *const u8) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
 }

@@ -38,6 +38,7 @@ impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
     const TILE_ROWS: usize = 12;
+    const SUMS: usize = 24;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -172,5 +173,11 @@ impl Simd for Avx512 {
     fn to_bits(self, x: __m512) -> __m512i {
         // SAFETY: `self` proves that the CPU has the instructions.
         unsafe { _mm512_castps_si512(x) }
+    }
+
+    #[inline(always)]
+    fn prefetch_line(self, address: *const u8) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
 }

@@ -22,6 +22,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     type I: Copy;
     /// Rows of a register tile of two panels, at most 12: as many as leave registers for the weights.
     const TILE_ROWS: usize;
+    /// Running sums that stay in registers while weights are widened beside them.
+    const SUMS: usize;
 
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::F;
@@ -68,6 +70,17 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn from_bits(self, x: Self::I) -> Self::F;
     /// The same bits as integers.
     fn to_bits(self, x: Self::F) -> Self::I;
+
+    /// Asks for the cache line at an address, which need not be valid, to be brought near.
+    fn prefetch_line(self, address: *const u8);
+
+    /// Asks for a value that will soon be read.
+    #[inline(always)]
+    fn prefetch<T>(self, value: &T) {
+        for offset in (0..size_of::<T>()).step_by(64) {
+            self.prefetch_line(std::ptr::from_ref(value).cast::<u8>().wrapping_add(offset));
+        }
+    }
 
     /// The vector of zeros.
     #[inline(always)]
@@ -147,7 +160,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
 pub(crate) trait Kernel {
     /// What it gives back.
     type Output;
-    /// Does it; implementations are `#[inline(always)]`, or the wider instructions do not reach them.
+    /// Does it. Implementations and all functions that they hand vectors to are `#[inline(always)]`, or the wider
+    /// instructions do not reach them; closures cannot be, so vectors stay out of those.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
@@ -190,6 +204,26 @@ impl Level {
             Self::Avx2(simd) => simd.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(simd) => simd.run(kernel),
+        }
+    }
+
+    /// Its name, for people.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Scalar(_) => "baseline",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => "AVX-512",
+        }
+    }
+
+    /// Heights of the tiles that Linear is compiled for, ascending; the largest is no more than [`Simd::SUMS`].
+    pub(crate) fn tile_heights(self) -> &'static [usize] {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => &[1, 2, 4, 8, 16, 24],
+            _ => &[1, 2, 4],
         }
     }
 

@@ -34,6 +34,7 @@ impl Simd for Scalar {
     type F = [f32; LANES];
     type I = [i32; LANES];
     const TILE_ROWS: usize = 4;
+    const SUMS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -146,4 +147,7 @@ impl Simd for Scalar {
     fn to_bits(self, x: Self::F) -> Self::I {
         x.map(|x| x.to_bits() as i32)
     }
+
+    #[inline(always)]
+    fn prefetch_line(self, _: *const u8) {}
 }

@@ -1,6 +1,6 @@
 //! Float32, float16 and bfloat16: one weight a block.
 
-use super::{LANES, PanelFormat, Simd, WeightFormat, f16_at};
+use super::{LANES, PanelFormat, Simd, Sink, WeightFormat, f16_at};
 
 /// IEEE single.
 pub(in super::super) struct F32;
@@ -24,8 +24,8 @@ impl PanelFormat for F32 {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Self::Block, mut sink: impl FnMut(usize, S::F)) {
-        sink(0, simd.load(packed));
+    fn unpack<S: Simd>(simd: S, packed: &Self::Block, sink: &mut impl Sink<S>) {
+        sink.put(0, simd.load(packed));
     }
 }
 
@@ -44,8 +44,8 @@ impl PanelFormat for F16 {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Self::Block, mut sink: impl FnMut(usize, S::F)) {
-        sink(0, simd.load_f16(packed));
+    fn unpack<S: Simd>(simd: S, packed: &Self::Block, sink: &mut impl Sink<S>) {
+        sink.put(0, simd.load_f16(packed));
     }
 }
 
@@ -62,7 +62,7 @@ impl PanelFormat for Bf16 {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Self::Block, mut sink: impl FnMut(usize, S::F)) {
-        sink(0, simd.load_bf16(packed));
+    fn unpack<S: Simd>(simd: S, packed: &Self::Block, sink: &mut impl Sink<S>) {
+        sink.put(0, simd.load_bf16(packed));
     }
 }

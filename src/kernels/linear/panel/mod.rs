@@ -29,9 +29,14 @@ pub(super) trait PanelFormat: 'static {
     /// The weights of one block of the file.
     fn decode(block: &[u8], weights: &mut [f32]);
 
-    /// Widens a packed block: `sink(k, w)` once for each input `k` of the block, ascending. The values are those of
-    /// [`decode`](Self::decode) to within a rounding.
-    fn unpack<S: Simd>(simd: S, packed: &Self::Block, sink: impl FnMut(usize, S::F));
+    /// Widens a packed block into `sink`, inputs ascending. The values are those of [`decode`](Self::decode).
+    fn unpack<S: Simd>(simd: S, packed: &Self::Block, sink: &mut impl Sink<S>);
+}
+
+/// Takes the weights of a block as they are widened. Implementations are `#[inline(always)]`, which a closure cannot be.
+pub(super) trait Sink<S: Simd> {
+    /// The weights of input `k` of the block for the panel's sixteen outputs.
+    fn put(&mut self, k: usize, weights: S::F);
 }
 
 /// Evaluates an expression with the [`PanelFormat`] of a [`WeightFormat`].

@@ -1,6 +1,6 @@
 //! Q4_0: 32 nibbles and a half scale; `w = scale * (q - 8)`.
 
-use super::{LANES, NibblePair, PanelFormat, Simd, WeightFormat, f16_at, nibbles};
+use super::{LANES, NibblePair, PanelFormat, Simd, Sink, WeightFormat, f16_at, nibbles};
 
 const LEN: usize = 32;
 
@@ -40,13 +40,13 @@ impl PanelFormat for Q4_0 {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Block, mut sink: impl FnMut(usize, S::F)) {
+    fn unpack<S: Simd>(simd: S, packed: &Block, sink: &mut impl Sink<S>) {
         let scale = simd.load_f16(&packed.scales);
         let offset = simd.mul(scale, simd.splat(-8.0));
         for (k, pair) in packed.pairs.iter().enumerate() {
             let pair = simd.load_u8(pair);
-            sink(2 * k, simd.fma(simd.to_f32(simd.and(pair, 0xf)), scale, offset));
-            sink(2 * k + 1, simd.fma(simd.to_f32(simd.shr::<4>(pair)), scale, offset));
+            sink.put(2 * k, simd.fma(simd.to_f32(simd.and(pair, 0xf)), scale, offset));
+            sink.put(2 * k + 1, simd.fma(simd.to_f32(simd.shr::<4>(pair)), scale, offset));
         }
     }
 }

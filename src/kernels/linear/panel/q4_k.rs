@@ -1,6 +1,6 @@
 //! Q4_K: 256 nibbles in 8 groups; `w = (scale * group_scale) * q - min * group_min`.
 
-use super::{LANES, NibblePair, PanelFormat, Simd, WeightFormat, f16_at, nibbles};
+use super::{LANES, NibblePair, PanelFormat, Simd, Sink, WeightFormat, f16_at, nibbles};
 
 const GROUPS: usize = 8;
 const GROUP_LEN: usize = 32;
@@ -73,7 +73,7 @@ impl PanelFormat for Q4K {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Block, mut sink: impl FnMut(usize, S::F)) {
+    fn unpack<S: Simd>(simd: S, packed: &Block, sink: &mut impl Sink<S>) {
         let scale = simd.load_f16(&packed.scales);
         let minus_min = simd.mul(simd.load_f16(&packed.mins), simd.splat(-1.0));
         for (g, group) in packed.groups.iter().enumerate() {
@@ -81,8 +81,8 @@ impl PanelFormat for Q4K {
             let offset = simd.mul(minus_min, simd.to_f32(simd.load_u8(&group.mins)));
             for (k, pair) in group.pairs.iter().enumerate() {
                 let (k, pair) = (g * GROUP_LEN + 2 * k, simd.load_u8(pair));
-                sink(k, simd.fma(simd.to_f32(simd.and(pair, 0xf)), scale, offset));
-                sink(k + 1, simd.fma(simd.to_f32(simd.shr::<4>(pair)), scale, offset));
+                sink.put(k, simd.fma(simd.to_f32(simd.and(pair, 0xf)), scale, offset));
+                sink.put(k + 1, simd.fma(simd.to_f32(simd.shr::<4>(pair)), scale, offset));
             }
         }
     }

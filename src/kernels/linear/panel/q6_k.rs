@@ -1,6 +1,6 @@
 //! Q6_K: 256 numbers of 6 bits in 16 groups; `w = (scale * group_scale) * (q - 32)`.
 
-use super::{LANES, NibblePair, PanelFormat, Simd, WeightFormat, f16_at, nibbles};
+use super::{LANES, NibblePair, PanelFormat, Simd, Sink, WeightFormat, f16_at, nibbles};
 
 const GROUPS: usize = 16;
 const GROUP_LEN: usize = 16;
@@ -73,7 +73,7 @@ impl PanelFormat for Q6K {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Block, mut sink: impl FnMut(usize, S::F)) {
+    fn unpack<S: Simd>(simd: S, packed: &Block, sink: &mut impl Sink<S>) {
         let scale = simd.load_f16(&packed.scales);
         for (g, group) in packed.groups.iter().enumerate() {
             let scale = simd.mul(scale, simd.to_f32(simd.load_i8(&group.scales)));
@@ -82,15 +82,14 @@ impl PanelFormat for Q6K {
                 let k = g * GROUP_LEN + quad_index * 4;
                 let high = simd.load_u8(&quad.high);
                 let [low, next] = [simd.load_u8(&quad.low[0]), simd.load_u8(&quad.low[1])];
-                let q = [
-                    simd.or(simd.and(low, 0xf), simd.and(simd.shl::<4>(high), 0x30)),
-                    simd.or(simd.shr::<4>(low), simd.and(simd.shl::<2>(high), 0x30)),
-                    simd.or(simd.and(next, 0xf), simd.and(high, 0x30)),
-                    simd.or(simd.shr::<4>(next), simd.and(simd.shr::<2>(high), 0x30)),
-                ];
-                for (step, q) in q.into_iter().enumerate() {
-                    sink(k + step, simd.fma(simd.to_f32(q), scale, offset));
-                }
+                let q = simd.or(simd.and(low, 0xf), simd.and(simd.shl::<4>(high), 0x30));
+                sink.put(k, simd.fma(simd.to_f32(q), scale, offset));
+                let q = simd.or(simd.shr::<4>(low), simd.and(simd.shl::<2>(high), 0x30));
+                sink.put(k + 1, simd.fma(simd.to_f32(q), scale, offset));
+                let q = simd.or(simd.and(next, 0xf), simd.and(high, 0x30));
+                sink.put(k + 2, simd.fma(simd.to_f32(q), scale, offset));
+                let q = simd.or(simd.shr::<4>(next), simd.and(simd.shr::<2>(high), 0x30));
+                sink.put(k + 3, simd.fma(simd.to_f32(q), scale, offset));
             }
         }
     }

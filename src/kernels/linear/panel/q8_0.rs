@@ -1,6 +1,6 @@
 //! Q8_0: 32 signed bytes and a half scale; `w = scale * q`.
 
-use super::{LANES, PanelFormat, Simd, WeightFormat, f16_at};
+use super::{LANES, PanelFormat, Simd, Sink, WeightFormat, f16_at};
 
 const LEN: usize = 32;
 
@@ -34,10 +34,10 @@ impl PanelFormat for Q8_0 {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Block, mut sink: impl FnMut(usize, S::F)) {
+    fn unpack<S: Simd>(simd: S, packed: &Block, sink: &mut impl Sink<S>) {
         let scale = simd.load_f16(&packed.scales);
         for (k, quants) in packed.quants.iter().enumerate() {
-            sink(k, simd.mul(scale, simd.to_f32(simd.load_i8(quants))));
+            sink.put(k, simd.mul(scale, simd.to_f32(simd.load_i8(quants))));
         }
     }
 }

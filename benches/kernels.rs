@@ -1,0 +1,248 @@
+//! How fast the kernels are, beside what the machine can do at most, measured in the same run.
+//!
+//! `cargo bench --bench kernels [-- --json] [-- FILTER]`: a filter keeps the lines that contain it (`q8_0`, `attention`).
+//! Linear runs over enough distinct weights that no cache holds them. Medians of single calls; ratios mean more than
+//! absolute numbers on a machine that others use too; the best call shows what that does to the medians.
+
+use std::{
+    borrow::Cow,
+    time::{Duration, Instant},
+};
+
+use candle_core::{DType, Device, Tensor};
+use candlewick::{
+    ids::{BlockId, Slot},
+    kernels::{
+        linear::{
+            PackedWeight,
+            format::{RawTensor, WeightFormat},
+            linear,
+        },
+        machine,
+        paged_attention::{AttentionMetadata, paged_attention},
+        rms_norm::rms_norm,
+        silu_mul::silu_mul,
+        store_kv::{KvLayer, store_kv},
+    },
+};
+use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+use serde_json::{Value, json};
+
+type Error = Box<dyn std::error::Error>;
+
+const FORMATS: [WeightFormat; 7] = [
+    WeightFormat::F32,
+    WeightFormat::BF16,
+    WeightFormat::F16,
+    WeightFormat::Q8_0,
+    WeightFormat::Q4_0,
+    WeightFormat::Q4K,
+    WeightFormat::Q6K,
+];
+/// `[inputs, outputs]`.
+const SHAPES: [[usize; 2]; 2] = [[1024, 3072], [3072, 1024]];
+const ROWS: [usize; 5] = [1, 4, 16, 128, 512];
+/// Several times any cache.
+const WEIGHT_BYTES: usize = 400 << 20;
+const TIME_A_LINE: Duration = Duration::from_millis(700);
+
+struct Report {
+    json: bool,
+    filter: Option<String>,
+    bytes_per_second: f64,
+    operations_per_second: f64,
+    lines: Vec<Value>,
+}
+
+impl Report {
+    fn wants(&self, name: &str) -> bool {
+        self.filter.as_ref().is_none_or(|filter| name.contains(filter))
+    }
+
+    /// Times `call(k)` for k = 0, 1, … and prints the median beside the limits.
+    fn measure(
+        &mut self,
+        name: &str,
+        bytes: usize,
+        operations: usize,
+        mut call: impl FnMut(usize) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if !self.wants(name) {
+            return Ok(());
+        }
+        call(0)?;
+        let (mut times, start) = (Vec::new(), Instant::now());
+        while start.elapsed() < TIME_A_LINE || times.len() < 5 {
+            let start = Instant::now();
+            call(times.len() + 1)?;
+            times.push(start.elapsed().as_secs_f64());
+        }
+        times.sort_by(f64::total_cmp);
+        let (median, best) = (times[times.len() / 2], times[0]);
+        let (read, computed) = (bytes as f64 / median, operations as f64 / median);
+        let (of_read, of_computed) = (read / self.bytes_per_second, computed / self.operations_per_second);
+        if self.json {
+            self.lines.push(json!({
+                "name": name, "median_us": median * 1e6, "best_us": best * 1e6, "bytes_per_second": read, "operations_per_second": computed,
+                "fraction_of_memory": of_read, "fraction_of_fma": of_computed,
+            }));
+        } else {
+            println!(
+                "{name:<34} {:>9.1} µs (best {:>9.1}) {:>6.1} GB/s ({:>3.0} %) {:>6.0} GFLOP/s ({:>3.0} %)",
+                median * 1e6,
+                best * 1e6,
+                read / 1e9,
+                of_read * 100.0,
+                computed / 1e9,
+                of_computed * 100.0
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Random bits with small scales, as a file has them.
+fn raw_weight(rng: &mut StdRng, format: WeightFormat, [inputs, outputs]: [usize; 2]) -> RawTensor<'static> {
+    let mut bytes = vec![0u8; outputs * inputs / format.block_len() * format.block_bytes()];
+    rng.fill_bytes(&mut bytes);
+    let halves_at: &[usize] = match format {
+        WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => &[],
+        WeightFormat::Q4_0 | WeightFormat::Q8_0 => &[0],
+        WeightFormat::Q4K => &[0, 2],
+        WeightFormat::Q6K => &[208],
+    };
+    for block in bytes.chunks_exact_mut(format.block_bytes()) {
+        for &at in halves_at {
+            block[at..at + 2].copy_from_slice(&half::f16::from_f32(0.001).to_le_bytes());
+        }
+        match format {
+            WeightFormat::F32 => block[3] = 0x3c,
+            WeightFormat::F16 | WeightFormat::BF16 => block[1] = 0x3c,
+            _ => {}
+        }
+    }
+    RawTensor { format, shape: vec![outputs, inputs], bytes: Cow::Owned(bytes) }
+}
+
+fn random(rng: &mut StdRng, shape: &[usize]) -> Result<Tensor, Error> {
+    let data: Vec<f32> = (0..shape.iter().product()).map(|_| rng.random_range(-1.0..1.0)).collect();
+    Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
+}
+
+fn linears(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
+    for format in FORMATS {
+        for shape @ [inputs, outputs] in SHAPES {
+            let name = |m: usize| format!("linear {format} {inputs}→{outputs} m={m}");
+            if !ROWS.iter().any(|&m| report.wants(&name(m))) {
+                continue;
+            }
+            let raw = raw_weight(rng, format, shape);
+            let count = WEIGHT_BYTES.div_ceil(raw.bytes.len());
+            let pack = |_| PackedWeight::pack(&raw, format, &Device::Cpu);
+            let weights = (0..count).map(pack).collect::<Result<Vec<_>, _>>()?;
+            for m in ROWS {
+                let x = random(rng, &[m, inputs])?;
+                report.measure(&name(m), weights[0].bytes(), 2 * m * inputs * outputs, |k| {
+                    linear(&x, &weights[k % count], None)?;
+                    Ok(())
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// 16 query heads over 8 of keys and values, 128 dimensions, bfloat16.
+fn attention(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
+    const HEADS: usize = 16;
+    const KV_HEADS: usize = 8;
+    const HEAD_DIM: usize = 128;
+    const BLOCK: usize = 16;
+    for (rows, context_len, queries) in [(1, 511, 1), (16, 511, 1), (1, 8191, 1), (1, 0, 512), (1, 3584, 512)] {
+        let name = format!("attention {rows}×{queries} after {context_len}");
+        if !report.wants(&name) {
+            continue;
+        }
+        let len: usize = context_len + queries;
+        let blocks = len.div_ceil(BLOCK);
+        let row_bytes = 4 * len * KV_HEADS * HEAD_DIM;
+        // Enough layers that no cache holds them.
+        let layers = (200usize << 20).div_ceil(rows * row_bytes).min(64);
+        let slots: Vec<Slot> = (0..(rows * blocks * BLOCK) as u32).map(Slot).collect();
+        let x = random(rng, &[slots.len(), KV_HEADS, HEAD_DIM])?;
+        let mut caches = Vec::new();
+        for _ in 0..layers {
+            let cache = KvLayer::new(rows * blocks, BLOCK, KV_HEADS, HEAD_DIM, DType::BF16, &Device::Cpu)?;
+            store_kv(&x, &x, &cache, &slots)?;
+            caches.push(cache);
+        }
+        let meta = AttentionMetadata {
+            block_size: BLOCK,
+            cu_seqlens: (0..=rows).map(|row| (row * queries) as u32).collect(),
+            context_lens: vec![context_len as u32; rows],
+            block_tables: (0..(rows * blocks) as u32).map(BlockId).collect(),
+            cu_blocks: (0..=rows).map(|row| (row * blocks) as u32).collect(),
+        };
+        let q = random(rng, &[rows * queries, HEADS, HEAD_DIM])?;
+        let pairs = rows * (0..queries).map(|query| context_len + query + 1).sum::<usize>();
+        report.measure(&name, rows * row_bytes, 4 * pairs * HEADS * HEAD_DIM, |k| {
+            paged_attention(&q, &caches[k % layers], &meta, 0.088, None)?;
+            Ok(())
+        })?;
+        if queries > 1 && context_len == 0 {
+            report.measure(&format!("attention: store_kv n={queries}"), 3 * row_bytes, 0, |k| {
+                Ok(store_kv(&x, &x, &caches[k % layers], &slots)?)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn elementwise(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
+    for n in [1, 16, 512] {
+        let (x, w) = (random(rng, &[n, 1024])?, random(rng, &[1024])?);
+        report.measure(&format!("rms_norm n={n} d=1024"), 8 * n * 1024, 0, |_| {
+            rms_norm(&x, &w, 1e-6)?;
+            Ok(())
+        })?;
+        let x = random(rng, &[n, 6144])?;
+        report.measure(&format!("silu_mul n={n} i=3072"), 12 * n * 3072, 0, |_| {
+            silu_mul(&x)?;
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn main() -> Result<(), Error> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let json = arguments.iter().any(|a| a == "--json");
+    let filter = arguments.into_iter().find(|a| !a.starts_with("--"));
+    let mut report = Report {
+        json,
+        filter,
+        bytes_per_second: machine::memory_read_bytes_per_second(WEIGHT_BYTES),
+        operations_per_second: machine::float_operations_per_second(),
+        lines: Vec::new(),
+    };
+    let (threads, instructions) = (rayon::current_num_threads(), machine::instruction_set());
+    if !report.json {
+        println!(
+            "limits of {threads} threads, {instructions}: {:.1} GB/s read, {:.0} GFLOP/s of float32 multiply-adds",
+            report.bytes_per_second / 1e9,
+            report.operations_per_second / 1e9
+        );
+    }
+    let mut rng = StdRng::seed_from_u64(1);
+    linears(&mut report, &mut rng)?;
+    attention(&mut report, &mut rng)?;
+    elementwise(&mut report, &mut rng)?;
+    if report.json {
+        let limits = json!({
+            "threads": threads, "instruction_set": instructions, "bytes_per_second": report.bytes_per_second,
+            "operations_per_second": report.operations_per_second,
+        });
+        println!("{}", serde_json::to_string_pretty(&json!({ "limits": limits, "results": report.lines }))?);
+    }
+    Ok(())
+}
