@@ -14,8 +14,7 @@ async fn streams_under_way_finish_and_new_calls_are_refused_on_old_and_new_conne
     let (server, gate) = Server::hung(config(), 3).await;
     let address = server.address;
     let channel = server.channel().await;
-    let mut watch =
-        HealthClient::new(channel.clone()).watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    let mut watch = HealthClient::new(channel.clone()).watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     let mut health = async || soon("a change of health", watch.message()).await;
     assert_eq!(health().await.unwrap().unwrap().status(), ServingStatus::Serving);
     let mut client = candlewick::proto::candlewick::v1::generation_client::GenerationClient::new(channel);

@@ -64,7 +64,9 @@ async fn reflection_of_both_versions_lists_every_service_and_hands_out_its_file(
     for service in SERVICES.into_iter().chain(["grpc.health.v1.Health"]) {
         assert!(listed.iter().any(|name| name == service), "{service} is not in {listed:?}");
     }
-    let v1::server_reflection_response::MessageResponse::FileDescriptorResponse(files) = answer().await else { panic!() };
+    let v1::server_reflection_response::MessageResponse::FileDescriptorResponse(files) = answer().await else {
+        panic!()
+    };
     assert!(!files.file_descriptor_proto.is_empty());
 
     use v1alpha::server_reflection_request::MessageRequest as OldRequest;
@@ -139,7 +141,11 @@ async fn plain_http_clients_get_plain_answers() {
 async fn bytes_that_are_no_protocol_end_their_own_connection_only() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let server = Server::well().await;
-    for garbage in [&b"\x16\x03\x01\x02\x00\x01\x00\x01"[..], b"GET / HTTP/9.9\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff"] {
+    for garbage in [
+        &b"\x16\x03\x01\x02\x00\x01\x00\x01"[..],
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff",
+    ] {
         let mut stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
         stream.write_all(garbage).await.unwrap();
         stream.shutdown().await.unwrap();

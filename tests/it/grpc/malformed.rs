@@ -11,7 +11,8 @@ use super::{Server, expected, ids, options, prompt_of, read, request};
 
 /// The only field that a refusal complains of.
 fn field(status: &Status) -> String {
-    let violations = status.get_details_bad_request().unwrap_or_else(|| panic!("no BadRequest in {status:?}")).field_violations;
+    let violations =
+        status.get_details_bad_request().unwrap_or_else(|| panic!("no BadRequest in {status:?}")).field_violations;
     assert_eq!(violations.len(), 1, "{violations:?}");
     assert!(!violations[0].description.is_empty());
     violations[0].field.clone()

@@ -19,8 +19,8 @@ use candlewick::{
     error::Result,
     ids::TokenId,
     proto::candlewick::v1::{
-        Delta, Finished, GenerateStreamRequest, GenerateStreamResponse, Prompt, RequestOptions, SamplingParams, Started,
-        TokenIds, generate_stream_response::Event, generation_client::GenerationClient, prompt,
+        Delta, Finished, GenerateStreamRequest, GenerateStreamResponse, Prompt, RequestOptions, SamplingParams,
+        Started, TokenIds, generate_stream_response::Event, generation_client::GenerationClient, prompt,
     },
     server::{ServeOptions, serve},
     telemetry::Telemetry,

@@ -31,13 +31,17 @@ async fn the_first_event_tells_every_parameter_in_force() {
     let mut request = request(&ids(1, 10), 5);
     let options = request.options.as_mut().unwrap();
     options.request_id = Some("mine".into());
-    options.sampling = Some(SamplingParams { top_k: Some(7), seed: Some(11), max_tokens: Some(5), ..SamplingParams::default() });
+    options.sampling =
+        Some(SamplingParams { top_k: Some(7), seed: Some(11), max_tokens: Some(5), ..SamplingParams::default() });
     let read = read(server.generation().await.generate_stream(request).await.unwrap().into_inner()).await;
     let started = read.started.unwrap();
     assert_eq!((started.request_id.as_str(), started.model.as_str(), started.prompt_tokens), ("mine", "fake", 10));
     let effective = started.effective.unwrap();
     assert_eq!((effective.top_k, effective.seed, effective.max_tokens), (Some(7), Some(11), Some(5)));
-    assert_eq!((effective.temperature, effective.top_p, effective.skip_special_tokens), (Some(1.0), Some(1.0), Some(true)));
+    assert_eq!(
+        (effective.temperature, effective.top_p, effective.skip_special_tokens),
+        (Some(1.0), Some(1.0), Some(true))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -81,7 +85,8 @@ async fn a_stop_token_ends_the_stream_and_is_named() {
 async fn headers_go_out_at_admission_not_at_the_first_token() {
     let (server, gate) = Server::hung(super::config(), 0).await;
     let mut client = server.generation().await;
-    let stream = soon("headers from an engine that computes nothing", client.generate_stream(request(&ids(1, 9), 3))).await;
+    let stream =
+        soon("headers from an engine that computes nothing", client.generate_stream(request(&ids(1, 9), 3))).await;
     let mut stream = stream.unwrap().into_inner();
     let first = soon("the first event", stream.message()).await.unwrap().unwrap();
     assert_eq!(first.seq, 1);

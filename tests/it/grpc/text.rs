@@ -6,9 +6,9 @@ use candlewick::{
     engine::{ModelInfo, ModelText, fake::FakeExecutor, fake::FakeOptions},
     ids::TokenId,
     proto::candlewick::v1::{
-        CompleteRequest, CompleteStreamRequest, DetokenizeRequest, FinishReason, GenerateRequest, GenerateStreamRequest,
-        Message, Prompt, Role, TokenizeRequest, chat_client::ChatClient, complete_stream_response::Event, finish::Matched,
-        prompt, tokens_client::TokensClient,
+        CompleteRequest, CompleteStreamRequest, DetokenizeRequest, FinishReason, GenerateRequest,
+        GenerateStreamRequest, Message, Prompt, Role, TokenizeRequest, chat_client::ChatClient,
+        complete_stream_response::Event, finish::Matched, prompt, tokens_client::TokensClient,
     },
     server::ServeOptions,
     text::{ChatTemplate, Tokenizer},

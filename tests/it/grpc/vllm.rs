@@ -21,7 +21,12 @@ fn request(id: &str, ids: &[u32], stream: bool, params: SamplingParams) -> Gener
 }
 
 fn up_to(max_tokens: u32) -> SamplingParams {
-    SamplingParams { temperature: Some(0.0), max_tokens: Some(max_tokens), ignore_eos: true, ..SamplingParams::default() }
+    SamplingParams {
+        temperature: Some(0.0),
+        max_tokens: Some(max_tokens),
+        ignore_eos: true,
+        ..SamplingParams::default()
+    }
 }
 
 async fn client(server: &Server) -> VllmEngineClient<Channel> {
@@ -80,7 +85,10 @@ async fn bad_requests_are_invalid_arguments_by_their_path() {
         ("tokenized.input_ids", request("no ids", &[], true, up_to(5))),
         ("tokenized.input_ids[1]", request("an id past the vocabulary", &[1, 5_000_000], true, up_to(5))),
         ("tokenized.input_ids", request("too long", &long, true, up_to(5))),
-        ("sampling_params.temperature", request("cold", &[1], true, SamplingParams { temperature: Some(-1.0), ..up_to(5) })),
+        (
+            "sampling_params.temperature",
+            request("cold", &[1], true, SamplingParams { temperature: Some(-1.0), ..up_to(5) }),
+        ),
         ("sampling_params.top_p", request("wide", &[1], true, SamplingParams { top_p: 7.0, ..up_to(5) })),
         ("sampling_params.min_tokens", request("long", &[1], true, SamplingParams { min_tokens: 9, ..up_to(5) })),
         ("sampling_params.n", request("many", &[1], true, SamplingParams { n: 2, ..up_to(5) })),
