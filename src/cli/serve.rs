@@ -43,7 +43,13 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Stop> {
                 std::process::exit(INTERRUPTED.into());
             });
         };
-        server::serve(engine, listener, ServeOptions { drain_timeout: args.drain_timeout }, shutdown).await?;
+        server::serve(
+            engine,
+            listener,
+            ServeOptions { drain_timeout: args.drain_timeout, ..ServeOptions::default() },
+            shutdown,
+        )
+        .await?;
         Ok(())
     })
 }

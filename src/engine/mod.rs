@@ -209,6 +209,11 @@ impl Engine {
         self.inner.supervised.health.subscribe()
     }
 
+    /// Turns health to [`Health::Draining`], so that who watches it sends nothing new; what comes is still taken.
+    pub fn announce_drain(&self) {
+        self.inner.supervised.announce_drain();
+    }
+
     /// From now on every new request is refused with `UNAVAILABLE`; those under way go on.
     pub fn begin_drain(&self) {
         self.inner.supervised.begin_drain();

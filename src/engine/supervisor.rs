@@ -177,6 +177,7 @@ pub(super) struct Supervised {
     pub health: watch::Sender<Health>,
     /// The engine's present life; none between two.
     life: Mutex<Option<Arc<Life>>>,
+    announced: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -187,6 +188,7 @@ impl Supervised {
             telemetry,
             health: watch::Sender::new(Health::Serving),
             life: Mutex::new(None),
+            announced: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         })
     }
@@ -196,10 +198,16 @@ impl Supervised {
         locked(&self.life).clone()
     }
 
+    /// From now on health says that nothing new should come.
+    pub(super) fn announce_drain(&self) {
+        self.announced.store(true, Ordering::Release);
+        self.health.send_replace(Health::Draining);
+    }
+
     /// From now on nothing new is admitted.
     pub(super) fn begin_drain(&self) {
+        self.announce_drain();
         self.draining.store(true, Ordering::Release);
-        self.health.send_replace(Health::Draining);
     }
 
     pub(super) fn draining(&self) -> bool {
@@ -208,7 +216,7 @@ impl Supervised {
 
     /// Health turns first, so that who sees a stream fail sees why.
     fn set_life(&self, life: Option<Arc<Life>>) {
-        let health = match (&life, self.draining()) {
+        let health = match (&life, self.announced.load(Ordering::Acquire)) {
             (_, true) => Health::Draining,
             (Some(_), false) => Health::Serving,
             (None, false) => Health::Restarting,

@@ -1,7 +1,7 @@
 //! The faces: gRPC, health, reflection and metrics, on one listener, and how they go down.
 //!
-//! Draining goes in steps, so that nobody loses an answer: health turns `NOT_SERVING` and new requests are refused with
-//! `UNAVAILABLE`, on old connections and new ones; when the last request has been computed, or the drain timeout has
+//! Draining goes in steps, so that nobody loses an answer: health turns `NOT_SERVING`; a moment later, when the calls that
+//! crossed with the signal have arrived, new ones are refused with `UNAVAILABLE`, on old connections and new ones; when the last request has been computed, or the drain timeout has
 //! passed, the listener closes and connections end once their streams have; what still streams after the timeout is cut.
 
 mod closing;
@@ -27,19 +27,23 @@ use crate::{engine::Engine, error::Result};
 const MAX_CONNECTIONS: usize = 4096;
 /// Pause where no connection can be accepted because the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Long enough for a call to cross a data centre and be decoded, too short for a client to see health turn and call.
+const DRAIN_GRACE: Duration = Duration::from_millis(25);
 /// What connections get to send their last bytes, once nothing more will be added to them.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How to serve.
 #[derive(Clone, Copy, Debug)]
 pub struct ServeOptions {
+    /// How long calls are still taken after health has turned: those that were on their way when shutdown began.
+    pub drain_grace: Duration,
     /// How long streams under way may go on once shutdown begins.
     pub drain_timeout: Duration,
 }
 
 impl Default for ServeOptions {
     fn default() -> Self {
-        Self { drain_timeout: Duration::from_secs(30) }
+        Self { drain_grace: DRAIN_GRACE, drain_timeout: Duration::from_secs(30) }
     }
 }
 
@@ -60,6 +64,10 @@ pub async fn serve(
     let mut connections = Connections { router, closer, tasks: JoinSet::new(), places: places() };
 
     connections.accept_until(&listener, shutdown).await;
+    engine.announce_drain();
+    if !options.drain_grace.is_zero() {
+        connections.accept_until(&listener, sleep(options.drain_grace)).await;
+    }
     engine.begin_drain();
     tracing::info!("draining: streams under way go on, new requests are refused");
     let deadline = Instant::now() + options.drain_timeout;

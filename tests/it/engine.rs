@@ -22,10 +22,10 @@ use candlewick::{
 };
 use futures::StreamExt;
 
-pub const VOCAB_SIZE: u32 = 1000;
+pub(crate) const VOCAB_SIZE: u32 = 1000;
 
 /// What a served fake is called.
-pub fn info() -> ModelInfo {
+pub(crate) fn info() -> ModelInfo {
     ModelInfo {
         name: "fake".into(),
         path: String::new(),
@@ -41,7 +41,7 @@ pub fn info() -> ModelInfo {
 }
 
 /// A small engine's limits.
-pub fn config() -> EngineConfig {
+pub(crate) fn config() -> EngineConfig {
     EngineConfig {
         num_blocks: 256,
         max_num_batched_tokens: 64,
@@ -54,7 +54,10 @@ pub fn config() -> EngineConfig {
 }
 
 /// Fakes that behave; each life's options come from its number, counted from 0.
-pub fn fakes(config: &EngineConfig, options: impl Fn(u64) -> FakeOptions + Send + Sync + 'static) -> ExecutorFactory {
+pub(crate) fn fakes(
+    config: &EngineConfig,
+    options: impl Fn(u64) -> FakeOptions + Send + Sync + 'static,
+) -> ExecutorFactory {
     let (config, lives) = (config.clone(), AtomicU64::new(0));
     Arc::new(move || {
         let options = options(lives.fetch_add(1, Ordering::Relaxed));
@@ -63,7 +66,7 @@ pub fn fakes(config: &EngineConfig, options: impl Fn(u64) -> FakeOptions + Send 
 }
 
 /// An engine on fakes.
-pub async fn engine(config: EngineConfig, factory: ExecutorFactory) -> Engine {
+pub(crate) async fn engine(config: EngineConfig, factory: ExecutorFactory) -> Engine {
     Engine::start(info(), ModelText::default(), config, Arc::new(Telemetry::new("fake")), factory).await.unwrap()
 }
 
@@ -97,7 +100,7 @@ async fn read(
 }
 
 /// Waits for a condition that other threads bring about; fails after ten seconds.
-pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let patience = async {
         while !holds() {
             tokio::task::yield_now().await;

@@ -153,7 +153,7 @@ fn a_plan_outside_the_cache_or_the_vocabulary_is_an_error_not_a_panic() {
         ("a slot beyond the cache", |plan| plan.slot_mapping[0] = Slot(1 << 20)),
         ("a block beyond the cache", |plan| plan.block_tables[0] = BlockId(64)),
         ("too few blocks", |plan| plan.rows[0].context_len = 500),
-        ("a position too few", |plan| drop(plan.positions.pop())),
+        ("a position too few", |plan| plan.positions.truncate(plan.positions.len() - 1)),
         ("a copy beyond the cache", |plan| {
             plan.block_copies.push(BlockCopy { source: BlockId(0), destination: BlockId(64) });
         }),

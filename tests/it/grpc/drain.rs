@@ -39,6 +39,22 @@ async fn streams_under_way_finish_and_new_calls_are_refused_on_old_and_new_conne
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_crosses_with_the_shutdown_is_taken_though_health_has_turned() {
+    let options = ServeOptions { drain_grace: Duration::from_secs(3600), ..ServeOptions::default() };
+    let well = fakes(&config(), |_| FakeOptions::default());
+    let server = Server::with(info(), ModelText::default(), config(), well, options).await;
+    let channel = server.channel().await;
+    let mut watch = HealthClient::new(channel).watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    let mut client = server.generation().await;
+    let _served = server.shut_down();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    let prompt = ids(1, 9);
+    let stream = client.generate_stream(request(&prompt, 50)).await.unwrap().into_inner();
+    assert_eq!(read(stream).await.token_ids(), expected(&prompt, 50));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_outlasts_the_drain_timeout_is_cut_off_with_unavailable() {
     let gate = std::sync::Arc::new(candlewick::engine::fake::Gate::default());
     let held = gate.clone();
@@ -46,7 +62,7 @@ async fn a_stream_that_outlasts_the_drain_timeout_is_cut_off_with_unavailable() 
         mishap: Some((3, candlewick::engine::fake::Mishap::Hang(held.clone()))),
         ..FakeOptions::default()
     };
-    let options = ServeOptions { drain_timeout: Duration::from_millis(50) };
+    let options = ServeOptions { drain_grace: Duration::ZERO, drain_timeout: Duration::from_millis(50) };
     let server = Server::with(info(), ModelText::default(), config(), fakes(&config(), hangs), options).await;
     let stream = server.generation().await.generate_stream(request(&ids(1, 9), 50)).await.unwrap().into_inner();
     let served = server.shut_down();

@@ -62,7 +62,8 @@ impl Server {
     }
 
     pub(crate) async fn start(config: EngineConfig, factory: ExecutorFactory) -> Self {
-        Self::with(info(), ModelText::default(), config, factory, ServeOptions::default()).await
+        let options = ServeOptions { drain_grace: Duration::ZERO, ..ServeOptions::default() };
+        Self::with(info(), ModelText::default(), config, factory, options).await
     }
 
     pub(crate) async fn with(
