@@ -68,8 +68,7 @@ fn turn_halves<S: Simd>(simd: S, from: [&[f32]; 4], to: [&mut [f32]; 2]) {
     let [x1, x2, cos, sin] = from.map(|x| x.as_chunks::<LANES>());
     let [(y1, y1_tail), (y2, y2_tail)] = to.map(|y| y.as_chunks_mut::<LANES>());
     for k in 0..y1.len() {
-        let (a, b) =
-            turn(simd, simd.load(&x1.0[k]), simd.load(&x2.0[k]), simd.load(&cos.0[k]), simd.load(&sin.0[k]));
+        let (a, b) = turn(simd, simd.load(&x1.0[k]), simd.load(&x2.0[k]), simd.load(&cos.0[k]), simd.load(&sin.0[k]));
         simd.store(a, &mut y1[k]);
         simd.store(b, &mut y2[k]);
     }
