@@ -180,4 +180,10 @@ impl Simd for Avx512 {
         // SAFETY: a prefetch of any address is harmless.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
+
+    #[inline(always)]
+    fn prefetch_far<T>(self, value: &T) {
+        // SAFETY: a prefetch is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(value).cast()) }
+    }
 }

@@ -74,6 +74,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Asks for the cache line at an address, which need not be valid, to be brought near.
     fn prefetch_line(self, address: *const u8);
 
+    /// Asks for the cache line of a value to be brought into the second-level cache.
+    fn prefetch_far<T>(self, value: &T);
+
     /// Asks for a value that will soon be read.
     #[inline(always)]
     fn prefetch<T>(self, value: &T) {

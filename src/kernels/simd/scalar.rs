@@ -150,4 +150,7 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn prefetch_line(self, _: *const u8) {}
+
+    #[inline(always)]
+    fn prefetch_far<T>(self, _: &T) {}
 }
