@@ -12,6 +12,7 @@ pub(crate) type Vector = [f32; LANES];
 /// Each output is one chain of fused multiply-adds, so its value depends on nothing but its row and its weights:
 /// not on `R`, on `P` or on how the range of `k` is cut. While the loop runs the tile stays in registers.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
 pub(crate) fn multiply_add<S: Simd, const R: usize, const P: usize>(
     simd: S,
     k: Range<usize>,
@@ -19,7 +20,6 @@ pub(crate) fn multiply_add<S: Simd, const R: usize, const P: usize>(
     w: [&[Vector]; P],
     tile: &mut [[Vector; P]; R],
 ) {
-    // Plain loops over indices: iterators by value over arrays of vectors end up in memory.
     let w = w.map(|w| &w[..k.end]);
     let mut sums = [[simd.zero(); P]; R];
     for row in 0..R {

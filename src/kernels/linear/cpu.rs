@@ -163,12 +163,12 @@ impl<F: PanelFormat> Task<'_, F> {
 
     /// `R` rows over `P` panels.
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
     fn pass<S: Simd, const R: usize, const P: usize>(&self, simd: S, first: usize, tile: usize) {
         let len = F::FORMAT.block_len();
         let blocks = self.inputs / len;
         let ahead = PREFETCH_BYTES.div_ceil(size_of::<F::Block>());
         let panels = &self.blocks[first * blocks..(first + P) * blocks];
-        // Plain loops over indices: iterators by value over arrays of vectors end up in memory.
         let mut sums = [[simd.zero(); R]; P];
         for (block, x) in self.tiles.data_of(tile).chunks_exact(R * len).enumerate() {
             for p in 0..P {
@@ -202,6 +202,7 @@ struct MultiplyAdd<'a, S: Simd, const R: usize> {
 
 impl<S: Simd, const R: usize> Sink<S> for MultiplyAdd<'_, S, R> {
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
     fn put(&mut self, k: usize, weights: S::F) {
         let x = &self.x[k * R..(k + 1) * R];
         // Two loops, because the compiler does not unroll one of 24 steps.

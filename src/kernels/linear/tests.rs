@@ -1,7 +1,5 @@
 //! Linear against its reference and candle's own readers, and its invariance.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use std::borrow::Cow;
 
 use candle_core::{

@@ -212,7 +212,7 @@ impl<'a> Matrix<'a> {
 
 impl<'a> Row<'a> {
     /// Its bytes in another format, a float one where it is not its own.
-    pub(super) fn in_format(&self, in_features: usize, format: WeightFormat) -> std::borrow::Cow<'a, [u8]> {
+    pub(super) fn in_format(self, in_features: usize, format: WeightFormat) -> std::borrow::Cow<'a, [u8]> {
         if format == self.format {
             return self.bytes.into();
         }
@@ -225,7 +225,7 @@ impl<'a> Row<'a> {
     }
 
     /// Its weights.
-    pub(super) fn to_f32(&self, in_features: usize) -> Vec<f32> {
+    pub(super) fn to_f32(self, in_features: usize) -> Vec<f32> {
         let mut weights = vec![0.0; in_features];
         let blocks = self.bytes.chunks_exact(self.format.block_bytes());
         with_format!(self.format, F => {

@@ -23,8 +23,10 @@ const KEYS: usize = 64;
 const KEY_VECTORS: usize = KEYS / LANES;
 /// Query vectors (queries times query heads) a task, at most, where a KV head has fewer query heads.
 const VECTORS_A_TASK: usize = 48;
-/// Panels of the register tiles.
+/// Panels of the register tiles, and of those of few rows.
 const PANELS: usize = 2;
+const FEW_ROWS: usize = 2;
+const PANELS_FEW_ROWS: usize = 4;
 
 /// All queries, `[n, heads * head_dim]`.
 pub(super) fn paged_attention(op: &PagedAttention<'_>, q: Rows<'_>) -> candle_core::Result<Vec<f32>> {
@@ -90,60 +92,91 @@ struct HeadCache<'a, E> {
     row: &'a Row<'a>,
 }
 
+/// Neighbouring positions in one block.
+struct Run {
+    /// The head's part of the block, in keys and in values.
+    part: Range<usize>,
+    /// The first position's place in the block.
+    offset: usize,
+    positions: Range<usize>,
+}
+
 impl<E: CacheElement> HeadCache<'_, E> {
-    /// The head's part of the block with a position, and the position's offset in the block.
+    /// The positions from `positions.start` as far as they lie in one block.
     #[inline(always)]
-    fn at(&self, position: usize) -> (Range<usize>, usize) {
+    fn run(&self, positions: Range<usize>) -> Run {
         let KvCacheConfig { block_size, kv_heads, head_dim, .. } = self.config;
-        let block = self.row.blocks[position / block_size].index();
+        let (index, offset) = (positions.start / block_size, positions.start % block_size);
         let len = block_size * head_dim;
-        let start = (block * kv_heads + self.kv_head) * len;
-        (start..start + len, position % block_size)
+        let start = (self.row.blocks[index].index() * kv_heads + self.kv_head) * len;
+        let end = positions.end.min(positions.start + block_size - offset);
+        Run { part: start..start + len, offset, positions: positions.start..end }
     }
 
     /// Widens the keys at `positions` of the tile at `start` into `[vector][dim][key]`; other keys are left as they are.
+    /// Meanwhile asks for the keys that stand a tile further, as far as `end`.
     #[inline(always)]
-    fn widen_keys<S: Simd>(&self, simd: S, start: usize, positions: Range<usize>, to: &mut [Vector]) {
+    fn widen_keys<S: Simd>(&self, simd: S, start: usize, positions: Range<usize>, end: usize, to: &mut [Vector]) {
         let KvCacheConfig { block_size, head_dim, .. } = self.config;
-        for (vector, to) in to.chunks_exact_mut(head_dim).take(KEY_VECTORS).enumerate() {
-            let first = start + vector * LANES;
-            let used = first.max(positions.start)..(first + LANES).min(positions.end);
-            if used.is_empty() {
-                continue;
-            }
-            if block_size.is_multiple_of(LANES) {
-                let (part, offset) = self.at(first);
-                for (from, to) in self.keys[part].chunks_exact(block_size).zip(to) {
-                    let from = &from[offset..offset + LANES];
-                    if let Ok(from) = from.try_into() {
+        if block_size.is_multiple_of(LANES) {
+            for (vector, to) in to.chunks_exact_mut(head_dim).take(KEY_VECTORS).enumerate() {
+                let first = start + vector * LANES;
+                if first + LANES <= positions.start || first >= positions.end {
+                    continue;
+                }
+                // Whole vectors: a block has room for all their keys, and scores of those not asked for are not used.
+                let run = self.run(first..first + LANES);
+                let coming = self.run(if first + KEYS < end { first + KEYS..end } else { first..first + 1 });
+                let coming = self.keys[coming.part].chunks_exact(block_size).map(|keys| &keys[coming.offset]);
+                for ((from, to), coming) in self.keys[run.part].chunks_exact(block_size).zip(to).zip(coming) {
+                    simd.prefetch_far(coming);
+                    if let Some(from) = from[run.offset..].first_chunk() {
                         simd.store(E::load(simd, from), to);
                     }
                 }
-            } else {
-                for position in used {
-                    let (part, offset) = self.at(position);
-                    for (from, to) in self.keys[part].chunks_exact(block_size).zip(to.iter_mut()) {
-                        to[position - first] = from[offset].to_f32();
-                    }
+            }
+            return;
+        }
+        let mut rest = positions;
+        while !rest.is_empty() {
+            let run = self.run(rest.clone());
+            rest.start = run.positions.end;
+            for (dim, from) in self.keys[run.part].chunks_exact(block_size).enumerate() {
+                for (key, from) in run.positions.clone().zip(&from[run.offset..]) {
+                    let key = key - start;
+                    to[key / LANES * head_dim + dim][key % LANES] = from.to_f32();
                 }
             }
         }
     }
 
     /// Widens the values at `positions` of the tile at `start` into `[panel][key][dim]`; other keys are left as they are.
+    /// Meanwhile asks for the values that stand a tile further, as far as `end`.
     #[inline(always)]
-    fn widen_values<S: Simd>(&self, simd: S, start: usize, positions: Range<usize>, to: &mut [Vector]) {
+    fn widen_values<S: Simd>(&self, simd: S, start: usize, positions: Range<usize>, end: usize, to: &mut [Vector]) {
         let head_dim = self.config.head_dim;
-        for position in positions {
-            let (part, offset) = self.at(position);
-            let from = &self.values[part][offset * head_dim..(offset + 1) * head_dim];
-            let (from, tail) = from.as_chunks::<LANES>();
-            let key = position - start;
-            for (panel, from) in from.iter().enumerate() {
-                simd.store(E::load(simd, from), &mut to[panel * KEYS + key]);
-            }
-            for (from, to) in tail.iter().zip(to.iter_mut().skip(from.len() * KEYS + key).take(1).flatten()) {
-                *to = from.to_f32();
+        let mut rest = positions;
+        while !rest.is_empty() {
+            let run = self.run(rest.clone());
+            rest.start = run.positions.end;
+            let first = run.positions.start;
+            let coming = self.run(if first + KEYS < end { first + KEYS..end } else { first..first + 1 });
+            let coming = &self.values[coming.part][coming.offset * head_dim..];
+            let rows = self.values[run.part][run.offset * head_dim..].chunks_exact(head_dim);
+            for (row, (key, from)) in run.positions.zip(rows).enumerate() {
+                let (from, tail) = from.as_chunks::<LANES>();
+                let to = &mut to[key - start..];
+                for (panel, from) in from.iter().enumerate() {
+                    if let Some(coming) = coming.get(row * head_dim + panel * LANES) {
+                        simd.prefetch_far(coming);
+                    }
+                    simd.store(E::load(simd, from), &mut to[panel * KEYS]);
+                }
+                if !tail.is_empty() {
+                    for (from, to) in tail.iter().zip(&mut to[from.len() * KEYS]) {
+                        *to = from.to_f32();
+                    }
+                }
             }
         }
     }
@@ -191,11 +224,12 @@ struct Task<'a> {
     out: &'a SharedMatrix<'a, f32>,
 }
 
-/// Widens the keys and values at some positions of the tile at `start`.
+/// Widens the keys and values at some positions of the tile at `start`; those before `end` will be needed soon.
 struct Widen<'a, E> {
     cache: &'a HeadCache<'a, E>,
     start: usize,
     positions: Range<usize>,
+    end: usize,
     scratch: &'a mut Scratch,
 }
 
@@ -204,8 +238,8 @@ impl<E: CacheElement> Kernel for Widen<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        self.cache.widen_keys(simd, self.start, self.positions.clone(), &mut self.scratch.keys);
-        self.cache.widen_values(simd, self.start, self.positions, &mut self.scratch.values);
+        self.cache.widen_keys(simd, self.start, self.positions.clone(), self.end, &mut self.scratch.keys);
+        self.cache.widen_values(simd, self.start, self.positions, self.end, &mut self.scratch.values);
     }
 }
 
@@ -264,9 +298,9 @@ impl Task<'_> {
         let end = self.visible(self.vectors() - 1).end;
         for start in (first / KEYS * KEYS..end).step_by(KEYS) {
             let positions = first.max(start)..end.min(start + KEYS);
-            let end = positions.end - start;
-            level.run(Widen { cache, start, positions, scratch: self.scratch });
-            level.run(Tile { task: self, start, end });
+            let needed = positions.end - start;
+            level.run(Widen { cache, start, positions, end, scratch: self.scratch });
+            level.run(Tile { task: self, start, end: needed });
         }
         level.run(Finish(self));
     }
@@ -339,18 +373,28 @@ impl Task<'_> {
     /// Scores of `R` query vectors with the first `keys` keys of the tile (rounded up to whole vectors).
     #[inline(always)]
     fn score<S: Simd, const R: usize>(&mut self, simd: S, first: usize, keys: usize) {
+        // Few rows take more panels, so that there are enough chains to hide the latency of a multiply-add.
+        if const { R <= FEW_ROWS } {
+            self.score_panels::<S, R, PANELS_FEW_ROWS>(simd, first, keys);
+        } else {
+            self.score_panels::<S, R, PANELS>(simd, first, keys);
+        }
+    }
+
+    #[inline(always)]
+    fn score_panels<S: Simd, const R: usize, const P: usize>(&mut self, simd: S, first: usize, keys: usize) {
         let head_dim = self.config.head_dim;
         let Scratch { keys: widened, queries, scores, .. } = &mut *self.scratch;
         let queries = queries[first * head_dim..(first + R) * head_dim].as_chunks::<R>().0;
         let scale = simd.splat(self.scale);
-        for pair in 0..keys.div_ceil(LANES * PANELS) {
-            let (k0, k1) = widened[pair * PANELS * head_dim..][..PANELS * head_dim].split_at(head_dim);
-            let mut tile = [[[0.0; LANES]; PANELS]; R];
-            multiply_add(simd, 0..queries.len(), |r, d| queries[d][r], [k0, k1], &mut tile);
+        for vector in (0..keys.div_ceil(LANES)).step_by(P) {
+            let mut tile = [[[0.0; LANES]; P]; R];
+            let panels = std::array::from_fn(|p| &widened[(vector + p) * head_dim..(vector + p + 1) * head_dim]);
+            multiply_add(simd, 0..head_dim, |r, d| queries[d][r], panels, &mut tile);
             for (r, row) in tile.iter().enumerate() {
                 let scores = scores[first + r].as_chunks_mut::<LANES>().0;
                 for (p, sum) in row.iter().enumerate() {
-                    simd.store(simd.mul(simd.load(sum), scale), &mut scores[pair * PANELS + p]);
+                    simd.store(simd.mul(simd.load(sum), scale), &mut scores[vector + p]);
                 }
             }
         }
@@ -409,6 +453,12 @@ impl Task<'_> {
         let values = values.as_chunks::<KEYS>().0;
         let sums = &mut sums[first * panels..(first + R) * panels];
         let mut panel = 0;
+        if const { R <= FEW_ROWS } {
+            while panel + PANELS_FEW_ROWS <= panels {
+                sum_panels::<S, R, PANELS_FEW_ROWS>(simd, keys.clone(), scores, &values[panel..], sums, panel);
+                panel += PANELS_FEW_ROWS;
+            }
+        }
         while panel + PANELS <= panels {
             sum_panels::<S, R, PANELS>(simd, keys.clone(), scores, &values[panel..], sums, panel);
             panel += PANELS;

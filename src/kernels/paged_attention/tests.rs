@@ -1,7 +1,5 @@
 //! Paged attention against its reference, and its invariance.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use candle_core::DType;
 use rand::{RngExt, rngs::StdRng};
 

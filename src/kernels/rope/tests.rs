@@ -1,7 +1,5 @@
 //! Rotary embedding against its reference, and its invariance.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use super::*;
 use crate::kernels::test_data::{assert_close, assert_tensors_close, bits, on_threads, random, rng, values};
 

@@ -192,13 +192,13 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn from_bits(self, x: I) -> F {
+    fn as_floats(self, x: I) -> F {
         // SAFETY: `self` proves that the CPU has the instructions.
         unsafe { F(_mm256_castsi256_ps(x.0), _mm256_castsi256_ps(x.1)) }
     }
 
     #[inline(always)]
-    fn to_bits(self, x: F) -> I {
+    fn as_integers(self, x: F) -> I {
         // SAFETY: `self` proves that the CPU has the instructions.
         unsafe { I(_mm256_castps_si256(x.0), _mm256_castps_si256(x.1)) }
     }
@@ -207,5 +207,11 @@ impl Simd for Avx2 {
     fn prefetch_line(self, address: *const u8) {
         // SAFETY: a prefetch of any address is harmless.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
+    fn prefetch_far<T>(self, value: &T) {
+        // SAFETY: a prefetch is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(value).cast()) }
     }
 }

@@ -164,13 +164,13 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn from_bits(self, x: __m512i) -> __m512 {
+    fn as_floats(self, x: __m512i) -> __m512 {
         // SAFETY: `self` proves that the CPU has the instructions.
         unsafe { _mm512_castsi512_ps(x) }
     }
 
     #[inline(always)]
-    fn to_bits(self, x: __m512) -> __m512i {
+    fn as_integers(self, x: __m512) -> __m512i {
         // SAFETY: `self` proves that the CPU has the instructions.
         unsafe { _mm512_castps_si512(x) }
     }
@@ -179,5 +179,11 @@ impl Simd for Avx512 {
     fn prefetch_line(self, address: *const u8) {
         // SAFETY: a prefetch of any address is harmless.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
+    fn prefetch_far<T>(self, value: &T) {
+        // SAFETY: a prefetch is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(value).cast()) }
     }
 }

@@ -67,12 +67,15 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// To the nearest float.
     fn to_f32(self, x: Self::I) -> Self::F;
     /// The same bits as floats.
-    fn from_bits(self, x: Self::I) -> Self::F;
+    fn as_floats(self, x: Self::I) -> Self::F;
     /// The same bits as integers.
-    fn to_bits(self, x: Self::F) -> Self::I;
+    fn as_integers(self, x: Self::F) -> Self::I;
 
     /// Asks for the cache line at an address, which need not be valid, to be brought near.
     fn prefetch_line(self, address: *const u8);
+
+    /// Asks for the cache line of a value to be brought into the second-level cache.
+    fn prefetch_far<T>(self, value: &T);
 
     /// Asks for a value that will soon be read.
     #[inline(always)]
@@ -151,7 +154,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
         for c in &TAYLOR[1..] {
             p = self.fma(p, r, self.splat(*c));
         }
-        let power = self.from_bits(self.add_i32(self.shl::<23>(self.to_bits(shifted)), 0x3f80_0000));
+        let power = self.as_floats(self.add_i32(self.shl::<23>(self.as_integers(shifted)), 0x3f80_0000));
         self.mul(p, power)
     }
 }

@@ -139,15 +139,18 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn from_bits(self, x: Self::I) -> Self::F {
+    fn as_floats(self, x: Self::I) -> Self::F {
         x.map(|x| f32::from_bits(x as u32))
     }
 
     #[inline(always)]
-    fn to_bits(self, x: Self::F) -> Self::I {
+    fn as_integers(self, x: Self::F) -> Self::I {
         x.map(|x| x.to_bits() as i32)
     }
 
     #[inline(always)]
     fn prefetch_line(self, _: *const u8) {}
+
+    #[inline(always)]
+    fn prefetch_far<T>(self, _: &T) {}
 }

@@ -1,7 +1,5 @@
 //! The cache's layout and bounds.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use super::*;
 use crate::kernels::test_data::{on_threads, random, rng, values};
 
