@@ -25,10 +25,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use tokio::{
-    sync::{Semaphore, watch},
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 
 use self::{admission::Admitted, supervisor::Supervised};
 pub use self::{
@@ -136,9 +133,6 @@ struct Inner {
     info: ModelInfo,
     text: ModelText,
     supervised: Arc<Supervised>,
-    /// One permit a live request; what is bounded by it is bounded in the engine.
-    live: Arc<Semaphore>,
-    max_live: u32,
     next_sequence: AtomicU64,
 }
 
@@ -164,19 +158,9 @@ impl Engine {
         factory: ExecutorFactory,
     ) -> Result<Self> {
         telemetry.set_cache_config(config.block_size, config.num_blocks);
-        let max_live = config.max_waiting + config.max_num_seqs;
         let supervised = Supervised::new(config, telemetry);
         supervised.start(factory).await?;
-        Ok(Self {
-            inner: Arc::new(Inner {
-                info,
-                text,
-                supervised,
-                live: Arc::new(Semaphore::new(max_live)),
-                max_live: u32::try_from(max_live).unwrap_or(u32::MAX),
-                next_sequence: AtomicU64::new(0),
-            }),
-        })
+        Ok(Self { inner: Arc::new(Inner { info, text, supervised, next_sequence: AtomicU64::new(0) }) })
     }
 
     /// What is served.
@@ -221,8 +205,16 @@ impl Engine {
 
     /// Returns when no request is under way.
     pub async fn drained(&self) {
-        // An error means that the semaphore was closed, which nobody does.
-        let _all = self.inner.live.acquire_many(self.inner.max_live).await;
+        let mut health = self.health();
+        // Between two lives there are no requests; in each, all permits are back when all requests are gone.
+        while let Some(life) = self.inner.supervised.life() {
+            let all = u32::try_from(self.config().max_live()).unwrap_or(u32::MAX);
+            tokio::select! {
+                // An error of either means that nobody is left who could make requests.
+                _all = life.live.acquire_many(all) => return,
+                _changed = health.changed() => {}
+            }
+        }
     }
 
     /// Admits a request.
@@ -246,7 +238,7 @@ impl Engine {
             return Err(unavailable("the server is draining: it finishes what it has and takes nothing new"));
         }
         let life = self.inner.supervised.life().ok_or_else(|| unavailable("the engine is restarting"))?;
-        let permit = self.inner.live.clone().try_acquire_owned().map_err(|_| {
+        let permit = life.live.clone().try_acquire_owned().map_err(|_| {
             let waiting = self.config().max_waiting;
             Error::new(Code::ResourceExhausted, format!("the queue is full ({waiting} requests wait): try again later"))
                 .retry_after(admission::RETRY_AFTER)
