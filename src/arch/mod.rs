@@ -162,6 +162,7 @@ pub fn load(load: &ModelLoad<'_>) -> Result<Arc<dyn Model>> {
 fn find(path: &Path, architecture: &str) -> Result<&'static Architecture> {
     ARCHITECTURES.iter().find(|row| row.name == architecture).ok_or_else(|| {
         let known = ARCHITECTURES.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
-        Error::bad_file(path, "architectures", format!("{architecture} is not supported; supported are {known}"))
+        let given: String = architecture.chars().take(80).collect();
+        Error::bad_file(path, "architectures", format!("is {given:?}; supported are {known}"))
     })
 }
