@@ -27,7 +27,10 @@ use std::sync::{
 
 use tokio::{sync::watch, time::Instant};
 
-use self::{admission::Admitted, supervisor::Supervised};
+use self::{
+    admission::Admitted,
+    supervisor::{Life, Supervised},
+};
 pub use self::{
     stream::{Delta, Event, Finished, Generation, Started},
     supervisor::ExecutorFactory,
@@ -201,6 +204,13 @@ impl Engine {
     /// From now on every new request is refused with `UNAVAILABLE`; those under way go on.
     pub fn begin_drain(&self) {
         self.inner.supervised.begin_drain();
+    }
+
+    /// Requests that the engine or a reader holds now.
+    #[must_use]
+    pub fn num_live(&self) -> usize {
+        let free = |life: Arc<Life>| life.live.available_permits();
+        self.inner.supervised.life().map_or(0, |life| self.config().max_live().saturating_sub(free(life)))
     }
 
     /// Returns when no request is under way.

@@ -96,7 +96,7 @@ fn code(text: &str) -> String {
 /// What follows each `crate::` in a file, as module paths (`engine/scheduler`); groups are opened.
 fn imports(code: &str) -> Vec<String> {
     let mut found = Vec::new();
-    for (at, _) in code.match_indices("crate::") {
+    for (at, _) in code.match_indices("crate::").filter(|(at, _)| !code[..*at].ends_with("pub(in ")) {
         open_path("", &code[at + "crate::".len()..], &mut found);
     }
     found.retain(|path| !path.is_empty());
