@@ -1,8 +1,10 @@
 //! Linear on the CPU.
 //!
 //! A pass takes a tile of up to 24 rows over a panel, or fewer rows over several panels: weights are widened in registers
-//! and used at once, the sums stay in registers over all inputs. One row reads four panels together, because memory gives
-//! most to several streams. Whatever the tile, each output is the same chain of multiply-adds.
+//! and used at once, the sums stay in registers. Where a tile's inputs do not fit the first-level cache they are taken in
+//! chunks, each over all panels of a group, with the sums put aside in between. One row reads four panels together,
+//! because memory gives most to several streams. Whatever the tile and the chunk, each output is the same chain of
+//! multiply-adds.
 
 use std::ops::Range;
 
@@ -22,6 +24,12 @@ use crate::{
 const WORTH_SHARING: usize = 64 * 1024;
 /// Bytes of `x` that stay in the second-level cache while the weights pass by.
 const ROW_BLOCK_BYTES: usize = 768 * 1024;
+/// Bytes of a tile's inputs that stay in the first-level cache, with the weights and sums that pass by.
+const CHUNK_BYTES: usize = 24 * 1024;
+/// Inputs a chunk is a multiple of: a whole number of blocks of every format.
+const CHUNK_STEP: usize = 256;
+/// Rows of the tallest tile.
+const MAX_HEIGHT: usize = 24;
 /// How far ahead of a pass its weights are asked for.
 const PREFETCH_BYTES: usize = 2560;
 
@@ -154,23 +162,49 @@ impl<F: PanelFormat> Task<'_, F> {
 
     #[inline(always)]
     fn passes<S: Simd, const R: usize, const P: usize>(&self, simd: S, first: usize, tiles: Range<usize>) {
-        for panel in (first..first + PANEL_GROUP).step_by(P) {
-            for tile in tiles.clone() {
-                self.pass::<S, R, P>(simd, panel, tile);
+        let fits = CHUNK_BYTES / (size_of::<f32>() * R) / CHUNK_STEP * CHUNK_STEP;
+        let chunk = if R == 1 { self.inputs } else { fits.max(CHUNK_STEP) };
+        for tile in tiles {
+            let mut sums = [[[0.0; LANES]; MAX_HEIGHT]; PANEL_GROUP];
+            for start in (0..self.inputs).step_by(chunk.max(1)) {
+                let inputs = start..self.inputs.min(start + chunk);
+                for panel in (0..PANEL_GROUP).step_by(P) {
+                    self.pass::<S, R, P>(simd, first + panel, tile, inputs.clone(), &mut sums[panel..panel + P]);
+                }
+            }
+            for (r, row) in self.tiles.rows_of(tile).enumerate() {
+                for (panel, sums) in sums.iter().enumerate() {
+                    self.out.store(row, first + panel, &sums[r]);
+                }
             }
         }
     }
 
-    /// `R` rows over `P` panels.
+    /// `R` rows over `P` panels and some of their inputs.
     #[inline(always)]
     #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
-    fn pass<S: Simd, const R: usize, const P: usize>(&self, simd: S, first: usize, tile: usize) {
+    fn pass<S: Simd, const R: usize, const P: usize>(
+        &self,
+        simd: S,
+        first: usize,
+        tile: usize,
+        inputs: Range<usize>,
+        kept: &mut [[[f32; LANES]; MAX_HEIGHT]],
+    ) {
         let len = F::FORMAT.block_len();
         let blocks = self.inputs / len;
         let ahead = PREFETCH_BYTES.div_ceil(size_of::<F::Block>());
         let panels = &self.blocks[first * blocks..(first + P) * blocks];
         let mut sums = [[simd.zero(); R]; P];
-        for (block, x) in self.tiles.data_of(tile).chunks_exact(R * len).enumerate() {
+        if inputs.start > 0 {
+            for p in 0..P {
+                for r in 0..R {
+                    sums[p][r] = simd.load(&kept[p][r]);
+                }
+            }
+        }
+        let x = &self.tiles.data_of(tile)[inputs.start * R..inputs.end * R];
+        for (block, x) in (inputs.start / len..).zip(x.chunks_exact(R * len)) {
             for p in 0..P {
                 let index = p * blocks + block;
                 // Past a panel's end this is the next pass's, or near it.
@@ -181,14 +215,10 @@ impl<F: PanelFormat> Task<'_, F> {
                 F::unpack(simd, &panels[index], &mut MultiplyAdd { simd, x, sums: &mut sums[p] });
             }
         }
-        let mut rows = [[[0.0; LANES]; P]; R];
-        for r in 0..R {
-            for p in 0..P {
-                simd.store(sums[p][r], &mut rows[r][p]);
+        for p in 0..P {
+            for r in 0..R {
+                simd.store(sums[p][r], &mut kept[p][r]);
             }
-        }
-        for (row, sums) in self.tiles.rows_of(tile).zip(&rows) {
-            self.out.store(row, first, sums.as_flattened());
         }
     }
 }
