@@ -23,7 +23,9 @@ echo "$stream"
 grep -q '"completionTokens": *8' <<<"$stream"
 
 echo "health:"
-call --data '{"service": "candlewick.v1.Generation"}' "$address/grpc.health.v1.Health/Check" | tee /dev/stderr | grep -q '"SERVING"'
+health=$(call --data '{"service": "candlewick.v1.Generation"}' "$address/grpc.health.v1.Health/Check")
+echo "$health"
+grep -q '"SERVING"' <<<"$health"
 
 echo "a refusal, with the field at fault:"
 if refused=$(call --data '{"prompt": {"tokenIds": {"ids": [1]}}, "options": {"sampling": {"topP": 7}}}' \

@@ -1,5 +1,8 @@
 //! Everything that is tested from outside the crate, in one binary.
 
+// What cannot be had fails the test, in its fixtures too; and nothing here is for anybody else.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
 mod arch_golden;
 mod cli;
 mod engine;

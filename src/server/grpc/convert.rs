@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use super::status::cut;
 use crate::{
     engine::{self, ModelInfo, Prompt, Request},
     error::{Code, Error, Result},
@@ -50,10 +51,10 @@ fn name(field: &str, value: String) -> Result<String> {
 /// `NotFound`, which names the model served.
 pub(crate) fn check_model(model: Option<&str>, info: &ModelInfo) -> Result<()> {
     match model {
-        Some(model) if model != info.name => {
-            let model = model.get(..model.floor_char_boundary(NAME_BYTES)).unwrap_or_default();
-            Err(Error::new(Code::NotFound, format!("model {model:?} is not served here; {:?} is", info.name)))
-        }
+        Some(model) if model != info.name => Err(Error::new(
+            Code::NotFound,
+            format!("model {:?} is not served here; {:?} is", cut(model, NAME_BYTES), info.name),
+        )),
         _ => Ok(()),
     }
 }

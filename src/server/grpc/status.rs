@@ -68,8 +68,8 @@ pub(crate) fn status(error: Error) -> Status {
 }
 
 /// The longest start of `text` that has at most `bytes` bytes and ends between two characters.
-fn cut(text: &str, bytes: usize) -> &str {
-    text.get(..text.floor_char_boundary(bytes)).unwrap_or(text)
+pub(super) fn cut(text: &str, bytes: usize) -> &str {
+    (0..=bytes.min(text.len())).rev().find_map(|end| text.get(..end)).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -9,6 +9,9 @@ use tonic_types::StatusExt;
 
 use super::{Server, expected, ids, options, prompt_of, read, request};
 
+/// Makes parameters wrong in one place.
+type Spoil = fn(&mut SamplingParams);
+
 /// The only field that a refusal complains of.
 fn field(status: &Status) -> String {
     let violations =
@@ -20,7 +23,7 @@ fn field(status: &Status) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_sampling_parameter_is_refused_by_its_path() {
-    let wrong: [(&str, fn(&mut SamplingParams)); 19] = [
+    let wrong: [(&str, Spoil); 19] = [
         ("temperature", |p| p.temperature = Some(-1.0)),
         ("temperature", |p| p.temperature = Some(f32::NAN)),
         ("temperature", |p| p.temperature = Some(f32::INFINITY)),

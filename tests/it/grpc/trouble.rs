@@ -56,6 +56,7 @@ async fn a_client_that_disconnects_in_prefill_leaves_nothing_behind() {
     until("prefill is under way", || server.engine.telemetry().state().kv_cache_usage > 0.0).await;
     // The whole connection goes, not only the call.
     drop((stream, client));
+    soon("the server notices", server.engine.drained()).await;
     gate.open();
     server.idle().await;
     assert_eq!(server.engine.telemetry().generated_tokens(), 0);
@@ -120,6 +121,7 @@ async fn a_full_queue_refuses_and_says_when_to_come_back() {
     for (k, stream) in (0..).zip(streams) {
         assert_eq!(read(stream).await.token_ids(), expected(&ids(k, 5), 5));
     }
+    server.idle().await;
     assert!(client.generate_stream(request(&ids(9, 5), 5)).await.is_ok());
 }
 
