@@ -38,6 +38,14 @@ pub struct EngineConfig {
     pub step_timeout: Duration,
 }
 
+impl EngineConfig {
+    /// Requests that may be here at once, running or waiting.
+    #[must_use]
+    pub fn max_live(&self) -> usize {
+        self.max_num_seqs.saturating_add(self.max_waiting)
+    }
+}
+
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {

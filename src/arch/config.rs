@@ -120,7 +120,7 @@ impl ModelConfig {
         let eps = fields.number("rms_norm_eps", |x| x > 0.0 && x < 1.0, "between 0 and 1")?;
         let max_position_embeddings = fields.required_size("max_position_embeddings", limits::POSITIONS)?;
         Ok(Self {
-            architecture: architecture.to_owned(),
+            architecture: super::find(path, architecture)?.name.to_owned(),
             model_type: fields.text("model_type")?.unwrap_or_default().to_owned(),
             hidden_size,
             intermediate_size: fields.required_size("intermediate_size", limits::INTERMEDIATE)?,

@@ -2,7 +2,7 @@
 //!
 //! To add one: write `arch/x.rs` with a type that implements [`Block`], and add a row to [`ARCHITECTURES`].
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 
@@ -154,14 +154,15 @@ pub struct ModelLoad<'a> {
 /// # Errors
 /// `FailedPrecondition` that names the file and the field or tensor at fault.
 pub fn load(load: &ModelLoad<'_>) -> Result<Arc<dyn Model>> {
-    let architecture = &load.config.architecture;
-    let row = ARCHITECTURES.iter().find(|row| row.name == architecture).ok_or_else(|| {
-        let known = ARCHITECTURES.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
-        Error::bad_file(
-            load.weights.path(),
-            "architectures",
-            format!("{architecture} is not supported; supported are {known}"),
-        )
-    })?;
+    let row = find(&load.weights.path(), &load.config.architecture)?;
     (row.load)(load)
+}
+
+/// The architecture that the file at `path` calls for.
+fn find(path: &Path, architecture: &str) -> Result<&'static Architecture> {
+    ARCHITECTURES.iter().find(|row| row.name == architecture).ok_or_else(|| {
+        let known = ARCHITECTURES.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
+        let given: String = architecture.chars().take(80).collect();
+        Error::bad_file(path, "architectures", format!("is {given:?}; supported are {known}"))
+    })
 }

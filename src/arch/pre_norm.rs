@@ -41,9 +41,9 @@ impl PreNormBlock {
     /// `Internal` where an operation fails.
     pub fn forward(&self, x: Residual, step: &StepContext<'_>) -> Result<Residual> {
         let (normed, x) = x.norm(&self.input_norm)?;
-        let x = x.add(self.attention.forward(&normed, step)?)?;
+        let x = x.plus(self.attention.forward(&normed, step)?)?;
         let (normed, x) = x.norm(&self.post_attention_norm)?;
-        x.add(self.mlp.forward(&normed, step)?)
+        x.plus(self.mlp.forward(&normed, step)?)
     }
 }
 

@@ -104,7 +104,8 @@ impl Admitted {
         engine: Engine,
         permit: OwnedSemaphorePermit,
     ) -> Result<Generation> {
-        let (control, deliveries) = ReaderControl::new(engine.config().stream_capacity_tokens, life.bell.clone());
+        let (control, deliveries) =
+            ReaderControl::new(engine.config().stream_capacity_tokens, life.bell.clone(), permit);
         let prompt_tokens = u32::try_from(self.prompt.len()).unwrap_or(u32::MAX);
         let registration = life.register(id, &control);
         let sequence = Sequence {
@@ -134,7 +135,6 @@ impl Admitted {
             usage: Usage { prompt_tokens, ..Usage::default() },
             done: false,
             engine,
-            _permit: permit,
             _registration: registration,
         })
     }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use smallvec::SmallVec;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::sequence::Reader;
 use crate::{
@@ -82,6 +82,8 @@ pub(super) struct ReaderControl {
     /// Set by whoever sends the end, so that it is sent once.
     ended: AtomicBool,
     bell: Arc<Bell>,
+    /// A place among the live requests: free again when both the reader and the engine have let go.
+    _permit: OwnedSemaphorePermit,
     arrived: Instant,
     /// When the newest token went out, in microseconds after arrival; 0 before the first. Written by the fan-out only.
     newest_token_us: AtomicU64,
@@ -89,7 +91,11 @@ pub(super) struct ReaderControl {
 
 impl ReaderControl {
     /// A control for a reader of at most `capacity_tokens` undelivered tokens, and the reader's end.
-    pub(super) fn new(capacity_tokens: usize, bell: Arc<Bell>) -> (Arc<Self>, mpsc::Receiver<Delivery>) {
+    pub(super) fn new(
+        capacity_tokens: usize,
+        bell: Arc<Bell>,
+        permit: OwnedSemaphorePermit,
+    ) -> (Arc<Self>, mpsc::Receiver<Delivery>) {
         // Every delivery but the last carries at least one token, so tokens bound messages.
         let (deliveries, receiver) = mpsc::channel(capacity_tokens + 1);
         let control = Self {
@@ -99,6 +105,7 @@ impl ReaderControl {
             cancelled: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             bell,
+            _permit: permit,
             arrived: Instant::now(),
             newest_token_us: AtomicU64::new(0),
         };

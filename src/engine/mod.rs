@@ -25,12 +25,12 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use tokio::{
-    sync::{Semaphore, watch},
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 
-use self::{admission::Admitted, supervisor::Supervised};
+use self::{
+    admission::Admitted,
+    supervisor::{Life, Supervised},
+};
 pub use self::{
     stream::{Delta, Event, Finished, Generation, Started},
     supervisor::ExecutorFactory,
@@ -136,9 +136,6 @@ struct Inner {
     info: ModelInfo,
     text: ModelText,
     supervised: Arc<Supervised>,
-    /// One permit a live request; what is bounded by it is bounded in the engine.
-    live: Arc<Semaphore>,
-    max_live: u32,
     next_sequence: AtomicU64,
 }
 
@@ -164,19 +161,9 @@ impl Engine {
         factory: ExecutorFactory,
     ) -> Result<Self> {
         telemetry.set_cache_config(config.block_size, config.num_blocks);
-        let max_live = config.max_waiting + config.max_num_seqs;
         let supervised = Supervised::new(config, telemetry);
         supervised.start(factory).await?;
-        Ok(Self {
-            inner: Arc::new(Inner {
-                info,
-                text,
-                supervised,
-                live: Arc::new(Semaphore::new(max_live)),
-                max_live: u32::try_from(max_live).unwrap_or(u32::MAX),
-                next_sequence: AtomicU64::new(0),
-            }),
-        })
+        Ok(Self { inner: Arc::new(Inner { info, text, supervised, next_sequence: AtomicU64::new(0) }) })
     }
 
     /// What is served.
@@ -219,10 +206,25 @@ impl Engine {
         self.inner.supervised.begin_drain();
     }
 
+    /// Requests that the engine or a reader holds now.
+    #[must_use]
+    pub fn num_live(&self) -> usize {
+        let free = |life: Arc<Life>| life.live.available_permits();
+        self.inner.supervised.life().map_or(0, |life| self.config().max_live().saturating_sub(free(life)))
+    }
+
     /// Returns when no request is under way.
     pub async fn drained(&self) {
-        // An error means that the semaphore was closed, which nobody does.
-        let _all = self.inner.live.acquire_many(self.inner.max_live).await;
+        let mut health = self.health();
+        // Between two lives there are no requests; in each, all permits are back when all requests are gone.
+        while let Some(life) = self.inner.supervised.life() {
+            let all = u32::try_from(self.config().max_live()).unwrap_or(u32::MAX);
+            tokio::select! {
+                // An error of either means that nobody is left who could make requests.
+                _all = life.live.acquire_many(all) => return,
+                _changed = health.changed() => {}
+            }
+        }
     }
 
     /// Admits a request.
@@ -246,7 +248,7 @@ impl Engine {
             return Err(unavailable("the server is draining: it finishes what it has and takes nothing new"));
         }
         let life = self.inner.supervised.life().ok_or_else(|| unavailable("the engine is restarting"))?;
-        let permit = self.inner.live.clone().try_acquire_owned().map_err(|_| {
+        let permit = life.live.clone().try_acquire_owned().map_err(|_| {
             let waiting = self.config().max_waiting;
             Error::new(Code::ResourceExhausted, format!("the queue is full ({waiting} requests wait): try again later"))
                 .retry_after(admission::RETRY_AFTER)

@@ -10,7 +10,7 @@ use std::{
 
 use futures::Stream;
 use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc},
+    sync::mpsc,
     time::{Instant, Sleep},
 };
 
@@ -129,8 +129,7 @@ pub struct Generation {
     pub(super) done: bool,
     /// Keeps the engine running.
     pub(super) engine: Engine,
-    /// A place among the live requests, and in the list of streams to end if the engine dies.
-    pub(super) _permit: OwnedSemaphorePermit,
+    /// A place in the list of streams to end if the engine dies.
     pub(super) _registration: Registration,
 }
 

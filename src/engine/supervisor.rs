@@ -15,7 +15,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval},
 };
@@ -49,6 +49,9 @@ type Readers = Arc<Mutex<HashMap<SequenceId, Weak<ReaderControl>>>>;
 
 /// One life of the engine, as the API sees it.
 pub(super) struct Life {
+    /// One permit a request that the engine or a reader holds; what each request may hold is bounded by itself.
+    pub live: Arc<Semaphore>,
+    /// Has a place for each permit.
     pub requests: SyncSender<Queued>,
     pub bell: Arc<Bell>,
     progress: Arc<Progress>,
@@ -104,11 +107,17 @@ struct Running {
 impl Running {
     /// Starts the engine thread and the task that fills the readers' channels.
     fn start(executor: Box<dyn Executor + Send>, config: &EngineConfig, telemetry: &Arc<Telemetry>) -> Result<Self> {
-        let (requests, receiver) = sync_channel(config.max_waiting + config.max_num_seqs);
+        let max_live = config.max_live();
+        let (requests, receiver) = sync_channel(max_live);
         let (fan_out, batches) = mpsc::channel(FAN_OUT_DEPTH);
         let (ended, ending) = oneshot::channel();
-        let life =
-            Arc::new(Life { requests, bell: Arc::default(), progress: Arc::default(), readers: Readers::default() });
+        let life = Arc::new(Life {
+            live: Arc::new(Semaphore::new(max_live)),
+            requests,
+            bell: Arc::default(),
+            progress: Arc::default(),
+            readers: Readers::default(),
+        });
         let (bell, progress) = (life.bell.clone(), life.progress.clone());
         let outbox = Outbox::new(fan_out);
         let (config, reporter) = (config.clone(), Reporter::new(telemetry.clone()));

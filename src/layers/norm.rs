@@ -24,7 +24,7 @@ impl RmsNorm {
     /// # Errors
     /// `Internal` where the shapes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        rms_norm(x, &self.weight, f64::from(self.eps))
+        rms_norm(x, &self.weight, self.eps)
     }
 }
 
@@ -46,7 +46,7 @@ impl Residual {
     ///
     /// # Errors
     /// `Internal` where the shapes differ.
-    pub fn add(self, delta: Tensor) -> Result<Self> {
+    pub fn plus(self, delta: Tensor) -> Result<Self> {
         let sum = self.sum()?;
         Ok(Self { sum, pending: Some(delta) })
     }
@@ -59,7 +59,7 @@ impl Residual {
         match self.pending {
             None => Ok((norm.forward(&self.sum)?, self)),
             Some(delta) => {
-                let (normed, sum) = add_rms_norm(&delta, &self.sum, &norm.weight, f64::from(norm.eps))?;
+                let (normed, sum) = add_rms_norm(&delta, &self.sum, &norm.weight, norm.eps)?;
                 Ok((normed, Self::new(sum)))
             }
         }

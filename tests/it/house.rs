@@ -93,41 +93,46 @@ fn code(text: &str) -> String {
     code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
-/// What follows each `crate::` in a file, as module paths; groups (`crate::{a::X, b}`) are opened.
+/// What follows each `crate::` in a file, as module paths (`engine/scheduler`); groups are opened.
 fn imports(code: &str) -> Vec<String> {
     let mut found = Vec::new();
-    for (at, _) in code.match_indices("crate::") {
-        let rest = &code[at + "crate::".len()..];
-        match rest.strip_prefix('{') {
-            None => found.push(path_of(rest)),
-            Some(group) => {
-                let mut depth = 0;
-                let mut item = String::new();
-                for c in group.chars() {
-                    match c {
-                        '{' => depth += 1,
-                        '}' if depth == 0 => break,
-                        '}' => depth -= 1,
-                        ',' if depth == 0 => found.push(path_of(&std::mem::take(&mut item))),
-                        _ => {}
-                    }
-                    if !(c == ',' && depth == 0) {
-                        item.push(c);
-                    }
-                }
-                found.push(path_of(&item));
-            }
-        }
+    for (at, _) in code.match_indices("crate::").filter(|(at, _)| !code[..*at].ends_with("pub(in ")) {
+        open_path("", &code[at + "crate::".len()..], &mut found);
     }
     found.retain(|path| !path.is_empty());
     found
 }
 
-/// `engine::scheduler::{Event, …` as `engine/scheduler`: the lower-case parts.
-fn path_of(text: &str) -> String {
-    let path: String = text.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_' || *c == ':').collect();
-    let parts = path.split("::").take_while(|part| part.starts_with(|c: char| c.is_lowercase()));
-    parts.collect::<Vec<_>>().join("/")
+/// Adds the module paths at the start of `text`, below `prefix`: the lower-case parts of a path, or of each in a group.
+fn open_path(prefix: &str, text: &str, found: &mut Vec<String>) {
+    let text = text.trim_start();
+    if let Some(group) = text.strip_prefix('{') {
+        let (mut depth, mut start) = (0, 0);
+        for (at, c) in group.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth > 0 => depth -= 1,
+                '}' | ',' if depth == 0 => {
+                    open_path(prefix, &group[start..at], found);
+                    start = at + 1;
+                    if c == '}' {
+                        return;
+                    }
+                }
+                _ => {}
+            }
+        }
+        return;
+    }
+    let name: String = text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    if !name.starts_with(|c: char| c.is_lowercase()) {
+        return found.push(prefix.to_owned());
+    }
+    let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}/{name}") };
+    match text[name.len()..].strip_prefix("::") {
+        Some(rest) => open_path(&path, rest, found),
+        None => found.push(path),
+    }
 }
 
 fn allowed(own: &str, allowed: &[&str], import: &str) -> bool {

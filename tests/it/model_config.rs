@@ -87,6 +87,7 @@ fn an_impossible_field_is_named_with_its_file() {
     for (field, value, says) in [
         ("architectures", json!(null), "is missing"),
         ("architectures", json!([]), "is missing"),
+        ("architectures", json!(["GPT2LMHeadModel"]), "supported are LlamaForCausalLM"),
         ("architectures", json!("LlamaForCausalLM"), "list of strings"),
         ("hidden_act", json!("gelu"), "only silu"),
         ("hidden_size", json!(null), "is missing"),

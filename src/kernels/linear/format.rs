@@ -49,7 +49,7 @@ impl WeightFormat {
     #[must_use]
     pub fn bytes_for(self, elements: usize) -> Option<usize> {
         let blocks = elements.checked_div(self.block_len())?;
-        (elements % self.block_len() == 0).then(|| blocks.checked_mul(self.block_bytes()))?
+        if elements.is_multiple_of(self.block_len()) { blocks.checked_mul(self.block_bytes()) } else { None }
     }
 }
 

@@ -56,7 +56,7 @@ async fn a_client_that_disconnects_in_prefill_leaves_nothing_behind() {
     until("prefill is under way", || server.engine.telemetry().state().kv_cache_usage > 0.0).await;
     // The whole connection goes, not only the call.
     drop((stream, client));
-    soon("the server notices", server.engine.drained()).await;
+    until("the server notices", || server.engine.telemetry().encode().contains("finished_reason=\"abort\"} 1")).await;
     gate.open();
     server.idle().await;
     assert_eq!(server.engine.telemetry().generated_tokens(), 0);

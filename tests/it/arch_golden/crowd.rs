@@ -1,0 +1,146 @@
+//! The checkpoints through the whole engine: a crowd on a cache so small that everything that can happen to a sequence
+//! does, and every stream still gets the reference's tokens.
+
+use std::sync::Arc;
+
+use candlewick::{
+    config::{Dtype, EngineConfig},
+    engine::{
+        Engine, Event, ExecutorFactory, ModelText, Prompt, Request,
+        executor::{Executor, StepOutput, StepPlan},
+        fake::Gate,
+        runner::{Runner, RunnerConfig},
+    },
+    error::Result,
+    params::{SampledToken, SamplingParams},
+    telemetry::Telemetry,
+};
+use futures::StreamExt;
+
+use super::{
+    CHECKPOINTS,
+    driver::{golden, load_model, tokens},
+};
+
+/// A runner that begins when the gate opens, so that the whole crowd is there by then.
+struct Gated {
+    runner: Runner,
+    gate: Arc<Gate>,
+}
+
+impl Executor for Gated {
+    fn submit(&mut self, plan: &StepPlan) -> Result<()> {
+        self.gate.wait();
+        self.runner.submit(plan)
+    }
+
+    fn collect(&mut self) -> Result<StepOutput> {
+        self.runner.collect()
+    }
+}
+
+fn config() -> EngineConfig {
+    EngineConfig {
+        block_size: 16,
+        num_blocks: 24,
+        max_num_batched_tokens: 21,
+        max_num_seqs: 16,
+        max_model_len: 384,
+        ..EngineConfig::default()
+    }
+}
+
+async fn start(name: &str, dtype: Dtype, gate: &Arc<Gate>) -> Engine {
+    let (model, gate) = (load_model(name, dtype), gate.clone());
+    let info = candlewick::engine::ModelInfo { vocab_size: model.config().vocab_size, ..crate::engine::info() };
+    let factory: ExecutorFactory = Arc::new(move || {
+        let config = RunnerConfig { num_blocks: 24, block_size: 16, num_threads: 2, eos_token_ids: Vec::new() };
+        Ok(Box::new(Gated { runner: Runner::new(model.clone(), &config)?, gate: gate.clone() }))
+    });
+    Engine::start(info, ModelText::default(), config(), Arc::new(Telemetry::new(name)), factory).await.unwrap()
+}
+
+async fn read(engine: Engine, ids: Vec<u32>) -> Vec<SampledToken> {
+    let params = SamplingParams {
+        temperature: 0.0,
+        max_tokens: Some(32),
+        ignore_eos: true,
+        logprobs: Some(20),
+        ..SamplingParams::default()
+    };
+    let request = Request { params, ..Request::new(Prompt::Tokens(tokens(&ids))) };
+    let mut stream = engine.generate(request).await.unwrap();
+    let mut sampled = Vec::new();
+    while let Some(event) = stream.next().await {
+        if let Event::Delta(delta) = event.unwrap() {
+            sampled.extend(delta.tokens);
+        }
+    }
+    sampled
+}
+
+/// `logits` as log-probabilities.
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let sum = logits.iter().map(|&x| f64::from(x).exp()).sum::<f64>();
+    logits.iter().map(|&x| f64::from(x) - sum.ln()).collect()
+}
+
+/// Streams six of each prompt at once; gives each prompt's first token's log-probabilities and all its tokens.
+async fn crowd(name: &str, dtype: Dtype) -> (Engine, Vec<(usize, Vec<SampledToken>)>) {
+    let gate = Arc::new(Gate::default());
+    let engine = start(name, dtype, &gate).await;
+    let prompts = golden(name).prompts;
+    let streams = (0..6 * prompts.len()).map(|k| {
+        let ids = prompts[k % prompts.len()].ids.clone();
+        tokio::spawn(read(engine.clone(), ids))
+    });
+    let streams = streams.collect::<Vec<_>>();
+    crate::engine::until("the crowd is there", || engine.num_live() == streams.len()).await;
+    gate.open();
+    let mut sampled = Vec::new();
+    for (k, stream) in streams.into_iter().enumerate() {
+        sampled.push((k % prompts.len(), stream.await.unwrap()));
+    }
+    (engine, sampled)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_on_a_cache_too_small_for_it_gets_the_references_tokens() {
+    for name in CHECKPOINTS {
+        let (engine, sampled) = crowd(name, Dtype::Float32).await;
+        let prompts = golden(name).prompts;
+        for (k, tokens) in &sampled {
+            let ids = tokens.iter().map(|token| token.id.0).collect::<Vec<_>>();
+            assert_eq!(ids, prompts[*k].greedy, "{name}, prompt {k}");
+            let reference = log_softmax(&prompts[*k].last_logits);
+            for (id, logprob) in &tokens[0].logprobs.as_ref().unwrap().top {
+                let far = (f64::from(*logprob) - reference[id.index()]).abs();
+                assert!(far < 1e-3, "{name}, prompt {k}, token {id}: {far:e} away");
+            }
+        }
+        let totals = engine.telemetry().totals();
+        let events = [
+            ("preemptions", totals.preemptions),
+            ("prefix hits", totals.prefix_cache_hit_tokens),
+            ("copies on write", totals.block_copies),
+            ("evictions", totals.block_evictions),
+        ];
+        eprintln!("{name}: {events:?}");
+        for (event, count) in events {
+            assert!(count > 0, "{name}: no {event} in this run, so it shows nothing of them");
+        }
+        crate::engine::until("every block is free again", || engine.telemetry().state().kv_cache_usage == 0.0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_bfloat16_all_streams_of_a_prompt_agree_whatever_befell_them() {
+    for name in CHECKPOINTS {
+        let (engine, sampled) = crowd(name, Dtype::Bfloat16).await;
+        assert!(engine.telemetry().totals().preemptions > 0);
+        let prompts = golden(name).prompts.len();
+        for (k, tokens) in &sampled[prompts..] {
+            assert!(*tokens == sampled[*k].1, "{name}, prompt {k}: two streams differ");
+        }
+    }
+}
