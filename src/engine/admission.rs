@@ -21,6 +21,7 @@ use crate::{
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
     params::{SamplingParams, Usage},
+    sampling,
     text::{Detokenizer, RenderOptions, StopMatcher, Tokenizer},
 };
 
@@ -59,8 +60,11 @@ impl Admitted {
         request: Request,
     ) -> Result<Self> {
         let Request { prompt, mut params, priority, cache_salt, deadline, .. } = request;
-        params.validate()?;
-        check_token_ids(info, &params)?;
+        sampling::validate(&params, &info.eos_token_ids, info.vocab_size)?;
+        if let Some(k) = params.stop_token_ids.iter().position(|id| id.index() >= info.vocab_size) {
+            let why = format!("is {}, but the vocabulary has {} entries", params.stop_token_ids[k], info.vocab_size);
+            return Err(Error::invalid(format!("stop_token_ids[{k}]"), why));
+        }
         if text.tokenizer.is_none() && !params.stop.is_empty() {
             return Err(Error::invalid("stop", "the model has no tokenizer; use stop_token_ids"));
         }
@@ -86,7 +90,7 @@ impl Admitted {
         params.seed = params.seed.or_else(|| Some(random_seed()));
         let params = Arc::new(params);
         let text = text.tokenizer.as_ref().map(|tokenizer| TextOut {
-            detokenizer: Detokenizer::new(tokenizer.clone(), params.skip_special_tokens),
+            detokenizer: detokenizer(tokenizer, &prompt, params.skip_special_tokens),
             matcher: StopMatcher::new(&params.stop, params.include_stop_str_in_output),
             params: params.clone(),
         });
@@ -140,17 +144,12 @@ impl Admitted {
     }
 }
 
-/// Token ids in the parameters must be of the vocabulary.
-fn check_token_ids(info: &ModelInfo, params: &SamplingParams) -> Result<()> {
-    let named = [
-        ("stop_token_ids", params.stop_token_ids.iter().position(|id| id.index() >= info.vocab_size)),
-        ("logit_bias", params.logit_bias.iter().position(|(id, _)| id.index() >= info.vocab_size)),
-    ];
-    match named.into_iter().find_map(|(field, k)| Some((field, k?))) {
-        Some((field, k)) => {
-            Err(Error::invalid(format!("{field}[{k}]"), format!("is not below the vocabulary's {}", info.vocab_size)))
-        }
-        None => Ok(()),
+/// After a prompt a leading space is part of the text; after special tokens alone, the text begins.
+fn detokenizer(tokenizer: &Arc<Tokenizer>, prompt: &[TokenId], skip_special: bool) -> Detokenizer {
+    if prompt.iter().all(|&id| tokenizer.is_special(id)) {
+        Detokenizer::at_start_of_text(tokenizer.clone(), skip_special)
+    } else {
+        Detokenizer::new(tokenizer.clone(), skip_special)
     }
 }
 

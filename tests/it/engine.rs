@@ -324,7 +324,7 @@ async fn bad_requests_are_refused_by_the_field_that_is_bad() {
         ("stop", with(|p| p.stop = vec!["x".into()])),
         ("stop[0]", with(|p| p.stop = vec![String::new()])),
         ("stop_token_ids[0]", with(|p| p.stop_token_ids = vec![TokenId(VOCAB_SIZE)])),
-        ("logit_bias[0]", with(|p| p.logit_bias = vec![(TokenId(VOCAB_SIZE), 1.0)])),
+        ("logit_bias[1000]", with(|p| p.logit_bias = vec![(TokenId(VOCAB_SIZE), 1.0)])),
         ("logprobs", with(|p| p.logprobs = Some(21))),
     ];
     for (field, request) in cases {

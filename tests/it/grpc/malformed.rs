@@ -34,7 +34,7 @@ async fn a_wrong_sampling_parameter_is_refused_by_its_path() {
         ("frequency_penalty", |p| p.frequency_penalty = Some(-2.5)),
         ("presence_penalty", |p| p.presence_penalty = Some(2.5)),
         ("logit_bias[3]", |p| p.logit_bias = [(3, 1000.0)].into()),
-        ("logit_bias[0]", |p| p.logit_bias = [(5_000_000, 1.0)].into()),
+        ("logit_bias[5000000]", |p| p.logit_bias = [(5_000_000, 1.0)].into()),
         ("max_tokens", |p| p.max_tokens = Some(0)),
         ("max_tokens", |p| p.max_tokens = Some(100_000)),
         ("min_tokens", |p| (p.min_tokens, p.max_tokens) = (Some(9), Some(4))),
