@@ -106,6 +106,9 @@ fn imports(code: &str) -> Vec<String> {
 /// Adds the module paths at the start of `text`, below `prefix`: the lower-case parts of a path, or of each in a group.
 fn open_path(prefix: &str, text: &str, found: &mut Vec<String>) {
     let text = text.trim_start();
+    if text.is_empty() {
+        return;
+    }
     if let Some(group) = text.strip_prefix('{') {
         let (mut depth, mut start) = (0, 0);
         for (at, c) in group.char_indices() {
