@@ -1,16 +1,23 @@
 //! `y = x Wᵀ + b` for a weight in any format, packed once at load.
 //!
-//! Each output is one chain of fused multiply-adds over the inputs in order, started from zero; the bias is added last.
-//! Weights are widened to float32 in registers or in the first-level cache, never as a whole.
+//! A float32 weight is multiplied in float32; every other format is widened to bfloat16 and multiplied with inputs that
+//! are rounded to it, summed in float32. Either way the products are added in a fixed order ([`arithmetic`]), so a row
+//! has the same bits in every batch, on every instruction set. Weights are widened in registers or in the first-level
+//! cache, never as a whole. The bias is added last.
 
-mod cpu;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
+mod arithmetic;
 pub mod format;
+mod gather;
+mod outputs;
 mod panel;
 mod portable;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
 mod tests;
+mod vector;
 mod weight;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
@@ -18,11 +25,16 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 pub use weight::PackedWeight;
 
 use super::{
-    cpu_tensor::{Rows, cpu_storage, with_contiguous_rows},
-    simd::Level,
+    cpu_tensor::{Rows, SharedMatrix, cpu_storage, for_each_task, with_contiguous_rows},
+    simd::{LANES, Level},
 };
 use crate::error::{Error, Result};
-use weight::{Packed, Storage};
+use format::WeightFormat;
+use outputs::Outputs;
+use weight::{PANEL_GROUP, Packed, Storage};
+
+/// Multiply-adds that pay for waking another thread.
+const WORTH_SHARING: usize = 64 * 1024;
 
 /// `x Wᵀ + bias`: `x` is `[m, in_features]` float32, `bias` `[out_features]` float32, the result `[m, out_features]`
 /// float32.
@@ -69,7 +81,32 @@ impl CustomOp1 for Linear<'_> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let x = Rows::new(storage, layout)?;
-        let out = cpu::linear(self.level, x, self.weight, self.bias);
+        let out = on_cpu(self.level, x, self.weight, self.bias);
         Ok((CpuStorage::F32(out), Shape::from((x.count, self.weight.out_features))))
     }
+}
+
+/// `x Wᵀ + bias`, `[x.count, out_features]`.
+fn on_cpu(level: Level, x: Rows<'_>, weight: &Packed, bias: Option<&[f32]>) -> Vec<f32> {
+    let mut out = vec![0.0; x.count * weight.out_features];
+    if x.count == 0 || weight.out_features == 0 {
+        return out;
+    }
+    let outputs = Outputs { data: SharedMatrix::new(&mut out), width: weight.out_features, bias };
+    let groups = weight.out_features.div_ceil(PANEL_GROUP * LANES);
+    let tasks = groups.min(rayon::current_num_threads() * 4);
+    let parallel = x.count * weight.out_features * weight.in_features >= WORTH_SHARING;
+    let groups = |task: usize| groups * task / tasks..groups * (task + 1) / tasks;
+    match level {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Level::Amx(amx) if weight.format != WeightFormat::F32 => {
+            let x = amx::RowTiles::new(amx, x);
+            for_each_task(tasks, parallel, |task| amx::linear(amx, &x, weight, groups(task), &outputs));
+        }
+        _ => {
+            let x = vector::Tiles::new(level, x, weight);
+            for_each_task(tasks, parallel, |task| vector::linear(level, &x, weight, groups(task), &outputs));
+        }
+    }
+    out
 }

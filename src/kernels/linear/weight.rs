@@ -4,10 +4,9 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::{
-    cpu,
     format::{RawTensor, WeightFormat},
-    panel::{PanelFormat, with_format},
-    portable,
+    gather, portable,
+    panel::{PanelFormat, STEP, with_format},
 };
 use crate::{
     error::{Code, Error, Result},
@@ -34,8 +33,8 @@ pub(super) enum Storage {
 /// Panels that some passes read together; their number is rounded up to a multiple of it.
 pub(super) const PANEL_GROUP: usize = 4;
 
-/// Panels one after another: `[ceil(out / 64) * 4][in / block_len]` blocks of [`PanelFormat::Block`], missing outputs
-/// zero.
+/// Panels one after another: `[ceil(out / 64) * 4][blocks a panel]` of [`PanelFormat::Block`], missing outputs and
+/// inputs zero.
 pub(super) struct Packed {
     pub(super) format: WeightFormat,
     pub(super) out_features: usize,
@@ -124,7 +123,7 @@ impl PackedWeight {
         }
         match &self.storage {
             Storage::Cpu(packed) => {
-                let rows = cpu::gather_rows(Level::best(), packed, ids);
+                let rows = gather::gather_rows(Level::best(), packed, ids);
                 Ok(Tensor::from_vec(rows, (ids.len(), self.in_features), &Device::Cpu)?)
             }
             Storage::Dense(tensor) => portable::gather_rows(tensor, ids),
@@ -134,21 +133,21 @@ impl PackedWeight {
 
 impl Packed {
     fn new(rows: &[Row<'_>], in_features: usize, format: WeightFormat) -> Self {
-        let blocks_a_panel = in_features / format.block_len();
         with_format!(format, F => {
-            let panel_bytes = blocks_a_panel * size_of::<<F as PanelFormat>::Block>();
+            let panel_bytes = in_features.div_ceil(STEP * F::STEPS) * size_of::<<F as PanelFormat>::Block>();
             let mut bytes = AlignedBytes::zeroed(rows.len().div_ceil(LANES * PANEL_GROUP) * PANEL_GROUP * panel_bytes);
             if panel_bytes > 0 {
+                // What a packed block takes of a row in the file.
+                let part = STEP * F::STEPS / format.block_len() * format.block_bytes();
                 let panels = bytes.as_mut_slice().par_chunks_exact_mut(panel_bytes);
                 panels.zip(rows.par_chunks(LANES)).for_each(|(panel, rows)| {
                     let rows: Vec<_> = rows.iter().map(|row| row.in_format(in_features, format)).collect();
                     for (index, block) in bytemuck::cast_slice_mut(panel).iter_mut().enumerate() {
-                        let at = index * format.block_bytes()..(index + 1) * format.block_bytes();
-                        let mut blocks = [[].as_slice(); LANES];
-                        for (block, row) in blocks.iter_mut().zip(&rows) {
-                            *block = &row[at.clone()];
+                        let mut parts = [[].as_slice(); LANES];
+                        for (to, row) in parts.iter_mut().zip(&rows) {
+                            *to = &row[index * part..row.len().min((index + 1) * part)];
                         }
-                        F::pack(&blocks[..rows.len()], block);
+                        F::pack(&parts[..rows.len()], block);
                     }
                 });
             }

@@ -126,6 +126,15 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn load_u16_pairs(self, from: &[[u16; 2]; LANES]) -> I {
+        // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
+        unsafe {
+            let from = from.as_ptr().cast::<__m256i>();
+            I(_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1)))
+        }
+    }
+
+    #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> I {
         // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
         unsafe {
@@ -165,6 +174,12 @@ impl Simd for Avx2 {
             let y = _mm256_set1_epi32(y);
             I(_mm256_add_epi32(x.0, y), _mm256_add_epi32(x.1, y))
         }
+    }
+
+    #[inline(always)]
+    fn add_integers(self, a: I, b: I) -> I {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe { I(_mm256_add_epi32(a.0, b.0), _mm256_add_epi32(a.1, b.1)) }
     }
 
     #[inline(always)]

@@ -116,6 +116,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load_u16_pairs(self, from: &[[u16; 2]; LANES]) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> __m512i {
         // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
         unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast())) }
@@ -143,6 +149,12 @@ impl Simd for Avx512 {
     fn add_i32(self, x: __m512i, y: i32) -> __m512i {
         // SAFETY: `self` proves that the CPU has the instructions.
         unsafe { _mm512_add_epi32(x, _mm512_set1_epi32(y)) }
+    }
+
+    #[inline(always)]
+    fn add_integers(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe { _mm512_add_epi32(a, b) }
     }
 
     #[inline(always)]

@@ -3,10 +3,12 @@
 //! A kernel is written once over [`Simd`] and compiled for each instruction set. Every operation here rounds the same
 //! way on all of them (multiply-add is always fused), so a kernel gives the same bits everywhere.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
+pub(crate) mod avx512;
 mod scalar;
 
 use std::sync::OnceLock;
@@ -50,6 +52,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// `a < b ? a : b`: a NaN in `b` stays, one in `a` does not.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
 
+    /// Sixteen pairs of 16 bits, the first of each in the low half.
+    fn load_u16_pairs(self, from: &[[u16; 2]; LANES]) -> Self::I;
     /// Widens sixteen signed bytes.
     fn load_i8(self, from: &[i8; LANES]) -> Self::I;
     /// Widens sixteen unsigned bytes.
@@ -60,6 +64,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn or(self, a: Self::I, b: Self::I) -> Self::I;
     /// `x + y`, wrapping.
     fn add_i32(self, x: Self::I, y: i32) -> Self::I;
+    /// `a + b`, wrapping.
+    fn add_integers(self, a: Self::I, b: Self::I) -> Self::I;
     /// `x << N`.
     fn shl<const N: u32>(self, x: Self::I) -> Self::I;
     /// `x >> N`, zeros shifted in.
@@ -89,6 +95,15 @@ pub(crate) trait Simd: Copy + Send + Sync {
     #[inline(always)]
     fn zero(self) -> Self::F {
         self.splat(0.0)
+    }
+
+    /// The nearest bfloat16, ties to even; a NaN is not kept.
+    #[inline(always)]
+    fn round_bf16(self, x: Self::F) -> Self::F {
+        let bits = self.as_integers(x);
+        let odd = self.and(self.shr::<16>(bits), 1);
+        let rounded = self.add_integers(self.add_i32(bits, 0x7fff), odd);
+        self.as_floats(self.and(rounded, -0x1_0000))
     }
 
     /// Reads up to sixteen floats; the lanes past the end of `from` are `fill`.
@@ -179,6 +194,9 @@ pub(crate) enum Level {
     /// AVX-512 F, BW, DQ and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
+    /// Those, and tiles of bfloat16.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Amx(amx::Amx),
 }
 
 impl Level {
@@ -190,10 +208,14 @@ impl Level {
 
     /// All of them, narrowest first.
     pub(crate) fn available() -> Vec<Self> {
-        #[cfg(target_arch = "x86_64")]
-        let wider = [avx2::Avx2::detect().map(Self::Avx2), avx512::Avx512::detect().map(Self::Avx512)];
-        #[cfg(not(target_arch = "x86_64"))]
-        let wider = [];
+        let wider = [
+            #[cfg(target_arch = "x86_64")]
+            avx2::Avx2::detect().map(Self::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            avx512::Avx512::detect().map(Self::Avx512),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            amx::Amx::detect().map(Self::Amx),
+        ];
         std::iter::once(Self::Scalar(scalar::Scalar)).chain(wider.into_iter().flatten()).collect()
     }
 
@@ -207,6 +229,8 @@ impl Level {
             Self::Avx2(simd) => simd.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(simd) => simd.run(kernel),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx(amx) => amx.avx512().run(kernel),
         }
     }
 
@@ -218,27 +242,31 @@ impl Level {
             Self::Avx2(_) => "AVX2",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => "AVX-512",
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx(_) => "AVX-512 and AMX",
         }
     }
 
-    /// Heights of the tiles that Linear is compiled for, ascending; the largest is no more than [`Simd::SUMS`].
-    pub(crate) fn tile_heights(self) -> &'static [usize] {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => &[1, 2, 4, 8, 16, 24],
-            _ => &[1, 2, 4],
-        }
+    /// [`Simd::SUMS`].
+    pub(crate) fn sums(self) -> usize {
+        self.constants().1
     }
 
     /// [`Simd::TILE_ROWS`].
     pub(crate) fn tile_rows(self) -> usize {
-        match self {
-            Self::Scalar(_) => scalar::Scalar::TILE_ROWS,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_) => avx2::Avx2::TILE_ROWS,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => avx512::Avx512::TILE_ROWS,
+        self.constants().0
+    }
+
+    fn constants(self) -> (usize, usize) {
+        struct Constants;
+        impl Kernel for Constants {
+            type Output = (usize, usize);
+            #[inline(always)]
+            fn run<S: Simd>(self, _: S) -> (usize, usize) {
+                (S::TILE_ROWS, S::SUMS)
+            }
         }
+        self.run(Constants)
     }
 }
 
@@ -270,6 +298,9 @@ mod tests {
                 s.to_f32(s.add_i32(signed, -32)),
                 s.splat(s.sum(v)),
                 s.splat(s.max_lane(v)),
+                s.round_bf16(v),
+                s.to_f32(s.add_integers(bytes, signed)),
+                s.as_floats(s.shr::<3>(s.load_u16_pairs(&h.map(|half| [half, half / 3])))),
             ]
             .map(|x| s.to_array(x).map(f32::to_bits))
             .to_vec()

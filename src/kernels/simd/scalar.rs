@@ -99,6 +99,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn load_u16_pairs(self, from: &[[u16; 2]; LANES]) -> Self::I {
+        from.map(|[low, high]| i32::from(low) | i32::from(high) << 16)
+    }
+
+    #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> Self::I {
         from.map(i32::from)
     }
@@ -121,6 +126,11 @@ impl Simd for Scalar {
     #[inline(always)]
     fn add_i32(self, x: Self::I, y: i32) -> Self::I {
         x.map(|x| x.wrapping_add(y))
+    }
+
+    #[inline(always)]
+    fn add_integers(self, a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, i32::wrapping_add)
     }
 
     #[inline(always)]

@@ -1,6 +1,7 @@
-//! Float32, float16 and bfloat16: one weight a block.
+//! Float32, float16 and bfloat16.
 
-use super::{LANES, PanelFormat, Simd, Sink, WeightFormat, f16_at};
+use super::{LANES, PAIRS, PanelFormat, Simd, Sink, WeightFormat, f16_at};
+use crate::kernels::linear::arithmetic::{Bfloat16, Float32};
 
 /// IEEE single.
 pub(in super::super) struct F32;
@@ -9,14 +10,22 @@ pub(in super::super) struct F16;
 /// bfloat16.
 pub(in super::super) struct Bf16;
 
+/// Calls `put(pair, which of it, lane, number)` for all numbers of `N` bytes.
+fn for_each_number<const N: usize>(outputs: &[&[u8]], mut put: impl FnMut(usize, usize, usize, [u8; N])) {
+    for (lane, bytes) in outputs.iter().enumerate() {
+        for (k, number) in bytes.as_chunks::<N>().0.iter().enumerate() {
+            put(k / 2, k % 2, lane, *number);
+        }
+    }
+}
+
 impl PanelFormat for F32 {
-    type Block = [f32; LANES];
+    type Block = [[[f32; LANES]; 2]; PAIRS];
+    type Arithmetic = Float32;
     const FORMAT: WeightFormat = WeightFormat::F32;
 
-    fn pack(blocks: &[&[u8]], packed: &mut Self::Block) {
-        for (packed, block) in packed.iter_mut().zip(blocks) {
-            *packed = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
-        }
+    fn pack(outputs: &[&[u8]], packed: &mut Self::Block) {
+        for_each_number(outputs, |pair, which, lane, bytes| packed[pair][which][lane] = f32::from_le_bytes(bytes));
     }
 
     fn decode(block: &[u8], weights: &mut [f32]) {
@@ -24,19 +33,20 @@ impl PanelFormat for F32 {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Self::Block, sink: &mut impl Sink<S>) {
-        sink.put(0, simd.load(packed));
+    fn unpack<S: Simd>(simd: S, packed: &Self::Block, _: usize, sink: &mut impl Sink<S>) {
+        for (pair, [even, odd]) in packed.iter().enumerate() {
+            sink.put(pair, simd.load(even), simd.load(odd));
+        }
     }
 }
 
 impl PanelFormat for F16 {
-    type Block = [u16; LANES];
+    type Block = [[[u16; LANES]; 2]; PAIRS];
+    type Arithmetic = Bfloat16;
     const FORMAT: WeightFormat = WeightFormat::F16;
 
-    fn pack(blocks: &[&[u8]], packed: &mut Self::Block) {
-        for (packed, block) in packed.iter_mut().zip(blocks) {
-            *packed = u16::from_le_bytes([block[0], block[1]]);
-        }
+    fn pack(outputs: &[&[u8]], packed: &mut Self::Block) {
+        for_each_number(outputs, |pair, which, lane, bytes| packed[pair][which][lane] = u16::from_le_bytes(bytes));
     }
 
     fn decode(block: &[u8], weights: &mut [f32]) {
@@ -44,17 +54,20 @@ impl PanelFormat for F16 {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Self::Block, sink: &mut impl Sink<S>) {
-        sink.put(0, simd.load_f16(packed));
+    fn unpack<S: Simd>(simd: S, packed: &Self::Block, _: usize, sink: &mut impl Sink<S>) {
+        for (pair, [even, odd]) in packed.iter().enumerate() {
+            sink.put(pair, simd.load_f16(even), simd.load_f16(odd));
+        }
     }
 }
 
 impl PanelFormat for Bf16 {
-    type Block = [u16; LANES];
+    type Block = [[[u16; 2]; LANES]; PAIRS];
+    type Arithmetic = Bfloat16;
     const FORMAT: WeightFormat = WeightFormat::BF16;
 
-    fn pack(blocks: &[&[u8]], packed: &mut Self::Block) {
-        F16::pack(blocks, packed);
+    fn pack(outputs: &[&[u8]], packed: &mut Self::Block) {
+        for_each_number(outputs, |pair, which, lane, bytes| packed[pair][lane][which] = u16::from_le_bytes(bytes));
     }
 
     fn decode(block: &[u8], weights: &mut [f32]) {
@@ -62,7 +75,16 @@ impl PanelFormat for Bf16 {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Self::Block, sink: &mut impl Sink<S>) {
-        sink.put(0, simd.load_bf16(packed));
+    fn unpack<S: Simd>(simd: S, packed: &Self::Block, _: usize, sink: &mut impl Sink<S>) {
+        for (pair, both) in packed.iter().enumerate() {
+            let both = simd.load_u16_pairs(both);
+            let even = simd.as_floats(simd.shl::<16>(both));
+            sink.put(pair, even, simd.as_floats(simd.and(both, -0x1_0000)));
+        }
+    }
+
+    #[inline(always)]
+    fn as_tile(packed: &Self::Block) -> Option<&Self::Block> {
+        Some(packed)
     }
 }

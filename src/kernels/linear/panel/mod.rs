@@ -13,30 +13,48 @@ pub(super) use q4_k::Q4K;
 pub(super) use q6_k::Q6K;
 pub(super) use q8_0::Q8_0;
 
-use super::format::WeightFormat;
+use super::{arithmetic::Arithmetic, format::WeightFormat};
 use crate::kernels::simd::{LANES, Simd};
+
+/// Inputs a step: what one bfloat16 tile takes.
+pub(super) const STEP: usize = 32;
+/// Pairs of neighbouring inputs a step.
+pub(super) const PAIRS: usize = STEP / 2;
 
 /// One storage format, in a file and packed.
 pub(super) trait PanelFormat: 'static {
-    /// Sixteen outputs' blocks beside each other; a panel is one of these for each block along the input.
+    /// Sixteen outputs' weights beside each other; a panel is one of these for each [`STEPS`](Self::STEPS) along the
+    /// input, the last one filled up with zeros.
     type Block: bytemuck::Pod + Send + Sync;
+    /// How its products are summed.
+    type Arithmetic: Arithmetic;
     /// The name of the format.
     const FORMAT: WeightFormat;
+    /// Steps a block.
+    const STEPS: usize = 1;
 
-    /// Lays the file's blocks of up to sixteen outputs (one block each) beside each other. `packed` comes zeroed.
-    fn pack(blocks: &[&[u8]], packed: &mut Self::Block);
+    /// Lays up to sixteen outputs' bytes of a file, each of as many inputs as a block has or are left, beside each
+    /// other. `packed` comes zeroed.
+    fn pack(outputs: &[&[u8]], packed: &mut Self::Block);
 
     /// The weights of one block of the file.
     fn decode(block: &[u8], weights: &mut [f32]);
 
-    /// Widens a packed block into `sink`, inputs ascending. The values are those of [`decode`](Self::decode).
-    fn unpack<S: Simd>(simd: S, packed: &Self::Block, sink: &mut impl Sink<S>);
+    /// Widens one step of a packed block into `sink`, inputs ascending. The values are those of
+    /// [`decode`](Self::decode).
+    fn unpack<S: Simd>(simd: S, packed: &Self::Block, step: usize, sink: &mut impl Sink<S>);
+
+    /// The block as the bfloat16 tile that it is, where it is one: pairs of inputs of sixteen outputs.
+    #[inline(always)]
+    fn as_tile(_packed: &Self::Block) -> Option<&[[[u16; 2]; LANES]; PAIRS]> {
+        None
+    }
 }
 
-/// Takes the weights of a block as they are widened. Implementations are `#[inline(always)]`, which a closure cannot be.
+/// Takes the weights of a step as they are widened. Implementations are `#[inline(always)]`, which a closure cannot be.
 pub(super) trait Sink<S: Simd> {
-    /// The weights of input `k` of the block for the panel's sixteen outputs.
-    fn put(&mut self, k: usize, weights: S::F);
+    /// The weights of inputs `2 * pair` and `2 * pair + 1` of the step for the panel's sixteen outputs.
+    fn put(&mut self, pair: usize, even: S::F, odd: S::F);
 }
 
 /// Evaluates an expression with the [`PanelFormat`] of a [`WeightFormat`].

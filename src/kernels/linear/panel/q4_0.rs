@@ -1,8 +1,7 @@
 //! Q4_0: 32 nibbles and a half scale; `w = scale * (q - 8)`.
 
-use super::{LANES, NibblePair, PanelFormat, Simd, Sink, WeightFormat, f16_at, nibbles};
-
-const LEN: usize = 32;
+use super::{LANES, NibblePair, PAIRS, PanelFormat, Simd, Sink, WeightFormat, f16_at, nibbles};
+use crate::kernels::linear::arithmetic::Bfloat16;
 
 pub(in super::super) struct Q4_0;
 
@@ -10,7 +9,7 @@ pub(in super::super) struct Q4_0;
 #[repr(C)]
 pub(in super::super) struct Block {
     scales: [u16; LANES],
-    pairs: [NibblePair; LEN / 2],
+    pairs: [NibblePair; PAIRS],
 }
 
 /// The file has the first sixteen weights in the low nibbles, the other sixteen in the high ones.
@@ -21,10 +20,11 @@ fn quant(block: &[u8], k: usize) -> u8 {
 
 impl PanelFormat for Q4_0 {
     type Block = Block;
+    type Arithmetic = Bfloat16;
     const FORMAT: WeightFormat = WeightFormat::Q4_0;
 
-    fn pack(blocks: &[&[u8]], packed: &mut Block) {
-        for (lane, block) in blocks.iter().enumerate() {
+    fn pack(outputs: &[&[u8]], packed: &mut Block) {
+        for (lane, block) in outputs.iter().enumerate() {
             packed.scales[lane] = f16_at(block, 0).to_bits();
             for (k, pair) in packed.pairs.iter_mut().enumerate() {
                 pair[lane] = nibbles(quant(block, 2 * k), quant(block, 2 * k + 1));
@@ -40,13 +40,13 @@ impl PanelFormat for Q4_0 {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Block, sink: &mut impl Sink<S>) {
+    fn unpack<S: Simd>(simd: S, packed: &Block, _: usize, sink: &mut impl Sink<S>) {
         let scale = simd.load_f16(&packed.scales);
         let offset = simd.mul(scale, simd.splat(-8.0));
-        for (k, pair) in packed.pairs.iter().enumerate() {
+        for (index, pair) in packed.pairs.iter().enumerate() {
             let pair = simd.load_u8(pair);
-            sink.put(2 * k, simd.fma(simd.to_f32(simd.and(pair, 0xf)), scale, offset));
-            sink.put(2 * k + 1, simd.fma(simd.to_f32(simd.shr::<4>(pair)), scale, offset));
+            let even = simd.fma(simd.to_f32(simd.and(pair, 0xf)), scale, offset);
+            sink.put(index, even, simd.fma(simd.to_f32(simd.shr::<4>(pair)), scale, offset));
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Q4_K: 256 nibbles in 8 groups; `w = (scale * group_scale) * q - min * group_min`.
 
-use super::{LANES, NibblePair, PanelFormat, Simd, Sink, WeightFormat, f16_at, nibbles};
+use super::{LANES, NibblePair, PAIRS,  PanelFormat, STEP, Simd, Sink, WeightFormat, f16_at, nibbles};
+use crate::kernels::linear::arithmetic::Bfloat16;
 
 const GROUPS: usize = 8;
-const GROUP_LEN: usize = 32;
+/// A group is a step.
+const GROUP_LEN: usize = STEP;
 /// Where in the file's block the 6-bit scales and the nibbles begin.
 const SCALES_AT: usize = 4;
 const QUANTS_AT: usize = 16;
@@ -24,7 +26,7 @@ pub(in super::super) struct Block {
 struct Group {
     scales: [u8; LANES],
     mins: [u8; LANES],
-    pairs: [NibblePair; GROUP_LEN / 2],
+    pairs: [NibblePair; PAIRS],
 }
 
 /// A group's scale and minimum. The first four groups have theirs in the low 6 bits of bytes 0..4 and 4..8, the others
@@ -46,10 +48,12 @@ fn quant(block: &[u8], group: usize, k: usize) -> u8 {
 
 impl PanelFormat for Q4K {
     type Block = Block;
+    type Arithmetic = Bfloat16;
     const FORMAT: WeightFormat = WeightFormat::Q4K;
+    const STEPS: usize = GROUPS;
 
-    fn pack(blocks: &[&[u8]], packed: &mut Block) {
-        for (lane, block) in blocks.iter().enumerate() {
+    fn pack(outputs: &[&[u8]], packed: &mut Block) {
+        for (lane, block) in outputs.iter().enumerate() {
             packed.scales[lane] = f16_at(block, 0).to_bits();
             packed.mins[lane] = f16_at(block, 2).to_bits();
             for (g, group) in packed.groups.iter_mut().enumerate() {
@@ -73,17 +77,15 @@ impl PanelFormat for Q4K {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Block, sink: &mut impl Sink<S>) {
-        let scale = simd.load_f16(&packed.scales);
-        let minus_min = simd.mul(simd.load_f16(&packed.mins), simd.splat(-1.0));
-        for (g, group) in packed.groups.iter().enumerate() {
-            let scale = simd.mul(scale, simd.to_f32(simd.load_u8(&group.scales)));
-            let offset = simd.mul(minus_min, simd.to_f32(simd.load_u8(&group.mins)));
-            for (k, pair) in group.pairs.iter().enumerate() {
-                let (k, pair) = (g * GROUP_LEN + 2 * k, simd.load_u8(pair));
-                sink.put(k, simd.fma(simd.to_f32(simd.and(pair, 0xf)), scale, offset));
-                sink.put(k + 1, simd.fma(simd.to_f32(simd.shr::<4>(pair)), scale, offset));
-            }
+    fn unpack<S: Simd>(simd: S, packed: &Block, step: usize, sink: &mut impl Sink<S>) {
+        let group = &packed.groups[step];
+        let scale = simd.mul(simd.load_f16(&packed.scales), simd.to_f32(simd.load_u8(&group.scales)));
+        let min = simd.mul(simd.load_f16(&packed.mins), simd.to_f32(simd.load_u8(&group.mins)));
+        let offset = simd.mul(min, simd.splat(-1.0));
+        for (index, pair) in group.pairs.iter().enumerate() {
+            let pair = simd.load_u8(pair);
+            let even = simd.fma(simd.to_f32(simd.and(pair, 0xf)), scale, offset);
+            sink.put(index, even, simd.fma(simd.to_f32(simd.shr::<4>(pair)), scale, offset));
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Q6_K: 256 numbers of 6 bits in 16 groups; `w = (scale * group_scale) * (q - 32)`.
 
-use super::{LANES, NibblePair, PanelFormat, Simd, Sink, WeightFormat, f16_at, nibbles};
+use super::{LANES, NibblePair, PanelFormat, STEP, Simd, Sink, WeightFormat, f16_at, nibbles};
+use crate::kernels::linear::arithmetic::Bfloat16;
 
 const GROUPS: usize = 16;
 const GROUP_LEN: usize = 16;
+const GROUPS_A_STEP: usize = STEP / GROUP_LEN;
 /// Where in the file's block the low nibbles, the high bits, the group scales and the scale begin.
 const LOW_AT: usize = 0;
 const HIGH_AT: usize = 128;
@@ -47,10 +49,12 @@ fn quant(block: &[u8], k: usize) -> u8 {
 
 impl PanelFormat for Q6K {
     type Block = Block;
+    type Arithmetic = Bfloat16;
     const FORMAT: WeightFormat = WeightFormat::Q6K;
+    const STEPS: usize = GROUPS / GROUPS_A_STEP;
 
-    fn pack(blocks: &[&[u8]], packed: &mut Block) {
-        for (lane, block) in blocks.iter().enumerate() {
+    fn pack(outputs: &[&[u8]], packed: &mut Block) {
+        for (lane, block) in outputs.iter().enumerate() {
             packed.scales[lane] = f16_at(block, SCALE_AT).to_bits();
             for (g, group) in packed.groups.iter_mut().enumerate() {
                 group.scales[lane] = block[SCALES_AT + g] as i8;
@@ -73,23 +77,23 @@ impl PanelFormat for Q6K {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Block, sink: &mut impl Sink<S>) {
-        let scale = simd.load_f16(&packed.scales);
-        for (g, group) in packed.groups.iter().enumerate() {
-            let scale = simd.mul(scale, simd.to_f32(simd.load_i8(&group.scales)));
+    fn unpack<S: Simd>(simd: S, packed: &Block, step: usize, sink: &mut impl Sink<S>) {
+        let all = simd.load_f16(&packed.scales);
+        for (g, group) in packed.groups[step * GROUPS_A_STEP..(step + 1) * GROUPS_A_STEP].iter().enumerate() {
+            let scale = simd.mul(all, simd.to_f32(simd.load_i8(&group.scales)));
             let offset = simd.mul(scale, simd.splat(-32.0));
-            for (quad_index, quad) in group.quads.iter().enumerate() {
-                let k = g * GROUP_LEN + quad_index * 4;
+            for (index, quad) in group.quads.iter().enumerate() {
+                let pair = g * (GROUP_LEN / 2) + index * 2;
                 let high = simd.load_u8(&quad.high);
                 let [low, next] = [simd.load_u8(&quad.low[0]), simd.load_u8(&quad.low[1])];
-                let q = simd.or(simd.and(low, 0xf), simd.and(simd.shl::<4>(high), 0x30));
-                sink.put(k, simd.fma(simd.to_f32(q), scale, offset));
-                let q = simd.or(simd.shr::<4>(low), simd.and(simd.shl::<2>(high), 0x30));
-                sink.put(k + 1, simd.fma(simd.to_f32(q), scale, offset));
-                let q = simd.or(simd.and(next, 0xf), simd.and(high, 0x30));
-                sink.put(k + 2, simd.fma(simd.to_f32(q), scale, offset));
-                let q = simd.or(simd.shr::<4>(next), simd.and(simd.shr::<2>(high), 0x30));
-                sink.put(k + 3, simd.fma(simd.to_f32(q), scale, offset));
+                let even = simd.or(simd.and(low, 0xf), simd.and(simd.shl::<4>(high), 0x30));
+                let odd = simd.or(simd.shr::<4>(low), simd.and(simd.shl::<2>(high), 0x30));
+                let even = simd.fma(simd.to_f32(even), scale, offset);
+                sink.put(pair, even, simd.fma(simd.to_f32(odd), scale, offset));
+                let even = simd.or(simd.and(next, 0xf), simd.and(high, 0x30));
+                let odd = simd.or(simd.shr::<4>(next), simd.and(simd.shr::<2>(high), 0x30));
+                let even = simd.fma(simd.to_f32(even), scale, offset);
+                sink.put(pair + 1, even, simd.fma(simd.to_f32(odd), scale, offset));
             }
         }
     }

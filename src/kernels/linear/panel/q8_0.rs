@@ -1,8 +1,7 @@
 //! Q8_0: 32 signed bytes and a half scale; `w = scale * q`.
 
-use super::{LANES, PanelFormat, Simd, Sink, WeightFormat, f16_at};
-
-const LEN: usize = 32;
+use super::{LANES, PAIRS, PanelFormat, Simd, Sink, WeightFormat, f16_at};
+use crate::kernels::linear::arithmetic::Bfloat16;
 
 pub(in super::super) struct Q8_0;
 
@@ -10,17 +9,18 @@ pub(in super::super) struct Q8_0;
 #[repr(C)]
 pub(in super::super) struct Block {
     scales: [u16; LANES],
-    quants: [[i8; LANES]; LEN],
+    quants: [[[i8; LANES]; 2]; PAIRS],
 }
 
 impl PanelFormat for Q8_0 {
     type Block = Block;
+    type Arithmetic = Bfloat16;
     const FORMAT: WeightFormat = WeightFormat::Q8_0;
 
-    fn pack(blocks: &[&[u8]], packed: &mut Block) {
-        for (lane, block) in blocks.iter().enumerate() {
+    fn pack(outputs: &[&[u8]], packed: &mut Block) {
+        for (lane, block) in outputs.iter().enumerate() {
             packed.scales[lane] = f16_at(block, 0).to_bits();
-            for (quants, &q) in packed.quants.iter_mut().zip(&block[2..]) {
+            for (quants, &q) in packed.quants.as_flattened_mut().iter_mut().zip(&block[2..]) {
                 quants[lane] = q as i8;
             }
         }
@@ -34,10 +34,11 @@ impl PanelFormat for Q8_0 {
     }
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Block, sink: &mut impl Sink<S>) {
+    fn unpack<S: Simd>(simd: S, packed: &Block, _: usize, sink: &mut impl Sink<S>) {
         let scale = simd.load_f16(&packed.scales);
-        for (k, quants) in packed.quants.iter().enumerate() {
-            sink.put(k, simd.mul(scale, simd.to_f32(simd.load_i8(quants))));
+        for (pair, [even, odd]) in packed.quants.iter().enumerate() {
+            let [even, odd] = [simd.to_f32(simd.load_i8(even)), simd.to_f32(simd.load_i8(odd))];
+            sink.put(pair, simd.mul(scale, even), simd.mul(scale, odd));
         }
     }
 }

@@ -1,0 +1,67 @@
+//! Single rows of a packed weight: what an embedding gives.
+
+use super::{
+    panel::{PanelFormat, STEP, Sink, with_format},
+    weight::Packed,
+};
+use crate::{
+    ids::TokenId,
+    kernels::{
+        cpu_tensor::{SharedMatrix, for_each_row_range},
+        simd::{Kernel, LANES, Level, Simd},
+    },
+};
+
+/// The rows of these tokens, `[ids.len(), in_features]`.
+pub(super) fn gather_rows(level: Level, weight: &Packed, ids: &[TokenId]) -> Vec<f32> {
+    let width = weight.in_features;
+    let mut out = vec![0.0; ids.len() * width];
+    let shared = SharedMatrix::new(&mut out);
+    for_each_row_range(ids.len(), width * LANES, |rows| {
+        // SAFETY: the ranges of rows do not overlap.
+        let out = unsafe { shared.slice_mut(rows.start * width, rows.len() * width) };
+        with_format!(weight.format, F => {
+            level.run(Gather::<F> { blocks: weight.panels::<F>(), ids: &ids[rows.clone()], width, out });
+        });
+    });
+    out
+}
+
+struct Gather<'a, F: PanelFormat> {
+    blocks: &'a [F::Block],
+    ids: &'a [TokenId],
+    width: usize,
+    out: &'a mut [f32],
+}
+
+impl<F: PanelFormat> Kernel for Gather<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let blocks = self.width.div_ceil(STEP).div_ceil(F::STEPS);
+        for (id, out) in self.ids.iter().zip(self.out.chunks_exact_mut(self.width.max(1))) {
+            let (panel, lane) = (id.index() / LANES, id.index() % LANES);
+            let panel = &self.blocks[panel * blocks..(panel + 1) * blocks];
+            for (step, out) in out.chunks_mut(STEP).enumerate() {
+                F::unpack(simd, &panel[step / F::STEPS], step % F::STEPS, &mut Lane { simd, lane, out });
+            }
+        }
+    }
+}
+
+/// Keeps one output's weights, as many as there is room for.
+struct Lane<'a, S> {
+    simd: S,
+    lane: usize,
+    out: &'a mut [f32],
+}
+
+impl<S: Simd> Sink<S> for Lane<'_, S> {
+    #[inline(always)]
+    fn put(&mut self, pair: usize, even: S::F, odd: S::F) {
+        for (out, weights) in self.out.iter_mut().skip(2 * pair).zip([even, odd]) {
+            *out = self.simd.to_array(weights)[self.lane];
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Intel's tiles: sixteen rows of 64 bytes each, multiplied as bfloat16 into float32.
+//!
+//! `tdpbf16ps` adds `A B` to a tile of 16 by 16 sums: `A` is 16 rows of 32 inputs, `B` 16 pairs of inputs of 16 outputs.
+//! What it computes, to the last bit, stands at [`Bfloat16`](crate::kernels::linear).
+
+use std::{
+    arch::{asm, x86_64::*},
+    marker::PhantomData,
+};
+
+use super::{LANES, avx512::Avx512};
+
+/// Rows of a tile.
+pub(crate) const TILE_ROWS: usize = 16;
+
+/// 16 rows of 32 bfloat16: inputs of sixteen rows of a batch, or pairs of inputs of sixteen outputs.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+pub(crate) struct Tile(pub(crate) [[u16; 2 * LANES]; TILE_ROWS]);
+
+impl Tile {
+    /// All zeros.
+    pub(crate) const ZERO: Self = Self([[0; 2 * LANES]; TILE_ROWS]);
+}
+
+/// 16 rows of 16 sums.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+pub(crate) struct Sums(pub(crate) [[f32; LANES]; TILE_ROWS]);
+
+impl Sums {
+    /// All zeros.
+    pub(crate) const ZERO: Self = Self([[0.0; LANES]; TILE_ROWS]);
+}
+
+/// Proof that the CPU has AMX-BF16 and AVX512-BF16, and that the kernel lets this process use tiles: made by
+/// [`Amx::detect`] alone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Amx(Avx512);
+
+/// Work with tiles.
+pub(crate) trait TileKernel {
+    /// Does it. Implementations and all functions that they hand vectors to are `#[inline(always)]`.
+    fn run(self, simd: Avx512, tiles: &mut Tiles);
+}
+
+/// This thread's tile registers, configured as eight tiles of 16 rows of 64 bytes; given back when dropped.
+pub(crate) struct Tiles {
+    /// Tile registers are one thread's.
+    not_send: PhantomData<*mut ()>,
+}
+
+impl Amx {
+    /// The proof, where the CPU and the operating system can give it.
+    pub(super) fn detect() -> Option<Self> {
+        const TILE: u32 = 1 << 24;
+        const BF16: u32 = 1 << 22;
+        let avx512 = Avx512::detect()?;
+        let leaf = __cpuid_count(7, 0);
+        let has = leaf.edx & (TILE | BF16) == TILE | BF16 && is_x86_feature_detected!("avx512bf16");
+        (has && request_tile_data()).then_some(Self(avx512))
+    }
+
+    /// The vectors beside the tiles.
+    pub(crate) fn avx512(self) -> Avx512 {
+        self.0
+    }
+
+    /// Compiles work with these instructions and runs it.
+    pub(crate) fn run<K: TileKernel>(self, kernel: K) {
+        #[inline(never)]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+        fn compiled<K: TileKernel>(simd: Avx512, kernel: K, tiles: &mut Tiles) {
+            kernel.run(simd, tiles);
+        }
+        let mut tiles = Tiles::configure(self);
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe { compiled(self.0, kernel, &mut tiles) }
+    }
+}
+
+/// Asks Linux for the registers' room in this process's thread states (Documentation/arch/x86/xstate.rst).
+fn request_tile_data() -> bool {
+    const SYS_ARCH_PRCTL: i64 = 158;
+    const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
+    const XFEATURE_XTILEDATA: i64 = 18;
+    let result: i64;
+    // SAFETY: this call of the kernel reads and writes no memory of ours; it clobbers rcx and r11 as every call does.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") SYS_ARCH_PRCTL => result,
+            in("rdi") ARCH_REQ_XCOMP_PERM,
+            in("rsi") XFEATURE_XTILEDATA,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack)
+        );
+    }
+    result == 0
+}
+
+/// Prefetches of lines three tiles further.
+macro_rules! ask {
+    ($($register:literal: $($line:literal)*),*) => {
+        concat!($($("prefetcht1 [{", $register, "} + 3072 + ", $line, " * 64]\n",)*)*)
+    };
+}
+
+impl Tiles {
+    fn configure(_: Amx) -> Self {
+        #[repr(C, align(64))]
+        struct Config {
+            palette: u8,
+            start_row: u8,
+            reserved: [u8; 14],
+            bytes_a_row: [u16; 16],
+            rows: [u8; 16],
+        }
+        let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes_a_row: [0; 16], rows: [0; 16] };
+        config.bytes_a_row[..8].fill(64);
+        config.rows[..8].fill(TILE_ROWS as u8);
+        // SAFETY: the proof says that the instruction is there and allowed; the configuration is a valid one of 64
+        // bytes. The compiler uses no tile registers of its own.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) }
+        Self { not_send: PhantomData }
+    }
+
+    /// Adds `x wᵀ` of one or two tiles of rows and two panels of weights to `sums` `[row tile][panel]`, or sets them to
+    /// it where `first`. Each tile of rows, and each panel, is as many tiles as there are steps.
+    ///
+    /// With `AHEAD` it asks for the weights that follow these in memory.
+    #[inline(always)]
+    pub(crate) fn multiply<const AHEAD: bool>(
+        &mut self,
+        first: bool,
+        x: [&[Tile]; 2],
+        weights: [&[Tile]; 2],
+        sums: &mut [Sums],
+    ) {
+        let steps = weights[0].len();
+        assert!(steps > 0 && weights[1].len() == steps && x[0].len() == steps);
+        let first = u64::from(first);
+        let sums_at = sums.as_mut_ptr();
+        if let [_, _] = sums {
+            // SAFETY: `self` proves that tiles are configured as 16 rows of 64 bytes. The loop reads `steps` tiles of x
+            // and of both panels and reads and writes two tiles of sums, all inside the slices by the checks above.
+            // Prefetches of any address are harmless. Tile registers are used by nothing but such blocks, each of which
+            // sets what it uses.
+            macro_rules! one_row_tile {
+                ($a:expr, $b:expr) => {
+                    asm!(
+                        "test {first}, {first}",
+                        "jnz 2f",
+                        "tileloadd tmm0, [{sums} + {stride}]",
+                        "tileloadd tmm1, [{sums} + {stride} + 1024]",
+                        "jmp 3f",
+                        "2:",
+                        "tilezero tmm0",
+                        "tilezero tmm1",
+                        "3:",
+                        "tileloadd tmm4, [{x} + {stride}]",
+                        "tileloadd tmm6, [{w0} + {stride}]",
+                        $a,
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tileloadd tmm7, [{w1} + {stride}]",
+                        $b,
+                        "tdpbf16ps tmm1, tmm4, tmm7",
+                        "add {x}, 1024",
+                        "add {w0}, 1024",
+                        "add {w1}, 1024",
+                        "dec {steps}",
+                        "jnz 3b",
+                        "tilestored [{sums} + {stride}], tmm0",
+                        "tilestored [{sums} + {stride} + 1024], tmm1",
+                        first = in(reg) first,
+                        sums = in(reg) sums_at,
+                        x = inout(reg) x[0].as_ptr() => _,
+                        w0 = inout(reg) weights[0].as_ptr() => _,
+                        w1 = inout(reg) weights[1].as_ptr() => _,
+                        steps = inout(reg) steps => _,
+                        stride = in(reg) 64u64,
+                        options(nostack)
+                    )
+                };
+            }
+            unsafe {
+                if AHEAD {
+                    one_row_tile!(
+                        ask!("w0": 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15),
+                        ask!("w1": 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+                    );
+                } else {
+                    one_row_tile!("", "");
+                }
+            }
+            return;
+        }
+        assert!(sums.len() == 4 && x[1].len() == steps);
+        // SAFETY: as above, with two tiles of rows and four of sums.
+        macro_rules! two_row_tiles {
+            ($a:expr, $b:expr) => {
+                asm!(
+                    "test {first}, {first}",
+                    "jnz 2f",
+                    "tileloadd tmm0, [{sums} + {stride}]",
+                    "tileloadd tmm1, [{sums} + {stride} + 1024]",
+                    "tileloadd tmm2, [{sums} + {stride} + 2048]",
+                    "tileloadd tmm3, [{sums} + {stride} + 3072]",
+                    "jmp 3f",
+                    "2:",
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "3:",
+                    "tileloadd tmm4, [{x0} + {stride}]",
+                    "tileloadd tmm6, [{w0} + {stride}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{w1} + {stride}]",
+                    $a,
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{x1} + {stride}]",
+                    $b,
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "add {x0}, 1024",
+                    "add {x1}, 1024",
+                    "add {w0}, 1024",
+                    "add {w1}, 1024",
+                    "dec {steps}",
+                    "jnz 3b",
+                    "tilestored [{sums} + {stride}], tmm0",
+                    "tilestored [{sums} + {stride} + 1024], tmm1",
+                    "tilestored [{sums} + {stride} + 2048], tmm2",
+                    "tilestored [{sums} + {stride} + 3072], tmm3",
+                    first = in(reg) first,
+                    sums = in(reg) sums_at,
+                    x0 = inout(reg) x[0].as_ptr() => _,
+                    x1 = inout(reg) x[1].as_ptr() => _,
+                    w0 = inout(reg) weights[0].as_ptr() => _,
+                    w1 = inout(reg) weights[1].as_ptr() => _,
+                    steps = inout(reg) steps => _,
+                    stride = in(reg) 64u64,
+                    options(nostack)
+                )
+            };
+        }
+        unsafe {
+            if AHEAD {
+                two_row_tiles!(
+                    ask!("w0": 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15),
+                    ask!("w1": 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+                );
+            } else {
+                two_row_tiles!("", "");
+            }
+        }
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: the registers are this thread's, and nobody uses them any more.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) }
+    }
+}
+
+/// Rounds pairs of weights to bfloat16 and lays them beside each other: `even` and `odd` of sixteen outputs.
+///
+/// # Safety
+/// The CPU has AVX-512 BW and BF16.
+#[inline(always)]
+pub(crate) unsafe fn store_pairs(even: __m512, odd: __m512, to: &mut [u16; 2 * LANES]) {
+    /// Word `2 n` is `even`'s, word `2 n + 1` `odd`'s.
+    const INTERLEAVE: [u16; 2 * LANES] = {
+        let mut order = [0; 2 * LANES];
+        let mut lane = 0;
+        while lane < LANES {
+            order[2 * lane] = lane as u16;
+            order[2 * lane + 1] = (LANES + lane) as u16;
+            lane += 1;
+        }
+        order
+    };
+    // SAFETY: the instructions are there by the caller's promise; the references cover 64 bytes.
+    unsafe {
+        let halves: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(odd, even));
+        let order = _mm512_loadu_si512(INTERLEAVE.as_ptr().cast());
+        _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_permutexvar_epi16(order, halves));
+    }
+}
+
+/// Rounds 32 inputs to bfloat16.
+///
+/// # Safety
+/// The CPU has AVX-512 F and BF16.
+#[inline(always)]
+pub(crate) unsafe fn store_row(from: &[f32; 2 * LANES], to: &mut [u16; 2 * LANES]) {
+    // SAFETY: the instructions are there by the caller's promise; the references cover what is read and written.
+    unsafe {
+        let (low, high) = (_mm512_loadu_ps(from.as_ptr()), _mm512_loadu_ps(from.as_ptr().add(LANES)));
+        let halves: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+        _mm512_storeu_si512(to.as_mut_ptr().cast(), halves);
+    }
+}
