@@ -9,15 +9,14 @@ use std::ops::Range;
 
 use super::{
     outputs::Outputs,
-    panel::{PanelFormat, STEP, Sink, with_format},
+    panel::{PanelFormat, STEP, with_format},
     weight::{PANEL_GROUP, Packed},
 };
 use crate::kernels::{
     cpu_tensor::{Rows, SharedMatrix, for_each_row_range},
     simd::{
         LANES, Simd,
-        amx::{Amx, Sums, TILE_ROWS, Tile, TileKernel, Tiles, store_pairs, store_row},
-        avx512::Avx512,
+        amx::{Amx, Sums, TILE_ROWS, Tile, TileKernel, TileSimd, Tiles},
     },
 };
 
@@ -31,6 +30,9 @@ const FEW_ROW_TILES: usize = 2;
 const WIDENED_TILES: usize = 32;
 /// Panels that share one load of a tile of rows.
 const PAIR: usize = 2;
+/// The power of two of inputs whose weights come with one: it keeps products from being taken for zero, and the inputs
+/// may be as large as 2^31.
+const INPUT_EXPONENT: i32 = 96;
 /// How far ahead of the widening its weights are asked for.
 const PREFETCH_BYTES: usize = 2560;
 
@@ -42,7 +44,8 @@ pub(super) struct RowTiles {
 }
 
 impl RowTiles {
-    pub(super) fn new(amx: Amx, x: Rows<'_>) -> Self {
+    pub(super) fn new(amx: Amx, x: Rows<'_>, weight: &Packed) -> Self {
+        let scale = with_format!(weight.format, F => power_of_two(input_exponent::<F>()));
         let steps = x.width.div_ceil(STEP);
         let count = x.count.div_ceil(TILE_ROWS);
         let mut tiles = vec![Tile::ZERO; count * steps];
@@ -50,7 +53,7 @@ impl RowTiles {
         for_each_row_range(count, x.width * TILE_ROWS, |range| {
             // SAFETY: the ranges do not overlap.
             let tiles = unsafe { shared.slice_mut(range.start * steps, range.len() * steps) };
-            amx.run(Round { x, first: range.start * TILE_ROWS, steps, tiles });
+            amx.run(Round { x, scale, first: range.start * TILE_ROWS, steps, tiles });
         });
         Self { tiles, rows: x.count, steps }
     }
@@ -65,9 +68,19 @@ impl RowTiles {
     }
 }
 
+/// For exponents of normal numbers.
+const fn power_of_two(exponent: i32) -> f32 {
+    f32::from_bits(((127 + exponent) as u32) << 23)
+}
+
+const fn input_exponent<F: PanelFormat>() -> i32 {
+    if F::TILE_EXPONENT == 0 { 0 } else { INPUT_EXPONENT }
+}
+
 /// Rounds rows from `first` on into their tiles.
 struct Round<'a> {
     x: Rows<'a>,
+    scale: f32,
     first: usize,
     steps: usize,
     tiles: &'a mut [Tile],
@@ -75,7 +88,7 @@ struct Round<'a> {
 
 impl TileKernel for Round<'_> {
     #[inline(always)]
-    fn run(self, _: Avx512, _: &mut Tiles) {
+    fn run(self, simd: TileSimd, _: &mut Tiles) {
         for (row_tile, tiles) in self.tiles.chunks_exact_mut(self.steps.max(1)).enumerate() {
             let first = self.first + row_tile * TILE_ROWS;
             for row in first..self.x.count.min(first + TILE_ROWS) {
@@ -83,8 +96,7 @@ impl TileKernel for Round<'_> {
                 let mut last = [0.0; STEP];
                 last[..rest.len()].copy_from_slice(rest);
                 for (tile, inputs) in tiles.iter_mut().zip(whole.iter().chain([&last])) {
-                    // SAFETY: tiles come with the instructions.
-                    unsafe { store_row(inputs, &mut tile.0[row - first]) };
+                    simd.store_row(inputs, self.scale, &mut tile.0[row - first]);
                 }
             }
         }
@@ -95,20 +107,21 @@ impl TileKernel for Round<'_> {
 pub(super) fn linear(amx: Amx, x: &RowTiles, weight: &Packed, groups: Range<usize>, out: &Outputs<'_>) {
     with_format!(weight.format, F => {
         let blocks = weight.panels::<F>();
-        amx.run(Task::<F> { x, blocks, groups, out });
+        amx.run(Task::<F> { x, blocks, scales: &weight.scales, groups, out });
     });
 }
 
 struct Task<'a, F: PanelFormat> {
     x: &'a RowTiles,
     blocks: &'a [F::Block],
+    scales: &'a [f32],
     groups: Range<usize>,
     out: &'a Outputs<'a>,
 }
 
 impl<F: PanelFormat> TileKernel for Task<'_, F> {
     #[inline(always)]
-    fn run(self, simd: Avx512, tiles: &mut Tiles) {
+    fn run(self, simd: TileSimd, tiles: &mut Tiles) {
         let mut widened = [Tile::ZERO; WIDENED_TILES];
         let count = self.x.count();
         let fit = ROW_BLOCK_BYTES / (size_of::<Tile>() * self.x.steps).max(1);
@@ -135,7 +148,7 @@ impl<F: PanelFormat> Task<'_, F> {
     #[inline(always)]
     fn pass<const P: usize, const FEW: bool>(
         &self,
-        simd: Avx512,
+        simd: TileSimd,
         tiles: &mut Tiles,
         first: usize,
         rows: Range<usize>,
@@ -163,12 +176,14 @@ impl<F: PanelFormat> Task<'_, F> {
                 }
             }
         }
+        let undo = const { power_of_two(-F::TILE_EXPONENT - input_exponent::<F>()) };
         for (pair, sums) in sums.chunks_exact(rows.len() * PAIR).enumerate() {
             for (row_tile, sums) in rows.clone().zip(sums.as_chunks::<PAIR>().0) {
                 let first_row = row_tile * TILE_ROWS;
                 for row in first_row..self.x.rows.min(first_row + TILE_ROWS) {
                     for (p, sums) in sums.iter().enumerate() {
-                        self.out.store(row, first + pair * PAIR + p, &sums.0[row - first_row]);
+                        let panel = first + pair * PAIR + p;
+                        self.out.store(row, panel, &sums.0[row - first_row], self.scales[panel] * undo);
                     }
                 }
             }
@@ -193,7 +208,7 @@ impl<F: PanelFormat> Task<'_, F> {
     #[inline(always)]
     fn widen<const P: usize>(
         &self,
-        simd: Avx512,
+        simd: TileSimd,
         first: usize,
         steps: Range<usize>,
         widened: &mut [Tile; WIDENED_TILES],
@@ -208,24 +223,13 @@ impl<F: PanelFormat> Task<'_, F> {
                     // Past a panel's end this is the next pass's, or near it.
                     let next = if block + ahead < blocks { index + ahead } else { index + ahead + (P - 1) * blocks };
                     if let Some(next) = self.blocks.get(next) {
-                        simd.prefetch(next);
+                        simd.avx512().prefetch(next);
                     }
                 }
                 let tile = &mut widened[p * (WIDENED_TILES / P) + step - steps.start];
-                F::unpack(simd, &self.blocks[index], step_in_block, &mut ToTile(tile));
+                F::write_tile(simd, &self.blocks[index], step_in_block, tile);
             }
         }
-    }
-}
-
-/// Rounds weights into a tile.
-struct ToTile<'a>(&'a mut Tile);
-
-impl Sink<Avx512> for ToTile<'_> {
-    #[inline(always)]
-    fn put(&mut self, pair: usize, even: <Avx512 as Simd>::F, odd: <Avx512 as Simd>::F) {
-        // SAFETY: a sink of tiles is made where the instructions are.
-        unsafe { store_pairs(even, odd, &mut self.0.0[pair]) };
     }
 }
 

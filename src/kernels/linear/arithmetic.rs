@@ -45,7 +45,7 @@ impl Arithmetic for Float32 {
         x: &[f32],
         sums: &mut [S::F; R],
     ) {
-        F::unpack(simd, block, step, &mut OneChain { simd, x: rows(x), sums });
+        F::operands(simd, block, step, &mut OneChain { simd, x: rows(x), sums });
     }
 }
 
@@ -64,9 +64,8 @@ impl Arithmetic for Bfloat16 {
         x: &[f32],
         sums: &mut [S::F; R],
     ) {
-        let exact = F::as_tile(block).is_some();
-        let mut chains = TwoChains { simd, exact, x: rows(x), even: [simd.zero(); R], odd: [simd.zero(); R] };
-        F::unpack(simd, block, step, &mut chains);
+        let mut chains = TwoChains { simd, x: rows(x), even: [simd.zero(); R], odd: [simd.zero(); R] };
+        F::operands(simd, block, step, &mut chains);
         for r in 0..R {
             sums[r] = simd.add(simd.add(chains.even[r], chains.odd[r]), sums[r]);
         }
@@ -96,8 +95,6 @@ impl<S: Simd, const R: usize> Sink<S> for OneChain<'_, S, R> {
 
 struct TwoChains<'a, S: Simd, const R: usize> {
     simd: S,
-    /// Whether the weights are bfloat16 already.
-    exact: bool,
     x: &'a [[[f32; R]; 2]; PAIRS],
     even: [S::F; R],
     odd: [S::F; R],
@@ -106,7 +103,6 @@ struct TwoChains<'a, S: Simd, const R: usize> {
 impl<S: Simd, const R: usize> Sink<S> for TwoChains<'_, S, R> {
     #[inline(always)]
     fn put(&mut self, pair: usize, even: S::F, odd: S::F) {
-        let [even, odd] = if self.exact { [even, odd] } else { [self.simd.round_bf16(even), self.simd.round_bf16(odd)] };
         let [x_even, x_odd] = &self.x[pair];
         multiply_add(self.simd, x_even, even, &mut self.even);
         multiply_add(self.simd, x_odd, odd, &mut self.odd);

@@ -21,7 +21,7 @@ pub(super) fn gather_rows(level: Level, weight: &Packed, ids: &[TokenId]) -> Vec
         // SAFETY: the ranges of rows do not overlap.
         let out = unsafe { shared.slice_mut(rows.start * width, rows.len() * width) };
         with_format!(weight.format, F => {
-            level.run(Gather::<F> { blocks: weight.panels::<F>(), ids: &ids[rows.clone()], width, out });
+            level.run(Gather::<F> { blocks: weight.panels::<F>(), scales: &weight.scales, ids: &ids[rows.clone()], width, out });
         });
     });
     out
@@ -29,6 +29,7 @@ pub(super) fn gather_rows(level: Level, weight: &Packed, ids: &[TokenId]) -> Vec
 
 struct Gather<'a, F: PanelFormat> {
     blocks: &'a [F::Block],
+    scales: &'a [f32],
     ids: &'a [TokenId],
     width: usize,
     out: &'a mut [f32],
@@ -42,9 +43,10 @@ impl<F: PanelFormat> Kernel for Gather<'_, F> {
         let blocks = self.width.div_ceil(STEP).div_ceil(F::STEPS);
         for (id, out) in self.ids.iter().zip(self.out.chunks_exact_mut(self.width.max(1))) {
             let (panel, lane) = (id.index() / LANES, id.index() % LANES);
+            let scale = self.scales[panel];
             let panel = &self.blocks[panel * blocks..(panel + 1) * blocks];
             for (step, out) in out.chunks_mut(STEP).enumerate() {
-                F::unpack(simd, &panel[step / F::STEPS], step % F::STEPS, &mut Lane { simd, lane, out });
+                F::unpack(simd, &panel[step / F::STEPS], step % F::STEPS, &mut Lane { simd, lane, scale, out });
             }
         }
     }
@@ -54,6 +56,7 @@ impl<F: PanelFormat> Kernel for Gather<'_, F> {
 struct Lane<'a, S> {
     simd: S,
     lane: usize,
+    scale: f32,
     out: &'a mut [f32],
 }
 
@@ -61,7 +64,7 @@ impl<S: Simd> Sink<S> for Lane<'_, S> {
     #[inline(always)]
     fn put(&mut self, pair: usize, even: S::F, odd: S::F) {
         for (out, weights) in self.out.iter_mut().skip(2 * pair).zip([even, odd]) {
-            *out = self.simd.to_array(weights)[self.lane];
+            *out = self.simd.to_array(weights)[self.lane] * self.scale;
         }
     }
 }

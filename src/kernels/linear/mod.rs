@@ -100,7 +100,7 @@ fn on_cpu(level: Level, x: Rows<'_>, weight: &Packed, bias: Option<&[f32]>) -> V
     match level {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         Level::Amx(amx) if weight.format != WeightFormat::F32 => {
-            let x = amx::RowTiles::new(amx, x);
+            let x = amx::RowTiles::new(amx, x, weight);
             for_each_task(tasks, parallel, |task| amx::linear(amx, &x, weight, groups(task), &outputs));
         }
         _ => {

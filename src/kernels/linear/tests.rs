@@ -83,10 +83,24 @@ fn odd_inputs(format: WeightFormat) -> usize {
     }
 }
 
-/// What the format's arithmetic multiplies.
-fn rounded(format: WeightFormat, x: &[f32]) -> Vec<f32> {
+/// The inputs that the format's arithmetic multiplies.
+fn rounded_inputs(format: WeightFormat, x: &[f32]) -> Vec<f32> {
     let round = |&x: &f32| if format == WeightFormat::F32 { x } else { half::bf16::from_f32(x).to_f32() };
     x.iter().map(round).collect()
+}
+
+/// The weights that the format's arithmetic multiplies.
+fn rounded_weights(format: WeightFormat, w: &[f32]) -> Vec<f32> {
+    // To the 11 bits of a half, then to 8.
+    let by_half = |w: &f32| {
+        let bits = w.to_bits();
+        let half = (bits + 0xfff + (bits >> 13 & 1)) & !0x1fff;
+        f32::from_bits((half + 0x8000) & !0xffff)
+    };
+    match format {
+        WeightFormat::Q8_0 => w.iter().map(by_half).collect(),
+        _ => rounded_inputs(format, w),
+    }
 }
 
 #[test]
@@ -127,7 +141,7 @@ fn it_is_the_reference_for_every_format_and_ragged_shape() {
                 let (x, bias) = (random(&mut rng, &[m, inputs]), random(&mut rng, &[outputs]));
                 let y = linear(&x, &packed, Some(&bias)).unwrap();
                 assert_eq!(y.dims(), [m, outputs]);
-                let [x_rounded, w] = [&values(&x), &w].map(|x| rounded(format, x));
+                let (x_rounded, w) = (rounded_inputs(format, &values(&x)), rounded_weights(format, &w));
                 let want = reference::linear(&x_rounded, &w, Some(&values(&bias)), inputs);
                 assert_close(&values(&y), &want, 2e-5);
                 let plain = linear(&x, &packed, None).unwrap();

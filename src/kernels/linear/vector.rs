@@ -35,7 +35,7 @@ const PREFETCH_BYTES: usize = 2560;
 pub(super) fn linear(level: Level, tiles: &Tiles, weight: &Packed, groups: Range<usize>, out: &Outputs<'_>) {
     with_format!(weight.format, F => {
         let blocks = weight.panels::<F>();
-        level.run(Task::<F> { tiles, blocks, groups, out });
+        level.run(Task::<F> { tiles, blocks, scales: &weight.scales, groups, out });
     });
 }
 
@@ -102,6 +102,7 @@ impl Tiles {
 struct Task<'a, F: PanelFormat> {
     tiles: &'a Tiles,
     blocks: &'a [F::Block],
+    scales: &'a [f32],
     groups: Range<usize>,
     out: &'a Outputs<'a>,
 }
@@ -171,7 +172,7 @@ impl<F: PanelFormat> Task<'_, F> {
             }
             for (r, row) in self.tiles.rows_of(tile).enumerate() {
                 for (panel, sums) in sums.iter().enumerate() {
-                    self.out.store(row, first + panel, &sums[r]);
+                    self.out.store(row, first + panel, &sums[r], self.scales[first + panel]);
                 }
             }
         }

@@ -39,6 +39,8 @@ pub(super) struct Packed {
     pub(super) format: WeightFormat,
     pub(super) out_features: usize,
     pub(super) in_features: usize,
+    /// What each panel's sums are multiplied by, a power of two.
+    pub(super) scales: Vec<f32>,
     bytes: AlignedBytes,
 }
 
@@ -135,23 +137,28 @@ impl Packed {
     fn new(rows: &[Row<'_>], in_features: usize, format: WeightFormat) -> Self {
         with_format!(format, F => {
             let panel_bytes = in_features.div_ceil(STEP * F::STEPS) * size_of::<<F as PanelFormat>::Block>();
-            let mut bytes = AlignedBytes::zeroed(rows.len().div_ceil(LANES * PANEL_GROUP) * PANEL_GROUP * panel_bytes);
+            let panels = rows.len().div_ceil(LANES * PANEL_GROUP) * PANEL_GROUP;
+            let mut bytes = AlignedBytes::zeroed(panels * panel_bytes);
+            let mut scales = vec![1.0; panels];
             if panel_bytes > 0 {
                 // What a packed block takes of a row in the file.
                 let part = STEP * F::STEPS / format.block_len() * format.block_bytes();
                 let panels = bytes.as_mut_slice().par_chunks_exact_mut(panel_bytes);
-                panels.zip(rows.par_chunks(LANES)).for_each(|(panel, rows)| {
+                panels.zip(&mut scales).zip(rows.par_chunks(LANES)).for_each(|((panel, scale), rows)| {
                     let rows: Vec<_> = rows.iter().map(|row| row.in_format(in_features, format)).collect();
+                    let rows: Vec<_> = rows.iter().map(|row| &**row).collect();
+                    let exponent = F::exponent(&rows);
+                    *scale = 2f32.powi(-exponent);
                     for (index, block) in bytemuck::cast_slice_mut(panel).iter_mut().enumerate() {
                         let mut parts = [[].as_slice(); LANES];
                         for (to, row) in parts.iter_mut().zip(&rows) {
                             *to = &row[index * part..row.len().min((index + 1) * part)];
                         }
-                        F::pack(&parts[..rows.len()], block);
+                        F::pack(&parts[..rows.len()], exponent, block);
                     }
                 });
             }
-            Self { format, out_features: rows.len(), in_features, bytes }
+            Self { format, out_features: rows.len(), in_features, scales, bytes }
         })
     }
 

@@ -33,7 +33,7 @@ impl Sums {
     pub(crate) const ZERO: Self = Self([[0.0; LANES]; TILE_ROWS]);
 }
 
-/// Proof that the CPU has AMX-BF16 and AVX512-BF16, and that the kernel lets this process use tiles: made by
+/// Proof that the CPU has AMX-BF16, AVX512-BF16 and AVX512-FP16, and that the kernel lets this process use tiles: made by
 /// [`Amx::detect`] alone.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Amx(Avx512);
@@ -41,8 +41,12 @@ pub(crate) struct Amx(Avx512);
 /// Work with tiles.
 pub(crate) trait TileKernel {
     /// Does it. Implementations and all functions that they hand vectors to are `#[inline(always)]`.
-    fn run(self, simd: Avx512, tiles: &mut Tiles);
+    fn run(self, simd: TileSimd, tiles: &mut Tiles);
 }
+
+/// Vectors of 16-bit floats, which come with tiles: made inside [`Amx::run`] alone.
+#[derive(Clone, Copy)]
+pub(crate) struct TileSimd(Avx512);
 
 /// This thread's tile registers, configured as eight tiles of 16 rows of 64 bytes; given back when dropped.
 pub(crate) struct Tiles {
@@ -57,7 +61,8 @@ impl Amx {
         const BF16: u32 = 1 << 22;
         let avx512 = Avx512::detect()?;
         let leaf = __cpuid_count(7, 0);
-        let has = leaf.edx & (TILE | BF16) == TILE | BF16 && is_x86_feature_detected!("avx512bf16");
+        let has = leaf.edx & (TILE | BF16) == TILE | BF16 && is_x86_feature_detected!("avx512bf16")
+            && is_x86_feature_detected!("avx512fp16");
         (has && request_tile_data()).then_some(Self(avx512))
     }
 
@@ -69,13 +74,13 @@ impl Amx {
     /// Compiles work with these instructions and runs it.
     pub(crate) fn run<K: TileKernel>(self, kernel: K) {
         #[inline(never)]
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-        fn compiled<K: TileKernel>(simd: Avx512, kernel: K, tiles: &mut Tiles) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512fp16,avx2,fma,f16c")]
+        fn compiled<K: TileKernel>(simd: TileSimd, kernel: K, tiles: &mut Tiles) {
             kernel.run(simd, tiles);
         }
         let mut tiles = Tiles::configure(self);
         // SAFETY: `self` proves that the CPU has the instructions.
-        unsafe { compiled(self.0, kernel, &mut tiles) }
+        unsafe { compiled(TileSimd(self.0), kernel, &mut tiles) }
     }
 }
 
@@ -266,41 +271,79 @@ impl Drop for Tiles {
     }
 }
 
-/// Rounds pairs of weights to bfloat16 and lays them beside each other: `even` and `odd` of sixteen outputs.
-///
-/// # Safety
-/// The CPU has AVX-512 BW and BF16.
-#[inline(always)]
-pub(crate) unsafe fn store_pairs(even: __m512, odd: __m512, to: &mut [u16; 2 * LANES]) {
-    /// Word `2 n` is `even`'s, word `2 n + 1` `odd`'s.
-    const INTERLEAVE: [u16; 2 * LANES] = {
-        let mut order = [0; 2 * LANES];
-        let mut lane = 0;
-        while lane < LANES {
-            order[2 * lane] = lane as u16;
-            order[2 * lane + 1] = (LANES + lane) as u16;
-            lane += 1;
-        }
-        order
-    };
-    // SAFETY: the instructions are there by the caller's promise; the references cover 64 bytes.
-    unsafe {
-        let halves: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(odd, even));
-        let order = _mm512_loadu_si512(INTERLEAVE.as_ptr().cast());
-        _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_permutexvar_epi16(order, halves));
+/// Word `2 n` is the first operand's, word `2 n + 1` the second's.
+const INTERLEAVE: [u16; 2 * LANES] = {
+    let mut order = [0; 2 * LANES];
+    let mut lane = 0;
+    while lane < LANES {
+        order[2 * lane] = lane as u16;
+        order[2 * lane + 1] = (LANES + lane) as u16;
+        lane += 1;
     }
-}
+    order
+};
 
-/// Rounds 32 inputs to bfloat16.
-///
-/// # Safety
-/// The CPU has AVX-512 F and BF16.
-#[inline(always)]
-pub(crate) unsafe fn store_row(from: &[f32; 2 * LANES], to: &mut [u16; 2 * LANES]) {
-    // SAFETY: the instructions are there by the caller's promise; the references cover what is read and written.
-    unsafe {
-        let (low, high) = (_mm512_loadu_ps(from.as_ptr()), _mm512_loadu_ps(from.as_ptr().add(LANES)));
-        let halves: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
-        _mm512_storeu_si512(to.as_mut_ptr().cast(), halves);
+impl TileSimd {
+    /// The vectors of 32-bit lanes.
+    #[inline(always)]
+    pub(crate) fn avx512(self) -> Avx512 {
+        self.0
+    }
+
+    /// Rounds pairs to bfloat16 and lays them beside each other.
+    #[inline(always)]
+    pub(crate) fn store_pairs(self, even: __m512, odd: __m512, to: &mut [u16; 2 * LANES]) {
+        // SAFETY: `self` proves that the CPU has the instructions; the references cover 64 bytes.
+        unsafe {
+            let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(odd, even));
+            let order = _mm512_loadu_si512(INTERLEAVE.as_ptr().cast());
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_permutexvar_epi16(order, halves));
+        }
+    }
+
+    /// Rounds 32 floats times `scale` to bfloat16.
+    #[inline(always)]
+    pub(crate) fn store_row(self, from: &[f32; 2 * LANES], scale: f32, to: &mut [u16; 2 * LANES]) {
+        // SAFETY: `self` proves that the CPU has the instructions; the references cover what is read and written.
+        unsafe {
+            let scale = _mm512_set1_ps(scale);
+            let low = _mm512_mul_ps(_mm512_loadu_ps(from.as_ptr()), scale);
+            let high = _mm512_mul_ps(_mm512_loadu_ps(from.as_ptr().add(LANES)), scale);
+            let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), halves);
+        }
+    }
+
+    /// Each of sixteen halves twice.
+    #[inline(always)]
+    pub(crate) fn twice_each(self, halves: &[u16; LANES]) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions; the reference covers 32 bytes.
+        unsafe {
+            let once = _mm512_cvtepu16_epi32(_mm256_loadu_si256(halves.as_ptr().cast()));
+            _mm512_or_si512(once, _mm512_slli_epi32::<16>(once))
+        }
+    }
+
+    /// 32 signed bytes as halves.
+    #[inline(always)]
+    pub(crate) fn halves_from_i8(self, bytes: &[[i8; 2]; LANES]) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions; the reference covers 32 bytes.
+        unsafe {
+            let words = _mm512_cvtepi8_epi16(_mm256_loadu_si256(bytes.as_ptr().cast()));
+            _mm512_castph_si512(_mm512_cvtepi16_ph(words))
+        }
+    }
+
+    /// The products of halves, rounded to halves and those to bfloat16 (ties away from zero), `2^-112` times what they
+    /// are: a half's exponent has five bits, which become the last of a bfloat16's eight.
+    #[inline(always)]
+    pub(crate) fn store_halves_cut(self, a: __m512i, b: __m512i, to: &mut [u16; 2 * LANES]) {
+        // SAFETY: `self` proves that the CPU has the instructions; the reference covers 64 bytes.
+        unsafe {
+            let product = _mm512_mul_ph(_mm512_castsi512_ph(a), _mm512_castsi512_ph(b));
+            let rounded = _mm512_add_epi16(_mm512_castph_si512(product), _mm512_set1_epi16(4));
+            let cut = _mm512_and_si512(_mm512_srai_epi16::<3>(rounded), _mm512_set1_epi16(!0x7000));
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), cut);
+        }
     }
 }

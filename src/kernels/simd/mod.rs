@@ -27,6 +27,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Running sums that stay in registers while weights are widened beside them.
     const SUMS: usize;
 
+    /// The nearest IEEE half, ties to even.
+    fn round_f16(self, x: Self::F) -> Self::F;
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::F;
     /// Reads sixteen floats.
@@ -56,6 +58,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn load_u16_pairs(self, from: &[[u16; 2]; LANES]) -> Self::I;
     /// Widens sixteen signed bytes.
     fn load_i8(self, from: &[i8; LANES]) -> Self::I;
+    /// Widens sixteen pairs of signed bytes: the first of each, and the second.
+    fn load_i8_pairs(self, from: &[[i8; 2]; LANES]) -> [Self::I; 2];
     /// Widens sixteen unsigned bytes.
     fn load_u8(self, from: &[u8; LANES]) -> Self::I;
     /// `x & mask`.
@@ -299,6 +303,9 @@ mod tests {
                 s.splat(s.sum(v)),
                 s.splat(s.max_lane(v)),
                 s.round_bf16(v),
+                s.round_f16(v),
+                s.to_f32(s.load_i8_pairs(&b.map(|x| [x as i8, !x as i8]))[0]),
+                s.to_f32(s.load_i8_pairs(&b.map(|x| [x as i8, !x as i8]))[1]),
                 s.to_f32(s.add_integers(bytes, signed)),
                 s.as_floats(s.shr::<3>(s.load_u16_pairs(&h.map(|half| [half, half / 3])))),
             ]

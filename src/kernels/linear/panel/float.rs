@@ -24,7 +24,7 @@ impl PanelFormat for F32 {
     type Arithmetic = Float32;
     const FORMAT: WeightFormat = WeightFormat::F32;
 
-    fn pack(outputs: &[&[u8]], packed: &mut Self::Block) {
+    fn pack(outputs: &[&[u8]], _: i32, packed: &mut Self::Block) {
         for_each_number(outputs, |pair, which, lane, bytes| packed[pair][which][lane] = f32::from_le_bytes(bytes));
     }
 
@@ -38,6 +38,11 @@ impl PanelFormat for F32 {
             sink.put(pair, simd.load(even), simd.load(odd));
         }
     }
+
+    #[inline(always)]
+    fn operands<S: Simd>(simd: S, packed: &Self::Block, step: usize, sink: &mut impl Sink<S>) {
+        Self::unpack(simd, packed, step, sink);
+    }
 }
 
 impl PanelFormat for F16 {
@@ -45,7 +50,7 @@ impl PanelFormat for F16 {
     type Arithmetic = Bfloat16;
     const FORMAT: WeightFormat = WeightFormat::F16;
 
-    fn pack(outputs: &[&[u8]], packed: &mut Self::Block) {
+    fn pack(outputs: &[&[u8]], _: i32, packed: &mut Self::Block) {
         for_each_number(outputs, |pair, which, lane, bytes| packed[pair][which][lane] = u16::from_le_bytes(bytes));
     }
 
@@ -66,7 +71,7 @@ impl PanelFormat for Bf16 {
     type Arithmetic = Bfloat16;
     const FORMAT: WeightFormat = WeightFormat::BF16;
 
-    fn pack(outputs: &[&[u8]], packed: &mut Self::Block) {
+    fn pack(outputs: &[&[u8]], _: i32, packed: &mut Self::Block) {
         for_each_number(outputs, |pair, which, lane, bytes| packed[pair][lane][which] = u16::from_le_bytes(bytes));
     }
 
@@ -81,6 +86,11 @@ impl PanelFormat for Bf16 {
             let even = simd.as_floats(simd.shl::<16>(both));
             sink.put(pair, even, simd.as_floats(simd.and(both, -0x1_0000)));
         }
+    }
+
+    #[inline(always)]
+    fn operands<S: Simd>(simd: S, packed: &Self::Block, step: usize, sink: &mut impl Sink<S>) {
+        Self::unpack(simd, packed, step, sink);
     }
 
     #[inline(always)]

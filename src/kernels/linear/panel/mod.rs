@@ -14,6 +14,11 @@ pub(super) use q6_k::Q6K;
 pub(super) use q8_0::Q8_0;
 
 use super::{arithmetic::Arithmetic, format::WeightFormat};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use crate::kernels::simd::{
+    amx::{Tile, TileSimd},
+    avx512::Avx512,
+};
 use crate::kernels::simd::{LANES, Simd};
 
 /// Inputs a step: what one bfloat16 tile takes.
@@ -33,18 +38,40 @@ pub(super) trait PanelFormat: 'static {
     /// Steps a block.
     const STEPS: usize = 1;
 
+    /// The power of two that a panel's weights are multiplied by, given its outputs' bytes of a file.
+    fn exponent(_outputs: &[&[u8]]) -> i32 {
+        0
+    }
+
     /// Lays up to sixteen outputs' bytes of a file, each of as many inputs as a block has or are left, beside each
-    /// other. `packed` comes zeroed.
-    fn pack(outputs: &[&[u8]], packed: &mut Self::Block);
+    /// other, as the weights times `2^exponent`. `packed` comes zeroed.
+    fn pack(outputs: &[&[u8]], exponent: i32, packed: &mut Self::Block);
 
     /// The weights of one block of the file.
     fn decode(block: &[u8], weights: &mut [f32]);
 
     /// Widens one step of a packed block into `sink`, inputs ascending. The values are those of
-    /// [`decode`](Self::decode).
+    /// [`decode`](Self::decode) times the panel's power of two.
     fn unpack<S: Simd>(simd: S, packed: &Self::Block, step: usize, sink: &mut impl Sink<S>);
 
-    /// The block as the bfloat16 tile that it is, where it is one: pairs of inputs of sixteen outputs.
+    /// As [`unpack`](Self::unpack), rounded to what is multiplied: the nearest bfloat16 here.
+    #[inline(always)]
+    fn operands<S: Simd>(simd: S, packed: &Self::Block, step: usize, sink: &mut impl Sink<S>) {
+        Self::unpack(simd, packed, step, &mut ToBf16 { simd, sink });
+    }
+
+    /// The power of two by which [`write_tile`](Self::write_tile) is off.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    const TILE_EXPONENT: i32 = 0;
+
+    /// Writes [`operands`](Self::operands), times `2^TILE_EXPONENT`, as a tile.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[inline(always)]
+    fn write_tile(simd: TileSimd, packed: &Self::Block, step: usize, tile: &mut Tile) {
+        Self::unpack(simd.avx512(), packed, step, &mut ToTile { simd, tile });
+    }
+
+    /// The block as the tile that it is, where it is one.
     #[inline(always)]
     fn as_tile(_packed: &Self::Block) -> Option<&[[[u16; 2]; LANES]; PAIRS]> {
         None
@@ -55,6 +82,67 @@ pub(super) trait PanelFormat: 'static {
 pub(super) trait Sink<S: Simd> {
     /// The weights of inputs `2 * pair` and `2 * pair + 1` of the step for the panel's sixteen outputs.
     fn put(&mut self, pair: usize, even: S::F, odd: S::F);
+}
+
+/// Rounds to the nearest bfloat16.
+struct ToBf16<'a, S, T> {
+    simd: S,
+    sink: &'a mut T,
+}
+
+impl<S: Simd, T: Sink<S>> Sink<S> for ToBf16<'_, S, T> {
+    #[inline(always)]
+    fn put(&mut self, pair: usize, even: S::F, odd: S::F) {
+        self.sink.put(pair, self.simd.round_bf16(even), self.simd.round_bf16(odd));
+    }
+}
+
+/// Rounds to the nearest half and cuts that to bfloat16, ties away from zero: what costs least where vectors of halves
+/// are. [`HALF_EXPONENT`] and a panel's own power of two keep the halves in their range.
+struct ToBf16ByHalf<'a, S, T> {
+    simd: S,
+    sink: &'a mut T,
+}
+
+impl<S: Simd, T: Sink<S>> Sink<S> for ToBf16ByHalf<'_, S, T> {
+    #[inline(always)]
+    fn put(&mut self, pair: usize, even: S::F, odd: S::F) {
+        let simd = self.simd;
+        let [even, odd] = [simd.as_integers(simd.round_f16(even)), simd.as_integers(simd.round_f16(odd))];
+        let [even, odd] = [simd.add_i32(even, 0x8000), simd.add_i32(odd, 0x8000)];
+        let [even, odd] = [simd.and(even, -0x1_0000), simd.and(odd, -0x1_0000)];
+        self.sink.put(pair, simd.as_floats(even), simd.as_floats(odd));
+    }
+}
+
+/// What a half's exponent is below the same bits' as a bfloat16: the biases are 15 and 127.
+const HALF_EXPONENT: i32 = -112;
+
+/// The power of two that brings scales to at most 256, so that times a signed byte they are in a half's range, and the
+/// small ones far from its end.
+fn half_exponent(scales: impl Iterator<Item = half::f16>) -> i32 {
+    let largest = scales.map(|scale| scale.to_f32().abs()).filter(|scale| scale.is_finite()).fold(0.0, f32::max);
+    if largest == 0.0 { 0 } else { 7 - ((largest.to_bits() >> 23) as i32 - 127) }
+}
+
+/// A half times a power of two.
+fn scaled_half(half: half::f16, exponent: i32) -> u16 {
+    half::f16::from_f32(half.to_f32() * 2f32.powi(exponent)).to_bits()
+}
+
+/// Rounds weights into a tile.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+struct ToTile<'a> {
+    simd: TileSimd,
+    tile: &'a mut Tile,
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+impl Sink<Avx512> for ToTile<'_> {
+    #[inline(always)]
+    fn put(&mut self, pair: usize, even: <Avx512 as Simd>::F, odd: <Avx512 as Simd>::F) {
+        self.simd.store_pairs(even, odd, &mut self.tile.0[pair]);
+    }
 }
 
 /// Evaluates an expression with the [`PanelFormat`] of a [`WeightFormat`].

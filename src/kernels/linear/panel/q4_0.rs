@@ -23,7 +23,7 @@ impl PanelFormat for Q4_0 {
     type Arithmetic = Bfloat16;
     const FORMAT: WeightFormat = WeightFormat::Q4_0;
 
-    fn pack(outputs: &[&[u8]], packed: &mut Block) {
+    fn pack(outputs: &[&[u8]], _: i32, packed: &mut Block) {
         for (lane, block) in outputs.iter().enumerate() {
             packed.scales[lane] = f16_at(block, 0).to_bits();
             for (k, pair) in packed.pairs.iter_mut().enumerate() {

@@ -52,7 +52,7 @@ impl PanelFormat for Q4K {
     const FORMAT: WeightFormat = WeightFormat::Q4K;
     const STEPS: usize = GROUPS;
 
-    fn pack(outputs: &[&[u8]], packed: &mut Block) {
+    fn pack(outputs: &[&[u8]], _: i32, packed: &mut Block) {
         for (lane, block) in outputs.iter().enumerate() {
             packed.scales[lane] = f16_at(block, 0).to_bits();
             packed.mins[lane] = f16_at(block, 2).to_bits();

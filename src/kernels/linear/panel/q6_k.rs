@@ -53,7 +53,7 @@ impl PanelFormat for Q6K {
     const FORMAT: WeightFormat = WeightFormat::Q6K;
     const STEPS: usize = GROUPS / GROUPS_A_STEP;
 
-    fn pack(outputs: &[&[u8]], packed: &mut Block) {
+    fn pack(outputs: &[&[u8]], _: i32, packed: &mut Block) {
         for (lane, block) in outputs.iter().enumerate() {
             packed.scales[lane] = f16_at(block, SCALE_AT).to_bits();
             for (g, group) in packed.groups.iter_mut().enumerate() {
