@@ -2,7 +2,8 @@
 //! the same file.
 //!
 //! `cargo bench --bench serve_cpu [-- MODEL.gguf]`; without a file it writes a small one with random weights. Ratios are
-//! what counts: everything is measured in one run on one machine, medians of several rounds.
+//! what counts: all four are measured one after another in each round, so that a machine's bad minute is everybody's, and
+//! the median of the rounds' ratios is printed beside the median speeds.
 
 use std::{
     fs::File,
@@ -34,7 +35,7 @@ use candlewick::{
 const PROMPT_TOKENS: usize = 128;
 const NEW_TOKENS: usize = 32;
 const STREAMS: usize = 16;
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 const BLOCK_SIZE: usize = 16;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -54,22 +55,34 @@ fn main() -> Outcome<()> {
     println!("{}", path.display());
     println!("prompt {PROMPT_TOKENS} tokens, {NEW_TOKENS} new ones a stream, greedy; median of {ROUNDS} rounds\n");
 
-    let ours = load_ours(&path)?;
+    let (ours, theirs) = (load_ours(&path)?, load_theirs(&path)?);
+    let mut rounds = Vec::new();
+    for _ in 0..ROUNDS {
+        rounds.push([
+            measure_ours(&ours, 1)?,
+            measure_theirs(&theirs, 1)?,
+            measure_ours(&ours, STREAMS)?,
+            measure_theirs(&theirs, STREAMS)?,
+        ]);
+    }
     println!("{:12} {:>3} streams  prefill tok/s  decode tok/s", "", "");
-    let one = report("candlewick", 1, || measure_ours(&ours, 1))?;
-    let many = report("candlewick", STREAMS, || measure_ours(&ours, STREAMS))?;
-    drop(ours);
-    let theirs = load_theirs(&path)?;
-    let their_one = report("candle", 1, || measure_theirs(&theirs, 1))?;
-    let their_many = report("candle", STREAMS, || measure_theirs(&theirs, STREAMS))?;
-
+    for (who, (name, streams)) in
+        [("candlewick", 1), ("candle", 1), ("candlewick", STREAMS), ("candle", STREAMS)].into_iter().enumerate()
+    {
+        let median = |of: fn(&Rates) -> f64| median(rounds.iter().map(|round| of(&round[who])));
+        println!("{name:12} {streams:3} streams  {:13.1}  {:12.1}", median(|r| r.prefill), median(|r| r.decode));
+    }
+    let ratio = |of: fn(&Rates) -> f64, a: usize, b: usize| median(rounds.iter().map(|r| of(&r[a]) / of(&r[b])));
+    let [decode, prefill]: [fn(&Rates) -> f64; 2] = [|r| r.decode, |r| r.prefill];
     println!();
-    println!("{STREAMS} streams against 1:         {:5.2} times the tokens a second", many / one);
-    println!("ours against candle, 1 stream:  {:5.2}", one / their_one);
+    println!("{STREAMS} streams against 1, decode:                {:5.2}", ratio(decode, 2, 0));
+    println!("ours against candle, 1 stream,   decode:   {:5.2}", ratio(decode, 0, 1));
+    println!("ours against candle, 1 stream,   prefill:  {:5.2}", ratio(prefill, 0, 1));
     println!(
-        "ours against candle, {STREAMS} streams: {:5.2} (candle runs them in turn: it cannot batch)",
-        many / their_many
+        "ours against candle, {STREAMS} streams, decode:   {:5.2} (candle runs them in turn)",
+        ratio(decode, 2, 3)
     );
+    println!("ours against candle, {STREAMS} streams, prefill:  {:5.2}", ratio(prefill, 2, 3));
     Ok(())
 }
 
@@ -80,17 +93,10 @@ struct Rates {
     decode: f64,
 }
 
-/// Prints the medians and gives that of decoding.
-fn report(who: &str, streams: usize, mut measure: impl FnMut() -> Outcome<Rates>) -> Outcome<f64> {
-    let rates = (0..ROUNDS).map(|_| measure()).collect::<Outcome<Vec<_>>>()?;
-    let median = |of: fn(&Rates) -> f64| {
-        let mut values = rates.iter().map(of).collect::<Vec<_>>();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
-    let (prefill, decode) = (median(|r| r.prefill), median(|r| r.decode));
-    println!("{who:12} {streams:3} streams  {prefill:13.1}  {decode:12.1}");
-    Ok(decode)
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values = values.collect::<Vec<_>>();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 fn prompt(stream: usize, vocab_size: usize) -> Vec<TokenId> {

@@ -1,9 +1,9 @@
 //! Linear with Intel's tiles.
 //!
-//! Inputs are rounded to bfloat16 tiles of sixteen rows. A task takes panels of sixteen outputs in pairs: it widens some
-//! steps of them into tiles that stay in the first-level cache (weights that are bfloat16 lie as tiles already) and takes
-//! all tiles of rows over these, with the sums put aside in between. Few rows read four panels together, because memory
-//! gives most to several streams.
+//! Inputs are rounded to bfloat16 tiles of sixteen rows. Few rows stream the weights: each step's are widened into a
+//! ring of tiles and multiplied two steps later, four sums staying in registers. Many rows widen some steps of two panels
+//! into tiles that stay in the first-level cache and take all tiles of rows over them, with the sums put aside in between.
+//! Weights that are bfloat16 lie as tiles already.
 
 use std::ops::Range;
 
@@ -15,25 +15,29 @@ use super::{
 use crate::kernels::{
     cpu_tensor::{Rows, SharedMatrix, for_each_row_range},
     simd::{
-        LANES, Simd,
+        LANES,
         amx::{Amx, Sums, TILE_ROWS, Tile, TileKernel, TileSimd, Tiles},
     },
 };
 
 /// Bytes of rows that stay in the second-level cache while the weights pass by.
-const ROW_BLOCK_BYTES: usize = 1536 * 1024;
+const ROW_BLOCK_BYTES: usize = 1024 * 1024;
 /// Most tiles of rows a block.
 const ROW_BLOCK_TILES: usize = 32;
-/// Tiles of rows that are few: the weights' way from memory is what takes time.
-const FEW_ROW_TILES: usize = 2;
-/// Widened tiles of all panels of a pass, half of the first-level cache or more: 32 KiB.
-const WIDENED_TILES: usize = 32;
 /// Panels that share one load of a tile of rows.
 const PAIR: usize = 2;
+/// Steps whose widened weights stay in the first-level cache with many rows: 32 KiB.
+const CHUNK_STEPS: usize = 16;
+/// Steps that the products are behind the widening with few rows: a tile that was just written takes long to load.
+const LAG: usize = 2;
+/// Steps of widened tiles with few rows; more than [`LAG`].
+const RING: usize = 4;
+/// Sums that stay in registers.
+const SUMS: usize = 4;
 /// The power of two of inputs whose weights come with one: it keeps products from being taken for zero, and the inputs
 /// may be as large as 2^31.
 const INPUT_EXPONENT: i32 = 96;
-/// How far ahead of the widening its weights are asked for.
+/// How far ahead of the products its weights are asked for.
 const PREFETCH_BYTES: usize = 2560;
 
 /// The rows of a batch as tiles `[row tile][step]`, filled up with zeros.
@@ -122,114 +126,150 @@ struct Task<'a, F: PanelFormat> {
 impl<F: PanelFormat> TileKernel for Task<'_, F> {
     #[inline(always)]
     fn run(self, simd: TileSimd, tiles: &mut Tiles) {
-        let mut widened = [Tile::ZERO; WIDENED_TILES];
         let count = self.x.count();
-        let fit = ROW_BLOCK_BYTES / (size_of::<Tile>() * self.x.steps).max(1);
-        let block = fit.clamp(FEW_ROW_TILES, ROW_BLOCK_TILES) / 2 * 2;
-        let mut sums = vec![Sums::ZERO; count.min(block) * PANEL_GROUP];
-        for start in (0..count).step_by(block) {
-            let rows = start..count.min(start + block);
-            for group in self.groups.clone() {
-                let first = group * PANEL_GROUP;
-                if rows.len() <= FEW_ROW_TILES {
-                    self.pass::<PANEL_GROUP, true>(simd, tiles, first, rows.clone(), &mut widened, &mut sums);
-                } else {
-                    for first in (first..first + PANEL_GROUP).step_by(PAIR) {
-                        self.pass::<PAIR, false>(simd, tiles, first, rows.clone(), &mut widened, &mut sums);
-                    }
-                }
+        match count {
+            1 => self.groups.clone().for_each(|group| self.few::<1, PANEL_GROUP>(simd, tiles, group * PANEL_GROUP)),
+            2 => {
+                let first = self.groups.start * PANEL_GROUP;
+                let panels = (first..self.groups.end * PANEL_GROUP).step_by(PAIR);
+                panels.for_each(|first| self.few::<2, PAIR>(simd, tiles, first));
             }
+            _ => self.many(simd, tiles),
         }
     }
 }
 
 impl<F: PanelFormat> Task<'_, F> {
-    /// Some tiles of rows over `P` panels. `sums` is `[pair of panels][row tile][panel of the pair]`.
+    /// `R` tiles of rows, which are all there are, over `P` panels.
     #[inline(always)]
-    fn pass<const P: usize, const FEW: bool>(
+    fn few<const R: usize, const P: usize>(&self, simd: TileSimd, tiles: &mut Tiles, first: usize) {
+        const { assert!(R * P == SUMS) };
+        let steps = self.x.steps;
+        let mut ring = [[Tile::ZERO; P]; RING];
+        tiles.begin();
+        for step in 0..steps + LAG {
+            if let Some(step) = step.checked_sub(LAG) {
+                tiles.load_rows::<R>(std::array::from_fn(|row_tile| &self.x.part(row_tile, &(step..step + 1))[0]));
+            }
+            for p in 0..P {
+                if step < steps {
+                    self.prefetch(simd, first + p, step);
+                    if !self.are_tiles() {
+                        self.widen(simd, first + p, step, &mut ring[step % RING][p]);
+                    }
+                }
+                if let Some(step) = step.checked_sub(LAG) {
+                    let weights = match self.as_tiles(first + p, &(step..step + 1)) {
+                        Some([tile]) => tile,
+                        _ => &ring[step % RING][p],
+                    };
+                    tiles.multiply_add::<R>(p, weights);
+                }
+            }
+        }
+        let mut sums = [Sums::ZERO; SUMS];
+        tiles.end(&mut sums);
+        for (row_tile, sums) in sums.as_chunks::<P>().0.iter().enumerate() {
+            self.store(row_tile, first, sums);
+        }
+    }
+
+    /// Any number of tiles of rows, in blocks, over pairs of panels.
+    #[inline(always)]
+    fn many(&self, simd: TileSimd, tiles: &mut Tiles) {
+        let count = self.x.count();
+        let fit = ROW_BLOCK_BYTES / (size_of::<Tile>() * self.x.steps).max(1);
+        let block = fit.clamp(2, ROW_BLOCK_TILES) / 2 * 2;
+        let mut widened = [[Tile::ZERO; CHUNK_STEPS]; PAIR];
+        // `[pair of row tiles][row tile][panel]`; an odd last row tile is taken twice.
+        let mut sums = vec![[Sums::ZERO; SUMS]; count.min(block).div_ceil(2)];
+        for start in (0..count).step_by(block) {
+            let rows = start..count.min(start + block);
+            for first in (self.groups.start * PANEL_GROUP..self.groups.end * PANEL_GROUP).step_by(PAIR) {
+                self.pair(simd, tiles, first, rows.clone(), &mut widened, &mut sums);
+            }
+        }
+    }
+
+    /// Some tiles of rows over two panels.
+    #[inline(always)]
+    fn pair(
         &self,
         simd: TileSimd,
         tiles: &mut Tiles,
         first: usize,
         rows: Range<usize>,
-        widened: &mut [Tile; WIDENED_TILES],
-        sums: &mut [Sums],
+        widened: &mut [[Tile; CHUNK_STEPS]; PAIR],
+        sums: &mut [[Sums; SUMS]],
     ) {
-        let chunk = WIDENED_TILES / P;
-        let sums = &mut sums[..rows.len() * P];
-        for start in (0..self.x.steps).step_by(chunk) {
-            let steps = start..self.x.steps.min(start + chunk);
-            let as_tiles: [Option<&[Tile]>; P] = std::array::from_fn(|p| self.as_tiles(first + p, &steps));
-            if as_tiles[0].is_none() {
-                self.widen::<P>(simd, first, steps.clone(), widened);
-            }
-            let weights: [&[Tile]; P] =
-                std::array::from_fn(|p| as_tiles[p].unwrap_or(&widened[p * chunk..][..steps.len()]));
-            for (weights, sums) in weights.as_chunks::<PAIR>().0.iter().zip(sums.chunks_exact_mut(rows.len() * PAIR)) {
-                for (row_tile, sums) in rows.clone().step_by(2).zip(sums.chunks_mut(2 * PAIR)) {
-                    let x = [row_tile, rows.end.min(row_tile + 2) - 1].map(|row_tile| self.x.part(row_tile, &steps));
-                    if FEW && as_tiles[0].is_some() {
-                        tiles.multiply::<true>(start == 0, x, *weights, sums);
-                    } else {
-                        tiles.multiply::<false>(start == 0, x, *weights, sums);
+        for start in (0..self.x.steps).step_by(CHUNK_STEPS) {
+            let steps = start..self.x.steps.min(start + CHUNK_STEPS);
+            if !self.are_tiles() {
+                for step in steps.clone() {
+                    for (p, widened) in widened.iter_mut().enumerate() {
+                        self.prefetch(simd, first + p, step);
+                        self.widen(simd, first + p, step, &mut widened[step - start]);
                     }
                 }
+            }
+            let weights = std::array::from_fn(|p| match self.as_tiles(first + p, &steps) {
+                Some(tiles) => tiles,
+                None => &widened[p][..steps.len()],
+            });
+            for (row_tile, sums) in rows.clone().step_by(2).zip(sums.iter_mut()) {
+                let x = [row_tile, rows.end.min(row_tile + 2) - 1].map(|row_tile| self.x.part(row_tile, &steps));
+                tiles.multiply(start == 0, x, weights, sums);
             }
         }
-        let undo = const { power_of_two(-F::TILE_EXPONENT - input_exponent::<F>()) };
-        for (pair, sums) in sums.chunks_exact(rows.len() * PAIR).enumerate() {
-            for (row_tile, sums) in rows.clone().zip(sums.as_chunks::<PAIR>().0) {
-                let first_row = row_tile * TILE_ROWS;
-                for row in first_row..self.x.rows.min(first_row + TILE_ROWS) {
-                    for (p, sums) in sums.iter().enumerate() {
-                        let panel = first + pair * PAIR + p;
-                        self.out.store(row, panel, &sums.0[row - first_row], self.scales[panel] * undo);
-                    }
-                }
-            }
+        let sums = sums.iter().flat_map(|sums| sums.as_chunks::<PAIR>().0);
+        for (row_tile, sums) in rows.zip(sums) {
+            self.store(row_tile, first, sums);
         }
     }
 
-    /// Blocks a panel.
+    /// Writes what a tile of rows gives with some panels.
     #[inline(always)]
-    fn blocks(&self) -> usize {
-        self.x.steps.div_ceil(F::STEPS)
+    fn store<const P: usize>(&self, row_tile: usize, first: usize, sums: &[Sums; P]) {
+        let undo = const { power_of_two(-F::TILE_EXPONENT - input_exponent::<F>()) };
+        let first_row = row_tile * TILE_ROWS;
+        for row in first_row..self.x.rows.min(first_row + TILE_ROWS) {
+            for (panel, sums) in (first..).zip(sums) {
+                self.out.store(row, panel, &sums.0[row - first_row], self.scales[panel] * undo);
+            }
+        }
     }
 
-    /// A panel's steps as they lie in memory, where they are tiles.
+    /// A panel's blocks.
+    #[inline(always)]
+    fn panel(&self, panel: usize) -> &[F::Block] {
+        let blocks = self.x.steps.div_ceil(F::STEPS);
+        &self.blocks[panel * blocks..][..blocks]
+    }
+
+    /// Whether blocks lie as tiles.
+    #[inline(always)]
+    fn are_tiles(&self) -> bool {
+        self.blocks.first().is_some_and(|block| F::as_tile(block).is_some())
+    }
+
+    /// Some steps of a panel as they lie in memory, where they are tiles.
     #[inline(always)]
     fn as_tiles(&self, panel: usize, steps: &Range<usize>) -> Option<&[Tile]> {
-        let blocks = &self.blocks[panel * self.blocks()..][..self.blocks()];
-        F::as_tile(blocks.first()?)?;
-        Some(bytemuck::cast_slice(&blocks[steps.clone()]))
+        self.are_tiles().then(|| bytemuck::cast_slice(&self.panel(panel)[steps.clone()]))
     }
 
-    /// Some steps of `P` panels as tiles `[panel][step]`.
+    /// Widens a step of a panel into a tile.
     #[inline(always)]
-    fn widen<const P: usize>(
-        &self,
-        simd: TileSimd,
-        first: usize,
-        steps: Range<usize>,
-        widened: &mut [Tile; WIDENED_TILES],
-    ) {
-        let blocks = self.blocks();
-        let ahead = PREFETCH_BYTES.div_ceil(size_of::<F::Block>());
-        for step in steps.clone() {
-            let (block, step_in_block) = (step / F::STEPS, step % F::STEPS);
-            for p in 0..P {
-                let index = (first + p) * blocks + block;
-                if step_in_block == 0 {
-                    // Past a panel's end this is the next pass's, or near it.
-                    let next = if block + ahead < blocks { index + ahead } else { index + ahead + (P - 1) * blocks };
-                    if let Some(next) = self.blocks.get(next) {
-                        simd.avx512().prefetch(next);
-                    }
-                }
-                let tile = &mut widened[p * (WIDENED_TILES / P) + step - steps.start];
-                F::write_tile(simd, &self.blocks[index], step_in_block, tile);
-            }
-        }
+    fn widen(&self, simd: TileSimd, panel: usize, step: usize, tile: &mut Tile) {
+        F::write_tile(simd, &self.panel(panel)[step / F::STEPS], step % F::STEPS, tile);
+    }
+
+    /// Asks for a step's share of the block that is to come.
+    #[inline(always)]
+    fn prefetch(&self, simd: TileSimd, panel: usize, step: usize) {
+        let share = size_of::<F::Block>().div_ceil(F::STEPS);
+        let at = self.panel(panel).as_ptr().cast::<u8>().wrapping_add(step * share + PREFETCH_BYTES);
+        simd.prefetch_bytes(at, share);
     }
 }
 

@@ -113,7 +113,8 @@ impl<F: PanelFormat> Kernel for Task<'_, F> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let count = self.tiles.count();
-        let tiles_a_block = (ROW_BLOCK_BYTES / (size_of::<f32>() * self.tiles.inputs * self.tiles.height).max(1)).max(1);
+        let tiles_a_block =
+            (ROW_BLOCK_BYTES / (size_of::<f32>() * self.tiles.inputs * self.tiles.height).max(1)).max(1);
         for tile in (0..count).step_by(tiles_a_block) {
             let tiles = tile..count.min(tile + tiles_a_block);
             for group in self.groups.clone() {

@@ -5,8 +5,9 @@ use rayon::prelude::*;
 
 use super::{
     format::{RawTensor, WeightFormat},
-    gather, portable,
+    gather,
     panel::{PanelFormat, STEP, with_format},
+    portable,
 };
 use crate::{
     error::{Code, Error, Result},

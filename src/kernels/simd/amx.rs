@@ -61,7 +61,8 @@ impl Amx {
         const BF16: u32 = 1 << 22;
         let avx512 = Avx512::detect()?;
         let leaf = __cpuid_count(7, 0);
-        let has = leaf.edx & (TILE | BF16) == TILE | BF16 && is_x86_feature_detected!("avx512bf16")
+        let has = leaf.edx & (TILE | BF16) == TILE | BF16
+            && is_x86_feature_detected!("avx512bf16")
             && is_x86_feature_detected!("avx512fp16");
         (has && request_tile_data()).then_some(Self(avx512))
     }
@@ -105,13 +106,6 @@ fn request_tile_data() -> bool {
     result == 0
 }
 
-/// Prefetches of lines three tiles further.
-macro_rules! ask {
-    ($($register:literal: $($line:literal)*),*) => {
-        concat!($($("prefetcht1 [{", $register, "} + 3072 + ", $line, " * 64]\n",)*)*)
-    };
-}
-
 impl Tiles {
     fn configure(_: Amx) -> Self {
         #[repr(C, align(64))]
@@ -131,135 +125,128 @@ impl Tiles {
         Self { not_send: PhantomData }
     }
 
-    /// Adds `x wᵀ` of one or two tiles of rows and two panels of weights to `sums` `[row tile][panel]`, or sets them to
-    /// it where `first`. Each tile of rows, and each panel, is as many tiles as there are steps.
+    /// Adds `x wᵀ` of two tiles of rows and two panels of weights to `sums` `[row tile][panel]`, or sets them to it where
+    /// `first`. Each tile of rows, and each panel, is as many tiles as there are steps.
     ///
-    /// With `AHEAD` it asks for the weights that follow these in memory.
+    /// Rows pass through the first-level cache without staying: the weights are what comes again.
     #[inline(always)]
-    pub(crate) fn multiply<const AHEAD: bool>(
-        &mut self,
-        first: bool,
-        x: [&[Tile]; 2],
-        weights: [&[Tile]; 2],
-        sums: &mut [Sums],
-    ) {
+    pub(crate) fn multiply(&mut self, first: bool, x: [&[Tile]; 2], weights: [&[Tile]; 2], sums: &mut [Sums; 4]) {
         let steps = weights[0].len();
-        assert!(steps > 0 && weights[1].len() == steps && x[0].len() == steps);
-        let first = u64::from(first);
-        let sums_at = sums.as_mut_ptr();
-        if let [_, _] = sums {
-            // SAFETY: `self` proves that tiles are configured as 16 rows of 64 bytes. The loop reads `steps` tiles of x
-            // and of both panels and reads and writes two tiles of sums, all inside the slices by the checks above.
-            // Prefetches of any address are harmless. Tile registers are used by nothing but such blocks, each of which
-            // sets what it uses.
-            macro_rules! one_row_tile {
-                ($a:expr, $b:expr) => {
-                    asm!(
-                        "test {first}, {first}",
-                        "jnz 2f",
-                        "tileloadd tmm0, [{sums} + {stride}]",
-                        "tileloadd tmm1, [{sums} + {stride} + 1024]",
-                        "jmp 3f",
-                        "2:",
-                        "tilezero tmm0",
-                        "tilezero tmm1",
-                        "3:",
-                        "tileloadd tmm4, [{x} + {stride}]",
-                        "tileloadd tmm6, [{w0} + {stride}]",
-                        $a,
-                        "tdpbf16ps tmm0, tmm4, tmm6",
-                        "tileloadd tmm7, [{w1} + {stride}]",
-                        $b,
-                        "tdpbf16ps tmm1, tmm4, tmm7",
-                        "add {x}, 1024",
-                        "add {w0}, 1024",
-                        "add {w1}, 1024",
-                        "dec {steps}",
-                        "jnz 3b",
-                        "tilestored [{sums} + {stride}], tmm0",
-                        "tilestored [{sums} + {stride} + 1024], tmm1",
-                        first = in(reg) first,
-                        sums = in(reg) sums_at,
-                        x = inout(reg) x[0].as_ptr() => _,
-                        w0 = inout(reg) weights[0].as_ptr() => _,
-                        w1 = inout(reg) weights[1].as_ptr() => _,
-                        steps = inout(reg) steps => _,
-                        stride = in(reg) 64u64,
-                        options(nostack)
-                    )
-                };
-            }
-            unsafe {
-                if AHEAD {
-                    one_row_tile!(
-                        ask!("w0": 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15),
-                        ask!("w1": 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
-                    );
-                } else {
-                    one_row_tile!("", "");
-                }
-            }
-            return;
+        assert!(steps > 0 && weights[1].len() == steps && x[0].len() == steps && x[1].len() == steps);
+        // SAFETY: `self` proves that tiles are configured as 16 rows of 64 bytes. The loop reads `steps` tiles of both
+        // tiles of rows and both panels and reads and writes four tiles of sums: the slices' lengths, as checked above.
+        // The compiler has no use for tile registers; this block sets those that it reads.
+        unsafe {
+            asm!(
+                "test {first}, {first}",
+                "jnz 2f",
+                "tileloadd tmm0, [{sums} + {stride}]",
+                "tileloadd tmm1, [{sums} + {stride} + 1024]",
+                "tileloadd tmm2, [{sums} + {stride} + 2048]",
+                "tileloadd tmm3, [{sums} + {stride} + 3072]",
+                "jmp 3f",
+                "2:",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "3:",
+                "tileloaddt1 tmm4, [{x0} + {stride}]",
+                "tileloadd tmm6, [{w0} + {stride}]",
+                "tileloadd tmm7, [{w1} + {stride}]",
+                "tileloaddt1 tmm5, [{x1} + {stride}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {x0}, 1024",
+                "add {x1}, 1024",
+                "add {w0}, 1024",
+                "add {w1}, 1024",
+                "dec {steps}",
+                "jnz 3b",
+                "tilestored [{sums} + {stride}], tmm0",
+                "tilestored [{sums} + {stride} + 1024], tmm1",
+                "tilestored [{sums} + {stride} + 2048], tmm2",
+                "tilestored [{sums} + {stride} + 3072], tmm3",
+                first = in(reg) u64::from(first),
+                sums = in(reg) sums.as_mut_ptr(),
+                x0 = inout(reg) x[0].as_ptr() => _,
+                x1 = inout(reg) x[1].as_ptr() => _,
+                w0 = inout(reg) weights[0].as_ptr() => _,
+                w1 = inout(reg) weights[1].as_ptr() => _,
+                steps = inout(reg) steps => _,
+                stride = in(reg) 64u64,
+                options(nostack)
+            );
         }
-        assert!(sums.len() == 4 && x[1].len() == steps);
-        // SAFETY: as above, with two tiles of rows and four of sums.
-        macro_rules! two_row_tiles {
-            ($a:expr, $b:expr) => {
-                asm!(
-                    "test {first}, {first}",
-                    "jnz 2f",
-                    "tileloadd tmm0, [{sums} + {stride}]",
-                    "tileloadd tmm1, [{sums} + {stride} + 1024]",
-                    "tileloadd tmm2, [{sums} + {stride} + 2048]",
-                    "tileloadd tmm3, [{sums} + {stride} + 3072]",
-                    "jmp 3f",
-                    "2:",
-                    "tilezero tmm0",
-                    "tilezero tmm1",
-                    "tilezero tmm2",
-                    "tilezero tmm3",
-                    "3:",
-                    "tileloadd tmm4, [{x0} + {stride}]",
-                    "tileloadd tmm6, [{w0} + {stride}]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm7, [{w1} + {stride}]",
-                    $a,
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    "tileloadd tmm5, [{x1} + {stride}]",
-                    $b,
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    "tdpbf16ps tmm3, tmm5, tmm7",
-                    "add {x0}, 1024",
-                    "add {x1}, 1024",
-                    "add {w0}, 1024",
-                    "add {w1}, 1024",
-                    "dec {steps}",
-                    "jnz 3b",
-                    "tilestored [{sums} + {stride}], tmm0",
-                    "tilestored [{sums} + {stride} + 1024], tmm1",
-                    "tilestored [{sums} + {stride} + 2048], tmm2",
-                    "tilestored [{sums} + {stride} + 3072], tmm3",
-                    first = in(reg) first,
-                    sums = in(reg) sums_at,
-                    x0 = inout(reg) x[0].as_ptr() => _,
-                    x1 = inout(reg) x[1].as_ptr() => _,
-                    w0 = inout(reg) weights[0].as_ptr() => _,
-                    w1 = inout(reg) weights[1].as_ptr() => _,
-                    steps = inout(reg) steps => _,
-                    stride = in(reg) 64u64,
-                    options(nostack)
-                )
+    }
+
+    /// Begins four sums in registers, for [`multiply_add`](Self::multiply_add).
+    #[inline(always)]
+    pub(crate) fn begin(&mut self) {
+        // SAFETY: `self` proves that tiles are configured; the compiler has no use for their registers.
+        unsafe { asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem)) }
+    }
+
+    /// Takes one tile of rows, or two, for the products that follow.
+    #[inline(always)]
+    pub(crate) fn load_rows<const R: usize>(&mut self, x: [&Tile; R]) {
+        // SAFETY: `self` proves that tiles are configured as 16 rows of 64 bytes, which is what a reference covers; the
+        // compiler has no use for their registers.
+        unsafe {
+            asm!("tileloadd tmm4, [{} + {}]", in(reg) x[0], in(reg) 64u64, options(nostack, readonly));
+            if const { R == 2 } {
+                asm!("tileloadd tmm5, [{} + {}]", in(reg) x[R - 1], in(reg) 64u64, options(nostack, readonly));
+            }
+        }
+    }
+
+    /// Adds the product of the tiles of rows and a tile of weights to the sums of panel `panel`: one of four with one
+    /// tile of rows, one of two with two. Sums are `[row tile][panel]`.
+    #[inline(always)]
+    pub(crate) fn multiply_add<const R: usize>(&mut self, panel: usize, weights: &Tile) {
+        macro_rules! product {
+            ($weights:literal, $($sum:literal, $rows:literal),*) => {
+                // SAFETY: `self` proves that tiles are configured as 16 rows of 64 bytes, which is what the reference
+                // covers. Sums and rows stand in their registers since `begin` and `load_rows`: between such blocks
+                // nothing uses these.
+                unsafe {
+                    asm!(
+                        concat!("tileloadd ", $weights, ", [{} + {}]"),
+                        $(concat!("tdpbf16ps ", $sum, ", ", $rows, ", ", $weights),)*
+                        in(reg) weights,
+                        in(reg) 64u64,
+                        options(nostack, readonly)
+                    )
+                }
             };
         }
+        match (R, panel) {
+            (1, 0) => product!("tmm6", "tmm0", "tmm4"),
+            (1, 1) => product!("tmm7", "tmm1", "tmm4"),
+            (1, 2) => product!("tmm6", "tmm2", "tmm4"),
+            (1, 3) => product!("tmm7", "tmm3", "tmm4"),
+            (2, 0) => product!("tmm6", "tmm0", "tmm4", "tmm2", "tmm5"),
+            (2, 1) => product!("tmm7", "tmm1", "tmm4", "tmm3", "tmm5"),
+            _ => unreachable!("panel {panel} of {R} tiles of rows"),
+        }
+    }
+
+    /// The sums.
+    #[inline(always)]
+    pub(crate) fn end(&mut self, sums: &mut [Sums; 4]) {
+        // SAFETY: `self` proves that tiles are configured as 16 rows of 64 bytes, four of which the reference covers.
         unsafe {
-            if AHEAD {
-                two_row_tiles!(
-                    ask!("w0": 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15),
-                    ask!("w1": 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
-                );
-            } else {
-                two_row_tiles!("", "");
-            }
+            asm!(
+                "tilestored [{sums} + {stride}], tmm0",
+                "tilestored [{sums} + {stride} + 1024], tmm1",
+                "tilestored [{sums} + {stride} + 2048], tmm2",
+                "tilestored [{sums} + {stride} + 3072], tmm3",
+                sums = in(reg) sums.as_mut_ptr(),
+                stride = in(reg) 64u64,
+                options(nostack)
+            );
         }
     }
 }
@@ -288,6 +275,16 @@ impl TileSimd {
     #[inline(always)]
     pub(crate) fn avx512(self) -> Avx512 {
         self.0
+    }
+
+    /// Asks for some bytes, at any address, to be brought into the second-level cache: the first level cannot wait for as
+    /// many lines at once as keep memory busy.
+    #[inline(always)]
+    pub(crate) fn prefetch_bytes(self, address: *const u8, bytes: usize) {
+        for offset in (0..bytes).step_by(64) {
+            // SAFETY: a prefetch of any address is harmless.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(address.wrapping_add(offset).cast()) };
+        }
     }
 
     /// Rounds pairs to bfloat16 and lays them beside each other.

@@ -14,12 +14,12 @@ pub(super) use q6_k::Q6K;
 pub(super) use q8_0::Q8_0;
 
 use super::{arithmetic::Arithmetic, format::WeightFormat};
+use crate::kernels::simd::{LANES, Simd};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use crate::kernels::simd::{
     amx::{Tile, TileSimd},
     avx512::Avx512,
 };
-use crate::kernels::simd::{LANES, Simd};
 
 /// Inputs a step: what one bfloat16 tile takes.
 pub(super) const STEP: usize = 32;

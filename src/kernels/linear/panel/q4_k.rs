@@ -1,6 +1,6 @@
 //! Q4_K: 256 nibbles in 8 groups; `w = (scale * group_scale) * q - min * group_min`.
 
-use super::{LANES, NibblePair, PAIRS,  PanelFormat, STEP, Simd, Sink, WeightFormat, f16_at, nibbles};
+use super::{LANES, NibblePair, PAIRS, PanelFormat, STEP, Simd, Sink, WeightFormat, f16_at, nibbles};
 use crate::kernels::linear::arithmetic::Bfloat16;
 
 const GROUPS: usize = 8;

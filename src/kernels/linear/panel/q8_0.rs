@@ -2,9 +2,7 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::{HALF_EXPONENT, Tile, TileSimd};
-use super::{
-    LANES, PAIRS, PanelFormat, Simd, Sink, ToBf16ByHalf, WeightFormat, f16_at, half_exponent, scaled_half,
-};
+use super::{LANES, PAIRS, PanelFormat, Simd, Sink, ToBf16ByHalf, WeightFormat, f16_at, half_exponent, scaled_half};
 use crate::kernels::linear::arithmetic::Bfloat16;
 
 pub(in super::super) struct Q8_0;
