@@ -145,23 +145,23 @@ impl<F: PanelFormat> Task<'_, F> {
     fn few<const R: usize, const P: usize>(&self, simd: TileSimd, tiles: &mut Tiles, first: usize) {
         const { assert!(R * P == SUMS) };
         let steps = self.x.steps;
-        let mut ring = [[Tile::ZERO; P]; RING];
+        let mut ring = [[Tile::ZERO; RING]; P];
         tiles.begin();
         for step in 0..steps + LAG {
             if let Some(step) = step.checked_sub(LAG) {
                 tiles.load_rows::<R>(std::array::from_fn(|row_tile| &self.x.part(row_tile, &(step..step + 1))[0]));
             }
-            for p in 0..P {
+            for (p, ring) in ring.iter_mut().enumerate() {
                 if step < steps {
                     self.prefetch(simd, first + p, step);
                     if !self.are_tiles() {
-                        self.widen(simd, first + p, step, &mut ring[step % RING][p]);
+                        self.widen(simd, first + p, step, &mut ring[step % RING]);
                     }
                 }
                 if let Some(step) = step.checked_sub(LAG) {
                     let weights = match self.as_tiles(first + p, &(step..step + 1)) {
                         Some([tile]) => tile,
-                        _ => &ring[step % RING][p],
+                        _ => &ring[step % RING],
                     };
                     tiles.multiply_add::<R>(p, weights);
                 }

@@ -66,8 +66,8 @@ impl Arithmetic for Bfloat16 {
     ) {
         let mut chains = TwoChains { simd, x: rows(x), even: [simd.zero(); R], odd: [simd.zero(); R] };
         F::operands(simd, block, step, &mut chains);
-        for r in 0..R {
-            sums[r] = simd.add(simd.add(chains.even[r], chains.odd[r]), sums[r]);
+        for (sum, (even, odd)) in sums.iter_mut().zip(chains.even.into_iter().zip(chains.odd)) {
+            *sum = simd.add(simd.add(even, odd), *sum);
         }
     }
 }
@@ -110,7 +110,6 @@ impl<S: Simd, const R: usize> Sink<S> for TwoChains<'_, S, R> {
 }
 
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
 fn multiply_add<S: Simd, const R: usize>(simd: S, x: &[f32; R], weights: S::F, sums: &mut [S::F; R]) {
     // Two loops, because the compiler does not unroll one of 24 steps.
     for r in 0..R / 2 {
