@@ -14,7 +14,7 @@ use candlewick::{
     ids::{BlockId, Slot},
     kernels::{
         linear::{
-            PackedWeight,
+            Inputs, PackedWeight,
             format::{RawTensor, WeightFormat},
             linear,
         },
@@ -143,7 +143,7 @@ fn linears(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
             for m in ROWS {
                 let x = random(rng, &[m, inputs])?;
                 report.measure(&name(m), weights[0].bytes(), 2 * m * inputs * outputs, |k| {
-                    linear(&x, &weights[k % count], None)?;
+                    linear(&x, &weights[k % count], None, Inputs::Rounded)?;
                     Ok(())
                 })?;
             }

@@ -60,7 +60,7 @@ impl Attention {
         Ok(Self {
             layer,
             scale: (head_dim as f32).sqrt().recip(),
-            qkv: loader.stacked_linear("qkv_proj", &parts, hidden_size, options.qkv_bias)?,
+            qkv: loader.stacked_linear("qkv_proj", &parts, hidden_size, options.qkv_bias)?.in_two_terms(),
             output: loader.linear("o_proj", hidden_size, q_size, options.output_bias)?,
             qk_norm,
             rope,

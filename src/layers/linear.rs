@@ -6,7 +6,7 @@ use candle_core::Tensor;
 
 use crate::{
     error::Result,
-    kernels::linear::{PackedWeight, linear},
+    kernels::linear::{Inputs, PackedWeight, linear},
     layers::context::StepContext,
 };
 
@@ -16,12 +16,19 @@ pub struct Linear {
     name: String,
     parts: Vec<Arc<PackedWeight>>,
     bias: Option<Tensor>,
+    inputs: Inputs,
 }
 
 impl Linear {
     /// A Linear called `name` of weights stacked in order; `bias` is `[out]` of all of them.
     pub(crate) fn new(name: String, parts: Vec<Arc<PackedWeight>>, bias: Option<Tensor>) -> Self {
-        Self { name, parts, bias }
+        Self { name, parts, bias, inputs: Inputs::Rounded }
+    }
+
+    /// The same with inputs in two terms.
+    #[must_use]
+    pub(crate) fn in_two_terms(self) -> Self {
+        Self { inputs: Inputs::TwoTerms, ..self }
     }
 
     /// `x` is `[rows, in]`, the result `[rows, out]`, both float32.
@@ -33,9 +40,10 @@ impl Linear {
             observer.linear(&self.name, x.dim(0)?);
         }
         if let [weight] = self.parts.as_slice() {
-            return linear(x, weight, self.bias.as_ref());
+            return linear(x, weight, self.bias.as_ref(), self.inputs);
         }
-        let outputs = self.parts.iter().map(|weight| linear(x, weight, None)).collect::<Result<Vec<_>>>()?;
+        let outputs =
+            self.parts.iter().map(|weight| linear(x, weight, None, self.inputs)).collect::<Result<Vec<_>>>()?;
         let y = Tensor::cat(&outputs, 1)?;
         Ok(match &self.bias {
             Some(bias) => y.broadcast_add(bias)?,

@@ -25,7 +25,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 pub use weight::PackedWeight;
 
 use super::{
-    cpu_tensor::{Rows, SharedMatrix, cpu_storage, for_each_task, with_contiguous_rows},
+    cpu_tensor::{Rows, SharedMatrix, cpu_storage, for_each_row_range, for_each_task, with_contiguous_rows},
     simd::{LANES, Level},
 };
 use crate::error::{Error, Result};
@@ -41,11 +41,21 @@ const WORTH_SHARING: usize = 64 * 1024;
 ///
 /// # Errors
 /// `Internal` where the shapes do not fit each other or the devices differ.
-pub fn linear(x: &Tensor, weight: &PackedWeight, bias: Option<&Tensor>) -> Result<Tensor> {
-    linear_at(Level::best(), x, weight, bias)
+pub fn linear(x: &Tensor, weight: &PackedWeight, bias: Option<&Tensor>, inputs: Inputs) -> Result<Tensor> {
+    linear_at(Level::best(), x, weight, bias, inputs)
 }
 
-fn linear_at(level: Level, x: &Tensor, weight: &PackedWeight, bias: Option<&Tensor>) -> Result<Tensor> {
+/// What is kept of inputs that are multiplied as bfloat16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inputs {
+    /// The nearest bfloat16: 8 bits.
+    Rounded,
+    /// That and the nearest to what is left, multiplied as two rows: 16 bits. For products whose errors are magnified,
+    /// such as the scores of attention; with few rows the weights' way from memory hides what it costs.
+    TwoTerms,
+}
+
+fn linear_at(level: Level, x: &Tensor, weight: &PackedWeight, bias: Option<&Tensor>, inputs: Inputs) -> Result<Tensor> {
     if x.rank() != 2 || x.dims()[1] != weight.in_features() {
         let want = weight.in_features();
         return Err(Error::internal(format!("linear: x has shape {:?}, the weight takes [m, {want}]", x.dims())));
@@ -58,11 +68,11 @@ fn linear_at(level: Level, x: &Tensor, weight: &PackedWeight, bias: Option<&Tens
         Storage::Cpu(weight) => {
             let x = with_contiguous_rows(x)?;
             let Some(bias) = bias else {
-                return Ok(x.apply_op1_no_bwd(&Linear { level, weight, bias: None })?);
+                return Ok(x.apply_op1_no_bwd(&Linear { level, weight, bias: None, inputs })?);
             };
             let (storage, layout) = bias.storage_and_layout();
             let bias = Some(Rows::vector(cpu_storage(&storage)?, layout)?);
-            Ok(x.apply_op1_no_bwd(&Linear { level, weight, bias })?)
+            Ok(x.apply_op1_no_bwd(&Linear { level, weight, bias, inputs })?)
         }
         Storage::Dense(weight) => portable::linear(x, weight, bias),
     }
@@ -72,6 +82,7 @@ struct Linear<'a> {
     level: Level,
     weight: &'a Packed,
     bias: Option<&'a [f32]>,
+    inputs: Inputs,
 }
 
 impl CustomOp1 for Linear<'_> {
@@ -81,9 +92,47 @@ impl CustomOp1 for Linear<'_> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let x = Rows::new(storage, layout)?;
-        let out = on_cpu(self.level, x, self.weight, self.bias);
+        let two_terms = self.inputs == Inputs::TwoTerms && self.weight.format != WeightFormat::F32;
+        let out = if two_terms { in_two_terms(self, x) } else { on_cpu(self.level, x, self.weight, self.bias) };
         Ok((CpuStorage::F32(out), Shape::from((x.count, self.weight.out_features))))
     }
+}
+
+/// As [`on_cpu`] on twice the rows: the inputs, and what rounding them loses. Their results are added, then the bias.
+fn in_two_terms(op: &Linear<'_>, x: Rows<'_>) -> Vec<f32> {
+    let (count, inputs, outputs) = (x.count, x.width, op.weight.out_features);
+    let mut terms = vec![0.0; 2 * count * inputs];
+    let (rounded, lost) = terms.split_at_mut(count * inputs);
+    let [rounded, lost] = [rounded, lost].map(SharedMatrix::new);
+    for_each_row_range(count, inputs, |rows| {
+        for row in rows {
+            // SAFETY: the ranges of rows do not overlap.
+            let [rounded, lost] = [&rounded, &lost].map(|terms| unsafe { terms.slice_mut(row * inputs, inputs) });
+            for ((&x, rounded), lost) in x.row(row).iter().zip(rounded).zip(lost) {
+                let bits = x.to_bits();
+                let nearest = f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000);
+                *rounded = if x.is_finite() { nearest } else { x };
+                // Nothing is lost of an infinity.
+                *lost = if nearest.is_finite() { x - nearest } else { 0.0 };
+            }
+        }
+    });
+    let mut out = on_cpu(op.level, Rows::contiguous(&terms, inputs), op.weight, None);
+    let (sums, lost) = out.split_at_mut(count * outputs);
+    let sums = SharedMatrix::new(sums);
+    for_each_row_range(count, outputs, |rows| {
+        let lost = &lost[rows.start * outputs..rows.end * outputs];
+        // SAFETY: the ranges of rows do not overlap.
+        let sums = unsafe { sums.slice_mut(rows.start * outputs, rows.len() * outputs) };
+        sums.iter_mut().zip(lost).for_each(|(sum, lost)| *sum += lost);
+        if let Some(bias) = op.bias {
+            for sums in sums.chunks_exact_mut(outputs.max(1)) {
+                sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
+            }
+        }
+    });
+    out.truncate(count * outputs);
+    out
 }
 
 /// `x Wᵀ + bias`, `[x.count, out_features]`.

@@ -139,12 +139,12 @@ fn it_is_the_reference_for_every_format_and_ragged_shape() {
             assert!(packed.bytes() >= raw.bytes.len());
             for m in [1, 2, 5, 13, 32, 67] {
                 let (x, bias) = (random(&mut rng, &[m, inputs]), random(&mut rng, &[outputs]));
-                let y = linear(&x, &packed, Some(&bias)).unwrap();
+                let y = linear(&x, &packed, Some(&bias), Inputs::Rounded).unwrap();
                 assert_eq!(y.dims(), [m, outputs]);
                 let (x_rounded, w) = (rounded_inputs(format, &values(&x)), rounded_weights(format, &w));
                 let want = reference::linear(&x_rounded, &w, Some(&values(&bias)), inputs);
                 assert_close(&values(&y), &want, 2e-5);
-                let plain = linear(&x, &packed, None).unwrap();
+                let plain = linear(&x, &packed, None, Inputs::Rounded).unwrap();
                 assert_close(&values(&plain), &reference::linear(&x_rounded, &w, None, inputs), 2e-5);
             }
         }
@@ -158,23 +158,46 @@ fn a_row_has_the_same_bits_alone_and_in_any_batch_on_every_instruction_set() {
         let inputs = odd_inputs(format);
         let packed = pack(&weight(&mut rng, format, 200, inputs));
         let (x, bias) = (random(&mut rng, &[70, inputs]), random(&mut rng, &[200]));
-        let all = linear(&x, &packed, Some(&bias)).unwrap();
+        let all = linear(&x, &packed, Some(&bias), Inputs::Rounded).unwrap();
         let want = |range: std::ops::Range<usize>| bits(&all.narrow(0, range.start, range.len()).unwrap());
         for level in Level::available() {
             for chunk in [1, 2, 3, 7, 12, 16, 24, 33, 70] {
                 for start in (0..70).step_by(chunk) {
                     let range = start..70.min(start + chunk);
                     let part = x.narrow(0, range.start, range.len()).unwrap();
-                    let y = linear_at(level, &part, &packed, Some(&bias)).unwrap();
+                    let y = linear_at(level, &part, &packed, Some(&bias), Inputs::Rounded).unwrap();
                     assert_eq!(bits(&y), want(range.clone()), "{format}, rows {range:?}, {level:?}");
                 }
             }
         }
         for threads in [1, 2, 3] {
-            let again = on_threads(threads, || linear(&x, &packed, Some(&bias)).unwrap());
+            let again = on_threads(threads, || linear(&x, &packed, Some(&bias), Inputs::Rounded).unwrap());
             assert_eq!(bits(&again), want(0..70), "{format}, {threads} threads");
-            let one = on_threads(threads, || linear(&x.narrow(0, 7, 1).unwrap(), &packed, Some(&bias)).unwrap());
+            let one = on_threads(threads, || {
+                linear(&x.narrow(0, 7, 1).unwrap(), &packed, Some(&bias), Inputs::Rounded).unwrap()
+            });
             assert_eq!(bits(&one), want(7..8), "{format}, {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn inputs_in_two_terms_lose_nothing_that_a_float_has_room_for() {
+    let mut rng = rng(10);
+    for format in FORMATS {
+        let inputs = odd_inputs(format);
+        let raw = weight(&mut rng, format, 37, inputs);
+        let (packed, w) = (pack(&raw), rounded_weights(format, &dequantized(&raw)));
+        let (x, bias) = (random(&mut rng, &[19, inputs]), random(&mut rng, &[37]));
+        let all = linear(&x, &packed, Some(&bias), Inputs::TwoTerms).unwrap();
+        let want = reference::linear(&values(&x), &w, Some(&values(&bias)), inputs);
+        assert_close(&values(&all), &want, 2e-5);
+        for level in Level::available() {
+            for row in [0, 7, 18] {
+                let alone = x.narrow(0, row, 1).unwrap();
+                let alone = linear_at(level, &alone, &packed, Some(&bias), Inputs::TwoTerms).unwrap();
+                assert_eq!(bits(&alone), bits(&all.narrow(0, row, 1).unwrap()), "{format}, row {row}, {level:?}");
+            }
         }
     }
 }
@@ -187,10 +210,10 @@ fn stacked_weights_give_what_each_gives_by_itself() {
         let parts = [40, 7, 19].map(|outputs| weight(&mut rng, format, outputs, inputs));
         let stacked = PackedWeight::pack_rows(&parts.each_ref(), format, &Device::Cpu).unwrap();
         let x = random(&mut rng, &[3, inputs]);
-        let all = linear(&x, &stacked, None).unwrap();
+        let all = linear(&x, &stacked, None, Inputs::Rounded).unwrap();
         let mut start = 0;
         for part in &parts {
-            let alone = linear(&x, &pack(part), None).unwrap();
+            let alone = linear(&x, &pack(part), None, Inputs::Rounded).unwrap();
             assert_eq!(bits(&all.narrow(1, start, part.shape[0]).unwrap().contiguous().unwrap()), bits(&alone));
             start += part.shape[0];
         }
@@ -207,7 +230,7 @@ fn the_portable_form_agrees() {
         let packed = pack(&raw);
         let dense = weight::dense_for_tests(&raw);
         let (x, bias) = (random(&mut rng, &[5, inputs]), random(&mut rng, &[37]));
-        let want = linear(&x, &packed, Some(&bias)).unwrap();
+        let want = linear(&x, &packed, Some(&bias), Inputs::Rounded).unwrap();
         // Ours are bfloat16 products, the portable ones float32 or the weight's own.
         let tolerance = if format == WeightFormat::F32 { 1e-5 } else { 2e-2 };
         assert_tensors_close(&portable::linear(&x, &dense, Some(&bias)).unwrap(), &want, tolerance);
@@ -221,17 +244,23 @@ fn the_portable_form_agrees() {
 fn an_empty_batch_gives_nothing() {
     let packed = pack(&weight(&mut rng(6), WeightFormat::F32, 20, 10));
     let x = random(&mut rng(6), &[0, 10]);
-    assert_eq!(linear(&x, &packed, None).unwrap().dims(), [0, 20]);
+    assert_eq!(linear(&x, &packed, None, Inputs::Rounded).unwrap().dims(), [0, 20]);
 }
 
 #[test]
 fn infinite_inputs_stay_in_their_row() {
     let packed = pack(&weight(&mut rng(7), WeightFormat::Q8_0, 20, 64));
     let x = random(&mut rng(7), &[3, 64]);
-    let want = linear(&x, &packed, None).unwrap();
+    let want = linear(&x, &packed, None, Inputs::Rounded).unwrap();
     let mut poisoned = values(&x);
     poisoned[64..128].fill(f32::NAN);
-    let got = linear(&candle_core::Tensor::from_vec(poisoned, (3, 64), &Device::Cpu).unwrap(), &packed, None).unwrap();
+    let got = linear(
+        &candle_core::Tensor::from_vec(poisoned, (3, 64), &Device::Cpu).unwrap(),
+        &packed,
+        None,
+        Inputs::Rounded,
+    )
+    .unwrap();
     for row in [0, 2] {
         assert_eq!(bits(&got.narrow(0, row, 1).unwrap()), bits(&want.narrow(0, row, 1).unwrap()));
     }
@@ -266,8 +295,10 @@ fn weights_that_cannot_be_packed_are_refused_with_the_reason() {
 fn inputs_that_do_not_fit_are_refused() {
     let packed = pack(&weight(&mut rng(9), WeightFormat::F32, 4, 10));
     let x = random(&mut rng(9), &[2, 11]);
-    assert!(linear(&x, &packed, None).unwrap_err().message.contains("[2, 11]"));
+    assert!(linear(&x, &packed, None, Inputs::Rounded).unwrap_err().message.contains("[2, 11]"));
     let x = random(&mut rng(9), &[2, 10]);
-    assert!(linear(&x, &packed, Some(&random(&mut rng(9), &[5]))).unwrap_err().message.contains("[5]"));
+    assert!(
+        linear(&x, &packed, Some(&random(&mut rng(9), &[5])), Inputs::Rounded).unwrap_err().message.contains("[5]")
+    );
     assert!(packed.gather_rows(&[TokenId(4)]).unwrap_err().message.contains("token 4"));
 }
