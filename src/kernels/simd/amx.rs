@@ -331,14 +331,56 @@ impl TileSimd {
         }
     }
 
-    /// The products of halves, rounded to halves and those to bfloat16 (ties away from zero), `2^-112` times what they
-    /// are: a half's exponent has five bits, which become the last of a bfloat16's eight.
+    /// Sixteen floats rounded to halves, each twice.
     #[inline(always)]
-    pub(crate) fn store_halves_cut(self, a: __m512i, b: __m512i, to: &mut [u16; 2 * LANES]) {
+    pub(crate) fn twice_each_rounded(self, floats: __m512) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe {
+            let once = _mm512_cvtepu16_epi32(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(floats));
+            _mm512_or_si512(once, _mm512_slli_epi32::<16>(once))
+        }
+    }
+
+    /// What each value of a nibble stands for, as a half: itself plus `offset`.
+    #[inline(always)]
+    pub(crate) fn nibble_table(self, offset: i16) -> __m512i {
+        // The table has 32 places: twice the sixteen, so that the bit above a nibble does not matter.
+        let numbers: [i16; 2 * LANES] = std::array::from_fn(|k| (k % 16) as i16 + offset);
+        // SAFETY: `self` proves that the CPU has the instructions; the array covers 64 bytes.
+        unsafe { _mm512_castph_si512(_mm512_cvtepi16_ph(_mm512_loadu_si512(numbers.as_ptr().cast()))) }
+    }
+
+    /// The table's halves at the low nibbles, and at the high ones.
+    #[inline(always)]
+    pub(crate) fn look_up_nibbles(self, table: __m512i, nibbles: &[[u8; 2]; LANES]) -> [__m512i; 2] {
+        // SAFETY: `self` proves that the CPU has the instructions; the reference covers 32 bytes.
+        unsafe {
+            let words = _mm512_cvtepu8_epi16(_mm256_loadu_si256(nibbles.as_ptr().cast()));
+            [_mm512_permutexvar_epi16(words, table), _mm512_permutexvar_epi16(_mm512_srli_epi16::<4>(words), table)]
+        }
+    }
+
+    /// Products of halves, rounded to halves.
+    #[inline(always)]
+    pub(crate) fn multiply_halves(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe { _mm512_castph_si512(_mm512_mul_ph(_mm512_castsi512_ph(a), _mm512_castsi512_ph(b))) }
+    }
+
+    /// Differences of halves, rounded to halves.
+    #[inline(always)]
+    pub(crate) fn subtract_halves(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe { _mm512_castph_si512(_mm512_sub_ph(_mm512_castsi512_ph(a), _mm512_castsi512_ph(b))) }
+    }
+
+    /// Halves rounded to bfloat16 (ties away from zero), `2^-112` times what they are: a half's exponent has five bits,
+    /// which become the last of a bfloat16's eight.
+    #[inline(always)]
+    pub(crate) fn store_cut(self, halves: __m512i, to: &mut [u16; 2 * LANES]) {
         // SAFETY: `self` proves that the CPU has the instructions; the reference covers 64 bytes.
         unsafe {
-            let product = _mm512_mul_ph(_mm512_castsi512_ph(a), _mm512_castsi512_ph(b));
-            let rounded = _mm512_add_epi16(_mm512_castph_si512(product), _mm512_set1_epi16(4));
+            let rounded = _mm512_add_epi16(halves, _mm512_set1_epi16(4));
             let cut = _mm512_and_si512(_mm512_srai_epi16::<3>(rounded), _mm512_set1_epi16(!0x7000));
             _mm512_storeu_si512(to.as_mut_ptr().cast(), cut);
         }

@@ -118,11 +118,11 @@ impl<S: Simd, T: Sink<S>> Sink<S> for ToBf16ByHalf<'_, S, T> {
 /// What a half's exponent is below the same bits' as a bfloat16: the biases are 15 and 127.
 const HALF_EXPONENT: i32 = -112;
 
-/// The power of two that brings scales to at most 256, so that times a signed byte they are in a half's range, and the
-/// small ones far from its end.
-fn half_exponent(scales: impl Iterator<Item = half::f16>) -> i32 {
-    let largest = scales.map(|scale| scale.to_f32().abs()).filter(|scale| scale.is_finite()).fold(0.0, f32::max);
-    if largest == 0.0 { 0 } else { 7 - ((largest.to_bits() >> 23) as i32 - 127) }
+/// The power of two that brings the largest weight's bound to just below half of a half's range, so that the small ones
+/// are far from its end.
+fn half_exponent(bounds: impl Iterator<Item = f32>) -> i32 {
+    let largest = bounds.map(f32::abs).filter(|bound| bound.is_finite()).fold(0.0, f32::max);
+    if largest == 0.0 { 0 } else { 14 - ((largest.to_bits() >> 23) as i32 - 127) }
 }
 
 /// A half times a power of two.
@@ -172,5 +172,32 @@ fn nibbles(low: u8, high: u8) -> u8 {
     low & 0xf | high << 4
 }
 
-/// Weights `2k` (low nibbles) and `2k + 1` (high nibbles) of sixteen outputs.
+/// Two neighbouring weights of sixteen outputs.
 type NibblePair = [u8; LANES];
+
+/// Two pairs of inputs of sixteen outputs: the first pair in the low nibbles, the second in the high ones.
+type TwoPairs = [[u8; 2]; LANES];
+
+/// Lays out a step of nibbles of one output; `quant` gives the number of an input.
+fn put_nibbles(packed: &mut [TwoPairs; PAIRS / 2], lane: usize, quant: impl Fn(usize) -> u8) {
+    for (k, two) in packed.iter_mut().enumerate() {
+        two[lane] = [0, 1].map(|which| nibbles(quant(4 * k + which), quant(4 * k + 2 + which)));
+    }
+}
+
+/// Calls `put` with the numbers of each pair of a step of nibbles, as floats.
+macro_rules! for_each_nibble_pair {
+    ($simd:expr, $packed:expr, |$pair:ident, $even:ident, $odd:ident| $put:expr) => {
+        for (index, two) in $packed.iter().enumerate() {
+            let [even, odd] = $simd.load_i8_pairs(bytemuck::cast_ref(two));
+            let [$even, $odd] = [$simd.to_f32($simd.and(even, 0xf)), $simd.to_f32($simd.and(odd, 0xf))];
+            let $pair = 2 * index;
+            $put;
+            let [even, odd] = [$simd.shr::<4>(even), $simd.shr::<4>(odd)];
+            let [$even, $odd] = [$simd.to_f32($simd.and(even, 0xf)), $simd.to_f32($simd.and(odd, 0xf))];
+            let $pair = 2 * index + 1;
+            $put;
+        }
+    };
+}
+use for_each_nibble_pair;

@@ -1,6 +1,11 @@
 //! Q4_0: 32 nibbles and a half scale; `w = scale * (q - 8)`.
 
-use super::{LANES, NibblePair, PAIRS, PanelFormat, Simd, Sink, WeightFormat, f16_at, nibbles};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::{HALF_EXPONENT, Tile, TileSimd};
+use super::{
+    LANES, PAIRS, PanelFormat, Simd, Sink, ToBf16ByHalf, TwoPairs, WeightFormat, f16_at, for_each_nibble_pair,
+    half_exponent, put_nibbles, scaled_half,
+};
 use crate::kernels::linear::arithmetic::Bfloat16;
 
 pub(in super::super) struct Q4_0;
@@ -9,7 +14,7 @@ pub(in super::super) struct Q4_0;
 #[repr(C)]
 pub(in super::super) struct Block {
     scales: [u16; LANES],
-    pairs: [NibblePair; PAIRS],
+    quants: [TwoPairs; PAIRS / 2],
 }
 
 /// The file has the first sixteen weights in the low nibbles, the other sixteen in the high ones.
@@ -23,12 +28,15 @@ impl PanelFormat for Q4_0 {
     type Arithmetic = Bfloat16;
     const FORMAT: WeightFormat = WeightFormat::Q4_0;
 
-    fn pack(outputs: &[&[u8]], _: i32, packed: &mut Block) {
+    fn exponent(outputs: &[&[u8]]) -> i32 {
+        let blocks = outputs.iter().flat_map(|bytes| bytes.chunks_exact(Self::FORMAT.block_bytes()));
+        half_exponent(blocks.map(|block| 8.0 * f16_at(block, 0).to_f32()))
+    }
+
+    fn pack(outputs: &[&[u8]], exponent: i32, packed: &mut Block) {
         for (lane, block) in outputs.iter().enumerate() {
-            packed.scales[lane] = f16_at(block, 0).to_bits();
-            for (k, pair) in packed.pairs.iter_mut().enumerate() {
-                pair[lane] = nibbles(quant(block, 2 * k), quant(block, 2 * k + 1));
-            }
+            packed.scales[lane] = scaled_half(f16_at(block, 0), exponent);
+            put_nibbles(&mut packed.quants, lane, |k| quant(block, k));
         }
     }
 
@@ -43,10 +51,28 @@ impl PanelFormat for Q4_0 {
     fn unpack<S: Simd>(simd: S, packed: &Block, _: usize, sink: &mut impl Sink<S>) {
         let scale = simd.load_f16(&packed.scales);
         let offset = simd.mul(scale, simd.splat(-8.0));
-        for (index, pair) in packed.pairs.iter().enumerate() {
-            let pair = simd.load_u8(pair);
-            let even = simd.fma(simd.to_f32(simd.and(pair, 0xf)), scale, offset);
-            sink.put(index, even, simd.fma(simd.to_f32(simd.shr::<4>(pair)), scale, offset));
+        for_each_nibble_pair!(simd, packed.quants, |pair, even, odd| {
+            sink.put(pair, simd.fma(even, scale, offset), simd.fma(odd, scale, offset));
+        });
+    }
+
+    #[inline(always)]
+    fn operands<S: Simd>(simd: S, packed: &Block, step: usize, sink: &mut impl Sink<S>) {
+        Self::unpack(simd, packed, step, &mut ToBf16ByHalf { simd, sink });
+    }
+
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    const TILE_EXPONENT: i32 = HALF_EXPONENT;
+
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[inline(always)]
+    fn write_tile(simd: TileSimd, packed: &Block, _: usize, tile: &mut Tile) {
+        let scales = simd.twice_each(&packed.scales);
+        let numbers = simd.nibble_table(-8);
+        for (two, rows) in packed.quants.iter().zip(tile.0.as_chunks_mut::<2>().0) {
+            let [first, second] = simd.look_up_nibbles(numbers, two);
+            simd.store_cut(simd.multiply_halves(first, scales), &mut rows[0]);
+            simd.store_cut(simd.multiply_halves(second, scales), &mut rows[1]);
         }
     }
 }

@@ -1,6 +1,11 @@
 //! Q4_K: 256 nibbles in 8 groups; `w = (scale * group_scale) * q - min * group_min`.
 
-use super::{LANES, NibblePair, PAIRS, PanelFormat, STEP, Simd, Sink, WeightFormat, f16_at, nibbles};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::{HALF_EXPONENT, Tile, TileSimd};
+use super::{
+    LANES, PAIRS, PanelFormat, STEP, Simd, Sink, ToBf16ByHalf, TwoPairs, WeightFormat, f16_at, for_each_nibble_pair,
+    half_exponent, put_nibbles, scaled_half,
+};
 use crate::kernels::linear::arithmetic::Bfloat16;
 
 const GROUPS: usize = 8;
@@ -26,7 +31,7 @@ pub(in super::super) struct Block {
 struct Group {
     scales: [u8; LANES],
     mins: [u8; LANES],
-    pairs: [NibblePair; PAIRS],
+    quants: [TwoPairs; PAIRS / 2],
 }
 
 /// A group's scale and minimum. The first four groups have theirs in the low 6 bits of bytes 0..4 and 4..8, the others
@@ -52,15 +57,21 @@ impl PanelFormat for Q4K {
     const FORMAT: WeightFormat = WeightFormat::Q4K;
     const STEPS: usize = GROUPS;
 
-    fn pack(outputs: &[&[u8]], _: i32, packed: &mut Block) {
+    fn exponent(outputs: &[&[u8]]) -> i32 {
+        let blocks = outputs.iter().flat_map(|bytes| bytes.chunks_exact(Self::FORMAT.block_bytes()));
+        // Numbers are below 16, scales and minima of groups below 64.
+        half_exponent(
+            blocks.flat_map(|block| [16.0 * 64.0 * f16_at(block, 0).to_f32(), 64.0 * f16_at(block, 2).to_f32()]),
+        )
+    }
+
+    fn pack(outputs: &[&[u8]], exponent: i32, packed: &mut Block) {
         for (lane, block) in outputs.iter().enumerate() {
-            packed.scales[lane] = f16_at(block, 0).to_bits();
-            packed.mins[lane] = f16_at(block, 2).to_bits();
+            packed.scales[lane] = scaled_half(f16_at(block, 0), exponent);
+            packed.mins[lane] = scaled_half(f16_at(block, 2), exponent);
             for (g, group) in packed.groups.iter_mut().enumerate() {
                 (group.scales[lane], group.mins[lane]) = scale_and_min(block, g);
-                for (k, pair) in group.pairs.iter_mut().enumerate() {
-                    pair[lane] = nibbles(quant(block, g, 2 * k), quant(block, g, 2 * k + 1));
-                }
+                put_nibbles(&mut group.quants, lane, |k| quant(block, g, k));
             }
         }
     }
@@ -78,14 +89,45 @@ impl PanelFormat for Q4K {
 
     #[inline(always)]
     fn unpack<S: Simd>(simd: S, packed: &Block, step: usize, sink: &mut impl Sink<S>) {
-        let group = &packed.groups[step];
-        let scale = simd.mul(simd.load_f16(&packed.scales), simd.to_f32(simd.load_u8(&group.scales)));
-        let min = simd.mul(simd.load_f16(&packed.mins), simd.to_f32(simd.load_u8(&group.mins)));
+        let (scale, min) = group_scale_and_min(simd, packed, step);
         let offset = simd.mul(min, simd.splat(-1.0));
-        for (index, pair) in group.pairs.iter().enumerate() {
-            let pair = simd.load_u8(pair);
-            let even = simd.fma(simd.to_f32(simd.and(pair, 0xf)), scale, offset);
-            sink.put(index, even, simd.fma(simd.to_f32(simd.shr::<4>(pair)), scale, offset));
+        for_each_nibble_pair!(simd, packed.groups[step].quants, |pair, even, odd| {
+            sink.put(pair, simd.fma(even, scale, offset), simd.fma(odd, scale, offset));
+        });
+    }
+
+    /// The group's scale and minimum are rounded to halves, and so is the product that the minimum is taken from.
+    #[inline(always)]
+    fn operands<S: Simd>(simd: S, packed: &Block, step: usize, sink: &mut impl Sink<S>) {
+        let mut sink = ToBf16ByHalf { simd, sink };
+        let (scale, min) = group_scale_and_min(simd, packed, step);
+        let (scale, min) = (simd.round_f16(scale), simd.round_f16(min));
+        for_each_nibble_pair!(simd, packed.groups[step].quants, |pair, even, odd| {
+            let [even, odd] = [simd.round_f16(simd.mul(even, scale)), simd.round_f16(simd.mul(odd, scale))];
+            sink.put(pair, simd.sub(even, min), simd.sub(odd, min));
+        });
+    }
+
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    const TILE_EXPONENT: i32 = HALF_EXPONENT;
+
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[inline(always)]
+    fn write_tile(simd: TileSimd, packed: &Block, step: usize, tile: &mut Tile) {
+        let (scale, min) = group_scale_and_min(simd.avx512(), packed, step);
+        let (scales, mins) = (simd.twice_each_rounded(scale), simd.twice_each_rounded(min));
+        let numbers = simd.nibble_table(0);
+        for (two, rows) in packed.groups[step].quants.iter().zip(tile.0.as_chunks_mut::<2>().0) {
+            let [first, second] = simd.look_up_nibbles(numbers, two);
+            simd.store_cut(simd.subtract_halves(simd.multiply_halves(first, scales), mins), &mut rows[0]);
+            simd.store_cut(simd.subtract_halves(simd.multiply_halves(second, scales), mins), &mut rows[1]);
         }
     }
+}
+
+#[inline(always)]
+fn group_scale_and_min<S: Simd>(simd: S, packed: &Block, group: usize) -> (S::F, S::F) {
+    let Group { scales, mins, .. } = &packed.groups[group];
+    let scale = simd.mul(simd.load_f16(&packed.scales), simd.to_f32(simd.load_u8(scales)));
+    (scale, simd.mul(simd.load_f16(&packed.mins), simd.to_f32(simd.load_u8(mins))))
 }

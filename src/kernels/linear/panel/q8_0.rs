@@ -21,7 +21,7 @@ impl PanelFormat for Q8_0 {
 
     fn exponent(outputs: &[&[u8]]) -> i32 {
         let blocks = outputs.iter().flat_map(|bytes| bytes.chunks_exact(Self::FORMAT.block_bytes()));
-        half_exponent(blocks.map(|block| f16_at(block, 0)))
+        half_exponent(blocks.map(|block| 128.0 * f16_at(block, 0).to_f32()))
     }
 
     fn pack(outputs: &[&[u8]], exponent: i32, packed: &mut Block) {
@@ -62,7 +62,7 @@ impl PanelFormat for Q8_0 {
     fn write_tile(simd: TileSimd, packed: &Block, _: usize, tile: &mut Tile) {
         let scales = simd.twice_each(&packed.scales);
         for (quants, row) in packed.quants.iter().zip(&mut tile.0) {
-            simd.store_halves_cut(simd.halves_from_i8(quants), scales, row);
+            simd.store_cut(simd.multiply_halves(simd.halves_from_i8(quants), scales), row);
         }
     }
 }
