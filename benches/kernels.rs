@@ -46,11 +46,19 @@ const ROWS: [usize; 5] = [1, 4, 16, 128, 512];
 const WEIGHT_BYTES: usize = 400 << 20;
 const TIME_A_LINE: Duration = Duration::from_millis(700);
 
+/// Which limit operations are set beside.
+#[derive(Clone, Copy)]
+enum Arithmetic {
+    Float32,
+    Bfloat16,
+}
+
 struct Report {
     json: bool,
     filter: Option<String>,
     bytes_per_second: f64,
-    operations_per_second: f64,
+    /// Of float32 and of bfloat16.
+    operations_per_second: [f64; 2],
     lines: Vec<Value>,
 }
 
@@ -64,7 +72,7 @@ impl Report {
         &mut self,
         name: &str,
         bytes: usize,
-        operations: usize,
+        (operations, arithmetic): (usize, Arithmetic),
         mut call: impl FnMut(usize) -> Result<(), Error>,
     ) -> Result<(), Error> {
         if !self.wants(name) {
@@ -80,11 +88,12 @@ impl Report {
         times.sort_by(f64::total_cmp);
         let (median, best) = (times[times.len() / 2], times[0]);
         let (read, computed) = (bytes as f64 / median, operations as f64 / median);
-        let (of_read, of_computed) = (read / self.bytes_per_second, computed / self.operations_per_second);
+        let (of_read, of_computed) =
+            (read / self.bytes_per_second, computed / self.operations_per_second[arithmetic as usize]);
         if self.json {
             self.lines.push(json!({
                 "name": name, "median_us": median * 1e6, "best_us": best * 1e6, "bytes_per_second": read, "operations_per_second": computed,
-                "fraction_of_memory": of_read, "fraction_of_fma": of_computed,
+                "fraction_of_memory": of_read, "fraction_of_arithmetic": of_computed,
             }));
         } else {
             println!(
@@ -136,13 +145,14 @@ fn linears(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
             if !ROWS.iter().any(|&m| report.wants(&name(m))) {
                 continue;
             }
+            let arithmetic = if format == WeightFormat::F32 { Arithmetic::Float32 } else { Arithmetic::Bfloat16 };
             let raw = raw_weight(rng, format, shape);
             let count = WEIGHT_BYTES.div_ceil(raw.bytes.len());
             let pack = |_| PackedWeight::pack(&raw, format, &Device::Cpu);
             let weights = (0..count).map(pack).collect::<Result<Vec<_>, _>>()?;
             for m in ROWS {
                 let x = random(rng, &[m, inputs])?;
-                report.measure(&name(m), weights[0].bytes(), 2 * m * inputs * outputs, |k| {
+                report.measure(&name(m), weights[0].bytes(), (2 * m * inputs * outputs, arithmetic), |k| {
                     linear(&x, &weights[k % count], None, Inputs::Rounded)?;
                     Ok(())
                 })?;
@@ -185,14 +195,17 @@ fn attention(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
         };
         let q = random(rng, &[rows * queries, HEADS, HEAD_DIM])?;
         let pairs = rows * (0..queries).map(|query| context_len + query + 1).sum::<usize>();
-        report.measure(&name, rows * row_bytes, 4 * pairs * HEADS * HEAD_DIM, |k| {
+        report.measure(&name, rows * row_bytes, (4 * pairs * HEADS * HEAD_DIM, Arithmetic::Float32), |k| {
             paged_attention(&q, &caches[k % layers], &meta, 0.088, None)?;
             Ok(())
         })?;
         if queries > 1 && context_len == 0 {
-            report.measure(&format!("attention: store_kv n={queries}"), 3 * row_bytes, 0, |k| {
-                Ok(store_kv(&x, &x, &caches[k % layers], &slots)?)
-            })?;
+            report.measure(
+                &format!("attention: store_kv n={queries}"),
+                3 * row_bytes,
+                (0, Arithmetic::Float32),
+                |k| Ok(store_kv(&x, &x, &caches[k % layers], &slots)?),
+            )?;
         }
     }
     Ok(())
@@ -201,12 +214,12 @@ fn attention(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
 fn elementwise(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
     for n in [1, 16, 512] {
         let (x, w) = (random(rng, &[n, 1024])?, random(rng, &[1024])?);
-        report.measure(&format!("rms_norm n={n} d=1024"), 8 * n * 1024, 0, |_| {
+        report.measure(&format!("rms_norm n={n} d=1024"), 8 * n * 1024, (0, Arithmetic::Float32), |_| {
             rms_norm(&x, &w, 1e-6)?;
             Ok(())
         })?;
         let x = random(rng, &[n, 6144])?;
-        report.measure(&format!("silu_mul n={n} i=3072"), 12 * n * 3072, 0, |_| {
+        report.measure(&format!("silu_mul n={n} i=3072"), 12 * n * 3072, (0, Arithmetic::Float32), |_| {
             silu_mul(&x)?;
             Ok(())
         })?;
@@ -222,15 +235,16 @@ fn main() -> Result<(), Error> {
         json,
         filter,
         bytes_per_second: machine::memory_read_bytes_per_second(WEIGHT_BYTES),
-        operations_per_second: machine::float_operations_per_second(),
+        operations_per_second: [machine::float_operations_per_second(), machine::bfloat16_operations_per_second()],
         lines: Vec::new(),
     };
     let (threads, instructions) = (rayon::current_num_threads(), machine::instruction_set());
     if !report.json {
         println!(
-            "limits of {threads} threads, {instructions}: {:.1} GB/s read, {:.0} GFLOP/s of float32 multiply-adds",
+            "limits of {threads} threads, {instructions}: {:.1} GB/s read, {:.0} GFLOP/s in float32, {:.0} in bfloat16",
             report.bytes_per_second / 1e9,
-            report.operations_per_second / 1e9
+            report.operations_per_second[0] / 1e9,
+            report.operations_per_second[1] / 1e9
         );
     }
     let mut rng = StdRng::seed_from_u64(1);
@@ -240,7 +254,8 @@ fn main() -> Result<(), Error> {
     if report.json {
         let limits = json!({
             "threads": threads, "instruction_set": instructions, "bytes_per_second": report.bytes_per_second,
-            "operations_per_second": report.operations_per_second,
+            "float32_operations_per_second": report.operations_per_second[0],
+            "bfloat16_operations_per_second": report.operations_per_second[1],
         });
         println!("{}", serde_json::to_string_pretty(&json!({ "limits": limits, "results": report.lines }))?);
     }

@@ -9,6 +9,8 @@ use super::{
     cpu_tensor::for_each_task,
     simd::{Kernel, LANES, Level, Simd},
 };
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use crate::kernels::simd::amx;
 
 /// Bytes a second that all threads of the current pool read together, each four streams at once: the best of several
 /// passes over parts of `bytes`, which should be many times the caches.
@@ -40,6 +42,23 @@ pub fn float_operations_per_second() -> f64 {
         });
     });
     (2 * CHAINS * LANES * STEPS * tasks) as f64 / time.as_secs_f64()
+}
+
+/// As [`float_operations_per_second`] for what multiplies bfloat16: tiles where the machine has them.
+#[must_use]
+pub fn bfloat16_operations_per_second() -> f64 {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if let Level::Amx(amx) = Level::best() {
+        const STEPS: usize = 1 << 13;
+        const PASSES: usize = 200;
+        let tasks = rayon::current_num_threads();
+        let time = best_time(PASSES, |_| {
+            for_each_task(tasks, true, |_| amx.run(TileProducts { steps: STEPS }));
+        });
+        // Two panels times two tiles of rows a step, each 16 by 16 sums of 32 products.
+        return (STEPS * 4 * 2 * 16 * 16 * 32 * tasks) as f64 / time.as_secs_f64();
+    }
+    float_operations_per_second()
 }
 
 /// The name of the instruction set that the kernels use here.
@@ -103,6 +122,29 @@ impl Kernel for MultiplyAdds {
     }
 }
 
+/// Products of tiles that are in registers, but for one of weights.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+struct TileProducts {
+    steps: usize,
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+impl amx::TileKernel for TileProducts {
+    #[inline(always)]
+    fn run(self, _: amx::TileSimd, tiles: &mut amx::Tiles) {
+        let tile = black_box(amx::Tile::ZERO);
+        let mut sums = [amx::Sums::ZERO; 4];
+        tiles.begin();
+        tiles.load_rows([&tile, &tile]);
+        for _ in 0..self.steps {
+            tiles.multiply_add::<2>(0, &tile);
+            tiles.multiply_add::<2>(1, &tile);
+        }
+        tiles.end(&mut sums);
+        black_box(sums);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,6 +153,7 @@ mod tests {
     fn the_limits_are_numbers() {
         assert!(memory_read_bytes_per_second(1 << 20).is_finite());
         assert!(float_operations_per_second() > 0.0);
+        assert!(bfloat16_operations_per_second() > 0.0);
         assert!(!instruction_set().is_empty());
     }
 }

@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use super::{
     outputs::Outputs,
+    packed::{PANEL_GROUP, Packed},
     panel::{PanelFormat, STEP, with_format},
-    weight::{PANEL_GROUP, Packed},
 };
 use crate::kernels::{
     cpu_tensor::{Rows, SharedMatrix, for_each_row_range},

@@ -1,69 +1,45 @@
 //! How a Linear's products are summed: a fixed order, so that a row's result depends on nothing but the row and the
 //! weights, on every instruction set.
 
-use super::panel::{PAIRS, PanelFormat, STEP, Sink};
+//!
+//! Float32 weights: one chain of fused multiply-adds over the inputs in order.
+//!
+//! All others, what Intel's `tdpbf16ps` does: inputs and weights are rounded to bfloat16; of the 32 inputs of a step the
+//! even ones are one chain of fused multiply-adds, the odd ones another, both from zero; the sum of the two is added to
+//! the sum so far. The instruction also takes results below 2^-126 for zero, which is not repeated here.
+
+use super::{
+    format::WeightFormat,
+    panel::{PAIRS, PanelFormat, STEP, Sink},
+};
 use crate::kernels::simd::Simd;
 
-/// One way to sum products.
-pub(super) trait Arithmetic: 'static {
-    /// Running sums of a row and an output.
-    const CHAINS: usize;
-
-    /// What an input is rounded to.
-    fn round(x: f32) -> f32;
-
-    /// Adds the products of one step, `x` `[input][row]`, to the sums of `R` rows.
-    fn step<S: Simd, F: PanelFormat, const R: usize>(
-        simd: S,
-        block: &F::Block,
-        step: usize,
-        x: &[f32],
-        sums: &mut [S::F; R],
-    );
+const fn is_float32<F: PanelFormat>() -> bool {
+    matches!(F::FORMAT, WeightFormat::F32)
 }
 
-/// One chain of fused multiply-adds over the inputs in order.
-pub(super) struct Float32;
+/// Running sums of a row and an output.
+pub(super) const fn chains<F: PanelFormat>() -> usize {
+    if is_float32::<F>() { 1 } else { 2 }
+}
 
-/// What Intel's `tdpbf16ps` does: inputs and weights are rounded to bfloat16; of the 32 inputs of a step the even ones
-/// are one chain of fused multiply-adds, the odd ones another, both from zero; the sum of the two is added to the sum so
-/// far. The instruction also takes results below 2^-126 for zero, which is not repeated here.
-pub(super) struct Bfloat16;
+/// What an input is rounded to.
+pub(super) fn round<F: PanelFormat>(x: f32) -> f32 {
+    if is_float32::<F>() { x } else { half::bf16::from_f32(x).to_f32() }
+}
 
-impl Arithmetic for Float32 {
-    const CHAINS: usize = 1;
-
-    fn round(x: f32) -> f32 {
-        x
-    }
-
-    #[inline(always)]
-    fn step<S: Simd, F: PanelFormat, const R: usize>(
-        simd: S,
-        block: &F::Block,
-        step: usize,
-        x: &[f32],
-        sums: &mut [S::F; R],
-    ) {
+/// Adds the products of one step, `x` `[input][row]`, to the sums of `R` rows.
+#[inline(always)]
+pub(super) fn step<S: Simd, F: PanelFormat, const R: usize>(
+    simd: S,
+    block: &F::Block,
+    step: usize,
+    x: &[f32],
+    sums: &mut [S::F; R],
+) {
+    if const { is_float32::<F>() } {
         F::operands(simd, block, step, &mut OneChain { simd, x: rows(x), sums });
-    }
-}
-
-impl Arithmetic for Bfloat16 {
-    const CHAINS: usize = 2;
-
-    fn round(x: f32) -> f32 {
-        half::bf16::from_f32(x).to_f32()
-    }
-
-    #[inline(always)]
-    fn step<S: Simd, F: PanelFormat, const R: usize>(
-        simd: S,
-        block: &F::Block,
-        step: usize,
-        x: &[f32],
-        sums: &mut [S::F; R],
-    ) {
+    } else {
         let mut chains = TwoChains { simd, x: rows(x), even: [simd.zero(); R], odd: [simd.zero(); R] };
         F::operands(simd, block, step, &mut chains);
         for (sum, (even, odd)) in sums.iter_mut().zip(chains.even.into_iter().zip(chains.odd)) {

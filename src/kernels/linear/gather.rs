@@ -1,8 +1,8 @@
 //! Single rows of a packed weight: what an embedding gives.
 
 use super::{
+    packed::Packed,
     panel::{PanelFormat, STEP, Sink, with_format},
-    weight::Packed,
 };
 use crate::{
     ids::TokenId,

@@ -11,10 +11,12 @@ mod arithmetic;
 pub mod format;
 mod gather;
 mod outputs;
+mod packed;
 mod panel;
 mod portable;
 #[cfg(test)]
 mod reference;
+mod rows;
 #[cfg(test)]
 mod tests;
 mod vector;
@@ -31,7 +33,8 @@ use super::{
 use crate::error::{Error, Result};
 use format::WeightFormat;
 use outputs::Outputs;
-use weight::{PANEL_GROUP, Packed, Storage};
+use packed::{PANEL_GROUP, Packed};
+use weight::Storage;
 
 /// Multiply-adds that pay for waking another thread.
 const WORTH_SHARING: usize = 64 * 1024;

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{format::WeightFormat, weight::Row};
+use super::{format::WeightFormat, rows::Row};
 use crate::{error::Result, ids::TokenId};
 
 /// The weight `[out, in]`: float formats as they are, quantized ones in float32.

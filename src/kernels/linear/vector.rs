@@ -8,10 +8,10 @@
 use std::ops::Range;
 
 use super::{
-    arithmetic::Arithmetic,
+    arithmetic,
     outputs::Outputs,
+    packed::{PANEL_GROUP, Packed},
     panel::{PanelFormat, STEP, with_format},
-    weight::{PANEL_GROUP, Packed},
 };
 use crate::kernels::{
     cpu_tensor::{Rows, SharedMatrix, for_each_row_range},
@@ -53,12 +53,13 @@ pub(super) struct Tiles {
 
 impl Tiles {
     pub(super) fn new(level: Level, x: Rows<'_>, weight: &Packed) -> Self {
-        with_format!(weight.format, F => Self::rounded::<<F as PanelFormat>::Arithmetic>(level, x))
+        with_format!(weight.format, F => Self::rounded::<F>(level, x))
     }
 
-    fn rounded<A: Arithmetic>(level: Level, x: Rows<'_>) -> Self {
+    fn rounded<F: PanelFormat>(level: Level, x: Rows<'_>) -> Self {
         let (rows, inputs) = (x.count, x.width.next_multiple_of(STEP));
-        let heights = || HEIGHTS.into_iter().filter(|&height| height <= (level.sums() / A::CHAINS).max(1));
+        let heights =
+            || HEIGHTS.into_iter().filter(|&height| height <= (level.sums() / arithmetic::chains::<F>()).max(1));
         let height = heights().max().unwrap_or(1);
         let rest = (rows - 1) % height + 1;
         let last_height = heights().find(|&height| height >= rest).unwrap_or(height);
@@ -72,7 +73,7 @@ impl Tiles {
                 let to = unsafe { shared.slice_mut(rows.start * inputs, height * inputs) };
                 for (column, row) in rows.enumerate() {
                     for (to, &x) in to[column..].iter_mut().step_by(height).zip(x.row(row)) {
-                        *to = A::round(x);
+                        *to = arithmetic::round::<F>(x);
                     }
                 }
             }
@@ -155,7 +156,7 @@ impl<F: PanelFormat> Task<'_, F> {
 
     /// Sums of rows times panels that stay in registers.
     const fn sums<S: Simd>() -> usize {
-        S::SUMS / F::Arithmetic::CHAINS
+        S::SUMS / arithmetic::chains::<F>()
     }
 
     #[inline(always)]
@@ -213,7 +214,7 @@ impl<F: PanelFormat> Task<'_, F> {
                         simd.prefetch(next);
                     }
                 }
-                <F::Arithmetic as Arithmetic>::step::<S, F, R>(simd, &panels[index], step, x, &mut sums[p]);
+                arithmetic::step::<S, F, R>(simd, &panels[index], step, x, &mut sums[p]);
             }
         }
         for p in 0..P {

@@ -1,7 +1,6 @@
 //! Float32, float16 and bfloat16.
 
 use super::{LANES, PAIRS, PanelFormat, Simd, Sink, WeightFormat, f16_at};
-use crate::kernels::linear::arithmetic::{Bfloat16, Float32};
 
 /// IEEE single.
 pub(in super::super) struct F32;
@@ -21,7 +20,6 @@ fn for_each_number<const N: usize>(outputs: &[&[u8]], mut put: impl FnMut(usize,
 
 impl PanelFormat for F32 {
     type Block = [[[f32; LANES]; 2]; PAIRS];
-    type Arithmetic = Float32;
     const FORMAT: WeightFormat = WeightFormat::F32;
 
     fn pack(outputs: &[&[u8]], _: i32, packed: &mut Self::Block) {
@@ -47,7 +45,6 @@ impl PanelFormat for F32 {
 
 impl PanelFormat for F16 {
     type Block = [[[u16; LANES]; 2]; PAIRS];
-    type Arithmetic = Bfloat16;
     const FORMAT: WeightFormat = WeightFormat::F16;
 
     fn pack(outputs: &[&[u8]], _: i32, packed: &mut Self::Block) {
@@ -68,7 +65,6 @@ impl PanelFormat for F16 {
 
 impl PanelFormat for Bf16 {
     type Block = [[[u16; 2]; LANES]; PAIRS];
-    type Arithmetic = Bfloat16;
     const FORMAT: WeightFormat = WeightFormat::BF16;
 
     fn pack(outputs: &[&[u8]], _: i32, packed: &mut Self::Block) {

@@ -13,7 +13,7 @@ pub(super) use q4_k::Q4K;
 pub(super) use q6_k::Q6K;
 pub(super) use q8_0::Q8_0;
 
-use super::{arithmetic::Arithmetic, format::WeightFormat};
+use super::format::WeightFormat;
 use crate::kernels::simd::{LANES, Simd};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use crate::kernels::simd::{
@@ -31,8 +31,6 @@ pub(super) trait PanelFormat: 'static {
     /// Sixteen outputs' weights beside each other; a panel is one of these for each [`STEPS`](Self::STEPS) along the
     /// input, the last one filled up with zeros.
     type Block: bytemuck::Pod + Send + Sync;
-    /// How its products are summed.
-    type Arithmetic: Arithmetic;
     /// The name of the format.
     const FORMAT: WeightFormat;
     /// Steps a block.

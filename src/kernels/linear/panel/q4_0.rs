@@ -6,7 +6,6 @@ use super::{
     LANES, PAIRS, PanelFormat, Simd, Sink, ToBf16ByHalf, TwoPairs, WeightFormat, f16_at, for_each_nibble_pair,
     half_exponent, put_nibbles, scaled_half,
 };
-use crate::kernels::linear::arithmetic::Bfloat16;
 
 pub(in super::super) struct Q4_0;
 
@@ -25,7 +24,6 @@ fn quant(block: &[u8], k: usize) -> u8 {
 
 impl PanelFormat for Q4_0 {
     type Block = Block;
-    type Arithmetic = Bfloat16;
     const FORMAT: WeightFormat = WeightFormat::Q4_0;
 
     fn exponent(outputs: &[&[u8]]) -> i32 {

@@ -6,7 +6,6 @@ use super::{
     LANES, PAIRS, PanelFormat, STEP, Simd, Sink, ToBf16ByHalf, TwoPairs, WeightFormat, f16_at, for_each_nibble_pair,
     half_exponent, put_nibbles, scaled_half,
 };
-use crate::kernels::linear::arithmetic::Bfloat16;
 
 const GROUPS: usize = 8;
 /// A group is a step.
@@ -53,7 +52,6 @@ fn quant(block: &[u8], group: usize, k: usize) -> u8 {
 
 impl PanelFormat for Q4K {
     type Block = Block;
-    type Arithmetic = Bfloat16;
     const FORMAT: WeightFormat = WeightFormat::Q4K;
     const STEPS: usize = GROUPS;
 

@@ -1,7 +1,6 @@
 //! Q6_K: 256 numbers of 6 bits in 16 groups; `w = (scale * group_scale) * (q - 32)`.
 
 use super::{LANES, NibblePair, PanelFormat, STEP, Simd, Sink, WeightFormat, f16_at, nibbles};
-use crate::kernels::linear::arithmetic::Bfloat16;
 
 const GROUPS: usize = 16;
 const GROUP_LEN: usize = 16;
@@ -49,7 +48,6 @@ fn quant(block: &[u8], k: usize) -> u8 {
 
 impl PanelFormat for Q6K {
     type Block = Block;
-    type Arithmetic = Bfloat16;
     const FORMAT: WeightFormat = WeightFormat::Q6K;
     const STEPS: usize = GROUPS / GROUPS_A_STEP;
 

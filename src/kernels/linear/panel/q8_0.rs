@@ -3,7 +3,6 @@
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::{HALF_EXPONENT, Tile, TileSimd};
 use super::{LANES, PAIRS, PanelFormat, Simd, Sink, ToBf16ByHalf, WeightFormat, f16_at, half_exponent, scaled_half};
-use crate::kernels::linear::arithmetic::Bfloat16;
 
 pub(in super::super) struct Q8_0;
 
@@ -16,7 +15,6 @@ pub(in super::super) struct Block {
 
 impl PanelFormat for Q8_0 {
     type Block = Block;
-    type Arithmetic = Bfloat16;
     const FORMAT: WeightFormat = WeightFormat::Q8_0;
 
     fn exponent(outputs: &[&[u8]]) -> i32 {

@@ -1,0 +1,90 @@
+//! A weight in panels, as the CPU's kernels read it.
+
+use rayon::prelude::*;
+
+use super::{
+    format::WeightFormat,
+    panel::{PanelFormat, STEP, with_format},
+    rows::Row,
+};
+use crate::kernels::simd::LANES;
+
+/// Panels that some passes read together; their number is rounded up to a multiple of it.
+pub(super) const PANEL_GROUP: usize = 4;
+
+/// Panels one after another: `[ceil(out / 64) * 4][blocks a panel]` of [`PanelFormat::Block`], missing outputs and
+/// inputs zero.
+pub(super) struct Packed {
+    pub(super) format: WeightFormat,
+    pub(super) out_features: usize,
+    pub(super) in_features: usize,
+    /// What each panel's sums are multiplied by, a power of two.
+    pub(super) scales: Vec<f32>,
+    bytes: AlignedBytes,
+}
+
+impl Packed {
+    pub(super) fn new(rows: &[Row<'_>], in_features: usize, format: WeightFormat) -> Self {
+        with_format!(format, F => {
+            let panel_bytes = in_features.div_ceil(STEP * F::STEPS) * size_of::<<F as PanelFormat>::Block>();
+            let panels = rows.len().div_ceil(LANES * PANEL_GROUP) * PANEL_GROUP;
+            let mut bytes = AlignedBytes::zeroed(panels * panel_bytes);
+            let mut scales = vec![1.0; panels];
+            if panel_bytes > 0 {
+                // What a packed block takes of a row in the file.
+                let part = STEP * F::STEPS / format.block_len() * format.block_bytes();
+                let panels = bytes.as_mut_slice().par_chunks_exact_mut(panel_bytes);
+                panels.zip(&mut scales).zip(rows.par_chunks(LANES)).for_each(|((panel, scale), rows)| {
+                    let rows: Vec<_> = rows.iter().map(|row| row.in_format(in_features, format)).collect();
+                    let rows: Vec<_> = rows.iter().map(|row| &**row).collect();
+                    let exponent = F::exponent(&rows);
+                    *scale = 2f32.powi(-exponent);
+                    for (index, block) in bytemuck::cast_slice_mut(panel).iter_mut().enumerate() {
+                        let mut parts = [[].as_slice(); LANES];
+                        for (to, row) in parts.iter_mut().zip(&rows) {
+                            *to = &row[index * part..row.len().min((index + 1) * part)];
+                        }
+                        F::pack(&parts[..rows.len()], exponent, block);
+                    }
+                });
+            }
+            Self { format, out_features: rows.len(), in_features, scales, bytes }
+        })
+    }
+
+    /// Bytes of all panels.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.len
+    }
+
+    /// All panels; `F` must be the weight's own format.
+    pub(super) fn panels<F: PanelFormat>(&self) -> &[F::Block] {
+        assert_eq!(F::FORMAT, self.format);
+        bytemuck::cast_slice(self.bytes.as_slice())
+    }
+}
+
+/// Bytes at a cache line's boundary, that the operating system zeroes when they are first touched.
+struct AlignedBytes {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl AlignedBytes {
+    const ALIGNMENT: usize = 64;
+
+    fn zeroed(len: usize) -> Self {
+        let bytes = vec![0; len + Self::ALIGNMENT];
+        let start = bytes.as_ptr().align_offset(Self::ALIGNMENT);
+        Self { bytes, start, len }
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        &self.bytes[self.start..][..self.len]
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..][..self.len]
+    }
+}
