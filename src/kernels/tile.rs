@@ -7,6 +7,19 @@ use super::simd::{LANES, Simd};
 /// Sixteen neighbouring outputs.
 pub(crate) type Vector = [f32; LANES];
 
+/// Where a tile's vectors of weights come from.
+pub(crate) trait Panels<S: Simd, const P: usize>: Copy {
+    /// Entry `k` of a panel. Implementations are `#[inline(always)]`, which a closure cannot be.
+    fn get(self, simd: S, panel: usize, k: usize) -> S::F;
+}
+
+impl<S: Simd, const P: usize> Panels<S, P> for [&[Vector]; P] {
+    #[inline(always)]
+    fn get(self, simd: S, panel: usize, k: usize) -> S::F {
+        simd.load(&self[panel][k])
+    }
+}
+
 /// Adds `Σ_k x(row, k) * w[panel][k]` to a tile of `R` rows by `P` panels, `k` ascending.
 ///
 /// Each output is one chain of fused multiply-adds, so its value depends on nothing but its row and its weights:
@@ -17,10 +30,9 @@ pub(crate) fn multiply_add<S: Simd, const R: usize, const P: usize>(
     simd: S,
     k: Range<usize>,
     x: impl Fn(usize, usize) -> f32,
-    w: [&[Vector]; P],
+    w: impl Panels<S, P>,
     tile: &mut [[Vector; P]; R],
 ) {
-    let w = w.map(|w| &w[..k.end]);
     let mut sums = [[simd.zero(); P]; R];
     for row in 0..R {
         for panel in 0..P {
@@ -30,7 +42,7 @@ pub(crate) fn multiply_add<S: Simd, const R: usize, const P: usize>(
     for k in k {
         let mut weights = [simd.zero(); P];
         for panel in 0..P {
-            weights[panel] = simd.load(&w[panel][k]);
+            weights[panel] = w.get(simd, panel, k);
         }
         for row in 0..R {
             let x = simd.splat(x(row, k));

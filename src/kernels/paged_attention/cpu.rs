@@ -3,7 +3,9 @@
 //! A task is one KV head of one row and some of its queries, with all query heads that share the KV head. It widens a
 //! tile of 64 keys and values into the cache and takes its queries over it in register tiles: scores have their lanes
 //! across keys, outputs across the head's dimensions, so neither needs a sum across lanes. The weights of a query sum
-//! up in sixteen lanes by position, added as a tree at the end.
+//! up in sixteen lanes by position, added as a tree at the end. A task of one query and few heads, which decoding has,
+//! reads keys and values where they lie: each is used too seldom to pay for being written again. The order of additions
+//! is the same.
 
 use std::{cell::RefCell, ops::Range};
 
@@ -14,7 +16,7 @@ use crate::kernels::{
     cpu_tensor::{Rows, SharedMatrix, for_each_task},
     simd::{Kernel, LANES, Level, Simd},
     store_kv::{KvCacheConfig, cache_storage, element::CacheElement, with_elements},
-    tile::{Vector, multiply_add, tile_range, with_rows},
+    tile::{Panels, Vector, multiply_add, tile_range, with_rows},
 };
 
 /// Keys a tile; tiles begin at multiples of it.
@@ -27,6 +29,8 @@ const VECTORS_A_TASK: usize = 48;
 const PANELS: usize = 2;
 const FEW_ROWS: usize = 2;
 const PANELS_FEW_ROWS: usize = 4;
+/// Query vectors that read keys and values where they lie, at most.
+const IN_PLACE: usize = 4;
 
 /// All queries, `[n, heads * head_dim]`.
 pub(super) fn paged_attention(op: &PagedAttention<'_>, q: Rows<'_>) -> candle_core::Result<Vec<f32>> {
@@ -111,6 +115,20 @@ impl<E: CacheElement> HeadCache<'_, E> {
         let start = (self.row.blocks[index].index() * kv_heads + self.kv_head) * len;
         let end = positions.end.min(positions.start + block_size - offset);
         Run { part: start..start + len, offset, positions: positions.start..end }
+    }
+
+    /// The keys from a position to the end of its block, every `block_size` one dimension's.
+    #[inline(always)]
+    fn keys_from(&self, position: usize) -> &[E] {
+        let run = self.run(position..position + 1);
+        &self.keys[run.part][run.offset..]
+    }
+
+    /// The values from a position to the end of its block, every `head_dim` one key's.
+    #[inline(always)]
+    fn values_from(&self, position: usize) -> &[E] {
+        let run = self.run(position..position + 1);
+        &self.values[run.part][run.offset * self.config.head_dim..]
     }
 
     /// Widens the keys at `positions` of the tile at `start` into `[vector][dim][key]`; other keys are left as they are.
@@ -299,6 +317,10 @@ impl Task<'_> {
         for start in (first / KEYS * KEYS..end).step_by(KEYS) {
             let positions = first.max(start)..end.min(start + KEYS);
             let needed = positions.end - start;
+            if self.reads_in_place() {
+                level.run(TileInPlace { task: self, cache, start, positions, end });
+                continue;
+            }
             level.run(Widen { cache, start, positions, end, scratch: self.scratch });
             level.run(Tile { task: self, start, end: needed });
         }
@@ -309,6 +331,16 @@ impl Task<'_> {
     #[inline(always)]
     fn vectors(&self) -> usize {
         self.queries.len() * self.group
+    }
+
+    /// Whether it takes so little from each key and value that widening them first does not pay, and they lie in whole
+    /// register tiles.
+    fn reads_in_place(&self) -> bool {
+        let KvCacheConfig { block_size, head_dim, .. } = self.config;
+        self.queries.len() == 1
+            && self.group <= IN_PLACE
+            && block_size.is_multiple_of(LANES)
+            && head_dim.is_multiple_of(PANELS_FEW_ROWS * LANES)
     }
 
     #[inline(always)]
@@ -385,18 +417,11 @@ impl Task<'_> {
     fn score_panels<S: Simd, const R: usize, const P: usize>(&mut self, simd: S, first: usize, keys: usize) {
         let head_dim = self.config.head_dim;
         let Scratch { keys: widened, queries, scores, .. } = &mut *self.scratch;
-        let queries = queries[first * head_dim..(first + R) * head_dim].as_chunks::<R>().0;
-        let scale = simd.splat(self.scale);
         for vector in (0..keys.div_ceil(LANES)).step_by(P) {
-            let mut tile = [[[0.0; LANES]; P]; R];
-            let panels = std::array::from_fn(|p| &widened[(vector + p) * head_dim..(vector + p + 1) * head_dim]);
-            multiply_add(simd, 0..head_dim, |r, d| queries[d][r], panels, &mut tile);
-            for (r, row) in tile.iter().enumerate() {
-                let scores = scores[first + r].as_chunks_mut::<LANES>().0;
-                for (p, sum) in row.iter().enumerate() {
-                    simd.store(simd.mul(simd.load(sum), scale), &mut scores[vector + p]);
-                }
-            }
+            let panels: [&[Vector]; P] =
+                std::array::from_fn(|p| &widened[(vector + p) * head_dim..(vector + p + 1) * head_dim]);
+            let queries = queries[first * head_dim..(first + R) * head_dim].as_chunks::<R>().0;
+            score_vectors::<S, R, P>(simd, queries, self.scale, panels, &mut scores[first..first + R], vector);
         }
     }
 
@@ -484,6 +509,26 @@ impl Task<'_> {
     }
 }
 
+/// Scores of `R` queries, `[dim]` each, with `P` vectors of keys from `vector` on.
+#[inline(always)]
+fn score_vectors<S: Simd, const R: usize, const P: usize>(
+    simd: S,
+    queries: &[[f32; R]],
+    scale: f32,
+    keys: impl Panels<S, P>,
+    scores: &mut [[f32; KEYS]],
+    vector: usize,
+) {
+    let mut tile = [[[0.0; LANES]; P]; R];
+    multiply_add(simd, 0..queries.len(), |r, d| queries[d][r], keys, &mut tile);
+    for (row, scores) in tile.iter().zip(scores) {
+        let scores = scores.as_chunks_mut::<LANES>().0;
+        for (p, sum) in row.iter().enumerate() {
+            simd.store(simd.mul(simd.load(sum), simd.splat(scale)), &mut scores[vector + p]);
+        }
+    }
+}
+
 /// One register tile of weights times values. `values` begins at the first of the `P` panels.
 #[inline(always)]
 fn sum_panels<S: Simd, const R: usize, const P: usize>(
@@ -494,14 +539,123 @@ fn sum_panels<S: Simd, const R: usize, const P: usize>(
     sums: &mut [Vector],
     panel: usize,
 ) {
-    let panels = sums.len() / R;
     let Some(values) = values.first_chunk::<P>() else { return };
+    let values = values.each_ref().map(|values| &values[..]);
+    add_weighted::<S, R, P>(simd, keys, |r, key| weights[r][key], values, sums, panel);
+}
+
+/// Adds `P` panels of values, weighted, to the sums of `R` query vectors from `panel` on.
+#[inline(always)]
+fn add_weighted<S: Simd, const R: usize, const P: usize>(
+    simd: S,
+    keys: Range<usize>,
+    weight: impl Fn(usize, usize) -> f32,
+    values: impl Panels<S, P>,
+    sums: &mut [Vector],
+    panel: usize,
+) {
+    let panels = sums.len() / R;
     let mut tile = [[[0.0; LANES]; P]; R];
     for (r, row) in tile.iter_mut().enumerate() {
         row.copy_from_slice(&sums[r * panels + panel..][..P]);
     }
-    multiply_add(simd, keys, |r, key| weights[r][key], values.each_ref().map(|values| &values[..]), &mut tile);
+    multiply_add(simd, keys, weight, values, &mut tile);
     for (r, row) in tile.iter().enumerate() {
         sums[r * panels + panel..][..P].copy_from_slice(row);
+    }
+}
+
+/// Panels where they lie in the cache: sixteen neighbours every `stride`. Meanwhile asks for as much of what comes next.
+#[derive(Clone, Copy)]
+struct InPlace<'a, E, const P: usize> {
+    from: [&'a [E]; P],
+    coming: [&'a [E]; P],
+    stride: usize,
+}
+
+impl<S: Simd, E: CacheElement, const P: usize> Panels<S, P> for InPlace<'_, E, P> {
+    #[inline(always)]
+    fn get(self, simd: S, panel: usize, k: usize) -> S::F {
+        let at = k * self.stride;
+        if let Some(coming) = self.coming[panel].get(at) {
+            simd.prefetch_far(coming);
+        }
+        match self.from[panel].get(at..).and_then(<[E]>::first_chunk) {
+            Some(from) => E::load(simd, from),
+            None => simd.zero(),
+        }
+    }
+}
+
+/// Takes a task's one query over the keys and values at some positions of the tile at `start`, all of which it sees;
+/// those before `end` will be needed soon.
+struct TileInPlace<'a, 'b, E> {
+    task: &'a mut Task<'b>,
+    cache: &'a HeadCache<'a, E>,
+    start: usize,
+    positions: Range<usize>,
+    end: usize,
+}
+
+impl<E: CacheElement> Kernel for TileInPlace<'_, '_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        match self.task.vectors() {
+            1 => self.rows::<S, 1, PANELS_FEW_ROWS>(simd),
+            2 => self.rows::<S, 2, PANELS_FEW_ROWS>(simd),
+            3 => self.rows::<S, 3, PANELS>(simd),
+            IN_PLACE => self.rows::<S, IN_PLACE, PANELS>(simd),
+            vectors => unreachable!("{vectors} query vectors are not few"),
+        }
+    }
+}
+
+impl<E: CacheElement> TileInPlace<'_, '_, E> {
+    #[inline(always)]
+    fn rows<S: Simd, const R: usize, const P: usize>(self, simd: S) {
+        let Self { task, cache, start, positions, end } = self;
+        let KvCacheConfig { block_size, head_dim, .. } = task.config;
+        let vectors = (positions.start - start) / LANES..(positions.end - start).div_ceil(LANES);
+        for vector in vectors.clone().step_by(P) {
+            // Panels past the last vector take that one again; what they give is not kept.
+            let position = |p: usize| start + (vector + p).min(vectors.end - 1) * LANES;
+            let from = std::array::from_fn(|p| cache.keys_from(position(p)));
+            let coming = std::array::from_fn(|p| match position(p) + KEYS {
+                next if next < end => cache.keys_from(next),
+                _ => &[],
+            });
+            let Scratch { queries, scores, .. } = &mut *task.scratch;
+            let queries = queries[..R * head_dim].as_chunks::<R>().0;
+            let keys = InPlace::<E, P> { from, coming, stride: block_size };
+            let mut tile = [[0.0; KEYS]; R];
+            score_vectors(simd, queries, task.scale, keys, &mut tile, 0);
+            let kept = vector * LANES..vectors.end.min(vector + P) * LANES;
+            for (scores, tile) in scores.iter_mut().zip(&tile) {
+                scores[kept.clone()].copy_from_slice(&tile[..kept.len()]);
+            }
+        }
+        for vector in 0..R {
+            task.weigh(simd, vector, start);
+        }
+        let panels = task.panels();
+        let Scratch { scores, sums, .. } = &mut *task.scratch;
+        let mut rest = positions;
+        while !rest.is_empty() {
+            let run = cache.run(rest.clone()).positions;
+            rest.start = run.end;
+            let from = cache.values_from(run.start);
+            let coming = if run.start + KEYS < end { cache.values_from(run.start + KEYS) } else { &[] };
+            for panel in (0..panels).step_by(P) {
+                let values = InPlace::<E, P> {
+                    from: std::array::from_fn(|p| &from[(panel + p) * LANES..]),
+                    coming: std::array::from_fn(|p| coming.get((panel + p) * LANES..).unwrap_or_default()),
+                    stride: head_dim,
+                };
+                let weight = |r: usize, key: usize| scores[r][run.start - start + key];
+                add_weighted::<S, R, P>(simd, 0..run.len(), weight, values, &mut sums[..R * panels], panel);
+            }
+        }
     }
 }

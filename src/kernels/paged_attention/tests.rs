@@ -115,7 +115,7 @@ impl Sequences {
     }
 }
 
-const SHAPES: [Shape; 8] = [
+const SHAPES: [Shape; 10] = [
     Shape { heads: 4, kv_heads: 2, head_dim: 64, block_size: 16, dtype: DType::F32 },
     Shape { heads: 1, kv_heads: 1, head_dim: 8, block_size: 1, dtype: DType::F32 },
     Shape { heads: 6, kv_heads: 2, head_dim: 80, block_size: 5, dtype: DType::BF16 },
@@ -124,6 +124,8 @@ const SHAPES: [Shape; 8] = [
     Shape { heads: 14, kv_heads: 2, head_dim: 128, block_size: 16, dtype: DType::BF16 },
     Shape { heads: 2, kv_heads: 2, head_dim: 256, block_size: 48, dtype: DType::F16 },
     Shape { heads: 60, kv_heads: 1, head_dim: 33, block_size: 16, dtype: DType::F32 },
+    Shape { heads: 6, kv_heads: 2, head_dim: 128, block_size: 16, dtype: DType::BF16 },
+    Shape { heads: 4, kv_heads: 1, head_dim: 64, block_size: 32, dtype: DType::F16 },
 ];
 
 #[test]
