@@ -17,23 +17,24 @@ import grpc
 from grpc_tools import protoc
 
 PROTO = pathlib.Path(__file__).resolve().parents[2] / "proto"
-SERVICES = ["common", "generation", "models"]
 
 
-def generated(folder):
-    """Generates the messages and stubs from the project's own .proto files, and imports them."""
-    files = [f"candlewick/v1/{name}.proto" for name in SERVICES]
+def generated_services(folder, services):
+    """Generates the messages and stubs from the project's own .proto files, and imports them: the modules by name."""
+    files = [f"candlewick/v1/{name}.proto" for name in services]
     status = protoc.main(["protoc", f"-I{PROTO}", f"--python_out={folder}", f"--grpc_python_out={folder}", *files])
     if status:
         sys.exit("the .proto files do not compile")
     sys.path.insert(0, folder)
-    module = lambda name: importlib.import_module(f"candlewick.v1.{name}")
-    return module("common_pb2"), module("generation_pb2"), module("generation_pb2_grpc"), module("models_pb2"), module("models_pb2_grpc")
+    names = [f"{service}_{kind}" for service in services for kind in ("pb2", "pb2_grpc")]
+    return {name: importlib.import_module(f"candlewick.v1.{name}") for name in names}
 
 
 def main(address="127.0.0.1:50051", prompt="Once upon a time"):
     with tempfile.TemporaryDirectory() as folder, grpc.insecure_channel(address) as channel:
-        common, generation, generation_rpc, models, models_rpc = generated(folder)
+        services = generated_services(folder, ["common", "generation", "models"])
+        common, generation, models = (services[f"{name}_pb2"] for name in ("common", "generation", "models"))
+        generation_rpc, models_rpc = services["generation_pb2_grpc"], services["models_pb2_grpc"]
 
         (model,) = models_rpc.ModelsStub(channel).List(models.ListRequest(), timeout=10).models
         print(f"{model.name}: {model.architecture}, {model.num_parameters:,} parameters in {model.dtype}")
