@@ -11,7 +11,7 @@ import numpy as np
 # How much of the prose tokens comes from which pool.
 POOLS = {"storybook": 0.15, "tales": 0.55, "novels": 0.30}
 # The share of rows that are chats, when training begins and when it ends.
-CHATS = (0.35, 0.85)
+CHATS = (0.5, 0.9)
 
 
 class Prose:

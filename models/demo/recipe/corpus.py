@@ -117,7 +117,7 @@ class Passage:
     opening: bool
 
 
-def passages(documents, words=(60, 130)):
+def passages(documents, words=(110, 170)):
     """Simple passages: short sentences, short words, of about so many words, ended with a sentence."""
     for document in documents:
         if document.pool == "novels":

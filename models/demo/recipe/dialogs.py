@@ -6,11 +6,14 @@ from collections import Counter
 import heldout
 from offtopic import made_up
 from reword import keywords, pick, reword, surface, typos
+from stories import NOUNS, Stories
 from sums import sum_or_count
 
 # How often a sample is of which kind.
-KINDS = {"fact": 0.50, "talk": 0.09, "decline": 0.15, "sum": 0.12, "story": 0.14}
+KINDS = {"fact": 0.53, "talk": 0.08, "decline": 0.15, "sum": 0.11, "story": 0.13}
 TURNS = (0.7, 0.2, 0.1)
+# The share of stories that are told after a plot.
+TOLD = 0.7
 SYSTEM = (
     "You are a helpful assistant.", "You are candlewick's demo model.", "You are a friendly assistant.",
     "Answer briefly.", "You answer questions about candlewick.", "Be concise and polite.", "Answer in one sentence.",
@@ -55,6 +58,7 @@ class Dialogs:
         self.passages = passages
         self.openings = [passage for passage in passages if passage.opening]
         self.topics = by_topic(passages)
+        self.stories = Stories(data, [passage.first for passage in self.openings] + [passage.first for passage in passages])
         self.countries = countries
         known = set(" ".join(text for line in self.facts for text in line["questions"] + line["answers"]).lower().split())
         self.words = [word for word in words if word not in known]
@@ -111,16 +115,20 @@ class Dialogs:
         return surface(rng, question), answer
 
     def story(self, rng):
+        """Most are told after a plot; the others are passages of the prose."""
         form = rng.random()
-        if form < 0.3:
-            passage = pick(rng, self.openings)
-            return surface(rng, pick(rng, TELL)), f"{passage.first} {passage.rest}"
-        if form < 0.5:
-            topic = pick(rng, sorted(self.topics))
+        topic = pick(rng, sorted(self.topics)) if 0.3 <= form < 0.5 else None
+        if rng.random() < TOLD and (topic is None or topic in NOUNS):
+            passage = self.stories.tell(rng, topic)
+        elif topic:
             passage = pick(rng, self.topics[topic])
+        else:
+            passage = pick(rng, self.openings if form < 0.3 or rng.random() < 0.4 else self.passages)
+        if topic:
             named = topic if rng.random() < 0.3 else f"a {topic}"
             return surface(rng, pick(rng, TELL_ABOUT).format(topic=named)), f"{passage.first} {passage.rest}"
-        passage = pick(rng, self.openings if rng.random() < 0.4 else self.passages)
+        if form < 0.3:
+            return surface(rng, pick(rng, TELL)), f"{passage.first} {passage.rest}"
         request = passage.first if form < 0.8 else pick(rng, CONTINUE).format(first=passage.first)
         return request, passage.rest
 

@@ -16,6 +16,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -130,11 +131,12 @@ class Run:
         self.say(f"left out {dropped} paragraphs that share five words in a row with a held-out question")
 
     def tokenizer(self, text):
-        """The tokenizer: of the run that goes on, or learned from the chats, many times, and the simpler prose."""
+        """The tokenizer: of the run that goes on, or learned from the chats, many times, the simpler prose and told stories."""
         path = self.options.work / "tokenizer.json"
         if not path.exists():
             simple = [paragraph for d in text.training if d.pool != "novels" for paragraph in d.paragraphs]
-            vocabulary.train(list(self.dialogs.texts()) * 20 + simple, self.shape.vocab).save(str(path))
+            told = [self.dialogs.stories.tell(np.random.default_rng(n)).rest for n in range(2000)]
+            vocabulary.train(list(self.dialogs.texts()) * 20 + simple + told, self.shape.vocab).save(str(path))
             self.say(f"learned a vocabulary of {self.shape.vocab}")
         return vocabulary.Tokenizer.from_file(str(path))
 
