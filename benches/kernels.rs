@@ -4,41 +4,26 @@
 //! Linear runs over enough distinct weights that no cache holds them. Medians of single calls; ratios mean more than
 //! absolute numbers on a machine that others use too; the best call shows what that does to the medians.
 
-use std::{
-    borrow::Cow,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use candlewick::{
     ids::{BlockId, Slot},
     kernels::{
-        linear::{
-            Inputs, PackedWeight,
-            format::{RawTensor, WeightFormat},
-            linear,
-        },
+        linear::{Inputs, PackedWeight, format::WeightFormat, linear},
         machine,
         paged_attention::{AttentionMetadata, paged_attention},
+        probe::random_weight,
         rms_norm::rms_norm,
         silu_mul::silu_mul,
         store_kv::{KvLayer, store_kv},
     },
 };
-use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
 type Error = Box<dyn std::error::Error>;
 
-const FORMATS: [WeightFormat; 7] = [
-    WeightFormat::F32,
-    WeightFormat::BF16,
-    WeightFormat::F16,
-    WeightFormat::Q8_0,
-    WeightFormat::Q4_0,
-    WeightFormat::Q4K,
-    WeightFormat::Q6K,
-];
 /// `[inputs, outputs]`.
 const SHAPES: [[usize; 2]; 2] = [[1024, 3072], [3072, 1024]];
 const ROWS: [usize; 5] = [1, 4, 16, 128, 512];
@@ -110,43 +95,20 @@ impl Report {
     }
 }
 
-/// Random bits with small scales, as a file has them.
-fn raw_weight(rng: &mut StdRng, format: WeightFormat, [inputs, outputs]: [usize; 2]) -> RawTensor<'static> {
-    let mut bytes = vec![0u8; outputs * inputs / format.block_len() * format.block_bytes()];
-    rng.fill_bytes(&mut bytes);
-    let halves_at: &[usize] = match format {
-        WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => &[],
-        WeightFormat::Q4_0 | WeightFormat::Q8_0 => &[0],
-        WeightFormat::Q4K => &[0, 2],
-        WeightFormat::Q6K => &[208],
-    };
-    for block in bytes.chunks_exact_mut(format.block_bytes()) {
-        for &at in halves_at {
-            block[at..at + 2].copy_from_slice(&half::f16::from_f32(0.001).to_le_bytes());
-        }
-        match format {
-            WeightFormat::F32 => block[3] = 0x3c,
-            WeightFormat::F16 | WeightFormat::BF16 => block[1] = 0x3c,
-            _ => {}
-        }
-    }
-    RawTensor { format, shape: vec![outputs, inputs], bytes: Cow::Owned(bytes) }
-}
-
 fn random(rng: &mut StdRng, shape: &[usize]) -> Result<Tensor, Error> {
     let data: Vec<f32> = (0..shape.iter().product()).map(|_| rng.random_range(-1.0..1.0)).collect();
     Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
 }
 
 fn linears(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
-    for format in FORMATS {
+    for format in WeightFormat::ALL {
         for shape @ [inputs, outputs] in SHAPES {
             let name = |m: usize| format!("linear {format} {inputs}→{outputs} m={m}");
             if !ROWS.iter().any(|&m| report.wants(&name(m))) {
                 continue;
             }
             let arithmetic = if format == WeightFormat::F32 { Arithmetic::Float32 } else { Arithmetic::Bfloat16 };
-            let raw = raw_weight(rng, format, shape);
+            let raw = random_weight(rng, format, shape);
             let count = WEIGHT_BYTES.div_ceil(raw.bytes.len());
             let pack = |_| PackedWeight::pack(&raw, format, &Device::Cpu);
             let weights = (0..count).map(pack).collect::<Result<Vec<_>, _>>()?;
@@ -238,7 +200,7 @@ fn main() -> Result<(), Error> {
         operations_per_second: [machine::float_operations_per_second(), machine::bfloat16_operations_per_second()],
         lines: Vec::new(),
     };
-    let (threads, instructions) = (rayon::current_num_threads(), machine::instruction_set());
+    let (threads, instructions) = (std::thread::available_parallelism()?.get(), machine::instruction_set());
     if !report.json {
         println!(
             "limits of {threads} threads, {instructions}: {:.1} GB/s read, {:.0} GFLOP/s in float32, {:.0} in bfloat16",

@@ -112,6 +112,7 @@ fn load_ours(path: &Path) -> Outcome<Arc<dyn Model>> {
         config: &config,
         device: &Device::Cpu,
         dtype: Dtype::Auto,
+        quantization: None,
         progress: &|_, _| (),
     };
     Ok(load(&load_of)?)

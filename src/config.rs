@@ -77,6 +77,36 @@ pub enum Dtype {
     Bfloat16,
 }
 
+/// What weights are quantized to while they are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Quantization {
+    /// 8.5 bits a weight: hardly to be told from the original.
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 6.6 bits.
+    #[value(name = "q6_k")]
+    Q6K,
+    /// 5.5 bits.
+    #[value(name = "q5_k")]
+    Q5K,
+    /// 4.5 bits: the better of the two at that size.
+    #[value(name = "q4_k")]
+    Q4K,
+    /// 4.5 bits.
+    #[value(name = "q4_0")]
+    Q4_0,
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LoadFormat {
+    /// The model's files.
+    #[default]
+    Auto,
+    /// Drawn from a seed: a config.json is enough to measure a model's speed.
+    Dummy,
+}
+
 /// Where to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum DeviceKind {
@@ -89,6 +119,22 @@ pub enum DeviceKind {
     Metal,
 }
 
+/// Instructions that the CPU's kernels are made of. All give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum InstructionSet {
+    /// What every CPU of this architecture has.
+    Baseline,
+    /// AVX2, FMA and F16C.
+    #[value(name = "avx2")]
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    #[value(name = "avx512")]
+    Avx512,
+    /// Those, and AMX tiles of bfloat16.
+    #[value(name = "amx")]
+    Amx,
+}
+
 /// Which model, and how it is loaded.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Model")]
@@ -98,12 +144,21 @@ pub struct ModelArgs {
     /// Numbers to compute with.
     #[arg(long, value_enum, default_value = "auto")]
     pub dtype: Dtype,
+    /// Quantize weights that are stored as plain numbers.
+    #[arg(long, short, value_enum)]
+    pub quantization: Option<Quantization>,
+    /// Where weights come from.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub load_format: LoadFormat,
     /// Where to compute.
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceKind,
     /// Threads to compute with; all cores if left out.
     #[arg(long, value_name = "N", value_parser = count(1, 4096))]
     pub threads: Option<usize>,
+    /// Instructions to compute with on the CPU; the best that it has if left out.
+    #[arg(long, value_enum, value_name = "SET")]
+    pub instruction_set: Option<InstructionSet>,
     /// Branch, tag or commit of a Hugging Face repository.
     #[arg(long)]
     pub revision: Option<String>,

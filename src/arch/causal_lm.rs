@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    arch::{Block, BlockLoad, Model, ModelInfo, ModelLoad, config::ModelConfig, kv_dtype, weight_format},
+    arch::{Block, BlockLoad, Model, ModelInfo, ModelLoad, config::ModelConfig, keep, kv_dtype},
     error::{Error, Result},
     ids::TokenId,
     layers::{
@@ -35,39 +35,42 @@ impl<B: Block> CausalLm<B> {
     /// # Errors
     /// `FailedPrecondition` that names a tensor which is missing or misshapen.
     pub fn load(load: &ModelLoad<'_>) -> Result<Self> {
-        let &ModelLoad { weights, config, device, dtype, progress } = load;
+        let &ModelLoad { weights, config, device, dtype, quantization, progress } = load;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let total = weights.names().len();
         let progress = |loaded: usize| progress(loaded, total);
         let tally = LoadTally::default();
-        let loader = TensorLoader::new(weights, weight_format(dtype), device, &tally, &progress);
+        let loader = TensorLoader::new(weights, keep(dtype, quantization), device, &tally, &progress);
 
         // The embedding comes first: where the file and the configuration disagree, nothing large was made yet.
         let embedding = loader.embedding("model.embed_tokens", vocab, hidden)?;
+        let before_blocks = tally.parameters();
         let rope = Arc::new(Rope::new(&config.rope, device)?);
         let block = |layer| {
             let loader = loader.under(format_args!("model.layers.{layer}"));
             B::load(&BlockLoad { loader, config, layer, rope: Arc::clone(&rope) })
         };
         let blocks = (0..config.num_hidden_layers).map(block).collect::<Result<Vec<_>>>()?;
+        let block_parameters = tally.parameters() - before_blocks;
         let norm = loader.rms_norm("model.norm", hidden, config.rms_norm_eps)?;
         let head = match config.tie_word_embeddings {
             true => loader.tied_linear("lm_head", &embedding),
-            false => loader.linear("lm_head", vocab, hidden, false)?,
+            false => loader.head("lm_head", vocab, hidden)?,
         };
         let query = [config.num_attention_heads * config.head_dim, hidden];
-        let file = loader.file_format("model.layers.0.self_attn.q_proj.weight", &query)?;
+        let format = loader.kept_format("model.layers.0.self_attn.q_proj.weight", query)?;
         let info = ModelInfo {
             num_parameters: tally.parameters(),
+            block_parameters,
             weight_bytes: tally.bytes(),
-            dtype: weight_format(dtype).unwrap_or(file).to_string(),
+            dtype: format.to_string(),
             kv_shape: KvCacheShape {
                 num_layers: config.num_hidden_layers,
                 num_blocks: 1,
                 block_size: 1,
                 num_kv_heads: config.num_key_value_heads,
                 head_dim: config.head_dim,
-                dtype: kv_dtype(dtype, file),
+                dtype: kv_dtype(dtype, format),
             },
         };
         Ok(Self { config: config.clone(), info, device: device.clone(), embedding, blocks, norm, head })

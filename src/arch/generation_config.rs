@@ -1,4 +1,5 @@
-//! What a generation_config.json recommends: where sequences end, and how to sample where a request does not say.
+//! What a generation_config.json or a GGUF file recommends: where sequences end, and how to sample where a request does
+//! not say.
 
 use std::path::Path;
 
@@ -9,6 +10,7 @@ use crate::{
     error::{Error, Result},
     ids::TokenId,
     params::SamplingParams,
+    weights::gguf::Gguf,
 };
 
 /// A model's own defaults; `None` is the server's default.
@@ -48,6 +50,33 @@ impl GenerationDefaults {
             top_p: top_p.map(|x| x as f32),
             min_p: share("min_p")?.map(|x| x as f32),
             repetition_penalty: fields.positive("repetition_penalty")?.map(|x| x as f32),
+        })
+    }
+
+    /// Reads the keys under `general.sampling.` of a GGUF file, as llama.cpp's converter writes them. A number below what
+    /// a knob can be is how llama.cpp turns it off; end tokens are the vocabulary's.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` that names the file and the key that is no number or impossible.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        let number = |name: &str, holds: fn(f32) -> bool, range: &str| {
+            let key = format!("general.sampling.{name}");
+            let number = gguf.f32(&key)?;
+            match number {
+                Some(x) if !holds(x) => {
+                    let why = format!("is {x}, must be {range}");
+                    Err(Error::bad_file(gguf.path(), format!("metadata {key}"), why))
+                }
+                number => Ok(number),
+            }
+        };
+        Ok(Self {
+            eos_token_ids: Vec::new(),
+            temperature: number("temp", |x| x <= 100.0, "at most 100")?.map(|x| x.max(0.0)),
+            top_k: number("top_k", |x| x <= 1e9, "at most 1e9")?.map(|k| k.max(0.0) as u32),
+            top_p: number("top_p", |x| x > 0.0, "above 0")?.map(|p| p.min(1.0)),
+            min_p: number("min_p", |x| x <= 1.0, "at most 1")?.map(|p| p.max(0.0)),
+            repetition_penalty: number("penalty_repeat", |x| x > 0.0 && x.is_finite(), "above 0")?,
         })
     }
 

@@ -8,12 +8,13 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::{
     arch::{causal_lm::CausalLm, config::ModelConfig},
-    config::Dtype,
+    config::{Dtype, Quantization},
     error::{Error, Result},
     ids::TokenId,
     kernels::linear::format::WeightFormat,
     layers::{
         context::{KvCache, KvCacheShape, StepContext},
+        keep::Keep,
         loader::TensorLoader,
         norm::Residual,
         rope::Rope,
@@ -108,6 +109,8 @@ pub trait Model: Send + Sync {
 pub struct ModelInfo {
     /// Numbers in its weights, a tied head counted once.
     pub num_parameters: usize,
+    /// Those in blocks: all but the embedding, the last norm and the head.
+    pub block_parameters: usize,
     /// Bytes of its weights as they are kept.
     pub weight_bytes: usize,
     /// Format of its Linears (of the first block's query, where a file mixes them): `bfloat16`, `q4_k`.
@@ -116,20 +119,25 @@ pub struct ModelInfo {
     pub kv_shape: KvCacheShape,
 }
 
-/// The format that every Linear is kept in; `None` is the file's own.
+/// In which format weights are kept.
 #[must_use]
-pub fn weight_format(dtype: Dtype) -> Option<WeightFormat> {
-    match dtype {
-        Dtype::Auto => None,
-        Dtype::Float32 => Some(WeightFormat::F32),
-        Dtype::Bfloat16 => Some(WeightFormat::BF16),
+pub fn keep(dtype: Dtype, quantization: Option<Quantization>) -> Keep {
+    match (quantization, dtype) {
+        (Some(Quantization::Q8_0), _) => Keep::Quantized(WeightFormat::Q8_0),
+        (Some(Quantization::Q6K), _) => Keep::Quantized(WeightFormat::Q6K),
+        (Some(Quantization::Q5K), _) => Keep::Quantized(WeightFormat::Q5K),
+        (Some(Quantization::Q4K), _) => Keep::Quantized(WeightFormat::Q4K),
+        (Some(Quantization::Q4_0), _) => Keep::Quantized(WeightFormat::Q4_0),
+        (None, Dtype::Auto) => Keep::AsStored,
+        (None, Dtype::Float32) => Keep::Widened(WeightFormat::F32),
+        (None, Dtype::Bfloat16) => Keep::Widened(WeightFormat::BF16),
     }
 }
 
-/// The type of KV blocks for a file whose Linears are in `file`.
+/// The type of KV blocks for a model whose Linears are kept in `format`.
 #[must_use]
-pub fn kv_dtype(dtype: Dtype, file: WeightFormat) -> DType {
-    match (dtype, file) {
+pub fn kv_dtype(dtype: Dtype, format: WeightFormat) -> DType {
+    match (dtype, format) {
         (Dtype::Float32, _) | (Dtype::Auto, WeightFormat::F32) => DType::F32,
         (Dtype::Auto | Dtype::Bfloat16, _) => DType::BF16,
     }
@@ -145,6 +153,8 @@ pub struct ModelLoad<'a> {
     pub device: &'a Device,
     /// What its numbers are kept in.
     pub dtype: Dtype,
+    /// What weights stored as plain numbers are quantized to.
+    pub quantization: Option<Quantization>,
     /// Called after each tensor with how many are loaded, of how many in all.
     pub progress: &'a dyn Fn(usize, usize),
 }

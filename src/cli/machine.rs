@@ -17,6 +17,13 @@ pub(super) fn facts() -> MachineFacts {
     MachineFacts { available_memory_bytes: [free, group()].into_iter().flatten().min() }
 }
 
+/// Bytes of this process that are in memory, on Linux.
+pub(super) fn resident_bytes() -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim_end().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 fn meminfo_available_bytes(text: &str) -> Option<usize> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim_end().parse::<usize>().ok()?.checked_mul(1024)

@@ -5,9 +5,11 @@
 //! quietly with 0.
 
 mod backend;
+mod bench;
 mod chat;
 mod completions;
 mod connect;
+mod doctor;
 mod generate;
 mod machine;
 
@@ -49,6 +51,10 @@ enum Subcommands {
     Generate(Box<generate::GenerateArgs>),
     /// Talk to a model in the terminal.
     Chat(Box<chat::ChatArgs>),
+    /// Measure tokens a second, beside the machine's own limits.
+    Bench(Box<bench::BenchArgs>),
+    /// Say what this machine has, which kernels it gets and how fast they are.
+    Doctor(doctor::DoctorArgs),
     /// Print completions for a shell.
     Completions(completions::CompletionsArgs),
 }
@@ -61,6 +67,8 @@ fn dispatch(cli: Cli) -> Result<(), Stop> {
         Subcommands::Serve(args) => serve::run(*args),
         Subcommands::Generate(args) => generate::run(*args),
         Subcommands::Chat(args) => chat::run(*args),
+        Subcommands::Bench(args) => bench::run(*args),
+        Subcommands::Doctor(args) => doctor::run(args),
         Subcommands::Completions(args) => completions::run(args),
     }
 }
@@ -167,6 +175,9 @@ mod tests {
             "candlewick chat --system be-brief --seed 7",
             "candlewick chat --connect 127.0.0.1:50051",
             "candlewick completions zsh",
+            "candlewick bench models/x --prompt 512 --gen 32 --batch 1,8,32 --threads 2 --json -q q4_k",
+            "candlewick bench models/x --load-format dummy",
+            "candlewick doctor --threads 2 --instruction-set avx2 --json",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         }

@@ -111,6 +111,12 @@ pub struct ModelInfo {
     pub bos_token_id: Option<TokenId>,
     /// Number of weights.
     pub num_parameters: u64,
+    /// Those that every token is multiplied by: all but the embedding and the head.
+    pub block_parameters: u64,
+    /// Bytes of the weights as they are kept.
+    pub weight_bytes: u64,
+    /// Bytes of the keys and values of one token.
+    pub kv_bytes_per_token: u64,
     /// Format of the weights.
     pub dtype: String,
     /// What requests get where they leave a parameter open.

@@ -6,7 +6,6 @@ use std::{
 };
 
 use candle_core::{CpuStorage, Device, Storage};
-use rayon::prelude::*;
 use smallvec::smallvec;
 
 use crate::{
@@ -14,7 +13,10 @@ use crate::{
     engine::executor::{Executor, PlannedRow, SequenceOutput, StepOutput, StepPlan},
     error::{Error, Result},
     ids::{SequenceId, TokenId},
-    kernels::paged_attention::AttentionMetadata,
+    kernels::{
+        paged_attention::AttentionMetadata,
+        pool::{Pool, for_each_mut},
+    },
     layers::context::{KvCache, LinearObserver, StepContext},
     sampling::Sampler,
 };
@@ -39,7 +41,7 @@ pub struct RunnerConfig {
 pub struct Runner {
     model: Arc<dyn Model>,
     kv: KvCache,
-    pool: Arc<rayon::ThreadPool>,
+    pool: Arc<Pool>,
     eos_token_ids: Vec<TokenId>,
     /// Of the sequences that were admitted and not retired.
     samplers: HashMap<SequenceId, Sampler>,
@@ -57,11 +59,7 @@ impl Runner {
     /// `InvalidArgument` for impossible sizes, `Internal` where threads cannot be started.
     pub fn new(model: Arc<dyn Model>, config: &RunnerConfig) -> Result<Self> {
         let kv = model.new_kv_cache(config.num_blocks, config.block_size)?;
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(config.num_threads)
-            .thread_name(|k| format!("kernel-{k}"))
-            .build()
-            .map_err(|e| Error::internal(format!("cannot start {} threads: {e}", config.num_threads)))?;
+        let pool = Pool::new(config.num_threads)?;
         Ok(Self {
             model,
             kv,
@@ -129,19 +127,24 @@ impl Runner {
         for (row, logits) in rows.iter().zip(logits.chunks_exact(vocab_size)) {
             let sampler = self.samplers.remove(&row.id);
             let sampler = sampler.ok_or_else(|| Error::internal(format!("sequence {} was never admitted", row.id)))?;
-            work.push((*row, logits, sampler));
+            work.push((*row, logits, sampler, None));
         }
-        let sampled = work
-            .par_iter_mut()
-            .map(|(row, logits, sampler)| {
-                // A NaN is an error of ours; the sampler says so rather than choosing an arbitrary token.
-                let token = sampler.sample(&mut logits.to_vec(), row.num_output_tokens);
-                Ok((row.id, token.map_err(|e| e.context(format_args!("sequence {}", row.id)))?))
-            })
-            .collect::<Result<Vec<_>>>();
-        self.samplers.extend(work.into_iter().map(|(row, _, sampler)| (row.id, sampler)));
-        let output = |(id, token)| SequenceOutput { id, tokens: smallvec![token] };
-        Ok(StepOutput { sequences: sampled?.into_iter().map(output).collect() })
+        for_each_mut(&mut work, |(row, logits, sampler, sampled)| {
+            // A NaN is an error of ours; the sampler says so rather than choosing an arbitrary token.
+            let token = sampler.sample(&mut logits.to_vec(), row.num_output_tokens);
+            *sampled = Some(token.map_err(|e| e.context(format_args!("sequence {}", row.id))));
+        });
+        let mut sequences = Vec::with_capacity(work.len());
+        let mut failed = Ok(());
+        for (row, _, sampler, sampled) in work {
+            self.samplers.insert(row.id, sampler);
+            match sampled {
+                Some(Ok(token)) => sequences.push(SequenceOutput { id: row.id, tokens: smallvec![token] }),
+                Some(Err(error)) => failed = failed.and(Err(error)),
+                None => failed = failed.and(Err(Error::internal("a row was not sampled"))),
+            }
+        }
+        failed.map(|()| StepOutput { sequences })
     }
 }
 

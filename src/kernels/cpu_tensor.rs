@@ -4,6 +4,8 @@ use std::marker::PhantomData;
 
 use candle_core::{CpuStorage, Layout, Storage, Tensor, bail};
 
+use super::pool::{current_num_threads, for_each_task};
+
 /// A float32 tensor as rows: the first dimension counts them, all others are one contiguous row.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
@@ -118,20 +120,10 @@ pub(crate) fn try_zeroed<T: bytemuck::Zeroable>(len: usize) -> Option<Vec<T>> {
     (!data.is_null()).then(|| unsafe { Vec::from_raw_parts(data, len, len) })
 }
 
-/// Calls `task` for each number below `count`, on the threads of the current pool where `parallel`.
-pub(crate) fn for_each_task(count: usize, parallel: bool, task: impl Fn(usize) + Sync) {
-    use rayon::prelude::*;
-    if parallel && count > 1 && rayon::current_num_threads() > 1 {
-        (0..count).into_par_iter().with_max_len(1).for_each(&task);
-    } else {
-        (0..count).for_each(task);
-    }
-}
-
 /// Splits `count` rows into ranges for the threads of the current pool, one where the work is too small to share;
 /// `cost` is roughly the number of elements a row touches.
 pub(crate) fn for_each_row_range(count: usize, cost: usize, task: impl Fn(std::ops::Range<usize>) + Sync) {
     const WORTH_SHARING: usize = 32 * 1024;
-    let tasks = (count * cost / WORTH_SHARING).clamp(1, rayon::current_num_threads() * 2).min(count.max(1));
+    let tasks = (count * cost / WORTH_SHARING).clamp(1, current_num_threads() * 2).min(count.max(1));
     for_each_task(tasks, true, |task_index| task(count * task_index / tasks..count * (task_index + 1) / tasks));
 }

@@ -6,11 +6,46 @@ use std::{
 };
 
 use super::{
-    cpu_tensor::for_each_task,
+    pool::{current_num_threads, for_each_task},
     simd::{Kernel, LANES, Level, Simd},
 };
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use crate::kernels::simd::amx;
+use crate::{
+    config::InstructionSet,
+    error::{Code, Error, Result},
+};
+
+/// What bounds every model here.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Bytes a second read from memory.
+    pub read_bytes_per_second: f64,
+    /// Floating-point operations a second of bfloat16 products.
+    pub matmul_per_second: f64,
+}
+
+impl Limits {
+    /// The better of two measurements.
+    #[must_use]
+    pub fn best(self, other: Self) -> Self {
+        Self {
+            read_bytes_per_second: self.read_bytes_per_second.max(other.read_bytes_per_second),
+            matmul_per_second: self.matmul_per_second.max(other.matmul_per_second),
+        }
+    }
+}
+
+/// Measures both on the current pool; takes about a second.
+#[must_use]
+pub fn limits() -> Limits {
+    /// Many times any cache.
+    const BYTES: usize = 1 << 29;
+    Limits {
+        read_bytes_per_second: memory_read_bytes_per_second(BYTES),
+        matmul_per_second: bfloat16_operations_per_second(),
+    }
+}
 
 /// Bytes a second that all threads of the current pool read together, each four streams at once: the best of several
 /// passes over parts of `bytes`, which should be many times the caches.
@@ -18,7 +53,7 @@ use crate::kernels::simd::amx;
 pub fn memory_read_bytes_per_second(bytes: usize) -> f64 {
     const PASSES: usize = 48;
     let data: Vec<[f32; LANES]> = vec![[1.0; LANES]; bytes / 64];
-    let (parts, tasks) = (12, rayon::current_num_threads());
+    let (parts, tasks) = (12, current_num_threads());
     let time = best_time(PASSES, |pass| {
         let part = &data[data.len() * (pass % parts) / parts..data.len() * (pass % parts + 1) / parts];
         for_each_task(tasks, true, |task| {
@@ -35,7 +70,7 @@ pub fn memory_read_bytes_per_second(bytes: usize) -> f64 {
 pub fn float_operations_per_second() -> f64 {
     const STEPS: usize = 1 << 16;
     const PASSES: usize = 200;
-    let tasks = rayon::current_num_threads();
+    let tasks = current_num_threads();
     let time = best_time(PASSES, |_| {
         for_each_task(tasks, true, |task| {
             black_box(Level::best().run(MultiplyAdds { steps: STEPS, by: black_box(0.5 + task as f32 * 1e-9) }));
@@ -51,7 +86,7 @@ pub fn bfloat16_operations_per_second() -> f64 {
     if let Level::Amx(amx) = Level::best() {
         const STEPS: usize = 1 << 13;
         const PASSES: usize = 200;
-        let tasks = rayon::current_num_threads();
+        let tasks = current_num_threads();
         let time = best_time(PASSES, |_| {
             for_each_task(tasks, true, |_| amx.run(TileProducts { steps: STEPS }));
         });
@@ -61,10 +96,42 @@ pub fn bfloat16_operations_per_second() -> f64 {
     float_operations_per_second()
 }
 
+/// Computes with these instructions from now on, rather than with the best that the CPU has.
+///
+/// # Errors
+/// `FailedPrecondition` where the CPU does not have them, or others are in use already.
+pub fn use_instructions(set: InstructionSet) -> Result<()> {
+    let is_meant = |level: &Level| match level {
+        Level::Scalar(_) => set == InstructionSet::Baseline,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2(_) => set == InstructionSet::Avx2,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512(_) => set == InstructionSet::Avx512,
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Level::Amx(_) => set == InstructionSet::Amx,
+    };
+    let refused = |why: String| Err(Error::new(Code::FailedPrecondition, format!("--instruction-set {why}")));
+    let available = Level::available();
+    match available.iter().find(|level| is_meant(level)) {
+        Some(level) if level.choose() => Ok(()),
+        Some(_) => refused(format!("comes too late: {} is in use", instruction_set())),
+        None => {
+            let names = available.iter().map(|level| level.name()).collect::<Vec<_>>().join(", ");
+            refused(format!("names instructions that this CPU or its system does not offer; it has {names}"))
+        }
+    }
+}
+
 /// The name of the instruction set that the kernels use here.
 #[must_use]
 pub fn instruction_set() -> &'static str {
     Level::best().name()
+}
+
+/// The names of all that the CPU has, narrowest first.
+#[must_use]
+pub fn instruction_sets() -> Vec<&'static str> {
+    Level::available().into_iter().map(Level::name).collect()
 }
 
 /// A limit is what was reached once: whatever else the machine does only makes it slower.

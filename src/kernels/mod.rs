@@ -4,13 +4,15 @@
 //! The result of one row never depends on which other rows are computed with it: the order of the additions that make
 //! one output is fixed, whatever the batch, the chunk, the number of threads or the instruction set.
 //!
-//! Kernels share work over the rayon pool they are called in ([`rayon::ThreadPool::install`] chooses it). Inputs may be
+//! Kernels share work over the pool they are called in ([`Pool::install`](pool::Pool::install) chooses it). Inputs may be
 //! views whose rows lie apart (a slice of a fused projection); each row must be contiguous, or it is copied first.
 
 mod cpu_tensor;
 pub mod linear;
 pub mod machine;
 pub mod paged_attention;
+pub mod pool;
+pub mod probe;
 pub mod rms_norm;
 pub mod rope;
 pub mod silu_mul;

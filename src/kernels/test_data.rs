@@ -3,6 +3,8 @@
 use candle_core::{Device, Tensor};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
+use super::pool::Pool;
+
 pub(super) fn rng(seed: u64) -> StdRng {
     StdRng::seed_from_u64(seed)
 }
@@ -32,7 +34,7 @@ pub(super) fn bits(x: &Tensor) -> Vec<u32> {
 
 /// Runs on so many threads.
 pub(super) fn on_threads<T: Send>(count: usize, run: impl FnOnce() -> T + Send) -> T {
-    rayon::ThreadPoolBuilder::new().num_threads(count).build().expect("threads").install(run)
+    Pool::new(count).expect("threads").install(run)
 }
 
 /// `‖got − want‖ / ‖want‖` is at most `tolerance`.

@@ -10,7 +10,12 @@ use crate::{
         PackedWeight,
         format::{RawTensor, WeightFormat},
     },
-    layers::{embedding::Embedding, linear::Linear, norm::RmsNorm},
+    layers::{
+        embedding::Embedding,
+        keep::{Keep, Role},
+        linear::Linear,
+        norm::RmsNorm,
+    },
     weights::Weights,
 };
 
@@ -46,7 +51,7 @@ impl LoadTally {
 #[derive(Clone)]
 pub struct TensorLoader<'a> {
     weights: &'a Weights,
-    format: Option<WeightFormat>,
+    keep: Keep,
     device: &'a Device,
     tally: &'a LoadTally,
     /// Called after each tensor with how many there are so far.
@@ -55,15 +60,15 @@ pub struct TensorLoader<'a> {
 }
 
 impl<'a> TensorLoader<'a> {
-    /// A loader at the root of the names. Weights are kept in `format`, or where that is `None` as the file has them.
+    /// A loader at the root of the names.
     pub fn new(
         weights: &'a Weights,
-        format: Option<WeightFormat>,
+        keep: Keep,
         device: &'a Device,
         tally: &'a LoadTally,
         progress: &'a dyn Fn(usize),
     ) -> Self {
-        Self { weights, format, device, tally, progress, prefix: String::new() }
+        Self { weights, keep, device, tally, progress, prefix: String::new() }
     }
 
     /// The loader of what lies under `name`.
@@ -72,12 +77,21 @@ impl<'a> TensorLoader<'a> {
         Self { prefix: self.name(name), ..self.clone() }
     }
 
-    /// The format in which the file has the tensor `name` of this shape.
+    /// The format in which the weight `name` `[out, in]` of a block is kept.
     ///
     /// # Errors
     /// `FailedPrecondition` that names a tensor which is missing or misshapen.
-    pub fn file_format(&self, name: &str, shape: &[usize]) -> Result<WeightFormat> {
-        Ok(self.get(name, shape)?.format)
+    pub fn kept_format(&self, name: &str, shape: [usize; 2]) -> Result<WeightFormat> {
+        Ok(self.keep.format(self.get(name, &shape)?.format, shape[1], Role::Block))
+    }
+
+    /// The head `name`: `name.weight` `[vocab, hidden]`.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` that names a tensor which is missing or misshapen.
+    pub fn head(&self, name: &str, vocab: usize, hidden: usize) -> Result<Linear> {
+        let raw = self.get(&format!("{name}.weight"), &[vocab, hidden])?;
+        Ok(Linear::new(self.name(name), vec![Arc::new(self.pack(&[raw], Role::Vocabulary)?)], None))
     }
 
     /// The Linear `name`: `name.weight` `[out, in]`, and `name.bias` `[out]` if it has a bias.
@@ -97,8 +111,8 @@ impl<'a> TensorLoader<'a> {
         let raw = parts.iter().map(tensor).collect::<Result<Vec<_>>>()?;
         // A quantizer may give the value projection more bits than query and key: each run of one format is a product.
         let packed = raw
-            .chunk_by(|a, b| self.format_of(a) == self.format_of(b))
-            .map(|run| self.pack(run).map(Arc::new))
+            .chunk_by(|a, b| self.format_of(a, Role::Block) == self.format_of(b, Role::Block))
+            .map(|run| self.pack(run, Role::Block).map(Arc::new))
             .collect::<Result<Vec<_>>>()?;
         let biases = if bias { parts } else { &[] };
         let biases = biases.iter().map(|(part, out)| self.vector(&format!("{part}.bias"), *out));
@@ -123,7 +137,7 @@ impl<'a> TensorLoader<'a> {
     /// `FailedPrecondition` that names a tensor which is missing or misshapen.
     pub fn embedding(&self, name: &str, vocab: usize, hidden: usize) -> Result<Embedding> {
         let raw = self.get(&format!("{name}.weight"), &[vocab, hidden])?;
-        Ok(Embedding::new(Arc::new(self.pack(&[raw])?)))
+        Ok(Embedding::new(Arc::new(self.pack(&[raw], Role::Vocabulary)?)))
     }
 
     /// The norm `name.weight` `[size]`.
@@ -142,14 +156,14 @@ impl<'a> TensorLoader<'a> {
         self.weights.get(&self.name(name), shape)
     }
 
-    fn format_of(&self, raw: &RawTensor<'_>) -> WeightFormat {
-        self.format.unwrap_or(raw.format)
+    fn format_of(&self, raw: &RawTensor<'_>, role: Role) -> WeightFormat {
+        self.keep.format(raw.format, raw.shape.last().copied().unwrap_or(0), role)
     }
 
     /// Packs tensors of one format as one weight.
-    fn pack(&self, run: &[RawTensor<'_>]) -> Result<PackedWeight> {
+    fn pack(&self, run: &[RawTensor<'_>], role: Role) -> Result<PackedWeight> {
         let Some(first) = run.first() else { return Err(Error::internal("no tensors to pack")) };
-        let format = self.format_of(first);
+        let format = self.format_of(first, role);
         let packed = PackedWeight::pack_rows(&run.iter().collect::<Vec<_>>(), format, self.device)?;
         for raw in run {
             let elements = raw.shape.iter().product();

@@ -4,6 +4,7 @@
 pub mod attention;
 pub mod context;
 pub mod embedding;
+pub mod keep;
 pub mod linear;
 pub mod loader;
 pub mod mlp;

@@ -35,6 +35,9 @@ pub(crate) fn info() -> ModelInfo {
         eos_token_ids: Vec::new(),
         bos_token_id: None,
         num_parameters: 0,
+        block_parameters: 0,
+        weight_bytes: 0,
+        kv_bytes_per_token: 0,
         dtype: "float32".into(),
         default_params: SamplingParams::default(),
     }

@@ -12,27 +12,32 @@ use std::{
 use candle_core::Device;
 
 use crate::{
-    arch::{self, Model, ModelLoad, config::ModelConfig, generation_config::GenerationDefaults},
-    config::{DeviceKind, EngineConfig, ModelArgs, ModelFacts},
+    arch::{self, Model, ModelLoad, config::ModelConfig, generation_config::GenerationDefaults, shapes::tensor_shapes},
+    config::{DeviceKind, EngineConfig, LoadFormat, ModelArgs, ModelFacts},
     engine::{
         ExecutorFactory, ModelInfo, ModelText,
         runner::{Runner, RunnerConfig},
     },
     error::{Code, Error, Result},
     ids::TokenId,
+    kernels::{machine::use_instructions, pool::Pool},
     text::{ChatTemplate, Tokenizer, TokenizerConfig},
     weights::{
-        Weights,
+        TensorSource, Weights,
         file::read_small,
         files::{ModelDirectory, ModelFiles, model_files},
         gguf::{Gguf, GgufSource},
         hub::{self, DownloadProgress, HubOptions},
         safetensors::SafetensorsSource,
+        seeded::SeededSource,
     },
 };
 
 /// Most bytes of a config.json or generation_config.json.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
+
+/// What dummy weights are drawn from; any would do, and all machines draw the same.
+const DUMMY_SEED: u64 = 0;
 
 /// How far loading has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,16 +103,24 @@ pub fn load(
     served_model_name: Option<&str>,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<LoadedModel> {
+    if let Some(set) = args.instruction_set {
+        use_instructions(set)?;
+    }
     let parts = match args.model.as_deref() {
         None => demo::parts()?,
         Some(model) => match model_files(&locate(args, model, progress)?)? {
-            ModelFiles::Directory(files) => directory_parts(&files)?,
-            ModelFiles::Gguf(path) => gguf_parts(&path)?,
+            ModelFiles::Directory(files) => directory_parts(&files, args.load_format)?,
+            ModelFiles::Gguf(path) if args.load_format == LoadFormat::Dummy => {
+                let why = format!("is dummy, which takes the config.json of a directory, not {}", path.display());
+                return Err(Error::invalid("--load-format", why));
+            }
+            ModelFiles::Gguf(path) => gguf_parts(file_name(&path), Gguf::open(&path)?)?,
         },
     };
     let report = RefCell::new(progress);
     let packed = |tensors: usize, total: usize| (report.borrow_mut())(LoadProgress::Loading { tensors, total });
-    let mut loaded = assemble(parts, args, &packed)?;
+    let pool = Pool::new(args.threads.unwrap_or(0))?;
+    let mut loaded = pool.install(|| assemble(parts, args, &packed))?;
     if let Some(name) = served_model_name {
         name.clone_into(&mut loaded.info.name);
     }
@@ -137,7 +150,9 @@ fn assemble(parts: Parts, options: &ModelArgs, progress: &dyn Fn(usize, usize)) 
         tokenizer.ensure_fits(config.vocab_size)?;
     }
     let device = &device(options.device)?;
-    let model = arch::load(&ModelLoad { weights: &weights, config: &config, device, dtype: options.dtype, progress })?;
+    let &ModelArgs { dtype, quantization, .. } = options;
+    let load = ModelLoad { weights: &weights, config: &config, device, dtype, quantization, progress };
+    let model = arch::load(&load)?;
 
     // Each file may know an end token that the others leave out; whichever comes ends the sequence.
     let mut eos_token_ids = config.eos_token_ids.clone();
@@ -156,6 +171,9 @@ fn assemble(parts: Parts, options: &ModelArgs, progress: &dyn Fn(usize, usize)) 
         eos_token_ids,
         bos_token_id: config.bos_token_id.or_else(|| tokenizer.as_ref()?.bos()),
         num_parameters: model.info().num_parameters as u64,
+        block_parameters: model.info().block_parameters as u64,
+        weight_bytes: model.info().weight_bytes as u64,
+        kv_bytes_per_token: model.info().kv_shape.bytes_per_token() as u64,
         dtype: model.info().dtype.clone(),
         default_params: generation.sampling_params(),
     };
@@ -174,12 +192,16 @@ struct Parts {
     generation: GenerationDefaults,
 }
 
-fn directory_parts(files: &ModelDirectory) -> Result<Parts> {
+fn directory_parts(files: &ModelDirectory, load_format: LoadFormat) -> Result<Parts> {
     let config = ModelConfig::from_hf_json(&files.config_json, &read_text(&files.config_json)?)?;
-    if files.safetensors.is_none() {
-        let why = "is missing, and so is model.safetensors.index.json: there are no weights";
-        return Err(Error::bad_file(&files.path, "model.safetensors", why));
-    }
+    let source: Box<dyn TensorSource> = match load_format {
+        LoadFormat::Dummy => Box::new(SeededSource::new(DUMMY_SEED, tensor_shapes(&config))),
+        LoadFormat::Auto if files.safetensors.is_none() => {
+            let why = "is missing, and so is model.safetensors.index.json: there are no weights";
+            return Err(Error::bad_file(&files.path, "model.safetensors", why));
+        }
+        LoadFormat::Auto => Box::new(SafetensorsSource::open(&files.path)?),
+    };
     let generation = match &files.generation_config {
         Some(path) => GenerationDefaults::from_json(path, &read_text(path)?, config.vocab_size)?,
         None => GenerationDefaults::default(),
@@ -188,7 +210,7 @@ fn directory_parts(files: &ModelDirectory) -> Result<Parts> {
     Ok(Parts {
         name: file_name(&files.path),
         path: files.path.clone(),
-        weights: Weights::new(Box::new(SafetensorsSource::open(&files.path)?)),
+        weights: Weights::new(source),
         tokenizer: files.tokenizer_json.as_deref().map(Tokenizer::from_file).transpose()?,
         chat_template: directory_template(files, tokenizer_config.as_ref()),
         config,
@@ -210,23 +232,24 @@ fn directory_template(files: &ModelDirectory, config: Option<&TokenizerConfig>) 
     usable(template)
 }
 
-fn gguf_parts(path: &Path) -> Result<Parts> {
-    let gguf = Arc::new(Gguf::open(path)?);
+fn gguf_parts(name: String, gguf: Gguf) -> Result<Parts> {
+    let gguf = Arc::new(gguf);
     let config = ModelConfig::from_gguf(&gguf)?;
     let tokenizer = vocab::gguf_vocab(&gguf)?.map(Tokenizer::from_gguf).transpose()?;
     let token = |id: Option<TokenId>| id.and_then(|id| tokenizer.as_ref()?.id_to_token(id)).unwrap_or_default();
     let (bos, eos) = (token(config.bos_token_id), token(config.eos_token_ids.first().copied()));
     let template = gguf.string("tokenizer.chat_template")?.map(|source| {
-        ChatTemplate::new(source, &bos, &eos).map_err(|e| e.context(format_args!("{}: chat template", path.display())))
+        let file = gguf.path().display().to_string();
+        ChatTemplate::new(source, &bos, &eos).map_err(|e| e.context(format_args!("{file}: chat template")))
     });
     Ok(Parts {
-        name: file_name(path),
-        path: path.to_owned(),
+        name,
+        path: gguf.path().to_owned(),
         config,
-        weights: Weights::new(Box::new(GgufSource::new(gguf)?)),
         tokenizer,
         chat_template: template.and_then(usable),
-        generation: GenerationDefaults::default(),
+        generation: GenerationDefaults::from_gguf(&gguf)?,
+        weights: Weights::new(Box::new(GgufSource::new(gguf)?)),
     })
 }
 

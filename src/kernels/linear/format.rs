@@ -17,18 +17,24 @@ pub enum WeightFormat {
     Q8_0,
     /// 256 weights in 8 groups: f16 scale and minimum, 6-bit group scales and minima, nibbles.
     Q4K,
+    /// As [`Q4K`](Self::Q4K) with a fifth bit a number.
+    Q5K,
     /// 256 weights in 16 groups: 4 + 2 bits, signed 8-bit group scales, f16 scale.
     Q6K,
 }
 
 impl WeightFormat {
+    /// All of them.
+    pub const ALL: [Self; 8] =
+        [Self::F32, Self::F16, Self::BF16, Self::Q4_0, Self::Q8_0, Self::Q4K, Self::Q5K, Self::Q6K];
+
     /// Weights a block.
     #[must_use]
     pub fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
             Self::Q4_0 | Self::Q8_0 => 32,
-            Self::Q4K | Self::Q6K => 256,
+            Self::Q4K | Self::Q5K | Self::Q6K => 256,
         }
     }
 
@@ -41,8 +47,15 @@ impl WeightFormat {
             Self::Q4_0 => 18,
             Self::Q8_0 => 34,
             Self::Q4K => 144,
+            Self::Q5K => 176,
             Self::Q6K => 210,
         }
+    }
+
+    /// Whether it holds plain numbers, one by one.
+    #[must_use]
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::F32 | Self::F16 | Self::BF16)
     }
 
     /// Bytes that `elements` weights take, or `None` where that is no whole number of blocks or overflows.
@@ -62,6 +75,7 @@ impl fmt::Display for WeightFormat {
             Self::Q4_0 => "q4_0",
             Self::Q8_0 => "q8_0",
             Self::Q4K => "q4_k",
+            Self::Q5K => "q5_k",
             Self::Q6K => "q6_k",
         })
     }

@@ -14,6 +14,7 @@ mod outputs;
 mod packed;
 mod panel;
 mod portable;
+mod quantize;
 #[cfg(test)]
 mod reference;
 mod rows;
@@ -27,7 +28,8 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 pub use weight::PackedWeight;
 
 use super::{
-    cpu_tensor::{Rows, SharedMatrix, cpu_storage, for_each_row_range, for_each_task, with_contiguous_rows},
+    cpu_tensor::{Rows, SharedMatrix, cpu_storage, for_each_row_range, with_contiguous_rows},
+    pool::{current_num_threads, for_each_task},
     simd::{LANES, Level},
 };
 use crate::error::{Error, Result};
@@ -146,7 +148,7 @@ fn on_cpu(level: Level, x: Rows<'_>, weight: &Packed, bias: Option<&[f32]>) -> V
     }
     let outputs = Outputs { data: SharedMatrix::new(&mut out), width: weight.out_features, bias };
     let groups = weight.out_features.div_ceil(PANEL_GROUP * LANES);
-    let tasks = groups.min(rayon::current_num_threads() * 4);
+    let tasks = groups.min(current_num_threads() * 4);
     let parallel = x.count * weight.out_features * weight.in_features >= WORTH_SHARING;
     let groups = |task: usize| groups * task / tasks..groups * (task + 1) / tasks;
     match level {

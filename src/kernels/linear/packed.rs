@@ -1,13 +1,14 @@
 //! A weight in panels, as the CPU's kernels read it.
 
-use rayon::prelude::*;
-
 use super::{
     format::WeightFormat,
     panel::{PanelFormat, STEP, with_format},
     rows::Row,
 };
-use crate::kernels::simd::LANES;
+use crate::{
+    error::{Error, Result},
+    kernels::{pool::for_each_mut, simd::LANES},
+};
 
 /// Panels that some passes read together; their number is rounded up to a multiple of it.
 pub(super) const PANEL_GROUP: usize = 4;
@@ -24,7 +25,7 @@ pub(super) struct Packed {
 }
 
 impl Packed {
-    pub(super) fn new(rows: &[Row<'_>], in_features: usize, format: WeightFormat) -> Self {
+    pub(super) fn new(rows: &[Row<'_>], in_features: usize, format: WeightFormat) -> Result<Self> {
         with_format!(format, F => {
             let panel_bytes = in_features.div_ceil(STEP * F::STEPS) * size_of::<<F as PanelFormat>::Block>();
             let panels = rows.len().div_ceil(LANES * PANEL_GROUP) * PANEL_GROUP;
@@ -33,12 +34,14 @@ impl Packed {
             if panel_bytes > 0 {
                 // What a packed block takes of a row in the file.
                 let part = STEP * F::STEPS / format.block_len() * format.block_bytes();
-                let panels = bytes.as_mut_slice().par_chunks_exact_mut(panel_bytes);
-                panels.zip(&mut scales).zip(rows.par_chunks(LANES)).for_each(|((panel, scale), rows)| {
-                    let rows: Vec<_> = rows.iter().map(|row| row.in_format(in_features, format)).collect();
+                let panels = bytes.as_mut_slice().chunks_exact_mut(panel_bytes);
+                let work = panels.zip(&mut scales).zip(rows.chunks(LANES)).map(|panel| (panel, Ok::<_, Error>(())));
+                let mut work = work.collect::<Vec<_>>();
+                let pack = |((panel, scale), rows): &mut ((&mut [u8], &mut f32), &[Row<'_>])| {
+                    let rows = rows.iter().map(|row| row.in_format(in_features, format)).collect::<Result<Vec<_>>>()?;
                     let rows: Vec<_> = rows.iter().map(|row| &**row).collect();
                     let exponent = F::exponent(&rows);
-                    *scale = 2f32.powi(-exponent);
+                    **scale = 2f32.powi(-exponent);
                     for (index, block) in bytemuck::cast_slice_mut(panel).iter_mut().enumerate() {
                         let mut parts = [[].as_slice(); LANES];
                         for (to, row) in parts.iter_mut().zip(&rows) {
@@ -46,9 +49,12 @@ impl Packed {
                         }
                         F::pack(&parts[..rows.len()], exponent, block);
                     }
-                });
+                    Ok(())
+                };
+                for_each_mut(&mut work, |(panel, outcome)| *outcome = pack(panel));
+                work.into_iter().try_for_each(|(_, outcome)| outcome)?;
             }
-            Self { format, out_features: rows.len(), in_features, scales, bytes }
+            Ok(Self { format, out_features: rows.len(), in_features, scales, bytes })
         })
     }
 

@@ -1,8 +1,11 @@
 //! A weight as it lies in a file: a matrix of rows of blocks.
 
+use std::borrow::Cow;
+
 use super::{
     format::{RawTensor, WeightFormat},
     panel::{PanelFormat, with_format},
+    quantize::quantize,
 };
 use crate::error::{Code, Error, Result};
 
@@ -38,11 +41,14 @@ impl<'a> Matrix<'a> {
             let got = tensor.bytes.len();
             return Err(refused(format!("a {format} weight [{out_features}, {in_features}] cannot have {got} bytes")));
         }
-        let float = matches!(target, WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16);
-        if target != format && !float {
+        if target != format && !target.is_float() && !format.is_float() {
             return Err(refused(format!(
-                "a {format} weight cannot be loaded as {target}: only float formats can be made"
+                "a {format} weight cannot be loaded as {target}: quantized once, only floats can be made of it"
             )));
+        }
+        if !in_features.is_multiple_of(target.block_len()) {
+            let block = target.block_len();
+            return Err(refused(format!("{in_features} inputs are no whole number of {target} blocks of {block}")));
         }
         Ok(Self { format, out_features, in_features, bytes: &tensor.bytes })
     }
@@ -54,17 +60,18 @@ impl<'a> Matrix<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// Its bytes in another format, a float one where it is not its own.
-    pub(super) fn in_format(self, in_features: usize, format: WeightFormat) -> std::borrow::Cow<'a, [u8]> {
+    /// Its bytes in another format that [`Matrix::new`] let pass.
+    pub(super) fn in_format(self, in_features: usize, format: WeightFormat) -> Result<Cow<'a, [u8]>> {
         if format == self.format {
-            return self.bytes.into();
+            return Ok(self.bytes.into());
         }
         let floats = self.to_f32(in_features);
-        match format {
+        Ok(match format {
+            WeightFormat::F32 => floats.iter().flat_map(|x| x.to_le_bytes()).collect(),
             WeightFormat::F16 => floats.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
             WeightFormat::BF16 => floats.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(),
-            _ => floats.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        }
+            _ => quantize(floats, format)?,
+        })
     }
 
     /// Its weights.

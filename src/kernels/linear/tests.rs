@@ -4,12 +4,13 @@ use std::borrow::Cow;
 
 use candle_core::{
     DType, Device,
-    quantized::{GgmlDType, QStorage, QTensor},
+    quantized::{QStorage, QTensor},
 };
 use rand::{RngExt, rngs::StdRng};
 
 use super::{
     format::{RawTensor, WeightFormat},
+    quantize::ggml_dtype,
     *,
 };
 use crate::{
@@ -18,15 +19,7 @@ use crate::{
     kernels::test_data::{assert_close, assert_tensors_close, bits, floats, on_threads, random, rng, values},
 };
 
-const FORMATS: [WeightFormat; 7] = [
-    WeightFormat::F32,
-    WeightFormat::F16,
-    WeightFormat::BF16,
-    WeightFormat::Q4_0,
-    WeightFormat::Q8_0,
-    WeightFormat::Q4K,
-    WeightFormat::Q6K,
-];
+const FORMATS: [WeightFormat; 8] = WeightFormat::ALL;
 
 /// A weight as a file has it: any bits, but for scales, which are small.
 fn weight(rng: &mut StdRng, format: WeightFormat, outputs: usize, inputs: usize) -> RawTensor<'static> {
@@ -34,7 +27,7 @@ fn weight(rng: &mut StdRng, format: WeightFormat, outputs: usize, inputs: usize)
     let scales_at: &[usize] = match format {
         WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => &[],
         WeightFormat::Q4_0 | WeightFormat::Q8_0 => &[0],
-        WeightFormat::Q4K => &[0, 2],
+        WeightFormat::Q4K | WeightFormat::Q5K => &[0, 2],
         WeightFormat::Q6K => &[208],
     };
     let mut bytes = Vec::new();
@@ -57,16 +50,7 @@ fn weight(rng: &mut StdRng, format: WeightFormat, outputs: usize, inputs: usize)
 
 /// The weights by candle's reading of the same bytes.
 fn dequantized(raw: &RawTensor<'_>) -> Vec<f32> {
-    let dtype = match raw.format {
-        WeightFormat::F32 => GgmlDType::F32,
-        WeightFormat::F16 => GgmlDType::F16,
-        WeightFormat::BF16 => GgmlDType::BF16,
-        WeightFormat::Q4_0 => GgmlDType::Q4_0,
-        WeightFormat::Q8_0 => GgmlDType::Q8_0,
-        WeightFormat::Q4K => GgmlDType::Q4K,
-        WeightFormat::Q6K => GgmlDType::Q6K,
-    };
-    let storage = QStorage::from_data(Cow::Borrowed(&raw.bytes), &Device::Cpu, dtype).unwrap();
+    let storage = QStorage::from_data(Cow::Borrowed(&raw.bytes), &Device::Cpu, ggml_dtype(raw.format)).unwrap();
     values(&QTensor::new(storage, raw.shape.clone()).unwrap().dequantize(&Device::Cpu).unwrap())
 }
 
@@ -287,7 +271,8 @@ fn weights_that_cannot_be_packed_are_refused_with_the_reason() {
         (pack(&with(&[4], 4 * 34), WeightFormat::Q8_0), "[out, in]"),
         (pack(&with(&[4, 32], 4 * 34 - 1), WeightFormat::Q8_0), "135 bytes"),
         (pack(&with(&[usize::MAX, 32], 34), WeightFormat::Q8_0), "34 bytes"),
-        (pack(&good, WeightFormat::Q4_0), "only float formats"),
+        (pack(&good, WeightFormat::Q4_0), "quantized once"),
+        (pack(&weight(&mut rng, WeightFormat::BF16, 3, 96), WeightFormat::Q4K), "blocks of 256"),
         (PackedWeight::pack_rows(&[], WeightFormat::F32, &Device::Cpu).err().unwrap(), "no weight"),
     ] {
         assert_eq!(error.code, Code::FailedPrecondition);
@@ -307,4 +292,21 @@ fn inputs_that_do_not_fit_are_refused() {
         linear(&x, &packed, Some(&random(&mut rng(9), &[5])), Inputs::Rounded).unwrap_err().message.contains("[5]")
     );
     assert!(packed.gather_rows(&[TokenId(4)]).unwrap_err().message.contains("token 4"));
+}
+
+#[test]
+fn weights_quantized_at_load_are_those_of_a_file_that_was_quantized_before() {
+    let mut rng = rng(12);
+    let raw = weight(&mut rng, WeightFormat::F32, 21, 512);
+    let plain = Tensor::from_vec(dequantized(&raw), (21, 512), &Device::Cpu).unwrap();
+    let ids: Vec<TokenId> = (0..21).map(TokenId).collect();
+    for format in FORMATS.into_iter().filter(|format| !format.is_float()) {
+        let packed = PackedWeight::pack(&raw, format, &Device::Cpu).unwrap();
+        assert_eq!(packed.format(), format);
+        let before = QTensor::quantize(&plain, ggml_dtype(format)).unwrap().dequantize(&Device::Cpu).unwrap();
+        assert_eq!(values(&packed.gather_rows(&ids).unwrap()), values(&before), "{format}");
+        // Few bits or many, it is still the same matrix.
+        let error = values(&before).iter().zip(values(&plain)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(error > 0.0 && error < 0.2, "{format}: {error}");
+    }
 }

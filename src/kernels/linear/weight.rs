@@ -32,11 +32,11 @@ pub(super) enum Storage {
 }
 
 impl PackedWeight {
-    /// Packs a weight `[out, in]` for `device`, converting it to `format`: its own, or any float format.
+    /// Packs a weight `[out, in]` for `device`, converting it to `format`: any where the weight is plain numbers, its own
+    /// or a float one where it is quantized.
     ///
     /// # Errors
-    /// `FailedPrecondition` where the weight is not a matrix of whole blocks, or a float weight would have to be
-    /// quantized.
+    /// `FailedPrecondition` where the weight is not a matrix of whole blocks, or would have to be quantized again.
     pub fn pack(weight: &RawTensor<'_>, format: WeightFormat, device: &Device) -> Result<Self> {
         Self::pack_rows(&[weight], format, device)
     }
@@ -59,7 +59,7 @@ impl PackedWeight {
         let in_features = in_features.ok_or_else(|| refused("there is no weight to pack"))?;
         let out_features = rows.len();
         let storage = if matches!(device, Device::Cpu) {
-            Storage::Cpu(Packed::new(&rows, in_features, format))
+            Storage::Cpu(Packed::new(&rows, in_features, format)?)
         } else {
             Storage::Dense(portable::dense(&rows, in_features, format, device)?)
         };

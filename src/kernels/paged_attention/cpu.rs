@@ -13,7 +13,8 @@ use candle_core::Storage;
 
 use super::{PagedAttention, Row};
 use crate::kernels::{
-    cpu_tensor::{Rows, SharedMatrix, for_each_task},
+    cpu_tensor::{Rows, SharedMatrix},
+    pool::for_each_task,
     simd::{Kernel, LANES, Level, Simd},
     store_kv::{KvCacheConfig, cache_storage, element::CacheElement, with_elements},
     tile::{Panels, Vector, multiply_add, tile_range, with_rows},

@@ -187,6 +187,8 @@ pub(crate) trait Kernel {
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
+static BEST: OnceLock<Level> = OnceLock::new();
+
 /// An instruction set that this CPU has.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Level {
@@ -204,10 +206,14 @@ pub(crate) enum Level {
 }
 
 impl Level {
-    /// The widest one, found once.
+    /// The one that was [chosen](Self::choose), or else the widest; the same as long as the process runs.
     pub(crate) fn best() -> Self {
-        static BEST: OnceLock<Level> = OnceLock::new();
         *BEST.get_or_init(|| Self::available().last().copied().unwrap_or(Self::Scalar(scalar::Scalar)))
+    }
+
+    /// Makes this the [`best`](Self::best) one, if no other is in use.
+    pub(crate) fn choose(self) -> bool {
+        BEST.get_or_init(|| self).name() == self.name()
     }
 
     /// All of them, narrowest first.

@@ -6,7 +6,10 @@ use super::{KvCacheConfig, KvLayer, element::CacheElement, with_elements};
 use crate::{
     error::Result,
     ids::{BlockId, Slot},
-    kernels::cpu_tensor::{Rows, SharedMatrix, for_each_task, with_contiguous_rows},
+    kernels::{
+        cpu_tensor::{Rows, SharedMatrix, with_contiguous_rows},
+        pool::for_each_task,
+    },
 };
 
 /// Elements that pay for waking another thread.

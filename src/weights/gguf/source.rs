@@ -127,16 +127,7 @@ impl TensorSource for GgufSource {
 
     fn refusal(&self, name: &str) -> Option<String> {
         let tensor = self.gguf.tensor(self.gguf_names.get(name)?)?;
-        let read = [
-            WeightFormat::F32,
-            WeightFormat::F16,
-            WeightFormat::BF16,
-            WeightFormat::Q4_0,
-            WeightFormat::Q8_0,
-            WeightFormat::Q4K,
-            WeightFormat::Q6K,
-        ];
-        let read = read.map(|format| format.to_string()).join(", ");
+        let read = WeightFormat::ALL.map(|format| format.to_string()).join(", ");
         tensor.format.is_none().then(|| format!("is stored as {}, but only {read} are read", tensor.kind_name()))
     }
 }

@@ -21,7 +21,7 @@ const KINDS: [(u32, &str, Option<WeightFormat>); 32] = [
     (10, "Q2_K", None),
     (11, "Q3_K", None),
     (12, "Q4_K", Some(WeightFormat::Q4K)),
-    (13, "Q5_K", None),
+    (13, "Q5_K", Some(WeightFormat::Q5K)),
     (14, "Q6_K", Some(WeightFormat::Q6K)),
     (15, "Q8_K", None),
     (16, "IQ2_XXS", None),

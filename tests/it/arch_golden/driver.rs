@@ -54,7 +54,8 @@ pub(super) fn load_model(name: &str, dtype: Dtype) -> Arc<dyn Model> {
 
 pub(super) fn load_weights(weights: &Weights, config: &ModelConfig, dtype: Dtype) -> Arc<dyn Model> {
     let device = &Device::Cpu;
-    load(&ModelLoad { weights, config, device, dtype, progress: &|_, _| () }).expect("the model loads")
+    load(&ModelLoad { weights, config, device, dtype, quantization: None, progress: &|_, _| () })
+        .expect("the model loads")
 }
 
 /// A sequence's place in the cache.

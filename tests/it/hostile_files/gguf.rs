@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use candlewick::{
+    arch::generation_config::GenerationDefaults,
     error::Result,
     weights::{
         TensorSource, Weights,
@@ -237,12 +238,12 @@ fn a_tensor_that_appears_twice_is_refused() {
 
 #[test]
 fn an_unknown_format_is_an_error_only_when_its_tensor_is_asked_for() {
-    let source = source(|file| file.tensor("output.weight").kind = 13).expect("opens all the same");
+    let source = source(|file| file.tensor("output.weight").kind = 11).expect("opens all the same");
     assert!(source.get("lm_head.weight").is_none());
     let weights = Weights::new(Box::new(source));
     assert!(weights.contains("lm_head.weight"), "is not taken for absent");
-    let error = weights.get("lm_head.weight", &[1, 256]).expect_err("is Q5_K");
-    assert_names(&error, FILE, "tensor lm_head.weight", "is stored as Q5_K, but only");
+    let error = weights.get("lm_head.weight", &[1, 256]).expect_err("is Q3_K");
+    assert_names(&error, FILE, "tensor lm_head.weight", "is stored as Q3_K, but only");
 }
 
 #[test]
@@ -290,5 +291,28 @@ fn metadata_of_another_type_names_the_key_when_it_is_asked_for() {
         (gguf.string("name").err(), "metadata name", "is not UTF-8"),
     ] {
         assert_names(&error.expect("is of another type"), FILE, field, why);
+    }
+}
+
+#[test]
+fn what_a_file_recommends_for_sampling_is_read_and_checked() {
+    let float = |x: f32| typed(6, &x.to_le_bytes());
+    let defaults = |key: &'static str, value: Vec<u8>| {
+        let gguf = open(tiny(|file| {
+            file.set("general.sampling.top_k", typed(5, &(-1i32).to_le_bytes())).set(key, value);
+        }));
+        GenerationDefaults::from_gguf(&gguf.expect("holds together"))
+    };
+    let params = defaults("general.sampling.temp", float(0.3)).expect("good numbers").sampling_params();
+    assert_eq!((params.temperature, params.top_k, params.top_p), (0.3, 0, 1.0));
+    for (key, value) in [
+        ("general.sampling.temp", float(f32::NAN)),
+        ("general.sampling.top_p", float(0.0)),
+        ("general.sampling.min_p", float(1.5)),
+        ("general.sampling.penalty_repeat", float(f32::INFINITY)),
+        ("general.sampling.penalty_repeat", string("much")),
+    ] {
+        let error = defaults(key, value).expect_err("is impossible");
+        assert_names(&error, FILE, &format!("metadata {key}"), "must be");
     }
 }

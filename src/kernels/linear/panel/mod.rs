@@ -4,12 +4,14 @@
 mod float;
 mod q4_0;
 mod q4_k;
+mod q5_k;
 mod q6_k;
 mod q8_0;
 
 pub(super) use float::{Bf16, F16, F32};
 pub(super) use q4_0::Q4_0;
 pub(super) use q4_k::Q4K;
+pub(super) use q5_k::Q5K;
 pub(super) use q6_k::Q6K;
 pub(super) use q8_0::Q8_0;
 
@@ -147,7 +149,7 @@ impl Sink<Avx512> for ToTile<'_> {
 macro_rules! with_format {
     ($format:expr, $F:ident => $body:expr) => {
         $crate::kernels::linear::panel::with_format!(@ $format, $F => $body;
-            F32 => F32, F16 => F16, BF16 => Bf16, Q4_0 => Q4_0, Q8_0 => Q8_0, Q4K => Q4K, Q6K => Q6K)
+            F32 => F32, F16 => F16, BF16 => Bf16, Q4_0 => Q4_0, Q8_0 => Q8_0, Q4K => Q4K, Q5K => Q5K, Q6K => Q6K)
     };
     (@ $format:expr, $F:ident => $body:expr; $($name:ident => $panel:ident),*) => {
         match $format {

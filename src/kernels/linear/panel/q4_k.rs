@@ -35,7 +35,7 @@ struct Group {
 
 /// A group's scale and minimum. The first four groups have theirs in the low 6 bits of bytes 0..4 and 4..8, the others
 /// their low 4 bits in bytes 8..12 and the high 2 bits on top of the former.
-fn scale_and_min(block: &[u8], group: usize) -> (u8, u8) {
+pub(super) fn scale_and_min(block: &[u8], group: usize) -> (u8, u8) {
     let s = &block[SCALES_AT..QUANTS_AT];
     if group < 4 {
         (s[group] & 63, s[group + 4] & 63)

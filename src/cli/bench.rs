@@ -1,0 +1,317 @@
+//! `candlewick bench`: tokens a second through the whole engine (admission, scheduler, model, sampler, streams), beside
+//! what the machine can do at most, measured in the same run.
+
+use std::{
+    io::{self, Write},
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use futures::{StreamExt, stream::SelectAll};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Map, Value, json};
+
+use super::{Stop, block_on, machine, start::start_engine};
+use crate::{
+    config::{EngineArgs, ModelArgs},
+    engine::{Engine, Event, Prompt, Request},
+    error::{Error, Result},
+    ids::TokenId,
+    kernels::{
+        machine::{Limits, limits},
+        pool::Pool,
+    },
+    params::SamplingParams,
+};
+
+/// Tokens of each stream's prompt before its decoding is measured.
+const DECODE_PROMPT: usize = 128;
+/// Tokens of the prompt whose first token is timed from the program's start.
+const FIRST_PROMPT: usize = 16;
+/// Times that the prefill is measured; the median counts.
+const PREFILLS: usize = 5;
+/// Tokens that streams generate beyond what is measured, so that none ends before its time.
+const SLACK: usize = 4;
+
+/// What `bench` takes.
+#[derive(Args, Clone, Debug)]
+pub(super) struct BenchArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Tokens of the prompt whose prefill is measured.
+    #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = clap::value_parser!(u32).range(1..))]
+    prompt: u32,
+    /// Tokens that each stream decodes while it is measured.
+    #[arg(long, value_name = "TOKENS", default_value = "32", value_parser = clap::value_parser!(u32).range(1..))]
+    r#gen: u32,
+    /// Numbers of streams that decode at once.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,32", value_parser = clap::value_parser!(u32).range(1..))]
+    batch: Vec<u32>,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+pub(super) fn run(args: BenchArgs) -> Result<(), Stop> {
+    let started = Instant::now();
+    block_on(async move {
+        let widest = args.batch.iter().copied().max().unwrap_or(1) as usize;
+        if widest > args.engine.max_num_seqs {
+            let why = format!("is {widest}, more than the {} of --max-num-seqs", args.engine.max_num_seqs);
+            return Err(Error::invalid("--batch", why).into());
+        }
+        let engine = start_engine(&args.model, &args.engine, None).await?;
+        let progress = progress(args.batch.len());
+        let bench = Bench { engine, threads: args.model.threads, progress, requests: AtomicU64::new(0) };
+        let report = bench.run(&args, started).await?;
+        bench.progress.finish_and_clear();
+        if args.json {
+            writeln!(io::stdout(), "{}", report.to_json())?
+        } else {
+            report.print(&mut io::stdout())?
+        }
+        Ok(())
+    })
+}
+
+fn progress(batches: usize) -> ProgressBar {
+    let bar = ProgressBar::new(batches as u64 + 3);
+    let style = ProgressStyle::with_template("measuring {bar:40} {pos}/{len} {msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    if !io::IsTerminal::is_terminal(&io::stderr()) {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    bar
+}
+
+/// Everything measured.
+struct Report {
+    model: String,
+    dtype: String,
+    prompt: usize,
+    load: Duration,
+    first_token: Duration,
+    /// Tokens a second.
+    prefill: f64,
+    batches: Vec<Batch>,
+    limits: Limits,
+    weight_bytes: u64,
+    kv_bytes_per_token: u64,
+    block_parameters: u64,
+    /// Resident bytes when the model was loaded, and at the end.
+    resident: [Option<u64>; 2],
+}
+
+/// Streams that decoded together.
+struct Batch {
+    streams: usize,
+    /// Tokens a second, all streams together.
+    rate: f64,
+    /// Tokens of context a stream, on the average.
+    context: f64,
+    /// Of the first stream's ids.
+    hash: String,
+}
+
+struct Bench {
+    engine: Engine,
+    threads: Option<usize>,
+    progress: ProgressBar,
+    /// Made so far.
+    requests: AtomicU64,
+}
+
+impl Bench {
+    async fn run(&self, args: &BenchArgs, started: Instant) -> Result<Report> {
+        let (load, resident) = (started.elapsed(), machine::resident_bytes());
+        self.prefill(FIRST_PROMPT, 0).await?;
+        let first_token = started.elapsed();
+
+        let before = self.limits().await?;
+        let prompt = args.prompt as usize;
+        let mut prefills = Vec::new();
+        self.step("prefill");
+        for round in 1..=PREFILLS {
+            prefills.push(prompt as f64 / self.prefill(prompt, round).await?.as_secs_f64());
+        }
+        prefills.sort_by(f64::total_cmp);
+        let mut batches = Vec::new();
+        for &streams in &args.batch {
+            self.step(&format!("{streams} streams"));
+            batches.push(self.decode(streams as usize, args.r#gen as usize, args.engine.max_num_batched_tokens).await?);
+        }
+        // The best of both: whatever else the machine does only makes it slower.
+        let limits = before.best(self.limits().await?);
+        let info = self.engine.info();
+        Ok(Report {
+            model: info.name.clone(),
+            dtype: info.dtype.clone(),
+            prompt,
+            load,
+            first_token,
+            prefill: prefills[prefills.len() / 2],
+            batches,
+            limits,
+            weight_bytes: info.weight_bytes,
+            kv_bytes_per_token: info.kv_bytes_per_token,
+            block_parameters: info.block_parameters,
+            resident: [resident, machine::resident_bytes()],
+        })
+    }
+
+    fn step(&self, what: &str) {
+        self.progress.set_message(what.to_owned());
+        self.progress.inc(1);
+    }
+
+    async fn limits(&self) -> Result<Limits> {
+        self.step("the machine");
+        let threads = self.threads;
+        let measured = tokio::task::spawn_blocking(move || Ok(Pool::new(threads.unwrap_or(0))?.install(limits))).await;
+        measured.map_err(|error| Error::internal(format!("measuring the machine panicked: {error}")))?
+    }
+
+    /// The time from asking to the first token after a prompt.
+    async fn prefill(&self, tokens: usize, round: usize) -> Result<Duration> {
+        let asked = Instant::now();
+        let mut events = self.engine.generate(self.request(tokens, 1, round, 0)).await?;
+        while let Some(event) = events.next().await {
+            if let Event::Delta(_) = event? {
+                return Ok(asked.elapsed());
+            }
+        }
+        Err(Error::internal("a stream ended without a token"))
+    }
+
+    /// Measures from when all streams have their first token until each has `steps` more.
+    async fn decode(&self, streams: usize, steps: usize, step_tokens: usize) -> Result<Batch> {
+        // While the last prompts are prefilled, the first streams decode already.
+        let ahead = (streams * DECODE_PROMPT).div_ceil(step_tokens.saturating_sub(streams).max(1)) + SLACK;
+        let most = steps + ahead;
+        let mut all = SelectAll::new();
+        for stream in 0..streams {
+            let events = self.engine.generate(self.request(DECODE_PROMPT, most, 0, stream)).await?;
+            all.push(events.map(move |event| (stream, event)));
+        }
+        let mut counts = vec![0usize; streams];
+        let mut first_ids = Vec::new();
+        let (mut since, mut until, mut measured) = (None, None, 0);
+        while let Some((stream, event)) = all.next().await {
+            let Event::Delta(delta) = event? else { continue };
+            if stream == 0 {
+                first_ids.extend(delta.tokens.iter().map(|token| token.id.0));
+            }
+            counts[stream] += delta.tokens.len();
+            let now = Instant::now();
+            match since {
+                None if counts.iter().all(|&count| count > 0) => since = Some(now),
+                Some(_) if until.is_none() => {
+                    measured += delta.tokens.len();
+                    // The first stream of all is about to end: from here on the batch shrinks.
+                    if counts[stream] >= most {
+                        until = Some(now);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let (Some(since), Some(until)) = (since, until) else {
+            return Err(Error::internal("streams ended before they were measured"));
+        };
+        first_ids.truncate(steps);
+        let bytes = first_ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>();
+        Ok(Batch {
+            streams,
+            rate: measured as f64 / until.duration_since(since).as_secs_f64(),
+            context: (DECODE_PROMPT + most / 2) as f64,
+            hash: blake3::hash(&bytes).to_hex()[..16].to_owned(),
+        })
+    }
+
+    /// A request of drawn tokens, the same for the same round and stream. The salt keeps it from finding in the prefix
+    /// cache what another one left there.
+    fn request(&self, tokens: usize, max_tokens: usize, round: usize, stream: usize) -> Request {
+        let vocab = self.engine.info().vocab_size.max(1);
+        let id = |k: usize| TokenId(((round * 15_485_863 + stream * 7919 + k * 104_729 + 1) % vocab) as u32);
+        let params = SamplingParams {
+            temperature: 0.0,
+            ignore_eos: true,
+            max_tokens: Some(u32::try_from(max_tokens).unwrap_or(u32::MAX)),
+            ..SamplingParams::default()
+        };
+        let salt = self.requests.fetch_add(1, Ordering::Relaxed);
+        let prompt = Prompt::Tokens((0..tokens).map(id).collect());
+        Request { params, cache_salt: Some(format!("bench {salt}")), ..Request::new(prompt) }
+    }
+}
+
+impl Report {
+    /// The share of the machine's arithmetic that prefill reaches.
+    fn prefill_share(&self) -> f64 {
+        2.0 * self.block_parameters as f64 * self.prefill / self.limits.matmul_per_second
+    }
+
+    /// Bytes a second that a batch reads: each step all weights, and each stream's keys and values.
+    fn read_per_second(&self, batch: &Batch) -> f64 {
+        let kv = batch.streams as f64 * batch.context * self.kv_bytes_per_token as f64;
+        (self.weight_bytes as f64 + kv) * batch.rate / batch.streams as f64
+    }
+
+    fn to_json(&self) -> Value {
+        let round = |x: f64, digits: i32| (x * 10f64.powi(digits)).round() / 10f64.powi(digits);
+        let of = |value: &dyn Fn(&Batch) -> Value| {
+            self.batches.iter().map(|b| (b.streams.to_string(), value(b))).collect::<Map<_, _>>()
+        };
+        let megabytes = |bytes: f64| round(bytes / 1e6, 1);
+        let [loaded, end] = self.resident;
+        json!({
+            "model": self.model,
+            "dtype": self.dtype,
+            "prompt": self.prompt,
+            "prefill_tok_s": round(self.prefill, 1),
+            "prefill_share": round(self.prefill_share(), 3),
+            "decode_tok_s": of(&|b| json!(round(b.rate, 2))),
+            "decode_share": of(&|b| json!(round(self.read_per_second(b) / self.limits.read_bytes_per_second, 3))),
+            "load_s": round(self.load.as_secs_f64(), 3),
+            "first_token_s": round(self.first_token.as_secs_f64(), 3),
+            "weights_mb": megabytes(self.weight_bytes as f64),
+            "rss_over_weights_mb": loaded.map(|bytes| megabytes(bytes as f64 - self.weight_bytes as f64)),
+            "rss_mb": end.map(|bytes| megabytes(bytes as f64)),
+            "output_hash": of(&|b| json!(b.hash)),
+            "limits": {
+                "read_gb_s": round(self.limits.read_bytes_per_second / 1e9, 2),
+                "matmul_tflops": round(self.limits.matmul_per_second / 1e12, 3),
+            },
+        })
+    }
+
+    fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        let Limits { read_bytes_per_second: read, matmul_per_second: matmul } = self.limits;
+        writeln!(out, "{} ({}, {:.0} MB)", self.model, self.dtype, self.weight_bytes as f64 / 1e6)?;
+        writeln!(out, "machine: reads {:.1} GB/s, multiplies bfloat16 at {:.2} TFLOP/s\n", read / 1e9, matmul / 1e12)?;
+        writeln!(out, "{:>12} {:>10}   of the machine's limit", "", "tok/s")?;
+        let prefill = format!("prefill {}", self.prompt);
+        writeln!(out, "{prefill:>12} {:>10.1}   {:3.0} % of multiplying", self.prefill, self.prefill_share() * 100.0)?;
+        for batch in &self.batches {
+            let share = self.read_per_second(batch) / read * 100.0;
+            let name = format!("decode × {}", batch.streams);
+            writeln!(out, "{name:>12} {:>10.1}   {share:3.0} % of reading", batch.rate)?;
+        }
+        writeln!(
+            out,
+            "\nloaded after {:.2} s, first token after {:.2} s",
+            self.load.as_secs_f64(),
+            self.first_token.as_secs_f64()
+        )?;
+        if let [Some(loaded), Some(end)] = self.resident.map(|bytes| bytes.map(|bytes| bytes as f64 / 1e6)) {
+            writeln!(out, "memory {loaded:.0} MB when loaded, {end:.0} MB at the end")?;
+        }
+        let first = self.batches.first().map(|batch| &batch.hash);
+        let same = self.batches.iter().all(|batch| Some(&batch.hash) == first);
+        let verdict = if same { "the same tokens at every batch size" } else { "TOKENS DIFFER between batch sizes" };
+        writeln!(out, "{verdict}")
+    }
+}
