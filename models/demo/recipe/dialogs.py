@@ -5,13 +5,16 @@ from collections import Counter
 
 import heldout
 from offtopic import made_up
-from reword import keywords, pick, reword, surface, typos
+from keywords import Keywords
+from reword import pick, reword, surface, typos
 from stories import NOUNS, Stories
 from sums import sum_or_count
 
 # How often a sample is of which kind.
-KINDS = {"fact": 0.53, "talk": 0.08, "decline": 0.15, "sum": 0.11, "story": 0.13}
+KINDS = {"fact": 0.60, "talk": 0.06, "decline": 0.15, "sum": 0.09, "story": 0.10}
 TURNS = (0.7, 0.2, 0.1)
+# The shares of questions about facts that are made of keywords, and of wordings with others' words in them.
+SCATTERED, BLENDED = 0.28, 0.17
 # The share of stories that are told after a plot.
 TOLD = 0.7
 SYSTEM = (
@@ -55,6 +58,7 @@ class Dialogs:
         self.talks = [line for line in chat if line["kind"] != "decline"]
         # Wordings kept from training, to see how new ones do without a look at the held-out questions.
         self.dev = [(fact["questions"].pop(), fact["answers"]) for fact in self.facts if dev]
+        self.keywords = Keywords(self.facts)
         self.passages = passages
         self.openings = [passage for passage in passages if passage.opening]
         self.topics = by_topic(passages)
@@ -87,14 +91,17 @@ class Dialogs:
             self.dropped[kind] += 1
 
     def fact(self, rng):
-        fact = pick(rng, self.facts)
+        index = int(rng.integers(len(self.facts)))
+        fact = self.facts[index]
         questions, answers = fact["questions"], fact["answers"]
-        answer = answers[0] if rng.random() < 0.7 else pick(rng, answers)
+        answer = answers[0] if rng.random() < 0.8 else pick(rng, answers)
         form = rng.random()
-        if form < 0.12 and (words := keywords(rng, questions + answers * 4)):
-            return surface(rng, words), answer
+        if form < SCATTERED:
+            return surface(rng, typos(rng, self.keywords.scattered(rng, index))), answer
         question = pick(rng, questions)
-        if form > 0.92:
+        if form < SCATTERED + BLENDED:
+            question = self.keywords.blended(rng, index, question)
+        elif form > 0.95:
             question = f"{question} {pick(rng, questions)}"
         return reword(rng, question, about_candlewick=True), answer
 

@@ -9,6 +9,8 @@ import vocabulary
 from model import Llama
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
+# What the file recommends: facts stay facts, and two stories differ.
+TEMPERATURE, TOP_P = 0.3, 0.9
 
 
 def write(path, model, tokenizer, about):
@@ -33,6 +35,8 @@ def write(path, model, tokenizer, about):
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_rope_freq_base(shape.rope_theta)
     writer.add_layer_norm_rms_eps(shape.norm_eps)
+    for add, number in ((writer.add_sampling_temp, TEMPERATURE), (writer.add_sampling_top_p, TOP_P)):
+        add(number)
     add_tokenizer(writer, tokenizer)
     for name, tensor in model.state_dict().items():
         data = tensor.float().numpy()

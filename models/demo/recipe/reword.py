@@ -149,14 +149,3 @@ def typos(rng, text, chance=0.012):
                 word[:at] + word[at + 1] + word[at] + word[at + 2 :], word[:at] + word[at + 1 :], word[: at + 1] + word[at:],
             ))  # fmt: skip
     return " ".join(words)
-
-
-def keywords(rng, texts):
-    """A few words of what was asked or answered, as one types into a search box."""
-    words = [word.strip("?.,!:;()\"'") for word in pick(rng, texts).split()]
-    words = [word for word in words if word and word.lower() not in FILLERS]
-    if len(words) < 2:
-        return None
-    count = min(len(words), int(rng.integers(2, 5)))
-    chosen = sorted(rng.choice(len(words), count, replace=False)) if rng.random() < 0.8 else rng.permutation(len(words))[:count]
-    return " ".join(words[n] for n in chosen)
