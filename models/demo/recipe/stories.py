@@ -102,9 +102,9 @@ def hero(rng, noun=None, several=0.07, named=0.12):
     if noun is None:
         kind = pick(rng, ("", "", "", "he", "she"))
         noun = pick(rng, HEROES[kind])
-    adjectives = " ".join(pick(rng, ADJECTIVES) for _ in range(rng.choice(3, p=(0.4, 0.5, 0.1))))
+    adjective = pick(rng, ADJECTIVES) if rng.random() < 0.6 else ""
     he = NOUNS.get(noun) or pick(rng, ("he", "she"))
-    return Hero(noun, with_article(f"{adjectives} {noun}".strip()), f"the {noun}", he)
+    return Hero(noun, with_article(f"{adjective} {noun}".strip()), f"the {noun}", he)
 
 
 def hero_of(rng, sentence):

@@ -18,6 +18,10 @@ DOWN = ("count down from {a} to {b}", "count backwards from {a} to {b}", "count 
 DOWN_TO_ONE = ("count down from {a}", "countdown from {a}", "count backwards from {a}", "can you count down from {a}?")
 
 
+# The share of sums whose numbers are at most ten.
+SMALL = 0.8
+
+
 def in_words(number):
     if number < 20:
         return ONES[number]
@@ -33,7 +37,8 @@ def sum_or_count(rng):
     spell = in_words if rng.random() < 0.35 else str
     pick = lambda forms: forms[rng.integers(len(forms))]
     if rng.random() < 0.7:
-        a, b = sorted(rng.integers(0, 21, 2).tolist(), reverse=True)
+        most = 10 if rng.random() < SMALL else 20
+        a, b = sorted(rng.integers(0, most + 1, 2).tolist(), reverse=True)
         if rng.random() < 0.5:
             question, sign, result = MINUS, "-", a - b
         else:
