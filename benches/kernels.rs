@@ -190,6 +190,7 @@ fn elementwise(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
 }
 
 fn main() -> Result<(), Error> {
+    machine::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let json = arguments.iter().any(|a| a == "--json");
     let filter = arguments.into_iter().find(|a| !a.starts_with("--"));

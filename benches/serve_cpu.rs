@@ -25,6 +25,7 @@ use candlewick::{
         runner::{Runner, RunnerConfig},
     },
     ids::{BlockId, SequenceId, Slot, TokenId},
+    kernels::machine::keep_freed_memory,
     params::SamplingParams,
     weights::{
         Weights,
@@ -41,6 +42,7 @@ const BLOCK_SIZE: usize = 16;
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> Outcome<()> {
+    keep_freed_memory();
     // Cargo passes `--bench` along.
     let given = std::env::args().skip(1).find(|arg| !arg.starts_with("--")).map(PathBuf::from);
     let directory = tempfile::tempdir()?;

@@ -29,6 +29,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     config::{LogArgs, ServeArgs, with_environment},
     error::{Error, Result},
+    kernels::machine::keep_freed_memory,
 };
 
 /// A streaming LLM token server with native inference.
@@ -103,6 +104,7 @@ impl From<io::Error> for Stop {
 /// The program.
 #[must_use]
 pub fn run() -> ExitCode {
+    keep_freed_memory();
     // Wrong arguments, `--help` and `--version` end here, with 2 and 0.
     let matches = command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());

@@ -1,11 +1,12 @@
 //! The real [`Executor`]: packs a [`StepPlan`] into what the model takes, runs it, and samples.
 
 use std::{
+    cell::RefCell,
     collections::{HashMap, VecDeque},
     sync::Arc,
 };
 
-use candle_core::{CpuStorage, Device, Storage};
+use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Tensor};
 use smallvec::smallvec;
 
 use crate::{
@@ -111,27 +112,22 @@ impl Runner {
         if sampling.is_empty() {
             return Ok(StepOutput::default());
         }
-        let logits = logits.to_device(&Device::Cpu)?.contiguous()?;
-        let (storage, layout) = logits.storage_and_layout();
-        let Storage::Cpu(CpuStorage::F32(logits)) = &*storage else {
-            return Err(Error::internal("logits are not float32"));
-        };
-        let logits = logits.get(layout.start_offset()..).unwrap_or_default();
-        self.sample(&sampling, logits, vocab_size)
+        let mut logits = floats(logits)?;
+        self.sample(&sampling, &mut logits, vocab_size)
     }
 
-    /// Samples a token for each row from its logits, rows in parallel.
-    fn sample(&mut self, rows: &[&PlannedRow], logits: &[f32], vocab_size: usize) -> Result<StepOutput> {
+    /// Samples a token for each row from its logits, which are overwritten, rows in parallel.
+    fn sample(&mut self, rows: &[&PlannedRow], logits: &mut [f32], vocab_size: usize) -> Result<StepOutput> {
         // Each row takes its own sampler out of the map, so that they can run side by side.
         let mut work = Vec::with_capacity(rows.len());
-        for (row, logits) in rows.iter().zip(logits.chunks_exact(vocab_size)) {
+        for (row, logits) in rows.iter().zip(logits.chunks_exact_mut(vocab_size)) {
             let sampler = self.samplers.remove(&row.id);
             let sampler = sampler.ok_or_else(|| Error::internal(format!("sequence {} was never admitted", row.id)))?;
             work.push((*row, logits, sampler, None));
         }
         for_each_mut(&mut work, |(row, logits, sampler, sampled)| {
             // A NaN is an error of ours; the sampler says so rather than choosing an arbitrary token.
-            let token = sampler.sample(&mut logits.to_vec(), row.num_output_tokens);
+            let token = sampler.sample(logits, row.num_output_tokens);
             *sampled = Some(token.map_err(|e| e.context(format_args!("sequence {}", row.id))));
         });
         let mut sequences = Vec::with_capacity(work.len());
@@ -146,6 +142,29 @@ impl Runner {
         }
         failed.map(|()| StepOutput { sequences })
     }
+}
+
+/// The numbers of a float32 tensor that nobody else holds, taken out of it where it is on the CPU: a vocabulary of logits
+/// a row is too much to copy.
+fn floats(tensor: Tensor) -> Result<Vec<f32>> {
+    struct Take(RefCell<Vec<f32>>);
+    impl InplaceOp1 for Take {
+        fn name(&self) -> &'static str {
+            "take"
+        }
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+            let CpuStorage::F32(numbers) = storage else { candle_core::bail!("logits are not float32") };
+            match layout.contiguous_offsets() {
+                Some((0, end)) if end == numbers.len() => self.0.replace(std::mem::take(numbers)),
+                Some((start, end)) => self.0.replace(numbers[start..end].to_vec()),
+                None => candle_core::bail!("logits do not lie in one piece"),
+            };
+            Ok(())
+        }
+    }
+    let take = Take(RefCell::default());
+    tensor.to_device(&Device::Cpu)?.contiguous()?.inplace_op1(&take)?;
+    Ok(take.0.into_inner())
 }
 
 /// Fills the metadata of attention from a plan's rows.

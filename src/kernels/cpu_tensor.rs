@@ -1,6 +1,6 @@
 //! CPU tensors as the kernels see them: rows to read, and columns of one matrix that several threads write.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, mem::MaybeUninit};
 
 use candle_core::{CpuStorage, Layout, Storage, Tensor, bail};
 
@@ -106,6 +106,34 @@ impl<'a, T> SharedMatrix<'a, T> {
         // SAFETY: inside the borrowed slice by the assertion, unaliased by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
     }
+}
+
+impl<T: bytemuck::Zeroable> SharedMatrix<'_, MaybeUninit<T>> {
+    /// `len` elements from `start`, set to zero by whoever takes them: in its own cache, while others do the same.
+    ///
+    /// # Safety
+    /// As for [`slice_mut`](Self::slice_mut).
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
+    pub(crate) unsafe fn cleared_mut(&self, start: usize, len: usize) -> &mut [T] {
+        // SAFETY: the caller's promise.
+        let slice = unsafe { self.slice_mut(start, len) };
+        slice.fill_with(|| MaybeUninit::new(T::zeroed()));
+        // SAFETY: every element was just written, and the layouts are the same.
+        unsafe { &mut *(std::ptr::from_mut(slice) as *mut [T]) }
+    }
+}
+
+/// A vector of `len` elements that tasks write. It is not cleared by one thread while the others wait.
+///
+/// # Safety
+/// `write` must write every element, by way of [`SharedMatrix::cleared_mut`] or element by element.
+pub(crate) unsafe fn written<T>(len: usize, write: impl FnOnce(&SharedMatrix<'_, MaybeUninit<T>>)) -> Vec<T> {
+    let mut out = Vec::<T>::with_capacity(len);
+    write(&SharedMatrix::new(&mut out.spare_capacity_mut()[..len]));
+    // SAFETY: there is room for `len` elements, and the caller promises that all of them were written.
+    unsafe { out.set_len(len) };
+    out
 }
 
 /// So many zeros, fresh from the operating system where they are many; `None` where there is no memory.

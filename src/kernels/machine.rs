@@ -90,10 +90,29 @@ pub fn bfloat16_operations_per_second() -> f64 {
         let time = best_time(PASSES, |_| {
             for_each_task(tasks, true, |_| amx.run(TileProducts { steps: STEPS }));
         });
-        // Two panels times two tiles of rows a step, each 16 by 16 sums of 32 products.
+        // Four products a step, each 16 by 16 sums of 32 products.
         return (STEPS * 4 * 2 * 16 * 16 * 32 * tasks) as f64 / time.as_secs_f64();
     }
     float_operations_per_second()
+}
+
+/// Has the allocator keep memory that was freed: a step's tensors are as large as the last step's, and a page that comes
+/// from the operating system anew costs more than what is computed in it. To be called once, as a program starts.
+pub fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        unsafe extern "C" {
+            fn mallopt(parameter: i32, value: i32) -> i32;
+        }
+        const M_TRIM_THRESHOLD: i32 = -1;
+        const M_MMAP_THRESHOLD: i32 = -3;
+        // Larger ones, model weights and KV caches, are mapped by themselves: they are allocated once.
+        const LARGE: i32 = 32 << 20;
+        for (parameter, value) in [(M_MMAP_THRESHOLD, LARGE), (M_TRIM_THRESHOLD, i32::MAX)] {
+            // SAFETY: glibc's own function, with the parameters that its documentation (mallopt(3)) has.
+            let _kept = unsafe { mallopt(parameter, value) };
+        }
+    }
 }
 
 /// Computes with these instructions from now on, rather than with the best that the CPU has.
@@ -189,7 +208,7 @@ impl Kernel for MultiplyAdds {
     }
 }
 
-/// Products of tiles that are in registers, but for one of weights.
+/// Products of tiles that are in registers.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 struct TileProducts {
     steps: usize,
@@ -199,16 +218,7 @@ struct TileProducts {
 impl amx::TileKernel for TileProducts {
     #[inline(always)]
     fn run(self, _: amx::TileSimd, tiles: &mut amx::Tiles) {
-        let tile = black_box(amx::Tile::ZERO);
-        let mut sums = [amx::Sums::ZERO; 4];
-        tiles.begin();
-        tiles.load_rows([&tile, &tile]);
-        for _ in 0..self.steps {
-            tiles.multiply_add::<2>(0, &tile);
-            tiles.multiply_add::<2>(1, &tile);
-        }
-        tiles.end(&mut sums);
-        black_box(sums);
+        tiles.products(self.steps);
     }
 }
 

@@ -4,7 +4,10 @@
 
 use std::cmp::Ordering;
 
-use super::softmax::{exp_nonpositive, sum_exp};
+use super::{
+    largest::largest,
+    softmax::{exp_nonpositive, sum_exp},
+};
 use crate::ids::TokenId;
 
 /// A token and its logit.
@@ -54,7 +57,7 @@ impl<'a> Candidates<'a> {
     pub fn max_logit(&self) -> f32 {
         match self.kept() {
             Some(kept) => kept.iter().fold(f32::NEG_INFINITY, |max, candidate| max.max(candidate.logit)),
-            None => self.logits.iter().fold(f32::NEG_INFINITY, |max, &logit| max.max(logit)),
+            None => largest(self.logits),
         }
     }
 

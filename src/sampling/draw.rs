@@ -7,6 +7,7 @@ use rand_chacha::{
 
 use super::{
     Candidates,
+    largest::{largest, position_of},
     softmax::{CHUNK, exp_in_place, exp_nonpositive},
 };
 use crate::ids::TokenId;
@@ -25,8 +26,8 @@ pub(super) fn uniform(seed: u64, index: u32) -> f64 {
 
 /// The most likely candidate, of equally likely ones that with the lowest id; `None` where all are masked.
 pub(super) fn most_likely(logits: &[f32]) -> Option<TokenId> {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let at = logits.iter().position(|&logit| logit == max)?;
+    let max = largest(logits);
+    let at = position_of(max, logits)?;
     (max > f32::NEG_INFINITY).then_some(TokenId(at as u32))
 }
 

@@ -14,6 +14,7 @@
 
 mod candidates;
 mod draw;
+mod largest;
 mod logit_bias;
 mod logprobs;
 mod min_p;

@@ -2,7 +2,11 @@
 
 use std::cell::RefCell;
 
-use super::{Candidate, Candidates, LogitsProcessor, PROCESSORS, SamplingContext, draw, is_greedy, logprobs};
+use super::{
+    Candidate, Candidates, LogitsProcessor, PROCESSORS, SamplingContext, draw, is_greedy,
+    largest::{all_sound, largest},
+    logprobs,
+};
 use crate::{
     error::{Error, Result},
     ids::TokenId,
@@ -108,14 +112,8 @@ impl Sampler {
 
 /// The largest of a model's logits, which must be numbers or `-inf`.
 fn checked_max(logits: &[f32]) -> Result<f32> {
-    let (mut max, mut sound) = (f32::NEG_INFINITY, true);
-    for &logit in logits {
-        max = max.max(logit);
-        // False for NaN as well.
-        sound &= logit < f32::INFINITY;
-    }
-    if sound {
-        return Ok(max);
+    if all_sound(logits) {
+        return Ok(largest(logits));
     }
     let at = logits.iter().position(|&logit| logit.is_nan() || logit == f32::INFINITY).unwrap_or_default();
     Err(Error::internal(format!("the model's logit of token {at} is {}", logits.get(at).copied().unwrap_or(f32::NAN))))

@@ -1,19 +1,20 @@
 //! Linear with Intel's tiles.
 //!
-//! Inputs are rounded to bfloat16 tiles of sixteen rows. Few rows stream the weights: each step's are widened into a
-//! ring of tiles and multiplied two steps later, four sums staying in registers. Many rows widen some steps of two panels
-//! into tiles that stay in the first-level cache and take all tiles of rows over them, with the sums put aside in between.
-//! Weights that are bfloat16 lie as tiles already.
+//! Inputs are rounded to bfloat16 tiles of sixteen rows. Two panels are taken together, and what lies in memory is read
+//! from its beginning to its end. Few rows stream the weights: each step's are widened into a ring of tiles and multiplied
+//! two steps later, the sums staying in registers. Many rows widen some steps into tiles that stay in the first-level
+//! cache and take all tiles of rows over them, with the sums put aside in between; meanwhile the next steps' weights are
+//! asked for. Weights that are bfloat16 lie as tiles already.
 
 use std::ops::Range;
 
 use super::{
     outputs::Outputs,
-    packed::{PANEL_GROUP, Packed},
+    packed::{PAIR, PANEL_GROUP, Packed, Panels},
     panel::{PanelFormat, STEP, with_format},
 };
 use crate::kernels::{
-    cpu_tensor::{Rows, SharedMatrix, for_each_row_range},
+    cpu_tensor::{Rows, SharedMatrix, for_each_row_range, written},
     simd::{
         LANES,
         amx::{Amx, Sums, TILE_ROWS, Tile, TileKernel, TileSimd, Tiles},
@@ -24,8 +25,8 @@ use crate::kernels::{
 const ROW_BLOCK_BYTES: usize = 1024 * 1024;
 /// Most tiles of rows a block.
 const ROW_BLOCK_TILES: usize = 32;
-/// Panels that share one load of a tile of rows.
-const PAIR: usize = 2;
+/// Tiles of rows that share one load of a tile of weights.
+const ROWS: usize = 2;
 /// Steps whose widened weights stay in the first-level cache with many rows: 32 KiB.
 const CHUNK_STEPS: usize = 16;
 /// Steps that the products are behind the widening with few rows: a tile that was just written takes long to load.
@@ -33,16 +34,18 @@ const LAG: usize = 2;
 /// Steps of widened tiles with few rows; more than [`LAG`].
 const RING: usize = 4;
 /// Sums that stay in registers.
-const SUMS: usize = 4;
+const SUMS: usize = ROWS * PAIR;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// The power of two of inputs whose weights come with one: it keeps products from being taken for zero, and the inputs
 /// may be as large as 2^31.
 const INPUT_EXPONENT: i32 = 96;
 /// How far ahead of the products its weights are asked for.
-const PREFETCH_BYTES: usize = 2560;
+const PREFETCH_BYTES: usize = 4096;
 
-/// The rows of a batch as tiles `[row tile][step]`, filled up with zeros.
+/// The rows of a batch as tiles `[pair of row tiles][step][2]`, filled up with zeros.
 pub(super) struct RowTiles {
-    tiles: Vec<Tile>,
+    tiles: Vec<[Tile; ROWS]>,
     rows: usize,
     steps: usize,
 }
@@ -51,22 +54,26 @@ impl RowTiles {
     pub(super) fn new(amx: Amx, x: Rows<'_>, weight: &Packed) -> Self {
         let scale = with_format!(weight.format, F => power_of_two(input_exponent::<F>()));
         let steps = x.width.div_ceil(STEP);
-        let count = x.count.div_ceil(TILE_ROWS);
-        let mut tiles = vec![Tile::ZERO; count * steps];
-        let shared = SharedMatrix::new(&mut tiles);
-        for_each_row_range(count, x.width * TILE_ROWS, |range| {
-            // SAFETY: the ranges do not overlap.
-            let tiles = unsafe { shared.slice_mut(range.start * steps, range.len() * steps) };
-            amx.run(Round { x, scale, first: range.start * TILE_ROWS, steps, tiles });
-        });
+        let pairs = x.count.div_ceil(TILE_ROWS * ROWS);
+        let write = |tiles: &SharedMatrix<'_, _>| {
+            for_each_row_range(pairs, x.width * TILE_ROWS * ROWS, |range| {
+                // SAFETY: the ranges do not overlap.
+                let tiles = unsafe { tiles.cleared_mut(range.start * steps, range.len() * steps) };
+                amx.run(Round { x, scale, first: range.start * TILE_ROWS * ROWS, steps, tiles });
+            });
+        };
+        // SAFETY: the ranges cover all pairs.
+        let tiles = unsafe { written(pairs * steps, write) };
         Self { tiles, rows: x.count, steps }
     }
 
-    /// Some steps of a tile of rows.
-    fn part(&self, row_tile: usize, steps: &Range<usize>) -> &[Tile] {
-        &self.tiles[row_tile * self.steps..][steps.clone()]
+    /// Some steps of a pair of row tiles.
+    #[inline(always)]
+    fn part(&self, pair: usize, steps: Range<usize>) -> &[[Tile; ROWS]] {
+        &self.tiles[pair * self.steps..][steps]
     }
 
+    /// Tiles of rows.
     fn count(&self) -> usize {
         self.rows.div_ceil(TILE_ROWS)
     }
@@ -87,20 +94,21 @@ struct Round<'a> {
     scale: f32,
     first: usize,
     steps: usize,
-    tiles: &'a mut [Tile],
+    tiles: &'a mut [[Tile; ROWS]],
 }
 
 impl TileKernel for Round<'_> {
     #[inline(always)]
     fn run(self, simd: TileSimd, _: &mut Tiles) {
-        for (row_tile, tiles) in self.tiles.chunks_exact_mut(self.steps.max(1)).enumerate() {
-            let first = self.first + row_tile * TILE_ROWS;
-            for row in first..self.x.count.min(first + TILE_ROWS) {
+        for (pair, tiles) in self.tiles.chunks_exact_mut(self.steps.max(1)).enumerate() {
+            let first = self.first + pair * TILE_ROWS * ROWS;
+            for row in first..self.x.count.min(first + TILE_ROWS * ROWS) {
                 let (whole, rest) = self.x.row(row).as_chunks::<STEP>();
                 let mut last = [0.0; STEP];
                 last[..rest.len()].copy_from_slice(rest);
-                for (tile, inputs) in tiles.iter_mut().zip(whole.iter().chain([&last])) {
-                    simd.store_row(inputs, self.scale, &mut tile.0[row - first]);
+                let (which, row) = ((row - first) / TILE_ROWS, (row - first) % TILE_ROWS);
+                for (both, inputs) in tiles.iter_mut().zip(whole.iter().chain([&last])) {
+                    simd.store_row(inputs, self.scale, &mut both[which].0[row]);
                 }
             }
         }
@@ -110,167 +118,202 @@ impl TileKernel for Round<'_> {
 /// Writes `x Wᵀ + bias` of some groups of panels.
 pub(super) fn linear(amx: Amx, x: &RowTiles, weight: &Packed, groups: Range<usize>, out: &Outputs<'_>) {
     with_format!(weight.format, F => {
-        let blocks = weight.panels::<F>();
-        amx.run(Task::<F> { x, blocks, scales: &weight.scales, groups, out });
+        amx.run(Task::<F> { x, panels: weight.panels::<F>(), scales: &weight.scales, groups, out });
     });
 }
 
 struct Task<'a, F: PanelFormat> {
     x: &'a RowTiles,
-    blocks: &'a [F::Block],
+    panels: Panels<'a, F>,
     scales: &'a [f32],
     groups: Range<usize>,
     out: &'a Outputs<'a>,
 }
 
 impl<F: PanelFormat> TileKernel for Task<'_, F> {
+    fn rows(&self) -> usize {
+        self.x.rows
+    }
+
     #[inline(always)]
     fn run(self, simd: TileSimd, tiles: &mut Tiles) {
-        let count = self.x.count();
-        match count {
-            1 => self.groups.clone().for_each(|group| self.few::<1, PANEL_GROUP>(simd, tiles, group * PANEL_GROUP)),
-            2 => {
-                let first = self.groups.start * PANEL_GROUP;
-                let panels = (first..self.groups.end * PANEL_GROUP).step_by(PAIR);
-                panels.for_each(|first| self.few::<2, PAIR>(simd, tiles, first));
-            }
-            _ => self.many(simd, tiles),
+        let pairs = self.groups.start * PANEL_GROUP / PAIR..self.groups.end * PANEL_GROUP / PAIR;
+        match self.x.count() {
+            1 => pairs.step_by(2).for_each(|pair| self.one(simd, tiles, pair)),
+            2 => pairs.for_each(|pair| self.two(simd, tiles, pair)),
+            count => self.many(simd, tiles, pairs, count),
         }
     }
 }
 
 impl<F: PanelFormat> Task<'_, F> {
-    /// `R` tiles of rows, which are all there are, over `P` panels.
+    /// One tile of rows, which is all there are, over two pairs of panels.
     #[inline(always)]
-    fn few<const R: usize, const P: usize>(&self, simd: TileSimd, tiles: &mut Tiles, first: usize) {
-        const { assert!(R * P == SUMS) };
-        let steps = self.x.steps;
-        let mut ring = [[Tile::ZERO; RING]; P];
+    fn one(&self, simd: TileSimd, tiles: &mut Tiles, pair: usize) {
+        let (steps, blocks) = (self.x.steps, [pair, pair + 1].map(|pair| self.panels.pair(pair)));
+        let x = self.x.part(0, 0..steps);
         tiles.begin();
-        for step in 0..steps + LAG {
-            if let Some(step) = step.checked_sub(LAG) {
-                tiles.load_rows::<R>(std::array::from_fn(|row_tile| &self.x.part(row_tile, &(step..step + 1))[0]));
+        if let [Some(first), Some(second)] = blocks.map(as_tiles::<F>) {
+            for ((x, first), second) in x.iter().zip(first).zip(second) {
+                prefetch(simd, first, 0, 1);
+                prefetch(simd, second, 0, 1);
+                tiles.multiply_add_one(&x[0], [first, second]);
             }
-            for (p, ring) in ring.iter_mut().enumerate() {
+        } else {
+            let mut ring = [[[Tile::ZERO; PAIR]; 2]; RING];
+            for step in 0..steps + LAG {
                 if step < steps {
-                    self.prefetch(simd, first + p, step);
-                    if !self.are_tiles() {
-                        self.widen(simd, first + p, step, &mut ring[step % RING]);
+                    for (blocks, tiles) in blocks.iter().zip(&mut ring[step % RING]) {
+                        widen::<F>(simd, blocks, step, tiles);
                     }
                 }
                 if let Some(step) = step.checked_sub(LAG) {
-                    let weights = match self.as_tiles(first + p, &(step..step + 1)) {
-                        Some([tile]) => tile,
-                        _ => &ring[step % RING],
-                    };
-                    tiles.multiply_add::<R>(p, weights);
+                    let [first, second] = &ring[step % RING];
+                    tiles.multiply_add_one(&x[step][0], [first, second]);
                 }
             }
         }
         let mut sums = [Sums::ZERO; SUMS];
         tiles.end(&mut sums);
-        for (row_tile, sums) in sums.as_chunks::<P>().0.iter().enumerate() {
-            self.store(row_tile, first, sums);
+        for (pair, sums) in (pair..).zip(sums.as_chunks::<PAIR>().0) {
+            self.store(simd, 0, pair, sums);
+        }
+    }
+
+    /// Two tiles of rows, which are all there are, over a pair of panels.
+    #[inline(always)]
+    fn two(&self, simd: TileSimd, tiles: &mut Tiles, pair: usize) {
+        let (steps, blocks) = (self.x.steps, self.panels.pair(pair));
+        let x = self.x.part(0, 0..steps);
+        tiles.begin();
+        if let Some(weights) = as_tiles::<F>(blocks) {
+            for (x, weights) in x.iter().zip(weights) {
+                prefetch(simd, weights, 0, 1);
+                tiles.multiply_add_two(x, weights);
+            }
+        } else {
+            let mut ring = [[Tile::ZERO; PAIR]; RING];
+            for step in 0..steps + LAG {
+                if step < steps {
+                    widen::<F>(simd, blocks, step, &mut ring[step % RING]);
+                }
+                if let Some(step) = step.checked_sub(LAG) {
+                    tiles.multiply_add_two(&x[step], &ring[step % RING]);
+                }
+            }
+        }
+        let mut sums = [Sums::ZERO; SUMS];
+        tiles.end(&mut sums);
+        for (row_tile, sums) in sums.as_chunks::<PAIR>().0.iter().enumerate() {
+            self.store(simd, row_tile, pair, sums);
         }
     }
 
     /// Any number of tiles of rows, in blocks, over pairs of panels.
     #[inline(always)]
-    fn many(&self, simd: TileSimd, tiles: &mut Tiles) {
-        let count = self.x.count();
-        let fit = ROW_BLOCK_BYTES / (size_of::<Tile>() * self.x.steps).max(1);
-        let block = fit.clamp(2, ROW_BLOCK_TILES) / 2 * 2;
-        let mut widened = [[Tile::ZERO; CHUNK_STEPS]; PAIR];
-        // `[pair of row tiles][row tile][panel]`; an odd last row tile is taken twice.
-        let mut sums = vec![[Sums::ZERO; SUMS]; count.min(block).div_ceil(2)];
+    fn many(&self, simd: TileSimd, tiles: &mut Tiles, pairs: Range<usize>, count: usize) {
+        let fit = ROW_BLOCK_BYTES / (size_of::<[Tile; ROWS]>() * self.x.steps).max(1);
+        let block = fit.clamp(1, ROW_BLOCK_TILES / ROWS);
+        let count = count.div_ceil(ROWS);
+        let mut widened = [[Tile::ZERO; PAIR]; CHUNK_STEPS];
+        // `[pair of row tiles][row tile][panel]`.
+        let mut sums = vec![[Sums::ZERO; SUMS]; count.min(block)];
         for start in (0..count).step_by(block) {
             let rows = start..count.min(start + block);
-            for first in (self.groups.start * PANEL_GROUP..self.groups.end * PANEL_GROUP).step_by(PAIR) {
-                self.pair(simd, tiles, first, rows.clone(), &mut widened, &mut sums);
+            for pair in pairs.clone() {
+                self.pair(simd, tiles, pair, rows.clone(), &mut widened, &mut sums);
             }
         }
     }
 
-    /// Some tiles of rows over two panels.
+    /// Some pairs of row tiles over a pair of panels.
     #[inline(always)]
     fn pair(
         &self,
         simd: TileSimd,
         tiles: &mut Tiles,
-        first: usize,
+        pair: usize,
         rows: Range<usize>,
-        widened: &mut [[Tile; CHUNK_STEPS]; PAIR],
+        widened: &mut [[Tile; PAIR]; CHUNK_STEPS],
         sums: &mut [[Sums; SUMS]],
     ) {
+        let blocks = self.panels.pair(pair);
+        let whole = as_tiles::<F>(blocks);
+        let chunk_bytes = size_of::<[F::Block; PAIR]>() * CHUNK_STEPS.div_ceil(F::STEPS);
         for start in (0..self.x.steps).step_by(CHUNK_STEPS) {
             let steps = start..self.x.steps.min(start + CHUNK_STEPS);
-            if !self.are_tiles() {
-                for step in steps.clone() {
-                    for (p, widened) in widened.iter_mut().enumerate() {
-                        self.prefetch(simd, first + p, step);
-                        self.widen(simd, first + p, step, &mut widened[step - start]);
+            let weights = match whole {
+                Some(tiles) => &tiles[steps.clone()],
+                None => {
+                    for step in steps.clone() {
+                        widen_only::<F>(simd, blocks, step, &mut widened[step - start]);
                     }
+                    &widened[..steps.len()]
+                }
+            };
+            // The next steps' weights, which lie behind these, are asked for in equal parts by all pairs of row tiles.
+            let next = blocks.as_ptr().cast::<u8>().wrapping_add(chunk_bytes * (start / CHUNK_STEPS + 1));
+            let share = chunk_bytes.div_ceil(LINE * rows.len() * steps.len());
+            for (index, (row_pair, sums)) in rows.clone().zip(sums.iter_mut()).enumerate() {
+                let x = self.x.part(row_pair, steps.clone());
+                let ahead = |lines: usize| next.wrapping_add(index * steps.len() * lines * LINE);
+                match share {
+                    0..=1 => tiles.multiply::<1>(start == 0, x, weights, sums, ahead(1)),
+                    2 => tiles.multiply::<2>(start == 0, x, weights, sums, ahead(2)),
+                    3..=4 => tiles.multiply::<4>(start == 0, x, weights, sums, ahead(4)),
+                    _ => tiles.multiply::<8>(start == 0, x, weights, sums, ahead(8)),
                 }
             }
-            let weights = std::array::from_fn(|p| match self.as_tiles(first + p, &steps) {
-                Some(tiles) => tiles,
-                None => &widened[p][..steps.len()],
-            });
-            for (row_tile, sums) in rows.clone().step_by(2).zip(sums.iter_mut()) {
-                let x = [row_tile, rows.end.min(row_tile + 2) - 1].map(|row_tile| self.x.part(row_tile, &steps));
-                tiles.multiply(start == 0, x, weights, sums);
-            }
         }
-        let sums = sums.iter().flat_map(|sums| sums.as_chunks::<PAIR>().0);
-        for (row_tile, sums) in rows.zip(sums) {
-            self.store(row_tile, first, sums);
+        for (row_pair, sums) in rows.zip(sums.iter()) {
+            for (which, sums) in sums.as_chunks::<PAIR>().0.iter().enumerate() {
+                self.store(simd, row_pair * ROWS + which, pair, sums);
+            }
         }
     }
 
-    /// Writes what a tile of rows gives with some panels.
+    /// Writes what a tile of rows gives with a pair of panels.
     #[inline(always)]
-    fn store<const P: usize>(&self, row_tile: usize, first: usize, sums: &[Sums; P]) {
+    fn store(&self, simd: TileSimd, row_tile: usize, pair: usize, sums: &[Sums; PAIR]) {
         let undo = const { power_of_two(-F::TILE_EXPONENT - input_exponent::<F>()) };
         let first_row = row_tile * TILE_ROWS;
         for row in first_row..self.x.rows.min(first_row + TILE_ROWS) {
-            for (panel, sums) in (first..).zip(sums) {
-                self.out.store(row, panel, &sums.0[row - first_row], self.scales[panel] * undo);
+            for (panel, sums) in (pair * PAIR..).zip(sums) {
+                self.out.store(simd.avx512(), row, panel, &sums.0[row - first_row], self.scales[panel] * undo);
             }
         }
     }
+}
 
-    /// A panel's blocks.
-    #[inline(always)]
-    fn panel(&self, panel: usize) -> &[F::Block] {
-        let blocks = self.x.steps.div_ceil(F::STEPS);
-        &self.blocks[panel * blocks..][..blocks]
-    }
+/// A pair of panels as the tiles that it is, where it is.
+#[inline(always)]
+fn as_tiles<F: PanelFormat>(blocks: &[[F::Block; PAIR]]) -> Option<&[[Tile; PAIR]]> {
+    const { F::IS_TILE }.then(|| bytemuck::cast_slice(blocks))
+}
 
-    /// Whether blocks lie as tiles.
-    #[inline(always)]
-    fn are_tiles(&self) -> bool {
-        self.blocks.first().is_some_and(|block| F::as_tile(block).is_some())
+/// Widens a step of a pair of panels into tiles, and asks for what is to be widened next.
+#[inline(always)]
+fn widen<F: PanelFormat>(simd: TileSimd, blocks: &[[F::Block; PAIR]], step: usize, tiles: &mut [Tile; PAIR]) {
+    let both = &blocks[step / F::STEPS];
+    prefetch(simd, both, step % F::STEPS, F::STEPS);
+    for (block, tile) in both.iter().zip(tiles) {
+        F::write_tile(simd, block, step % F::STEPS, tile);
     }
+}
 
-    /// Some steps of a panel as they lie in memory, where they are tiles.
-    #[inline(always)]
-    fn as_tiles(&self, panel: usize, steps: &Range<usize>) -> Option<&[Tile]> {
-        self.are_tiles().then(|| bytemuck::cast_slice(&self.panel(panel)[steps.clone()]))
+/// As [`widen`], asking for nothing.
+#[inline(always)]
+fn widen_only<F: PanelFormat>(simd: TileSimd, blocks: &[[F::Block; PAIR]], step: usize, tiles: &mut [Tile; PAIR]) {
+    for (block, tile) in blocks[step / F::STEPS].iter().zip(tiles) {
+        F::write_tile(simd, block, step % F::STEPS, tile);
     }
+}
 
-    /// Widens a step of a panel into a tile.
-    #[inline(always)]
-    fn widen(&self, simd: TileSimd, panel: usize, step: usize, tile: &mut Tile) {
-        F::write_tile(simd, &self.panel(panel)[step / F::STEPS], step % F::STEPS, tile);
-    }
-
-    /// Asks for a step's share of the block that is to come.
-    #[inline(always)]
-    fn prefetch(&self, simd: TileSimd, panel: usize, step: usize) {
-        let share = size_of::<F::Block>().div_ceil(F::STEPS);
-        let at = self.panel(panel).as_ptr().cast::<u8>().wrapping_add(step * share + PREFETCH_BYTES);
-        simd.prefetch_bytes(at, share);
-    }
+/// Asks for the share that one of `steps` has of what comes as far behind `now` as memory takes.
+#[inline(always)]
+fn prefetch<T>(simd: TileSimd, now: &T, step: usize, steps: usize) {
+    let share = size_of::<T>().div_ceil(steps).next_multiple_of(LINE);
+    simd.prefetch_bytes(std::ptr::from_ref(now).cast::<u8>().wrapping_add(PREFETCH_BYTES + step * share), share);
 }
 
 const _: () = assert!(2 * LANES == STEP);

@@ -1,13 +1,13 @@
 //! Single rows of a packed weight: what an embedding gives.
 
 use super::{
-    packed::Packed,
+    packed::{Packed, Panels},
     panel::{PanelFormat, STEP, Sink, with_format},
 };
 use crate::{
     ids::TokenId,
     kernels::{
-        cpu_tensor::{SharedMatrix, for_each_row_range},
+        cpu_tensor::{SharedMatrix, for_each_row_range, written},
         simd::{Kernel, LANES, Level, Simd},
     },
 };
@@ -15,20 +15,21 @@ use crate::{
 /// The rows of these tokens, `[ids.len(), in_features]`.
 pub(super) fn gather_rows(level: Level, weight: &Packed, ids: &[TokenId]) -> Vec<f32> {
     let width = weight.in_features;
-    let mut out = vec![0.0; ids.len() * width];
-    let shared = SharedMatrix::new(&mut out);
-    for_each_row_range(ids.len(), width * LANES, |rows| {
-        // SAFETY: the ranges of rows do not overlap.
-        let out = unsafe { shared.slice_mut(rows.start * width, rows.len() * width) };
-        with_format!(weight.format, F => {
-            level.run(Gather::<F> { blocks: weight.panels::<F>(), scales: &weight.scales, ids: &ids[rows.clone()], width, out });
-        });
-    });
-    out
+    let write = |out: &SharedMatrix<'_, _>| {
+        for_each_row_range(ids.len(), width * LANES, |rows| {
+            // SAFETY: the ranges of rows do not overlap.
+            let out = unsafe { out.cleared_mut(rows.start * width, rows.len() * width) };
+            with_format!(weight.format, F => {
+                level.run(Gather::<F> { panels: weight.panels::<F>(), scales: &weight.scales, ids: &ids[rows.clone()], width, out });
+            });
+        })
+    };
+    // SAFETY: the ranges cover all rows.
+    unsafe { written(ids.len() * width, write) }
 }
 
 struct Gather<'a, F: PanelFormat> {
-    blocks: &'a [F::Block],
+    panels: Panels<'a, F>,
     scales: &'a [f32],
     ids: &'a [TokenId],
     width: usize,
@@ -40,13 +41,12 @@ impl<F: PanelFormat> Kernel for Gather<'_, F> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let blocks = self.width.div_ceil(STEP).div_ceil(F::STEPS);
         for (id, out) in self.ids.iter().zip(self.out.chunks_exact_mut(self.width.max(1))) {
             let (panel, lane) = (id.index() / LANES, id.index() % LANES);
             let scale = self.scales[panel];
-            let panel = &self.blocks[panel * blocks..(panel + 1) * blocks];
             for (step, out) in out.chunks_mut(STEP).enumerate() {
-                F::unpack(simd, &panel[step / F::STEPS], step % F::STEPS, &mut Lane { simd, lane, scale, out });
+                let block = self.panels.block(panel, step / F::STEPS);
+                F::unpack(simd, block, step % F::STEPS, &mut Lane { simd, lane, scale, out });
             }
         }
     }

@@ -28,7 +28,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 pub use weight::PackedWeight;
 
 use super::{
-    cpu_tensor::{Rows, SharedMatrix, cpu_storage, for_each_row_range, with_contiguous_rows},
+    cpu_tensor::{Rows, SharedMatrix, cpu_storage, for_each_row_range, with_contiguous_rows, written},
     pool::{current_num_threads, for_each_task},
     simd::{LANES, Level},
 };
@@ -106,22 +106,26 @@ impl CustomOp1 for Linear<'_> {
 /// As [`on_cpu`] on twice the rows: the inputs, and what rounding them loses. Their results are added, then the bias.
 fn in_two_terms(op: &Linear<'_>, x: Rows<'_>) -> Vec<f32> {
     let (count, inputs, outputs) = (x.count, x.width, op.weight.out_features);
-    let mut terms = vec![0.0; 2 * count * inputs];
-    let (rounded, lost) = terms.split_at_mut(count * inputs);
-    let [rounded, lost] = [rounded, lost].map(SharedMatrix::new);
-    for_each_row_range(count, inputs, |rows| {
-        for row in rows {
-            // SAFETY: the ranges of rows do not overlap.
-            let [rounded, lost] = [&rounded, &lost].map(|terms| unsafe { terms.slice_mut(row * inputs, inputs) });
-            for ((&x, rounded), lost) in x.row(row).iter().zip(rounded).zip(lost) {
-                let bits = x.to_bits();
-                let nearest = f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000);
-                *rounded = if x.is_finite() { nearest } else { x };
-                // Nothing is lost of an infinity.
-                *lost = if nearest.is_finite() { x - nearest } else { 0.0 };
+    let split = |terms: &SharedMatrix<'_, _>| {
+        for_each_row_range(count, inputs, |rows| {
+            let (start, len) = (rows.start * inputs, rows.len() * inputs);
+            // SAFETY: the ranges of rows do not overlap, and neither do the halves.
+            let (rounded, lost) =
+                unsafe { (terms.cleared_mut(start, len), terms.cleared_mut(count * inputs + start, len)) };
+            let terms = rounded.chunks_exact_mut(inputs.max(1)).zip(lost.chunks_exact_mut(inputs.max(1)));
+            for (row, (rounded, lost)) in rows.zip(terms) {
+                for ((&x, rounded), lost) in x.row(row).iter().zip(rounded).zip(lost) {
+                    let bits = x.to_bits();
+                    let nearest = f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000);
+                    *rounded = if x.is_finite() { nearest } else { x };
+                    // Nothing is lost of an infinity.
+                    *lost = if nearest.is_finite() { x - nearest } else { 0.0 };
+                }
             }
-        }
-    });
+        });
+    };
+    // SAFETY: the ranges cover all rows of both halves.
+    let terms = unsafe { written(2 * count * inputs, split) };
     let mut out = on_cpu(op.level, Rows::contiguous(&terms, inputs), op.weight, None);
     let (sums, lost) = out.split_at_mut(count * outputs);
     let sums = SharedMatrix::new(sums);
@@ -142,25 +146,28 @@ fn in_two_terms(op: &Linear<'_>, x: Rows<'_>) -> Vec<f32> {
 
 /// `x Wᵀ + bias`, `[x.count, out_features]`.
 fn on_cpu(level: Level, x: Rows<'_>, weight: &Packed, bias: Option<&[f32]>) -> Vec<f32> {
-    let mut out = vec![0.0; x.count * weight.out_features];
-    if x.count == 0 || weight.out_features == 0 {
-        return out;
+    let width = weight.out_features;
+    if x.count == 0 || width == 0 {
+        return Vec::new();
     }
-    let outputs = Outputs { data: SharedMatrix::new(&mut out), width: weight.out_features, bias };
-    let groups = weight.out_features.div_ceil(PANEL_GROUP * LANES);
+    let groups = width.div_ceil(PANEL_GROUP * LANES);
     let tasks = groups.min(current_num_threads() * 4);
-    let parallel = x.count * weight.out_features * weight.in_features >= WORTH_SHARING;
+    let parallel = x.count * width * weight.in_features >= WORTH_SHARING;
     let groups = |task: usize| groups * task / tasks..groups * (task + 1) / tasks;
-    match level {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        Level::Amx(amx) if weight.format != WeightFormat::F32 => {
-            let x = amx::RowTiles::new(amx, x, weight);
-            for_each_task(tasks, parallel, |task| amx::linear(amx, &x, weight, groups(task), &outputs));
+    let write = |data: &SharedMatrix<'_, _>| {
+        let outputs = Outputs { data, width, bias };
+        match level {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Level::Amx(amx) if weight.format != WeightFormat::F32 => {
+                let x = amx::RowTiles::new(amx, x, weight);
+                for_each_task(tasks, parallel, |task| amx::linear(amx, &x, weight, groups(task), &outputs));
+            }
+            _ => {
+                let x = vector::Tiles::new(level, x, weight);
+                for_each_task(tasks, parallel, |task| vector::linear(level, &x, weight, groups(task), &outputs));
+            }
         }
-        _ => {
-            let x = vector::Tiles::new(level, x, weight);
-            for_each_task(tasks, parallel, |task| vector::linear(level, &x, weight, groups(task), &outputs));
-        }
-    }
-    out
+    };
+    // SAFETY: the tasks' groups cover all panels, and each writes its columns of all rows.
+    unsafe { written(x.count * width, write) }
 }

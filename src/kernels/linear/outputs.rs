@@ -1,10 +1,15 @@
 //! The result of a Linear while several tasks write it.
 
-use crate::kernels::{cpu_tensor::SharedMatrix, simd::LANES};
+use std::mem::MaybeUninit;
+
+use crate::kernels::{
+    cpu_tensor::SharedMatrix,
+    simd::{LANES, Simd},
+};
 
 /// `[rows, width]`, of which each task writes its panels' columns.
 pub(super) struct Outputs<'a> {
-    pub(super) data: SharedMatrix<'a, f32>,
+    pub(super) data: &'a SharedMatrix<'a, MaybeUninit<f32>>,
     pub(super) width: usize,
     pub(super) bias: Option<&'a [f32]>,
 }
@@ -12,21 +17,23 @@ pub(super) struct Outputs<'a> {
 impl Outputs<'_> {
     /// Writes the sums of a panel in a row times `scale`, as far as there are outputs, with the bias.
     #[inline(always)]
-    pub(super) fn store(&self, row: usize, panel: usize, sums: &[f32; LANES], scale: f32) {
-        let columns = self.width.min(panel * LANES)..self.width.min((panel + 1) * LANES);
+    pub(super) fn store<S: Simd>(&self, simd: S, row: usize, panel: usize, sums: &[f32; LANES], scale: f32) {
+        let first = panel * LANES;
+        let count = self.width.saturating_sub(first).min(LANES);
+        if count == 0 {
+            return;
+        }
         // SAFETY: each panel is one task's, which holds one such slice at a time.
-        let out = unsafe { self.data.slice_mut(row * self.width + columns.start, columns.len()) };
-        match self.bias {
-            None => {
-                for (out, sum) in out.iter_mut().zip(sums) {
-                    *out = sum * scale;
-                }
-            }
-            Some(bias) => {
-                for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[columns]) {
-                    *out = sum * scale + bias;
-                }
-            }
+        let out = unsafe { self.data.slice_mut(row * self.width + first, count) };
+        let mut result = simd.mul(simd.load(sums), simd.splat(scale));
+        if let Some(bias) = self.bias {
+            result = simd.add(result, simd.load_partial(&bias[first..first + count], 0.0));
+        }
+        let result = simd.to_array(result);
+        // A panel is whole but for the last one; then this is one instruction.
+        match out.as_chunks_mut::<LANES>().0 {
+            [whole] => drop(whole.write_copy_of_slice(&result)),
+            _ => drop(out.write_copy_of_slice(&result[..count])),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::{
     arithmetic,
     outputs::Outputs,
-    packed::{PANEL_GROUP, Packed},
+    packed::{PAIR, PANEL_GROUP, Packed, Panels},
     panel::{PanelFormat, STEP, with_format},
 };
 use crate::kernels::{
@@ -34,8 +34,7 @@ const PREFETCH_BYTES: usize = 2560;
 /// Writes `x Wᵀ + bias` of some groups of panels.
 pub(super) fn linear(level: Level, tiles: &Tiles, weight: &Packed, groups: Range<usize>, out: &Outputs<'_>) {
     with_format!(weight.format, F => {
-        let blocks = weight.panels::<F>();
-        level.run(Task::<F> { tiles, blocks, scales: &weight.scales, groups, out });
+        level.run(Task::<F> { tiles, panels: weight.panels::<F>(), scales: &weight.scales, groups, out });
     });
 }
 
@@ -102,7 +101,7 @@ impl Tiles {
 /// Some groups of panels, all rows.
 struct Task<'a, F: PanelFormat> {
     tiles: &'a Tiles,
-    blocks: &'a [F::Block],
+    panels: Panels<'a, F>,
     scales: &'a [f32],
     groups: Range<usize>,
     out: &'a Outputs<'a>,
@@ -174,7 +173,7 @@ impl<F: PanelFormat> Task<'_, F> {
             }
             for (r, row) in self.tiles.rows_of(tile).enumerate() {
                 for (panel, sums) in sums.iter().enumerate() {
-                    self.out.store(row, first + panel, &sums[r], self.scales[first + panel]);
+                    self.out.store(simd, row, first + panel, &sums[r], self.scales[first + panel]);
                 }
             }
         }
@@ -191,9 +190,7 @@ impl<F: PanelFormat> Task<'_, F> {
         steps: Range<usize>,
         kept: &mut [[[f32; LANES]; MAX_HEIGHT]],
     ) {
-        let blocks = (self.tiles.inputs / STEP).div_ceil(F::STEPS);
-        let ahead = PREFETCH_BYTES.div_ceil(size_of::<F::Block>());
-        let panels = &self.blocks[first * blocks..(first + P) * blocks];
+        let ahead = PREFETCH_BYTES.div_ceil(PAIR * size_of::<F::Block>()) * PAIR;
         let mut sums = [[simd.zero(); R]; P];
         if steps.start > 0 {
             for p in 0..P {
@@ -206,15 +203,11 @@ impl<F: PanelFormat> Task<'_, F> {
         for (step, x) in steps.zip(x.chunks_exact(STEP * R)) {
             let (block, step) = (step / F::STEPS, step % F::STEPS);
             for p in 0..P {
-                let index = p * blocks + block;
+                let block = self.panels.block(first + p, block);
                 if step == 0 {
-                    // Past a panel's end this is the next pass's, or near it.
-                    let next = if block + ahead < blocks { index + ahead } else { index + ahead + (P - 1) * blocks };
-                    if let Some(next) = self.blocks.get(first * blocks + next) {
-                        simd.prefetch(next);
-                    }
+                    simd.prefetch(std::ptr::from_ref(block).wrapping_add(ahead));
                 }
-                arithmetic::step::<S, F, R>(simd, &panels[index], step, x, &mut sums[p]);
+                arithmetic::step::<S, F, R>(simd, block, step, x, &mut sums[p]);
             }
         }
         for p in 0..P {

@@ -1,42 +1,44 @@
 //! RMS norm on the CPU: sixteen partial sums of squares, added as a tree.
 
 use crate::kernels::{
-    cpu_tensor::{Rows, SharedMatrix, for_each_row_range},
+    cpu_tensor::{Rows, SharedMatrix, for_each_row_range, written},
     simd::{Kernel, LANES, Level, Simd},
 };
 
 /// All rows, one after another.
 pub(super) fn rms_norm(level: Level, x: Rows<'_>, weight: &[f32], eps: f64) -> Vec<f32> {
-    let mut out = vec![0.0; x.count * x.width];
-    let shared = SharedMatrix::new(&mut out);
-    for_each_row_range(x.count, x.width, |rows| {
-        // SAFETY: the ranges of rows do not overlap.
-        let normed = unsafe { shared.slice_mut(rows.start * x.width, rows.len() * x.width) };
-        for (row, normed) in rows.zip(normed.chunks_exact_mut(x.width)) {
-            level.run(Row { x: x.row(row), weight, eps, normed });
-        }
-    });
-    out
+    let write = |out: &SharedMatrix<'_, _>| {
+        for_each_row_range(x.count, x.width, |rows| {
+            // SAFETY: the ranges of rows do not overlap.
+            let normed = unsafe { out.cleared_mut(rows.start * x.width, rows.len() * x.width) };
+            for (row, normed) in rows.zip(normed.chunks_exact_mut(x.width)) {
+                level.run(Row { x: x.row(row), weight, eps, normed });
+            }
+        });
+    };
+    // SAFETY: the ranges cover all rows.
+    unsafe { written(x.count * x.width, write) }
 }
 
 /// All normed rows, then all sums.
 pub(super) fn add_rms_norm(level: Level, x: Rows<'_>, residual: Rows<'_>, weight: &[f32], eps: f64) -> Vec<f32> {
-    let mut out = vec![0.0; 2 * x.count * x.width];
-    let (normed, sums) = out.split_at_mut(x.count * x.width);
-    let (normed, sums) = (SharedMatrix::new(normed), SharedMatrix::new(sums));
-    for_each_row_range(x.count, 2 * x.width, |rows| {
-        let (start, len) = (rows.start * x.width, rows.len() * x.width);
-        // SAFETY: the ranges of rows do not overlap.
-        let (normed, sums) = unsafe { (normed.slice_mut(start, len), sums.slice_mut(start, len)) };
-        let out = normed.chunks_exact_mut(x.width).zip(sums.chunks_exact_mut(x.width));
-        for (row, (normed, sum)) in rows.zip(out) {
-            for ((sum, x), residual) in sum.iter_mut().zip(x.row(row)).zip(residual.row(row)) {
-                *sum = x + residual;
+    let half = x.count * x.width;
+    let write = |out: &SharedMatrix<'_, _>| {
+        for_each_row_range(x.count, 2 * x.width, |rows| {
+            let (start, len) = (rows.start * x.width, rows.len() * x.width);
+            // SAFETY: the ranges of rows do not overlap, and neither do the halves.
+            let (normed, sums) = unsafe { (out.cleared_mut(start, len), out.cleared_mut(half + start, len)) };
+            let out = normed.chunks_exact_mut(x.width).zip(sums.chunks_exact_mut(x.width));
+            for (row, (normed, sum)) in rows.zip(out) {
+                for ((sum, x), residual) in sum.iter_mut().zip(x.row(row)).zip(residual.row(row)) {
+                    *sum = x + residual;
+                }
+                level.run(Row { x: sum, weight, eps, normed });
             }
-            level.run(Row { x: sum, weight, eps, normed });
-        }
-    });
-    out
+        });
+    };
+    // SAFETY: the ranges cover all rows of both halves.
+    unsafe { written(2 * half, write) }
 }
 
 /// One row: `x` is one or several vectors of the weight's length.

@@ -2,7 +2,7 @@
 
 use super::RopeStyle;
 use crate::kernels::{
-    cpu_tensor::{Rows, SharedMatrix, for_each_row_range},
+    cpu_tensor::{Rows, SharedMatrix, for_each_row_range, written},
     simd::{Kernel, LANES, Level, Simd},
 };
 
@@ -14,17 +14,18 @@ pub(super) fn rope(
     head_dim: usize,
     style: RopeStyle,
 ) -> Vec<f32> {
-    let mut out = vec![0.0; x.count * x.width];
-    let shared = SharedMatrix::new(&mut out);
-    for_each_row_range(x.count, 2 * x.width, |rows| {
-        // SAFETY: the ranges of rows do not overlap.
-        let out = unsafe { shared.slice_mut(rows.start * x.width, rows.len() * x.width) };
-        for (row, out) in rows.zip(out.chunks_exact_mut(x.width.max(1))) {
-            let (cos, sin) = table.row(positions[row] as usize).split_at(table.width / 2);
-            level.run(Row { x: x.row(row), cos, sin, head_dim, style, out });
-        }
-    });
-    out
+    let write = |out: &SharedMatrix<'_, _>| {
+        for_each_row_range(x.count, 2 * x.width, |rows| {
+            // SAFETY: the ranges of rows do not overlap.
+            let out = unsafe { out.cleared_mut(rows.start * x.width, rows.len() * x.width) };
+            for (row, out) in rows.zip(out.chunks_exact_mut(x.width.max(1))) {
+                let (cos, sin) = table.row(positions[row] as usize).split_at(table.width / 2);
+                level.run(Row { x: x.row(row), cos, sin, head_dim, style, out });
+            }
+        });
+    };
+    // SAFETY: the ranges cover all rows.
+    unsafe { written(x.count * x.width, write) }
 }
 
 struct Row<'a> {

@@ -1,23 +1,24 @@
 //! SiLU times up on the CPU.
 
 use crate::kernels::{
-    cpu_tensor::{Rows, SharedMatrix, for_each_row_range},
+    cpu_tensor::{Rows, SharedMatrix, for_each_row_range, written},
     simd::{Kernel, LANES, Level, Simd},
 };
 
 pub(super) fn silu_mul(level: Level, gate_up: Rows<'_>) -> Vec<f32> {
     let width = gate_up.width / 2;
-    let mut out = vec![0.0; gate_up.count * width];
-    let shared = SharedMatrix::new(&mut out);
-    for_each_row_range(gate_up.count, 4 * width, |rows| {
-        // SAFETY: the ranges of rows do not overlap.
-        let out = unsafe { shared.slice_mut(rows.start * width, rows.len() * width) };
-        for (row, out) in rows.zip(out.chunks_exact_mut(width.max(1))) {
-            let (gate, up) = gate_up.row(row).split_at(width);
-            level.run(Row { gate, up, out });
-        }
-    });
-    out
+    let write = |out: &SharedMatrix<'_, _>| {
+        for_each_row_range(gate_up.count, 4 * width, |rows| {
+            // SAFETY: the ranges of rows do not overlap.
+            let out = unsafe { out.cleared_mut(rows.start * width, rows.len() * width) };
+            for (row, out) in rows.zip(out.chunks_exact_mut(width.max(1))) {
+                let (gate, up) = gate_up.row(row).split_at(width);
+                level.run(Row { gate, up, out });
+            }
+        });
+    };
+    // SAFETY: the ranges cover all rows.
+    unsafe { written(gate_up.count * width, write) }
 }
 
 struct Row<'a> {

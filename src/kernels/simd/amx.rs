@@ -40,6 +40,11 @@ pub(crate) struct Amx(Avx512);
 
 /// Work with tiles.
 pub(crate) trait TileKernel {
+    /// Rows of the tiles of rows and of sums that the work has any use for; the fewer, the less is loaded and multiplied.
+    fn rows(&self) -> usize {
+        TILE_ROWS
+    }
+
     /// Does it. Implementations and all functions that they hand vectors to are `#[inline(always)]`.
     fn run(self, simd: TileSimd, tiles: &mut Tiles);
 }
@@ -48,7 +53,8 @@ pub(crate) trait TileKernel {
 #[derive(Clone, Copy)]
 pub(crate) struct TileSimd(Avx512);
 
-/// This thread's tile registers, configured as eight tiles of 16 rows of 64 bytes; given back when dropped.
+/// This thread's tile registers, configured as eight tiles of 16 rows of 64 bytes, those of sums and the first of rows
+/// perhaps of fewer; given back when dropped.
 pub(crate) struct Tiles {
     /// Tile registers are one thread's.
     not_send: PhantomData<*mut ()>,
@@ -79,7 +85,7 @@ impl Amx {
         fn compiled<K: TileKernel>(simd: TileSimd, kernel: K, tiles: &mut Tiles) {
             kernel.run(simd, tiles);
         }
-        let mut tiles = Tiles::configure(self);
+        let mut tiles = Tiles::configure(self, kernel.rows());
         // SAFETY: `self` proves that the CPU has the instructions.
         unsafe { compiled(TileSimd(self.0), kernel, &mut tiles) }
     }
@@ -107,7 +113,7 @@ fn request_tile_data() -> bool {
 }
 
 impl Tiles {
-    fn configure(_: Amx) -> Self {
+    fn configure(_: Amx, rows: usize) -> Self {
         #[repr(C, align(64))]
         struct Config {
             palette: u8,
@@ -119,6 +125,8 @@ impl Tiles {
         let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes_a_row: [0; 16], rows: [0; 16] };
         config.bytes_a_row[..8].fill(64);
         config.rows[..8].fill(TILE_ROWS as u8);
+        // The last two are tiles of weights, and the sixth may be.
+        config.rows[..5].fill(rows.clamp(1, TILE_ROWS) as u8);
         // SAFETY: the proof says that the instruction is there and allowed; the configuration is a valid one of 64
         // bytes. The compiler uses no tile registers of its own.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) }
@@ -126,59 +134,79 @@ impl Tiles {
     }
 
     /// Adds `x wᵀ` of two tiles of rows and two panels of weights to `sums` `[row tile][panel]`, or sets them to it where
-    /// `first`. Each tile of rows, and each panel, is as many tiles as there are steps.
+    /// `first`. Both are `[step][2]` tiles. Meanwhile `LINES` cache lines a step, from `ahead` on, are asked for.
     ///
     /// Rows pass through the first-level cache without staying: the weights are what comes again.
     #[inline(always)]
-    pub(crate) fn multiply(&mut self, first: bool, x: [&[Tile]; 2], weights: [&[Tile]; 2], sums: &mut [Sums; 4]) {
-        let steps = weights[0].len();
-        assert!(steps > 0 && weights[1].len() == steps && x[0].len() == steps && x[1].len() == steps);
-        // SAFETY: `self` proves that tiles are configured as 16 rows of 64 bytes. The loop reads `steps` tiles of both
-        // tiles of rows and both panels and reads and writes four tiles of sums: the slices' lengths, as checked above.
-        // The compiler has no use for tile registers; this block sets those that it reads.
-        unsafe {
-            asm!(
-                "test {first}, {first}",
-                "jnz 2f",
-                "tileloadd tmm0, [{sums} + {stride}]",
-                "tileloadd tmm1, [{sums} + {stride} + 1024]",
-                "tileloadd tmm2, [{sums} + {stride} + 2048]",
-                "tileloadd tmm3, [{sums} + {stride} + 3072]",
-                "jmp 3f",
-                "2:",
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                "3:",
-                "tileloaddt1 tmm4, [{x0} + {stride}]",
-                "tileloadd tmm6, [{w0} + {stride}]",
-                "tileloadd tmm7, [{w1} + {stride}]",
-                "tileloaddt1 tmm5, [{x1} + {stride}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {x0}, 1024",
-                "add {x1}, 1024",
-                "add {w0}, 1024",
-                "add {w1}, 1024",
-                "dec {steps}",
-                "jnz 3b",
-                "tilestored [{sums} + {stride}], tmm0",
-                "tilestored [{sums} + {stride} + 1024], tmm1",
-                "tilestored [{sums} + {stride} + 2048], tmm2",
-                "tilestored [{sums} + {stride} + 3072], tmm3",
-                first = in(reg) u64::from(first),
-                sums = in(reg) sums.as_mut_ptr(),
-                x0 = inout(reg) x[0].as_ptr() => _,
-                x1 = inout(reg) x[1].as_ptr() => _,
-                w0 = inout(reg) weights[0].as_ptr() => _,
-                w1 = inout(reg) weights[1].as_ptr() => _,
-                steps = inout(reg) steps => _,
-                stride = in(reg) 64u64,
-                options(nostack)
-            );
+    pub(crate) fn multiply<const LINES: usize>(
+        &mut self,
+        first: bool,
+        x: &[[Tile; 2]],
+        weights: &[[Tile; 2]],
+        sums: &mut [Sums; 4],
+        ahead: *const u8,
+    ) {
+        let steps = weights.len();
+        assert!(steps > 0 && x.len() == steps);
+        macro_rules! product {
+            ($($line:literal)*) => {
+                // SAFETY: `self` proves that tiles are configured as 16 rows of 64 bytes. The loop reads `steps` pairs of
+                // tiles of rows and of weights and reads and writes four tiles of sums: the slices' lengths, as checked
+                // above. A prefetch of any address is harmless. The compiler has no use for tile registers; this block
+                // sets those that it reads.
+                unsafe {
+                    asm!(
+                        "test {first}, {first}",
+                        "jnz 2f",
+                        "tileloadd tmm0, [{sums} + {stride}]",
+                        "tileloadd tmm1, [{sums} + {stride} + 1024]",
+                        "tileloadd tmm2, [{sums} + {stride} + 2048]",
+                        "tileloadd tmm3, [{sums} + {stride} + 3072]",
+                        "jmp 3f",
+                        "2:",
+                        "tilezero tmm0",
+                        "tilezero tmm1",
+                        "tilezero tmm2",
+                        "tilezero tmm3",
+                        "3:",
+                        "tileloaddt1 tmm4, [{x} + {stride}]",
+                        "tileloadd tmm6, [{w} + {stride}]",
+                        "tileloadd tmm7, [{w} + {stride} + 1024]",
+                        "tdpbf16ps tmm0, tmm4, tmm6",
+                        "tileloaddt1 tmm5, [{x} + {stride} + 1024]",
+                        "tdpbf16ps tmm1, tmm4, tmm7",
+                        $(concat!("prefetcht1 [{ahead} + ", $line, " * 64]"),)*
+                        "tdpbf16ps tmm2, tmm5, tmm6",
+                        "tdpbf16ps tmm3, tmm5, tmm7",
+                        "add {x}, 2048",
+                        "add {w}, 2048",
+                        "add {ahead}, {lines}",
+                        "dec {steps}",
+                        "jnz 3b",
+                        "tilestored [{sums} + {stride}], tmm0",
+                        "tilestored [{sums} + {stride} + 1024], tmm1",
+                        "tilestored [{sums} + {stride} + 2048], tmm2",
+                        "tilestored [{sums} + {stride} + 3072], tmm3",
+                        first = in(reg) u64::from(first),
+                        sums = in(reg) sums.as_mut_ptr(),
+                        x = inout(reg) x.as_ptr() => _,
+                        w = inout(reg) weights.as_ptr() => _,
+                        ahead = inout(reg) ahead => _,
+                        lines = const LINES * 64,
+                        steps = inout(reg) steps => _,
+                        stride = in(reg) 64u64,
+                        options(nostack)
+                    );
+                }
+            };
+        }
+        match LINES {
+            0 => product!(),
+            1 => product!(0),
+            2 => product!(0 1),
+            4 => product!(0 1 2 3),
+            8 => product!(0 1 2 3 4 5 6 7),
+            _ => unreachable!("{LINES} lines a step"),
         }
     }
 
@@ -189,47 +217,69 @@ impl Tiles {
         unsafe { asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem)) }
     }
 
-    /// Takes one tile of rows, or two, for the products that follow.
+    /// Adds the products of a tile of rows and four tiles of weights to the sums.
     #[inline(always)]
-    pub(crate) fn load_rows<const R: usize>(&mut self, x: [&Tile; R]) {
-        // SAFETY: `self` proves that tiles are configured as 16 rows of 64 bytes, which is what a reference covers; the
-        // compiler has no use for their registers.
+    pub(crate) fn multiply_add_one(&mut self, x: &Tile, weights: [&[Tile; 2]; 2]) {
+        // SAFETY: `self` proves that tiles are configured as 16 rows of 64 bytes or fewer, which each reference covers. The
+        // sums stand in their registers since `begin`: between such blocks nothing uses these.
         unsafe {
-            asm!("tileloadd tmm4, [{} + {}]", in(reg) x[0], in(reg) 64u64, options(nostack, readonly));
-            if const { R == 2 } {
-                asm!("tileloadd tmm5, [{} + {}]", in(reg) x[R - 1], in(reg) 64u64, options(nostack, readonly));
-            }
+            asm!(
+                "tileloadd tmm4, [{x} + {stride}]",
+                "tileloadd tmm6, [{w} + {stride}]",
+                "tileloadd tmm7, [{w} + {stride} + 1024]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{v} + {stride}]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm6, [{v} + {stride} + 1024]",
+                "tdpbf16ps tmm2, tmm4, tmm5",
+                "tdpbf16ps tmm3, tmm4, tmm6",
+                x = in(reg) x,
+                w = in(reg) weights[0].as_ptr(),
+                v = in(reg) weights[1].as_ptr(),
+                stride = in(reg) 64u64,
+                options(nostack, readonly)
+            );
         }
     }
 
-    /// Adds the product of the tiles of rows and a tile of weights to the sums of panel `panel`: one of four with one
-    /// tile of rows, one of two with two. Sums are `[row tile][panel]`.
+    /// Adds the products of two tiles of rows and two tiles of weights to the sums `[row tile][panel]`.
     #[inline(always)]
-    pub(crate) fn multiply_add<const R: usize>(&mut self, panel: usize, weights: &Tile) {
-        macro_rules! product {
-            ($weights:literal, $($sum:literal, $rows:literal),*) => {
-                // SAFETY: `self` proves that tiles are configured as 16 rows of 64 bytes, which is what the reference
-                // covers. Sums and rows stand in their registers since `begin` and `load_rows`: between such blocks
-                // nothing uses these.
-                unsafe {
-                    asm!(
-                        concat!("tileloadd ", $weights, ", [{} + {}]"),
-                        $(concat!("tdpbf16ps ", $sum, ", ", $rows, ", ", $weights),)*
-                        in(reg) weights,
-                        in(reg) 64u64,
-                        options(nostack, readonly)
-                    )
-                }
-            };
+    pub(crate) fn multiply_add_two(&mut self, x: &[Tile; 2], weights: &[Tile; 2]) {
+        // SAFETY: `self` proves that tiles are configured as 16 rows of 64 bytes, two of which each reference covers. The
+        // sums stand in their registers since `begin`: between such blocks nothing uses these.
+        unsafe {
+            asm!(
+                "tileloadd tmm4, [{x} + {stride}]",
+                "tileloadd tmm6, [{w} + {stride}]",
+                "tileloadd tmm7, [{w} + {stride} + 1024]",
+                "tileloadd tmm5, [{x} + {stride} + 1024]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                x = in(reg) x.as_ptr(),
+                w = in(reg) weights.as_ptr(),
+                stride = in(reg) 64u64,
+                options(nostack, readonly)
+            );
         }
-        match (R, panel) {
-            (1, 0) => product!("tmm6", "tmm0", "tmm4"),
-            (1, 1) => product!("tmm7", "tmm1", "tmm4"),
-            (1, 2) => product!("tmm6", "tmm2", "tmm4"),
-            (1, 3) => product!("tmm7", "tmm3", "tmm4"),
-            (2, 0) => product!("tmm6", "tmm0", "tmm4", "tmm2", "tmm5"),
-            (2, 1) => product!("tmm7", "tmm1", "tmm4", "tmm3", "tmm5"),
-            _ => unreachable!("panel {panel} of {R} tiles of rows"),
+    }
+
+    /// Four products a step of whatever the registers hold, as fast as they go: a limit.
+    pub(crate) fn products(&mut self, steps: usize) {
+        // SAFETY: `self` proves that tiles are configured; the compiler has no use for their registers.
+        unsafe {
+            asm!(
+                "2:",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "dec {steps}",
+                "jnz 2b",
+                steps = inout(reg) steps.max(1) => _,
+                options(nostack, nomem)
+            );
         }
     }
 

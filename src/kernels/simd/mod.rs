@@ -87,11 +87,11 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Asks for the cache line of a value to be brought into the second-level cache.
     fn prefetch_far<T>(self, value: &T);
 
-    /// Asks for a value that will soon be read.
+    /// Asks for a value that will soon be read, if there is one.
     #[inline(always)]
-    fn prefetch<T>(self, value: &T) {
+    fn prefetch<T>(self, value: *const T) {
         for offset in (0..size_of::<T>()).step_by(64) {
-            self.prefetch_line(std::ptr::from_ref(value).cast::<u8>().wrapping_add(offset));
+            self.prefetch_line(value.cast::<u8>().wrapping_add(offset));
         }
     }
 

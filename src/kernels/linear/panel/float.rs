@@ -65,6 +65,7 @@ impl PanelFormat for F16 {
 
 impl PanelFormat for Bf16 {
     type Block = [[[u16; 2]; LANES]; PAIRS];
+    const IS_TILE: bool = true;
     const FORMAT: WeightFormat = WeightFormat::BF16;
 
     fn pack(outputs: &[&[u8]], _: i32, packed: &mut Self::Block) {
@@ -87,10 +88,5 @@ impl PanelFormat for Bf16 {
     #[inline(always)]
     fn operands<S: Simd>(simd: S, packed: &Self::Block, step: usize, sink: &mut impl Sink<S>) {
         Self::unpack(simd, packed, step, sink);
-    }
-
-    #[inline(always)]
-    fn as_tile(packed: &Self::Block) -> Option<&Self::Block> {
-        Some(packed)
     }
 }

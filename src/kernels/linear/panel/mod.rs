@@ -71,11 +71,8 @@ pub(super) trait PanelFormat: 'static {
         Self::unpack(simd.avx512(), packed, step, &mut ToTile { simd, tile });
     }
 
-    /// The block as the tile that it is, where it is one.
-    #[inline(always)]
-    fn as_tile(_packed: &Self::Block) -> Option<&[[[u16; 2]; LANES]; PAIRS]> {
-        None
-    }
+    /// Whether a block is a tile as it lies.
+    const IS_TILE: bool = false;
 }
 
 /// Takes the weights of a step as they are widened. Implementations are `#[inline(always)]`, which a closure cannot be.
