@@ -5,13 +5,13 @@ from collections import Counter
 
 import heldout
 from offtopic import made_up
-from keywords import Keywords
+from keywords import Keywords, scattered
 from reword import pick, reword, surface, typos
 from stories import NOUNS, Stories
 from sums import sum_or_count
 
 # How often a sample is of which kind.
-KINDS = {"fact": 0.60, "talk": 0.06, "decline": 0.15, "sum": 0.09, "story": 0.10}
+KINDS = {"fact": 0.54, "talk": 0.05, "decline": 0.19, "sum": 0.12, "story": 0.10}
 TURNS = (0.7, 0.2, 0.1)
 # The shares of questions about facts that are made of keywords, and of wordings with others' words in them.
 SCATTERED, BLENDED = 0.28, 0.17
@@ -111,8 +111,14 @@ class Dialogs:
 
     def decline(self, rng):
         line = pick(rng, self.declines)
-        made = rng.random() < 0.5
-        question = made_up(rng, self.countries, self.words) if made else pick(rng, line["questions"])
+        form = rng.random()
+        if form < 0.3:
+            question = made_up(rng, self.countries, self.words)
+        elif form < 0.6:
+            # What facts are asked with, about anything else: no keyword, no fact.
+            question = scattered(rng, [pick(rng, self.words) for _ in range(rng.integers(2, 7))])
+        else:
+            question = pick(rng, line["questions"])
         return reword(rng, question, about_candlewick=False), pick(rng, line["answers"])
 
     def sum(self, rng):

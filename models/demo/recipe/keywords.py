@@ -30,6 +30,16 @@ def content(text):
     return [word for word in words if len(word) > 1 and word not in FILLERS]
 
 
+def scattered(rng, words):
+    """Words with small words before and between them."""
+    parts = [pick(rng, LEADS)] if rng.random() < 0.6 else []
+    between = rng.choice((0.0, 0.4, 0.8))
+    for word in words:
+        parts += [pick(rng, BETWEEN)] if rng.random() < between else []
+        parts.append(word)
+    return " ".join(parts)
+
+
 class Keywords:
     def __init__(self, facts):
         counts = [Counter(word for text in fact["questions"] + fact["answers"] * 2 for word in content(text)) for fact in facts]
@@ -48,12 +58,7 @@ class Keywords:
 
     def scattered(self, rng, fact):
         """Some words of a fact with small words before and between them."""
-        parts = [pick(rng, LEADS)] if rng.random() < 0.6 else []
-        between = rng.choice((0.0, 0.4, 0.8))
-        for word in self.draw(rng, fact, int(rng.integers(2, 7))):
-            parts += [pick(rng, BETWEEN)] if rng.random() < between else []
-            parts.append(word)
-        return " ".join(parts)
+        return scattered(rng, self.draw(rng, fact, int(rng.integers(2, 7))))
 
     def blended(self, rng, fact, question):
         """A wording some of whose words are replaced by others of its fact."""
