@@ -254,21 +254,33 @@ impl<F: PanelFormat> Task<'_, F> {
             // The next steps' weights, which lie behind these, are asked for in equal parts by all pairs of row tiles.
             let next = blocks.as_ptr().cast::<u8>().wrapping_add(chunk_bytes * (start / CHUNK_STEPS + 1));
             let share = chunk_bytes.div_ceil(LINE * rows.len() * steps.len());
-            for (index, (row_pair, sums)) in rows.clone().zip(sums.iter_mut()).enumerate() {
+            let is_last = steps.end == self.x.steps;
+            for (index, row_pair) in rows.clone().enumerate() {
                 let x = self.x.part(row_pair, steps.clone());
                 let ahead = |lines: usize| next.wrapping_add(index * steps.len() * lines * LINE);
+                let sums_now = &mut sums[index];
                 match share {
-                    0..=1 => tiles.multiply::<1>(start == 0, x, weights, sums, ahead(1)),
-                    2 => tiles.multiply::<2>(start == 0, x, weights, sums, ahead(2)),
-                    3..=4 => tiles.multiply::<4>(start == 0, x, weights, sums, ahead(4)),
-                    _ => tiles.multiply::<8>(start == 0, x, weights, sums, ahead(8)),
+                    0..=1 => tiles.multiply::<1>(start == 0, x, weights, sums_now, ahead(1)),
+                    2 => tiles.multiply::<2>(start == 0, x, weights, sums_now, ahead(2)),
+                    3..=4 => tiles.multiply::<4>(start == 0, x, weights, sums_now, ahead(4)),
+                    _ => tiles.multiply::<8>(start == 0, x, weights, sums_now, ahead(8)),
+                }
+                // One behind: sums that were just put aside take a while to be read.
+                if is_last && index > 0 {
+                    self.store_both(simd, row_pair - 1, pair, &sums[index - 1]);
                 }
             }
-        }
-        for (row_pair, sums) in rows.zip(sums.iter()) {
-            for (which, sums) in sums.as_chunks::<PAIR>().0.iter().enumerate() {
-                self.store(simd, row_pair * ROWS + which, pair, sums);
+            if is_last {
+                self.store_both(simd, rows.end - 1, pair, &sums[rows.len() - 1]);
             }
+        }
+    }
+
+    /// Writes what a pair of row tiles gives with a pair of panels.
+    #[inline(always)]
+    fn store_both(&self, simd: TileSimd, row_pair: usize, pair: usize, sums: &[Sums; SUMS]) {
+        for (which, sums) in sums.as_chunks::<PAIR>().0.iter().enumerate() {
+            self.store(simd, row_pair * ROWS + which, pair, sums);
         }
     }
 

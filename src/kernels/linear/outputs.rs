@@ -29,11 +29,10 @@ impl Outputs<'_> {
         if let Some(bias) = self.bias {
             result = simd.add(result, simd.load_partial(&bias[first..first + count], 0.0));
         }
-        let result = simd.to_array(result);
         // A panel is whole but for the last one; then this is one instruction.
         match out.as_chunks_mut::<LANES>().0 {
-            [whole] => drop(whole.write_copy_of_slice(&result)),
-            _ => drop(out.write_copy_of_slice(&result[..count])),
+            [whole] => simd.store_new(result, whole),
+            _ => drop(out.write_copy_of_slice(&simd.to_array(result)[..count])),
         }
     }
 }

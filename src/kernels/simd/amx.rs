@@ -204,8 +204,12 @@ impl Tiles {
             0 => product!(),
             1 => product!(0),
             2 => product!(0 1),
-            4 => product!(0 1 2 3),
-            8 => product!(0 1 2 3 4 5 6 7),
+            4 => {
+                product!(0 1 2 3)
+            }
+            8 => {
+                product!(0 1 2 3 4 5 6 7)
+            }
             _ => unreachable!("{LINES} lines a step"),
         }
     }

@@ -1,6 +1,6 @@
 //! The lanes as one 512-bit register.
 
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, mem::MaybeUninit};
 
 use super::{Kernel, LANES, Simd};
 
@@ -62,6 +62,12 @@ impl Simd for Avx512 {
     fn store(self, x: __m512, to: &mut [f32; LANES]) {
         // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
         unsafe { _mm512_storeu_ps(to.as_mut_ptr(), x) }
+    }
+
+    #[inline(always)]
+    fn store_new(self, x: __m512, to: &mut [MaybeUninit<f32>; LANES]) {
+        // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr().cast(), x) }
     }
 
     #[inline(always)]

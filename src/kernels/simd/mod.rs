@@ -11,7 +11,7 @@ mod avx2;
 pub(crate) mod avx512;
 mod scalar;
 
-use std::sync::OnceLock;
+use std::{mem::MaybeUninit, sync::OnceLock};
 
 /// Lanes of a vector, and outputs of a panel.
 pub(crate) const LANES: usize = 16;
@@ -35,6 +35,11 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn load(self, from: &[f32; LANES]) -> Self::F;
     /// Writes sixteen floats.
     fn store(self, x: Self::F, to: &mut [f32; LANES]);
+    /// Writes sixteen lanes where nothing was yet.
+    #[inline(always)]
+    fn store_new(self, x: Self::F, to: &mut [MaybeUninit<f32>; LANES]) {
+        *to = self.to_array(x).map(MaybeUninit::new);
+    }
     /// Widens sixteen IEEE halves, exactly.
     fn load_f16(self, from: &[u16; LANES]) -> Self::F;
     /// Widens sixteen bfloat16, exactly.
