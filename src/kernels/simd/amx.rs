@@ -414,6 +414,46 @@ impl TileSimd {
         }
     }
 
+    /// Pairs of numbers of six bits less 32, as halves: the low four bits of both in a byte of `low`, the others in four bits
+    /// of `high`, from the lowest on or, for the `SECOND` pair of four, from the middle on.
+    #[inline(always)]
+    pub(crate) fn halves_from_six_bits<const SECOND: bool>(self, low: &[u8; LANES], high: &[u8; LANES]) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions; the references cover 16 bytes.
+        unsafe {
+            let [low, high] = [low, high].map(|bytes| _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast())));
+            let low = _mm512_and_si512(_mm512_or_si512(low, _mm512_slli_epi32::<12>(low)), _mm512_set1_epi16(0xf));
+            let high = if const { SECOND } {
+                _mm512_or_si512(high, _mm512_slli_epi32::<14>(high))
+            } else {
+                _mm512_or_si512(_mm512_slli_epi32::<4>(high), _mm512_slli_epi32::<18>(high))
+            };
+            let numbers = _mm512_or_si512(low, _mm512_and_si512(high, _mm512_set1_epi16(0x30)));
+            _mm512_castph_si512(_mm512_cvtepi16_ph(_mm512_sub_epi16(numbers, _mm512_set1_epi16(32))))
+        }
+    }
+
+    /// Pair number `PAIR` of four pairs of numbers of five bits, as halves: `low` has two pairs' low four bits, one in the low
+    /// and one in the high nibbles, `high` the fifth bits of all eight numbers, the first lowest.
+    #[inline(always)]
+    pub(crate) fn halves_from_five_bits<const PAIR: u32>(self, low: &[[u8; 2]; LANES], high: &[u8; LANES]) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions; the references cover 32 and 16 bytes.
+        unsafe {
+            let low = _mm512_cvtepu8_epi16(_mm256_loadu_si256(low.as_ptr().cast()));
+            let low = if const { PAIR % 2 == 1 } { _mm512_srli_epi16::<4>(low) } else { low };
+            let high = _mm512_cvtepu8_epi32(_mm_loadu_si128(high.as_ptr().cast()));
+            // The first number's bit goes to the fifth of the lower word, the second's to that of the upper one.
+            let high = match const { PAIR } {
+                0 => _mm512_or_si512(_mm512_slli_epi32::<4>(high), _mm512_slli_epi32::<19>(high)),
+                1 => _mm512_or_si512(_mm512_slli_epi32::<2>(high), _mm512_slli_epi32::<17>(high)),
+                2 => _mm512_or_si512(high, _mm512_slli_epi32::<15>(high)),
+                _ => _mm512_or_si512(_mm512_srli_epi32::<2>(high), _mm512_slli_epi32::<13>(high)),
+            };
+            let low = _mm512_and_si512(low, _mm512_set1_epi16(0xf));
+            let numbers = _mm512_or_si512(low, _mm512_and_si512(high, _mm512_set1_epi16(0x10)));
+            _mm512_castph_si512(_mm512_cvtepi16_ph(numbers))
+        }
+    }
+
     /// Products of halves, rounded to halves.
     #[inline(always)]
     pub(crate) fn multiply_halves(self, a: __m512i, b: __m512i) -> __m512i {

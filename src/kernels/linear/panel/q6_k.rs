@@ -1,6 +1,11 @@
 //! Q6_K: 256 numbers of 6 bits in 16 groups; `w = (scale * group_scale) * (q - 32)`.
 
-use super::{LANES, NibblePair, PanelFormat, STEP, Simd, Sink, WeightFormat, f16_at, nibbles};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::{HALF_EXPONENT, Tile, TileSimd};
+use super::{
+    LANES, NibblePair, PanelFormat, STEP, Simd, Sink, ToBf16ByHalf, WeightFormat, f16_at, half_exponent, nibbles,
+    scaled_half,
+};
 
 const GROUPS: usize = 16;
 const GROUP_LEN: usize = 16;
@@ -46,14 +51,44 @@ fn quant(block: &[u8], k: usize) -> u8 {
     low | high << 4
 }
 
+/// Calls `put` with each pair of a step, its group's scale and its numbers less 32.
+macro_rules! for_each_pair {
+    ($simd:expr, $packed:expr, $step:expr, |$pair:ident, $scale:ident, $even:ident, $odd:ident| $put:expr) => {
+        let offset = $simd.splat(-32.0);
+        for (g, group) in $packed.groups[$step * GROUPS_A_STEP..($step + 1) * GROUPS_A_STEP].iter().enumerate() {
+            let $scale = group_scale($simd, $packed, group);
+            for (index, quad) in group.quads.iter().enumerate() {
+                let high = $simd.load_u8(&quad.high);
+                let [low, next] = [$simd.load_u8(&quad.low[0]), $simd.load_u8(&quad.low[1])];
+                let even = $simd.or($simd.and(low, 0xf), $simd.and($simd.shl::<4>(high), 0x30));
+                let odd = $simd.or($simd.shr::<4>(low), $simd.and($simd.shl::<2>(high), 0x30));
+                let [$even, $odd] = [$simd.add($simd.to_f32(even), offset), $simd.add($simd.to_f32(odd), offset)];
+                let $pair = g * (GROUP_LEN / 2) + index * 2;
+                $put;
+                let even = $simd.or($simd.and(next, 0xf), $simd.and(high, 0x30));
+                let odd = $simd.or($simd.shr::<4>(next), $simd.and($simd.shr::<2>(high), 0x30));
+                let [$even, $odd] = [$simd.add($simd.to_f32(even), offset), $simd.add($simd.to_f32(odd), offset)];
+                let $pair = $pair + 1;
+                $put;
+            }
+        }
+    };
+}
+
 impl PanelFormat for Q6K {
     type Block = Block;
     const FORMAT: WeightFormat = WeightFormat::Q6K;
     const STEPS: usize = GROUPS / GROUPS_A_STEP;
 
-    fn pack(outputs: &[&[u8]], _: i32, packed: &mut Block) {
+    fn exponent(outputs: &[&[u8]]) -> i32 {
+        let blocks = outputs.iter().flat_map(|bytes| bytes.chunks_exact(Self::FORMAT.block_bytes()));
+        // Numbers are at most 32 from zero, scales of groups at most 128.
+        half_exponent(blocks.map(|block| 32.0 * 128.0 * f16_at(block, SCALE_AT).to_f32()))
+    }
+
+    fn pack(outputs: &[&[u8]], exponent: i32, packed: &mut Block) {
         for (lane, block) in outputs.iter().enumerate() {
-            packed.scales[lane] = f16_at(block, SCALE_AT).to_bits();
+            packed.scales[lane] = scaled_half(f16_at(block, SCALE_AT), exponent);
             for (g, group) in packed.groups.iter_mut().enumerate() {
                 group.scales[lane] = block[SCALES_AT + g] as i8;
                 for (quad_index, quad) in group.quads.iter_mut().enumerate() {
@@ -76,23 +111,41 @@ impl PanelFormat for Q6K {
 
     #[inline(always)]
     fn unpack<S: Simd>(simd: S, packed: &Block, step: usize, sink: &mut impl Sink<S>) {
-        let all = simd.load_f16(&packed.scales);
-        for (g, group) in packed.groups[step * GROUPS_A_STEP..(step + 1) * GROUPS_A_STEP].iter().enumerate() {
-            let scale = simd.mul(all, simd.to_f32(simd.load_i8(&group.scales)));
-            let offset = simd.mul(scale, simd.splat(-32.0));
-            for (index, quad) in group.quads.iter().enumerate() {
-                let pair = g * (GROUP_LEN / 2) + index * 2;
-                let high = simd.load_u8(&quad.high);
-                let [low, next] = [simd.load_u8(&quad.low[0]), simd.load_u8(&quad.low[1])];
-                let even = simd.or(simd.and(low, 0xf), simd.and(simd.shl::<4>(high), 0x30));
-                let odd = simd.or(simd.shr::<4>(low), simd.and(simd.shl::<2>(high), 0x30));
-                let even = simd.fma(simd.to_f32(even), scale, offset);
-                sink.put(pair, even, simd.fma(simd.to_f32(odd), scale, offset));
-                let even = simd.or(simd.and(next, 0xf), simd.and(high, 0x30));
-                let odd = simd.or(simd.shr::<4>(next), simd.and(simd.shr::<2>(high), 0x30));
-                let even = simd.fma(simd.to_f32(even), scale, offset);
-                sink.put(pair + 1, even, simd.fma(simd.to_f32(odd), scale, offset));
+        for_each_pair!(simd, packed, step, |pair, scale, even, odd| {
+            sink.put(pair, simd.mul(even, scale), simd.mul(odd, scale));
+        });
+    }
+
+    /// The group's scale is rounded to a half.
+    #[inline(always)]
+    fn operands<S: Simd>(simd: S, packed: &Block, step: usize, sink: &mut impl Sink<S>) {
+        let mut sink = ToBf16ByHalf { simd, sink };
+        for_each_pair!(simd, packed, step, |pair, scale, even, odd| {
+            let scale = simd.round_f16(scale);
+            sink.put(pair, simd.mul(even, scale), simd.mul(odd, scale));
+        });
+    }
+
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    const TILE_EXPONENT: i32 = HALF_EXPONENT;
+
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[inline(always)]
+    fn write_tile(simd: TileSimd, packed: &Block, step: usize, tile: &mut Tile) {
+        let groups = &packed.groups[step * GROUPS_A_STEP..(step + 1) * GROUPS_A_STEP];
+        for (group, rows) in groups.iter().zip(tile.0.as_chunks_mut::<{ GROUP_LEN / 2 }>().0) {
+            let scales = simd.twice_each_rounded(group_scale(simd.avx512(), packed, group));
+            for (quad, rows) in group.quads.iter().zip(rows.as_chunks_mut::<2>().0) {
+                let first = simd.halves_from_six_bits::<false>(&quad.low[0], &quad.high);
+                simd.store_cut(simd.multiply_halves(first, scales), &mut rows[0]);
+                let second = simd.halves_from_six_bits::<true>(&quad.low[1], &quad.high);
+                simd.store_cut(simd.multiply_halves(second, scales), &mut rows[1]);
             }
         }
     }
+}
+
+#[inline(always)]
+fn group_scale<S: Simd>(simd: S, packed: &Block, group: &Group) -> S::F {
+    simd.mul(simd.load_f16(&packed.scales), simd.to_f32(simd.load_i8(&group.scales)))
 }
