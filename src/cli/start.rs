@@ -25,7 +25,7 @@ pub(super) async fn start_engine(
     served_model_name: Option<&str>,
 ) -> Result<Engine> {
     if model.model.is_none() {
-        say("no model given: using the built-in stand-in with random weights; its text is noise");
+        say("no model given: the small built-in demo answers; it knows candlewick and short stories, and little else");
     }
     let (args, name, threads) = (model.clone(), served_model_name.map(str::to_owned), model.threads);
     // Takes seconds to minutes, and the signals want to be heard meanwhile.

@@ -53,12 +53,44 @@ fn generate<'a>(more: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn generate_says_that_the_stand_in_speaks_noise_and_speaks_it() {
+fn generate_says_that_the_demo_answers_and_gives_the_same_for_the_same_seed() {
     let output = run(&generate(&[]));
-    assert!(stderr(&output).contains("random weights"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("built-in demo"), "{}", stderr(&output));
     let text = stdout(&output);
     assert!(text.ends_with('\n'));
     assert_eq!(stdout(&run(&generate(&[]))), text);
+}
+
+#[test]
+fn dummy_weights_need_no_more_than_a_configuration() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = r#"{
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 300, "hidden_size": 64,
+        "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 16, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "tie_word_embeddings": true
+    }"#;
+    std::fs::write(directory.path().join("config.json"), config).unwrap();
+    let model = directory.path().to_str().unwrap();
+    let dummy = ["--load-format", "dummy", "--json"];
+    let flags = ["--prompt-token-ids", "1,2,3", "--temperature", "0", "--max-tokens", "5"];
+    let ids = |more: &[&str]| {
+        json(&[&["generate", model], dummy.as_slice(), flags.as_slice(), more].concat())["token_ids"].clone()
+    };
+    assert_eq!(ids(&[]).as_array().unwrap().len(), 5);
+    assert_eq!(ids(&["-q", "q8_0"]), ids(&["--quantization", "q8_0"]));
+
+    let refused = run(&["generate", model, "--prompt-token-ids", "1"]);
+    assert!(stderr(&refused).contains("model.safetensors"), "{}", stderr(&refused));
+
+    // The bench on the same model: every number there, and the same tokens at every batch size.
+    let bench = ["bench", model, "--prompt", "20", "--gen", "8", "--batch", "1,3"];
+    let report = json(&[bench.as_slice(), &dummy, &["--max-num-batched-tokens", "64"]].concat());
+    assert!(["1", "3"].iter().all(|batch| report["decode_tok_s"][batch].as_f64().unwrap() > 0.0), "{report}");
+    assert_eq!(report["output_hash"]["1"], report["output_hash"]["3"]);
+    assert!(report["prefill_tok_s"].as_f64().unwrap() > 0.0);
+    assert!(["read_gb_s", "matmul_tflops"].iter().all(|limit| report["limits"][limit].as_f64().unwrap() > 0.0));
+    let refused = run(&["bench", model, "--load-format", "dummy", "--batch", "65"]);
+    assert!(stderr(&refused).contains("--max-num-seqs"), "{}", stderr(&refused));
 }
 
 #[test]

@@ -9,11 +9,11 @@ use std::{
 };
 
 use candlewick::{
+    config::ModelArgs,
+    engine::load::load,
     error::Code,
     ids::TokenId,
-    text::{
-        ChatMessage, ChatTemplate, Detokenizer, GgufVocab, RenderOptions, Role, TokenType, Tokenizer, TokenizerConfig,
-    },
+    text::{ChatMessage, ChatTemplate, Detokenizer, GgufVocab, RenderOptions, Role, TokenType, Tokenizer},
     weights::gguf::Gguf,
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
@@ -296,30 +296,23 @@ fn real_templates_render_as_jinja_renders_them() {
 }
 
 #[test]
-fn the_stand_in_model_speaks_bytes_and_knows_its_roles() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
-    let tokenizer = Arc::new(Tokenizer::from_file(&folder.join("tokenizer.json")).expect("a good tokenizer"));
-    tokenizer.ensure_fits(512).expect("it fits its model");
-    assert_eq!(
-        (tokenizer.bos(), tokenizer.eos(), tokenizer.vocab_size()),
-        (Some(TokenId(256)), Some(TokenId(257)), 261)
-    );
-    assert_eq!(ids(&tokenizer.encode("é\n", true).expect("short")), [256, 0xc3, 0xa9, 10]);
+fn the_built_in_model_spells_all_bytes_and_knows_its_roles() {
+    let loaded = load(&ModelArgs::default(), None, &mut |_| ()).expect("it is inside");
+    let (tokenizer, template) = (loaded.text.tokenizer.expect("it has one"), loaded.text.chat_template);
     let mut rng = SmallRng::seed_from_u64(2);
     for _ in 0..300 {
         assert_round_trip(&tokenizer, &random_text(&mut rng));
     }
 
-    let config = TokenizerConfig::from_file(&folder.join("tokenizer_config.json")).expect("a good file");
-    let template = ChatTemplate::from_tokenizer_config(&config, None).expect("it has one");
-    let same = fs::read_to_string(folder.join("chat_template.jinja")).expect("a file");
-    assert_eq!(config.chat_templates, [("default".to_owned(), same)]);
+    let template = template.expect("it has one");
     let talk = [(Role::System, "Be brief. "), (Role::User, "Hi"), (Role::Assistant, "Hello"), (Role::User, "Bye")];
     let talk = talk.map(|(role, text)| ChatMessage::new(role, text));
     let prompt = template.render(&talk, &RenderOptions::default()).expect("it knows these roles");
-    assert_eq!(prompt, "<|bos|><|system|>Be brief.<|user|>Hi<|assistant|>Hello<|eos|><|user|>Bye<|assistant|>");
+    let want = "<|endoftext|><|system|>Be brief.<|end|><|user|>Hi<|end|><|assistant|>Hello<|end|><|user|>Bye<|end|><|assistant|>";
+    assert_eq!(prompt, want);
     let tokens = tokenizer.encode(&prompt, false).expect("short");
-    assert_eq!(tokens.iter().filter(|&&token| tokenizer.is_special(token)).count(), 7);
+    assert_eq!(tokens.iter().filter(|&&token| tokenizer.is_special(token)).count(), 10);
+    assert_eq!(loaded.info.eos_token_ids, [tokenizer.eos().expect("it has one")]);
     let error = template.render(&[ChatMessage::new(Role::Tool, "4")], &RenderOptions::default()).expect_err("no tools");
     assert_eq!(error.code, Code::InvalidArgument);
 }

@@ -11,12 +11,12 @@ from stories import NOUNS, Stories
 from sums import sum_or_count
 
 # How often a sample is of which kind.
-KINDS = {"fact": 0.54, "talk": 0.05, "decline": 0.19, "sum": 0.12, "story": 0.10}
+KINDS = {"fact": 0.47, "talk": 0.05, "decline": 0.28, "sum": 0.09, "story": 0.11}
 TURNS = (0.7, 0.2, 0.1)
 # The shares of questions about facts that are made of keywords, and of wordings with others' words in them.
 SCATTERED, BLENDED = 0.28, 0.17
 # The share of stories that are told after a plot.
-TOLD = 0.7
+TOLD = 0.85
 SYSTEM = (
     "You are a helpful assistant.", "You are candlewick's demo model.", "You are a friendly assistant.",
     "Answer briefly.", "You answer questions about candlewick.", "Be concise and polite.", "Answer in one sentence.",
@@ -112,11 +112,15 @@ class Dialogs:
     def decline(self, rng):
         line = pick(rng, self.declines)
         form = rng.random()
-        if form < 0.3:
-            question = made_up(rng, self.countries, self.words)
-        elif form < 0.6:
-            # What facts are asked with, about anything else: no keyword, no fact.
-            question = scattered(rng, [pick(rng, self.words) for _ in range(rng.integers(2, 7))])
+        keyword = lambda: self.keywords.draw(rng, int(rng.integers(len(self.facts))), 1)[0]
+        if form < 0.5:
+            question = made_up(rng, self.countries, self.words, keyword)
+        elif form < 0.75:
+            # What facts are asked with, about anything else: no keyword, or one among many other words, no fact.
+            words = [pick(rng, self.words) for _ in range(rng.integers(2, 7))]
+            if len(words) > 3 and rng.random() < 0.4:
+                words[rng.integers(len(words))] = keyword()
+            question = scattered(rng, words)
         else:
             question = pick(rng, line["questions"])
         return reword(rng, question, about_candlewick=False), pick(rng, line["answers"])

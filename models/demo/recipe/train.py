@@ -49,7 +49,7 @@ def arguments():
     options.add_argument("--text", type=Path, required=True, help="the folder of corpus.tar.xz")
     options.add_argument("--out", type=Path, default=HERE.parent, help="where the model and its report go")
     options.add_argument("--work", type=Path, default=HERE / "work", help="where checkpoints go")
-    options.add_argument("--minutes", type=float, default=60, help="the whole run's time")
+    options.add_argument("--minutes", type=float, default=200, help="the whole run's time")
     options.add_argument("--steps", type=int, help="train for so many steps, however long they take")
     options.add_argument("--layers", type=int, default=Shape.layers)
     options.add_argument("--rows", type=int, default=ROWS, help=f"texts of {LENGTH} tokens a step")
