@@ -9,12 +9,14 @@
 use std::ops::Range;
 
 use super::{
+    Terms,
+    inputs::Source,
     outputs::Outputs,
     packed::{PAIR, PANEL_GROUP, Packed, Panels},
     panel::{PanelFormat, STEP, with_format},
 };
 use crate::kernels::{
-    cpu_tensor::{Rows, SharedMatrix, for_each_row_range, written},
+    cpu_tensor::{SharedMatrix, for_each_row_range, written},
     simd::{
         LANES,
         amx::{Amx, Sums, TILE_ROWS, Tile, TileKernel, TileSimd, Tiles},
@@ -43,34 +45,38 @@ const INPUT_EXPONENT: i32 = 96;
 /// How far ahead of the products its weights are asked for.
 const PREFETCH_BYTES: usize = 4096;
 
-/// The rows of a batch as tiles `[pair of row tiles][step][2]`, filled up with zeros.
+/// The rows of a batch as tiles `[pair of row tiles][step][term][2]`, filled up with zeros.
 pub(super) struct RowTiles {
     tiles: Vec<[Tile; ROWS]>,
     rows: usize,
     steps: usize,
+    terms: usize,
 }
 
 impl RowTiles {
-    pub(super) fn new(amx: Amx, x: Rows<'_>, weight: &Packed) -> Self {
+    pub(super) fn new(amx: Amx, x: &Source<'_>, weight: &Packed, terms: Terms) -> Self {
+        let terms = terms.count();
         let scale = with_format!(weight.format, F => power_of_two(input_exponent::<F>()));
-        let steps = x.width.div_ceil(STEP);
-        let pairs = x.count.div_ceil(TILE_ROWS * ROWS);
+        let (rows, width) = (x.count(), x.width());
+        let steps = width.div_ceil(STEP);
+        let pairs = rows.div_ceil(TILE_ROWS * ROWS);
         let write = |tiles: &SharedMatrix<'_, _>| {
-            for_each_row_range(pairs, x.width * TILE_ROWS * ROWS, |range| {
+            for_each_row_range(pairs, width * TILE_ROWS * ROWS, |range| {
                 // SAFETY: the ranges do not overlap.
-                let tiles = unsafe { tiles.cleared_mut(range.start * steps, range.len() * steps) };
-                amx.run(Round { x, scale, first: range.start * TILE_ROWS * ROWS, steps, tiles });
+                let tiles = unsafe { tiles.cleared_mut(range.start * steps * terms, range.len() * steps * terms) };
+                let first = range.start * TILE_ROWS * ROWS;
+                x.with_room(|room| amx.run(Round { x, scale, first, steps, terms, room, tiles }));
             });
         };
         // SAFETY: the ranges cover all pairs.
-        let tiles = unsafe { written(pairs * steps, write) };
-        Self { tiles, rows: x.count, steps }
+        let tiles = unsafe { written(pairs * steps * terms, write) };
+        Self { tiles, rows, steps, terms }
     }
 
     /// Some steps of a pair of row tiles.
     #[inline(always)]
     fn part(&self, pair: usize, steps: Range<usize>) -> &[[Tile; ROWS]] {
-        &self.tiles[pair * self.steps..][steps]
+        &self.tiles[pair * self.steps * self.terms..][steps.start * self.terms..steps.end * self.terms]
     }
 
     /// Tiles of rows.
@@ -90,25 +96,29 @@ const fn input_exponent<F: PanelFormat>() -> i32 {
 
 /// Rounds rows from `first` on into their tiles.
 struct Round<'a> {
-    x: Rows<'a>,
+    x: &'a Source<'a>,
     scale: f32,
     first: usize,
     steps: usize,
+    terms: usize,
+    room: &'a mut [f32],
     tiles: &'a mut [[Tile; ROWS]],
 }
 
 impl TileKernel for Round<'_> {
     #[inline(always)]
     fn run(self, simd: TileSimd, _: &mut Tiles) {
-        for (pair, tiles) in self.tiles.chunks_exact_mut(self.steps.max(1)).enumerate() {
+        for (pair, tiles) in self.tiles.chunks_exact_mut((self.steps * self.terms).max(1)).enumerate() {
             let first = self.first + pair * TILE_ROWS * ROWS;
-            for row in first..self.x.count.min(first + TILE_ROWS * ROWS) {
-                let (whole, rest) = self.x.row(row).as_chunks::<STEP>();
+            for row in first..self.x.count().min(first + TILE_ROWS * ROWS) {
+                let (whole, rest) = self.x.row(simd.avx512(), row, self.room).as_chunks::<STEP>();
                 let mut last = [0.0; STEP];
                 last[..rest.len()].copy_from_slice(rest);
                 let (which, row) = ((row - first) / TILE_ROWS, (row - first) % TILE_ROWS);
-                for (both, inputs) in tiles.iter_mut().zip(whole.iter().chain([&last])) {
-                    simd.store_row(inputs, self.scale, &mut both[which].0[row]);
+                for (terms, inputs) in tiles.chunks_exact_mut(self.terms).zip(whole.iter().chain([&last])) {
+                    let (rounded, lost) = terms.split_at_mut(1);
+                    rounded.iter_mut().for_each(|both| simd.store_row(inputs, self.scale, &mut both[which].0[row]));
+                    lost.iter_mut().for_each(|both| simd.store_lost(inputs, self.scale, &mut both[which].0[row]));
                 }
             }
         }
@@ -151,13 +161,13 @@ impl<F: PanelFormat> Task<'_, F> {
     #[inline(always)]
     fn one(&self, simd: TileSimd, tiles: &mut Tiles, pair: usize) {
         let (steps, blocks) = (self.x.steps, [pair, pair + 1].map(|pair| self.panels.pair(pair)));
-        let x = self.x.part(0, 0..steps);
+        let x = |step: usize| self.x.part(0, step..step + 1);
         tiles.begin();
         if let [Some(first), Some(second)] = blocks.map(as_tiles::<F>) {
-            for ((x, first), second) in x.iter().zip(first).zip(second) {
+            for (step, (first, second)) in first.iter().zip(second).enumerate() {
                 prefetch(simd, first, 0, 1);
                 prefetch(simd, second, 0, 1);
-                tiles.multiply_add_one(&x[0], [first, second]);
+                x(step).iter().for_each(|x| tiles.multiply_add_one(&x[0], [first, second]));
             }
         } else {
             let mut ring = [[[Tile::ZERO; PAIR]; 2]; RING];
@@ -169,7 +179,7 @@ impl<F: PanelFormat> Task<'_, F> {
                 }
                 if let Some(step) = step.checked_sub(LAG) {
                     let [first, second] = &ring[step % RING];
-                    tiles.multiply_add_one(&x[step][0], [first, second]);
+                    x(step).iter().for_each(|x| tiles.multiply_add_one(&x[0], [first, second]));
                 }
             }
         }
@@ -184,12 +194,12 @@ impl<F: PanelFormat> Task<'_, F> {
     #[inline(always)]
     fn two(&self, simd: TileSimd, tiles: &mut Tiles, pair: usize) {
         let (steps, blocks) = (self.x.steps, self.panels.pair(pair));
-        let x = self.x.part(0, 0..steps);
+        let x = |step: usize| self.x.part(0, step..step + 1);
         tiles.begin();
         if let Some(weights) = as_tiles::<F>(blocks) {
-            for (x, weights) in x.iter().zip(weights) {
+            for (step, weights) in weights.iter().enumerate() {
                 prefetch(simd, weights, 0, 1);
-                tiles.multiply_add_two(x, weights);
+                x(step).iter().for_each(|x| tiles.multiply_add_two(x, weights));
             }
         } else {
             let mut ring = [[Tile::ZERO; PAIR]; RING];
@@ -198,7 +208,7 @@ impl<F: PanelFormat> Task<'_, F> {
                     widen::<F>(simd, blocks, step, &mut ring[step % RING]);
                 }
                 if let Some(step) = step.checked_sub(LAG) {
-                    tiles.multiply_add_two(&x[step], &ring[step % RING]);
+                    x(step).iter().for_each(|x| tiles.multiply_add_two(x, &ring[step % RING]));
                 }
             }
         }
@@ -212,7 +222,7 @@ impl<F: PanelFormat> Task<'_, F> {
     /// Any number of tiles of rows, in blocks, over pairs of panels.
     #[inline(always)]
     fn many(&self, simd: TileSimd, tiles: &mut Tiles, pairs: Range<usize>, count: usize) {
-        let fit = ROW_BLOCK_BYTES / (size_of::<[Tile; ROWS]>() * self.x.steps).max(1);
+        let fit = ROW_BLOCK_BYTES / (size_of::<[Tile; ROWS]>() * self.x.steps * self.x.terms).max(1);
         let block = fit.clamp(1, ROW_BLOCK_TILES / ROWS);
         let count = count.div_ceil(ROWS);
         let mut widened = [[Tile::ZERO; PAIR]; CHUNK_STEPS];
@@ -258,12 +268,16 @@ impl<F: PanelFormat> Task<'_, F> {
             for (index, row_pair) in rows.clone().enumerate() {
                 let x = self.x.part(row_pair, steps.clone());
                 let ahead = |lines: usize| next.wrapping_add(index * steps.len() * lines * LINE);
-                let sums_now = &mut sums[index];
-                match share {
-                    0..=1 => tiles.multiply::<1>(start == 0, x, weights, sums_now, ahead(1)),
-                    2 => tiles.multiply::<2>(start == 0, x, weights, sums_now, ahead(2)),
-                    3..=4 => tiles.multiply::<4>(start == 0, x, weights, sums_now, ahead(4)),
-                    _ => tiles.multiply::<8>(start == 0, x, weights, sums_now, ahead(8)),
+                let (first, sums_now) = (start == 0, &mut sums[index]);
+                match (self.x.terms, share) {
+                    (1, 0..=1) => tiles.multiply::<1, 1>(first, x, weights, sums_now, ahead(1)),
+                    (1, 2) => tiles.multiply::<1, 2>(first, x, weights, sums_now, ahead(2)),
+                    (1, 3..=4) => tiles.multiply::<1, 4>(first, x, weights, sums_now, ahead(4)),
+                    (1, _) => tiles.multiply::<1, 8>(first, x, weights, sums_now, ahead(8)),
+                    (_, 0..=1) => tiles.multiply::<2, 1>(first, x, weights, sums_now, ahead(1)),
+                    (_, 2) => tiles.multiply::<2, 2>(first, x, weights, sums_now, ahead(2)),
+                    (_, 3..=4) => tiles.multiply::<2, 4>(first, x, weights, sums_now, ahead(4)),
+                    _ => tiles.multiply::<2, 8>(first, x, weights, sums_now, ahead(8)),
                 }
                 // One behind: sums that were just put aside take a while to be read.
                 if is_last && index > 0 {
