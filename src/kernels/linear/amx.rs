@@ -6,7 +6,7 @@
 //! cache and take all tiles of rows over them, with the sums put aside in between; meanwhile the next steps' weights are
 //! asked for. Weights that are bfloat16 lie as tiles already.
 
-use std::ops::Range;
+use std::{cell::Cell, ops::Range};
 
 use super::{
     Terms,
@@ -16,7 +16,7 @@ use super::{
     panel::{PanelFormat, STEP, with_format},
 };
 use crate::kernels::{
-    cpu_tensor::{SharedMatrix, for_each_row_range, written},
+    cpu_tensor::{SharedMatrix, for_each_row_range},
     simd::{
         LANES,
         amx::{Amx, Sums, TILE_ROWS, Tile, TileKernel, TileSimd, Tiles},
@@ -45,6 +45,17 @@ const INPUT_EXPONENT: i32 = 96;
 /// How far ahead of the products its weights are asked for.
 const PREFETCH_BYTES: usize = 4096;
 
+thread_local! {
+    /// What the last rows were kept in, for the next.
+    static TILES: Cell<Vec<[Tile; ROWS]>> = const { Cell::new(Vec::new()) };
+}
+
+impl Drop for RowTiles {
+    fn drop(&mut self) {
+        TILES.set(std::mem::take(&mut self.tiles));
+    }
+}
+
 /// The rows of a batch as tiles `[pair of row tiles][step][term][2]`, filled up with zeros.
 pub(super) struct RowTiles {
     tiles: Vec<[Tile; ROWS]>,
@@ -60,16 +71,16 @@ impl RowTiles {
         let (rows, width) = (x.count(), x.width());
         let steps = width.div_ceil(STEP);
         let pairs = rows.div_ceil(TILE_ROWS * ROWS);
-        let write = |tiles: &SharedMatrix<'_, _>| {
-            for_each_row_range(pairs, width * TILE_ROWS * ROWS, |range| {
-                // SAFETY: the ranges do not overlap.
-                let tiles = unsafe { tiles.cleared_mut(range.start * steps * terms, range.len() * steps * terms) };
-                let first = range.start * TILE_ROWS * ROWS;
-                x.with_room(|room| amx.run(Round { x, scale, first, steps, terms, room, tiles }));
-            });
-        };
-        // SAFETY: the ranges cover all pairs.
-        let tiles = unsafe { written(pairs * steps * terms, write) };
+        let mut tiles = TILES.take();
+        // What is not written is of rows that there are not, whose sums nobody reads.
+        tiles.resize(tiles.len().max(pairs * steps * terms), [Tile::ZERO; ROWS]);
+        let shared = SharedMatrix::new(&mut tiles);
+        for_each_row_range(pairs, width * TILE_ROWS * ROWS, |range| {
+            // SAFETY: the ranges do not overlap.
+            let tiles = unsafe { shared.slice_mut(range.start * steps * terms, range.len() * steps * terms) };
+            let first = range.start * TILE_ROWS * ROWS;
+            x.with_room(|room| amx.run(Round { x, scale, first, steps, terms, room, tiles }));
+        });
         Self { tiles, rows, steps, terms }
     }
 
@@ -205,6 +216,8 @@ impl<F: PanelFormat> Task<'_, F> {
             let mut ring = [[Tile::ZERO; PAIR]; RING];
             for step in 0..steps + LAG {
                 if step < steps {
+                    // The rows come out of the second-level cache: asked for now, they are near when they are multiplied.
+                    simd.prefetch_near(x((step + 1).saturating_sub(LAG)));
                     widen::<F>(simd, blocks, step, &mut ring[step % RING]);
                 }
                 if let Some(step) = step.checked_sub(LAG) {
@@ -303,11 +316,9 @@ impl<F: PanelFormat> Task<'_, F> {
     fn store(&self, simd: TileSimd, row_tile: usize, pair: usize, sums: &[Sums; PAIR]) {
         let undo = const { power_of_two(-F::TILE_EXPONENT - input_exponent::<F>()) };
         let first_row = row_tile * TILE_ROWS;
-        for row in first_row..self.x.rows.min(first_row + TILE_ROWS) {
-            for (panel, sums) in (pair * PAIR..).zip(sums) {
-                self.out.store(simd.avx512(), row, panel, &sums.0[row - first_row], self.scales[panel] * undo);
-            }
-        }
+        let rows = first_row..self.x.rows.min(first_row + TILE_ROWS);
+        let scales = std::array::from_fn(|p| self.scales[pair * PAIR + p] * undo);
+        self.out.store_pair(simd.avx512(), rows, pair * PAIR, sums.each_ref().map(|sums| &sums.0), scales);
     }
 }
 

@@ -1,7 +1,8 @@
 //! The result of a Linear while several tasks write it.
 
-use std::mem::MaybeUninit;
+use std::{mem::MaybeUninit, ops::Range};
 
+use super::packed::PAIR;
 use crate::kernels::{
     cpu_tensor::{Rows, SharedMatrix},
     simd::{LANES, Simd},
@@ -44,6 +45,49 @@ impl Outputs<'_> {
         match out.as_chunks_mut::<LANES>().0 {
             [whole] => simd.store_new(result, whole),
             _ => drop(out.write_copy_of_slice(&simd.to_array(result)[..count])),
+        }
+    }
+}
+
+/// Sixteen rows of a panel's sums.
+pub(super) type PanelSums = [[f32; LANES]; 16];
+
+impl Outputs<'_> {
+    /// As [`store`](Self::store) for some rows and a pair of panels, which are all there but for the last.
+    #[inline(always)]
+    pub(super) fn store_pair<S: Simd>(
+        &self,
+        simd: S,
+        rows: Range<usize>,
+        panel: usize,
+        sums: [&PanelSums; PAIR],
+        scales: [f32; PAIR],
+    ) {
+        let first = panel * LANES;
+        if first + PAIR * LANES > self.width {
+            for (row, r) in rows.zip(0..) {
+                for (p, sums) in sums.iter().enumerate() {
+                    self.store(simd, row, panel + p, &sums[r], scales[p]);
+                }
+            }
+            return;
+        }
+        let columns = first..first + PAIR * LANES;
+        for (row, r) in rows.zip(0..) {
+            // SAFETY: each panel is one task's, which holds one such slice at a time.
+            let out = unsafe { self.data.slice_mut(row * self.width + first, PAIR * LANES) };
+            let onto = self.added.onto.as_ref().map(|onto| onto.row(row)[columns.clone()].as_chunks().0);
+            let bias = self.added.bias.map(|bias| bias[columns.clone()].as_chunks().0);
+            for (p, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                let mut result = simd.mul(simd.load(&sums[p][r]), simd.splat(scales[p]));
+                if let Some(bias) = bias {
+                    result = simd.add(result, simd.load(&bias[p]));
+                }
+                if let Some(onto) = onto {
+                    result = simd.add(result, simd.load(&onto[p]));
+                }
+                simd.store_new(result, out);
+            }
         }
     }
 }

@@ -15,14 +15,16 @@ use candle_core::Storage;
 use super::matrix;
 use super::{PagedAttention, head_cache::HeadCache, in_place, task::Task, widened};
 use crate::kernels::{
-    cpu_tensor::{Rows, SharedMatrix},
-    pool::for_each_task,
+    cpu_tensor::{Rows, SharedMatrix, written},
+    pool::{current_num_threads, for_each_task},
     simd::Level,
     store_kv::{cache_storage, element::CacheElement, with_elements},
 };
 
 /// Query vectors (queries times query heads) a task, at most, where a KV head has fewer query heads.
 const VECTORS_A_TASK: usize = 48;
+/// Tasks of one query a thread, where there are so many: some for whoever is done first.
+const TASKS_A_THREAD: usize = 4;
 
 /// All queries, `[n, heads * head_dim]`.
 pub(super) fn paged_attention(op: &PagedAttention<'_>, q: Rows<'_>) -> candle_core::Result<Vec<f32>> {
@@ -49,29 +51,42 @@ fn attend<E: CacheElement>(op: &PagedAttention<'_>, q: Rows<'_>, keys: &[E], val
         _ => VECTORS_A_TASK,
     };
     let queries_a_task = (vectors_a_task / group).max(1);
+    // A task of one query takes several heads, so that it can ask for what the next one needs.
+    let heads_a_task = op.rows.len() * config.kv_heads / (TASKS_A_THREAD * current_num_threads());
+    let heads_a_task = heads_a_task.clamp(1, config.kv_heads);
     let mut tasks = Vec::new();
     for row in op.rows {
+        let heads_a_task = if row.queries.len() == 1 { heads_a_task } else { 1 };
         for queries in (0..row.queries.len()).step_by(queries_a_task) {
             let queries = queries..row.queries.len().min(queries + queries_a_task);
-            tasks.extend((0..config.kv_heads).map(|kv_head| (row, queries.clone(), kv_head)));
+            let heads = (0..config.kv_heads).step_by(heads_a_task);
+            let heads = heads.map(|head| head..config.kv_heads.min(head + heads_a_task));
+            tasks.extend(heads.map(|kv_heads| (row, queries.clone(), kv_heads)));
         }
     }
-    let mut out = vec![0.0; q.count * q.width];
-    let shared = SharedMatrix::new(&mut out);
-    for_each_task(tasks.len(), true, |index| {
-        let (row, queries, kv_head) = tasks[index].clone();
-        let cache = HeadCache { keys, values, config, kv_head, row };
-        run(op.level, &Task { config, kv_head, row, queries, group, q, scoring: &op.scoring, out: &shared }, &cache);
-    });
-    out
+    let write = |out: &SharedMatrix<'_, _>| {
+        for_each_task(tasks.len(), true, |index| {
+            let (row, queries, kv_heads) = tasks[index].clone();
+            let cache = |kv_head| HeadCache { keys, values, config, kv_head, row };
+            for kv_head in kv_heads.clone() {
+                let next = (kv_head + 1 < kv_heads.end).then(|| cache(kv_head + 1));
+                let queries = queries.clone();
+                let task = Task { config, kv_head, row, queries, group, q, scoring: &op.scoring, out };
+                run(op.level, &task, &cache(kv_head), next.as_ref());
+            }
+        });
+    };
+    // SAFETY: the rows have all queries, and each task writes all of its own.
+    unsafe { written(q.count * q.width, write) }
 }
 
-fn run<E: CacheElement>(level: Level, task: &Task<'_>, cache: &HeadCache<'_, E>) {
+/// Computes a task; `next` is what the one after it will read.
+fn run<E: CacheElement>(level: Level, task: &Task<'_>, cache: &HeadCache<'_, E>, next: Option<&HeadCache<'_, E>>) {
     thread_local! {
         static VECTORS: RefCell<widened::Scratch> = RefCell::default();
     }
     if in_place::suits(task) {
-        return VECTORS.with_borrow_mut(|scratch| in_place::run(level, task, cache, scratch));
+        return VECTORS.with_borrow_mut(|scratch| in_place::run(level, task, cache, next, scratch));
     }
     match level {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

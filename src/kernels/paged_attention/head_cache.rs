@@ -52,6 +52,18 @@ impl<E: CacheElement> HeadCache<'_, E> {
         &self.values[run.part][run.offset * self.config.head_dim..]
     }
 
+    /// Some of the keys' memory, which is where values from a position to the end of its block are in theirs; none where the
+    /// row has no such position.
+    #[inline(always)]
+    pub(super) fn keys_beside(&self, position: usize) -> &[E] {
+        if position / self.config.block_size >= self.row.blocks.len() {
+            return &[];
+        }
+        let run = self.run(position..position + 1);
+        let part = self.keys.get(run.part).unwrap_or_default();
+        part.get(run.offset * self.config.head_dim..).unwrap_or_default()
+    }
+
     /// Widens the keys at `positions` of the tile at `start` into `[vector][dim][key]`; other keys are left as they are.
     /// Meanwhile asks for the keys that stand a tile further, as far as `end`.
     #[inline(always)]

@@ -221,15 +221,11 @@ impl<E: CacheElement> Matrix<'_, E> {
     fn finish(&self, simd: TileSimd) {
         let avx512 = simd.avx512();
         for (vector, softmax) in self.scratch.softmax.iter().enumerate() {
-            let total = avx512.splat(softmax.total(avx512));
             let (pair, row) = (vector / PAIR_ROWS, vector % PAIR_ROWS);
             let sums = &self.scratch.sums[pair * self.parts..(pair + 1) * self.parts];
-            // SAFETY: no other is held.
-            let result = unsafe { self.task.result(vector) };
-            for (panel, result) in result.chunks_mut(LANES).enumerate() {
-                let sum = &sums[panel / PAIR][row / TILE_ROWS * PAIR + panel % PAIR].0[row % TILE_ROWS];
-                avx512.store_partial(avx512.div(avx512.load(sum), total), result);
-            }
+            let tile = row / TILE_ROWS * PAIR..(row / TILE_ROWS + 1) * PAIR;
+            let sums = sums.iter().flat_map(|sums| &sums[tile.clone()]).map(|sums| &sums.0[row % TILE_ROWS]);
+            self.task.finish(avx512, vector, sums, softmax.total(avx512));
         }
     }
 }

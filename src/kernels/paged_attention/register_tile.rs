@@ -27,72 +27,89 @@ impl<S: Simd, const P: usize> Panels<S, P> for [&[Vector]; P] {
     }
 }
 
-/// A group's two chains for `R` rows by `P` panels.
-pub(super) struct Chains<const R: usize, const P: usize>([[[Vector; P]; R]; 2]);
+/// Sums of `R` rows by `P` panels, in registers as far as there are some.
+pub(super) type Tile<S, const R: usize, const P: usize> = [[<S as Simd>::F; P]; R];
 
-impl<const R: usize, const P: usize> Chains<R, P> {
-    pub(super) const ZERO: Self = Self([[[[0.0; LANES]; P]; R]; 2]);
+/// Rows times panels whose two chains and sums stay in registers beside each other.
+const BOTH_CHAINS: usize = 8;
 
-    /// Takes some entries of the group, which come after those that it has.
+/// A group's two chains.
+pub(super) struct Chains<S: Simd, const R: usize, const P: usize> {
+    even: Tile<S, R, P>,
+    odd: Tile<S, R, P>,
+}
+
+#[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
+impl<S: Simd, const R: usize, const P: usize> Chains<S, R, P> {
     #[inline(always)]
-    pub(super) fn take<S: Simd>(
-        &mut self,
-        simd: S,
-        k: Range<usize>,
-        x: impl Fn(usize, usize) -> f32,
-        w: impl Panels<S, P>,
-    ) {
-        let [even, odd] = &mut self.0;
-        multiply_add(simd, k.start.next_multiple_of(2)..k.end, &x, w, even);
-        multiply_add(simd, (k.start | 1)..k.end, &x, w, odd);
+    pub(super) fn new(simd: S) -> Self {
+        Self { even: [[simd.zero(); P]; R], odd: [[simd.zero(); P]; R] }
+    }
+
+    /// Takes some entries of the group, which come after those that it has: adds `x(row, k) * w[panel][k]`.
+    ///
+    /// Each chain's value depends on nothing but its row and its weights: not on `R`, on `P` or on how entries are cut.
+    #[inline(always)]
+    pub(super) fn take(&mut self, simd: S, k: Range<usize>, x: impl Fn(usize, usize) -> f32, w: impl Panels<S, P>) {
+        if const { R * P <= BOTH_CHAINS } {
+            let (mut even, mut odd) = (self.even, self.odd);
+            let mut next = k.start;
+            if next % 2 == 1 && next < k.end {
+                multiply_add(simd, next, &x, w, &mut odd);
+                next += 1;
+            }
+            while next + 1 < k.end {
+                multiply_add(simd, next, &x, w, &mut even);
+                multiply_add(simd, next + 1, &x, w, &mut odd);
+                next += 2;
+            }
+            if next < k.end {
+                multiply_add(simd, next, &x, w, &mut even);
+            }
+            (self.even, self.odd) = (even, odd);
+        } else {
+            for (first, chain) in [(k.start.next_multiple_of(2), &mut self.even), (k.start | 1, &mut self.odd)] {
+                let mut sums = *chain;
+                let mut next = first;
+                while next < k.end {
+                    multiply_add(simd, next, &x, w, &mut sums);
+                    next += 2;
+                }
+                *chain = sums;
+            }
+        }
     }
 
     /// Adds the group to the sums so far.
     #[inline(always)]
-    pub(super) fn add_to<S: Simd>(&self, simd: S, sums: &mut [[Vector; P]; R]) {
-        let [even, odd] = &self.0;
-        for ((sums, even), odd) in sums.iter_mut().zip(even).zip(odd) {
-            for ((sum, even), odd) in sums.iter_mut().zip(even).zip(odd) {
-                simd.store(simd.add(simd.add(simd.load(even), simd.load(odd)), simd.load(sum)), sum);
+    pub(super) fn add_to(&self, simd: S, sums: &mut Tile<S, R, P>) {
+        for row in 0..R {
+            for panel in 0..P {
+                let group = simd.add(self.even[row][panel], self.odd[row][panel]);
+                sums[row][panel] = simd.add(group, sums[row][panel]);
             }
         }
     }
 }
 
-/// Adds `x(row, k) * w[panel][k]` for every other `k` to a tile of `R` rows by `P` panels, `k` ascending.
-///
-/// Each output is one chain, so its value depends on nothing but its row and its weights: not on `R` or on `P`. While the
-/// loop runs the tile stays in registers.
+/// Adds `x(row, k) * w[panel][k]` to a tile.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
 fn multiply_add<S: Simd, const R: usize, const P: usize>(
     simd: S,
-    k: Range<usize>,
-    x: impl Fn(usize, usize) -> f32,
+    k: usize,
+    x: &impl Fn(usize, usize) -> f32,
     w: impl Panels<S, P>,
-    tile: &mut [[Vector; P]; R],
+    sums: &mut Tile<S, R, P>,
 ) {
-    let mut sums = [[simd.zero(); P]; R];
-    for row in 0..R {
-        for panel in 0..P {
-            sums[row][panel] = simd.load(&tile[row][panel]);
-        }
-    }
-    for k in k.step_by(2) {
-        let mut weights = [simd.zero(); P];
-        for panel in 0..P {
-            weights[panel] = w.get(simd, panel, k);
-        }
-        for row in 0..R {
-            let x = simd.splat(x(row, k));
-            for panel in 0..P {
-                sums[row][panel] = simd.fma(x, weights[panel], sums[row][panel]);
-            }
-        }
+    let mut weights = [simd.zero(); P];
+    for panel in 0..P {
+        weights[panel] = w.get(simd, panel, k);
     }
     for row in 0..R {
+        let x = simd.splat(x(row, k));
         for panel in 0..P {
-            simd.store(sums[row][panel], &mut tile[row][panel]);
+            sums[row][panel] = simd.fma(x, weights[panel], sums[row][panel]);
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Some queries of one row and one KV head: what they are, what they see, where their results go.
 
-use std::ops::Range;
+use std::{mem::MaybeUninit, ops::Range};
 
-use super::{KEYS, Row, Scoring};
+use super::{KEYS, Row, Scoring, register_tile::Vector};
 use crate::kernels::{
     cpu_tensor::{Rows, SharedMatrix},
+    simd::{LANES, Simd},
     store_kv::KvCacheConfig,
 };
 
@@ -20,7 +21,7 @@ pub(super) struct Task<'a> {
     pub(super) group: usize,
     pub(super) q: Rows<'a>,
     pub(super) scoring: &'a Scoring,
-    pub(super) out: &'a SharedMatrix<'a, f32>,
+    pub(super) out: &'a SharedMatrix<'a, MaybeUninit<f32>>,
 }
 
 /// A tile of keys that a task has use for.
@@ -72,16 +73,25 @@ impl Task<'_> {
         &self.q.row(row)[column..column + self.config.head_dim]
     }
 
-    /// Where a query vector's result goes.
-    ///
-    /// # Safety
-    /// Nobody else may hold it, which is the case on the task's one thread while another result is not held.
+    /// Writes a query vector's result: its sums, `[panel]`, divided by a number.
     #[inline(always)]
-    #[expect(clippy::mut_from_ref, reason = "as in SharedMatrix")]
-    pub(super) unsafe fn result(&self, vector: usize) -> &mut [f32] {
+    pub(super) fn finish<'a, S: Simd>(
+        &self,
+        simd: S,
+        vector: usize,
+        sums: impl Iterator<Item = &'a Vector>,
+        divisor: f32,
+    ) {
         let (row, column) = self.place(vector);
-        // SAFETY: the query head of this row is this task's alone, and the caller promises the rest.
-        unsafe { self.out.slice_mut(row * self.q.width + column, self.config.head_dim) }
+        // SAFETY: the query head of this row is this task's alone, which holds one such slice at a time.
+        let out = unsafe { self.out.slice_mut(row * self.q.width + column, self.config.head_dim) };
+        for (out, sum) in out.chunks_mut(LANES).zip(sums) {
+            let result = simd.div(simd.load(sum), simd.splat(divisor));
+            match out.as_chunks_mut::<LANES>().0 {
+                [whole] => simd.store_new(result, whole),
+                _ => drop(out.write_copy_of_slice(&simd.to_array(result)[..out.len()])),
+            }
+        }
     }
 
     /// A query vector's row in the batch and its first column there.

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use super::{
     KEY_VECTORS, KEYS,
     head_cache::HeadCache,
-    register_tile::{Chains, GROUP, Panels, Vector, tile_range, with_rows},
+    register_tile::{Chains, GROUP, Panels, Tile, Vector, tile_range, with_rows},
     softmax::Softmax,
     task::{KeyTile, Task},
 };
@@ -54,7 +54,7 @@ impl Scratch {
             for (column, vector) in range.clone().enumerate() {
                 let to = self.queries[range.start * head_dim + column..].iter_mut().step_by(range.len());
                 for (to, &x) in to.zip(task.query(vector)) {
-                    *to = if const { E::ROUNDED } { half::bf16::from_f32(x).to_f32() } else { x };
+                    *to = if const { E::ROUNDED } { <half::bf16 as CacheElement>::from_f32(x).to_f32() } else { x };
                 }
             }
         }
@@ -101,13 +101,8 @@ impl Kernel for Finish<'_> {
         let Self(task, scratch) = self;
         let panels = task.config.head_dim.div_ceil(LANES);
         for (vector, softmax) in scratch.softmax.iter().enumerate() {
-            let total = simd.splat(softmax.total(simd));
-            // SAFETY: no other is held.
-            let result = unsafe { task.result(vector) };
             let sums = &scratch.sums[vector * panels..(vector + 1) * panels];
-            for (result, sum) in result.chunks_mut(LANES).zip(sums) {
-                simd.store_partial(simd.div(simd.load(sum), total), result);
-            }
+            task.finish(simd, vector, sums.iter(), softmax.total(simd));
         }
     }
 }
@@ -121,7 +116,7 @@ pub(super) fn run<E: CacheElement>(level: Level, task: &Task<'_>, cache: &HeadCa
     scratch.values.resize(scratch.values.len().max(head_dim.div_ceil(LANES) * KEYS), [0.0; LANES]);
     for tile in task.key_tiles() {
         level.run(Widen { cache, tile: &tile, scratch });
-        level.run(Tile::<E> { task, tile_rows, tile: &tile, scratch, element: PhantomData });
+        level.run(Widened::<E> { task, tile_rows, tile: &tile, scratch, element: PhantomData });
     }
     level.run(Finish(task, scratch));
 }
@@ -145,7 +140,7 @@ impl<E: CacheElement> Kernel for Widen<'_, E> {
 }
 
 /// Takes a task's query vectors over a widened tile.
-struct Tile<'a, E> {
+struct Widened<'a, E> {
     task: &'a Task<'a>,
     /// Query vectors a register tile, at most.
     tile_rows: usize,
@@ -154,7 +149,7 @@ struct Tile<'a, E> {
     element: PhantomData<E>,
 }
 
-impl<E: CacheElement> Kernel for Tile<'_, E> {
+impl<E: CacheElement> Kernel for Widened<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -233,14 +228,16 @@ pub(super) fn score_vectors<S: Simd, const R: usize, const P: usize>(
     scores: &mut [[f32; KEYS]],
     vector: usize,
 ) {
-    let mut tile = [[[0.0; LANES]; P]; R];
+    let mut tile = [[simd.zero(); P]; R];
     for start in (0..queries.len()).step_by(GROUP) {
-        let mut chains = Chains::ZERO;
+        let mut chains = Chains::new(simd);
         chains.take(simd, start..queries.len().min(start + GROUP), |r, d| queries[d][r], keys);
         chains.add_to(simd, &mut tile);
     }
     for (row, scores) in tile.iter().zip(scores) {
-        scores.as_chunks_mut::<LANES>().0[vector..vector + P].copy_from_slice(row);
+        for (&score, to) in row.iter().zip(&mut scores.as_chunks_mut::<LANES>().0[vector..]) {
+            simd.store(score, to);
+        }
     }
 }
 
@@ -256,31 +253,44 @@ fn sum_panels<S: Simd, const R: usize, const P: usize>(
 ) {
     let Some(values) = values.first_chunk::<P>() else { return };
     let values = values.each_ref().map(|values| &values[..]);
-    let mut tile = sums_of::<R, P>(sums, panel);
+    let mut tile = sums_of::<S, R, P>(simd, sums, panel);
     for start in (0..keys).step_by(GROUP) {
-        let mut chains = Chains::ZERO;
+        let mut chains = Chains::new(simd);
         chains.take(simd, start..keys.min(start + GROUP), |r, key| weights[r][key], values);
         chains.add_to(simd, &mut tile);
     }
-    put_sums(sums, panel, &tile);
+    put_sums(simd, sums, panel, &tile);
 }
 
 /// `P` panels of the sums of `R` query vectors.
 #[inline(always)]
-pub(super) fn sums_of<const R: usize, const P: usize>(sums: &[Vector], panel: usize) -> [[Vector; P]; R] {
+pub(super) fn sums_of<S: Simd, const R: usize, const P: usize>(
+    simd: S,
+    sums: &[Vector],
+    panel: usize,
+) -> Tile<S, R, P> {
     let panels = sums.len() / R;
-    let mut tile = [[[0.0; LANES]; P]; R];
+    let mut tile = [[simd.zero(); P]; R];
     for (r, row) in tile.iter_mut().enumerate() {
-        row.copy_from_slice(&sums[r * panels + panel..][..P]);
+        for (to, sum) in row.iter_mut().zip(&sums[r * panels + panel..][..P]) {
+            *to = simd.load(sum);
+        }
     }
     tile
 }
 
 /// Puts them back.
 #[inline(always)]
-pub(super) fn put_sums<const R: usize, const P: usize>(sums: &mut [Vector], panel: usize, tile: &[[Vector; P]; R]) {
+pub(super) fn put_sums<S: Simd, const R: usize, const P: usize>(
+    simd: S,
+    sums: &mut [Vector],
+    panel: usize,
+    tile: &Tile<S, R, P>,
+) {
     let panels = sums.len() / R;
     for (r, row) in tile.iter().enumerate() {
-        sums[r * panels + panel..][..P].copy_from_slice(row);
+        for (&sum, to) in row.iter().zip(&mut sums[r * panels + panel..][..P]) {
+            simd.store(sum, to);
+        }
     }
 }

@@ -273,8 +273,8 @@ impl Tiles {
                 "tileloadd tmm4, [{x} + {stride}]",
                 "tileloadd tmm6, [{w} + {stride}]",
                 "tileloadd tmm7, [{w} + {stride} + 1024]",
-                "tileloadd tmm5, [{x} + {stride} + 1024]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{x} + {stride} + 1024]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
@@ -355,6 +355,16 @@ impl TileSimd {
         for offset in (0..bytes).step_by(64) {
             // SAFETY: a prefetch of any address is harmless.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(address.wrapping_add(offset).cast()) };
+        }
+    }
+
+    /// Asks for tiles to be brought into the first-level cache.
+    #[inline(always)]
+    pub(crate) fn prefetch_near(self, tiles: &[[Tile; 2]]) {
+        let address = tiles.as_ptr().cast::<u8>();
+        for offset in (0..size_of_val(tiles)).step_by(64) {
+            // SAFETY: a prefetch of any address is harmless.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(offset).cast()) };
         }
     }
 

@@ -89,8 +89,14 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Asks for the cache line at an address, which need not be valid, to be brought near.
     fn prefetch_line(self, address: *const u8);
 
+    /// The same, into the second-level cache.
+    fn prefetch_far_line(self, address: *const u8);
+
     /// Asks for the cache line of a value to be brought into the second-level cache.
-    fn prefetch_far<T>(self, value: &T);
+    #[inline(always)]
+    fn prefetch_far<T>(self, value: &T) {
+        self.prefetch_far_line(std::ptr::from_ref(value).cast());
+    }
 
     /// Asks for a value that will soon be read, if there is one.
     #[inline(always)]

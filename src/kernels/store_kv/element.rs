@@ -73,9 +73,12 @@ impl CacheElement for bf16 {
     const ROUNDED: bool = true;
     const ZEROS: [Self; LANES] = [Self::ZERO; LANES];
 
+    /// As the type's own, without a branch.
     #[inline(always)]
     fn from_f32(x: f32) -> Self {
-        Self::from_f32(x)
+        let bits = x.to_bits();
+        let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
+        Self::from_bits(if x.is_nan() { 0x7fc0 } else { rounded })
     }
 
     #[inline(always)]
