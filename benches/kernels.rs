@@ -10,9 +10,9 @@ use candle_core::{DType, Device, Tensor};
 use candlewick::{
     ids::{BlockId, Slot},
     kernels::{
-        linear::{Inputs, PackedWeight, format::WeightFormat, linear},
+        linear::{Extras, Inputs, PackedWeight, format::WeightFormat, linear},
         machine,
-        paged_attention::{AttentionMetadata, paged_attention},
+        paged_attention::{AttentionMetadata, Scoring, paged_attention},
         probe::random_weight,
         rms_norm::rms_norm,
         silu_mul::silu_mul,
@@ -115,7 +115,7 @@ fn linears(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
             for m in ROWS {
                 let x = random(rng, &[m, inputs])?;
                 report.measure(&name(m), weights[0].bytes(), (2 * m * inputs * outputs, arithmetic), |k| {
-                    linear(&x, &weights[k % count], None, Inputs::Rounded)?;
+                    linear(Inputs::Rows(&x), &weights[k % count], Extras::default())?;
                     Ok(())
                 })?;
             }
@@ -158,7 +158,7 @@ fn attention(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
         let q = random(rng, &[rows * queries, HEADS, HEAD_DIM])?;
         let pairs = rows * (0..queries).map(|query| context_len + query + 1).sum::<usize>();
         report.measure(&name, rows * row_bytes, (4 * pairs * HEADS * HEAD_DIM, Arithmetic::Float32), |k| {
-            paged_attention(&q, &caches[k % layers], &meta, 0.088, None)?;
+            paged_attention(&q, &caches[k % layers], &meta, &Scoring::plain(0.088))?;
             Ok(())
         })?;
         if queries > 1 && context_len == 0 {

@@ -19,7 +19,7 @@ use candle_core::{
 use candle_transformers::models::quantized_qwen3::ModelWeights;
 use candlewick::{
     arch::{Model, ModelLoad, config::ModelConfig, load},
-    config::Dtype,
+    config::{Dtype, KvCacheDtype},
     engine::{
         executor::{AdmittedSequence, Executor, PlannedRow, StepPlan},
         runner::{Runner, RunnerConfig},
@@ -115,6 +115,7 @@ fn load_ours(path: &Path) -> Outcome<Arc<dyn Model>> {
         device: &Device::Cpu,
         dtype: Dtype::Auto,
         quantization: None,
+        kv_cache_dtype: KvCacheDtype::Auto,
         progress: &|_, _| (),
     };
     Ok(load(&load_of)?)

@@ -77,6 +77,26 @@ pub enum Dtype {
     Bfloat16,
 }
 
+/// What keys and values are kept in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum KvCacheDtype {
+    /// bfloat16, or float32 for weights of that.
+    #[default]
+    Auto,
+    /// Single precision.
+    #[value(name = "float32", alias = "float")]
+    Float32,
+    /// Half precision: more bits than bfloat16 has, for numbers up to 65504.
+    #[value(name = "float16", alias = "half")]
+    Float16,
+    /// bfloat16.
+    #[value(name = "bfloat16")]
+    Bfloat16,
+    /// Eight bits (E4M3): half the memory of bfloat16, and errors of up to a sixteenth of each number.
+    #[value(name = "fp8", alias = "fp8_e4m3")]
+    Fp8,
+}
+
 /// What weights are quantized to while they are loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Quantization {
@@ -147,6 +167,9 @@ pub struct ModelArgs {
     /// Quantize weights that are stored as plain numbers.
     #[arg(long, short, value_enum)]
     pub quantization: Option<Quantization>,
+    /// Numbers to keep keys and values in.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub kv_cache_dtype: KvCacheDtype,
     /// Where weights come from.
     #[arg(long, value_enum, default_value = "auto")]
     pub load_format: LoadFormat,

@@ -13,7 +13,7 @@ use crate::{
         embedding::Embedding,
         linear::Linear,
         loader::{LoadTally, TensorLoader},
-        norm::{Residual, RmsNorm},
+        norm::RmsNorm,
         rope::Rope,
     },
 };
@@ -35,7 +35,7 @@ impl<B: Block> CausalLm<B> {
     /// # Errors
     /// `FailedPrecondition` that names a tensor which is missing or misshapen.
     pub fn load(load: &ModelLoad<'_>) -> Result<Self> {
-        let &ModelLoad { weights, config, device, dtype, quantization, progress } = load;
+        let &ModelLoad { weights, config, device, dtype, quantization, kv_cache_dtype, progress } = load;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let total = weights.names().len();
         let progress = |loaded: usize| progress(loaded, total);
@@ -70,7 +70,7 @@ impl<B: Block> CausalLm<B> {
                 block_size: 1,
                 num_kv_heads: config.num_key_value_heads,
                 head_dim: config.head_dim,
-                dtype: kv_dtype(dtype, format),
+                dtype: kv_dtype(kv_cache_dtype, dtype, format),
             },
         };
         Ok(Self { config: config.clone(), info, device: device.clone(), embedding, blocks, norm, head })
@@ -90,15 +90,15 @@ impl<B: Block> Model for CausalLm<B> {
         if token_ids.len() != step.positions.len() || token_ids.len() != step.slot_mapping.len() {
             return Err(Error::internal("a step's token ids, positions and slots differ in number"));
         }
-        let mut x = Residual::new(self.embedding.forward(token_ids)?);
+        let mut x = self.embedding.forward(token_ids)?;
         for block in &self.blocks {
-            x = block.forward(x, step)?;
+            x = block.forward(&x, step)?;
         }
         if logit_rows.is_empty() {
             return Ok(Tensor::zeros((0, self.config.vocab_size), DType::F32, &self.device)?);
         }
-        let (x, _) = x.rows(logit_rows)?.norm(&self.norm)?;
-        self.head.forward(&x, step)
+        let x = x.index_select(&Tensor::new(logit_rows, &self.device)?, 0)?;
+        self.head.forward(self.norm.of(&x), step)
     }
 
     fn new_kv_cache(&self, num_blocks: usize, block_size: usize) -> Result<KvCache> {

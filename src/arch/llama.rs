@@ -1,12 +1,14 @@
 //! Llama 1 to 3 (Touvron et al. 2023, arXiv 2302.13971), and the many models that use its class.
 
+use candle_core::Tensor;
+
 use crate::{
     arch::{
         Block, BlockLoad,
         pre_norm::{PreNormBlock, plain_attention},
     },
     error::Result,
-    layers::{attention::AttentionOptions, context::StepContext, norm::Residual},
+    layers::{attention::AttentionOptions, context::StepContext},
 };
 
 /// A block of Llama.
@@ -21,7 +23,7 @@ impl Block for LlamaBlock {
         Ok(Self(PreNormBlock::load(block, options, config.mlp_bias.unwrap_or(false))?))
     }
 
-    fn forward(&self, x: Residual, step: &StepContext<'_>) -> Result<Residual> {
+    fn forward(&self, x: &Tensor, step: &StepContext<'_>) -> Result<Tensor> {
         self.0.forward(x, step)
     }
 }

@@ -1,13 +1,15 @@
 //! Mistral 7B and its kin: Llama's block whose layers all see a sliding window where the file gives one (Jiang et al. 2023,
 //! arXiv 2310.06825).
 
+use candle_core::Tensor;
+
 use crate::{
     arch::{
         Block, BlockLoad,
         pre_norm::{PreNormBlock, plain_attention},
     },
     error::Result,
-    layers::{attention::AttentionOptions, context::StepContext, norm::Residual},
+    layers::{attention::AttentionOptions, context::StepContext},
 };
 
 /// A block of Mistral.
@@ -20,7 +22,7 @@ impl Block for MistralBlock {
         Ok(Self(PreNormBlock::load(block, options, false)?))
     }
 
-    fn forward(&self, x: Residual, step: &StepContext<'_>) -> Result<Residual> {
+    fn forward(&self, x: &Tensor, step: &StepContext<'_>) -> Result<Tensor> {
         self.0.forward(x, step)
     }
 }

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::{
     arch::{causal_lm::CausalLm, config::ModelConfig},
-    config::{Dtype, Quantization},
+    config::{Dtype, KvCacheDtype, Quantization},
     error::{Error, Result},
     ids::TokenId,
     kernels::linear::format::WeightFormat,
@@ -16,7 +16,6 @@ use crate::{
         context::{KvCache, KvCacheShape, StepContext},
         keep::Keep,
         loader::TensorLoader,
-        norm::Residual,
         rope::Rope,
     },
     weights::Weights,
@@ -67,7 +66,7 @@ pub trait Block: Sized + Send + Sync + 'static {
     ///
     /// # Errors
     /// `Internal` where an operation fails.
-    fn forward(&self, x: Residual, step: &StepContext<'_>) -> Result<Residual>;
+    fn forward(&self, x: &Tensor, step: &StepContext<'_>) -> Result<Tensor>;
 }
 
 /// What a [`Block`] is loaded from.
@@ -136,10 +135,14 @@ pub fn keep(dtype: Dtype, quantization: Option<Quantization>) -> Keep {
 
 /// The type of KV blocks for a model whose Linears are kept in `format`.
 #[must_use]
-pub fn kv_dtype(dtype: Dtype, format: WeightFormat) -> DType {
-    match (dtype, format) {
-        (Dtype::Float32, _) | (Dtype::Auto, WeightFormat::F32) => DType::F32,
-        (Dtype::Auto | Dtype::Bfloat16, _) => DType::BF16,
+pub fn kv_dtype(asked: KvCacheDtype, dtype: Dtype, format: WeightFormat) -> DType {
+    match (asked, dtype, format) {
+        (KvCacheDtype::Float32, ..)
+        | (KvCacheDtype::Auto, Dtype::Float32, _)
+        | (KvCacheDtype::Auto, Dtype::Auto, WeightFormat::F32) => DType::F32,
+        (KvCacheDtype::Float16, ..) => DType::F16,
+        (KvCacheDtype::Auto | KvCacheDtype::Bfloat16, ..) => DType::BF16,
+        (KvCacheDtype::Fp8, ..) => DType::F8E4M3,
     }
 }
 
@@ -155,6 +158,8 @@ pub struct ModelLoad<'a> {
     pub dtype: Dtype,
     /// What weights stored as plain numbers are quantized to.
     pub quantization: Option<Quantization>,
+    /// What keys and values are kept in.
+    pub kv_cache_dtype: KvCacheDtype,
     /// Called after each tensor with how many are loaded, of how many in all.
     pub progress: &'a dyn Fn(usize, usize),
 }

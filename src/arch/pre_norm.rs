@@ -1,5 +1,7 @@
 //! The block that Llama set and most who followed kept: norm, attention, add, norm, MLP, add.
 
+use candle_core::Tensor;
+
 use crate::{
     arch::{BlockLoad, config::ModelConfig},
     error::Result,
@@ -7,7 +9,7 @@ use crate::{
         attention::{Attention, AttentionOptions},
         context::StepContext,
         mlp::GatedMlp,
-        norm::{Residual, RmsNorm},
+        norm::RmsNorm,
     },
 };
 
@@ -39,11 +41,9 @@ impl PreNormBlock {
     ///
     /// # Errors
     /// `Internal` where an operation fails.
-    pub fn forward(&self, x: Residual, step: &StepContext<'_>) -> Result<Residual> {
-        let (normed, x) = x.norm(&self.input_norm)?;
-        let x = x.plus(self.attention.forward(&normed, step)?)?;
-        let (normed, x) = x.norm(&self.post_attention_norm)?;
-        x.plus(self.mlp.forward(&normed, step)?)
+    pub fn forward(&self, x: &Tensor, step: &StepContext<'_>) -> Result<Tensor> {
+        let x = self.attention.forward_onto(x, self.input_norm.of(x), step)?;
+        self.mlp.forward_onto(&x, self.post_attention_norm.of(&x), step)
     }
 }
 

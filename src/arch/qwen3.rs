@@ -1,12 +1,14 @@
 //! Qwen3: Llama's block with a norm on each query and key head (Yang et al. 2025, arXiv 2505.09388).
 
+use candle_core::Tensor;
+
 use crate::{
     arch::{
         Block, BlockLoad,
         pre_norm::{PreNormBlock, plain_attention},
     },
     error::Result,
-    layers::{attention::AttentionOptions, context::StepContext, norm::Residual},
+    layers::{attention::AttentionOptions, context::StepContext},
 };
 
 /// A block of Qwen3.
@@ -26,7 +28,7 @@ impl Block for Qwen3Block {
         Ok(Self(PreNormBlock::load(block, options, false)?))
     }
 
-    fn forward(&self, x: Residual, step: &StepContext<'_>) -> Result<Residual> {
+    fn forward(&self, x: &Tensor, step: &StepContext<'_>) -> Result<Tensor> {
         self.0.forward(x, step)
     }
 }

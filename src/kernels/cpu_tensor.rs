@@ -50,11 +50,6 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Rows of `width` floats, one after another.
-    pub(crate) fn contiguous(data: &'a [f32], width: usize) -> Self {
-        Self { data, stride: width, count: data.len().checked_div(width).unwrap_or(0), width }
-    }
-
     /// One row.
     #[inline(always)]
     pub(crate) fn row(&self, row: usize) -> &'a [f32] {

@@ -20,4 +20,3 @@ mod simd;
 pub mod store_kv;
 #[cfg(test)]
 mod test_data;
-mod tile;

@@ -12,7 +12,7 @@ use rand_chacha::{
 };
 
 use super::linear::{
-    Inputs, PackedWeight,
+    Extras, Inputs, PackedWeight,
     format::{RawTensor, WeightFormat},
     linear,
 };
@@ -50,7 +50,7 @@ pub fn linear_rates(format: WeightFormat) -> Result<LinearRates> {
         // The first call finds the caches full of something else, as all do.
         for weight in weights.iter().cycle() {
             let call = Instant::now();
-            linear(&x, weight, None, Inputs::Rounded)?;
+            linear(Inputs::Rows(&x), weight, Extras::default())?;
             times.push(call.elapsed().as_secs_f64());
             if start.elapsed() > TIME {
                 break;

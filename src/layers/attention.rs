@@ -7,7 +7,11 @@ use candle_core::Tensor;
 
 use crate::{
     error::Result,
-    kernels::{paged_attention::paged_attention, store_kv::store_kv},
+    kernels::{
+        linear::Inputs,
+        paged_attention::{Scoring, paged_attention},
+        store_kv::store_kv,
+    },
     layers::{context::StepContext, linear::Linear, loader::TensorLoader, norm::RmsNorm, rope::Rope},
 };
 
@@ -36,7 +40,7 @@ pub struct AttentionOptions {
 pub struct Attention {
     layer: usize,
     options: AttentionOptions,
-    scale: f32,
+    scoring: Scoring,
     qkv: Linear,
     output: Linear,
     qk_norm: Option<(RmsNorm, RmsNorm)>,
@@ -59,7 +63,10 @@ impl Attention {
         };
         Ok(Self {
             layer,
-            scale: (head_dim as f32).sqrt().recip(),
+            scoring: Scoring {
+                window: options.window.unwrap_or(usize::MAX),
+                ..Scoring::plain((head_dim as f32).sqrt().recip())
+            },
             qkv: loader.stacked_linear("qkv_proj", &parts, hidden_size, options.qkv_bias)?.in_two_terms(),
             output: loader.linear("o_proj", hidden_size, q_size, options.output_bias)?,
             qk_norm,
@@ -68,26 +75,25 @@ impl Attention {
         })
     }
 
-    /// `x` and the result are `[tokens, hidden]`. Writes the tokens' keys and values to their slots first, so that
-    /// tokens of one chunk see each other.
+    /// Adds what it makes of `x` to the residual stream `onto`, both `[tokens, hidden]`. Writes the tokens' keys and values
+    /// to their slots first, so that tokens of one chunk see each other.
     ///
     /// # Errors
     /// `Internal` where the shapes do not fit.
-    pub fn forward(&self, x: &Tensor, step: &StepContext<'_>) -> Result<Tensor> {
+    pub fn forward_onto(&self, onto: &Tensor, x: Inputs<'_>, step: &StepContext<'_>) -> Result<Tensor> {
         let AttentionOptions { num_heads, num_kv_heads, head_dim, .. } = self.options;
-        let tokens = x.dim(0)?;
+        let tokens = onto.dim(0)?;
         let qkv = self.qkv.forward(x, step)?.reshape((tokens, num_heads + 2 * num_kv_heads, head_dim))?;
-        let mut q = qkv.narrow(1, 0, num_heads)?;
-        let mut k = qkv.narrow(1, num_heads, num_kv_heads)?;
+        let [q_norm, k_norm] = match &self.qk_norm {
+            Some((q_norm, k_norm)) => [Some(q_norm.of_heads()), Some(k_norm.of_heads())],
+            None => [None, None],
+        };
+        let q = self.rope.forward(&qkv.narrow(1, 0, num_heads)?, q_norm, step.positions)?;
+        let k = self.rope.forward(&qkv.narrow(1, num_heads, num_kv_heads)?, k_norm, step.positions)?;
         let v = qkv.narrow(1, num_heads + num_kv_heads, num_kv_heads)?;
-        if let Some((q_norm, k_norm)) = &self.qk_norm {
-            (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
-        }
-        let q = self.rope.forward(&q, step.positions)?;
-        let k = self.rope.forward(&k, step.positions)?;
         let kv = step.kv.layer(self.layer)?;
         store_kv(&k, &v, kv, step.slot_mapping)?;
-        let attended = paged_attention(&q, kv, step.attention, self.scale, self.options.window)?;
-        self.output.forward(&attended, step)
+        let attended = paged_attention(&q, kv, step.attention, &self.scoring)?;
+        self.output.forward_onto(onto, Inputs::Rows(&attended), step)
     }
 }

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 
 use crate::{
     error::Result,
-    kernels::linear::{Inputs, PackedWeight, linear},
+    kernels::linear::{Extras, Inputs, PackedWeight, Terms, linear},
     layers::context::StepContext,
 };
 
@@ -16,37 +16,52 @@ pub struct Linear {
     name: String,
     parts: Vec<Arc<PackedWeight>>,
     bias: Option<Tensor>,
-    inputs: Inputs,
+    terms: Terms,
 }
 
 impl Linear {
     /// A Linear called `name` of weights stacked in order; `bias` is `[out]` of all of them.
     pub(crate) fn new(name: String, parts: Vec<Arc<PackedWeight>>, bias: Option<Tensor>) -> Self {
-        Self { name, parts, bias, inputs: Inputs::Rounded }
+        Self { name, parts, bias, terms: Terms::One }
     }
 
     /// The same with inputs in two terms.
     #[must_use]
     pub(crate) fn in_two_terms(self) -> Self {
-        Self { inputs: Inputs::TwoTerms, ..self }
+        Self { terms: Terms::Two, ..self }
     }
 
     /// `x` is `[rows, in]`, the result `[rows, out]`, both float32.
     ///
     /// # Errors
     /// `Internal` where the shapes do not fit.
-    pub fn forward(&self, x: &Tensor, step: &StepContext<'_>) -> Result<Tensor> {
+    pub fn forward(&self, x: Inputs<'_>, step: &StepContext<'_>) -> Result<Tensor> {
+        self.product(x, None, step)
+    }
+
+    /// The same, added to the residual stream `onto`, `[rows, out]`.
+    ///
+    /// # Errors
+    /// `Internal` where the shapes do not fit.
+    pub fn forward_onto(&self, onto: &Tensor, x: Inputs<'_>, step: &StepContext<'_>) -> Result<Tensor> {
+        self.product(x, Some(onto), step)
+    }
+
+    fn product(&self, x: Inputs<'_>, onto: Option<&Tensor>, step: &StepContext<'_>) -> Result<Tensor> {
         if let Some(observer) = step.observer {
-            observer.linear(&self.name, x.dim(0)?);
+            observer.linear(&self.name, x.rows().dim(0)?);
         }
+        let terms = self.terms;
         if let [weight] = self.parts.as_slice() {
-            return linear(x, weight, self.bias.as_ref(), self.inputs);
+            return linear(x, weight, Extras { bias: self.bias.as_ref(), onto, terms });
         }
-        let outputs =
-            self.parts.iter().map(|weight| linear(x, weight, None, self.inputs)).collect::<Result<Vec<_>>>()?;
-        let y = Tensor::cat(&outputs, 1)?;
-        Ok(match &self.bias {
-            Some(bias) => y.broadcast_add(bias)?,
+        let part = |weight: &Arc<PackedWeight>| linear(x, weight, Extras { terms, ..Extras::default() });
+        let mut y = Tensor::cat(&self.parts.iter().map(part).collect::<Result<Vec<_>>>()?, 1)?;
+        if let Some(bias) = &self.bias {
+            y = y.broadcast_add(bias)?;
+        }
+        Ok(match onto {
+            Some(onto) => (y + onto)?,
             None => y,
         })
     }

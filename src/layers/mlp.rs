@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::{
     error::Result,
-    kernels::silu_mul::silu_mul,
+    kernels::linear::Inputs,
     layers::{context::StepContext, linear::Linear, loader::TensorLoader},
 };
 
@@ -27,11 +27,12 @@ impl GatedMlp {
         })
     }
 
-    /// `x` and the result are `[tokens, hidden]`.
+    /// Adds what it makes of `x` to the residual stream `onto`, both `[tokens, hidden]`.
     ///
     /// # Errors
     /// `Internal` where the shapes do not fit.
-    pub fn forward(&self, x: &Tensor, step: &StepContext<'_>) -> Result<Tensor> {
-        self.down.forward(&silu_mul(&self.gate_up.forward(x, step)?)?, step)
+    pub fn forward_onto(&self, onto: &Tensor, x: Inputs<'_>, step: &StepContext<'_>) -> Result<Tensor> {
+        let gate_up = self.gate_up.forward(x, step)?;
+        self.down.forward_onto(onto, Inputs::Gated(&gate_up), step)
     }
 }

@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 pub use crate::kernels::rope::RopeStyle;
 use crate::{
     error::Result,
-    kernels::rope::{RopeTable, rope},
+    kernels::rope::{HeadNorm, RopeTable, rope},
 };
 
 /// How a model was stretched beyond the length it was first trained at.
@@ -96,13 +96,13 @@ impl Rope {
         Ok(Self { inv_freq, style: config.style, device: device.clone(), table })
     }
 
-    /// Turns `x` `[tokens, heads, head_dim]` by the tokens' positions.
+    /// Turns `x` `[tokens, heads, head_dim]`, normed first where there is a norm, by the tokens' positions.
     ///
     /// # Errors
     /// `Internal` where the shapes do not fit or the device has no memory.
-    pub fn forward(&self, x: &Tensor, positions: &[u32]) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, norm: Option<HeadNorm<'_>>, positions: &[u32]) -> Result<Tensor> {
         let table = self.table(positions)?;
-        rope(x, positions, &table, self.style)
+        rope(x, norm, positions, &table, self.style)
     }
 
     /// A table that has all of `positions`.

@@ -150,8 +150,8 @@ fn assemble(parts: Parts, options: &ModelArgs, progress: &dyn Fn(usize, usize)) 
         tokenizer.ensure_fits(config.vocab_size)?;
     }
     let device = &device(options.device)?;
-    let &ModelArgs { dtype, quantization, .. } = options;
-    let load = ModelLoad { weights: &weights, config: &config, device, dtype, quantization, progress };
+    let &ModelArgs { dtype, quantization, kv_cache_dtype, .. } = options;
+    let load = ModelLoad { weights: &weights, config: &config, device, dtype, quantization, kv_cache_dtype, progress };
     let model = arch::load(&load)?;
 
     // Each file may know an end token that the others leave out; whichever comes ends the sequence.

@@ -6,15 +6,17 @@
 //! cache and take all tiles of rows over them, with the sums put aside in between; meanwhile the next steps' weights are
 //! asked for. Weights that are bfloat16 lie as tiles already.
 
-use std::ops::Range;
+use std::{cell::Cell, ops::Range};
 
 use super::{
+    Terms,
+    inputs::Source,
     outputs::Outputs,
     packed::{PAIR, PANEL_GROUP, Packed, Panels},
     panel::{PanelFormat, STEP, with_format},
 };
 use crate::kernels::{
-    cpu_tensor::{Rows, SharedMatrix, for_each_row_range, written},
+    cpu_tensor::{SharedMatrix, for_each_row_range},
     simd::{
         LANES,
         amx::{Amx, Sums, TILE_ROWS, Tile, TileKernel, TileSimd, Tiles},
@@ -43,34 +45,49 @@ const INPUT_EXPONENT: i32 = 96;
 /// How far ahead of the products its weights are asked for.
 const PREFETCH_BYTES: usize = 4096;
 
-/// The rows of a batch as tiles `[pair of row tiles][step][2]`, filled up with zeros.
+thread_local! {
+    /// What the last rows were kept in, for the next.
+    static TILES: Cell<Vec<[Tile; ROWS]>> = const { Cell::new(Vec::new()) };
+}
+
+impl Drop for RowTiles {
+    fn drop(&mut self) {
+        TILES.set(std::mem::take(&mut self.tiles));
+    }
+}
+
+/// The rows of a batch as tiles `[pair of row tiles][step][term][2]`, filled up with zeros.
 pub(super) struct RowTiles {
     tiles: Vec<[Tile; ROWS]>,
     rows: usize,
     steps: usize,
+    terms: usize,
 }
 
 impl RowTiles {
-    pub(super) fn new(amx: Amx, x: Rows<'_>, weight: &Packed) -> Self {
+    pub(super) fn new(amx: Amx, x: &Source<'_>, weight: &Packed, terms: Terms) -> Self {
+        let terms = terms.count();
         let scale = with_format!(weight.format, F => power_of_two(input_exponent::<F>()));
-        let steps = x.width.div_ceil(STEP);
-        let pairs = x.count.div_ceil(TILE_ROWS * ROWS);
-        let write = |tiles: &SharedMatrix<'_, _>| {
-            for_each_row_range(pairs, x.width * TILE_ROWS * ROWS, |range| {
-                // SAFETY: the ranges do not overlap.
-                let tiles = unsafe { tiles.cleared_mut(range.start * steps, range.len() * steps) };
-                amx.run(Round { x, scale, first: range.start * TILE_ROWS * ROWS, steps, tiles });
-            });
-        };
-        // SAFETY: the ranges cover all pairs.
-        let tiles = unsafe { written(pairs * steps, write) };
-        Self { tiles, rows: x.count, steps }
+        let (rows, width) = (x.count(), x.width());
+        let steps = width.div_ceil(STEP);
+        let pairs = rows.div_ceil(TILE_ROWS * ROWS);
+        let mut tiles = TILES.take();
+        // What is not written is of rows that there are not, whose sums nobody reads.
+        tiles.resize(tiles.len().max(pairs * steps * terms), [Tile::ZERO; ROWS]);
+        let shared = SharedMatrix::new(&mut tiles);
+        for_each_row_range(pairs, width * TILE_ROWS * ROWS, |range| {
+            // SAFETY: the ranges do not overlap.
+            let tiles = unsafe { shared.slice_mut(range.start * steps * terms, range.len() * steps * terms) };
+            let first = range.start * TILE_ROWS * ROWS;
+            x.with_room(|room| amx.run(Round { x, scale, first, steps, terms, room, tiles }));
+        });
+        Self { tiles, rows, steps, terms }
     }
 
     /// Some steps of a pair of row tiles.
     #[inline(always)]
     fn part(&self, pair: usize, steps: Range<usize>) -> &[[Tile; ROWS]] {
-        &self.tiles[pair * self.steps..][steps]
+        &self.tiles[pair * self.steps * self.terms..][steps.start * self.terms..steps.end * self.terms]
     }
 
     /// Tiles of rows.
@@ -90,25 +107,29 @@ const fn input_exponent<F: PanelFormat>() -> i32 {
 
 /// Rounds rows from `first` on into their tiles.
 struct Round<'a> {
-    x: Rows<'a>,
+    x: &'a Source<'a>,
     scale: f32,
     first: usize,
     steps: usize,
+    terms: usize,
+    room: &'a mut [f32],
     tiles: &'a mut [[Tile; ROWS]],
 }
 
 impl TileKernel for Round<'_> {
     #[inline(always)]
     fn run(self, simd: TileSimd, _: &mut Tiles) {
-        for (pair, tiles) in self.tiles.chunks_exact_mut(self.steps.max(1)).enumerate() {
+        for (pair, tiles) in self.tiles.chunks_exact_mut((self.steps * self.terms).max(1)).enumerate() {
             let first = self.first + pair * TILE_ROWS * ROWS;
-            for row in first..self.x.count.min(first + TILE_ROWS * ROWS) {
-                let (whole, rest) = self.x.row(row).as_chunks::<STEP>();
+            for row in first..self.x.count().min(first + TILE_ROWS * ROWS) {
+                let (whole, rest) = self.x.row(simd.avx512(), row, self.room).as_chunks::<STEP>();
                 let mut last = [0.0; STEP];
                 last[..rest.len()].copy_from_slice(rest);
                 let (which, row) = ((row - first) / TILE_ROWS, (row - first) % TILE_ROWS);
-                for (both, inputs) in tiles.iter_mut().zip(whole.iter().chain([&last])) {
-                    simd.store_row(inputs, self.scale, &mut both[which].0[row]);
+                for (terms, inputs) in tiles.chunks_exact_mut(self.terms).zip(whole.iter().chain([&last])) {
+                    let (rounded, lost) = terms.split_at_mut(1);
+                    rounded.iter_mut().for_each(|both| simd.store_row(inputs, self.scale, &mut both[which].0[row]));
+                    lost.iter_mut().for_each(|both| simd.store_lost(inputs, self.scale, &mut both[which].0[row]));
                 }
             }
         }
@@ -151,13 +172,13 @@ impl<F: PanelFormat> Task<'_, F> {
     #[inline(always)]
     fn one(&self, simd: TileSimd, tiles: &mut Tiles, pair: usize) {
         let (steps, blocks) = (self.x.steps, [pair, pair + 1].map(|pair| self.panels.pair(pair)));
-        let x = self.x.part(0, 0..steps);
+        let x = |step: usize| self.x.part(0, step..step + 1);
         tiles.begin();
         if let [Some(first), Some(second)] = blocks.map(as_tiles::<F>) {
-            for ((x, first), second) in x.iter().zip(first).zip(second) {
+            for (step, (first, second)) in first.iter().zip(second).enumerate() {
                 prefetch(simd, first, 0, 1);
                 prefetch(simd, second, 0, 1);
-                tiles.multiply_add_one(&x[0], [first, second]);
+                x(step).iter().for_each(|x| tiles.multiply_add_one(&x[0], [first, second]));
             }
         } else {
             let mut ring = [[[Tile::ZERO; PAIR]; 2]; RING];
@@ -169,7 +190,7 @@ impl<F: PanelFormat> Task<'_, F> {
                 }
                 if let Some(step) = step.checked_sub(LAG) {
                     let [first, second] = &ring[step % RING];
-                    tiles.multiply_add_one(&x[step][0], [first, second]);
+                    x(step).iter().for_each(|x| tiles.multiply_add_one(&x[0], [first, second]));
                 }
             }
         }
@@ -184,21 +205,23 @@ impl<F: PanelFormat> Task<'_, F> {
     #[inline(always)]
     fn two(&self, simd: TileSimd, tiles: &mut Tiles, pair: usize) {
         let (steps, blocks) = (self.x.steps, self.panels.pair(pair));
-        let x = self.x.part(0, 0..steps);
+        let x = |step: usize| self.x.part(0, step..step + 1);
         tiles.begin();
         if let Some(weights) = as_tiles::<F>(blocks) {
-            for (x, weights) in x.iter().zip(weights) {
+            for (step, weights) in weights.iter().enumerate() {
                 prefetch(simd, weights, 0, 1);
-                tiles.multiply_add_two(x, weights);
+                x(step).iter().for_each(|x| tiles.multiply_add_two(x, weights));
             }
         } else {
             let mut ring = [[Tile::ZERO; PAIR]; RING];
             for step in 0..steps + LAG {
                 if step < steps {
+                    // The rows come out of the second-level cache: asked for now, they are near when they are multiplied.
+                    simd.prefetch_near(x((step + 1).saturating_sub(LAG)));
                     widen::<F>(simd, blocks, step, &mut ring[step % RING]);
                 }
                 if let Some(step) = step.checked_sub(LAG) {
-                    tiles.multiply_add_two(&x[step], &ring[step % RING]);
+                    x(step).iter().for_each(|x| tiles.multiply_add_two(x, &ring[step % RING]));
                 }
             }
         }
@@ -212,7 +235,7 @@ impl<F: PanelFormat> Task<'_, F> {
     /// Any number of tiles of rows, in blocks, over pairs of panels.
     #[inline(always)]
     fn many(&self, simd: TileSimd, tiles: &mut Tiles, pairs: Range<usize>, count: usize) {
-        let fit = ROW_BLOCK_BYTES / (size_of::<[Tile; ROWS]>() * self.x.steps).max(1);
+        let fit = ROW_BLOCK_BYTES / (size_of::<[Tile; ROWS]>() * self.x.steps * self.x.terms).max(1);
         let block = fit.clamp(1, ROW_BLOCK_TILES / ROWS);
         let count = count.div_ceil(ROWS);
         let mut widened = [[Tile::ZERO; PAIR]; CHUNK_STEPS];
@@ -258,12 +281,16 @@ impl<F: PanelFormat> Task<'_, F> {
             for (index, row_pair) in rows.clone().enumerate() {
                 let x = self.x.part(row_pair, steps.clone());
                 let ahead = |lines: usize| next.wrapping_add(index * steps.len() * lines * LINE);
-                let sums_now = &mut sums[index];
-                match share {
-                    0..=1 => tiles.multiply::<1>(start == 0, x, weights, sums_now, ahead(1)),
-                    2 => tiles.multiply::<2>(start == 0, x, weights, sums_now, ahead(2)),
-                    3..=4 => tiles.multiply::<4>(start == 0, x, weights, sums_now, ahead(4)),
-                    _ => tiles.multiply::<8>(start == 0, x, weights, sums_now, ahead(8)),
+                let (first, sums_now) = (start == 0, &mut sums[index]);
+                match (self.x.terms, share) {
+                    (1, 0..=1) => tiles.multiply::<1, 1>(first, x, weights, sums_now, ahead(1)),
+                    (1, 2) => tiles.multiply::<1, 2>(first, x, weights, sums_now, ahead(2)),
+                    (1, 3..=4) => tiles.multiply::<1, 4>(first, x, weights, sums_now, ahead(4)),
+                    (1, _) => tiles.multiply::<1, 8>(first, x, weights, sums_now, ahead(8)),
+                    (_, 0..=1) => tiles.multiply::<2, 1>(first, x, weights, sums_now, ahead(1)),
+                    (_, 2) => tiles.multiply::<2, 2>(first, x, weights, sums_now, ahead(2)),
+                    (_, 3..=4) => tiles.multiply::<2, 4>(first, x, weights, sums_now, ahead(4)),
+                    _ => tiles.multiply::<2, 8>(first, x, weights, sums_now, ahead(8)),
                 }
                 // One behind: sums that were just put aside take a while to be read.
                 if is_last && index > 0 {
@@ -289,11 +316,9 @@ impl<F: PanelFormat> Task<'_, F> {
     fn store(&self, simd: TileSimd, row_tile: usize, pair: usize, sums: &[Sums; PAIR]) {
         let undo = const { power_of_two(-F::TILE_EXPONENT - input_exponent::<F>()) };
         let first_row = row_tile * TILE_ROWS;
-        for row in first_row..self.x.rows.min(first_row + TILE_ROWS) {
-            for (panel, sums) in (pair * PAIR..).zip(sums) {
-                self.out.store(simd.avx512(), row, panel, &sums.0[row - first_row], self.scales[panel] * undo);
-            }
-        }
+        let rows = first_row..self.x.rows.min(first_row + TILE_ROWS);
+        let scales = std::array::from_fn(|p| self.scales[pair * PAIR + p] * undo);
+        self.out.store_pair(simd.avx512(), rows, pair * PAIR, sums.each_ref().map(|sums| &sums.0), scales);
     }
 }
 

@@ -1,12 +1,12 @@
 //! How a Linear's products are summed: a fixed order, so that a row's result depends on nothing but the row and the
 //! weights, on every instruction set.
-
 //!
 //! Float32 weights: one chain of fused multiply-adds over the inputs in order.
 //!
 //! All others, what Intel's `tdpbf16ps` does: inputs and weights are rounded to bfloat16; of the 32 inputs of a step the
 //! even ones are one chain of fused multiply-adds, the odd ones another, both from zero; the sum of the two is added to
-//! the sum so far. The instruction also takes results below 2^-126 for zero, which is not repeated here.
+//! the sum so far. The instruction also takes results below 2^-126 for zero, which is not repeated here. Inputs in two
+//! terms are two such additions a step, first of the rounded inputs, then of what rounding lost.
 
 use super::{
     format::WeightFormat,

@@ -1,9 +1,10 @@
 //! The result of a Linear while several tasks write it.
 
-use std::mem::MaybeUninit;
+use std::{mem::MaybeUninit, ops::Range};
 
+use super::packed::PAIR;
 use crate::kernels::{
-    cpu_tensor::SharedMatrix,
+    cpu_tensor::{Rows, SharedMatrix},
     simd::{LANES, Simd},
 };
 
@@ -11,11 +12,19 @@ use crate::kernels::{
 pub(super) struct Outputs<'a> {
     pub(super) data: &'a SharedMatrix<'a, MaybeUninit<f32>>,
     pub(super) width: usize,
+    pub(super) added: &'a Added<'a>,
+}
+
+/// What is added to a product.
+pub(super) struct Added<'a> {
+    /// To each row: `[width]`.
     pub(super) bias: Option<&'a [f32]>,
+    /// Then this, `[rows, width]`.
+    pub(super) onto: Option<Rows<'a>>,
 }
 
 impl Outputs<'_> {
-    /// Writes the sums of a panel in a row times `scale`, as far as there are outputs, with the bias.
+    /// Writes the sums of a panel in a row times `scale`, as far as there are outputs, with what is added.
     #[inline(always)]
     pub(super) fn store<S: Simd>(&self, simd: S, row: usize, panel: usize, sums: &[f32; LANES], scale: f32) {
         let first = panel * LANES;
@@ -26,13 +35,68 @@ impl Outputs<'_> {
         // SAFETY: each panel is one task's, which holds one such slice at a time.
         let out = unsafe { self.data.slice_mut(row * self.width + first, count) };
         let mut result = simd.mul(simd.load(sums), simd.splat(scale));
-        if let Some(bias) = self.bias {
-            result = simd.add(result, simd.load_partial(&bias[first..first + count], 0.0));
+        if let Some(bias) = self.added.bias {
+            result = simd.add(result, load(simd, &bias[first..first + count]));
+        }
+        if let Some(onto) = &self.added.onto {
+            result = simd.add(result, load(simd, &onto.row(row)[first..first + count]));
         }
         // A panel is whole but for the last one; then this is one instruction.
         match out.as_chunks_mut::<LANES>().0 {
             [whole] => simd.store_new(result, whole),
             _ => drop(out.write_copy_of_slice(&simd.to_array(result)[..count])),
         }
+    }
+}
+
+/// Sixteen rows of a panel's sums.
+pub(super) type PanelSums = [[f32; LANES]; 16];
+
+impl Outputs<'_> {
+    /// As [`store`](Self::store) for some rows and a pair of panels, which are all there but for the last.
+    #[inline(always)]
+    pub(super) fn store_pair<S: Simd>(
+        &self,
+        simd: S,
+        rows: Range<usize>,
+        panel: usize,
+        sums: [&PanelSums; PAIR],
+        scales: [f32; PAIR],
+    ) {
+        let first = panel * LANES;
+        if first + PAIR * LANES > self.width {
+            for (row, r) in rows.zip(0..) {
+                for (p, sums) in sums.iter().enumerate() {
+                    self.store(simd, row, panel + p, &sums[r], scales[p]);
+                }
+            }
+            return;
+        }
+        let columns = first..first + PAIR * LANES;
+        for (row, r) in rows.zip(0..) {
+            // SAFETY: each panel is one task's, which holds one such slice at a time.
+            let out = unsafe { self.data.slice_mut(row * self.width + first, PAIR * LANES) };
+            let onto = self.added.onto.as_ref().map(|onto| onto.row(row)[columns.clone()].as_chunks().0);
+            let bias = self.added.bias.map(|bias| bias[columns.clone()].as_chunks().0);
+            for (p, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                let mut result = simd.mul(simd.load(&sums[p][r]), simd.splat(scales[p]));
+                if let Some(bias) = bias {
+                    result = simd.add(result, simd.load(&bias[p]));
+                }
+                if let Some(onto) = onto {
+                    result = simd.add(result, simd.load(&onto[p]));
+                }
+                simd.store_new(result, out);
+            }
+        }
+    }
+}
+
+/// Up to sixteen floats; sixteen but for the last panel, which is one instruction.
+#[inline(always)]
+fn load<S: Simd>(simd: S, from: &[f32]) -> S::F {
+    match from.as_chunks().0 {
+        [whole] => simd.load(whole),
+        _ => simd.load_partial(from, 0.0),
     }
 }

@@ -16,13 +16,16 @@ pub(super) fn dense(rows: &[Row<'_>], in_features: usize, format: WeightFormat, 
     Ok(Tensor::from_vec(weights, (rows.len(), in_features), device)?.to_dtype(dtype)?)
 }
 
-/// `x Wᵀ + bias` in the weight's type, float32 in and out.
-pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let y = x.contiguous()?.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(DType::F32)?;
-    Ok(match bias {
-        Some(bias) => y.broadcast_add(bias)?,
-        None => y,
-    })
+/// `x Wᵀ + bias + onto` in the weight's type, float32 in and out.
+pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Result<Tensor> {
+    let mut y = x.contiguous()?.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(DType::F32)?;
+    if let Some(bias) = bias {
+        y = y.broadcast_add(bias)?;
+    }
+    if let Some(onto) = onto {
+        y = (y + onto)?;
+    }
+    Ok(y)
 }
 
 /// The rows of these tokens in float32.

@@ -23,6 +23,10 @@ use crate::{
 
 const FORMATS: [WeightFormat; 8] = WeightFormat::ALL;
 
+fn with_bias(bias: &Tensor) -> Extras<'_> {
+    Extras { bias: Some(bias), ..Extras::default() }
+}
+
 /// A weight as a file has it: any bits, but for scales, which are small.
 fn weight(rng: &mut StdRng, format: WeightFormat, outputs: usize, inputs: usize) -> RawTensor<'static> {
     let small = |rng: &mut StdRng| half::f16::from_f32(rng.random_range(-0.01..0.01)).to_le_bytes();
@@ -138,12 +142,12 @@ fn it_is_the_reference_for_every_format_and_ragged_shape() {
             assert!(packed.bytes() >= raw.bytes.len());
             for m in [1, 2, 5, 13, 32, 67] {
                 let (x, bias) = (random(&mut rng, &[m, inputs]), random(&mut rng, &[outputs]));
-                let y = linear(&x, &packed, Some(&bias), Inputs::Rounded).unwrap();
+                let y = linear(Inputs::Rows(&x), &packed, with_bias(&bias)).unwrap();
                 assert_eq!(y.dims(), [m, outputs]);
                 let (x_rounded, w) = (rounded_inputs(format, &values(&x)), rounded_weights(format, &w));
                 let want = reference::linear(&x_rounded, &w, Some(&values(&bias)), inputs);
                 assert_sums(format, &values(&y), &want, [&x_rounded, &w], inputs);
-                let plain = linear(&x, &packed, None, Inputs::Rounded).unwrap();
+                let plain = linear(Inputs::Rows(&x), &packed, Extras::default()).unwrap();
                 let want = reference::linear(&x_rounded, &w, None, inputs);
                 assert_sums(format, &values(&plain), &want, [&x_rounded, &w], inputs);
             }
@@ -158,23 +162,23 @@ fn a_row_has_the_same_bits_alone_and_in_any_batch_on_every_instruction_set() {
         let inputs = odd_inputs(format);
         let packed = pack(&weight(&mut rng, format, 200, inputs));
         let (x, bias) = (random(&mut rng, &[70, inputs]), random(&mut rng, &[200]));
-        let all = linear(&x, &packed, Some(&bias), Inputs::Rounded).unwrap();
+        let all = linear(Inputs::Rows(&x), &packed, with_bias(&bias)).unwrap();
         let want = |range: std::ops::Range<usize>| bits(&all.narrow(0, range.start, range.len()).unwrap());
         for level in Level::available() {
             for chunk in [1, 2, 3, 7, 12, 16, 24, 33, 70] {
                 for start in (0..70).step_by(chunk) {
                     let range = start..70.min(start + chunk);
                     let part = x.narrow(0, range.start, range.len()).unwrap();
-                    let y = linear_at(level, &part, &packed, Some(&bias), Inputs::Rounded).unwrap();
+                    let y = linear_at(level, Inputs::Rows(&part), &packed, with_bias(&bias)).unwrap();
                     assert_eq!(bits(&y), want(range.clone()), "{format}, rows {range:?}, {level:?}");
                 }
             }
         }
         for threads in [1, 2, 3] {
-            let again = on_threads(threads, || linear(&x, &packed, Some(&bias), Inputs::Rounded).unwrap());
+            let again = on_threads(threads, || linear(Inputs::Rows(&x), &packed, with_bias(&bias)).unwrap());
             assert_eq!(bits(&again), want(0..70), "{format}, {threads} threads");
             let one = on_threads(threads, || {
-                linear(&x.narrow(0, 7, 1).unwrap(), &packed, Some(&bias), Inputs::Rounded).unwrap()
+                linear(Inputs::Rows(&x.narrow(0, 7, 1).unwrap()), &packed, with_bias(&bias)).unwrap()
             });
             assert_eq!(bits(&one), want(7..8), "{format}, {threads} threads");
         }
@@ -189,14 +193,38 @@ fn inputs_in_two_terms_lose_nothing_that_a_float_has_room_for() {
         let raw = weight(&mut rng, format, 37, inputs);
         let (packed, w) = (pack(&raw), rounded_weights(format, &dequantized(&raw)));
         let (x, bias) = (random(&mut rng, &[19, inputs]), random(&mut rng, &[37]));
-        let all = linear(&x, &packed, Some(&bias), Inputs::TwoTerms).unwrap();
+        let extras = Extras { terms: Terms::Two, ..with_bias(&bias) };
+        let all = linear(Inputs::Rows(&x), &packed, extras).unwrap();
         let want = reference::linear(&values(&x), &w, Some(&values(&bias)), inputs);
         assert_sums(format, &values(&all), &want, [&values(&x), &w], inputs);
         for level in Level::available() {
             for row in [0, 7, 18] {
                 let alone = x.narrow(0, row, 1).unwrap();
-                let alone = linear_at(level, &alone, &packed, Some(&bias), Inputs::TwoTerms).unwrap();
+                let alone = linear_at(level, Inputs::Rows(&alone), &packed, extras).unwrap();
                 assert_eq!(bits(&alone), bits(&all.narrow(0, row, 1).unwrap()), "{format}, row {row}, {level:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_made_of_rows_on_the_way_is_what_operations_of_their_own_make() {
+    let mut rng = rng(13);
+    for (format, rows) in FORMATS.into_iter().flat_map(|format| [1, 20, 40].map(|rows| (format, rows))) {
+        let inputs = odd_inputs(format);
+        let packed = pack(&weight(&mut rng, format, 37, inputs));
+        let [x, onto] = [inputs, 37].map(|width| random(&mut rng, &[rows, width]));
+        let (both, norm) = (random(&mut rng, &[rows, 2 * inputs]), random(&mut rng, &[inputs]));
+        let bias = random(&mut rng, &[37]);
+        let normed = crate::kernels::rms_norm::rms_norm(&x, &norm, 1e-6).unwrap();
+        let gated = crate::kernels::silu_mul::silu_mul(&both).unwrap();
+        let [fused_norm, fused_gate] = [Inputs::Normed { x: &x, weight: &norm, eps: 1e-6 }, Inputs::Gated(&both)];
+        for level in Level::available() {
+            for (fused, apart) in [(fused_norm, &normed), (fused_gate, &gated)] {
+                let want = linear_at(level, Inputs::Rows(apart), &packed, with_bias(&bias)).unwrap();
+                let extras = Extras { onto: Some(&onto), ..with_bias(&bias) };
+                let got = linear_at(level, fused, &packed, extras).unwrap();
+                assert_eq!(bits(&got), bits(&(want + &onto).unwrap()), "{format}, {rows} rows, {level:?}");
             }
         }
     }
@@ -210,10 +238,10 @@ fn stacked_weights_give_what_each_gives_by_itself() {
         let parts = [40, 7, 19].map(|outputs| weight(&mut rng, format, outputs, inputs));
         let stacked = PackedWeight::pack_rows(&parts.each_ref(), format, &Device::Cpu).unwrap();
         let x = random(&mut rng, &[3, inputs]);
-        let all = linear(&x, &stacked, None, Inputs::Rounded).unwrap();
+        let all = linear(Inputs::Rows(&x), &stacked, Extras::default()).unwrap();
         let mut start = 0;
         for part in &parts {
-            let alone = linear(&x, &pack(part), None, Inputs::Rounded).unwrap();
+            let alone = linear(Inputs::Rows(&x), &pack(part), Extras::default()).unwrap();
             assert_eq!(bits(&all.narrow(1, start, part.shape[0]).unwrap().contiguous().unwrap()), bits(&alone));
             start += part.shape[0];
         }
@@ -230,10 +258,10 @@ fn the_portable_form_agrees() {
         let packed = pack(&raw);
         let dense = weight::dense_for_tests(&raw);
         let (x, bias) = (random(&mut rng, &[5, inputs]), random(&mut rng, &[37]));
-        let want = linear(&x, &packed, Some(&bias), Inputs::Rounded).unwrap();
+        let want = linear(Inputs::Rows(&x), &packed, with_bias(&bias)).unwrap();
         // Ours are bfloat16 products, the portable ones float32 or the weight's own.
         let tolerance = if format == WeightFormat::F32 { 1e-5 } else { 2e-2 };
-        assert_tensors_close(&portable::linear(&x, &dense, Some(&bias)).unwrap(), &want, tolerance);
+        assert_tensors_close(&portable::linear(&x, &dense, Some(&bias), None).unwrap(), &want, tolerance);
         let ids = [TokenId(36), TokenId(0), TokenId(36)];
         let rows = portable::gather_rows(&dense, &ids).unwrap();
         assert_eq!(values(&rows), values(&packed.gather_rows(&ids).unwrap()));
@@ -244,23 +272,18 @@ fn the_portable_form_agrees() {
 fn an_empty_batch_gives_nothing() {
     let packed = pack(&weight(&mut rng(6), WeightFormat::F32, 20, 10));
     let x = random(&mut rng(6), &[0, 10]);
-    assert_eq!(linear(&x, &packed, None, Inputs::Rounded).unwrap().dims(), [0, 20]);
+    assert_eq!(linear(Inputs::Rows(&x), &packed, Extras::default()).unwrap().dims(), [0, 20]);
 }
 
 #[test]
 fn infinite_inputs_stay_in_their_row() {
     let packed = pack(&weight(&mut rng(7), WeightFormat::Q8_0, 20, 64));
     let x = random(&mut rng(7), &[3, 64]);
-    let want = linear(&x, &packed, None, Inputs::Rounded).unwrap();
+    let want = linear(Inputs::Rows(&x), &packed, Extras::default()).unwrap();
     let mut poisoned = values(&x);
     poisoned[64..128].fill(f32::NAN);
-    let got = linear(
-        &candle_core::Tensor::from_vec(poisoned, (3, 64), &Device::Cpu).unwrap(),
-        &packed,
-        None,
-        Inputs::Rounded,
-    )
-    .unwrap();
+    let poisoned = Tensor::from_vec(poisoned, (3, 64), &Device::Cpu).unwrap();
+    let got = linear(Inputs::Rows(&poisoned), &packed, Extras::default()).unwrap();
     for row in [0, 2] {
         assert_eq!(bits(&got.narrow(0, row, 1).unwrap()), bits(&want.narrow(0, row, 1).unwrap()));
     }
@@ -296,11 +319,17 @@ fn weights_that_cannot_be_packed_are_refused_with_the_reason() {
 fn inputs_that_do_not_fit_are_refused() {
     let packed = pack(&weight(&mut rng(9), WeightFormat::F32, 4, 10));
     let x = random(&mut rng(9), &[2, 11]);
-    assert!(linear(&x, &packed, None, Inputs::Rounded).unwrap_err().message.contains("[2, 11]"));
+    assert!(linear(Inputs::Rows(&x), &packed, Extras::default()).unwrap_err().message.contains("[2, 11]"));
     let x = random(&mut rng(9), &[2, 10]);
     assert!(
-        linear(&x, &packed, Some(&random(&mut rng(9), &[5])), Inputs::Rounded).unwrap_err().message.contains("[5]")
+        linear(Inputs::Rows(&x), &packed, with_bias(&random(&mut rng(9), &[5]))).unwrap_err().message.contains("[5]")
     );
+    let narrow = random(&mut rng(9), &[9]);
+    let normed = Inputs::Normed { x: &x, weight: &narrow, eps: 1e-6 };
+    assert!(linear(normed, &packed, Extras::default()).unwrap_err().message.contains("its norm [9]"));
+    assert!(linear(Inputs::Gated(&x), &packed, Extras::default()).unwrap_err().message.contains("[2, 5]"));
+    let extras = Extras { onto: Some(&x), ..Extras::default() };
+    assert!(linear(Inputs::Rows(&x), &packed, extras).unwrap_err().message.contains("must be [2, 4]"));
     assert!(packed.gather_rows(&[TokenId(4)]).unwrap_err().message.contains("token 4"));
 }
 

@@ -5,16 +5,17 @@
 //! chunks, each over all panels of a group, with the sums put aside in between. One row reads four panels together,
 //! because memory gives most to several streams. Whatever the tile and the chunk, each output is summed in the same order.
 
-use std::ops::Range;
+use std::{marker::PhantomData, ops::Range};
 
 use super::{
-    arithmetic,
+    Terms, arithmetic,
+    inputs::Source,
     outputs::Outputs,
     packed::{PAIR, PANEL_GROUP, Packed, Panels},
     panel::{PanelFormat, STEP, with_format},
 };
 use crate::kernels::{
-    cpu_tensor::{Rows, SharedMatrix, for_each_row_range},
+    cpu_tensor::{SharedMatrix, for_each_row_range},
     simd::{Kernel, LANES, Level, Simd},
 };
 
@@ -38,31 +39,32 @@ pub(super) fn linear(level: Level, tiles: &Tiles, weight: &Packed, groups: Range
     });
 }
 
-/// The rows of `x` in tiles, each `[input][row]`, so that a pass reads one stream. Inputs are rounded as the format's
-/// arithmetic has it, and filled up with zeros to whole steps, the last tile to its height.
+/// The rows of `x` in tiles, each `[step][term][input of the step][row]`, so that a pass reads one stream. Inputs are
+/// rounded as the format's arithmetic has it, and filled up with zeros to whole steps, the last tile to its height.
 pub(super) struct Tiles {
     data: Vec<f32>,
     rows: usize,
-    /// With the zeros.
+    /// With the zeros, and all terms.
     inputs: usize,
+    terms: usize,
     /// Rows of all tiles but the last, and of the last one.
     height: usize,
     last_height: usize,
 }
 
 impl Tiles {
-    pub(super) fn new(level: Level, x: Rows<'_>, weight: &Packed) -> Self {
-        with_format!(weight.format, F => Self::rounded::<F>(level, x))
+    pub(super) fn new(level: Level, x: &Source<'_>, weight: &Packed, terms: Terms) -> Self {
+        with_format!(weight.format, F => Self::rounded::<F>(level, x, terms.count()))
     }
 
-    fn rounded<F: PanelFormat>(level: Level, x: Rows<'_>) -> Self {
-        let (rows, inputs) = (x.count, x.width.next_multiple_of(STEP));
+    fn rounded<F: PanelFormat>(level: Level, x: &Source<'_>, terms: usize) -> Self {
+        let (rows, inputs) = (x.count(), x.width().next_multiple_of(STEP) * terms);
         let heights =
             || HEIGHTS.into_iter().filter(|&height| height <= (level.sums() / arithmetic::chains::<F>()).max(1));
         let height = heights().max().unwrap_or(1);
         let rest = (rows - 1) % height + 1;
         let last_height = heights().find(|&height| height >= rest).unwrap_or(height);
-        let mut tiles = Self { data: Vec::new(), rows, inputs, height, last_height };
+        let mut tiles = Self { data: Vec::new(), rows, inputs, terms, height, last_height };
         let mut data = vec![0.0; ((tiles.count() - 1) * height + last_height) * inputs];
         let shared = SharedMatrix::new(&mut data);
         for_each_row_range(tiles.count(), inputs * height, |range| {
@@ -70,11 +72,7 @@ impl Tiles {
                 let (rows, height) = (tiles.rows_of(tile), tiles.height_of(tile));
                 // SAFETY: tiles do not overlap, and each is one task's.
                 let to = unsafe { shared.slice_mut(rows.start * inputs, height * inputs) };
-                for (column, row) in rows.enumerate() {
-                    for (to, &x) in to[column..].iter_mut().step_by(height).zip(x.row(row)) {
-                        *to = arithmetic::round::<F>(x);
-                    }
-                }
+                x.with_room(|room| level.run(Round::<F> { x, rows, height, terms, room, to, format: PhantomData }));
             }
         });
         tiles.data = data;
@@ -95,6 +93,36 @@ impl Tiles {
 
     fn data_of(&self, tile: usize) -> &[f32] {
         &self.data[tile * self.height * self.inputs..][..self.height_of(tile) * self.inputs]
+    }
+}
+
+/// Rounds some rows into their tile.
+struct Round<'a, F> {
+    x: &'a Source<'a>,
+    rows: Range<usize>,
+    height: usize,
+    terms: usize,
+    room: &'a mut [f32],
+    to: &'a mut [f32],
+    format: PhantomData<F>,
+}
+
+impl<F: PanelFormat> Kernel for Round<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { x, rows, height, terms, room, to, .. } = self;
+        for (column, row) in rows.enumerate() {
+            let steps = x.row(simd, row, room).chunks(STEP);
+            for (to, x) in to.chunks_exact_mut(STEP * height * terms).zip(steps) {
+                let (rounded, lost) = to.split_at_mut(STEP * height);
+                let inputs = rounded[column..].iter_mut().step_by(height).zip(x);
+                inputs.for_each(|(to, &x)| *to = arithmetic::round::<F>(x));
+                let inputs = lost.iter_mut().skip(column).step_by(height).zip(x);
+                inputs.for_each(|(to, &x)| *to = arithmetic::round::<F>(x - arithmetic::round::<F>(x)));
+            }
+        }
     }
 }
 
@@ -160,8 +188,9 @@ impl<F: PanelFormat> Task<'_, F> {
 
     #[inline(always)]
     fn passes<S: Simd, const R: usize, const P: usize>(&self, simd: S, first: usize, tiles: Range<usize>) {
-        let steps = self.tiles.inputs / STEP;
-        let fits = CHUNK_BYTES / (size_of::<f32>() * STEP * R) / CHUNK_STEPS * CHUNK_STEPS;
+        let terms = self.tiles.terms;
+        let steps = self.tiles.inputs / (STEP * terms);
+        let fits = CHUNK_BYTES / (size_of::<f32>() * STEP * R * terms) / CHUNK_STEPS * CHUNK_STEPS;
         let chunk = if R == 1 { steps.max(1) } else { fits.max(CHUNK_STEPS) };
         for tile in tiles {
             let mut sums = [[[0.0; LANES]; MAX_HEIGHT]; PANEL_GROUP];
@@ -199,15 +228,18 @@ impl<F: PanelFormat> Task<'_, F> {
                 }
             }
         }
-        let x = &self.tiles.data_of(tile)[steps.start * STEP * R..steps.end * STEP * R];
-        for (step, x) in steps.zip(x.chunks_exact(STEP * R)) {
+        let step_len = STEP * R * self.tiles.terms;
+        let x = &self.tiles.data_of(tile)[steps.start * step_len..steps.end * step_len];
+        for (step, x) in steps.zip(x.chunks_exact(step_len)) {
             let (block, step) = (step / F::STEPS, step % F::STEPS);
             for p in 0..P {
                 let block = self.panels.block(first + p, block);
                 if step == 0 {
                     simd.prefetch(std::ptr::from_ref(block).wrapping_add(ahead));
                 }
-                arithmetic::step::<S, F, R>(simd, block, step, x, &mut sums[p]);
+                for x in x.chunks_exact(STEP * R) {
+                    arithmetic::step::<S, F, R>(simd, block, step, x, &mut sums[p]);
+                }
             }
         }
         for p in 0..P {

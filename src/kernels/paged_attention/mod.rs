@@ -4,25 +4,64 @@
 //! tiles of 64 that begin at multiples of 64, whatever part of a prompt a step computes: each tile's largest score may
 //! raise the running maximum, and rescales what was summed so far (Milakov and Gimelshein, 2018, arXiv:1805.02867).
 //! So a query's result does not depend on its chunk, its batch or the size of a block.
+//!
+//! Over a cache of float32 or float16 everything is computed in float32. Over one of bfloat16 or eight bits, queries are
+//! rounded to bfloat16, and so is a weight as it is multiplied with values, relative to the maximum so far; the weights'
+//! own sum is of what they were before. Sums are float32 either way, in the order of [`register_tile`].
+//!
+//! A value that a query does not see is multiplied with zero where others of its sequence see it in the same step: no
+//! infinity or NaN among them is kept from it.
 
 mod cpu;
+mod head_cache;
+mod in_place;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod matrix;
 mod portable;
 #[cfg(test)]
 mod reference;
+mod register_tile;
+mod softmax;
+mod task;
 #[cfg(test)]
 mod tests;
+mod widened;
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor};
 
 use super::{
     cpu_tensor::{Rows, with_contiguous_rows},
-    simd::Level,
+    simd::{LANES, Level},
     store_kv::KvLayer,
 };
 use crate::{
     error::{Error, Result},
     ids::BlockId,
 };
+
+/// Keys a tile; tiles begin at multiples of it.
+const KEYS: usize = 64;
+/// Vectors of keys in a tile.
+const KEY_VECTORS: usize = KEYS / LANES;
+
+/// What becomes of `q kᵀ` before the softmax.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scoring {
+    /// It is multiplied with this.
+    pub scale: f32,
+    /// Then it becomes `cap * tanh(score / cap)`, where there is a cap (Gemma 2, arXiv:2408.00118).
+    pub softcap: Option<f32>,
+    /// Keys that a query sees, itself the last of them: at least one; `usize::MAX` for all before it.
+    pub window: usize,
+}
+
+impl Scoring {
+    /// All keys, no cap.
+    #[must_use]
+    pub fn plain(scale: f32) -> Self {
+        Self { scale, softcap: None, window: usize::MAX }
+    }
+}
 
 /// Which blocks each row of a step attends to; one for all layers of a step.
 #[derive(Clone, Debug, Default)]
@@ -84,22 +123,16 @@ struct Row<'a> {
     blocks: &'a [BlockId],
 }
 
-/// Softmax of `scale * q kᵀ` over the keys that each query sees, times the values.
+/// Softmax of the scores of the keys that each query sees, times the values.
 ///
 /// `q` is float32 `[n, heads, head_dim]`, the rows' queries one after another, their keys and values already stored;
-/// `heads` is a multiple of the cache's heads, neighbouring query heads share one. `window` is the number of keys a
-/// query sees, itself included; all where `None`. The result is float32 `[n, heads * head_dim]`.
+/// `heads` is a multiple of the cache's heads, neighbouring query heads share one. The result is float32
+/// `[n, heads * head_dim]`.
 ///
 /// # Errors
 /// `Internal` where the shapes, the metadata and the cache do not fit each other.
-pub fn paged_attention(
-    q: &Tensor,
-    cache: &KvLayer,
-    meta: &AttentionMetadata,
-    scale: f32,
-    window: Option<usize>,
-) -> Result<Tensor> {
-    paged_attention_at(Level::best(), q, cache, meta, scale, window)
+pub fn paged_attention(q: &Tensor, cache: &KvLayer, meta: &AttentionMetadata, scoring: &Scoring) -> Result<Tensor> {
+    paged_attention_at(Level::best(), q, cache, meta, scoring)
 }
 
 fn paged_attention_at(
@@ -107,24 +140,22 @@ fn paged_attention_at(
     q: &Tensor,
     cache: &KvLayer,
     meta: &AttentionMetadata,
-    scale: f32,
-    window: Option<usize>,
+    scoring: &Scoring,
 ) -> Result<Tensor> {
     let config = *cache.config();
     let &[n, heads, head_dim] = q.dims() else {
         let dims = q.dims();
         return Err(Error::internal(format!("paged_attention: q has shape {dims:?}, must have [n, heads, head_dim]")));
     };
-    if head_dim != config.head_dim || heads == 0 || !heads.is_multiple_of(config.kv_heads) || window == Some(0) {
-        let message = format!("paged_attention: q has shape {:?}, window {window:?}, the cache {config:?}", q.dims());
+    if head_dim != config.head_dim || heads == 0 || !heads.is_multiple_of(config.kv_heads) || scoring.window == 0 {
+        let message = format!("paged_attention: q has shape {:?}, scoring {scoring:?}, the cache {config:?}", q.dims());
         return Err(Error::internal(message));
     }
     let rows = meta.rows(n, config.block_size, config.num_blocks)?;
-    let window = window.unwrap_or(usize::MAX);
     if !matches!(q.device(), Device::Cpu) {
-        return portable::paged_attention(q, cache, &rows, scale, window);
+        return portable::paged_attention(q, cache, &rows, scoring);
     }
-    let op = PagedAttention { level, cache, rows: &rows, heads, scale, window };
+    let op = PagedAttention { level, cache, rows: &rows, heads, scoring: *scoring };
     Ok(with_contiguous_rows(q)?.apply_op1_no_bwd(&op)?)
 }
 
@@ -133,8 +164,7 @@ struct PagedAttention<'a> {
     cache: &'a KvLayer,
     rows: &'a [Row<'a>],
     heads: usize,
-    scale: f32,
-    window: usize,
+    scoring: Scoring,
 }
 
 impl CustomOp1 for PagedAttention<'_> {

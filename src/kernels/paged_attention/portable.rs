@@ -2,21 +2,15 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::Row;
+use super::{Row, Scoring};
 use crate::{error::Result, ids::BlockId, kernels::store_kv::KvLayer};
 
-pub(super) fn paged_attention(
-    q: &Tensor,
-    cache: &KvLayer,
-    rows: &[Row<'_>],
-    scale: f32,
-    window: usize,
-) -> Result<Tensor> {
+pub(super) fn paged_attention(q: &Tensor, cache: &KvLayer, rows: &[Row<'_>], scoring: &Scoring) -> Result<Tensor> {
     let (_, heads, head_dim) = q.dims3()?;
     let mut outputs = Vec::with_capacity(rows.len());
     for row in rows.iter().filter(|row| !row.queries.is_empty()) {
         let q = q.narrow(0, row.queries.start, row.queries.len())?;
-        outputs.push(attend(&q, cache, row, scale, window)?.reshape((row.queries.len(), heads * head_dim))?);
+        outputs.push(attend(&q, cache, row, scoring)?.reshape((row.queries.len(), heads * head_dim))?);
     }
     match outputs.as_slice() {
         [] => Ok(q.reshape((0, heads * head_dim))?),
@@ -24,7 +18,8 @@ pub(super) fn paged_attention(
     }
 }
 
-fn attend(q: &Tensor, cache: &KvLayer, row: &Row<'_>, scale: f32, window: usize) -> Result<Tensor> {
+fn attend(q: &Tensor, cache: &KvLayer, row: &Row<'_>, scoring: &Scoring) -> Result<Tensor> {
+    let &Scoring { scale, softcap, window } = scoring;
     let config = cache.config();
     let (n, heads, head_dim) = q.dims3()?;
     let group = heads / config.kv_heads;
@@ -39,7 +34,10 @@ fn attend(q: &Tensor, cache: &KvLayer, row: &Row<'_>, scale: f32, window: usize)
     let values = values.narrow(1, 0, len)?.to_dtype(DType::F32)?.contiguous()?;
     // Query heads of a KV head and queries together: [kv_heads, group * n, head_dim].
     let q = q.transpose(0, 1)?.contiguous()?.reshape((config.kv_heads, group * n, head_dim))?;
-    let scores = (q.matmul(&keys)? * f64::from(scale))?.reshape((heads, n, len))?;
+    let mut scores = (q.matmul(&keys)? * f64::from(scale))?.reshape((heads, n, len))?;
+    if let Some(cap) = softcap.map(f64::from) {
+        scores = ((scores / cap)?.tanh()? * cap)?;
+    }
     let hidden = (0..n).flat_map(|query| {
         let position = row.context_len + query;
         (0..len).map(

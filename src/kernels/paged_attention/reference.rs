@@ -1,14 +1,10 @@
 //! Causal attention of one sequence and one head in float64, straight from the definition.
 
+use super::Scoring;
+
 /// `q` `[n, head_dim]` at positions `context_len..`; `keys` and `values` `[context_len + n, head_dim]`.
-pub(super) fn attention(
-    q: &[f32],
-    keys: &[f32],
-    values: &[f32],
-    head_dim: usize,
-    scale: f32,
-    window: usize,
-) -> Vec<f64> {
+pub(super) fn attention(q: &[f32], keys: &[f32], values: &[f32], head_dim: usize, scoring: &Scoring) -> Vec<f64> {
+    let &Scoring { scale, softcap, window } = scoring;
     let n = q.len() / head_dim;
     let context_len = keys.len() / head_dim - n;
     let row = |x: &[f32], index: usize| -> Vec<f64> {
@@ -20,7 +16,8 @@ pub(super) fn attention(
         let visible = (position + 1).saturating_sub(window)..position + 1;
         let q = row(q, query);
         let dot = |key| q.iter().zip(row(keys, key)).map(|(a, b)| a * b).sum::<f64>() * f64::from(scale);
-        let scores: Vec<f64> = visible.clone().map(dot).collect();
+        let capped = |score: f64| softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh());
+        let scores: Vec<f64> = visible.clone().map(dot).map(capped).collect();
         let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
         let total: f64 = weights.iter().sum();

@@ -8,14 +8,13 @@ use crate::{
     ids::Slot,
     kernels::{
         store_kv::store_kv,
-        test_data::{assert_close, assert_tensors_close, bits, on_threads, random, rng, tensor, values},
+        test_data::{assert_close, bits, on_threads, random, rng, tensor, values},
     },
 };
 
 /// Sequences in a cache, whatever part of them a step computes.
 struct Sequences {
-    scale: f32,
-    window: Option<usize>,
+    scoring: Scoring,
     cache: KvLayer,
     /// `[len, heads, head_dim]` and `[len, kv_heads, head_dim]`, as rounded by the cache.
     all: Vec<[Tensor; 3]>,
@@ -32,7 +31,7 @@ struct Shape {
 
 impl Sequences {
     /// Their blocks lie scattered over a cache whose unwritten slots are NaN.
-    fn new(rng: &mut StdRng, shape: &Shape, lens: &[usize], window: Option<usize>) -> Self {
+    fn new(rng: &mut StdRng, shape: &Shape, lens: &[usize], window: usize) -> Self {
         let &Shape { heads, kv_heads, head_dim, block_size, dtype } = shape;
         let needed: Vec<usize> = lens.iter().map(|len| len.div_ceil(block_size)).collect();
         let num_blocks = needed.iter().sum::<usize>() + 3;
@@ -57,7 +56,8 @@ impl Sequences {
             all.push([q, k, v]);
             tables.push(table);
         }
-        Self { scale: 1.0 / (head_dim as f32).sqrt(), window, cache, all, tables }
+        let scoring = Scoring { window, ..Scoring::plain(1.0 / (head_dim as f32).sqrt()) };
+        Self { scoring, cache, all, tables }
     }
 
     /// Queries and metadata of a step that computes these positions of these sequences.
@@ -77,19 +77,19 @@ impl Sequences {
 
     fn attend(&self, rows: &[(usize, std::ops::Range<usize>)]) -> Tensor {
         let (q, meta) = self.step(rows);
-        paged_attention(&q, &self.cache, &meta, self.scale, self.window).unwrap()
+        paged_attention(&q, &self.cache, &meta, &self.scoring).unwrap()
     }
 
     fn attend_at(&self, level: Level, rows: &[(usize, std::ops::Range<usize>)]) -> Tensor {
         let (q, meta) = self.step(rows);
-        paged_attention_at(level, &q, &self.cache, &meta, self.scale, self.window).unwrap()
+        paged_attention_at(level, &q, &self.cache, &meta, &self.scoring).unwrap()
     }
 
     fn portable(&self, rows: &[(usize, std::ops::Range<usize>)]) -> Tensor {
         let (q, meta) = self.step(rows);
         let config = self.cache.config();
         let rows = meta.rows(q.dims()[0], config.block_size, config.num_blocks).unwrap();
-        portable::paged_attention(&q, &self.cache, &rows, self.scale, self.window.unwrap_or(usize::MAX)).unwrap()
+        portable::paged_attention(&q, &self.cache, &rows, &self.scoring).unwrap()
     }
 
     /// A whole sequence.
@@ -101,8 +101,7 @@ impl Sequences {
         for head in 0..heads {
             let part = |x: &Tensor, head| values(&x.narrow(1, head, 1).unwrap().contiguous().unwrap());
             let (q, k, v) = (part(q, head), part(k, head / group), part(v, head / group));
-            let window = self.window.unwrap_or(usize::MAX);
-            let one = reference::attention(&q, &k, &v, head_dim, self.scale, window);
+            let one = reference::attention(&q, &k, &v, head_dim, &self.scoring);
             for (query, one) in one.chunks_exact(head_dim).enumerate() {
                 out[(query * heads + head) * head_dim..][..head_dim].copy_from_slice(one);
             }
@@ -115,7 +114,7 @@ impl Sequences {
     }
 }
 
-const SHAPES: [Shape; 10] = [
+const SHAPES: [Shape; 12] = [
     Shape { heads: 4, kv_heads: 2, head_dim: 64, block_size: 16, dtype: DType::F32 },
     Shape { heads: 1, kv_heads: 1, head_dim: 8, block_size: 1, dtype: DType::F32 },
     Shape { heads: 6, kv_heads: 2, head_dim: 80, block_size: 5, dtype: DType::BF16 },
@@ -126,19 +125,23 @@ const SHAPES: [Shape; 10] = [
     Shape { heads: 60, kv_heads: 1, head_dim: 33, block_size: 16, dtype: DType::F32 },
     Shape { heads: 6, kv_heads: 2, head_dim: 128, block_size: 16, dtype: DType::BF16 },
     Shape { heads: 4, kv_heads: 1, head_dim: 64, block_size: 32, dtype: DType::F16 },
+    Shape { heads: 4, kv_heads: 2, head_dim: 128, block_size: 16, dtype: DType::F8E4M3 },
+    Shape { heads: 5, kv_heads: 1, head_dim: 72, block_size: 24, dtype: DType::F8E4M3 },
 ];
 
 #[test]
 fn it_is_the_reference_for_ragged_rows_of_every_shape() {
     let mut rng = rng(1);
     for shape in &SHAPES {
-        for window in [None, Some(1), Some(7), Some(70)] {
-            let sequences = Sequences::new(&mut rng, shape, &[1, 37, 150, 64], window);
+        // Rounded to 8 bits are queries, by at most 2^-9 of themselves, and weights.
+        let tolerance = if matches!(shape.dtype, DType::F32 | DType::F16) { 2e-6 } else { 3e-3 };
+        for (window, softcap) in [(usize::MAX, None), (1, None), (7, Some(0.7)), (70, None), (usize::MAX, Some(2.0))] {
+            let mut sequences = Sequences::new(&mut rng, shape, &[1, 37, 150, 64], window);
+            sequences.scoring.softcap = softcap;
             let rows: Vec<_> = (0..4).map(|s| (s, 0..sequences.len(s))).collect();
             let want: Vec<f64> = (0..4).flat_map(|s| sequences.reference(s)).collect();
-            let got = sequences.attend(&rows);
-            assert_close(&values(&got), &want, 2e-6);
-            assert_tensors_close(&sequences.portable(&rows), &got, 2e-6);
+            assert_close(&values(&sequences.attend(&rows)), &want, tolerance);
+            assert_close(&values(&sequences.portable(&rows)), &want, 2e-6);
         }
     }
 }
@@ -147,7 +150,7 @@ fn it_is_the_reference_for_ragged_rows_of_every_shape() {
 fn a_query_has_the_same_bits_in_one_piece_in_chunks_alone_and_in_a_batch() {
     let mut rng = rng(2);
     for shape in &SHAPES {
-        for window in [None, Some(70)] {
+        for window in [usize::MAX, 70] {
             let sequences = Sequences::new(&mut rng, shape, &[200, 90], window);
             let whole = sequences.attend(&[(0, 0..200)]);
             let part = |range: std::ops::Range<usize>| bits(&whole.narrow(0, range.start, range.len()).unwrap());
@@ -168,7 +171,7 @@ fn a_query_has_the_same_bits_in_one_piece_in_chunks_alone_and_in_a_batch() {
 #[test]
 fn instruction_sets_threads_and_block_sizes_give_the_same_bits() {
     for shape in &SHAPES {
-        let sequences = Sequences::new(&mut rng(3), shape, &[100, 70], Some(80));
+        let sequences = Sequences::new(&mut rng(3), shape, &[100, 70], 80);
         let rows = [(0, 0..100), (1, 20..70)];
         let want = bits(&sequences.attend(&rows));
         for level in Level::available() {
@@ -178,7 +181,7 @@ fn instruction_sets_threads_and_block_sizes_give_the_same_bits() {
             assert_eq!(bits(&on_threads(threads, || sequences.attend(&rows))), want, "{threads} threads");
         }
         for block_size in [1, 3, 16, 64] {
-            let mut other = Sequences::new(&mut rng(4), &Shape { block_size, ..*shape }, &[100, 70], Some(80));
+            let mut other = Sequences::new(&mut rng(4), &Shape { block_size, ..*shape }, &[100, 70], 80);
             for (sequence, table) in other.tables.iter().enumerate() {
                 let slot = |p: usize| Slot(table[p / block_size].0 * block_size as u32 + (p % block_size) as u32);
                 let slots: Vec<Slot> = (0..sequences.len(sequence)).map(slot).collect();
@@ -194,9 +197,9 @@ fn instruction_sets_threads_and_block_sizes_give_the_same_bits() {
 #[test]
 fn large_scores_stay_finite() {
     let mut rng = rng(5);
-    let mut sequences = Sequences::new(&mut rng, &SHAPES[0], &[130], None);
+    let mut sequences = Sequences::new(&mut rng, &SHAPES[0], &[130], usize::MAX);
     for scale in [1e4, 1e20, -1e30] {
-        sequences.scale = scale;
+        sequences.scoring.scale = scale;
         let got = values(&sequences.attend(&[(0, 0..130)]));
         assert!(got.iter().all(|x| x.is_finite()));
         assert_close(&got, &sequences.reference(0), 1e-2);
@@ -205,7 +208,7 @@ fn large_scores_stay_finite() {
 
 #[test]
 fn metadata_that_does_not_fit_is_refused() {
-    let sequences = Sequences::new(&mut rng(6), &SHAPES[0], &[40], None);
+    let sequences = Sequences::new(&mut rng(6), &SHAPES[0], &[40], usize::MAX);
     let (q, good) = sequences.step(&[(0, 0..40)]);
     type Change = fn(&mut AttentionMetadata);
     let changes: [(Change, &str); 7] = [
@@ -220,18 +223,18 @@ fn metadata_that_does_not_fit_is_refused() {
     for (change, message) in changes {
         let mut meta = good.clone();
         change(&mut meta);
-        let error = paged_attention(&q, &sequences.cache, &meta, 1.0, None).unwrap_err();
+        let error = paged_attention(&q, &sequences.cache, &meta, &sequences.scoring).unwrap_err();
         assert!(error.message.contains(message), "{error}");
     }
-    let (narrow, window) = (q.narrow(2, 0, 32).unwrap(), Some(0));
-    assert!(paged_attention(&narrow, &sequences.cache, &good, 1.0, None).is_err());
-    assert!(paged_attention(&q, &sequences.cache, &good, 1.0, window).is_err());
+    let (narrow, blind) = (q.narrow(2, 0, 32).unwrap(), Scoring { window: 0, ..sequences.scoring });
+    assert!(paged_attention(&narrow, &sequences.cache, &good, &sequences.scoring).is_err());
+    assert!(paged_attention(&q, &sequences.cache, &good, &blind).is_err());
 }
 
 #[test]
 fn a_step_without_queries_gives_nothing() {
-    let sequences = Sequences::new(&mut rng(7), &SHAPES[0], &[4], None);
+    let sequences = Sequences::new(&mut rng(7), &SHAPES[0], &[4], usize::MAX);
     let meta = AttentionMetadata { block_size: 16, cu_seqlens: vec![0], cu_blocks: vec![0], ..Default::default() };
     let q = sequences.all[0][0].narrow(0, 0, 0).unwrap();
-    assert_eq!(paged_attention(&q, &sequences.cache, &meta, 1.0, None).unwrap().dims(), [0, 4 * 64]);
+    assert_eq!(paged_attention(&q, &sequences.cache, &meta, &sequences.scoring).unwrap().dims(), [0, 4 * 64]);
 }

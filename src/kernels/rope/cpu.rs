@@ -1,26 +1,22 @@
 //! Rotary embedding on the CPU.
 
-use super::RopeStyle;
+use super::{Rope, RopeStyle};
 use crate::kernels::{
     cpu_tensor::{Rows, SharedMatrix, for_each_row_range, written},
-    simd::{Kernel, LANES, Level, Simd},
+    rms_norm,
+    simd::{Kernel, LANES, Simd},
 };
 
-pub(super) fn rope(
-    level: Level,
-    x: Rows<'_>,
-    positions: &[u32],
-    table: Rows<'_>,
-    head_dim: usize,
-    style: RopeStyle,
-) -> Vec<f32> {
+pub(super) fn rope(op: &Rope<'_>, x: Rows<'_>) -> Vec<f32> {
+    let &Rope { level, norm, positions, table, head_dim, style } = op;
     let write = |out: &SharedMatrix<'_, _>| {
         for_each_row_range(x.count, 2 * x.width, |rows| {
             // SAFETY: the ranges of rows do not overlap.
             let out = unsafe { out.cleared_mut(rows.start * x.width, rows.len() * x.width) };
+            let mut normed = vec![0.0; if norm.is_some() { head_dim } else { 0 }];
             for (row, out) in rows.zip(out.chunks_exact_mut(x.width.max(1))) {
                 let (cos, sin) = table.row(positions[row] as usize).split_at(table.width / 2);
-                level.run(Row { x: x.row(row), cos, sin, head_dim, style, out });
+                level.run(Row { x: x.row(row), norm, normed: &mut normed, cos, sin, head_dim, style, out });
             }
         });
     };
@@ -30,6 +26,10 @@ pub(super) fn rope(
 
 struct Row<'a> {
     x: &'a [f32],
+    /// A weight and an epsilon.
+    norm: Option<(&'a [f32], f64)>,
+    /// Room for a normed head.
+    normed: &'a mut [f32],
     cos: &'a [f32],
     sin: &'a [f32],
     head_dim: usize,
@@ -44,6 +44,13 @@ impl Kernel for Row<'_> {
     fn run<S: Simd>(self, simd: S) {
         let pairs = self.cos.len();
         for (x, out) in self.x.chunks_exact(self.head_dim).zip(self.out.chunks_exact_mut(self.head_dim)) {
+            let x = match self.norm {
+                None => x,
+                Some((weight, eps)) => {
+                    rms_norm::cpu::norm(simd, x, weight, eps, self.normed);
+                    &*self.normed
+                }
+            };
             let (x, passed) = x.split_at(2 * pairs);
             let (out, passed_out) = out.split_at_mut(2 * pairs);
             passed_out.copy_from_slice(passed);

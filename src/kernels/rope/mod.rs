@@ -12,6 +12,7 @@ use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor};
 
 use super::{
     cpu_tensor::{Rows, cpu_storage, with_contiguous_rows},
+    rms_norm::rms_norm,
     simd::Level,
 };
 use crate::error::{Error, Result};
@@ -63,16 +64,38 @@ impl RopeTable {
     }
 }
 
+/// The [RMS norm](mod@super::rms_norm) of each head, before it is turned.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadNorm<'a> {
+    /// Float32 `[head_dim]`.
+    pub weight: &'a Tensor,
+    /// What is added to the mean of squares.
+    pub eps: f64,
+}
+
 /// Turns the first `2 * pairs` dimensions of every head by its position and passes on the others: `x` is float32
 /// `[n, heads, head_dim]`, `positions` has `n` entries; the result has the shape of `x`.
 ///
 /// # Errors
 /// `Internal` where the shapes do not fit or a position is past the table.
-pub fn rope(x: &Tensor, positions: &[u32], table: &RopeTable, style: RopeStyle) -> Result<Tensor> {
-    rope_at(Level::best(), x, positions, table, style)
+pub fn rope(
+    x: &Tensor,
+    norm: Option<HeadNorm<'_>>,
+    positions: &[u32],
+    table: &RopeTable,
+    style: RopeStyle,
+) -> Result<Tensor> {
+    rope_at(Level::best(), x, norm, positions, table, style)
 }
 
-fn rope_at(level: Level, x: &Tensor, positions: &[u32], table: &RopeTable, style: RopeStyle) -> Result<Tensor> {
+fn rope_at(
+    level: Level,
+    x: &Tensor,
+    norm: Option<HeadNorm<'_>>,
+    positions: &[u32],
+    table: &RopeTable,
+    style: RopeStyle,
+) -> Result<Tensor> {
     let &[n, _, head_dim] = x.dims() else {
         return Err(Error::internal(format!("rope: x has shape {:?}, must have [n, heads, head_dim]", x.dims())));
     };
@@ -81,20 +104,28 @@ fn rope_at(level: Level, x: &Tensor, positions: &[u32], table: &RopeTable, style
         let message = format!("rope: x has shape {:?}, with {positions} positions and {pairs} pairs", x.dims());
         return Err(Error::internal(message));
     }
+    if let Some(norm) = norm.filter(|norm| norm.weight.dims() != [head_dim]) {
+        return Err(Error::internal(format!("rope: x has shape {:?}, its norm {:?}", x.dims(), norm.weight.dims())));
+    }
     let max = table.max_positions();
     if let Some(position) = positions.iter().find(|&&position| position as usize >= max) {
         return Err(Error::internal(format!("rope: position {position} is past the {max} of the table")));
     }
     if !matches!(x.device(), Device::Cpu) {
-        return portable::rope(x, positions, &table.table, style);
+        let normed = norm.map(|norm| rms_norm(x, norm.weight, norm.eps)).transpose()?;
+        return portable::rope(normed.as_ref().unwrap_or(x), positions, &table.table, style);
     }
+    let weight = norm.map(|norm| norm.weight.storage_and_layout());
+    let weight = weight.as_ref().map(|(storage, layout)| Rows::vector(cpu_storage(storage)?, layout)).transpose()?;
+    let norm = weight.zip(norm.map(|norm| norm.eps));
     let (storage, layout) = table.table.storage_and_layout();
     let table = Rows::new(cpu_storage(&storage)?, layout)?;
-    Ok(with_contiguous_rows(x)?.apply_op1_no_bwd(&Rope { level, positions, table, head_dim, style })?)
+    Ok(with_contiguous_rows(x)?.apply_op1_no_bwd(&Rope { level, norm, positions, table, head_dim, style })?)
 }
 
 struct Rope<'a> {
     level: Level,
+    norm: Option<(&'a [f32], f64)>,
     positions: &'a [u32],
     table: Rows<'a>,
     head_dim: usize,
@@ -108,7 +139,7 @@ impl CustomOp1 for Rope<'_> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let x = Rows::new(storage, layout)?;
-        let out = cpu::rope(self.level, x, self.positions, self.table, self.head_dim, self.style);
+        let out = cpu::rope(self, x);
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 }

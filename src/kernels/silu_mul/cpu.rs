@@ -32,12 +32,20 @@ impl Kernel for Row<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let (gate, gate_tail) = self.gate.as_chunks::<LANES>();
-        let (up, up_tail) = self.up.as_chunks::<LANES>();
-        let (out, out_tail) = self.out.as_chunks_mut::<LANES>();
-        for ((gate, up), out) in gate.iter().zip(up).zip(out) {
-            simd.store(gated(simd, simd.load(gate), simd.load(up)), out);
-        }
+        gate(simd, self.gate, self.up, self.out);
+    }
+}
+
+/// One row.
+#[inline(always)]
+pub(in crate::kernels) fn gate<S: Simd>(simd: S, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    let (gate, gate_tail) = gate.as_chunks::<LANES>();
+    let (up, up_tail) = up.as_chunks::<LANES>();
+    let (out, out_tail) = out.as_chunks_mut::<LANES>();
+    for ((gate, up), out) in gate.iter().zip(up).zip(out) {
+        simd.store(gated(simd, simd.load(gate), simd.load(up)), out);
+    }
+    if !gate_tail.is_empty() {
         simd.store_partial(gated(simd, simd.load_partial(gate_tail, 0.0), simd.load_partial(up_tail, 0.0)), out_tail);
     }
 }

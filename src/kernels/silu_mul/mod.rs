@@ -1,6 +1,6 @@
 //! The gate of a SwiGLU feed-forward (Shazeer, 2020, arXiv:2002.05202): `silu(gate) * up`, `silu(x) = x / (1 + e^-x)`.
 
-mod cpu;
+pub(super) mod cpu;
 mod portable;
 #[cfg(test)]
 mod reference;

@@ -134,11 +134,13 @@ impl Tiles {
     }
 
     /// Adds `x wᵀ` of two tiles of rows and two panels of weights to `sums` `[row tile][panel]`, or sets them to it where
-    /// `first`. Both are `[step][2]` tiles. Meanwhile `LINES` cache lines a step, from `ahead` on, are asked for.
+    /// `first`. The weights are `[step][2]` tiles, the rows `[step][TERMS][2]`: each step's weights are multiplied with one
+    /// pair of tiles of rows, or with two, one after the other. Meanwhile `LINES` cache lines a step, from `ahead` on, are
+    /// asked for.
     ///
     /// Rows pass through the first-level cache without staying: the weights are what comes again.
     #[inline(always)]
-    pub(crate) fn multiply<const LINES: usize>(
+    pub(crate) fn multiply<const TERMS: usize, const LINES: usize>(
         &mut self,
         first: bool,
         x: &[[Tile; 2]],
@@ -147,13 +149,13 @@ impl Tiles {
         ahead: *const u8,
     ) {
         let steps = weights.len();
-        assert!(steps > 0 && x.len() == steps);
+        assert!(steps > 0 && x.len() == TERMS * steps);
         macro_rules! product {
-            ($($line:literal)*) => {
-                // SAFETY: `self` proves that tiles are configured as 16 rows of 64 bytes. The loop reads `steps` pairs of
-                // tiles of rows and of weights and reads and writes four tiles of sums: the slices' lengths, as checked
-                // above. A prefetch of any address is harmless. The compiler has no use for tile registers; this block
-                // sets those that it reads.
+            ($($second:literal)*; $($line:literal)*) => {
+                // SAFETY: `self` proves that tiles are configured as 16 rows of 64 bytes. The loop reads `steps` times
+                // `TERMS` pairs of tiles of rows and `steps` of weights, and reads and writes four tiles of sums: the
+                // slices' lengths, as checked above. A prefetch of any address is harmless. The compiler has no use for
+                // tile registers; this block sets those that it reads.
                 unsafe {
                     asm!(
                         "test {first}, {first}",
@@ -178,7 +180,8 @@ impl Tiles {
                         $(concat!("prefetcht1 [{ahead} + ", $line, " * 64]"),)*
                         "tdpbf16ps tmm2, tmm5, tmm6",
                         "tdpbf16ps tmm3, tmm5, tmm7",
-                        "add {x}, 2048",
+                        $($second,)*
+                        "add {x}, {x_bytes}",
                         "add {w}, 2048",
                         "add {ahead}, {lines}",
                         "dec {steps}",
@@ -192,6 +195,7 @@ impl Tiles {
                         x = inout(reg) x.as_ptr() => _,
                         w = inout(reg) weights.as_ptr() => _,
                         ahead = inout(reg) ahead => _,
+                        x_bytes = const TERMS * size_of::<[Tile; 2]>(),
                         lines = const LINES * 64,
                         steps = inout(reg) steps => _,
                         stride = in(reg) 64u64,
@@ -200,17 +204,30 @@ impl Tiles {
                 }
             };
         }
-        match LINES {
-            0 => product!(),
-            1 => product!(0),
-            2 => product!(0 1),
-            4 => {
-                product!(0 1 2 3)
-            }
-            8 => {
-                product!(0 1 2 3 4 5 6 7)
-            }
-            _ => unreachable!("{LINES} lines a step"),
+        macro_rules! in_two_terms {
+            ($($line:literal)*) => {
+                product!(
+                    "tileloaddt1 tmm4, [{x} + {stride} + 2048]"
+                    "tileloaddt1 tmm5, [{x} + {stride} + 3072]"
+                    "tdpbf16ps tmm0, tmm4, tmm6"
+                    "tdpbf16ps tmm1, tmm4, tmm7"
+                    "tdpbf16ps tmm2, tmm5, tmm6"
+                    "tdpbf16ps tmm3, tmm5, tmm7";
+                    $($line)*
+                )
+            };
+        }
+        match (TERMS, LINES) {
+            (1, 0) => product!(;),
+            (1, 1) => product!(; 0),
+            (1, 2) => product!(; 0 1),
+            (1, 4) => product!(; 0 1 2 3),
+            (1, 8) => product!(; 0 1 2 3 4 5 6 7),
+            (2, 1) => in_two_terms!(0),
+            (2, 2) => in_two_terms!(0 1),
+            (2, 4) => in_two_terms!(0 1 2 3),
+            (2, 8) => in_two_terms!(0 1 2 3 4 5 6 7),
+            _ => unreachable!("{TERMS} terms and {LINES} lines a step"),
         }
     }
 
@@ -256,8 +273,8 @@ impl Tiles {
                 "tileloadd tmm4, [{x} + {stride}]",
                 "tileloadd tmm6, [{w} + {stride}]",
                 "tileloadd tmm7, [{w} + {stride} + 1024]",
-                "tileloadd tmm5, [{x} + {stride} + 1024]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{x} + {stride} + 1024]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
@@ -341,6 +358,16 @@ impl TileSimd {
         }
     }
 
+    /// Asks for tiles to be brought into the first-level cache.
+    #[inline(always)]
+    pub(crate) fn prefetch_near(self, tiles: &[[Tile; 2]]) {
+        let address = tiles.as_ptr().cast::<u8>();
+        for offset in (0..size_of_val(tiles)).step_by(64) {
+            // SAFETY: a prefetch of any address is harmless.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(offset).cast()) };
+        }
+    }
+
     /// Rounds pairs to bfloat16 and lays them beside each other.
     #[inline(always)]
     pub(crate) fn store_pairs(self, even: __m512, odd: __m512, to: &mut [u16; 2 * LANES]) {
@@ -352,6 +379,28 @@ impl TileSimd {
         }
     }
 
+    /// Lays pairs beside each other.
+    #[inline(always)]
+    pub(crate) fn interleave(self, even: &[u16; LANES], odd: &[u16; LANES], to: &mut [u16; 2 * LANES]) {
+        // SAFETY: `self` proves that the CPU has the instructions; the references cover 32, 32 and 64 bytes.
+        unsafe {
+            let [even, odd] = [even, odd].map(|words| _mm256_loadu_si256(words.as_ptr().cast()));
+            let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(even), odd);
+            let order = _mm512_loadu_si512(INTERLEAVE.as_ptr().cast());
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_permutexvar_epi16(order, both));
+        }
+    }
+
+    /// Rounds 32 floats to bfloat16.
+    #[inline(always)]
+    pub(crate) fn store_rounded(self, low: __m512, high: __m512, to: &mut [u16; 2 * LANES]) {
+        // SAFETY: `self` proves that the CPU has the instructions; the reference covers 64 bytes.
+        unsafe {
+            let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), halves);
+        }
+    }
+
     /// Rounds 32 floats times `scale` to bfloat16.
     #[inline(always)]
     pub(crate) fn store_row(self, from: &[f32; 2 * LANES], scale: f32, to: &mut [u16; 2 * LANES]) {
@@ -360,9 +409,23 @@ impl TileSimd {
             let scale = _mm512_set1_ps(scale);
             let low = _mm512_mul_ps(_mm512_loadu_ps(from.as_ptr()), scale);
             let high = _mm512_mul_ps(_mm512_loadu_ps(from.as_ptr().add(LANES)), scale);
-            let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-            _mm512_storeu_si512(to.as_mut_ptr().cast(), halves);
+            self.store_rounded(low, high, to);
         }
+    }
+
+    /// Rounds to bfloat16 what rounding 32 floats times `scale` loses.
+    #[inline(always)]
+    pub(crate) fn store_lost(self, from: &[f32; 2 * LANES], scale: f32, to: &mut [u16; 2 * LANES]) {
+        let lost = |half: usize| {
+            // SAFETY: `self` proves that the CPU has the instructions; the reference covers both halves.
+            unsafe {
+                let x = _mm512_mul_ps(_mm512_loadu_ps(from.as_ptr().add(half * LANES)), _mm512_set1_ps(scale));
+                let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
+                let rounded = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded));
+                _mm512_sub_ps(x, _mm512_castsi512_ps(rounded))
+            }
+        };
+        self.store_rounded(lost(0), lost(1), to);
     }
 
     /// Each of sixteen halves twice.

@@ -215,8 +215,8 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn prefetch_far<T>(self, value: &T) {
-        // SAFETY: a prefetch is harmless.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(value).cast()) }
+    fn prefetch_far_line(self, address: *const u8) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 }

@@ -89,8 +89,14 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Asks for the cache line at an address, which need not be valid, to be brought near.
     fn prefetch_line(self, address: *const u8);
 
+    /// The same, into the second-level cache.
+    fn prefetch_far_line(self, address: *const u8);
+
     /// Asks for the cache line of a value to be brought into the second-level cache.
-    fn prefetch_far<T>(self, value: &T);
+    #[inline(always)]
+    fn prefetch_far<T>(self, value: &T) {
+        self.prefetch_far_line(std::ptr::from_ref(value).cast());
+    }
 
     /// Asks for a value that will soon be read, if there is one.
     #[inline(always)]
@@ -174,6 +180,26 @@ pub(crate) trait Simd: Copy + Send + Sync {
         let n = self.sub(shifted, self.splat(ROUND));
         let r = self.fma(n, self.splat(-LN2_HIGH), x);
         let r = self.fma(n, self.splat(-LN2_LOW), r);
+        let mut p = self.splat(TAYLOR[0]);
+        for c in &TAYLOR[1..] {
+            p = self.fma(p, r, self.splat(*c));
+        }
+        let power = self.as_floats(self.add_i32(self.shl::<23>(self.as_integers(shifted)), 0x3f80_0000));
+        self.mul(p, power)
+    }
+
+    /// `e^x` within `2^-14` of itself, for `x` up to 0; arguments below -60 count as -60, so that products with what it
+    /// gives stay normal numbers.
+    #[inline(always)]
+    fn exp_coarse(self, x: Self::F) -> Self::F {
+        const ROUND: f32 = 12_582_912.0;
+        const LN2: f32 = std::f32::consts::LN_2;
+        // ln(2)^k/k! for k = 4 ... 0.
+        const TAYLOR: [f32; 5] = [LN2 * LN2 * LN2 * LN2 / 24.0, LN2 * LN2 * LN2 / 6.0, LN2 * LN2 / 2.0, LN2, 1.0];
+        let x = self.max(self.splat(-60.0), x);
+        let log2e = self.splat(std::f32::consts::LOG2_E);
+        let shifted = self.fma(x, log2e, self.splat(ROUND));
+        let r = self.fma(x, log2e, self.sub(self.splat(ROUND), shifted));
         let mut p = self.splat(TAYLOR[0]);
         for c in &TAYLOR[1..] {
             p = self.fma(p, r, self.splat(*c));
@@ -303,6 +329,7 @@ mod tests {
             let signed = s.load_i8(&b.map(|x| x as i8));
             [
                 s.exp(v),
+                s.exp_coarse(v),
                 half,
                 s.load_bf16(&h),
                 s.fma(v, s.splat(1.1), half),
@@ -364,6 +391,26 @@ mod tests {
         assert!(Level::best().run(Exp(f32::NEG_INFINITY)) < 1e-37);
         assert!(Level::best().run(Exp(f32::INFINITY)).is_finite());
         assert!(Level::best().run(Exp(f32::NAN)).is_nan());
+    }
+
+    #[test]
+    fn the_coarse_exponential_is_as_near_as_it_says() {
+        struct Coarse(f32);
+        impl Kernel for Coarse {
+            type Output = f32;
+            #[inline(always)]
+            fn run<S: Simd>(self, s: S) -> f32 {
+                s.to_array(s.exp_coarse(s.splat(self.0)))[0]
+            }
+        }
+        for k in -60_000..=0 {
+            let x = k as f32 / 1000.0;
+            let (got, want) = (f64::from(Level::best().run(Coarse(x))), f64::from(x).exp());
+            assert!(((got - want) / want).abs() < 2f64.powi(-14), "e^{x}: {got} != {want}");
+        }
+        assert_eq!(Level::best().run(Coarse(0.0)), 1.0);
+        assert!(Level::best().run(Coarse(f32::NEG_INFINITY)) < 1e-25);
+        assert!(Level::best().run(Coarse(f32::NAN)).is_nan());
     }
 
     #[test]

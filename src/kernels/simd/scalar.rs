@@ -172,5 +172,5 @@ impl Simd for Scalar {
     fn prefetch_line(self, _: *const u8) {}
 
     #[inline(always)]
-    fn prefetch_far<T>(self, _: &T) {}
+    fn prefetch_far_line(self, _: *const u8) {}
 }

@@ -9,6 +9,7 @@ use crate::{
     kernels::{
         cpu_tensor::{Rows, SharedMatrix, with_contiguous_rows},
         pool::for_each_task,
+        simd::{Kernel, LANES, Level, Simd},
     },
 };
 
@@ -17,9 +18,10 @@ const WORTH_SHARING: usize = 64 * 1024;
 
 pub(super) fn store(keys: &Tensor, values: &Tensor, cache: &KvLayer, slots: &[Slot]) -> Result<()> {
     let KvCacheConfig { block_size, head_dim, .. } = cache.config;
-    let keys_op = Store { config: cache.config, slots, token_stride: 1, dim_stride: block_size };
+    let level = Level::best();
+    let keys_op = Store { level, config: cache.config, slots, token_stride: 1, dim_stride: block_size };
     cache.keys.inplace_op2(&with_contiguous_rows(keys)?, &keys_op)?;
-    let values_op = Store { config: cache.config, slots, token_stride: head_dim, dim_stride: 1 };
+    let values_op = Store { level, config: cache.config, slots, token_stride: head_dim, dim_stride: 1 };
     Ok(cache.values.inplace_op2(&with_contiguous_rows(values)?, &values_op)?)
 }
 
@@ -32,6 +34,7 @@ pub(super) fn copy_blocks(cache: &KvLayer, copies: &[(BlockId, BlockId)]) -> Res
 
 /// Where a token and a dimension lie inside a head's part of a block tells keys and values apart.
 struct Store<'a> {
+    level: Level,
     config: KvCacheConfig,
     slots: &'a [Slot],
     token_stride: usize,
@@ -48,12 +51,38 @@ impl Store<'_> {
                 let (block, offset) = (slot.index() / block_size, slot.index() % block_size);
                 // SAFETY: a head's part of the cache is written by this task alone, one such slice at a time.
                 let part = unsafe { shared.slice_mut((block * kv_heads + head) * head_len, head_len) };
-                let to = part[offset * self.token_stride..].iter_mut().step_by(self.dim_stride);
-                for (to, &x) in to.zip(&x.row(token)[head * head_dim..(head + 1) * head_dim]) {
-                    *to = E::from_f32(x);
-                }
+                let from = &x.row(token)[head * head_dim..(head + 1) * head_dim];
+                let to = &mut part[offset * self.token_stride..];
+                self.level.run(Place { from, to, stride: self.dim_stride });
             }
         });
+    }
+}
+
+/// Rounds numbers and puts one every `stride`.
+struct Place<'a, E> {
+    from: &'a [f32],
+    to: &'a mut [E],
+    stride: usize,
+}
+
+impl<E: CacheElement> Kernel for Place<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        // In pieces, so that they are rounded many at once before they are scattered.
+        const PIECE: usize = 2 * LANES;
+        let Self { from, to, stride } = self;
+        for (piece, from) in from.chunks(PIECE).enumerate() {
+            let mut rounded = [E::ZEROS[0]; PIECE];
+            rounded.iter_mut().zip(from).for_each(|(to, &x)| *to = E::from_f32(x));
+            let to = &mut to[piece * PIECE * stride..];
+            match stride {
+                1 => to[..from.len()].copy_from_slice(&rounded[..from.len()]),
+                _ => to.iter_mut().step_by(stride).zip(&rounded[..from.len()]).for_each(|(to, &x)| *to = x),
+            }
+        }
     }
 }
 

@@ -30,7 +30,7 @@ pub struct KvCacheConfig {
     pub kv_heads: usize,
     /// Dimensions a head.
     pub head_dim: usize,
-    /// Float32, float16 or bfloat16.
+    /// Float32, float16, bfloat16 or eight bits (E4M3).
     pub dtype: DType,
 }
 
@@ -60,7 +60,7 @@ impl KvLayer {
     /// A cache of zeros. On the CPU the operating system provides the memory when it is first written.
     ///
     /// # Errors
-    /// `Internal` where a size is zero, the product overflows or the type is none of float32, float16 and bfloat16;
+    /// `Internal` where a size is zero, the product overflows or a cache cannot have the type;
     /// `ResourceExhausted` where there is no memory.
     pub fn new(
         num_blocks: usize,
@@ -75,8 +75,8 @@ impl KvLayer {
         let elements =
             elements.filter(|&n| n > 0 && n < isize::MAX as usize / 8 && u32::try_from(config.slots()).is_ok());
         let elements = elements.ok_or_else(|| Error::internal(format!("a KV cache cannot have {config:?}")))?;
-        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
-            return Err(Error::internal(format!("a KV cache of {dtype:?}: must be float32, float16 or bfloat16")));
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F8E4M3) {
+            return Err(Error::internal(format!("a KV cache of {dtype:?}: {ELEMENTS}")));
         }
         Ok(Self {
             config,
@@ -91,6 +91,9 @@ impl KvLayer {
         &self.config
     }
 }
+
+/// What they can be.
+pub(super) const ELEMENTS: &str = "a KV cache has float32, float16, bfloat16 or float8 (E4M3) elements";
 
 type Shape4 = (usize, usize, usize, usize);
 
@@ -107,6 +110,7 @@ fn zeros(elements: usize, shape: Shape4, dtype: DType, device: &Device) -> Resul
         (Device::Cpu, DType::F32) => on_cpu::<f32>(elements, shape),
         (Device::Cpu, DType::F16) => on_cpu::<half::f16>(elements, shape),
         (Device::Cpu, DType::BF16) => on_cpu::<half::bf16>(elements, shape),
+        (Device::Cpu, DType::F8E4M3) => on_cpu::<float8::F8E4M3>(elements, shape),
         _ => Ok(Tensor::zeros(shape, dtype, device)?),
     }
 }
@@ -155,7 +159,8 @@ macro_rules! with_elements {
             candle_core::CpuStorage::F32($data) => $body,
             candle_core::CpuStorage::F16($data) => $body,
             candle_core::CpuStorage::BF16($data) => $body,
-            _ => candle_core::bail!("a KV cache has float32, float16 or bfloat16 elements"),
+            candle_core::CpuStorage::F8E4M3($data) => $body,
+            _ => candle_core::bail!("{}", $crate::kernels::store_kv::ELEMENTS),
         }
     };
 }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use candle_core::Device;
 use candlewick::{
     arch::{Model, ModelLoad, config::ModelConfig, load},
-    config::Dtype,
+    config::{Dtype, KvCacheDtype},
     ids::{BlockId, Slot, TokenId},
     kernels::paged_attention::AttentionMetadata,
     layers::context::{KvCache, LinearObserver, StepContext},
@@ -54,8 +54,16 @@ pub(super) fn load_model(name: &str, dtype: Dtype) -> Arc<dyn Model> {
 
 pub(super) fn load_weights(weights: &Weights, config: &ModelConfig, dtype: Dtype) -> Arc<dyn Model> {
     let device = &Device::Cpu;
-    load(&ModelLoad { weights, config, device, dtype, quantization: None, progress: &|_, _| () })
-        .expect("the model loads")
+    load(&ModelLoad {
+        weights,
+        config,
+        device,
+        dtype,
+        quantization: None,
+        kv_cache_dtype: KvCacheDtype::Auto,
+        progress: &|_, _| (),
+    })
+    .expect("the model loads")
 }
 
 /// A sequence's place in the cache.
