@@ -78,6 +78,11 @@ fn dummy_weights_need_no_more_than_a_configuration() {
     };
     assert_eq!(ids(&[]).as_array().unwrap().len(), 5);
     assert_eq!(ids(&["-q", "q8_0"]), ids(&["--quantization", "q8_0"]));
+    // 128 numbers a token: a block of 16 tokens fits in 2048 bytes where each takes one, and in none otherwise.
+    let one_block = ["--kv-cache-memory-bytes", "2048", "--kv-cache-dtype"];
+    assert_eq!(ids(&[one_block.as_slice(), &["fp8"]].concat()).as_array().unwrap().len(), 5);
+    let two_bytes = [&["generate", model], dummy.as_slice(), &flags, &one_block, &["bfloat16"]].concat();
+    assert!(stderr(&run(&two_bytes)).contains("takes 4096 bytes"));
 
     let refused = run(&["generate", model, "--prompt-token-ids", "1"]);
     assert!(stderr(&refused).contains("model.safetensors"), "{}", stderr(&refused));

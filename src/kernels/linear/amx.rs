@@ -56,7 +56,8 @@ impl Drop for RowTiles {
     }
 }
 
-/// The rows of a batch as tiles `[pair of row tiles][step][term][2]`, filled up with zeros.
+/// The rows of a batch as tiles `[pair of row tiles][step][term][2]`: inputs are filled up with zeros to whole steps, rows
+/// with whatever was there before.
 pub(super) struct RowTiles {
     tiles: Vec<[Tile; ROWS]>,
     rows: usize,

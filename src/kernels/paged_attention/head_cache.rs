@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{KEY_VECTORS, KEYS, Row, register_tile::Vector};
+use super::{KEY_VECTORS, KEYS, Row, register_tile::Vector, task::KeyTile};
 use crate::kernels::{
     simd::{LANES, Simd},
     store_kv::{KvCacheConfig, element::CacheElement},
@@ -64,17 +64,11 @@ impl<E: CacheElement> HeadCache<'_, E> {
         part.get(run.offset * self.config.head_dim..).unwrap_or_default()
     }
 
-    /// Widens the keys at `positions` of the tile at `start` into `[vector][dim][key]`; other keys are left as they are.
-    /// Meanwhile asks for the keys that stand a tile further, as far as `end`.
+    /// Widens the tile's keys into `[vector][dim][key]`; those at other positions are left as they are. Meanwhile asks for
+    /// the keys that stand a tile further.
     #[inline(always)]
-    pub(super) fn widen_keys<S: Simd>(
-        &self,
-        simd: S,
-        start: usize,
-        positions: Range<usize>,
-        end: usize,
-        to: &mut [Vector],
-    ) {
+    pub(super) fn widen_keys<S: Simd>(&self, simd: S, tile: &KeyTile, to: &mut [Vector]) {
+        let KeyTile { start, ref positions, end } = *tile;
         let KvCacheConfig { block_size, head_dim, .. } = self.config;
         if block_size.is_multiple_of(LANES) {
             for (vector, to) in to.chunks_exact_mut(head_dim).take(KEY_VECTORS).enumerate() {
@@ -95,7 +89,7 @@ impl<E: CacheElement> HeadCache<'_, E> {
             }
             return;
         }
-        let mut rest = positions;
+        let mut rest = positions.clone();
         while !rest.is_empty() {
             let run = self.run(rest.clone());
             rest.start = run.positions.end;
@@ -108,23 +102,17 @@ impl<E: CacheElement> HeadCache<'_, E> {
         }
     }
 
-    /// Widens the values at `positions` of the tile at `start` into `[panel][key][dim]`; those of other keys become zeros.
-    /// Meanwhile asks for the values that stand a tile further, as far as `end`.
+    /// Widens the tile's values into `[panel][key][dim]`; those at other positions become zeros. Meanwhile asks for the
+    /// values that stand a tile further.
     #[inline(always)]
-    pub(super) fn widen_values<S: Simd>(
-        &self,
-        simd: S,
-        start: usize,
-        positions: Range<usize>,
-        end: usize,
-        to: &mut [Vector],
-    ) {
+    pub(super) fn widen_values<S: Simd>(&self, simd: S, tile: &KeyTile, to: &mut [Vector]) {
+        let KeyTile { start, ref positions, end } = *tile;
         let head_dim = self.config.head_dim;
         for panel in to.chunks_exact_mut(KEYS).take(head_dim.div_ceil(LANES)) {
             panel[..positions.start - start].fill([0.0; LANES]);
             panel[positions.end - start..].fill([0.0; LANES]);
         }
-        let mut rest = positions;
+        let mut rest = positions.clone();
         while !rest.is_empty() {
             let run = self.run(rest.clone());
             rest.start = run.positions.end;

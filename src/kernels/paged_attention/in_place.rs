@@ -56,6 +56,7 @@ struct InPlace<'a, E, const P: usize> {
     from: [*const E; P],
     coming: [*const E; P],
     first: usize,
+    count: usize,
     stride: usize,
     borrow: PhantomData<&'a [E]>,
 }
@@ -72,13 +73,14 @@ impl<'a, E: CacheElement, const P: usize> InPlace<'a, E, P> {
             assert!((count - 1) * stride + LANES <= from.len());
         }
         let coming = std::array::from_fn(|p| if coming[p].is_empty() { from[p].as_ptr() } else { coming[p].as_ptr() });
-        Self { from: from.map(<[E]>::as_ptr), coming, first, stride, borrow: PhantomData }
+        Self { from: from.map(<[E]>::as_ptr), coming, first, count, stride, borrow: PhantomData }
     }
 }
 
 impl<S: Simd, E: CacheElement, const P: usize> Panels<S, P> for InPlace<'_, E, P> {
     #[inline(always)]
     fn get(self, simd: S, panel: usize, k: usize) -> S::F {
+        debug_assert!((self.first..self.first + self.count).contains(&k), "no entry {k}");
         let at = (k - self.first) * self.stride;
         simd.prefetch_far_line(self.coming[panel].wrapping_add(at).cast());
         // SAFETY: `new` has seen that the slice, which is borrowed, covers all entries; it is only asked for those.

@@ -133,9 +133,8 @@ impl<E: CacheElement> Kernel for Widen<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let KeyTile { start, ref positions, end } = *self.tile;
-        self.cache.widen_keys(simd, start, positions.clone(), end, &mut self.scratch.keys);
-        self.cache.widen_values(simd, start, positions.clone(), end, &mut self.scratch.values);
+        self.cache.widen_keys(simd, self.tile, &mut self.scratch.keys);
+        self.cache.widen_values(simd, self.tile, &mut self.scratch.values);
     }
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::kernels::test_data::{on_threads, random, rng, values};
 
-const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+const DTYPES: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::F8E4M3];
 
 /// `[token][head][dim]` of what stands in these slots.
 fn read(cache: &KvLayer, slots: &[Slot]) -> (Vec<f32>, Vec<f32>) {
