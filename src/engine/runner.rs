@@ -1,12 +1,11 @@
 //! The real [`Executor`]: packs a [`StepPlan`] into what the model takes, runs it, and samples.
 
 use std::{
-    cell::RefCell,
     collections::{HashMap, VecDeque},
     sync::Arc,
 };
 
-use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Tensor};
+use candle_core::Device;
 use smallvec::smallvec;
 
 use crate::{
@@ -17,6 +16,7 @@ use crate::{
     kernels::{
         paged_attention::AttentionMetadata,
         pool::{Pool, for_each_mut},
+        spare,
     },
     layers::context::{KvCache, LinearObserver, StepContext},
     sampling::Sampler,
@@ -112,8 +112,11 @@ impl Runner {
         if sampling.is_empty() {
             return Ok(StepOutput::default());
         }
-        let mut logits = floats(logits)?;
-        self.sample(&sampling, &mut logits, vocab_size)
+        // A vocabulary of logits a row is too much to copy.
+        let mut logits = spare::take(&logits.to_device(&Device::Cpu)?.contiguous()?)?;
+        let output = self.sample(&sampling, &mut logits, vocab_size);
+        spare::keep(logits);
+        output
     }
 
     /// Samples a token for each row from its logits, which are overwritten, rows in parallel.
@@ -142,29 +145,6 @@ impl Runner {
         }
         failed.map(|()| StepOutput { sequences })
     }
-}
-
-/// The numbers of a float32 tensor that nobody else holds, taken out of it where it is on the CPU: a vocabulary of logits
-/// a row is too much to copy.
-fn floats(tensor: Tensor) -> Result<Vec<f32>> {
-    struct Take(RefCell<Vec<f32>>);
-    impl InplaceOp1 for Take {
-        fn name(&self) -> &'static str {
-            "take"
-        }
-        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-            let CpuStorage::F32(numbers) = storage else { candle_core::bail!("logits are not float32") };
-            match layout.contiguous_offsets() {
-                Some((0, end)) if end == numbers.len() => self.0.replace(std::mem::take(numbers)),
-                Some((start, end)) => self.0.replace(numbers[start..end].to_vec()),
-                None => candle_core::bail!("logits do not lie in one piece"),
-            };
-            Ok(())
-        }
-    }
-    let take = Take(RefCell::default());
-    tensor.to_device(&Device::Cpu)?.contiguous()?.inplace_op1(&take)?;
-    Ok(take.0.into_inner())
 }
 
 /// Fills the metadata of attention from a plan's rows.

@@ -17,6 +17,7 @@ pub mod rms_norm;
 pub mod rope;
 pub mod silu_mul;
 mod simd;
+pub mod spare;
 pub mod store_kv;
 #[cfg(test)]
 mod test_data;
