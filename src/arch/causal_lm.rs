@@ -86,7 +86,7 @@ impl<B: Block> Model for CausalLm<B> {
         &self.info
     }
 
-    fn forward(&self, token_ids: &[TokenId], logit_rows: &[u32], step: &StepContext<'_>) -> Result<Tensor> {
+    fn hidden(&self, token_ids: &[TokenId], step: &StepContext<'_>) -> Result<Tensor> {
         if token_ids.len() != step.positions.len() || token_ids.len() != step.slot_mapping.len() {
             return Err(Error::internal("a step's token ids, positions and slots differ in number"));
         }
@@ -94,10 +94,14 @@ impl<B: Block> Model for CausalLm<B> {
         for block in &self.blocks {
             x = block.forward(&x, step)?;
         }
+        Ok(x)
+    }
+
+    fn logits(&self, hidden: &Tensor, logit_rows: &[u32], step: &StepContext<'_>) -> Result<Tensor> {
         if logit_rows.is_empty() {
             return Ok(Tensor::zeros((0, self.config.vocab_size), DType::F32, &self.device)?);
         }
-        let x = x.index_select(&Tensor::new(logit_rows, &self.device)?, 0)?;
+        let x = hidden.index_select(&Tensor::new(logit_rows, &self.device)?, 0)?;
         self.head.forward(self.norm.of(&x), step)
     }
 

@@ -89,12 +89,27 @@ pub trait Model: Send + Sync {
     /// What came of loading it.
     fn info(&self) -> &ModelInfo;
 
-    /// Runs a step over `token_ids` (as many as `step.positions`) and gives the logits `[logit_rows.len(), vocab]` of
-    /// the tokens at `logit_rows`; the head runs over those alone.
+    /// Runs the blocks over a step's `token_ids` (as many as `step.positions`); gives what comes out of the last one,
+    /// `[token_ids.len(), hidden]`.
     ///
     /// # Errors
     /// `Internal` where an operation fails or an index is not of this model, cache or step.
-    fn forward(&self, token_ids: &[TokenId], logit_rows: &[u32], step: &StepContext<'_>) -> Result<Tensor>;
+    fn hidden(&self, token_ids: &[TokenId], step: &StepContext<'_>) -> Result<Tensor>;
+
+    /// The logits `[logit_rows.len(), vocab]` of the tokens at `logit_rows` of [`hidden`](Self::hidden)'s result; the
+    /// head runs over those alone. A row's logits do not depend on which others are asked for with it.
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden).
+    fn logits(&self, hidden: &Tensor, logit_rows: &[u32], step: &StepContext<'_>) -> Result<Tensor>;
+
+    /// Both.
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden).
+    fn forward(&self, token_ids: &[TokenId], logit_rows: &[u32], step: &StepContext<'_>) -> Result<Tensor> {
+        self.logits(&self.hidden(token_ids, step)?, logit_rows, step)
+    }
 
     /// A KV cache for it.
     ///
