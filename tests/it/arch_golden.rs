@@ -4,6 +4,7 @@
 mod crowd;
 mod driver;
 mod gguf;
+mod gguf_file;
 mod oracle;
 mod runner;
 mod stories;
@@ -16,7 +17,25 @@ use std::{
 use candlewick::{config::Dtype, ids::TokenId, layers::context::LinearObserver};
 use driver::{Ask, Driver, argmax, distance, golden, load_model, tokens};
 
-const CHECKPOINTS: [&str; 5] = ["llama", "llama3-rope", "mistral", "qwen2", "qwen3"];
+const CHECKPOINTS: [&str; 17] = [
+    "llama",
+    "llama3-rope",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "phi3",
+    "gemma2",
+    "gemma3_text",
+    "smollm3",
+    "olmo2",
+    "granite",
+    "glm4",
+    "starcoder2",
+    "gpt2",
+    "mixtral",
+    "qwen3_moe",
+    "gpt_oss",
+];
 
 #[test]
 fn float32_logits_match_the_reference_in_one_piece_and_in_chunks() {

@@ -57,7 +57,7 @@ fn what_a_file_may_leave_out_follows_from_the_rest() {
         "bos_token_id": null, "rope_theta": null, "rms_norm_eps": null})))
     .unwrap();
     assert_eq!((config.head_dim, config.num_key_value_heads), (16, 4));
-    assert_eq!((config.rope.theta, config.rope.rotary_dim, config.rms_norm_eps), (10_000.0, 16, 1e-6));
+    assert_eq!((config.rope.theta, config.rope.rotary_dim, config.norm_eps), (10_000.0, 16, 1e-6));
     assert_eq!((config.eos_token_ids, config.bos_token_id), (vec![], None));
     let several = read(&with(json!({"eos_token_id": [2, 7], "partial_rotary_factor": 0.5}))).unwrap();
     assert_eq!(several.eos_token_ids, [TokenId(2), TokenId(7)]);
@@ -87,9 +87,9 @@ fn an_impossible_field_is_named_with_its_file() {
     for (field, value, says) in [
         ("architectures", json!(null), "is missing"),
         ("architectures", json!([]), "is missing"),
-        ("architectures", json!(["GPT2LMHeadModel"]), "supported are LlamaForCausalLM"),
+        ("architectures", json!(["XLNetLMHeadModel"]), "supported are LlamaForCausalLM"),
         ("architectures", json!("LlamaForCausalLM"), "list of strings"),
-        ("hidden_act", json!("gelu"), "only silu"),
+        ("hidden_act", json!("mish"), "supported are silu"),
         ("hidden_size", json!(null), "is missing"),
         ("hidden_size", json!(0), "from 1"),
         ("hidden_size", json!(-64), "from 1"),
