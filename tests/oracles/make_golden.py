@@ -48,11 +48,6 @@ CASES = {
                       {"lengths": [6, 7, 33, 80]}),
     "ministral": ("Ministral", {"sliding_window": 24, "head_dim": 16,
                                 "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, {}),
-    "deepseek_v3": ("DeepseekV3", {"num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16,
-                                   "qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": 8, "n_group": 4,
-                                   "topk_group": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
-                                   "n_shared_experts": 1, "first_k_dense_replace": 1, "routed_scaling_factor": 2.5,
-                                   "norm_topk_prob": True}, {}),
 }
 
 
@@ -69,26 +64,27 @@ def checkpoint(name, seed):
                 weight.copy_(1 + 0.2 * torch.randn_like(weight))
             else:
                 weight.copy_(torch.randn_like(weight) * (0.1 if weight.dim() == 1 else weight.shape[-1] ** -0.5))
-        for key, buffer in model.named_buffers():
-            if key.endswith("e_score_correction_bias"):
-                buffer.copy_((0.1 * torch.randn_like(buffer)).bfloat16().float())
         for weight in model.parameters():
             weight.copy_(weight.bfloat16().float())
     model.set_attn_implementation("eager")
     return model.eval()
 
 
-def run(model, ids, stepwise):
-    """Logits at every position."""
-    if not stepwise:
-        return model(torch.tensor([ids])).logits[0]
-    cache, rows = transformers.DynamicCache(), []
-    for position, token in enumerate(ids):
-        place = torch.tensor([[position]])
-        out = model(torch.tensor([[token]]), past_key_values=cache, use_cache=True, position_ids=place)
-        cache = out.past_key_values
-        rows.append(out.logits[0, -1])
-    return torch.stack(rows)
+def run(model, ids, stepwise, greedy=0):
+    """Logits at every position of the ids and of as many greedy tokens, and all ids."""
+    cache, rows, ids = transformers.DynamicCache(), [], list(ids)
+    chunks = [[token] for token in ids] if stepwise else [ids]
+    position, end = 0, len(ids) + greedy
+    while chunks:
+        chunk = chunks.pop(0)
+        places = torch.arange(position, position + len(chunk))[None]
+        out = model(torch.tensor([chunk]), past_key_values=cache, use_cache=True, position_ids=places)
+        cache, position = out.past_key_values, position + len(chunk)
+        rows.append(out.logits[0])
+        if not chunks and position < end:
+            ids.append(int(out.logits[0, -1].argmax()))
+            chunks.append(ids[-1:])
+    return torch.cat(rows), ids
 
 
 def prompts(model, name, seed):
@@ -99,11 +95,8 @@ def prompts(model, name, seed):
     results = []
     for length in options.get("lengths", LENGTHS):
         ids = torch.randint(3, USUAL["vocab_size"], (length,), generator=draw).tolist()
-        logits = run(model, ids, stepwise)
-        all_ids = list(ids)
-        for _ in range(GREEDY):
-            all_ids.append(int(run(model, all_ids, stepwise)[-1].argmax()))
-        every = run(model, all_ids[:-1], stepwise)
+        every, all_ids = run(model, ids, stepwise, GREEDY)
+        logits = every[:length]
         best = every.topk(2, dim=-1).values
         results.append({
             "ids": ids,

@@ -20,6 +20,9 @@ use super::{
     gguf_file::write as write_gguf,
 };
 
+/// Checkpoints that llama.cpp's converter has no way to write, or that differ from others only in what it does not.
+const WITHOUT_GGUF: [&str; 4] = ["llama-dynamic", "ministral", "phi3-longrope", "stablelm-parallel"];
+
 fn load_gguf(path: &Path, name: &str, dtype: Dtype) -> Arc<dyn Model> {
     let gguf = Arc::new(Gguf::open(path).expect("the file opens"));
     let mut config = ModelConfig::from_gguf(&gguf).expect("metadata");
@@ -39,7 +42,7 @@ fn last_logits(model: Arc<dyn Model>, name: &str) -> Vec<f32> {
 
 #[test]
 fn a_gguf_file_of_any_format_gives_what_its_safetensors_give() {
-    for name in CHECKPOINTS {
+    for name in CHECKPOINTS.into_iter().filter(|name| !WITHOUT_GGUF.contains(name)) {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("model.gguf");
         let exact = last_logits(load_model(name, Dtype::Float32), name);

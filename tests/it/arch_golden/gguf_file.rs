@@ -20,6 +20,8 @@ const ARCHITECTURES: &[(&str, &str)] = &[
     ("qwen3_moe", "qwen3moe"),
     ("gpt_oss", "gpt-oss"),
     ("gpt_neox", "gptneox"),
+    ("llama-linear", "llama"),
+    ("qwen3-yarn", "qwen3"),
 ];
 
 fn architecture(name: &str) -> &str {
@@ -86,6 +88,10 @@ fn metadata(config: &ModelConfig, arch: &str) -> Vec<(String, gguf_file::Value)>
         sizes.push(("rope.scaling.original_context_length", yarn.original_max_position_embeddings));
         numbers.push(("rope.scaling.factor", yarn.factor));
     }
+    if let RopeScaling::Linear { factor } = config.rope.scaling {
+        metadata.push((format!("{arch}.rope.scaling.type"), gguf_file::Value::String("linear".to_owned())));
+        numbers.push(("rope.scaling.factor", factor));
+    }
     let key = |key: &str| format!("{arch}.{key}");
     metadata.extend(sizes.iter().map(|&(name, size)| (key(name), gguf_file::Value::U32(size as u32))));
     metadata.extend(numbers.iter().map(|&(name, number)| (key(name), gguf_file::Value::F32(number as f32))));
@@ -136,7 +142,7 @@ fn turned(
         ("gptneox", _) if name.contains("query_key_value") => {
             let rest = tensor.elem_count() / (3 * config.hidden_size);
             let by_head = tensor.reshape((config.num_attention_heads, 3, config.head_dim, rest))?;
-            by_head.transpose(0, 1)?.contiguous()?.reshape(tensor.shape())?
+            by_head.transpose(0, 1)?.contiguous()?.reshape(tensor.dims())?
         }
         _ => tensor,
     };
