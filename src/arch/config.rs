@@ -63,6 +63,9 @@ pub enum Conventions {
     Gguf,
 }
 
+/// Flags that would change the arithmetic in a way that no architecture here has.
+const UNSUPPORTED: [&str; 3] = ["qk_layernorm", "scale_attn_by_inverse_layer_idx", "use_bidirectional_attention"];
+
 /// A decoder-only model's sizes and options. What architectures decide differently stays as the file says it (or does
 /// not), and the architecture's own file decides.
 #[derive(Clone, Debug, PartialEq)]
@@ -132,6 +135,11 @@ impl ModelConfig {
         let architecture =
             fields.texts("architectures")?.first().copied().ok_or_else(|| fields.missing("architectures"))?;
         let row = super::find(path, architecture)?;
+        for field in UNSUPPORTED {
+            if fields.flag(field)? == Some(true) {
+                return Err(fields.error(field, "is true, which is not supported"));
+            }
+        }
         let hidden_size = fields.required_size("hidden_size", limits::HIDDEN)?;
         let num_hidden_layers = fields.required_size("num_hidden_layers", limits::LAYERS)?;
         let num_attention_heads = fields.required_size("num_attention_heads", limits::HEADS)?;

@@ -90,6 +90,7 @@ fn an_impossible_field_is_named_with_its_file() {
         ("architectures", json!(["XLNetLMHeadModel"]), "supported are LlamaForCausalLM"),
         ("architectures", json!("LlamaForCausalLM"), "list of strings"),
         ("hidden_act", json!("mish"), "supported are silu"),
+        ("qk_layernorm", json!(true), "not supported"),
         ("hidden_size", json!(null), "is missing"),
         ("hidden_size", json!(0), "from 1"),
         ("hidden_size", json!(-64), "from 1"),
@@ -129,8 +130,13 @@ fn an_impossible_field_is_named_with_its_file() {
         assert!(error.message.contains(says), "{field}: {error}");
     }
     for (scaling, field) in [
-        (json!({"rope_type": "yarn"}), "rope_type"),
-        (json!({"type": "dynamic"}), "type"),
+        (json!({"rope_type": "ntk"}), "rope_type"),
+        (json!({"type": "ntk"}), "type"),
+        (json!({"type": "dynamic"}), "factor"),
+        (json!({"rope_type": "yarn", "factor": 0}), "factor"),
+        (json!({"rope_type": "yarn", "factor": 2, "truncate": 1}), "truncate"),
+        (json!({"rope_type": "longrope", "short_factor": [1.0]}), "short_factor"),
+        (json!({"rope_type": "longrope", "short_factor": vec![1.0; 16], "long_factor": vec![0.0; 16]}), "long_factor"),
         (json!({"rope_type": "linear"}), "factor"),
         (json!({"rope_type": "linear", "factor": 0}), "factor"),
         (json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}), "high_freq_factor"),

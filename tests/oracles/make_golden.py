@@ -40,7 +40,8 @@ CASES = {
                             "num_hidden_layers": 4, "sliding_window_pattern": "LLLG", "head_dim": 16}, {}),
     "stablelm": ("StableLm", {"use_qkv_bias": True}, {}),
     "stablelm-parallel": ("StableLm", {"use_parallel_residual": True}, {}),
-    "gpt_neox": ("GPTNeoX", {}, {}),
+    # It has as many of both, and its class reads no such field.
+    "gpt_neox": ("GPTNeoX", {"num_key_value_heads": 4}, {}),
     "llama-linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, **ROPE}}, {}),
     "llama-dynamic": ("Llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 48}, {"stepwise": True}),
     "qwen3-yarn": ("Qwen3", {"rope_parameters": YARN, "head_dim": 32}, {}),
