@@ -37,7 +37,9 @@ impl Block {
         for branch in &self.branches {
             let now = stream.as_ref().unwrap_or(x);
             let next = branch.forward(if self.parallel { x } else { now }, now, step)?;
-            stream.replace(next).map_or((), give_back);
+            if let Some(last) = stream.replace(next) {
+                give_back(last);
+            }
         }
         Ok(stream.unwrap_or_else(|| x.clone()))
     }

@@ -213,6 +213,12 @@ impl Sampling {
     }
 }
 
+/// The numbers of a tensor that nobody else reads, taken out of it where it is on the CPU: a vocabulary of logits a row is
+/// too much to copy.
+fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(spare::take(&tensor.to_device(&Device::Cpu)?.contiguous()?)?)
+}
+
 /// Fills the metadata of attention from a plan's rows.
 fn pack(attention: &mut AttentionMetadata, plan: &StepPlan, block_size: usize) {
     let AttentionMetadata { block_size: size, cu_seqlens, context_lens, block_tables, cu_blocks } = attention;

@@ -71,9 +71,14 @@ pub fn take(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
 /// Takes back a result that nobody reads any more, nor any view of it: reading one afterwards is an error. Tensors that
 /// are no whole buffer of float32 on the CPU are merely dropped.
 pub fn give_back(tensor: Tensor) {
-    let is_whole = tensor.device().is_cpu() && tensor.dtype() == candle_core::DType::F32;
-    if is_whole && tensor.layout().contiguous_offsets().is_some_and(|(start, _)| start == 0) && owns_all(&tensor) {
-        take(&tensor).map_or((), keep);
+    let is_float32 = tensor.device().is_cpu() && tensor.dtype() == candle_core::DType::F32;
+    let starts = tensor.layout().contiguous_offsets().is_some_and(|(start, _)| start == 0);
+    if is_float32
+        && starts
+        && owns_all(&tensor)
+        && let Ok(buffer) = take(&tensor)
+    {
+        keep(buffer);
     }
 }
 
