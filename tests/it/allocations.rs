@@ -7,11 +7,11 @@ use std::{
 
 /// What a measured piece of work asked of the allocator.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Measured {
+pub(crate) struct Measured {
     /// Most bytes held at once.
-    pub(super) peak_bytes: usize,
+    pub(crate) peak_bytes: usize,
     /// The largest single request.
-    pub(super) largest_bytes: usize,
+    pub(crate) largest_bytes: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -27,7 +27,7 @@ thread_local! {
 }
 
 /// Runs `work` and says what this thread asked of the allocator meanwhile. Not to be nested.
-pub(super) fn measure<T>(work: impl FnOnce() -> T) -> (T, Measured) {
+pub(crate) fn measure<T>(work: impl FnOnce() -> T) -> (T, Measured) {
     let start = Counters { held_bytes: 0, measured: Measured::default() };
     COUNTERS.set(Some(start));
     let result = work();
