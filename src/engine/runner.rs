@@ -1,13 +1,12 @@
 //! The real [`Executor`]: packs a [`StepPlan`] into what the model takes, runs it, and samples.
 
 use std::{
-    cell::RefCell,
     collections::{HashMap, VecDeque},
     ops::Range,
     sync::Arc,
 };
 
-use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Tensor};
+use candle_core::{Device, Tensor};
 use smallvec::smallvec;
 
 use crate::{
@@ -18,6 +17,7 @@ use crate::{
     kernels::{
         paged_attention::AttentionMetadata,
         pool::{Pool, for_each_mut},
+        spare,
     },
     layers::context::{KvCache, LinearObserver, StepContext},
     params::{PromptLogprobs, SampledToken},
@@ -127,8 +127,10 @@ impl Runner {
         if sampling.is_empty() {
             return Ok(StepOutput { prompts, ..StepOutput::default() });
         }
-        let mut logits = floats(self.model.logits(&hidden, &logit_rows, &step)?)?;
-        Ok(StepOutput { prompts, ..self.sample(&sampling, &mut logits, vocab_size)? })
+        let mut logits = floats(&self.model.logits(&hidden, &logit_rows, &step)?)?;
+        let output = self.sample(&sampling, &mut logits, vocab_size);
+        spare::keep(logits);
+        Ok(StepOutput { prompts, ..output? })
     }
 
     /// The log-probabilities of the prompts' tokens that the rows ask for, a few rows of logits at a time, so that a
@@ -151,8 +153,9 @@ impl Runner {
                 // The token before predicts it.
                 let first = row.query.start as u32 + (start - 1 - row.context_len);
                 let logit_rows: Vec<u32> = (first..first + positions.len() as u32).collect();
-                let logits = floats(self.model.logits(hidden, &logit_rows, step)?)?;
+                let logits = floats(&self.model.logits(hidden, &logit_rows, step)?)?;
                 tokens.extend(sequence.given(positions, &logits)?);
+                spare::keep(logits);
             }
             prompts.push((row.id, PromptLogprobs { start: targets.start, tokens }));
         }
@@ -215,27 +218,10 @@ impl Sampling {
     }
 }
 
-/// The numbers of a float32 tensor that nobody else holds, taken out of it where it is on the CPU: a vocabulary of logits
-/// a row is too much to copy.
-fn floats(tensor: Tensor) -> Result<Vec<f32>> {
-    struct Take(RefCell<Vec<f32>>);
-    impl InplaceOp1 for Take {
-        fn name(&self) -> &'static str {
-            "take"
-        }
-        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-            let CpuStorage::F32(numbers) = storage else { candle_core::bail!("logits are not float32") };
-            match layout.contiguous_offsets() {
-                Some((0, end)) if end == numbers.len() => self.0.replace(std::mem::take(numbers)),
-                Some((start, end)) => self.0.replace(numbers[start..end].to_vec()),
-                None => candle_core::bail!("logits do not lie in one piece"),
-            };
-            Ok(())
-        }
-    }
-    let take = Take(RefCell::default());
-    tensor.to_device(&Device::Cpu)?.contiguous()?.inplace_op1(&take)?;
-    Ok(take.0.into_inner())
+/// The numbers of a tensor that nobody else reads, taken out of it where it is on the CPU: a vocabulary of logits a row is
+/// too much to copy.
+fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(spare::take(&tensor.to_device(&Device::Cpu)?.contiguous()?)?)
 }
 
 /// Fills the metadata of attention from a plan's rows.
