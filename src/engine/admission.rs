@@ -11,9 +11,10 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     Engine, ModelInfo, ModelText, Prompt, Request,
+    bad_words::BadWords,
     best_of::BestOf,
     channel::ReaderControl,
-    sequence::Sequence,
+    sequence::{Guard, Sequence},
     stream::{Event, Generation, Output, Started, TextOut, timer},
     supervisor::Life,
 };
@@ -68,6 +69,9 @@ impl Admitted {
             let why = format!("is {}, but the vocabulary has {} entries", params.stop_token_ids[k], info.vocab_size);
             return Err(Error::invalid(format!("stop_token_ids[{k}]"), why));
         }
+        if text.tokenizer.is_none() && !params.bad_words.is_empty() {
+            return Err(Error::invalid("bad_words", "the model has no tokenizer; use banned_token_ids"));
+        }
         if text.tokenizer.is_none() && !params.stop.is_empty() {
             return Err(Error::invalid("stop", "the model has no tokenizer; use stop_token_ids"));
         }
@@ -116,12 +120,17 @@ impl Admitted {
         let prompt_tokens = u32::try_from(self.prompt.len()).unwrap_or(u32::MAX);
         let salt: Option<Arc<str>> = self.cache_salt.map(Arc::from);
         let eos: Arc<[TokenId]> = engine.info().eos_token_ids.as_slice().into();
+        let bad_words: Arc<[String]> = self.params.bad_words.as_slice().into();
         let (mut group, mut outputs) = (Vec::new(), Vec::new());
         for (index, text) in self.text.into_iter().enumerate() {
             let id = SequenceId(id.0 + index as u64);
             let permit = permits.split(1).ok_or_else(|| Error::internal("fewer permits than sequences"))?;
-            let (control, deliveries) =
-                ReaderControl::new(engine.config().stream_capacity_tokens, life.bell.clone(), permit);
+            let guard = text.as_ref().filter(|_| !bad_words.is_empty());
+            let guard = guard.map(|text| BadWords::new(bad_words.clone(), text.detokenizer.clone()));
+            // Room for what the guard may hold back, and for as many tokens without text among it.
+            let most_held = guard.as_ref().map_or(0, |guard| 2 * guard.most_held());
+            let capacity = engine.config().stream_capacity_tokens + most_held;
+            let (control, deliveries) = ReaderControl::new(capacity, life.bell.clone(), permit);
             let registration = life.register(id, &control);
             let params = params_of(&self.params, index);
             let sequence = Sequence {
@@ -129,6 +138,7 @@ impl Admitted {
                 eos: eos.clone(),
                 salt: salt.clone(),
                 dry_breakers: self.dry_breakers.clone(),
+                guard: guard.map(|guard| Box::new(guard) as _),
                 ..Sequence::new(id, self.prompt.clone(), params, control.clone())
             };
             group.push((sequence, control.clone()));

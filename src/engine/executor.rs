@@ -32,6 +32,8 @@ pub struct StepPlan {
     pub admitted: Vec<AdmittedSequence>,
     /// Sequences that will never run again: the executor forgets them. Applied before anything else.
     pub retired: Vec<SequenceId>,
+    /// Sequences that take tokens back, applied in this order, after retirements and admissions.
+    pub rewinds: Vec<Rewind>,
     /// Blocks to copy, all layers, in this order, before anything is written (copy-on-write).
     pub block_copies: Vec<BlockCopy>,
     /// One row a scheduled sequence.
@@ -77,6 +79,17 @@ pub struct AdmittedSequence {
     pub prompt: Arc<[TokenId]>,
     /// Its `dry_sequence_breakers`, tokenized.
     pub dry_breakers: Arc<[Vec<TokenId>]>,
+}
+
+/// A sequence that goes back, and on differently.
+#[derive(Clone, Debug)]
+pub struct Rewind {
+    /// Which.
+    pub id: SequenceId,
+    /// Index of the first output token that is taken back.
+    pub index: u32,
+    /// The tokens, in order; the first must not be chosen at this index again unless the sequence goes back further.
+    pub removed: Vec<TokenId>,
 }
 
 /// A block whose contents another one takes over.

@@ -13,7 +13,9 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::executor::{Executor, PlannedRow, SampledToken, SequenceOutput, StepOutput, StepPlan, TokenLogprobs};
+use super::executor::{
+    Executor, PlannedRow, Rewind, SampledToken, SequenceOutput, StepOutput, StepPlan, TokenLogprobs,
+};
 use crate::{
     config::EngineConfig,
     error::{Error, Result},
@@ -97,6 +99,8 @@ struct FakeSlot {
 struct Known {
     tokens: Vec<TokenId>,
     prompt_len: usize,
+    /// Tokens that may not come at an index; the next one comes in their place.
+    bans: Vec<(usize, TokenId)>,
 }
 
 /// The fake. See the [module](self).
@@ -169,9 +173,17 @@ impl FakeExecutor {
             self.late.retain(|output| output.id != *id);
         }
         for new in &plan.admitted {
-            let known = Known { tokens: new.prompt.to_vec(), prompt_len: new.prompt.len() };
+            let known = Known { tokens: new.prompt.to_vec(), prompt_len: new.prompt.len(), bans: Vec::new() };
             let old = self.sequences.insert(new.id, known);
             ensure(old.is_none(), || format!("sequence {} admitted twice", new.id))?;
+        }
+        for Rewind { id, index, removed } in &plan.rewinds {
+            let Some(known) = self.sequences.get_mut(id) else { continue };
+            let index = *index as usize;
+            let went = known.tokens.split_off(known.tokens.len().min(known.prompt_len + index));
+            ensure(went == *removed, || format!("sequence {id} takes {removed:?} back, not {went:?}"))?;
+            known.bans.retain(|&(at, _)| at <= index);
+            known.bans.extend(removed.first().map(|&token| (index, token)));
         }
         Ok(())
     }
@@ -271,7 +283,12 @@ impl FakeExecutor {
         let num_accepted = self.random.below(num_drafted + 1);
         let mut tokens: SmallVec<[SampledToken; 1]> = SmallVec::new();
         for i in 0..=num_drafted {
-            let token = context.next(self.options.vocab_size);
+            let known = self.known(row.id)?;
+            let index = row.num_output_tokens as usize + i;
+            let mut token = context.next(self.options.vocab_size);
+            while known.bans.contains(&(index, token)) {
+                token = TokenId((token.0 + 1) % self.options.vocab_size);
+            }
             context = context.then(token);
             if i <= num_accepted {
                 tokens.push(SampledToken { id: token, logprobs: None });

@@ -4,6 +4,7 @@
 //! engine thread behind it ([`step`](self)), which a supervisor keeps alive.
 
 mod admission;
+mod bad_words;
 mod best_of;
 pub mod block_manager;
 mod channel;

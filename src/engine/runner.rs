@@ -11,7 +11,7 @@ use smallvec::smallvec;
 
 use crate::{
     arch::Model,
-    engine::executor::{Executor, PlannedRow, SequenceOutput, StepOutput, StepPlan},
+    engine::executor::{Executor, PlannedRow, Rewind, SequenceOutput, StepOutput, StepPlan},
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
     kernels::{
@@ -101,6 +101,11 @@ impl Runner {
             let sampler = Sampler::new(&sequence.params, &context)?;
             let prompt = sequence.params.prompt_logprobs.map(|n| (sequence.prompt.clone(), n as usize));
             self.samplers.insert(sequence.id, Sampling { sampler, prompt });
+        }
+        for Rewind { id, index, removed } in &plan.rewinds {
+            if let Some(sequence) = self.samplers.get_mut(id) {
+                sequence.sampler.rewind(*index, removed);
+            }
         }
         let copies = plan.block_copies.iter().map(|copy| (copy.source, copy.destination)).collect::<Vec<_>>();
         self.kv.copy_blocks(&copies)?;

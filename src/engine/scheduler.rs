@@ -11,9 +11,11 @@
 //!
 //! So the first in order always gains a token: it can have everybody's blocks, a row, and a token of the budget.
 
+mod apply;
 #[cfg(test)]
 mod audit;
 mod event;
+mod group;
 mod packing;
 
 use std::{
@@ -24,7 +26,7 @@ use std::{
 
 use super::{
     block_manager::{BlockHasher, BlockManager, BlockTable, blake3_128},
-    executor::{BlockCopy, SequenceOutput, StepOutput, StepPlan},
+    executor::{BlockCopy, Rewind, StepPlan},
     faults::{Fault, planted},
     sequence::{Key, Order, Sequence, Sequences, Status},
 };
@@ -73,6 +75,8 @@ pub struct Scheduler {
     num_outstanding: usize,
     /// Ended sequences that the executor has not been told of.
     retired: Vec<SequenceId>,
+    /// Tokens taken back that the executor has not been told of.
+    rewinds: Vec<Rewind>,
     /// The first in line, if there were too few blocks for it and nobody's blocks have changed hands since: then there
     /// still are, and looking its prompt up again every step would be a waste.
     refused: Option<Order>,
@@ -109,6 +113,7 @@ impl Scheduler {
             spare: Vec::new(),
             num_outstanding: 0,
             retired: Vec::new(),
+            rewinds: Vec::new(),
             refused: None,
             step: 0,
             preemptions: 0,
@@ -125,72 +130,6 @@ impl Scheduler {
         self.check(&mut sequence)?;
         self.enter(sequence);
         Ok(())
-    }
-
-    /// Puts the sequences of one request in line. The first one computes their prompt; when that is done the others join
-    /// and share its blocks until they write.
-    ///
-    /// # Errors
-    /// As [`add`](Self::add), and then none of them is in line.
-    pub fn add_group(&mut self, mut group: Vec<Sequence>) -> Result<()> {
-        for sequence in &mut group {
-            sequence.table = BlockTable::new(sequence.salt.clone());
-            self.check(sequence)?;
-        }
-        if self.len() + self.num_siblings() + group.len() > self.max_sequences {
-            let why = format!("{} requests are here already", self.len() + self.num_siblings());
-            return Err(Error::new(Code::ResourceExhausted, why));
-        }
-        let mut group = group.into_iter();
-        let Some(first) = group.next() else { return Ok(()) };
-        if group.len() > 0 {
-            self.siblings.insert(first.id, group.collect());
-        }
-        self.enter(first);
-        Ok(())
-    }
-
-    /// Puts `child` in line, which begins with the computed tokens that `parent` and it have in common: their blocks
-    /// are shared until either writes. The two must have the same salt.
-    ///
-    /// # Errors
-    /// As [`add`](Self::add); `NotFound` if there is no such parent.
-    pub fn fork(&mut self, parent: SequenceId, mut child: Sequence) -> Result<()> {
-        let Some(parent) = self.sequences.key(parent) else {
-            return Err(Error::new(Code::NotFound, format!("there is no sequence {parent} to fork")));
-        };
-        if self.sequences[parent].salt != child.salt {
-            return Err(Error::invalid("cache_salt", "is not that of the sequence to fork"));
-        }
-        self.check(&mut child)?;
-        self.enter_fork(parent, child);
-        Ok(())
-    }
-
-    /// Lets those join that waited for a sequence's prompt.
-    fn release_siblings(&mut self, parent: Key) {
-        let id = self.sequences[parent].id;
-        for sibling in self.siblings.remove(&id).unwrap_or_default() {
-            self.enter_fork(parent, sibling);
-        }
-    }
-
-    fn num_siblings(&self) -> usize {
-        self.siblings.values().map(Vec::len).sum()
-    }
-
-    fn enter_fork(&mut self, parent: Key, mut child: Sequence) {
-        let parent = &self.sequences[parent];
-        let computed = &parent.tokens[..parent.num_computed_tokens];
-        let known = &child.tokens[..child.tokens.len() - 1]; // The last token is always computed.
-        let mut num_common = computed.iter().zip(known).take_while(|(theirs, ours)| theirs == ours).count();
-        if child.wants_prompt_logprobs() {
-            num_common = 0;
-        }
-        child.table = self.blocks.fork(&parent.table, num_common);
-        child.num_computed_tokens = num_common;
-        self.refused = None;
-        self.enter(child);
     }
 
     /// Forgets a sequence, whatever it does; no event follows. False if there is none.
@@ -229,9 +168,13 @@ impl Scheduler {
         let rows = self.pack(plan, events);
 
         plan.retired.append(&mut self.retired);
+        plan.rewinds.append(&mut self.rewinds);
         let waits_for_tokens = self.in_flight.is_empty() && self.num_outstanding > 0;
-        let submit =
-            !plan.rows.is_empty() || !plan.retired.is_empty() || !plan.block_copies.is_empty() || waits_for_tokens;
+        let submit = !plan.rows.is_empty()
+            || !plan.retired.is_empty()
+            || !plan.rewinds.is_empty()
+            || !plan.block_copies.is_empty()
+            || waits_for_tokens;
         if submit {
             plan.step = self.step;
             self.step += 1;
@@ -240,32 +183,6 @@ impl Scheduler {
             self.spare.push(rows);
         }
         submit
-    }
-
-    /// Takes in the output of the oldest submitted step. Events: new tokens, and the sequences that they end.
-    ///
-    /// # Errors
-    /// `Internal` if the executor broke its contract.
-    pub fn apply(&mut self, output: StepOutput, events: &mut Vec<Event>) -> Result<()> {
-        let mut rows =
-            self.in_flight.pop_front().ok_or_else(|| Error::internal("the output of a step never planned"))?;
-        for row in rows.drain(..) {
-            if let Some(sequence) = self.sequences.get_mut(row.key)
-                && (sequence.id, sequence.num_preemptions) == (row.id, row.num_preemptions)
-            {
-                self.blocks.register(&mut sequence.table, &sequence.tokens, row.num_tokens);
-            }
-        }
-        self.spare.push(rows);
-        for (id, prompt) in output.prompts.into_iter().filter(|(id, _)| self.sequences.key(*id).is_some()) {
-            events.push(Event::Prompt { id, prompt });
-        }
-        for (id, error) in output.failed {
-            if let Some(key) = self.sequences.key(id) {
-                self.end(key, End::Failed(error), events);
-            }
-        }
-        output.sequences.into_iter().try_for_each(|output| self.apply_to_sequence(output, events))
     }
 
     /// Whether anything could be planned, or is in flight; false if the readers of all there are have no room (or there
@@ -531,7 +448,8 @@ impl Scheduler {
         if self.sequences.key(sequence.id).is_some() {
             return Err(Error::internal(format!("sequence {} was added twice", sequence.id)));
         }
-        if sequence.reader.capacity() < sequence.room_needed(self.max_tokens_per_step) {
+        let most_held = sequence.guard.as_ref().map_or(0, |guard| guard.most_held());
+        if sequence.reader.capacity() < sequence.room_needed(self.max_tokens_per_step) + most_held {
             return Err(Error::internal("a reader must have room for the tokens of one step"));
         }
         Ok(())
@@ -598,40 +516,6 @@ impl Scheduler {
         let sequence = &self.sequences[key];
         events.push(Event::Ended { id: sequence.id, end, usage: sequence.usage() });
         self.remove(key);
-    }
-
-    fn apply_to_sequence(&mut self, output: SequenceOutput, events: &mut Vec<Event>) -> Result<()> {
-        let SequenceOutput { id, mut tokens } = output;
-        let Some(key) = self.sequences.key(id) else { return Ok(()) }; // Aborted meanwhile.
-        let sequence = &mut self.sequences[key];
-        if tokens.is_empty() {
-            return Ok(());
-        }
-        if tokens.len() > self.max_tokens_per_step {
-            return Err(Error::internal(format!("{} tokens in one step for sequence {id}", tokens.len())));
-        }
-        let Some(num_preemptions) = sequence.outstanding.take() else {
-            return Err(Error::internal(format!("tokens for sequence {id}, which did not sample")));
-        };
-        self.num_outstanding -= 1;
-        self.release_siblings(key);
-        let sequence = &mut self.sequences[key];
-
-        let mut finish = None;
-        let taken = tokens.iter().position(|token| {
-            finish = sequence.push(token.id);
-            finish.is_some()
-        });
-        tokens.truncate(taken.map_or(tokens.len(), |last| last + 1));
-        if num_preemptions == sequence.num_preemptions {
-            sequence.num_computed_tokens += tokens.len() - 1;
-            self.blocks.register(&mut sequence.table, &sequence.tokens, sequence.num_computed_tokens);
-        }
-        events.push(Event::Tokens { id, tokens });
-        if let Some(reason) = finish {
-            self.end(key, End::Finished(reason), events);
-        }
-        Ok(())
     }
 }
 

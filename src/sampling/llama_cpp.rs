@@ -133,6 +133,9 @@ impl Knob {
 fn every_case_of_llama_cpp_comes_out_the_same() {
     for (k, (knob, probs, expected)) in CASES.iter().enumerate() {
         let mut expected = expected.to_vec();
+        // XTC's cases are written as before renormalization.
+        let total: f32 = expected.iter().sum();
+        expected.iter_mut().for_each(|p| *p /= total);
         expected.resize(probs.len(), 0.0);
         expected.sort_by(|a, b| b.total_cmp(a));
         assert_close(&knob.left_of(probs), &expected, 1e-5, &format!("case {k}"));

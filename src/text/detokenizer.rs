@@ -11,7 +11,7 @@ use super::Tokenizer;
 /// Each push gives all the text that is certain; an unfinished character waits (three bytes at most) for the rest of
 /// it. All that was given, with [`finish`](Self::finish), is what decoding the whole at once gives: bytes that are not
 /// UTF-8 become U+FFFD exactly as in [`String::from_utf8_lossy`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     skip_special: bool,

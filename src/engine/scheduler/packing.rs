@@ -75,6 +75,7 @@ fn prompt_targets(sequence: &mut Sequence, context_len: usize, end: usize) -> Ra
         return 0..0;
     }
     sequence.next_prompt_logprob = last;
+    sequence.prompts_under_way += 1;
     first as u32..last as u32
 }
 
@@ -82,6 +83,7 @@ fn prompt_targets(sequence: &mut Sequence, context_len: usize, end: usize) -> Ra
 pub(super) fn clear(plan: &mut StepPlan) {
     plan.admitted.clear();
     plan.retired.clear();
+    plan.rewinds.clear();
     plan.block_copies.clear();
     plan.rows.clear();
     plan.token_ids.clear();

@@ -146,3 +146,48 @@ async fn tokenizing_and_back_gives_the_same_text() {
     let other = TokenizeRequest { model: Some("other".into()), ..TokenizeRequest::default() };
     assert_eq!(tokens.tokenize(other).await.unwrap_err().code(), Code::NotFound);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_banned_string_is_taken_back_before_anybody_sees_a_part_of_it() {
+    let server = server().await;
+    let plain = continued("prompt", 40);
+    for at in [0, 3, 20] {
+        let banned = plain[at..at + 4].to_owned();
+        let mut options = options(40);
+        options.sampling.as_mut().unwrap().bad_words = vec![banned.clone(), "\u{7f}\u{7f}never".into()];
+        let request = GenerateStreamRequest { prompt: text("prompt"), options: Some(options) };
+        let mut client = server.generation().await;
+        let told = read(client.generate_stream(request).await.unwrap().into_inner()).await;
+        let said: String = told.deltas.iter().map(|delta| delta.text.as_str()).collect();
+        assert!(!said.contains(&banned), "{said:?} says {banned:?}");
+        assert_eq!((said.len(), &said[..at]), (40, &plain[..at]), "it went back to where the string began");
+        assert_ne!(said.as_bytes()[at], plain.as_bytes()[at]);
+        assert_eq!(told.finished.unwrap().usage.unwrap().completion_tokens, 40);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_sequences_and_the_prompts_log_probabilities_come_in_one_answer() {
+    let server = server().await;
+    let mut options = options(12);
+    let sampling = options.sampling.as_mut().unwrap();
+    (sampling.n, sampling.prompt_logprobs) = (Some(3), Some(0));
+    let request = GenerateRequest { prompt: text("prompt"), options: Some(options) };
+    let whole = server.generation().await.generate(request).await.unwrap().into_inner();
+    assert_eq!(whole.alternatives.len(), 2);
+    let others = whole.alternatives.iter().map(|other| other.output.clone().unwrap());
+    let all: Vec<_> = std::iter::once(whole.output.unwrap()).chain(others).collect();
+    for (index, output) in all.iter().enumerate() {
+        // The fake knows no seeds: all say the same.
+        assert_eq!((output.index as usize, &output.text), (index, &continued("prompt", 12)));
+    }
+    let prompt = whole.prompt_logprobs.unwrap();
+    let ids: Vec<_> = prompt.logprobs.iter().map(|position| position.chosen.unwrap().token_id as u8).collect();
+    assert_eq!((prompt.start, ids), (1, b"rompt".to_vec()));
+    // All have gone with their request.
+    let mut options = super::options(12);
+    options.sampling.as_mut().unwrap().n = Some(129);
+    let request = GenerateRequest { prompt: text("prompt"), options: Some(options) };
+    let status = server.generation().await.generate(request).await.unwrap_err();
+    assert_eq!(status.get_error_details().bad_request().unwrap().field_violations[0].field, "options.sampling.n");
+}
