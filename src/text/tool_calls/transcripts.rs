@@ -1,0 +1,1 @@
+//! Transcripts of every format, cut at every point.
