@@ -56,6 +56,21 @@ pub struct SamplingParams {
     pub skip_special_tokens: bool,
     /// Report the chosen token's log-probability and this many alternatives; `Some(0)` the chosen one only.
     pub logprobs: Option<u32>,
+    /// Ends the reasoning of a chat after so many tokens. Filled in where the chat's prompt is rendered.
+    pub thinking_budget: Option<ThinkingBudget>,
+}
+
+/// How long a model may reason, and how the reasoning is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ThinkingBudget {
+    /// Most tokens of reasoning.
+    pub tokens: u32,
+    /// The tokens that start it.
+    pub start: Vec<TokenId>,
+    /// The tokens that end it; never empty.
+    pub end: Vec<TokenId>,
+    /// The prompt ends with its start.
+    pub begins_inside: bool,
 }
 
 impl Default for SamplingParams {
@@ -78,6 +93,7 @@ impl Default for SamplingParams {
             ignore_eos: false,
             skip_special_tokens: true,
             logprobs: None,
+            thinking_budget: None,
         }
     }
 }

@@ -89,6 +89,7 @@ impl SamplingArgs {
             ignore_eos: args.ignore_eos || defaults.ignore_eos,
             skip_special_tokens: args.skip_special_tokens.unwrap_or(defaults.skip_special_tokens),
             logprobs: args.logprobs.or(defaults.logprobs),
+            thinking_budget: defaults.thinking_budget.clone(),
         }
     }
 
@@ -167,6 +168,7 @@ mod tests {
             ignore_eos: true,
             skip_special_tokens: false,
             logprobs: Some(4),
+            thinking_budget: None,
         };
         assert_eq!(parse(ALL).over(&SamplingParams::default()), expected);
         // And without any flag those very values stay.

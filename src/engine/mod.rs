@@ -6,6 +6,7 @@
 mod admission;
 pub mod block_manager;
 mod channel;
+mod chat;
 pub mod executor;
 pub mod fake;
 mod faults;
@@ -41,7 +42,7 @@ use crate::{
     ids::{SequenceId, TokenId},
     params::SamplingParams,
     telemetry::Telemetry,
-    text::{ChatMessage, ChatTemplate, Tokenizer},
+    text::{ChatPrompt, ChatTemplate, Tokenizer},
 };
 
 /// What a client asks for.
@@ -77,8 +78,8 @@ pub enum Prompt {
     Text(String),
     /// Taken as they are.
     Tokens(Vec<TokenId>),
-    /// Rendered with the model's chat template.
-    Chat(Vec<ChatMessage>),
+    /// Rendered with the model's chat template; the answer comes in pieces: text, reasoning, tool calls.
+    Chat(ChatPrompt),
 }
 
 /// Whether the engine takes requests.

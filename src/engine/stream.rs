@@ -23,7 +23,7 @@ use crate::{
     error::{Code, Error, Result},
     params::{FinishReason, SampledToken, SamplingParams, Usage},
     telemetry::Outcome,
-    text::{Detokenizer, StopMatcher},
+    text::{Detokenizer, OutputParser, Piece, StopMatcher},
 };
 
 /// What a stream tells its reader: one `Started`, deltas, one `Finished`; or an error, after which nothing comes.
@@ -49,8 +49,11 @@ pub struct Started {
 /// New tokens and the text that they complete.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Delta {
-    /// Whole characters, never a part of a stop string; may be empty while either is in doubt.
+    /// Whole characters, never a part of a stop string; may be empty while either is in doubt. Of a chat, what is meant
+    /// for the reader: the text in `pieces`.
     pub text: String,
+    /// Of a chat, all that was said, in order and by kind; else empty.
+    pub pieces: Vec<Piece>,
     /// The tokens.
     pub tokens: Vec<SampledToken>,
     /// What the request has cost so far.
@@ -62,6 +65,8 @@ pub struct Delta {
 pub struct Finished {
     /// Why.
     pub reason: FinishReason,
+    /// The answer is tool calls, each of them whole.
+    pub tool_calls: bool,
     /// What it cost.
     pub usage: Usage,
 }
@@ -71,6 +76,8 @@ pub(super) struct TextOut {
     pub detokenizer: Detokenizer,
     pub matcher: StopMatcher,
     pub params: Arc<SamplingParams>,
+    /// Of a chat.
+    pub parser: Option<OutputParser>,
 }
 
 /// The text of some tokens.
@@ -80,6 +87,14 @@ struct Spoken {
     kept: usize,
     /// The stop string that was found.
     stop: Option<String>,
+}
+
+/// What is handed on for some text.
+#[derive(Default)]
+struct Said {
+    text: String,
+    pieces: Vec<Piece>,
+    tool_calls: bool,
 }
 
 impl TextOut {
@@ -167,19 +182,45 @@ impl Generation {
         tokens.truncate(kept);
         self.usage.cached_tokens = cached_tokens;
         self.usage.completion_tokens += u32::try_from(tokens.len()).unwrap_or(u32::MAX);
-        if !tokens.is_empty() || !text.is_empty() {
-            self.ready.push_back(Event::Delta(Delta { text, tokens: tokens.into_vec(), usage: self.usage }));
-        }
-        let reason = match (stop, end) {
-            (Some(stop), _) => FinishReason::StopString(stop),
-            (None, Some(Ok(reason))) => reason,
-            (None, Some(Err(error))) => return Err(error),
-            (None, None) => return Ok(()),
+        let (reason, error) = match (stop, end) {
+            (Some(stop), _) => (Some(FinishReason::StopString(stop)), None),
+            (None, Some(Ok(reason))) => (Some(reason), None),
+            (None, Some(Err(error))) => (None, Some(error)),
+            (None, None) => (None, None),
         };
-        self.done = true;
-        self.release(Outcome::from(&reason));
-        self.ready.push_back(Event::Finished(Finished { reason, usage: self.usage }));
+        let Said { text, pieces, tool_calls } = self.sort(text, reason.as_ref());
+        if !tokens.is_empty() || !text.is_empty() || !pieces.is_empty() {
+            let delta = Delta { text, pieces, tokens: tokens.into_vec(), usage: self.usage };
+            self.ready.push_back(Event::Delta(delta));
+        }
+        if let Some(error) = error {
+            return Err(error);
+        }
+        if let Some(reason) = reason {
+            self.done = true;
+            self.release(Outcome::from(&reason));
+            self.ready.push_back(Event::Finished(Finished { reason, tool_calls, usage: self.usage }));
+        }
         Ok(())
+    }
+
+    /// What the text is: of a chat, sorted by kind.
+    fn sort(&mut self, text: String, reason: Option<&FinishReason>) -> Said {
+        let Some(parser) = self.text.as_mut().and_then(|text| text.parser.as_mut()) else {
+            return Said { text, ..Said::default() };
+        };
+        let mut pieces = parser.push(&text);
+        let mut tool_calls = false;
+        if let Some(reason) = reason {
+            let ending = parser.finish(reason);
+            pieces.extend(ending.pieces);
+            tool_calls = ending.tool_calls;
+        }
+        let said = pieces.iter().filter_map(|piece| match piece {
+            Piece::Text(text) => Some(text.as_str()),
+            _ => None,
+        });
+        Said { text: said.collect(), pieces, tool_calls }
     }
 }
 

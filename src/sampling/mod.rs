@@ -3,7 +3,7 @@
 //! # Order
 //!
 //! vLLM's (V1 `Sampler`): first what may change which token is the most likely one, on the raw logits — `min_tokens`,
-//! `logit_bias`, the penalties; then what may not — temperature, `min_p`, `top_k`, `top_p`. With a temperature of 0 the
+//! `logit_bias`, the penalties, the end of reasoning that a `thinking_token_budget` forces; then what may not — temperature, `min_p`, `top_k`, `top_p`. With a temperature of 0 the
 //! second group has no effect and is left out. llama.cpp's default chain instead truncates first and divides by the
 //! temperature last, so that the same `top_p` keeps more tokens there when the temperature is high.
 //!
@@ -25,6 +25,7 @@ mod softmax;
 mod temperature;
 #[cfg(test)]
 mod test_cases;
+mod thinking_budget;
 mod top_k;
 mod top_p;
 
@@ -65,10 +66,11 @@ pub trait LogitsProcessor: Send {
 type Build = fn(&SamplingParams, &SamplingContext<'_>) -> Result<Option<Box<dyn LogitsProcessor>>>;
 
 /// Every processor, in the order in which they apply.
-const PROCESSORS: [Build; 7] = [
+const PROCESSORS: [Build; 8] = [
     build::<min_tokens::MinTokens>,
     build::<logit_bias::LogitBias>,
     build::<penalties::Penalties>,
+    build::<thinking_budget::ThinkingBudget>,
     build::<temperature::Temperature>,
     build::<min_p::MinP>,
     build::<top_k::TopK>,

@@ -10,9 +10,11 @@
 
 mod added_tokens;
 mod chat_template;
+mod chat_template_continue;
 mod chat_template_json;
 mod detokenizer;
 mod marks;
+mod messages;
 mod output_parser;
 mod reasoning;
 mod sentencepiece;
@@ -26,12 +28,14 @@ pub mod tool_calls;
 mod tools;
 mod vocab;
 
-pub use chat_template::{ChatMessage, ChatTemplate, RenderOptions, Role};
+pub use chat_template::{ChatTemplate, RenderOptions};
 pub use detokenizer::Detokenizer;
+pub use messages::{ChatMessage, ChatPrompt, Role};
 pub use output_parser::{Ending, OutputFormat, OutputParser, Piece};
 pub use reasoning::ReasoningFormat;
 pub use stop::{StopMatcher, StopStep};
 pub use tokenizer::{MAX_TEXT_BYTES, Tokenizer};
 pub use tokenizer_config::TokenizerConfig;
+pub use tool_calls::{Grammar, ToolCallFormat};
 pub use tools::{MAX_TOOLS, Tool, ToolCall, ToolChoice, validate_tools};
 pub use vocab::{GgufVocab, TokenType};

@@ -15,6 +15,7 @@ use crate::{
     ids::TokenId,
     params::{FinishReason, SampledToken, SamplingParams, Usage},
     proto::candlewick::v1 as wire,
+    text::Piece,
 };
 
 /// Bytes a name that a client gives: request id, model, cache salt.
@@ -116,6 +117,7 @@ fn sampling(set: wire::SamplingParams, defaults: &SamplingParams) -> SamplingPar
         ignore_eos: set.ignore_eos.unwrap_or(defaults.ignore_eos),
         skip_special_tokens: set.skip_special_tokens.unwrap_or(defaults.skip_special_tokens),
         logprobs: set.logprobs.or(defaults.logprobs),
+        thinking_budget: defaults.thinking_budget.clone(),
     }
 }
 
@@ -155,9 +157,40 @@ fn effective(params: SamplingParams) -> wire::SamplingParams {
 pub(crate) fn delta(text: String, tokens: Vec<SampledToken>) -> wire::Delta {
     wire::Delta {
         text,
+        reasoning: String::new(),
+        tool_calls: Vec::new(),
         token_ids: tokens.iter().map(|token| token.id.0).collect(),
         logprobs: tokens.into_iter().filter_map(position_logprobs).collect(),
     }
+}
+
+/// New tokens of a chat, with what they say by kind.
+pub(crate) fn chat_delta(delta: engine::Delta) -> wire::Delta {
+    let mut out = self::delta(delta.text, delta.tokens);
+    let number = |index: usize| u32::try_from(index).unwrap_or(u32::MAX);
+    for piece in delta.pieces {
+        match piece {
+            // The delta's text is all of these.
+            Piece::Text(_) => {}
+            Piece::Reasoning(text) => out.reasoning.push_str(&text),
+            Piece::ToolCall { index, id, name } => out.tool_calls.push(wire::ToolCallDelta {
+                index: number(index),
+                id: Some(id),
+                name: Some(name),
+                arguments: String::new(),
+            }),
+            Piece::Arguments { index, delta } => match out.tool_calls.last_mut() {
+                Some(call) if call.index == number(index) => call.arguments.push_str(&delta),
+                _ => out.tool_calls.push(wire::ToolCallDelta {
+                    index: number(index),
+                    id: None,
+                    name: None,
+                    arguments: delta,
+                }),
+            },
+        }
+    }
+    out
 }
 
 fn position_logprobs(token: SampledToken) -> Option<wire::PositionLogprobs> {
@@ -176,6 +209,7 @@ pub(crate) fn finished(finished: engine::Finished) -> wire::Finished {
         FinishReason::StopString(stop) => (Reason::Stop, Some(Matched::Stop(stop))),
         FinishReason::Length => (Reason::Length, None),
     };
+    let reason = if finished.tool_calls { Reason::ToolCalls } else { reason };
     wire::Finished { finish: Some(wire::Finish { reason: reason.into(), matched }), usage: Some(usage(finished.usage)) }
 }
 

@@ -20,6 +20,7 @@ use crate::{
     engine::{Event, Finished, Generation, Request, Started},
     error::{Code, Error, Result},
     params::SampledToken,
+    text::Piece,
 };
 
 /// The events of one call: the engine's, until they end or are ended. Dropping them cancels the request.
@@ -33,6 +34,8 @@ pub(crate) struct Events {
 pub(crate) struct Whole {
     pub(crate) started: Started,
     pub(crate) text: String,
+    /// Of a chat, all that was said, by kind.
+    pub(crate) pieces: Vec<Piece>,
     pub(crate) tokens: Vec<SampledToken>,
     pub(crate) finished: Finished,
 }
@@ -84,17 +87,18 @@ impl Events {
     /// # Errors
     /// The error that ended the stream.
     pub(crate) async fn whole(mut self) -> Result<Whole> {
-        let (mut started, mut text, mut tokens) = (None, String::new(), Vec::new());
+        let (mut started, mut text, mut tokens, mut pieces) = (None, String::new(), Vec::new(), Vec::new());
         while let Some(event) = self.next().await {
             match event? {
                 Event::Started(event) => started = Some(event),
                 Event::Delta(delta) => {
                     text.push_str(&delta.text);
                     tokens.extend(delta.tokens);
+                    pieces.extend(delta.pieces);
                 }
                 Event::Finished(finished) => {
                     let started = started.ok_or_else(|| Error::internal("a stream finished before it started"))?;
-                    return Ok(Whole { started, text, tokens, finished });
+                    return Ok(Whole { started, text, pieces, tokens, finished });
                 }
             }
         }

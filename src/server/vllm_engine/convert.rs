@@ -83,6 +83,7 @@ fn sampling(set: wire::SamplingParams) -> Result<SamplingParams> {
         ignore_eos: set.ignore_eos,
         skip_special_tokens: set.skip_special_tokens,
         logprobs: set.logprobs.map(|n| natural("sampling_params.logprobs", n)).transpose()?,
+        thinking_budget: None,
     })
 }
 
