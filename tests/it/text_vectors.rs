@@ -21,7 +21,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 /// A path in the folder of shared data (`CANDLEWICK_SHARED`, by default `../shared` beside the crate), if it is there.
-fn shared(path: &str) -> Option<PathBuf> {
+pub(crate) fn shared(path: &str) -> Option<PathBuf> {
     let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
     let folder = std::env::var_os("CANDLEWICK_SHARED").map_or_else(default, PathBuf::from);
     let found = folder.join(path);

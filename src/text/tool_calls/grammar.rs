@@ -7,6 +7,9 @@ use crate::{
     text::{Tool, reasoning::ReasoningFormat},
 };
 
+/// A string that stands as plain text between tags, and ends where the next tag begins.
+const FREE_TEXT: &str = "/[^<]*/";
+
 /// Writes the parts of a grammar.
 ///
 /// A mark is a literal, or the token itself where it is a special one, which no text can spell.
@@ -74,7 +77,9 @@ impl<'a> Grammar<'a> {
     ) -> String {
         let parts = Self::tagged_parts(tool, |key, value| {
             let open = Self::literal(&argument(key, tool.takes_string(key)));
-            format!("{open} {value} {}", Self::literal(argument_end))
+            // Free text takes the line break before its end along: a lexer cannot give it back.
+            let end = if value == FREE_TEXT { argument_end.trim_start() } else { argument_end };
+            format!("{open} {value} {}", Self::literal(end))
         });
         format!("{} {parts} {}", Self::literal(open), Self::literal(close))
     }
@@ -85,14 +90,13 @@ impl<'a> Grammar<'a> {
         let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return String::new() };
         let required = schema.get("required").and_then(Value::as_array);
         let part = |(key, schema): (&String, &Value)| {
-            // A string is plain text here, which ends where the next tag begins.
             let value = match tool.takes_string(key) {
                 true => match schema.get("enum").and_then(Value::as_array) {
                     Some(texts) => {
                         let texts = texts.iter().filter_map(Value::as_str).map(Self::literal);
                         format!("({})", texts.collect::<Vec<_>>().join(" | "))
                     }
-                    None => "/[^<]*/".to_owned(),
+                    None => FREE_TEXT.to_owned(),
                 },
                 false => format!("%json {schema}"),
             };

@@ -33,7 +33,7 @@ fn byte_char(byte: u8) -> char {
     }
 }
 
-fn tokenizer() -> Arc<Tokenizer> {
+pub(crate) fn tokenizer() -> Arc<Tokenizer> {
     let vocab: serde_json::Map<_, _> = (0..=255).map(|b| (byte_char(b).to_string(), b.into())).collect();
     let byte_level =
         serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
