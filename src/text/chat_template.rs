@@ -305,6 +305,8 @@ fn environment() -> Result<Environment<'static>> {
             false => minijinja::filters::length(value),
         });
     }
+    // None is nothing to go through, unlike what minijinja says; the undefined value is, and empty.
+    environment.add_test("iterable", |value: &Variable| !value.is_none() && value.try_iter().is_ok());
     environment.add_function("raise_exception", |message: String| -> Result<Variable, minijinja::Error> {
         let error = minijinja::Error::new(ErrorKind::InvalidOperation, message.clone());
         Err(error.with_source(Raised(message)))

@@ -29,7 +29,7 @@ impl Marks {
                 self.held.clear();
                 return (Seen::Mark(k), text);
             }
-            if self.marks.iter().any(|mark| mark.starts_with(&self.held)) {
+            if self.held.is_empty() || self.marks.iter().any(|mark| mark.starts_with(&self.held)) {
                 return (Seen::Nothing, text);
             }
             text.push(self.held.remove(0));

@@ -24,6 +24,7 @@ const UNKNOWN: &[&str] = &[
     "MiroThinker.jinja",
     "deepseek-ai-DeepSeek-V4.jinja",
     "google-gemma-2-2b-it.jinja",
+    "ibm-granite-granite-3.3-2B-Instruct.jinja",
     "llama-cpp-rwkv-world.jinja",
     "meetkai-functionary-medium-v3.1.jinja",
     "meetkai-functionary-medium-v3.2.jinja",
@@ -31,6 +32,9 @@ const UNKNOWN: &[&str] = &[
     "unsloth-Apriel-1.5.jinja",
     "upstage-Solar-Open-100B.jinja",
 ];
+
+/// Templates that write nested values as Python shows them, which is no JSON: those come back as text.
+const PYTHON_VALUES: &[&str] = &["ByteDance-Seed-OSS.jinja"];
 
 fn tools() -> Vec<Tool> {
     let schema = json!({"type": "object", "required": ["city"], "properties": {
@@ -58,13 +62,18 @@ fn written(template: &ChatTemplate, calls: &[(&str, Value)]) -> Option<(String, 
         })
         .collect();
     let answer = json!({"role": "assistant", "content": "", "tool_calls": calls});
+    let bare_answer = json!({"role": "assistant", "tool_calls": calls});
     let options = |add_generation_prompt| RenderOptions {
         tools: tools.clone(),
         add_generation_prompt,
         ..RenderOptions::default()
     };
     let prompt = template.render_messages([&user], &options(true)).ok()?;
-    let whole = template.render_messages([&user, &answer], &options(false)).ok()?;
+    // Some templates write calls only where the answer has no content.
+    let whole = [&answer, &bare_answer]
+        .into_iter()
+        .filter_map(|answer| template.render_messages([&user, answer], &options(false)).ok())
+        .find(|text| text.contains("Paris") || text.contains("Rome"))?;
     // Some prompts end with the start of reasoning that the whole conversation does not have.
     let bare = prompt.trim_end().trim_end_matches("<think>").trim_end_matches("[THINK]").trim_end();
     let output = whole.strip_prefix(&prompt).or_else(|| whole.strip_prefix(bare))?;
@@ -111,6 +120,7 @@ fn calls_that_real_templates_write_are_read_back() {
             match same {
                 true => read_back += 1,
                 false if UNKNOWN.contains(&name.as_str()) => {}
+                false if PYTHON_VALUES.contains(&name.as_str()) && output.contains("True") => {}
                 false => wrong.push(format!("{name} ({:?}): {output:?}: {got:?}", format.tool_calls)),
             }
         }

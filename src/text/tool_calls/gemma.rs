@@ -298,7 +298,7 @@ impl CallParser for GemmaCalls {
                 sink.texts(self.open_mark[0]);
                 sink.texts(&std::mem::take(&mut self.word));
             }
-            State::Str { is_key: false } => {
+            State::Str { is_key: false } if !cut_off => {
                 let mut delta = String::new();
                 held.chars().for_each(|c| escape(c, &mut delta));
                 sink.arguments(&delta);

@@ -7,7 +7,7 @@ use super::{
     sink::CallIds,
 };
 
-const MARKS: JsonCallMarks = JsonCallMarks { marks: &["```json", "```"], openers: 1, name: Name::Inside, bare: true };
+const MARKS: JsonCallMarks = JsonCallMarks { marks: &["```json"], openers: 1, name: Name::Inside, bare: true };
 
 pub(super) const FORMAT: ToolCallFormat = ToolCallFormat {
     names: &["json"],

@@ -148,6 +148,11 @@ impl JsonCalls {
                     self.expects = true;
                     return;
                 }
+                // The end of a fence.
+                '`' if self.format.bare && sink.all_calls_whole() && is_behind_call(&self.raw) => {
+                    self.raw.push(c);
+                    return;
+                }
                 c if c.is_whitespace() && self.raw.len() < MAX_SPACES => {
                     self.raw.push(c);
                     return;
@@ -249,11 +254,16 @@ impl CallParser for JsonCalls {
     fn finish(&mut self, cut_off: bool, sink: &mut Sink) {
         let in_call = !matches!(self.state, State::Text) && !self.unmarked;
         let raw = std::mem::take(&mut self.raw);
-        let behind_call = raw.trim_matches(|c: char| c.is_whitespace() || ",;".contains(c)).is_empty();
+        let behind_call = is_behind_call(&raw) && sink.all_calls_whole();
         // A marked call that was cut off before its name is no text; nor is what separates calls.
-        if !(cut_off && in_call) && !(behind_call && sink.all_calls_whole()) {
+        if !(cut_off && in_call) && !behind_call {
             sink.texts(&raw);
         }
         sink.texts(&self.marks.finish());
     }
+}
+
+/// Whether nothing but what separates calls, or closes a fence around them, stands here.
+fn is_behind_call(raw: &str) -> bool {
+    raw.chars().all(|c| c.is_whitespace() || ",;`".contains(c))
 }

@@ -294,8 +294,8 @@ impl CallParser for TaggedCalls {
                 sink.texts(&held);
             }
             State::Name(_) if !cut_off => sink.texts(&std::mem::take(&mut self.raw)),
-            // As far as it came: the value's end is still to come, and the closing quote with it.
-            State::Value(argument) if argument.streams => {
+            // As far as it came, less what may have been its end where it was cut off.
+            State::Value(argument) if argument.streams && !cut_off => {
                 let mut delta = String::new();
                 held.chars().for_each(|c| argument.take(c, &mut delta));
                 sink.arguments(&delta);
