@@ -43,12 +43,14 @@ const MARKS: &[&str] =
 const MESSAGE: usize = 4;
 /// Those before this one end a message.
 const ENDS: usize = 4;
+/// What stands before the recipient of a message.
+const RECIPIENT: &str = "to=";
 /// Most bytes of a header.
 const MAX_HEADER_BYTES: usize = 512;
 
 enum State {
-    /// Before anything: without a header the answer is text.
-    Start,
+    /// Before anything: without a header the answer is text. What has come may be the start of a recipient, ` to=`.
+    Start(String),
     Header(String),
     Text,
     Reasoning,
@@ -64,15 +66,20 @@ struct Harmony {
 
 impl Harmony {
     fn new() -> Self {
-        Self { marks: Marks::new(MARKS), state: State::Start }
+        Self { marks: Marks::new(MARKS), state: State::Start(String::new()) }
     }
 
     fn plain(&mut self, c: char, sink: &mut Sink) {
         match &mut self.state {
-            State::Start if c.is_whitespace() => {}
-            State::Start => {
-                self.state = State::Text;
-                sink.text(c);
+            State::Start(start) => {
+                start.push(c);
+                let said = start.trim_start();
+                if said.starts_with(RECIPIENT) {
+                    self.state = State::Header(said.to_owned());
+                } else if !RECIPIENT.starts_with(said) {
+                    sink.texts(said);
+                    self.state = State::Text;
+                }
             }
             State::Header(header) => {
                 header.push(c);
@@ -112,7 +119,7 @@ impl Harmony {
                 self.state = begin(&header, sink);
             }
             (State::Header(header), k) if k >= ENDS => header.push_str(MARKS[k]),
-            (State::Start | State::Text, MESSAGE) => self.state = State::Text,
+            (State::Start(_) | State::Text, MESSAGE) => self.state = State::Text,
             // The marks of a string in the arguments are part of it.
             (State::Call(value), k) if k >= ENDS => {
                 let mut delta = String::new();
@@ -134,7 +141,7 @@ impl Harmony {
 
 /// What a message with this header is.
 fn begin(header: &str, sink: &mut Sink) -> State {
-    let recipient = header.split("to=").nth(1).map(|rest| rest.split([' ', '<']).next().unwrap_or(rest));
+    let recipient = header.split(RECIPIENT).nth(1).map(|rest| rest.split([' ', '<']).next().unwrap_or(rest));
     if let Some(name) = recipient.and_then(|recipient| recipient.strip_prefix("functions.")).filter(|n| !n.is_empty()) {
         sink.begin_call(name);
         return State::Call(JsonValue::default());
@@ -156,5 +163,8 @@ impl CallParser for Harmony {
 
     fn finish(&mut self, _cut_off: bool, sink: &mut Sink) {
         self.marks.finish().chars().for_each(|c| self.plain(c, sink));
+        if let State::Start(start) = &self.state {
+            sink.texts(start.trim_start());
+        }
     }
 }

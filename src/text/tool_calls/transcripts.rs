@@ -439,6 +439,10 @@ fn harmony_tells_its_channels_apart_with_and_without_tools() {
     found.add(parser.push("<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Hi"));
     found.add(parser.finish(&eos()).pieces);
     assert_eq!((found.reasoning.as_str(), found.text.as_str()), ("hm", "Hi"));
+    let to_first = " to=functions.clock<|channel|>commentary json<|message|>{}";
+    assert!(every_cut(&format("openai"), "", to_first, &eos()).tool_calls);
+    assert_eq!(every_cut(&format("openai"), "", " to be or t", &eos()).text, "to be or t");
+    assert_eq!(every_cut(&format("openai"), "", " to", &eos()).text, "to");
     let to_before = "<|start|>assistant to=functions.clock<|channel|>commentary json<|message|>{}<|call|>";
     assert!(every_cut(&format("openai"), "", to_before, &eos()).tool_calls);
 }
