@@ -13,7 +13,7 @@ use crate::{
     engine::{Delta, Event, Finished, Prompt, Started},
     error::{Code, Error, Result},
     ids::TokenId,
-    params::{FinishReason, SampledToken, SamplingParams, TokenLogprobs, Usage},
+    params::{FinishReason, PromptLogprobs, SampledToken, SamplingParams, TokenLogprobs, Usage},
     proto::candlewick::v1::{
         self as pb, chat_client::ChatClient, complete_stream_response::Event as ChatEvent, finish::Matched,
         generate_stream_response::Event as GenerateEvent, generation_client::GenerationClient,
@@ -99,6 +99,7 @@ enum Payload {
     Started(pb::Started),
     Delta(pb::Delta),
     Finished(pb::Finished),
+    Prompt(pb::PromptLogprobs),
 }
 
 impl From<GenerateEvent> for Payload {
@@ -107,6 +108,7 @@ impl From<GenerateEvent> for Payload {
             GenerateEvent::Started(started) => Self::Started(started),
             GenerateEvent::Delta(delta) => Self::Delta(delta),
             GenerateEvent::Finished(finished) => Self::Finished(finished),
+            GenerateEvent::PromptLogprobs(prompt) => Self::Prompt(prompt),
         }
     }
 }
@@ -117,6 +119,7 @@ impl From<ChatEvent> for Payload {
             ChatEvent::Started(started) => Self::Started(started),
             ChatEvent::Delta(delta) => Self::Delta(delta),
             ChatEvent::Finished(finished) => Self::Finished(finished),
+            ChatEvent::PromptLogprobs(prompt) => Self::Prompt(prompt),
         }
     }
 }
@@ -132,7 +135,13 @@ impl Payload {
                 let mut logprobs = delta.logprobs.into_iter().map(|position| Box::new(logprobs(position)));
                 let tokens = delta.token_ids.into_iter();
                 let tokens = tokens.map(|id| SampledToken { id: TokenId(id), logprobs: logprobs.next() }).collect();
-                Event::Delta(Delta { text: delta.text, pieces: Vec::new(), tokens, usage: Usage::default() })
+                Event::Delta(Delta {
+                    index: delta.index,
+                    text: delta.text,
+                    pieces: Vec::new(),
+                    tokens,
+                    usage: Usage::default(),
+                })
             }
             Self::Finished(finished) => {
                 let usage = finished.usage.unwrap_or_default();
@@ -143,7 +152,16 @@ impl Payload {
                 };
                 let finish = finished.finish.unwrap_or_default();
                 let tool_calls = finish.reason() == pb::FinishReason::ToolCalls;
-                Event::Finished(Finished { reason: reason(finish, eos_token_ids), tool_calls, usage })
+                let reason = reason(finish, eos_token_ids);
+                Event::Finished(Finished { index: finished.index, reason, tool_calls, usage })
+            }
+            Self::Prompt(prompt) => {
+                let token = |position: pb::PositionLogprobs| SampledToken {
+                    id: TokenId(position.chosen.map_or(0, |chosen| chosen.token_id)),
+                    logprobs: Some(Box::new(logprobs(position))),
+                };
+                let tokens = prompt.logprobs.into_iter().map(token).collect();
+                Event::Prompt(PromptLogprobs { start: prompt.start, tokens })
             }
         }
     }
@@ -229,6 +247,7 @@ mod tests {
         let delta = pb::Delta {
             reasoning: String::new(),
             tool_calls: Vec::new(),
+            index: 0,
             text: "ab".into(),
             token_ids: vec![5, 6],
             logprobs: vec![pb::PositionLogprobs { chosen: Some(token(5, -1.0)), top: vec![token(9, -0.5)] }],

@@ -14,8 +14,8 @@ use crate::{
 pub(super) struct RenderedChat {
     /// The prompt, with the special tokens that the template wrote.
     pub prompt: String,
-    /// Reads the answer.
-    pub parser: OutputParser,
+    /// Reads the answer, one a sequence.
+    pub parsers: Vec<OutputParser>,
     /// Special tokens that the parser must see.
     pub markers: Vec<TokenId>,
 }
@@ -44,8 +44,9 @@ pub(super) fn render(
         params.thinking_budget = Some(thinking_budget(tokenizer, &format, &prompt, tokens)?);
     }
     let tools = if chat.tool_choice == ToolChoice::None { &[][..] } else { &chat.tools };
-    let parser = OutputParser::new(&format, tools, &prompt, seed);
-    Ok(RenderedChat { prompt, parser, markers: format.markers().filter_map(special).collect() })
+    let parsers = (0..params.num_sequences() as u64).map(|k| OutputParser::new(&format, tools, &prompt, seed ^ k));
+    let parsers = parsers.collect();
+    Ok(RenderedChat { prompt, parsers, markers: format.markers().filter_map(special).collect() })
 }
 
 /// The error for a chat with a model that has no template.

@@ -4,16 +4,20 @@ use super::{Candidates, LogitsProcessor, SamplingContext};
 use crate::{
     error::{Error, Result},
     ids::TokenId,
-    params::SamplingParams,
+    params::{SamplingParams, ThinkingBudget as Budget},
 };
 
 /// Counts the tokens between the marks of reasoning; once they are spent, only the marks of its end can be chosen.
 pub(super) struct ThinkingBudget {
-    tokens: u32,
-    start: Vec<TokenId>,
-    end: Vec<TokenId>,
-    /// The last tokens, as many as the longer mark has.
-    recent: Vec<TokenId>,
+    budget: Budget,
+    /// What was chosen, so that the sequence can go back.
+    chosen: Vec<TokenId>,
+    state: State,
+}
+
+/// Where the answer stands.
+#[derive(Clone, Copy)]
+struct State {
     /// Inside the reasoning.
     inside: bool,
     spent: u32,
@@ -22,8 +26,27 @@ pub(super) struct ThinkingBudget {
 }
 
 impl ThinkingBudget {
+    fn new(budget: Budget) -> Self {
+        let state = State { inside: budget.begins_inside, spent: 0, forced: 0 };
+        Self { budget, chosen: Vec::new(), state }
+    }
+
     fn is_forcing(&self) -> bool {
-        self.inside && self.spent >= self.tokens
+        self.state.inside && self.state.spent >= self.budget.tokens
+    }
+
+    fn learn(&mut self, token: TokenId) {
+        let forcing = self.is_forcing();
+        self.chosen.push(token);
+        let Self { budget, chosen, state } = self;
+        state.forced += usize::from(forcing);
+        if state.inside {
+            state.spent = state.spent.saturating_add(1);
+            state.inside = !(chosen.ends_with(&budget.end) || state.forced == budget.end.len());
+        } else if !budget.start.is_empty() && chosen.ends_with(&budget.start) {
+            // What is left of the budget counts for the next thought too.
+            *state = State { inside: true, forced: 0, ..*state };
+        }
     }
 }
 
@@ -34,56 +57,40 @@ impl LogitsProcessor for ThinkingBudget {
         if budget.end.is_empty() || budget.start.iter().chain(&budget.end).find(unknown).is_some() {
             return Err(Error::invalid("thinking_token_budget", "the model's vocabulary has no marks of reasoning"));
         }
-        Ok(Some(Self {
-            tokens: budget.tokens,
-            start: budget.start.clone(),
-            end: budget.end.clone(),
-            recent: Vec::new(),
-            inside: budget.begins_inside,
-            spent: 0,
-            forced: 0,
-        }))
+        Ok(Some(Self::new(budget.clone())))
     }
 
     fn apply(&self, candidates: &mut Candidates<'_>, _index: u32) {
         if !self.is_forcing() {
             return;
         }
-        let Some(next) = self.end.get(self.forced) else { return };
+        let Some(next) = self.budget.end.get(self.state.forced) else { return };
         for (id, logit) in candidates.logits_mut().iter_mut().enumerate() {
             *logit = if id == next.index() { 0.0 } else { f32::NEG_INFINITY };
         }
     }
 
-    fn observe(&mut self, token: TokenId) {
-        let forcing = self.is_forcing();
-        self.forced += usize::from(forcing);
-        self.recent.push(token);
-        let longest = self.start.len().max(self.end.len());
-        let surplus = self.recent.len().saturating_sub(longest);
-        self.recent.drain(..surplus);
-        if self.inside {
-            self.spent = self.spent.saturating_add(1);
-            self.inside = !(self.recent.ends_with(&self.end) || self.forced == self.end.len());
-        } else if !self.start.is_empty() && self.recent.ends_with(&self.start) {
-            // What is left of the budget counts for the next thought too.
-            self.inside = true;
-            self.forced = 0;
-        }
+    fn observe(&mut self, token: TokenId, _left: &Candidates<'_>) {
+        self.learn(token);
+    }
+
+    fn forget(&mut self, _token: TokenId) {
+        // Rare, so the shortest way will do: all over again, but for the last.
+        let mut chosen = std::mem::take(&mut self.chosen);
+        chosen.pop();
+        *self = Self::new(self.budget.clone());
+        chosen.into_iter().for_each(|token| self.learn(token));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        params::ThinkingBudget as Params,
-        sampling::test_cases::{self, context},
-    };
+    use crate::sampling::test_cases::{self, context};
 
-    /// The tokens that 4 000 logits would choose: the highest, unless something else is forced.
+    /// What is chosen where the model wants these, unless something else is forced.
     fn run(tokens: u32, begins_inside: bool, wanted: &[u32]) -> Vec<u32> {
-        let budget = Params { tokens, start: vec![TokenId(8)], end: vec![TokenId(6), TokenId(7)], begins_inside };
+        let budget = Budget { tokens, start: vec![TokenId(8)], end: vec![TokenId(6), TokenId(7)], begins_inside };
         let params = SamplingParams { thinking_budget: Some(budget), ..SamplingParams::default() };
         let mut processor = ThinkingBudget::from_params(&params, &context(10)).unwrap().unwrap();
         let choose = |(index, &wanted): (usize, &u32)| {
@@ -91,7 +98,10 @@ mod tests {
             logits[wanted as usize] = 5.0;
             let logits = test_cases::logits_after(&processor, &logits, index as u32);
             let best = (0..10).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32;
-            processor.observe(TokenId(best));
+            processor.learn(TokenId(best));
+            // Going back and forth changes nothing.
+            processor.learn(TokenId(6));
+            processor.forget(TokenId(6));
             best
         };
         wanted.iter().enumerate().map(choose).collect()
@@ -115,7 +125,7 @@ mod tests {
 
     #[test]
     fn marks_outside_the_vocabulary_are_refused() {
-        let budget = Params { tokens: 1, start: vec![], end: vec![TokenId(99)], begins_inside: true };
+        let budget = Budget { tokens: 1, start: vec![], end: vec![TokenId(99)], begins_inside: true };
         let params = SamplingParams { thinking_budget: Some(budget), ..SamplingParams::default() };
         let error = ThinkingBudget::from_params(&params, &context(10)).err().unwrap();
         assert_eq!(error.violations[0].field, "thinking_token_budget");

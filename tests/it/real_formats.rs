@@ -115,8 +115,10 @@ fn calls_that_real_templates_write_are_read_back() {
                 unwritten.push(name.clone());
                 continue;
             };
+            // A template that writes the first call alone has only that one read back.
+            let calls: Vec<_> = calls.iter().filter(|(name, _)| output.contains(name)).collect();
             let got = read(&format, &prompt, &output);
-            let same = got.len() == calls.len() && got.iter().zip(calls).all(|(a, b)| a.0 == b.0 && a.1 == b.1);
+            let same = got.len() == calls.len() && got.iter().zip(&calls).all(|(a, b)| a.0 == b.0 && a.1 == b.1);
             match same {
                 true => read_back += 1,
                 false if UNKNOWN.contains(&name.as_str()) => {}

@@ -62,9 +62,11 @@ impl Chat for ChatService {
         let whole = events.whole().await.map_err(status)?;
         Ok(Response::new(CompleteResponse {
             started: Some(convert::started(&id, &self.backend.engine.info().name, whole.started)),
-            message: Some(chat_convert::answer(whole.text, whole.pieces)),
-            output: Some(convert::delta(String::new(), whole.tokens)),
-            finished: Some(convert::finished(whole.finished)),
+            message: Some(chat_convert::answer(whole.first.text, whole.first.pieces)),
+            output: Some(convert::delta(0, String::new(), whole.first.tokens)),
+            finished: Some(convert::finished(whole.first.finished)),
+            alternatives: convert::alternatives(whole.others),
+            prompt_logprobs: whole.prompt.map(convert::prompt_logprobs),
         }))
     }
 
@@ -81,6 +83,7 @@ impl Chat for ChatService {
         Ok(Response::new(events.respond(move |seq, event| {
             let event = match event {
                 Event::Started(event) => WireEvent::Started(convert::started(&id, &engine.info().name, event)),
+                Event::Prompt(prompt) => WireEvent::PromptLogprobs(convert::prompt_logprobs(prompt)),
                 Event::Delta(event) => WireEvent::Delta(convert::chat_delta(event)),
                 Event::Finished(event) => WireEvent::Finished(convert::finished(event)),
             };

@@ -256,7 +256,7 @@ impl CallParser for JsonCalls {
         let raw = std::mem::take(&mut self.raw);
         let behind_call = is_behind_call(&raw) && sink.all_calls_whole();
         // A marked call that was cut off before its name is no text; nor is what separates calls.
-        if !(cut_off && in_call) && !behind_call {
+        if !(behind_call || (cut_off && in_call)) {
             sink.texts(&raw);
         }
         sink.texts(&self.marks.finish());

@@ -479,10 +479,10 @@ fn a_megabyte_that_never_becomes_a_call_ends_as_text() {
         ("glm45", "<tool_call>"),
     ] {
         let mut parser = OutputParser::new(&format(name), &tools(), "", 0);
-        let mut said: usize = parser.push(start).iter().map(|piece| piece_bytes(piece)).sum();
+        let mut said: usize = parser.push(start).iter().map(piece_bytes).sum();
         let more = "x".repeat(1 << 16);
         for _ in 0..20 {
-            said += parser.push(&more).iter().map(|piece| piece_bytes(piece)).sum::<usize>();
+            said += parser.push(&more).iter().map(piece_bytes).sum::<usize>();
         }
         assert!(said + (1 << 17) > 20 << 16, "{name}: only {said} bytes came out");
     }
