@@ -39,7 +39,7 @@ impl Executor for Scripted {
         let rows = plan.rows.iter().filter(|row| row.samples);
         let sequences =
             rows.map(|row| SequenceOutput { id: row.id, tokens: [token(row.num_output_tokens)].into_iter().collect() });
-        self.outputs.push_back(StepOutput { sequences: sequences.collect() });
+        self.outputs.push_back(StepOutput { sequences: sequences.collect(), ..StepOutput::default() });
         Ok(())
     }
 
@@ -105,7 +105,7 @@ async fn reasoning_text_and_calls_come_apart_at_once_and_piece_by_piece() {
     let mut reason = None;
     while let Some(response) = soon("an event", stream.message()).await.unwrap() {
         match response.event.unwrap() {
-            Event::Started(_) => {}
+            Event::Started(_) | Event::PromptLogprobs(_) => {}
             Event::Delta(delta) => {
                 text += &delta.text;
                 reasoning += &delta.reasoning;
