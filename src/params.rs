@@ -109,6 +109,21 @@ pub struct SamplingParams {
     pub n: u32,
     /// Sequences to generate, of which the `n` most likely are the answer; without it, `n`.
     pub best_of: Option<u32>,
+    /// Ends the reasoning of a chat after so many tokens. Filled in where the chat's prompt is rendered.
+    pub thinking_budget: Option<ThinkingBudget>,
+}
+
+/// How long a model may reason, and how the reasoning is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ThinkingBudget {
+    /// Most tokens of reasoning.
+    pub tokens: u32,
+    /// The tokens that start it.
+    pub start: Vec<TokenId>,
+    /// The tokens that end it; never empty.
+    pub end: Vec<TokenId>,
+    /// The prompt ends with its start.
+    pub begins_inside: bool,
 }
 
 /// A sampler whose place in the chain a request may choose.
@@ -222,6 +237,7 @@ impl Default for SamplingParams {
             prompt_logprobs: None,
             n: 1,
             best_of: None,
+            thinking_budget: None,
         }
     }
 }

@@ -164,6 +164,7 @@ impl SamplingArgs {
             prompt_logprobs: defaults.prompt_logprobs,
             n: defaults.n,
             best_of: defaults.best_of,
+            thinking_budget: defaults.thinking_budget.clone(),
         }
     }
 
@@ -298,6 +299,7 @@ mod tests {
             prompt_logprobs: None,
             n: 1,
             best_of: None,
+            thinking_budget: None,
         };
         assert_eq!(parse(ALL).over(&SamplingParams::default()), expected);
         // And without any flag those very values stay.

@@ -14,6 +14,7 @@ use super::{
     bad_words::BadWords,
     best_of::BestOf,
     channel::ReaderControl,
+    chat,
     sequence::{Guard, Sequence},
     stream::{Event, Generation, Output, Started, TextOut, timer},
     supervisor::Life,
@@ -24,7 +25,7 @@ use crate::{
     ids::{SequenceId, TokenId},
     params::{SamplingParams, Usage},
     sampling,
-    text::{Detokenizer, RenderOptions, StopMatcher, Tokenizer, token_runs},
+    text::{Detokenizer, OutputParser, StopMatcher, Tokenizer, token_runs},
 };
 
 /// When a refused client should come back.
@@ -75,7 +76,11 @@ impl Admitted {
         if text.tokenizer.is_none() && !params.stop.is_empty() {
             return Err(Error::invalid("stop", "the model has no tokenizer; use stop_token_ids"));
         }
-        let prompt = tokenize(text, config, prompt).await?;
+        params.seed = params.seed.or_else(|| Some(random_seed()));
+        let Tokenized { prompt, parsers, markers } = tokenize(text, config, prompt, &mut params).await?;
+        if params.thinking_budget.is_some() {
+            sampling::validate(&params, &info.eos_token_ids, info.vocab_size)?;
+        }
         if let Some((k, id)) = prompt.iter().enumerate().find(|(_, id)| id.index() >= info.vocab_size) {
             let why = format!("is {id}, but the vocabulary has {} entries", info.vocab_size);
             return Err(Error::invalid(format!("prompt.token_ids[{k}]"), why));
@@ -94,15 +99,18 @@ impl Admitted {
             let why = format!("is {}, but the context has room for {room}", params.min_tokens);
             return Err(Error::invalid("min_tokens", why));
         }
-        params.seed = params.seed.or_else(|| Some(random_seed()));
         let params = Arc::new(params);
-        let text_out = |tokenizer| TextOut {
-            detokenizer: detokenizer(tokenizer, &prompt, params.skip_special_tokens),
+        let mut parsers = parsers.into_iter();
+        let text_out = |tokenizer, parser| TextOut {
+            detokenizer: detokenizer(tokenizer, &prompt, params.skip_special_tokens).keeping(markers.clone()),
             matcher: StopMatcher::new(&params.stop, params.include_stop_str_in_output),
             params: params.clone(),
+            parser,
         };
         let dry_breakers = dry_breakers(text, &params).await?;
-        let text = (0..params.num_sequences()).map(|_| text.tokenizer.as_ref().map(text_out)).collect();
+        let text = (0..params.num_sequences())
+            .map(|_| text.tokenizer.as_ref().map(|tokenizer| text_out(tokenizer, parsers.next())))
+            .collect();
         Ok(Self { prompt: prompt.into(), params, priority, cache_salt, deadline, text, dry_breakers })
     }
 
@@ -219,21 +227,46 @@ fn room_for_output(config: &EngineConfig, prompt_tokens: usize) -> Result<usize>
     }
 }
 
-async fn tokenize(text: &ModelText, config: &EngineConfig, prompt: Prompt) -> Result<Vec<TokenId>> {
+/// A prompt as ids, and how its answer is read.
+struct Tokenized {
+    prompt: Vec<TokenId>,
+    /// Of a chat, one a sequence.
+    parsers: Vec<OutputParser>,
+    /// Special tokens that the parser must see.
+    markers: Vec<TokenId>,
+}
+
+async fn tokenize(
+    text: &ModelText,
+    config: &EngineConfig,
+    prompt: Prompt,
+    params: &mut SamplingParams,
+) -> Result<Tokenized> {
     let tokenizer = || {
         text.tokenizer.clone().ok_or_else(|| {
             Error::new(Code::FailedPrecondition, "the model came without a tokenizer: send the prompt as token ids")
         })
     };
+    let (mut parsers, mut markers) = (Vec::new(), Vec::new());
     let (text, add_special_tokens) = match prompt {
-        Prompt::Tokens(ids) => return Ok(ids),
+        Prompt::Tokens(prompt) => return Ok(Tokenized { prompt, parsers, markers }),
         Prompt::Text(text) => (text, true),
         // The template writes the special tokens itself.
-        Prompt::Chat(messages) => {
-            let template = text.chat_template.as_ref().ok_or_else(|| {
-                Error::new(Code::FailedPrecondition, "the model came without a chat template: use Generation instead")
-            })?;
-            (template.render(&messages, &RenderOptions::default())?, false)
+        Prompt::Chat(chat) => {
+            if text.chat_template.is_none() {
+                return Err(chat::no_template());
+            }
+            // A template can take a while.
+            let (text, tokenizer, mut own) = (text.clone(), tokenizer()?, params.clone());
+            let seed = random_seed();
+            let render = move || chat::render(&text, &tokenizer, &chat, &mut own, seed).map(|rendered| (rendered, own));
+            let rendered = tokio::task::spawn_blocking(render)
+                .await
+                .map_err(|panic| Error::internal(format!("the chat template failed: {panic}")))?;
+            let (rendered, own) = rendered?;
+            *params = own;
+            (parsers, markers) = (rendered.parsers, rendered.markers);
+            (rendered.prompt, false)
         }
     };
     let tokenizer = tokenizer()?;
@@ -241,7 +274,8 @@ async fn tokenize(text: &ModelText, config: &EngineConfig, prompt: Prompt) -> Re
         let why = format!("has {} bytes, which cannot fit in a context of {} tokens", text.len(), config.max_model_len);
         return Err(Error::invalid("prompt.text", why));
     }
-    encode(tokenizer, text, add_special_tokens).await
+    let prompt = encode(tokenizer, text, add_special_tokens).await?;
+    Ok(Tokenized { prompt, parsers, markers })
 }
 
 async fn encode(tokenizer: Arc<Tokenizer>, text: String, add_special_tokens: bool) -> Result<Vec<TokenId>> {

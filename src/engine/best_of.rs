@@ -1,7 +1,7 @@
 //! `best_of`: holds the sequences of a request back until all have ended, then lets the most likely ones out.
 
 use super::stream::{Delta, Event, Finished};
-use crate::params::SampledToken;
+use crate::{params::SampledToken, text::Piece};
 
 /// The sequences of one request, as far as they have come. Bounded by the sequences a request may ask for and their
 /// `max_tokens`.
@@ -16,6 +16,7 @@ pub(super) struct BestOf {
 #[derive(Default)]
 struct Held {
     text: String,
+    pieces: Vec<Piece>,
     tokens: Vec<SampledToken>,
     finished: Option<Finished>,
 }
@@ -39,6 +40,7 @@ impl BestOf {
             Event::Delta(delta) => {
                 if let Some(held) = self.held.get_mut(delta.index as usize) {
                     held.text.push_str(&delta.text);
+                    held.pieces.extend(delta.pieces);
                     held.tokens.extend(delta.tokens);
                 }
             }
@@ -57,13 +59,13 @@ impl BestOf {
         held.sort_by(|one, other| other.cumulative_logprob().total_cmp(&one.cumulative_logprob()));
         held.truncate(self.n);
         let keeps_logprobs = self.keeps_logprobs;
-        (0..).zip(held).flat_map(move |(index, Held { text, mut tokens, finished })| {
+        (0..).zip(held).flat_map(move |(index, Held { text, pieces, mut tokens, finished })| {
             if !keeps_logprobs {
                 tokens.iter_mut().for_each(|token| token.logprobs = None);
             }
             let finished = finished.map(|finished| Finished { index, ..finished });
             let usage = finished.as_ref().map(|finished| finished.usage).unwrap_or_default();
-            let delta = Event::Delta(Delta { index, text, tokens, usage });
+            let delta = Event::Delta(Delta { index, text, pieces, tokens, usage });
             [Some(delta), finished.map(Event::Finished)].into_iter().flatten()
         })
     }
@@ -81,10 +83,15 @@ mod tests {
         for (k, &chosen) in logprobs.iter().enumerate() {
             let logprobs = Some(Box::new(TokenLogprobs { chosen, top: Vec::new() }));
             let tokens = vec![SampledToken { id: TokenId(10 * index + k as u32), logprobs }];
-            let delta = Delta { index, text: format!("{index}"), tokens, usage: Usage::default() };
+            let delta = Delta { index, text: format!("{index}"), pieces: Vec::new(), tokens, usage: Usage::default() };
             best_of.hold(Event::Delta(delta));
         }
-        best_of.hold(Event::Finished(Finished { index, reason: FinishReason::Length, usage: Usage::default() }));
+        best_of.hold(Event::Finished(Finished {
+            index,
+            reason: FinishReason::Length,
+            tool_calls: false,
+            usage: Usage::default(),
+        }));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod bad_words;
 mod best_of;
 pub mod block_manager;
 mod channel;
+mod chat;
 pub mod executor;
 pub mod fake;
 mod faults;
@@ -43,7 +44,7 @@ use crate::{
     ids::{SequenceId, TokenId},
     params::{SamplingParams, limits},
     telemetry::Telemetry,
-    text::{ChatMessage, ChatTemplate, Tokenizer},
+    text::{ChatPrompt, ChatTemplate, Tokenizer},
 };
 
 /// What a client asks for.
@@ -79,8 +80,8 @@ pub enum Prompt {
     Text(String),
     /// Taken as they are.
     Tokens(Vec<TokenId>),
-    /// Rendered with the model's chat template.
-    Chat(Vec<ChatMessage>),
+    /// Rendered with the model's chat template; the answer comes in pieces: text, reasoning, tool calls.
+    Chat(ChatPrompt),
 }
 
 /// Whether the engine takes requests.

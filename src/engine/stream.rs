@@ -24,7 +24,7 @@ use crate::{
     error::{Code, Error, Result},
     params::{FinishReason, PromptLogprobs, SampledToken, SamplingParams, Usage},
     telemetry::Outcome,
-    text::{Detokenizer, StopMatcher},
+    text::{Detokenizer, OutputParser, Piece, StopMatcher},
 };
 
 /// What a stream tells its reader: one `Started`, deltas, one `Finished` a sequence; or an error, after which nothing
@@ -55,8 +55,11 @@ pub struct Started {
 pub struct Delta {
     /// Which of the request's sequences goes on, from 0.
     pub index: u32,
-    /// Whole characters, never a part of a stop string; may be empty while either is in doubt.
+    /// Whole characters, never a part of a stop string; may be empty while either is in doubt. Of a chat, what is meant
+    /// for the reader: the text in `pieces`.
     pub text: String,
+    /// Of a chat, all that was said, in order and by kind; else empty.
+    pub pieces: Vec<Piece>,
     /// The tokens.
     pub tokens: Vec<SampledToken>,
     /// What the sequence has cost so far.
@@ -70,6 +73,8 @@ pub struct Finished {
     pub index: u32,
     /// Why.
     pub reason: FinishReason,
+    /// The answer is tool calls, each of them whole.
+    pub tool_calls: bool,
     /// What it cost.
     pub usage: Usage,
 }
@@ -79,6 +84,8 @@ pub(super) struct TextOut {
     pub detokenizer: Detokenizer,
     pub matcher: StopMatcher,
     pub params: Arc<SamplingParams>,
+    /// Of a chat.
+    pub parser: Option<OutputParser>,
 }
 
 /// The text of some tokens.
@@ -88,6 +95,14 @@ struct Spoken {
     kept: usize,
     /// The stop string that was found.
     stop: Option<String>,
+}
+
+/// What is handed on for some text.
+#[derive(Default)]
+struct Said {
+    text: String,
+    pieces: Vec<Piece>,
+    tool_calls: bool,
 }
 
 impl TextOut {
@@ -174,18 +189,42 @@ impl Output {
         tokens.truncate(kept);
         self.usage.cached_tokens = cached_tokens;
         self.usage.completion_tokens += u32::try_from(tokens.len()).unwrap_or(u32::MAX);
-        if !tokens.is_empty() || !text.is_empty() {
-            events.push(Event::Delta(Delta { index, text, tokens: tokens.into_vec(), usage: self.usage }));
-        }
-        let reason = match (stop, end) {
-            (Some(stop), _) => FinishReason::StopString(stop),
-            (None, Some(Ok(reason))) => reason,
-            (None, Some(Err(error))) => return Err(error),
-            (None, None) => return Ok(None),
+        let (reason, error) = match (stop, end) {
+            (Some(stop), _) => (Some(FinishReason::StopString(stop)), None),
+            (None, Some(Ok(reason))) => (Some(reason), None),
+            (None, Some(Err(error))) => (None, Some(error)),
+            (None, None) => (None, None),
         };
+        let Said { text, pieces, tool_calls } = self.sort(text, reason.as_ref());
+        if !tokens.is_empty() || !text.is_empty() || !pieces.is_empty() {
+            events.push(Event::Delta(Delta { index, text, pieces, tokens: tokens.into_vec(), usage: self.usage }));
+        }
+        if let Some(error) = error {
+            return Err(error);
+        }
+        let Some(reason) = reason else { return Ok(None) };
         self.done = true;
-        events.push(Event::Finished(Finished { index, reason: reason.clone(), usage: self.usage }));
+        events.push(Event::Finished(Finished { index, reason: reason.clone(), tool_calls, usage: self.usage }));
         Ok(Some(reason))
+    }
+
+    /// What the text is: of a chat, sorted by kind.
+    fn sort(&mut self, text: String, reason: Option<&FinishReason>) -> Said {
+        let Some(parser) = self.text.as_mut().and_then(|text| text.parser.as_mut()) else {
+            return Said { text, ..Said::default() };
+        };
+        let mut pieces = parser.push(&text);
+        let mut tool_calls = false;
+        if let Some(reason) = reason {
+            let ending = parser.finish(reason);
+            pieces.extend(ending.pieces);
+            tool_calls = ending.tool_calls;
+        }
+        let said = pieces.iter().filter_map(|piece| match piece {
+            Piece::Text(text) => Some(text.as_str()),
+            _ => None,
+        });
+        Said { text: said.collect(), pieces, tool_calls }
     }
 }
 

@@ -32,6 +32,7 @@ mod softmax;
 mod temperature;
 #[cfg(test)]
 mod test_cases;
+mod thinking_budget;
 mod top_k;
 mod top_n_sigma;
 mod top_p;
@@ -85,11 +86,12 @@ pub trait LogitsProcessor: Send {
 type Build = fn(&SamplingParams, &SamplingContext<'_>) -> Result<Option<Box<dyn LogitsProcessor>>>;
 
 /// What always applies, and first, in this order. A constraint on the whole output belongs at the top.
-const MASKS: [Build; 4] = [
+const MASKS: [Build; 5] = [
     build::<allowed_tokens::AllowedTokens>,
     build::<allowed_tokens::BannedTokens>,
     build::<min_tokens::MinTokens>,
     build::<logit_bias::LogitBias>,
+    build::<thinking_budget::ThinkingBudget>,
 ];
 
 /// What applies in the order that the request chooses.

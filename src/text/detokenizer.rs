@@ -15,6 +15,8 @@ use super::Tokenizer;
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     skip_special: bool,
+    /// Special tokens that are not skipped.
+    kept: Vec<TokenId>,
     /// The start of a character that has not ended.
     pending: Vec<u8>,
     /// The first byte of the text is still to come, and goes if it is a space.
@@ -25,7 +27,7 @@ impl Detokenizer {
     /// For tokens that go on after a prompt: a leading space is part of the text.
     #[must_use]
     pub fn new(tokenizer: Arc<Tokenizer>, skip_special: bool) -> Self {
-        Self { tokenizer, skip_special, pending: Vec::new(), strip_space: false }
+        Self { tokenizer, skip_special, kept: Vec::new(), pending: Vec::new(), strip_space: false }
     }
 
     /// For tokens that begin a text (an empty prompt, or a detokenizing call): the space that sentencepiece puts before
@@ -36,9 +38,15 @@ impl Detokenizer {
         Self { strip_space, ..Self::new(tokenizer, skip_special) }
     }
 
+    /// The same, but these special tokens come out as text even where special tokens are skipped.
+    #[must_use]
+    pub fn keeping(self, kept: Vec<TokenId>) -> Self {
+        Self { kept, ..self }
+    }
+
     /// The text that this token makes certain; often one token's, sometimes none, sometimes that of several.
     pub fn push(&mut self, id: TokenId) -> String {
-        if self.skip_special && self.tokenizer.is_special(id) {
+        if self.skip_special && self.tokenizer.is_special(id) && !self.kept.contains(&id) {
             return String::new();
         }
         let mut bytes = self.tokenizer.token_bytes(id);

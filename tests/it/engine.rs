@@ -343,7 +343,7 @@ async fn bad_requests_are_refused_by_the_field_that_is_bad() {
         assert_eq!(error.code, Code::InvalidArgument, "{shown}");
         assert_eq!(error.violations[0].field, field, "{shown}");
     }
-    for prompt in [Prompt::Text("hello".into()), Prompt::Chat(Vec::new())] {
+    for prompt in [Prompt::Text("hello".into()), Prompt::Chat(Vec::new().into())] {
         let error = engine.generate(Request::new(prompt)).await.err().unwrap();
         assert_eq!(error.code, Code::FailedPrecondition);
     }

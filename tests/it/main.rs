@@ -13,4 +13,5 @@ mod house;
 mod hub;
 mod model_config;
 mod model_files;
+mod real_formats;
 mod text_vectors;

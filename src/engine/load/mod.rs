@@ -117,6 +117,7 @@ pub fn load(
             ModelFiles::Gguf(path) => gguf_parts(file_name(&path), Gguf::open(&path)?)?,
         },
     };
+    let parts = with_chat_options(parts, args)?;
     let report = RefCell::new(progress);
     let packed = |tensors: usize, total: usize| (report.borrow_mut())(LoadProgress::Loading { tensors, total });
     let pool = Pool::new(args.threads.unwrap_or(0))?;
@@ -251,6 +252,28 @@ fn gguf_parts(name: String, gguf: Gguf) -> Result<Parts> {
         generation: GenerationDefaults::from_gguf(&gguf)?,
         weights: Weights::new(Box::new(GgufSource::new(gguf)?)),
     })
+}
+
+/// The template and formats that the flags name, in place of the model's own.
+fn with_chat_options(mut parts: Parts, args: &ModelArgs) -> Result<Parts> {
+    if let Some(path) = &args.chat_template {
+        let token =
+            |id: Option<TokenId>| id.and_then(|id| parts.tokenizer.as_ref()?.id_to_token(id)).unwrap_or_default();
+        let (bos, eos) = match &parts.chat_template {
+            Some(template) => (template.tokens().0.to_owned(), template.tokens().1.to_owned()),
+            None => (
+                token(parts.tokenizer.as_ref().and_then(Tokenizer::bos)),
+                token(parts.tokenizer.as_ref().and_then(Tokenizer::eos)),
+            ),
+        };
+        parts.chat_template = Some(ChatTemplate::from_file(path, &bos, &eos)?);
+    }
+    if let Some(template) = parts.chat_template.take() {
+        let (calls, reasoning) = (args.tool_call_parser.as_deref(), args.reasoning_parser.as_deref());
+        let format = template.output_format().with_names(calls, reasoning)?;
+        parts.chat_template = Some(template.with_output_format(format));
+    }
+    Ok(parts)
 }
 
 /// A model whose chat template cannot be used still serves prompts and token ids.

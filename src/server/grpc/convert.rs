@@ -15,6 +15,7 @@ use crate::{
     ids::TokenId,
     params::{FinishReason, PromptLogprobs, SampledToken, SamplerKind, SamplingParams, Usage},
     proto::candlewick::v1 as wire,
+    text::Piece,
 };
 
 /// Bytes a name that a client gives: request id, model, cache salt.
@@ -142,6 +143,7 @@ fn sampling(set: wire::SamplingParams, defaults: &SamplingParams) -> Result<Samp
         prompt_logprobs: set.prompt_logprobs.or(defaults.prompt_logprobs),
         n: set.n.unwrap_or(defaults.n),
         best_of: set.best_of.or(defaults.best_of),
+        thinking_budget: defaults.thinking_budget.clone(),
     })
 }
 
@@ -203,9 +205,44 @@ pub(crate) fn delta(index: u32, text: String, tokens: Vec<SampledToken>) -> wire
     wire::Delta {
         index,
         text,
+        reasoning: String::new(),
+        tool_calls: Vec::new(),
         token_ids: tokens.iter().map(|token| token.id.0).collect(),
         logprobs: tokens.into_iter().filter_map(position_logprobs).collect(),
     }
+}
+
+/// New tokens of a chat, with what they say by kind.
+pub(crate) fn chat_delta(delta: engine::Delta) -> wire::Delta {
+    sorted_delta(delta.index, delta.text, delta.pieces, delta.tokens)
+}
+
+fn sorted_delta(index: u32, text: String, pieces: Vec<Piece>, tokens: Vec<SampledToken>) -> wire::Delta {
+    let mut out = delta(index, text, tokens);
+    let number = |index: usize| u32::try_from(index).unwrap_or(u32::MAX);
+    for piece in pieces {
+        match piece {
+            // The delta's text is all of these.
+            Piece::Text(_) => {}
+            Piece::Reasoning(text) => out.reasoning.push_str(&text),
+            Piece::ToolCall { index, id, name } => out.tool_calls.push(wire::ToolCallDelta {
+                index: number(index),
+                id: Some(id),
+                name: Some(name),
+                arguments: String::new(),
+            }),
+            Piece::Arguments { index, delta } => match out.tool_calls.last_mut() {
+                Some(call) if call.index == number(index) => call.arguments.push_str(&delta),
+                _ => out.tool_calls.push(wire::ToolCallDelta {
+                    index: number(index),
+                    id: None,
+                    name: None,
+                    arguments: delta,
+                }),
+            },
+        }
+    }
+    out
 }
 
 fn position_logprobs(token: SampledToken) -> Option<wire::PositionLogprobs> {
@@ -224,6 +261,7 @@ pub(crate) fn finished(finished: engine::Finished) -> wire::Finished {
         FinishReason::StopString(stop) => (Reason::Stop, Some(Matched::Stop(stop))),
         FinishReason::Length => (Reason::Length, None),
     };
+    let reason = if finished.tool_calls { Reason::ToolCalls } else { reason };
     wire::Finished {
         finish: Some(wire::Finish { reason: reason.into(), matched }),
         usage: Some(usage(finished.usage)),
@@ -241,8 +279,8 @@ pub(crate) fn prompt_logprobs(prompt: PromptLogprobs) -> wire::PromptLogprobs {
 
 /// The sequences after the first.
 pub(crate) fn alternatives(others: Vec<WholeOutput>) -> Vec<wire::Alternative> {
-    let alternative = |WholeOutput { text, tokens, finished: end }| wire::Alternative {
-        output: Some(delta(end.index, text, tokens)),
+    let alternative = |WholeOutput { text, pieces, tokens, finished: end }| wire::Alternative {
+        output: Some(sorted_delta(end.index, text, pieces, tokens)),
         finished: Some(finished(end)),
     };
     others.into_iter().map(alternative).collect()

@@ -1,6 +1,7 @@
 //! gRPC: the services of `candlewick.v1`, health and reflection, over one engine.
 
 pub(crate) mod chat;
+mod chat_convert;
 pub(crate) mod convert;
 pub(crate) mod deadline;
 pub(crate) mod generation;

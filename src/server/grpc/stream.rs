@@ -21,6 +21,7 @@ use crate::{
     engine::{Event, Finished, Generation, Request, Started},
     error::{Code, Error, Result},
     params::{PromptLogprobs, SampledToken},
+    text::Piece,
 };
 
 /// The events of one call: the engine's, until they end or are ended. Dropping them cancels the request.
@@ -44,6 +45,8 @@ pub(crate) struct Whole {
 /// All of one sequence.
 pub(crate) struct WholeOutput {
     pub(crate) text: String,
+    /// Of a chat, all that was said, by kind.
+    pub(crate) pieces: Vec<Piece>,
     pub(crate) tokens: Vec<SampledToken>,
     pub(crate) finished: Finished,
 }
@@ -97,7 +100,7 @@ impl Events {
     pub(crate) async fn whole(mut self) -> Result<Whole> {
         let broken = || Error::internal("a stream that ended without all its events");
         let (mut started, mut prompt) = (None, None::<PromptLogprobs>);
-        let mut said: BTreeMap<u32, (String, Vec<SampledToken>)> = BTreeMap::new();
+        let mut said: BTreeMap<u32, (String, Vec<Piece>, Vec<SampledToken>)> = BTreeMap::new();
         let mut outputs = BTreeMap::new();
         while let Some(event) = self.next().await {
             match event? {
@@ -107,13 +110,14 @@ impl Events {
                     None => prompt = Some(more),
                 },
                 Event::Delta(delta) => {
-                    let (text, tokens) = said.entry(delta.index).or_default();
+                    let (text, pieces, tokens) = said.entry(delta.index).or_default();
                     text.push_str(&delta.text);
                     tokens.extend(delta.tokens);
+                    pieces.extend(delta.pieces);
                 }
                 Event::Finished(finished) => {
-                    let (text, tokens) = said.remove(&finished.index).unwrap_or_default();
-                    outputs.insert(finished.index, WholeOutput { text, tokens, finished });
+                    let (text, pieces, tokens) = said.remove(&finished.index).unwrap_or_default();
+                    outputs.insert(finished.index, WholeOutput { text, pieces, tokens, finished });
                 }
             }
         }

@@ -123,7 +123,7 @@ pub(super) fn complete(
     finished: Finished,
     prompt: Option<PromptLogprobs>,
 ) -> wire::GenerateResponse {
-    let Finished { index, reason, usage } = finished;
+    let Finished { index, reason, usage, .. } = finished;
     use wire::generate_complete::MatchedStop;
     let (finish_reason, matched_stop) = match reason {
         // As vLLM has it, the model's own end matches nothing that the request named.

@@ -5,6 +5,7 @@ mod faces;
 mod malformed;
 mod streams;
 mod text;
+mod tools;
 mod trouble;
 mod vllm;
 

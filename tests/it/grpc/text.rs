@@ -33,7 +33,7 @@ fn byte_char(byte: u8) -> char {
     }
 }
 
-fn tokenizer() -> Arc<Tokenizer> {
+pub(crate) fn tokenizer() -> Arc<Tokenizer> {
     let vocab: serde_json::Map<_, _> = (0..=255).map(|b| (byte_char(b).to_string(), b.into())).collect();
     let byte_level =
         serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
@@ -103,18 +103,18 @@ async fn messages_are_rendered_with_the_template_and_answered() {
     let server = server().await;
     let mut chat = ChatClient::new(server.channel().await);
     let messages = vec![
-        Message { role: Role::System.into(), content: "Be brief.".into() },
-        Message { role: Role::User.into(), content: "Hi".into() },
+        Message { role: Role::System.into(), content: "Be brief.".into(), ..Message::default() },
+        Message { role: Role::User.into(), content: "Hi".into(), ..Message::default() },
     ];
     let rendered = "<system>Be brief.<user>Hi<assistant>";
-    let request = CompleteRequest { messages: messages.clone(), options: Some(options(20)) };
+    let request = CompleteRequest { messages: messages.clone(), options: Some(options(20)), chat: None };
     let answer = chat.complete(request).await.unwrap().into_inner();
     assert_eq!(answer.started.unwrap().prompt_tokens as usize, rendered.len());
     let message = answer.message.unwrap();
     assert_eq!((message.role(), message.content), (Role::Assistant, continued(rendered, 20)));
     assert_eq!(answer.output.unwrap().token_ids.len(), 20);
 
-    let request = CompleteStreamRequest { messages, options: Some(options(20)) };
+    let request = CompleteStreamRequest { messages, options: Some(options(20)), chat: None };
     let mut stream = chat.complete_stream(request).await.unwrap().into_inner();
     let (mut told, mut seq) = (String::new(), 0);
     while let Some(response) = soon("an event", stream.message()).await.unwrap() {
