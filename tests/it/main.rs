@@ -13,3 +13,4 @@ mod hub;
 mod model_config;
 mod model_files;
 mod text_vectors;
+mod tokenizers;
