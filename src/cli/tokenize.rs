@@ -72,7 +72,8 @@ fn answer(tokenizer: &Tokenizer, line: &[u8], args: &TokenizeArgs) -> Result<Val
     match serde_json::from_str(line).map_err(|error| wrong(error.to_string()))? {
         Value::String(text) => ids(tokenizer, &text, args),
         list => {
-            let ids: Vec<u32> = serde_json::from_value(list).map_err(|_| wrong("is no text and no list of ids".into()))?;
+            let ids: Vec<u32> =
+                serde_json::from_value(list).map_err(|_| wrong("is no text and no list of ids".into()))?;
             let ids: Vec<TokenId> = ids.into_iter().map(TokenId).collect();
             Ok(tokenizer.decode(&ids, args.skip_special_tokens).into())
         }

@@ -78,8 +78,7 @@ const UNK_SURFACE: &str = " \u{2047} ";
 /// `tokenizer_config.json` adds.
 pub(super) fn load(path: &Path, bytes: &[u8], config: Option<&TokenizerConfig>) -> Result<Tokenizer> {
     let bad = |field: &str, why: String| Error::bad_file(path, field, why);
-    let file =
-        ModelProto::decode(bytes).map_err(|error| bad("file", format!("is no sentencepiece model: {error}")))?;
+    let file = ModelProto::decode(bytes).map_err(|error| bad("file", format!("is no sentencepiece model: {error}")))?;
     if file.pieces.is_empty() || file.pieces.len() > MAX_VOCAB {
         return Err(bad("pieces", format!("has {} entries, must have 1 to {MAX_VOCAB}", file.pieces.len())));
     }
@@ -148,12 +147,7 @@ pub(super) fn load(path: &Path, bytes: &[u8], config: Option<&TokenizerConfig>) 
 }
 
 /// The bytes of every piece and added token.
-fn table(
-    path: &Path,
-    definition: &Definition,
-    added: &[(u32, String, bool)],
-    unk_surface: &str,
-) -> Result<TokenTable> {
+fn table(path: &Path, definition: &Definition, added: &[(u32, String, bool)], unk_surface: &str) -> Result<TokenTable> {
     let size = added.iter().map(|(id, _, _)| *id as usize + 1).max().unwrap_or(0).max(definition.pieces.len());
     if size > MAX_VOCAB {
         return Err(Error::bad_file(path, "added_tokens_decoder", format!("has id {}, too large", size - 1)));

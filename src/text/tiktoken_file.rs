@@ -150,7 +150,9 @@ pub(super) fn load(path: &Path, bytes: &[u8], config: Option<&TokenizerConfig>) 
     let listed = config.map(|c| c.added_tokens.clone()).filter(|list| !list.is_empty());
     let added = listed.unwrap_or_else(|| scheme.map(special_tokens).unwrap_or_default());
     // A token both ranked and special counts as special; beyond that, ids must not meet.
-    let id = |name: Option<&str>| added.iter().find(|(_, text, _)| Some(text.as_str()) == name).map(|(id, _, _)| TokenId(*id));
+    let id = |name: Option<&str>| {
+        added.iter().find(|(_, text, _)| Some(text.as_str()) == name).map(|(id, _, _)| TokenId(*id))
+    };
     let (bos, eos) = (id(scheme.and_then(|s| s.bos)), id(scheme.and_then(|s| s.eos)));
     let size = tokens.keys().chain(added.iter().map(|(id, _, _)| id)).max().map_or(0, |&id| id as usize + 1);
     if size > MAX_VOCAB {

@@ -15,14 +15,8 @@ use crate::{
 };
 
 use super::{
-    added_tokens::AddedTokens,
-    sentencepiece::Sentencepiece,
-    tiktoken::Tiktoken,
-    token_table::TokenTable,
-    tokenizer_config::TokenizerConfig,
-    tokenizer_file, tokenizer_gguf,
-    tokenizer_split::Pipeline,
-    vocab::GgufVocab,
+    added_tokens::AddedTokens, sentencepiece::Sentencepiece, tiktoken::Tiktoken, token_table::TokenTable,
+    tokenizer_config::TokenizerConfig, tokenizer_file, tokenizer_gguf, tokenizer_split::Pipeline, vocab::GgufVocab,
 };
 
 /// Most bytes of text that one call encodes.

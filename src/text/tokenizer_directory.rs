@@ -59,7 +59,8 @@ fn find(directory: &Path) -> Option<PathBuf> {
     let known = TOKENIZER_FILES.iter().map(|name| directory.join(name)).find(|file| file.is_file());
     known.or_else(|| {
         let entries = directory.read_dir().ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-        let mut files: Vec<PathBuf> = entries.filter(|file| file.extension().is_some_and(|e| e == "tiktoken")).collect();
+        let mut files: Vec<PathBuf> =
+            entries.filter(|file| file.extension().is_some_and(|e| e == "tiktoken")).collect();
         files.sort();
         files.into_iter().find(|file| file.is_file())
     })

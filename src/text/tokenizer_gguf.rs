@@ -327,7 +327,5 @@ fn bpe(vocab: &GgufVocab, family: &Family, plain_text: bool) -> Result<BPE> {
     if let Some(unk) = vocab.unk.filter(|_| plain_text) {
         builder = builder.unk_token(vocab.tokens[unk as usize].clone());
     }
-    builder
-        .build()
-        .map_err(|error| bad("tokenizer.ggml.merges".to_owned(), error.to_string()))
+    builder.build().map_err(|error| bad("tokenizer.ggml.merges".to_owned(), error.to_string()))
 }

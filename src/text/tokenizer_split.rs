@@ -12,15 +12,18 @@ use tokenizers::{
 use super::pattern::Pattern;
 
 /// The crate's pipeline with our way of cutting.
-pub(super) type Pipeline =
-    TokenizerImpl<ModelWrapper, NormalizerWrapper, Cutter, PostProcessorWrapper, DecoderWrapper>;
+pub(super) type Pipeline = TokenizerImpl<ModelWrapper, NormalizerWrapper, Cutter, PostProcessorWrapper, DecoderWrapper>;
 
 /// GPT-2's pattern, which a `ByteLevel` stands for.
 pub(super) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// A pre-tokenizer.
 pub(super) enum Cutter {
-    Split { pattern: Pattern, behavior: SplitDelimiterBehavior, invert: bool },
+    Split {
+        pattern: Pattern,
+        behavior: SplitDelimiterBehavior,
+        invert: bool,
+    },
     /// A space before a text that does not begin with one.
     PrefixSpace,
     Library(PreTokenizerWrapper),

@@ -1,7 +1,9 @@
 //! WordPiece (`bert`) vocabularies that lie outside of a `tokenizer.json`: in a GGUF file, or as `vocab.txt`.
 
 use tokenizers::{
-    models::{bpe::Vocab, wordpiece::WordPiece}, normalizers::BertNormalizer, pre_tokenizers::bert::BertPreTokenizer,
+    models::{bpe::Vocab, wordpiece::WordPiece},
+    normalizers::BertNormalizer,
+    pre_tokenizers::bert::BertPreTokenizer,
 };
 
 use super::tokenizer_split::{Cutter, Pipeline};

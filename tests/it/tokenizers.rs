@@ -49,9 +49,9 @@ fn open(name: &str) -> Tokenizer {
 fn all() -> Vec<(String, Arc<Tokenizer>)> {
     let names: Vec<String> = read::<Vectors>("vectors.json").expected.into_keys().collect();
     let files = names.into_iter().map(|name| (name.clone(), Arc::new(open(&name))));
-    let ggufs = gguf_vocabularies().into_iter().map(|(name, vocab)| {
-        (format!("{name}, as GGUF"), Arc::new(Tokenizer::from_gguf(vocab).unwrap()))
-    });
+    let ggufs = gguf_vocabularies()
+        .into_iter()
+        .map(|(name, vocab)| (format!("{name}, as GGUF"), Arc::new(Tokenizer::from_gguf(vocab).unwrap())));
     files.chain(ggufs).collect()
 }
 
@@ -272,7 +272,8 @@ fn a_text_encoded_after_its_beginning_is_the_text_encoded_whole() {
 #[test]
 fn ids_that_are_not_those_of_the_earlier_text_are_not_taken_over() {
     let tokenizer = open("byte-level.json");
-    let (before, text) = ("a<|im_start|>b<|im_start|>c and some more", "a<|im_start|>b<|im_start|>c and some more text");
+    let (before, text) =
+        ("a<|im_start|>b<|im_start|>c and some more", "a<|im_start|>b<|im_start|>c and some more text");
     let whole = tokenizer.encode(text, false).unwrap();
     let good = tokenizer.encode(before, false).unwrap();
     assert_eq!(tokenizer.encode_after((before, &good), text).unwrap(), (whole.clone(), 3));

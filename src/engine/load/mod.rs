@@ -144,7 +144,9 @@ pub fn load_tokenizer(path: Option<&Path>) -> Result<Tokenizer> {
     } else {
         Some(Tokenizer::from_file(path)?)
     };
-    found.ok_or_else(|| Error::bad_file(path, "tokenizer", format!("is missing: none of {}", TOKENIZER_FILES.join(", "))))
+    found.ok_or_else(|| {
+        Error::bad_file(path, "tokenizer", format!("is missing: none of {}", TOKENIZER_FILES.join(", ")))
+    })
 }
 
 /// The directory or file of a model: its path, or where the hub's files are kept once they are here.
