@@ -13,7 +13,7 @@ use crate::{
     engine::{Delta, Event, Finished, Prompt, Started},
     error::{Code, Error, Result},
     ids::TokenId,
-    params::{FinishReason, SampledToken, SamplingParams, TokenLogprobs, Usage},
+    params::{FinishReason, PromptLogprobs, SampledToken, SamplingParams, TokenLogprobs, Usage},
     proto::candlewick::v1::{
         self as pb, chat_client::ChatClient, complete_stream_response::Event as ChatEvent, finish::Matched,
         generate_stream_response::Event as GenerateEvent, generation_client::GenerationClient,
@@ -94,6 +94,7 @@ enum Payload {
     Started(pb::Started),
     Delta(pb::Delta),
     Finished(pb::Finished),
+    Prompt(pb::PromptLogprobs),
 }
 
 impl From<GenerateEvent> for Payload {
@@ -102,6 +103,7 @@ impl From<GenerateEvent> for Payload {
             GenerateEvent::Started(started) => Self::Started(started),
             GenerateEvent::Delta(delta) => Self::Delta(delta),
             GenerateEvent::Finished(finished) => Self::Finished(finished),
+            GenerateEvent::PromptLogprobs(prompt) => Self::Prompt(prompt),
         }
     }
 }
@@ -112,6 +114,7 @@ impl From<ChatEvent> for Payload {
             ChatEvent::Started(started) => Self::Started(started),
             ChatEvent::Delta(delta) => Self::Delta(delta),
             ChatEvent::Finished(finished) => Self::Finished(finished),
+            ChatEvent::PromptLogprobs(prompt) => Self::Prompt(prompt),
         }
     }
 }
@@ -127,7 +130,7 @@ impl Payload {
                 let mut logprobs = delta.logprobs.into_iter().map(|position| Box::new(logprobs(position)));
                 let tokens = delta.token_ids.into_iter();
                 let tokens = tokens.map(|id| SampledToken { id: TokenId(id), logprobs: logprobs.next() }).collect();
-                Event::Delta(Delta { text: delta.text, tokens, usage: Usage::default() })
+                Event::Delta(Delta { index: delta.index, text: delta.text, tokens, usage: Usage::default() })
             }
             Self::Finished(finished) => {
                 let usage = finished.usage.unwrap_or_default();
@@ -136,7 +139,16 @@ impl Payload {
                     cached_tokens: usage.cached_tokens,
                     completion_tokens: usage.completion_tokens,
                 };
-                Event::Finished(Finished { reason: reason(finished.finish.unwrap_or_default(), eos_token_ids), usage })
+                let reason = reason(finished.finish.unwrap_or_default(), eos_token_ids);
+                Event::Finished(Finished { index: finished.index, reason, usage })
+            }
+            Self::Prompt(prompt) => {
+                let token = |position: pb::PositionLogprobs| SampledToken {
+                    id: TokenId(position.chosen.map_or(0, |chosen| chosen.token_id)),
+                    logprobs: Some(Box::new(logprobs(position))),
+                };
+                let tokens = prompt.logprobs.into_iter().map(token).collect();
+                Event::Prompt(PromptLogprobs { start: prompt.start, tokens })
             }
         }
     }
@@ -220,6 +232,7 @@ mod tests {
     fn tokens_come_back_with_their_log_probabilities() {
         let token = |token_id, logprob| pb::TokenLogprob { token_id, logprob };
         let delta = pb::Delta {
+            index: 0,
             text: "ab".into(),
             token_ids: vec![5, 6],
             logprobs: vec![pb::PositionLogprobs { chosen: Some(token(5, -1.0)), top: vec![token(9, -0.5)] }],

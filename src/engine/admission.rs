@@ -11,9 +11,10 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     Engine, ModelInfo, ModelText, Prompt, Request,
+    best_of::BestOf,
     channel::ReaderControl,
     sequence::Sequence,
-    stream::{Event, Generation, Started, TextOut, timer},
+    stream::{Event, Generation, Output, Started, TextOut, timer},
     supervisor::Life,
 };
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
     ids::{SequenceId, TokenId},
     params::{SamplingParams, Usage},
     sampling,
-    text::{Detokenizer, RenderOptions, StopMatcher, Tokenizer},
+    text::{Detokenizer, RenderOptions, StopMatcher, Tokenizer, token_runs},
 };
 
 /// When a refused client should come back.
@@ -45,7 +46,9 @@ pub(super) struct Admitted {
     priority: i32,
     cache_salt: Option<String>,
     deadline: Option<Instant>,
-    text: Option<TextOut>,
+    /// For each sequence its own.
+    text: Vec<Option<TextOut>>,
+    dry_breakers: Arc<[Vec<TokenId>]>,
 }
 
 impl Admitted {
@@ -89,15 +92,17 @@ impl Admitted {
         }
         params.seed = params.seed.or_else(|| Some(random_seed()));
         let params = Arc::new(params);
-        let text = text.tokenizer.as_ref().map(|tokenizer| TextOut {
+        let text_out = |tokenizer| TextOut {
             detokenizer: detokenizer(tokenizer, &prompt, params.skip_special_tokens),
             matcher: StopMatcher::new(&params.stop, params.include_stop_str_in_output),
             params: params.clone(),
-        });
-        Ok(Self { prompt: prompt.into(), params, priority, cache_salt, deadline, text })
+        };
+        let dry_breakers = dry_breakers(text, &params).await?;
+        let text = (0..params.num_sequences()).map(|_| text.tokenizer.as_ref().map(text_out)).collect();
+        Ok(Self { prompt: prompt.into(), params, priority, cache_salt, deadline, text, dry_breakers })
     }
 
-    /// Queues the sequence and opens its stream.
+    /// Queues the sequences, of which `id` is the first one's, and opens their stream. `permits` are as many.
     ///
     /// # Errors
     /// `Unavailable` where the engine failed meanwhile.
@@ -106,19 +111,31 @@ impl Admitted {
         id: SequenceId,
         life: &Life,
         engine: Engine,
-        permit: OwnedSemaphorePermit,
+        mut permits: OwnedSemaphorePermit,
     ) -> Result<Generation> {
-        let (control, deliveries) =
-            ReaderControl::new(engine.config().stream_capacity_tokens, life.bell.clone(), permit);
         let prompt_tokens = u32::try_from(self.prompt.len()).unwrap_or(u32::MAX);
-        let registration = life.register(id, &control);
-        let sequence = Sequence {
-            priority: self.priority,
-            eos: engine.info().eos_token_ids.as_slice().into(),
-            salt: self.cache_salt.map(Arc::from),
-            ..Sequence::new(id, self.prompt, self.params.clone(), control.clone())
-        };
-        match life.requests.try_send((sequence, control.clone())) {
+        let salt: Option<Arc<str>> = self.cache_salt.map(Arc::from);
+        let eos: Arc<[TokenId]> = engine.info().eos_token_ids.as_slice().into();
+        let (mut group, mut outputs) = (Vec::new(), Vec::new());
+        for (index, text) in self.text.into_iter().enumerate() {
+            let id = SequenceId(id.0 + index as u64);
+            let permit = permits.split(1).ok_or_else(|| Error::internal("fewer permits than sequences"))?;
+            let (control, deliveries) =
+                ReaderControl::new(engine.config().stream_capacity_tokens, life.bell.clone(), permit);
+            let registration = life.register(id, &control);
+            let params = params_of(&self.params, index);
+            let sequence = Sequence {
+                priority: self.priority,
+                eos: eos.clone(),
+                salt: salt.clone(),
+                dry_breakers: self.dry_breakers.clone(),
+                ..Sequence::new(id, self.prompt.clone(), params, control.clone())
+            };
+            group.push((sequence, control.clone()));
+            let usage = Usage { prompt_tokens, ..Usage::default() };
+            outputs.push(Output { deliveries, control, text, usage, done: false, _registration: registration });
+        }
+        match life.requests.try_send(group) {
             // A life that was given up has ended its streams already, and this one came too late to be among them.
             Ok(()) if !life.stopped() => life.bell.ring(),
             Ok(()) | Err(TrySendError::Disconnected(_)) => {
@@ -127,20 +144,47 @@ impl Admitted {
             // Unreachable: the channel has a place for every permit.
             Err(TrySendError::Full(_)) => return Err(Error::internal("the engine's queue overflowed")),
         }
+        let (n, of) = (self.params.n as usize, outputs.len());
+        let started = Started { prompt_tokens, params: SamplingParams::clone(&self.params) };
         Ok(Generation {
-            ready: VecDeque::from([Event::Started(Started {
-                prompt_tokens,
-                params: SamplingParams::clone(&self.params),
-            })]),
-            deliveries,
-            control,
-            text: self.text,
+            ready: VecDeque::from([Event::Started(started)]),
+            outputs,
+            turn: 0,
+            best_of: (of > n).then(|| BestOf::new(n, of, self.params.logprobs.is_some())),
             deadline: timer(self.deadline),
-            usage: Usage { prompt_tokens, ..Usage::default() },
             done: false,
             engine,
-            _registration: registration,
         })
+    }
+}
+
+/// The parameters of sequence `index` of a request. As in vLLM, it draws as one with the seed `seed + index` alone
+/// would; the prompt's log-probabilities come with the first; who is ranked needs log-probabilities.
+fn params_of(params: &Arc<SamplingParams>, index: usize) -> Arc<SamplingParams> {
+    let is_ranked = params.num_sequences() > params.n as usize;
+    if index == 0 && !is_ranked {
+        return params.clone();
+    }
+    Arc::new(SamplingParams {
+        seed: params.seed.map(|seed| seed.wrapping_add(index as u64)),
+        prompt_logprobs: params.prompt_logprobs.filter(|_| index == 0),
+        logprobs: params.logprobs.or(is_ranked.then_some(0)),
+        ..SamplingParams::clone(params)
+    })
+}
+
+/// The tokens of `dry_sequence_breakers`.
+async fn dry_breakers(text: &ModelText, params: &Arc<SamplingParams>) -> Result<Arc<[Vec<TokenId>]>> {
+    match &text.tokenizer {
+        Some(tokenizer) if params.wants_dry() => {
+            let (tokenizer, params) = (tokenizer.clone(), params.clone());
+            // Looks at the whole vocabulary.
+            tokio::task::spawn_blocking(move || token_runs(&tokenizer, &params.dry_sequence_breakers))
+                .await
+                .map_err(|panic| Error::internal(format!("tokenization failed: {panic}")))?
+                .map(Arc::from)
+        }
+        _ => Ok(Arc::from([])),
     }
 }
 

@@ -7,16 +7,18 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    ops::Range,
     sync::{Arc, Condvar, Mutex, PoisonError},
 };
 
 use smallvec::SmallVec;
 
-use super::executor::{Executor, PlannedRow, SampledToken, SequenceOutput, StepOutput, StepPlan};
+use super::executor::{Executor, PlannedRow, SampledToken, SequenceOutput, StepOutput, StepPlan, TokenLogprobs};
 use crate::{
     config::EngineConfig,
     error::{Error, Result},
     ids::{BlockId, SequenceId, TokenId},
+    params::PromptLogprobs,
 };
 
 /// How a fake behaves.
@@ -285,6 +287,21 @@ impl FakeExecutor {
         Ok(SequenceOutput { id: row.id, tokens })
     }
 
+    /// The log-probability of a token is its position, negated.
+    fn prompt_logprobs(&self, row: &PlannedRow) -> Result<PromptLogprobs> {
+        let Range { start, end } = row.prompt_targets;
+        let known = self.known(row.id)?;
+        let predicted = row.context_len + 1..row.context_len + 1 + row.query.len() as u32;
+        ensure(predicted.start <= start && end <= predicted.end && end as usize <= known.prompt_len, || {
+            format!("sequence {}: the row does not predict {start}..{end}", row.id)
+        })?;
+        let token = |position: u32| SampledToken {
+            id: known.tokens[position as usize],
+            logprobs: Some(Box::new(TokenLogprobs { chosen: -(position as f32), top: Vec::new() })),
+        };
+        Ok(PromptLogprobs { start, tokens: (start..end).map(token).collect() })
+    }
+
     fn known(&self, id: SequenceId) -> Result<&Known> {
         self.sequences.get(&id).ok_or_else(|| violation(format!("sequence {id} runs without being admitted")))
     }
@@ -310,6 +327,9 @@ impl Executor for FakeExecutor {
             }
         }
         let mut output = StepOutput::default();
+        for row in plan.rows.iter().filter(|row| !row.prompt_targets.is_empty()) {
+            output.prompts.push((row.id, self.prompt_logprobs(row)?));
+        }
         for sequence in sampled {
             let is_late = self.random.below(256) < usize::from(self.options.lag);
             if is_late { &mut self.late } else { &mut output.sequences }.push(sequence);
@@ -386,7 +406,12 @@ mod tests {
     fn plan() -> StepPlan {
         let prompt: Arc<[TokenId]> = [5, 6, 7].map(TokenId).into();
         StepPlan {
-            admitted: vec![AdmittedSequence { id: SequenceId(1), params: Arc::default(), prompt: prompt.clone() }],
+            admitted: vec![AdmittedSequence {
+                id: SequenceId(1),
+                params: Arc::default(),
+                prompt: prompt.clone(),
+                dry_breakers: [].into(),
+            }],
             rows: vec![PlannedRow {
                 id: SequenceId(1),
                 query: 0..3,
@@ -394,6 +419,7 @@ mod tests {
                 context_len: 0,
                 samples: true,
                 num_output_tokens: 0,
+                prompt_targets: 0..0,
             }],
             token_ids: prompt.to_vec(),
             positions: vec![0, 1, 2],

@@ -17,7 +17,7 @@ mod event;
 mod packing;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     ops::Bound,
     time::{Duration, Instant},
 };
@@ -62,6 +62,9 @@ pub struct Scheduler {
     waiting: BTreeMap<Order, Key>,
     running: Vec<(Order, Key)>,
     stalled: Vec<Key>,
+    /// Sequences that begin with the same prompt as the one they wait for: they share its blocks once it has computed
+    /// them.
+    siblings: HashMap<SequenceId, Vec<Sequence>>,
 
     /// The rows of the steps that were submitted and not applied, oldest first, and buffers to use again.
     in_flight: VecDeque<Vec<Computed>>,
@@ -101,6 +104,7 @@ impl Scheduler {
             waiting: BTreeMap::new(),
             running: Vec::with_capacity(config.max_num_seqs),
             stalled: Vec::new(),
+            siblings: HashMap::new(),
             in_flight: VecDeque::new(),
             spare: Vec::new(),
             num_outstanding: 0,
@@ -123,6 +127,29 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Puts the sequences of one request in line. The first one computes their prompt; when that is done the others join
+    /// and share its blocks until they write.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add), and then none of them is in line.
+    pub fn add_group(&mut self, mut group: Vec<Sequence>) -> Result<()> {
+        for sequence in &mut group {
+            sequence.table = BlockTable::new(sequence.salt.clone());
+            self.check(sequence)?;
+        }
+        if self.len() + self.num_siblings() + group.len() > self.max_sequences {
+            let why = format!("{} requests are here already", self.len() + self.num_siblings());
+            return Err(Error::new(Code::ResourceExhausted, why));
+        }
+        let mut group = group.into_iter();
+        let Some(first) = group.next() else { return Ok(()) };
+        if group.len() > 0 {
+            self.siblings.insert(first.id, group.collect());
+        }
+        self.enter(first);
+        Ok(())
+    }
+
     /// Puts `child` in line, which begins with the computed tokens that `parent` and it have in common: their blocks
     /// are shared until either writes. The two must have the same salt.
     ///
@@ -132,19 +159,38 @@ impl Scheduler {
         let Some(parent) = self.sequences.key(parent) else {
             return Err(Error::new(Code::NotFound, format!("there is no sequence {parent} to fork")));
         };
-        let parent = &self.sequences[parent];
-        if parent.salt != child.salt {
+        if self.sequences[parent].salt != child.salt {
             return Err(Error::invalid("cache_salt", "is not that of the sequence to fork"));
         }
         self.check(&mut child)?;
+        self.enter_fork(parent, child);
+        Ok(())
+    }
+
+    /// Lets those join that waited for a sequence's prompt.
+    fn release_siblings(&mut self, parent: Key) {
+        let id = self.sequences[parent].id;
+        for sibling in self.siblings.remove(&id).unwrap_or_default() {
+            self.enter_fork(parent, sibling);
+        }
+    }
+
+    fn num_siblings(&self) -> usize {
+        self.siblings.values().map(Vec::len).sum()
+    }
+
+    fn enter_fork(&mut self, parent: Key, mut child: Sequence) {
+        let parent = &self.sequences[parent];
         let computed = &parent.tokens[..parent.num_computed_tokens];
         let known = &child.tokens[..child.tokens.len() - 1]; // The last token is always computed.
-        let num_common = computed.iter().zip(known).take_while(|(theirs, ours)| theirs == ours).count();
+        let mut num_common = computed.iter().zip(known).take_while(|(theirs, ours)| theirs == ours).count();
+        if child.wants_prompt_logprobs() {
+            num_common = 0;
+        }
         child.table = self.blocks.fork(&parent.table, num_common);
         child.num_computed_tokens = num_common;
         self.refused = None;
         self.enter(child);
-        Ok(())
     }
 
     /// Forgets a sequence, whatever it does; no event follows. False if there is none.
@@ -157,10 +203,16 @@ impl Scheduler {
     /// Ends the sequences whose readers have gone ([`End::Cancelled`]). Looks at all of them: to be called when a reader
     /// said so, not every step.
     pub fn sweep_cancelled(&mut self, events: &mut Vec<Event>) {
-        let gone: Vec<Key> =
-            self.sequences.iter().filter(|(_, sequence)| sequence.reader.cancelled()).map(|(key, _)| key).collect();
-        for key in gone {
-            self.end(key, End::Cancelled, events);
+        // Ending one may let others in line that are gone too.
+        loop {
+            let gone = self.sequences.iter().filter(|(_, sequence)| sequence.reader.cancelled());
+            let gone: Vec<Key> = gone.map(|(key, _)| key).collect();
+            if gone.is_empty() {
+                return;
+            }
+            for key in gone {
+                self.end(key, End::Cancelled, events);
+            }
         }
     }
 
@@ -205,6 +257,14 @@ impl Scheduler {
             }
         }
         self.spare.push(rows);
+        for (id, prompt) in output.prompts.into_iter().filter(|(id, _)| self.sequences.key(*id).is_some()) {
+            events.push(Event::Prompt { id, prompt });
+        }
+        for (id, error) in output.failed {
+            if let Some(key) = self.sequences.key(id) {
+                self.end(key, End::Failed(error), events);
+            }
+        }
         output.sequences.into_iter().try_for_each(|output| self.apply_to_sequence(output, events))
     }
 
@@ -242,7 +302,7 @@ impl Scheduler {
     pub fn stats(&self) -> SchedulerStats {
         let counters = self.blocks.counters();
         SchedulerStats {
-            waiting: self.waiting.len(),
+            waiting: self.waiting.len() + self.num_siblings(),
             running: self.running.len(),
             stalled: self.stalled.len(),
             num_blocks: self.blocks.num_blocks(),
@@ -263,9 +323,10 @@ impl Scheduler {
         for i in (0..self.stalled.len()).rev() {
             let key = self.stalled[i];
             let sequence = &mut self.sequences[key];
+            let needed = sequence.room_needed(self.max_tokens_per_step);
             let Status::Stalled { since, room } = &mut sequence.status else { continue };
             let room_now = sequence.reader.room();
-            if room_now >= self.max_tokens_per_step.max(sequence.reader.capacity() / 2) {
+            if room_now >= needed.max(sequence.reader.capacity() / 2) {
                 self.set_status(key, Status::Waiting);
             } else if room_now > *room {
                 (*since, *room) = (now, room_now);
@@ -374,8 +435,9 @@ impl Scheduler {
 
     /// Takes a sequence out of the batch, or of the line, if its reader has no room for what it may sample.
     fn stalls(&mut self, key: Key, now: Instant) -> bool {
-        let room = self.sequences[key].reader.room();
-        let stalls = room < self.max_tokens_per_step && !planted(Fault::StalledScheduled);
+        let sequence = &self.sequences[key];
+        let room = sequence.reader.room();
+        let stalls = room < sequence.room_needed(self.max_tokens_per_step) && !planted(Fault::StalledScheduled);
         if stalls {
             self.set_status(key, Status::Stalled { since: now, room });
         }
@@ -400,7 +462,8 @@ impl Scheduler {
     fn reserve_all_blocks(&mut self, order: Order, key: Key, copies: &mut Vec<BlockCopy>) -> bool {
         let sequence = &mut self.sequences[key];
         let is_new = sequence.table.is_empty();
-        if is_new {
+        // What must be computed for the prompt's log-probabilities is not taken from the cache.
+        if is_new && !sequence.wants_prompt_logprobs() {
             sequence.num_computed_tokens = self.blocks.adopt_prefix(&mut sequence.table, &sequence.tokens);
         }
         let reserved = self.reserve_blocks(order, key, copies);
@@ -461,13 +524,14 @@ impl Scheduler {
                 return Err(Error::invalid("max_tokens", description));
             }
         };
-        if self.len() >= self.max_sequences {
-            return Err(Error::new(Code::ResourceExhausted, format!("{} requests are here already", self.len())));
+        let here = self.len() + self.num_siblings();
+        if here >= self.max_sequences {
+            return Err(Error::new(Code::ResourceExhausted, format!("{here} requests are here already")));
         }
         if self.sequences.key(sequence.id).is_some() {
             return Err(Error::internal(format!("sequence {} was added twice", sequence.id)));
         }
-        if sequence.reader.capacity() < self.max_tokens_per_step {
+        if sequence.reader.capacity() < sequence.room_needed(self.max_tokens_per_step) {
             return Err(Error::internal("a reader must have room for the tokens of one step"));
         }
         Ok(())
@@ -517,6 +581,7 @@ impl Scheduler {
     }
 
     fn remove(&mut self, key: Key) {
+        self.release_siblings(key);
         self.leave_list(key);
         let Some(mut sequence) = self.sequences.remove(key) else { return };
         if !planted(Fault::BlocksLeaked) {
@@ -549,6 +614,8 @@ impl Scheduler {
             return Err(Error::internal(format!("tokens for sequence {id}, which did not sample")));
         };
         self.num_outstanding -= 1;
+        self.release_siblings(key);
+        let sequence = &mut self.sequences[key];
 
         let mut finish = None;
         let taken = tokens.iter().position(|token| {

@@ -70,6 +70,8 @@ pub struct Sequence {
     pub params: Arc<SamplingParams>,
     /// The model's end-of-sequence tokens.
     pub eos: Arc<[TokenId]>,
+    /// The tokens of `dry_sequence_breakers`.
+    pub dry_breakers: Arc<[Vec<TokenId>]>,
     /// Keeps tenants apart in the prefix cache: only sequences of the same salt share blocks.
     pub salt: Option<Arc<str>>,
     /// Takes the tokens.
@@ -94,6 +96,9 @@ pub struct Sequence {
     pub(super) cached_tokens: Option<u32>,
     /// Prompt and output tokens at which it ends, whatever it says; set by `add`.
     pub(super) max_len: usize,
+    /// Position of the next token of the prompt whose log-probabilities are to be reported; the prompt's length where
+    /// none are.
+    pub(super) next_prompt_logprob: usize,
 }
 
 impl Sequence {
@@ -101,14 +106,18 @@ impl Sequence {
     /// fields to say otherwise.
     #[must_use]
     pub fn new(id: SequenceId, prompt: Arc<[TokenId]>, params: Arc<SamplingParams>, reader: Arc<dyn Reader>) -> Self {
+        // Nothing predicts the first token.
+        let next_prompt_logprob = if params.prompt_logprobs.is_some() { 1 } else { prompt.len() };
         Self {
             id,
+            next_prompt_logprob,
             priority: 0,
             arrival: id.0,
             tokens: prompt.to_vec(),
             prompt,
             params,
             eos: Arc::new([]),
+            dry_breakers: Arc::new([]),
             salt: None,
             reader,
             num_computed_tokens: 0,
@@ -139,6 +148,17 @@ impl Sequence {
     #[must_use]
     pub fn num_uncomputed_tokens(&self) -> usize {
         self.tokens.len() - self.num_computed_tokens
+    }
+
+    /// Whether some of its prompt must still be computed for the log-probabilities, whatever the cache has of it.
+    #[must_use]
+    pub(super) fn wants_prompt_logprobs(&self) -> bool {
+        self.next_prompt_logprob < self.prompt.len()
+    }
+
+    /// What its reader must have room for before it runs.
+    pub(super) fn room_needed(&self, max_tokens_per_step: usize) -> usize {
+        max_tokens_per_step + usize::from(self.wants_prompt_logprobs())
     }
 
     /// Whether its reader is the reason that it does not run.

@@ -93,7 +93,7 @@ async fn read(
     let mut tokens = Vec::new();
     while let Some(event) = stream.next().await {
         match event {
-            Ok(Event::Started(_)) => {}
+            Ok(Event::Started(_) | Event::Prompt(_)) => {}
             Ok(Event::Delta(delta)) => tokens.extend(delta.tokens.iter().map(|token| token.id)),
             Ok(Event::Finished(finished)) => return (tokens, Ok(finished.reason)),
             Err(error) => return (tokens, Err(error)),

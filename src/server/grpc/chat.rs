@@ -77,9 +77,11 @@ impl Chat for ChatService {
         let whole = events.whole().await.map_err(status)?;
         Ok(Response::new(CompleteResponse {
             started: Some(convert::started(&id, &self.backend.engine.info().name, whole.started)),
-            message: Some(Message { role: WireRole::Assistant.into(), content: whole.text }),
-            output: Some(convert::delta(String::new(), whole.tokens)),
-            finished: Some(convert::finished(whole.finished)),
+            message: Some(Message { role: WireRole::Assistant.into(), content: whole.first.text }),
+            output: Some(convert::delta(0, String::new(), whole.first.tokens)),
+            finished: Some(convert::finished(whole.first.finished)),
+            alternatives: convert::alternatives(whole.others),
+            prompt_logprobs: whole.prompt.map(convert::prompt_logprobs),
         }))
     }
 
@@ -95,7 +97,8 @@ impl Chat for ChatService {
         Ok(Response::new(events.respond(move |seq, event| {
             let event = match event {
                 Event::Started(event) => WireEvent::Started(convert::started(&id, &engine.info().name, event)),
-                Event::Delta(event) => WireEvent::Delta(convert::delta(event.text, event.tokens)),
+                Event::Prompt(prompt) => WireEvent::PromptLogprobs(convert::prompt_logprobs(prompt)),
+                Event::Delta(event) => WireEvent::Delta(convert::delta(event.index, event.text, event.tokens)),
                 Event::Finished(event) => WireEvent::Finished(convert::finished(event)),
             };
             Some(CompleteStreamResponse { seq, event: Some(event) })

@@ -56,8 +56,10 @@ impl Generation for GenerationService {
         let whole = events.whole().await.map_err(status)?;
         Ok(Response::new(GenerateResponse {
             started: Some(convert::started(&id, &self.backend.engine.info().name, whole.started)),
-            output: Some(convert::delta(whole.text, whole.tokens)),
-            finished: Some(convert::finished(whole.finished)),
+            output: Some(convert::delta(0, whole.first.text, whole.first.tokens)),
+            finished: Some(convert::finished(whole.first.finished)),
+            alternatives: convert::alternatives(whole.others),
+            prompt_logprobs: whole.prompt.map(convert::prompt_logprobs),
         }))
     }
 
@@ -73,7 +75,8 @@ impl Generation for GenerationService {
         Ok(Response::new(events.respond(move |seq, event| {
             let event = match event {
                 Event::Started(event) => WireEvent::Started(convert::started(&id, &engine.info().name, event)),
-                Event::Delta(event) => WireEvent::Delta(convert::delta(event.text, event.tokens)),
+                Event::Prompt(prompt) => WireEvent::PromptLogprobs(convert::prompt_logprobs(prompt)),
+                Event::Delta(event) => WireEvent::Delta(convert::delta(event.index, event.text, event.tokens)),
                 Event::Finished(event) => WireEvent::Finished(convert::finished(event)),
             };
             Some(GenerateStreamResponse { seq, event: Some(event) })

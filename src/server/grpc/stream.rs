@@ -4,6 +4,7 @@
 //! before its first event: routers give up on a worker that stays silent while it computes.
 
 use std::{
+    collections::BTreeMap,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -19,7 +20,7 @@ use super::{Backend, FieldPaths, status::status};
 use crate::{
     engine::{Event, Finished, Generation, Request, Started},
     error::{Code, Error, Result},
-    params::SampledToken,
+    params::{PromptLogprobs, SampledToken},
 };
 
 /// The events of one call: the engine's, until they end or are ended. Dropping them cancels the request.
@@ -32,6 +33,16 @@ pub(crate) struct Events {
 /// All events of a call, put together.
 pub(crate) struct Whole {
     pub(crate) started: Started,
+    /// Of the prompt, where they were asked for.
+    pub(crate) prompt: Option<PromptLogprobs>,
+    /// Index 0.
+    pub(crate) first: WholeOutput,
+    /// The others, by their index.
+    pub(crate) others: Vec<WholeOutput>,
+}
+
+/// All of one sequence.
+pub(crate) struct WholeOutput {
     pub(crate) text: String,
     pub(crate) tokens: Vec<SampledToken>,
     pub(crate) finished: Finished,
@@ -84,21 +95,32 @@ impl Events {
     /// # Errors
     /// The error that ended the stream.
     pub(crate) async fn whole(mut self) -> Result<Whole> {
-        let (mut started, mut text, mut tokens) = (None, String::new(), Vec::new());
+        let broken = || Error::internal("a stream that ended without all its events");
+        let (mut started, mut prompt) = (None, None::<PromptLogprobs>);
+        let mut said: BTreeMap<u32, (String, Vec<SampledToken>)> = BTreeMap::new();
+        let mut outputs = BTreeMap::new();
         while let Some(event) = self.next().await {
             match event? {
                 Event::Started(event) => started = Some(event),
+                Event::Prompt(more) => match &mut prompt {
+                    Some(prompt) => prompt.tokens.extend(more.tokens),
+                    None => prompt = Some(more),
+                },
                 Event::Delta(delta) => {
+                    let (text, tokens) = said.entry(delta.index).or_default();
                     text.push_str(&delta.text);
                     tokens.extend(delta.tokens);
                 }
                 Event::Finished(finished) => {
-                    let started = started.ok_or_else(|| Error::internal("a stream finished before it started"))?;
-                    return Ok(Whole { started, text, tokens, finished });
+                    let (text, tokens) = said.remove(&finished.index).unwrap_or_default();
+                    outputs.insert(finished.index, WholeOutput { text, tokens, finished });
                 }
             }
         }
-        Err(Error::internal("a stream ended without a last event"))
+        let started = started.ok_or_else(broken)?;
+        let complete = outputs.len() == started.params.n as usize;
+        let mut outputs = outputs.into_values().filter(|_| complete);
+        Ok(Whole { started, prompt, first: outputs.next().ok_or_else(broken)?, others: outputs.collect() })
     }
 }
 

@@ -180,6 +180,7 @@ pub(crate) async fn read(mut stream: Streaming<GenerateStreamResponse>) -> Read 
                 match response.event.unwrap() {
                     Event::Started(started) => assert!(read.started.replace(started).is_none() && next_seq == 2),
                     Event::Delta(delta) => read.deltas.push(delta),
+                    Event::PromptLogprobs(_) => panic!("nobody asked for these"),
                     Event::Finished(finished) => read.finished = Some(finished),
                 }
             }
