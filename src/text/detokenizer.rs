@@ -55,14 +55,19 @@ impl Detokenizer {
             bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
         }
         self.pending.extend_from_slice(bytes);
-        let keep = unfinished_len(&self.pending);
+        let keep = match self.pending.last() {
+            Some(b' ') if self.tokenizer.strips_trailing_space() => 1,
+            _ => unfinished_len(&self.pending),
+        };
         let rest = self.pending.split_off(self.pending.len() - keep);
         lossy(std::mem::replace(&mut self.pending, rest))
     }
 
-    /// The end: what is left of an unfinished character, as U+FFFD.
+    /// The end: what is left of an unfinished character, as U+FFFD. The space behind the last word goes where the
+    /// vocabulary ends its words with one.
     pub fn finish(&mut self) -> String {
-        lossy(std::mem::take(&mut self.pending))
+        let rest = std::mem::take(&mut self.pending);
+        if self.tokenizer.strips_trailing_space() && rest == b" " { String::new() } else { lossy(rest) }
     }
 }
 

@@ -15,3 +15,4 @@ mod model_config;
 mod model_files;
 mod real_formats;
 mod text_vectors;
+mod tokenizers;

@@ -10,11 +10,10 @@ use std::{
 
 use candlewick::{
     config::ModelArgs,
-    engine::load::load,
+    engine::load::{load, load_tokenizer},
     error::Code,
     ids::TokenId,
-    text::{ChatMessage, ChatTemplate, Detokenizer, GgufVocab, RenderOptions, Role, TokenType, Tokenizer},
-    weights::gguf::Gguf,
+    text::{ChatMessage, ChatTemplate, Detokenizer, RenderOptions, Role, Tokenizer},
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use serde::Deserialize;
@@ -41,38 +40,7 @@ fn ids(tokens: &[TokenId]) -> Vec<u32> {
 
 /// The tokenizer in a GGUF file.
 fn gguf_tokenizer(path: &Path) -> Tokenizer {
-    let gguf = Gguf::open(path).expect("a GGUF file");
-    let key = |name: &str| format!("tokenizer.ggml.{name}");
-    let text = |name: &str| gguf.string(&key(name)).expect("a string").map(str::to_owned);
-    let texts = |name: &str| -> Vec<String> {
-        gguf.array_strings(&key(name)).expect("strings").into_iter().flatten().map(str::to_owned).collect()
-    };
-    let id = |name: &str| gguf.token_id(&key(name)).expect("an id").map(|id| id.0);
-    let flag = |name: &str| gguf.bool(&key(name)).expect("a flag");
-    let vocab = GgufVocab {
-        path: path.to_owned(),
-        model: text("model").expect("a model"),
-        pre: text("pre"),
-        tokens: texts("tokens"),
-        scores: gguf.array_f32(&key("scores")).expect("scores").into_iter().flatten().collect(),
-        token_types: gguf
-            .array_i64(&key("token_type"))
-            .expect("types")
-            .into_iter()
-            .flatten()
-            .map(TokenType::from_number)
-            .collect(),
-        merges: texts("merges"),
-        bos: id("bos_token_id"),
-        eos: id("eos_token_id"),
-        unk: id("unknown_token_id"),
-        pad: id("padding_token_id"),
-        add_bos: flag("add_bos_token"),
-        add_eos: flag("add_eos_token"),
-        add_space_prefix: flag("add_space_prefix"),
-        chat_template: None,
-    };
-    Tokenizer::from_gguf(vocab).expect("a good tokenizer")
+    load_tokenizer(Some(path)).expect("a good tokenizer")
 }
 
 /// Decoding gives the text back, at once and token by token.

@@ -21,7 +21,7 @@ use crate::{
     error::{Code, Error, Result},
     ids::TokenId,
     kernels::{machine::use_instructions, pool::Pool},
-    text::{ChatTemplate, Tokenizer, TokenizerConfig},
+    text::{ChatTemplate, TOKENIZER_FILES, Tokenizer, TokenizerConfig},
     weights::{
         TensorSource, Weights,
         file::read_small,
@@ -128,6 +128,28 @@ pub fn load(
     Ok(loaded)
 }
 
+/// Loads a tokenizer alone: that of a model's directory or GGUF file, a `tokenizer.json`, `.model` or `.tiktoken` file, or
+/// of the model inside the program where nothing is named.
+///
+/// # Errors
+/// `FailedPrecondition` that names the file and the field at fault, or says that there is no tokenizer.
+pub fn load_tokenizer(path: Option<&Path>) -> Result<Tokenizer> {
+    let Some(path) = path else {
+        return demo::parts()?.tokenizer.ok_or_else(|| Error::internal("the built-in model has no tokenizer"));
+    };
+    let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    let found = if path.is_dir() {
+        Tokenizer::from_directory(path)?
+    } else if is_gguf {
+        vocab::gguf_vocab(&Gguf::open(path)?)?.map(Tokenizer::from_gguf).transpose()?
+    } else {
+        Some(Tokenizer::from_file(path)?)
+    };
+    found.ok_or_else(|| {
+        Error::bad_file(path, "tokenizer", format!("is missing: none of {}", TOKENIZER_FILES.join(", ")))
+    })
+}
+
 /// The directory or file of a model: its path, or where the hub's files are kept once they are here.
 fn locate(args: &ModelArgs, model: &str, progress: &mut dyn FnMut(LoadProgress)) -> Result<PathBuf> {
     let path = PathBuf::from(model);
@@ -212,7 +234,7 @@ fn directory_parts(files: &ModelDirectory, load_format: LoadFormat) -> Result<Pa
         name: file_name(&files.path),
         path: files.path.clone(),
         weights: Weights::new(source),
-        tokenizer: files.tokenizer_json.as_deref().map(Tokenizer::from_file).transpose()?,
+        tokenizer: Tokenizer::from_directory(&files.path)?,
         chat_template: directory_template(files, tokenizer_config.as_ref()),
         config,
         generation,
