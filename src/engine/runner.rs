@@ -251,9 +251,3 @@ impl Executor for Runner {
         self.outputs.pop_front().ok_or_else(|| Error::internal("a step was collected that nobody submitted"))
     }
 }
-
-/// The numbers of a float32 tensor, taken out of it where nobody else holds it: a vocabulary of logits a row is too much
-/// to copy.
-fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
-    Ok(spare::take(&tensor.to_device(&Device::Cpu)?.contiguous()?)?)
-}
