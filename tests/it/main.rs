@@ -12,4 +12,5 @@ mod house;
 mod hub;
 mod model_config;
 mod model_files;
+mod openai;
 mod text_vectors;

@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status, codegen::BoxStream, metadata::MetadataMap};
 
-use super::{Backend, FieldPaths, convert, deadline::deadline, status::status, stream::Events};
+use super::{Backend, FieldPaths, convert, deadline::deadline, status::status, stream};
 use crate::{
     engine::{Event, Prompt, Request as EngineRequest},
     error::{Error, Result},
@@ -10,6 +10,7 @@ use crate::{
         CompleteRequest, CompleteResponse, CompleteStreamRequest, CompleteStreamResponse, Message, RequestOptions,
         Role as WireRole, chat_server::Chat, complete_stream_response::Event as WireEvent,
     },
+    server::events::Events,
     text::{ChatMessage, Role},
 };
 
@@ -35,7 +36,7 @@ impl ChatService {
     ) -> Result<(String, Events)> {
         let request = self.request(metadata, messages, options).map_err(|error| self.backend.refused(error))?;
         let id = request.request_id.clone();
-        Ok((id, Events::open(&self.backend, request, &PATHS).await?))
+        Ok((id, stream::open(&self.backend, request, &PATHS).await?))
     }
 
     fn request(
@@ -92,7 +93,7 @@ impl Chat for ChatService {
         let (metadata, _, message) = request.into_parts();
         let (id, events) = self.open(&metadata, message.messages, message.options).await.map_err(status)?;
         let engine = self.backend.engine.clone();
-        Ok(Response::new(events.respond(move |seq, event| {
+        Ok(Response::new(stream::respond(events, move |seq, event| {
             let event = match event {
                 Event::Started(event) => WireEvent::Started(convert::started(&id, &engine.info().name, event)),
                 Event::Delta(event) => WireEvent::Delta(convert::delta(event.text, event.tokens)),

@@ -11,7 +11,10 @@ use futures::{StreamExt, stream};
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
 use self::aborts::Aborts;
-use super::grpc::{Backend, FieldPaths, deadline::deadline, status::status, stream::Events};
+use super::{
+    events::Events,
+    grpc::{Backend, FieldPaths, deadline::deadline, status::status, stream as responses},
+};
 use crate::{
     engine::{Event, Health},
     error::{Code, Error, Result},
@@ -55,7 +58,7 @@ impl VllmEngineService {
             .and_then(|request| Ok(crate::engine::Request { deadline: deadline(&metadata)?, ..request }));
         let request = request.map_err(|error| self.backend.refused(error))?;
         let id = request.request_id.clone();
-        let events = Events::open(&self.backend, request, &PATHS).await?;
+        let events = responses::open(&self.backend, request, &PATHS).await?;
         Ok(events.end_with(self.aborts.enter(&id)))
     }
 }
@@ -85,7 +88,7 @@ impl VllmEngine for VllmEngineService {
             return Ok(Response::new(Box::pin(whole)));
         }
         let mut output_ids = Vec::new();
-        Ok(Response::new(events.respond(move |_, event| match event {
+        Ok(Response::new(responses::respond(events, move |_, event| match event {
             Event::Started(_) => None,
             // Text alone, which was held back: routers make their own.
             Event::Delta(delta) if delta.tokens.is_empty() => None,
