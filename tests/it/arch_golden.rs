@@ -5,6 +5,7 @@ mod crowd;
 mod driver;
 mod gguf;
 mod oracle;
+mod quality;
 mod runner;
 mod stories;
 
