@@ -4,12 +4,15 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    engine::{ModelInfo, Prompt, Request},
+    engine::{ModelInfo, Request},
     error::{Error, Result},
     params::SamplingParams,
     server::{
         backend::{check_model, cut},
-        http::{content::Content, prompt::role},
+        http::{
+            content::Content,
+            prompt::{conversation, role},
+        },
     },
     text::{ChatMessage, Role},
 };
@@ -101,6 +104,6 @@ impl Messages {
             top_k: self.top_k.unwrap_or(defaults.top_k),
             ..defaults.clone()
         };
-        Ok(Request { request_id: id.to_owned(), params, ..Request::new(Prompt::Chat(turns)) })
+        Ok(Request { request_id: id.to_owned(), params, ..Request::new(conversation(turns)) })
     }
 }

@@ -1,6 +1,8 @@
-//! Messages to token ids without generating anything: what the calls that count or show tokens need.
+//! Conversations as the engine takes them, and their tokens without generating anything, for calls that count or show
+//! them.
 
 use crate::{
+    engine::Prompt,
     error::{Code, Error, Result},
     ids::TokenId,
     server::backend::Backend,
@@ -16,6 +18,11 @@ pub(crate) fn role(name: &str) -> Option<Role> {
         "tool" | "function" => Some(Role::Tool),
         _ => None,
     }
+}
+
+/// A conversation as the engine takes it.
+pub(crate) fn conversation(turns: Vec<ChatMessage>) -> Prompt {
+    Prompt::Chat(turns)
 }
 
 /// A text's tokens.

@@ -9,7 +9,7 @@ use crate::{
     params::SamplingParams,
     server::{
         backend::{check_model, cut},
-        http::prompt::role,
+        http::prompt::{conversation, role},
     },
     text::{ChatMessage, Role},
 };
@@ -148,7 +148,7 @@ impl Chat {
             Ok(ChatMessage::new(role, message.content))
         };
         let turns = self.messages.into_iter().enumerate().map(turn).collect::<Result<Vec<_>>>()?;
-        Ok(((!turns.is_empty()).then_some(Prompt::Chat(turns)), self.shared.read()?))
+        Ok(((!turns.is_empty()).then(|| conversation(turns)), self.shared.read()?))
     }
 }
 
@@ -176,7 +176,7 @@ impl Generate {
                 let mut turns: Vec<_> =
                     system.into_iter().map(|system| ChatMessage::new(Role::System, system)).collect();
                 turns.push(ChatMessage::new(Role::User, prompt));
-                Some(Prompt::Chat(turns))
+                Some(conversation(turns))
             }
         };
         Ok((prompt, self.shared.read()?))

@@ -18,7 +18,7 @@ use super::{
     messages::{Message, turns},
 };
 use crate::{
-    engine::{self, Delta, Engine, Prompt},
+    engine::{self, Delta, Engine},
     error::{Error, Result},
     params::FinishReason,
     server::http::{
@@ -28,6 +28,7 @@ use crate::{
         failure::Failed,
         frames::Telling,
         paths::Renames,
+        prompt::conversation,
     },
 };
 
@@ -121,7 +122,7 @@ fn read(engine: &Engine, call: &Call) -> Result<Asked> {
     if chat.logprobs == Some(true) {
         params.logprobs = Some(chat.top_logprobs.unwrap_or(0));
     }
-    let prompt = Prompt::Chat(turns(chat.messages)?);
+    let prompt = conversation(turns(chat.messages)?);
     Ok(Asked {
         stream: fields.streams(),
         requests: fields.requests(engine, &call.request_id, vec![prompt], &params, answers)?,

@@ -5,9 +5,10 @@ use candlewick::{
     engine::fake::{FakeOptions, Mishap},
 };
 use serde_json::json;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use super::http::post;
-use crate::grpc::{Server, config, fakes, ids, until};
+use crate::grpc::{Server, config, fakes, ids, soon, until};
 
 const PATH: &str = "/v1/completions";
 
@@ -103,4 +104,23 @@ async fn a_server_that_drains_is_503_and_says_when_to_come_back() {
     let refused = post(server.address, PATH, &body(false, &ids(1, 9), 5)).await;
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
     assert_eq!(refused.json().await["error"]["code"], "not_serving");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_that_do_not_come_hold_a_bounded_memory_and_give_it_back() {
+    let server = Server::well().await;
+    let head =
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 4194304\r\n\r\n";
+    let mut silent = Vec::new();
+    // 32 times 4 MiB are all that the server reads at once.
+    for _ in 0..32 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        silent.push(stream);
+    }
+    let body = body(false, &ids(1, 9), 2);
+    let status = async |wanted| while post(server.address, PATH, &body).await.status != wanted {};
+    soon("the room is full", status(429)).await;
+    drop(silent);
+    soon("the room is free again", status(200)).await;
 }

@@ -24,7 +24,7 @@ use self::{
 };
 use super::error::OpenAi;
 use crate::{
-    engine::{Engine, Prompt, Request as EngineRequest},
+    engine::{Engine, Request as EngineRequest},
     error::{Code, Error, Result},
     server::{
         backend::{check_model, cut},
@@ -35,6 +35,7 @@ use crate::{
             failure::{Failed, Failure, method_not_allowed},
             frames::Telling,
             paths::Renames,
+            prompt::conversation,
         },
     },
     text::{ChatMessage, Role},
@@ -95,7 +96,7 @@ fn prepare(engine: &Engine, store: &Store, call: &Call) -> Result<Prepared> {
     let request = EngineRequest {
         request_id: call.request_id.clone(),
         params,
-        ..EngineRequest::new(Prompt::Chat(said.collect()))
+        ..EngineRequest::new(conversation(said.collect()))
     };
     Ok(Prepared { mode, store: keep, request, draft, turns, input })
 }
