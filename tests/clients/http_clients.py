@@ -10,7 +10,10 @@ checked against it.
 """
 
 import argparse
+import contextlib
+import io
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -22,6 +25,7 @@ import jsonschema
 import ollama
 import openai
 
+DOCUMENT = pathlib.Path(__file__).resolve().parents[2] / "docs" / "openai.md"
 MODEL_QUESTION = [{"role": "user", "content": "What is candlewick?"}]
 PROMPT = "Once upon a time"
 
@@ -204,6 +208,24 @@ def ollama_chat(client, model):
     refused(ollama.ResponseError, lambda: client.chat(model="other", messages=MODEL_QUESTION), status_code=404)
 
 
+def documented_examples(base):
+    """What docs/openai.md shows works as it stands, but for the port."""
+    text = DOCUMENT.read_text().replace("http://127.0.0.1:50051", base)
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", text, re.DOTALL)
+    assert {language for language, _ in blocks} == {"sh", "python"}
+    shared = {}
+    for language, code in blocks:
+        said = io.StringIO()
+        if language == "sh":
+            run = subprocess.run(["sh", "-ec", code], capture_output=True, text=True)
+            assert run.returncode == 0, run.stderr
+            said.write(run.stdout)
+        else:
+            with contextlib.redirect_stdout(said):
+                exec(code, shared)
+        assert len(said.getvalue()) > 20 and "error" not in said.getvalue(), (code, said.getvalue())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("binary", help="the candlewick program")
@@ -225,6 +247,7 @@ def main():
                 ("openai: a client that goes away", lambda: openai_cancel(client, model, base)),
                 ("openai: responses", lambda: openai_responses(client, model, schemas)),
                 ("anthropic: messages", lambda: anthropic_messages(claude, model)),
+                ("the examples of docs/openai.md", lambda: documented_examples(base)),
                 ("ollama: chat, generate, models", lambda: ollama_chat(ollama.Client(host=base), model)),
             ]
             for name, part in parts:

@@ -70,6 +70,11 @@ impl Call {
         Ok(Self { request_id, body, _room: room })
     }
 
+    /// The id alone; the body is let go.
+    pub(crate) fn into_id(self) -> String {
+        self.request_id
+    }
+
     /// Reads the fields of `T` from the body. Others are let be, so that several types can share one body.
     ///
     /// # Errors

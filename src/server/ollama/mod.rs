@@ -68,7 +68,7 @@ async fn chat(State(http): State<Http>, request: Request) -> Result<Response, Fa
     let call = Call::read(&http, request, ContentType::Any).await?;
     let asked = call.parse::<Chat>().and_then(|chat| chat.read(http.backend.engine.info()));
     let (prompt, options) = asked.map_err(|error| http.backend.refused(error))?;
-    answer(&http, &call, Words::Chat, prompt, options).await
+    answer(&http, call, Words::Chat, prompt, options).await
 }
 
 /// `POST /api/generate`.
@@ -77,13 +77,13 @@ async fn generate(State(http): State<Http>, request: Request) -> Result<Response
     let templated = http.backend.engine.text().chat_template.is_some();
     let asked = call.parse::<Generate>().and_then(|generate| generate.read(http.backend.engine.info(), templated));
     let (prompt, options) = asked.map_err(|error| http.backend.refused(error))?;
-    answer(&http, &call, Words::Generate, prompt, options).await
+    answer(&http, call, Words::Generate, prompt, options).await
 }
 
 /// Without a prompt the call asks for the model to be loaded, which it is.
 async fn answer(
     http: &Http,
-    call: &Call,
+    call: Call,
     words: Words,
     prompt: Option<engine::Prompt>,
     options: Options,
@@ -93,7 +93,7 @@ async fn answer(
     let Some(prompt) = prompt else { return Ok(Json(lines.loaded()).into_response()) };
     let stream = options.stream;
     let params = options.params(&info.default_params).map_err(|error| http.backend.refused(error))?;
-    let request = engine::Request { request_id: call.request_id.clone(), params, ..engine::Request::new(prompt) };
+    let request = engine::Request { request_id: call.into_id(), params, ..engine::Request::new(prompt) };
     let choices = Choices::open(&http.backend, vec![request], RENAMES).await?;
     if stream {
         return Ok(Telling::new(choices, lines).lines());
