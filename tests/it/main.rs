@@ -13,6 +13,7 @@ mod house;
 mod hub;
 mod model_config;
 mod model_files;
+mod openai;
 mod real_formats;
 mod text_vectors;
 mod tokenizers;

@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status, codegen::BoxStream, metadata::MetadataMap};
 
-use super::{Backend, FieldPaths, chat_convert, convert, deadline::deadline, status::status, stream::Events};
+use super::{Backend, FieldPaths, chat_convert, convert, deadline::deadline, status::status, stream};
 use crate::{
     engine::{Event, Prompt, Request as EngineRequest},
     error::Result,
@@ -10,6 +10,7 @@ use crate::{
         ChatOptions, CompleteRequest, CompleteResponse, CompleteStreamRequest, CompleteStreamResponse, Message,
         RequestOptions, chat_server::Chat, complete_stream_response::Event as WireEvent,
     },
+    server::events::Events,
 };
 
 /// What both calls take.
@@ -42,7 +43,7 @@ impl ChatService {
     async fn open(&self, metadata: &MetadataMap, asked: Asked) -> Result<(String, Events)> {
         let request = self.request(metadata, asked).map_err(|error| self.backend.refused(error))?;
         let id = request.request_id.clone();
-        Ok((id, Events::open(&self.backend, request, &PATHS).await?))
+        Ok((id, stream::open(&self.backend, request, &PATHS).await?))
     }
 
     fn request(&self, metadata: &MetadataMap, asked: Asked) -> Result<EngineRequest> {
@@ -80,7 +81,7 @@ impl Chat for ChatService {
         let (id, events) =
             self.open(&metadata, (message.messages, message.options, message.chat)).await.map_err(status)?;
         let engine = self.backend.engine.clone();
-        Ok(Response::new(events.respond(move |seq, event| {
+        Ok(Response::new(stream::respond(events, move |seq, event| {
             let event = match event {
                 Event::Started(event) => WireEvent::Started(convert::started(&id, &engine.info().name, event)),
                 Event::Prompt(prompt) => WireEvent::PromptLogprobs(convert::prompt_logprobs(prompt)),

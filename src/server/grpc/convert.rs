@@ -1,64 +1,17 @@
 //! Between the messages of `candlewick.v1` and the engine's types, one function a message.
 
-use std::{
-    hash::{BuildHasher, RandomState},
-    sync::{
-        LazyLock,
-        atomic::{AtomicU64, Ordering},
-    },
-};
-
-use super::{status::cut, stream::WholeOutput};
 use crate::{
     engine::{self, ModelInfo, Prompt, Request},
     error::{Code, Error, Result},
     ids::TokenId,
     params::{FinishReason, PromptLogprobs, SampledToken, SamplerKind, SamplingParams, Usage},
     proto::candlewick::v1 as wire,
+    server::{
+        backend::{check_model, name, request_id},
+        events::WholeOutput,
+    },
     text::Piece,
 };
-
-/// Bytes a name that a client gives: request id, model, cache salt.
-const NAME_BYTES: usize = 256;
-
-/// A request id of the server's own drawing: unique in this process, and hardly ever drawn by another.
-pub(crate) fn draw_request_id() -> String {
-    static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one("request ids"));
-    static DRAWN: AtomicU64 = AtomicU64::new(1);
-    format!("{:016x}-{}", *PROCESS, DRAWN.fetch_add(1, Ordering::Relaxed))
-}
-
-/// The client's request id, or one drawn for it.
-///
-/// # Errors
-/// `InvalidArgument` where it is too long.
-pub(crate) fn request_id(field: &str, given: Option<String>) -> Result<String> {
-    match given.filter(|id| !id.is_empty()) {
-        Some(id) => name(field, id),
-        None => Ok(draw_request_id()),
-    }
-}
-
-fn name(field: &str, value: String) -> Result<String> {
-    if value.len() > NAME_BYTES {
-        return Err(Error::invalid(field, format!("has {} bytes, at most {NAME_BYTES} are allowed", value.len())));
-    }
-    Ok(value)
-}
-
-/// Whether the server serves `model`; none means the one it serves.
-///
-/// # Errors
-/// `NotFound`, which names the model served.
-pub(crate) fn check_model(model: Option<&str>, info: &ModelInfo) -> Result<()> {
-    match model {
-        Some(model) if model != info.name => Err(Error::new(
-            Code::NotFound,
-            format!("model {:?} is not served here; {:?} is", cut(model, NAME_BYTES), info.name),
-        )),
-        _ => Ok(()),
-    }
-}
 
 /// A request of `candlewick.v1`. The deadline is left open.
 ///

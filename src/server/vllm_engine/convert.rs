@@ -6,7 +6,7 @@ use crate::{
     ids::TokenId,
     params::{FinishReason, PromptLogprobs, SampledToken, SamplingParams},
     proto::vllm::grpc::engine as wire,
-    server::grpc::convert::request_id,
+    server::backend::request_id,
 };
 
 /// A generation request. The deadline is left open.

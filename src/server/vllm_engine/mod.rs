@@ -11,11 +11,9 @@ use futures::{StreamExt, stream};
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
 use self::aborts::Aborts;
-use super::grpc::{
-    Backend, FieldPaths,
-    deadline::deadline,
-    status::status,
-    stream::{Events, Whole, WholeOutput},
+use super::{
+    events::{Events, Whole, WholeOutput},
+    grpc::{Backend, FieldPaths, deadline::deadline, status::status, stream as responses},
 };
 use crate::{
     engine::{Event, Health},
@@ -61,7 +59,7 @@ impl VllmEngineService {
             .and_then(|request| Ok(crate::engine::Request { deadline: deadline(&metadata)?, ..request }));
         let request = request.map_err(|error| self.backend.refused(error))?;
         let id = request.request_id.clone();
-        let events = Events::open(&self.backend, request, &PATHS).await?;
+        let events = responses::open(&self.backend, request, &PATHS).await?;
         Ok(events.end_with(self.aborts.enter(&id)))
     }
 }
@@ -98,7 +96,7 @@ impl VllmEngine for VllmEngineService {
         }
         let mut output_ids: HashMap<u32, Vec<u32>> = HashMap::new();
         let mut prompt = None::<PromptLogprobs>;
-        Ok(Response::new(events.respond(move |_, event| match event {
+        Ok(Response::new(responses::respond(events, move |_, event| match event {
             Event::Started(_) => None,
             Event::Prompt(more) => {
                 match &mut prompt {

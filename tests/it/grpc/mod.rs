@@ -4,7 +4,7 @@ mod drain;
 mod faces;
 mod malformed;
 mod streams;
-mod text;
+pub(crate) mod text;
 mod tools;
 mod trouble;
 mod vllm;

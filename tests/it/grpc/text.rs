@@ -3,7 +3,10 @@
 use std::{path::Path, sync::Arc};
 
 use candlewick::{
-    engine::{ModelInfo, ModelText, fake::FakeExecutor, fake::FakeOptions},
+    engine::{
+        ModelInfo, ModelText,
+        fake::{FakeExecutor, FakeOptions, Gate, Mishap},
+    },
     ids::TokenId,
     proto::candlewick::v1::{
         CompleteRequest, CompleteStreamRequest, DetokenizeRequest, FinishReason, GenerateRequest,
@@ -19,7 +22,7 @@ use tonic_types::StatusExt;
 use super::{Server, config, info, options, read, soon};
 
 /// Ids that the fake draws from: ASCII, so that every token is a character.
-const ASCII: u32 = 128;
+pub(crate) const ASCII: u32 = 128;
 
 /// The character that byte-level vocabularies write for a byte (GPT-2's `bytes_to_unicode`).
 fn byte_char(byte: u8) -> char {
@@ -45,7 +48,17 @@ pub(crate) fn tokenizer() -> Arc<Tokenizer> {
     Arc::new(Tokenizer::from_json_bytes(Path::new("tokenizer.json"), json.to_string().as_bytes()).unwrap())
 }
 
-async fn server() -> Server {
+pub(crate) async fn server() -> Server {
+    server_with(None).await
+}
+
+/// One whose engine hangs in step `step` until the gate is opened.
+pub(crate) async fn server_that_hangs(step: u64) -> (Server, Arc<Gate>) {
+    let gate = Arc::new(Gate::default());
+    (server_with(Some((step, Mishap::Hang(gate.clone())))).await, gate)
+}
+
+async fn server_with(mishap: Option<(u64, Mishap)>) -> Server {
     let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>";
     let template = ChatTemplate::new(template, "", "").unwrap();
     let text = ModelText { tokenizer: Some(tokenizer()), chat_template: Some(Arc::new(template)) };
@@ -54,14 +67,14 @@ async fn server() -> Server {
     // The fakes of the other tests draw from a larger vocabulary.
     let limits = config.clone();
     let factory = Arc::new(move || {
-        let options = FakeOptions { vocab_size: ASCII, ..FakeOptions::default() };
+        let options = FakeOptions { vocab_size: ASCII, mishap: mishap.clone(), ..FakeOptions::default() };
         Ok(Box::new(FakeExecutor::new(&limits, options)) as _)
     });
     Server::with(info, text, config, factory, ServeOptions::default()).await
 }
 
 /// What the fake makes of a text.
-fn continued(prompt: &str, n: usize) -> String {
+pub(crate) fn continued(prompt: &str, n: usize) -> String {
     let ids: Vec<_> = prompt.bytes().map(|b| TokenId(b.into())).collect();
     FakeExecutor::expected(ASCII, &ids, n).into_iter().map(|id| char::from(id.0 as u8)).collect()
 }
