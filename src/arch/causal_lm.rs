@@ -157,6 +157,10 @@ impl Model for CausalLm {
         if logit_rows.is_empty() {
             return Ok(Tensor::zeros((0, self.config.vocab_size), DType::F32, &self.device)?);
         }
+        // Decoding, every row is asked for.
+        if logit_rows.iter().copied().eq(0..hidden.dim(0)? as u32) {
+            return self.head_of(hidden, step);
+        }
         let x = hidden.index_select(&Tensor::new(logit_rows, &self.device)?, 0)?;
         self.head_of(&x, step)
     }

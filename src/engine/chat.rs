@@ -32,8 +32,8 @@ pub(super) fn render(
     params: &mut SamplingParams,
     seed: u64,
 ) -> Result<RenderedChat> {
-    let template = text.chat_template.as_ref().ok_or_else(no_template)?;
     check(chat)?;
+    let template = text.chat_template.as_ref().ok_or_else(no_template)?;
     let format = template.output_format();
     let prompt = template.render_prompt(chat, SystemTime::now())?;
     let special = |text: &str| tokenizer.token_to_id(text).filter(|&id| tokenizer.is_special(id));

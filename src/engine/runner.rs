@@ -128,6 +128,7 @@ impl Runner {
             return Ok(StepOutput { prompts, ..StepOutput::default() });
         }
         let mut logits = floats(&self.model.logits(&hidden, &logit_rows, &step)?)?;
+        spare::give_back(hidden);
         let output = self.sample(&sampling, &mut logits, vocab_size);
         spare::keep(logits);
         Ok(StepOutput { prompts, ..output? })

@@ -126,6 +126,7 @@ pub(super) fn load(path: &Path, bytes: &[u8], config: Option<&TokenizerConfig>) 
     added.extend(config.into_iter().flat_map(|c| c.added_tokens.clone()).filter(|(id, _, _)| Some(*id) != unk));
     let table = table(path, &definition, &added, &unk_surface)?;
     let strip = definition.normalizer.add_dummy_prefix || definition.normalizer.remove_extra_whitespaces;
+    // A space behind the last word stays, as sentencepiece's own decoder has it.
     let suffix_space = definition.normalizer.treat_whitespace_as_suffix;
     // Models with a begin token want it; those without (T5) want an end.
     let add_bos = config.and_then(|c| c.add_bos_token).unwrap_or(true);
@@ -137,7 +138,6 @@ pub(super) fn load(path: &Path, bytes: &[u8], config: Option<&TokenizerConfig>) 
     };
     Ok(Tokenizer {
         strip_leading_space: strip && !suffix_space,
-        strip_trailing_space: strip && suffix_space,
         bos,
         eos,
         prefix: bos.filter(|_| add_bos),

@@ -91,7 +91,7 @@ async fn bad_requests_are_invalid_arguments_by_their_path() {
         ),
         ("sampling_params.top_p", request("wide", &[1], true, SamplingParams { top_p: 7.0, ..up_to(5) })),
         ("sampling_params.min_tokens", request("long", &[1], true, SamplingParams { min_tokens: 9, ..up_to(5) })),
-        ("sampling_params.n", request("many", &[1], true, SamplingParams { n: 2, ..up_to(5) })),
+        ("sampling_params.n", request("many", &[1], true, SamplingParams { n: 1000, ..up_to(5) })),
         ("input", GenerateRequest::default()),
     ];
     for (path, request) in wrong {

@@ -201,6 +201,7 @@ mod tests {
         store.keep("d", record(MAX_BYTES), Value::Null, String::new());
         assert!(store.response("c").is_none() && store.response("d").is_some());
         assert!(store.remove("d"));
-        assert_eq!((store.kept().bytes, store.kept().order.len()), (0, 0));
+        let kept = store.kept();
+        assert_eq!((kept.bytes, kept.order.len()), (0, 0));
     }
 }
