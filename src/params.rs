@@ -292,10 +292,12 @@ impl SamplingParams {
                 return Err(Error::invalid(field, format!("is {value}, must be {range}")));
             }
         }
-        for (token, bias) in self.logit_bias.iter().filter(|(_, bias)| !(-100.0..=100.0).contains(bias)) {
-            return Err(Error::invalid(format!("logit_bias[{token}]"), format!("is {bias}, must be in [-100, 100]")));
+        match self.logit_bias.iter().find(|(_, bias)| !(-100.0..=100.0).contains(bias)) {
+            Some((token, bias)) => {
+                Err(Error::invalid(format!("logit_bias[{token}]"), format!("is {bias}, must be in [-100, 100]")))
+            }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn check_lengths(&self) -> Result<()> {

@@ -96,7 +96,7 @@ impl Remote {
 
 /// What both services' events hold.
 enum Payload {
-    Started(pb::Started),
+    Started(Box<pb::Started>),
     Delta(pb::Delta),
     Finished(pb::Finished),
     Prompt(pb::PromptLogprobs),
@@ -105,7 +105,7 @@ enum Payload {
 impl From<GenerateEvent> for Payload {
     fn from(event: GenerateEvent) -> Self {
         match event {
-            GenerateEvent::Started(started) => Self::Started(started),
+            GenerateEvent::Started(started) => Self::Started(Box::new(started)),
             GenerateEvent::Delta(delta) => Self::Delta(delta),
             GenerateEvent::Finished(finished) => Self::Finished(finished),
             GenerateEvent::PromptLogprobs(prompt) => Self::Prompt(prompt),
@@ -116,7 +116,7 @@ impl From<GenerateEvent> for Payload {
 impl From<ChatEvent> for Payload {
     fn from(event: ChatEvent) -> Self {
         match event {
-            ChatEvent::Started(started) => Self::Started(started),
+            ChatEvent::Started(started) => Self::Started(Box::new(started)),
             ChatEvent::Delta(delta) => Self::Delta(delta),
             ChatEvent::Finished(finished) => Self::Finished(finished),
             ChatEvent::PromptLogprobs(prompt) => Self::Prompt(prompt),
@@ -129,7 +129,8 @@ impl Payload {
     fn into_event(self, eos_token_ids: &[u32]) -> Event {
         match self {
             Self::Started(started) => {
-                Event::Started(Started { prompt_tokens: started.prompt_tokens, params: SamplingParams::default() })
+                let (prompt_tokens, params) = (started.prompt_tokens, SamplingParams::default());
+                Event::Started(Box::new(Started { prompt_tokens, params }))
             }
             Self::Delta(delta) => {
                 let mut logprobs = delta.logprobs.into_iter().map(|position| Box::new(logprobs(position)));

@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn the_object_holds_all_that_came() {
-        let started = Event::Started(Started { prompt_tokens: 3, params: SamplingParams::default() });
+        let started = Event::Started(Box::new(Started { prompt_tokens: 3, params: SamplingParams::default() }));
         let events = vec![
             Ok(started),
             Ok(delta("He", &[5])),

@@ -165,7 +165,7 @@ impl Admitted {
         let (n, of) = (self.params.n as usize, outputs.len());
         let started = Started { prompt_tokens, params: SamplingParams::clone(&self.params) };
         Ok(Generation {
-            ready: VecDeque::from([Event::Started(started)]),
+            ready: VecDeque::from([Event::Started(Box::new(started))]),
             outputs,
             turn: 0,
             best_of: (of > n).then(|| BestOf::new(n, of, self.params.logprobs.is_some())),
@@ -253,6 +253,7 @@ async fn tokenize(
         Prompt::Text(text) => (text, true),
         // The template writes the special tokens itself.
         Prompt::Chat(chat) => {
+            chat::check(&chat)?;
             if text.chat_template.is_none() {
                 return Err(chat::no_template());
             }

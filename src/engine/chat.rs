@@ -32,7 +32,6 @@ pub(super) fn render(
     params: &mut SamplingParams,
     seed: u64,
 ) -> Result<RenderedChat> {
-    check(chat)?;
     let template = text.chat_template.as_ref().ok_or_else(no_template)?;
     let format = template.output_format();
     let prompt = template.render_prompt(chat, SystemTime::now())?;
@@ -54,7 +53,11 @@ pub(super) fn no_template() -> Error {
     Error::new(Code::FailedPrecondition, "the model came without a chat template: use Generation instead")
 }
 
-fn check(chat: &ChatPrompt) -> Result<()> {
+/// Checks what can be seen without the model.
+///
+/// # Errors
+/// `InvalidArgument` that names the field.
+pub(super) fn check(chat: &ChatPrompt) -> Result<()> {
     if chat.messages.is_empty() {
         return Err(Error::invalid("messages", "is empty, must have at least one message"));
     }

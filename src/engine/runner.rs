@@ -47,7 +47,7 @@ pub struct Runner {
     pool: Arc<Pool>,
     eos_token_ids: Vec<TokenId>,
     /// Of the sequences that were admitted and not retired.
-    samplers: HashMap<SequenceId, Sampling>,
+    samplers: HashMap<SequenceId, Box<Sampling>>,
     /// Steps submitted and not collected.
     outputs: VecDeque<StepOutput>,
     /// Reused from step to step.
@@ -100,7 +100,7 @@ impl Runner {
             };
             let sampler = Sampler::new(&sequence.params, &context)?;
             let prompt = sequence.params.prompt_logprobs.map(|n| (sequence.prompt.clone(), n as usize));
-            self.samplers.insert(sequence.id, Sampling { sampler, prompt });
+            self.samplers.insert(sequence.id, Box::new(Sampling { sampler, prompt, sampled: None }));
         }
         for Rewind { id, index, removed } in &plan.rewinds {
             if let Some(sequence) = self.samplers.get_mut(id) {
@@ -170,17 +170,18 @@ impl Runner {
         for (row, logits) in rows.iter().zip(logits.chunks_exact_mut(vocab_size)) {
             let sampler = self.samplers.remove(&row.id);
             let sampler = sampler.ok_or_else(|| Error::internal(format!("sequence {} was never admitted", row.id)))?;
-            work.push((*row, logits, sampler, None));
+            work.push((*row, logits, sampler));
         }
-        for_each_mut(&mut work, |(row, logits, sampler, sampled)| {
+        for_each_mut(&mut work, |(row, logits, sampling)| {
             // A NaN is an error of ours; the sampler says so rather than choosing an arbitrary token.
-            let token = sampler.sampler.sample(logits, row.num_output_tokens);
-            *sampled = Some(token.map_err(|e| e.context(format_args!("sequence {}", row.id))));
+            let token = sampling.sampler.sample(logits, row.num_output_tokens);
+            sampling.sampled = Some(token.map_err(|e| e.context(format_args!("sequence {}", row.id))));
         });
         let mut output = StepOutput { sequences: Vec::with_capacity(work.len()), ..StepOutput::default() };
         let mut broken = Ok(());
-        for (row, _, sampler, sampled) in work {
-            self.samplers.insert(row.id, sampler);
+        for (row, _, mut sampling) in work {
+            let sampled = sampling.sampled.take();
+            self.samplers.insert(row.id, sampling);
             match sampled {
                 Some(Ok(token)) => output.sequences.push(SequenceOutput { id: row.id, tokens: smallvec![token] }),
                 // The request's own doing, and its own end.
@@ -201,6 +202,8 @@ struct Sampling {
     sampler: Sampler,
     /// The prompt, and how many alternatives are reported a token, where its log-probabilities are asked for.
     prompt: Option<(Arc<[TokenId]>, usize)>,
+    /// What a step chose, until it is collected.
+    sampled: Option<Result<SampledToken>>,
 }
 
 impl Sampling {

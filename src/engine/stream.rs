@@ -32,7 +32,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The request was admitted.
-    Started(Started),
+    Started(Box<Started>),
     /// Log-probabilities of the prompt, a stretch at a time, where they were asked for; before the first delta.
     Prompt(PromptLogprobs),
     /// New tokens, or text that was held back.

@@ -91,7 +91,7 @@ impl Events {
         let mut outputs = BTreeMap::new();
         while let Some(event) = self.next().await {
             match event? {
-                Event::Started(event) => started = Some(event),
+                Event::Started(event) => started = Some(*event),
                 Event::Prompt(more) => match &mut prompt {
                     Some(prompt) => prompt.tokens.extend(more.tokens),
                     None => prompt = Some(more),

@@ -94,7 +94,7 @@ impl Charsmap {
         }
         let (len, rest) = bytes.split_first_chunk::<4>().ok_or("is shorter than the length it begins with")?;
         let len = u32::from_le_bytes(*len) as usize;
-        if len % 4 != 0 || len > rest.len() {
+        if !len.is_multiple_of(4) || len > rest.len() {
             return Err(format!("gives its trie {len} bytes, a multiple of 4 up to {} fits", rest.len()));
         }
         let (units, replacements) = rest.split_at(len);

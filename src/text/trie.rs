@@ -35,9 +35,9 @@ impl Trie {
                         continue;
                     };
                     let same = strings[at..end].iter().take_while(|(text, _)| text.get(depth) == Some(&label)).count();
-                    let ends = strings[at..at + same].iter().filter(|(text, _)| text.len() == depth + 1);
+                    let mut ends = strings[at..at + same].iter().filter(|(text, _)| text.len() == depth + 1);
                     trie.labels.push(label);
-                    trie.values.push(ends.last().map_or(NONE, |(_, value)| *value));
+                    trie.values.push(ends.next_back().map_or(NONE, |(_, value)| *value));
                     next.push((at, at + same));
                     at += same;
                 }

@@ -102,9 +102,10 @@ fn every_kind_gives_the_ids_and_texts_of_its_reference() {
                 wrong.push(format!("{name}: {text:?}: {:?}, not {want:?}", ids(&got)));
                 continue;
             }
-            // sentencepiece's decoder drops every space token before the first word; ours the one that encoding added.
-            let spaces = got.first() == got.get(1) && decoded.starts_with(|c: char| !c.is_whitespace());
-            if spaces && name.ends_with(".model") && text.starts_with("   ") {
+            // sentencepiece's decoder drops every space token before the first word, and keeps the space of a first token
+            // that is unknown; ours drops the one space that encoding puts first.
+            let is_other = got.first() == got.get(1) || got.first() == Some(&TokenId(0));
+            if is_other && name.ends_with(".model") {
                 continue;
             }
             let back = tokenizer.decode(&got, false);

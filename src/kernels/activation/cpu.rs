@@ -122,7 +122,7 @@ fn activate<S: Simd>(simd: S, activation: Activation, x: S::F) -> S::F {
 /// `x (1 + tanh u) / 2 = x / (1 + e^-2u)` with `u = √(2/π) (x + 0.044715 x³)`.
 #[inline(always)]
 fn gelu_tanh<S: Simd>(simd: S, x: S::F) -> S::F {
-    const TWICE: f32 = -2.0 * 0.797_884_56;
+    const TWICE: f32 = -2.0 * 0.797_884_6;
     let cubic = simd.fma(simd.mul(x, x), simd.splat(TWICE * 0.044_715), simd.splat(TWICE));
     let power = simd.max(simd.min(simd.mul(cubic, x), simd.splat(88.0)), simd.splat(-88.0));
     simd.div(x, simd.add(simd.splat(1.0), simd.exp(power)))

@@ -83,7 +83,7 @@ impl Chat for ChatService {
         let engine = self.backend.engine.clone();
         Ok(Response::new(stream::respond(events, move |seq, event| {
             let event = match event {
-                Event::Started(event) => WireEvent::Started(convert::started(&id, &engine.info().name, event)),
+                Event::Started(event) => WireEvent::Started(convert::started(&id, &engine.info().name, *event)),
                 Event::Prompt(prompt) => WireEvent::PromptLogprobs(convert::prompt_logprobs(prompt)),
                 Event::Delta(event) => WireEvent::Delta(convert::chat_delta(event)),
                 Event::Finished(event) => WireEvent::Finished(convert::finished(event)),

@@ -111,8 +111,7 @@ fn some(list: Option<&Vec<Value>>) -> bool {
 
 impl Shared {
     fn read(self) -> Result<Options> {
-        let set =
-            |value: &Option<Value>| value.as_ref().is_some_and(|value| *value != Value::from("") && *value != false);
+        let set = |value: &Option<Value>| value.as_ref().is_some_and(|value| value != "" && *value != false);
         if set(&self.format) {
             return Err(not_offered("format"));
         }
