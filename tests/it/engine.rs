@@ -19,6 +19,7 @@ use candlewick::{
     ids::TokenId,
     params::{FinishReason, SamplingParams},
     telemetry::Telemetry,
+    text::{ChatMessage, Role},
 };
 use futures::StreamExt;
 
@@ -343,7 +344,7 @@ async fn bad_requests_are_refused_by_the_field_that_is_bad() {
         assert_eq!(error.code, Code::InvalidArgument, "{shown}");
         assert_eq!(error.violations[0].field, field, "{shown}");
     }
-    for prompt in [Prompt::Text("hello".into()), Prompt::Chat(Vec::new().into())] {
+    for prompt in [Prompt::Text("hello".into()), Prompt::Chat(vec![ChatMessage::new(Role::User, "hello")].into())] {
         let error = engine.generate(Request::new(prompt)).await.err().unwrap();
         assert_eq!(error.code, Code::FailedPrecondition);
     }
