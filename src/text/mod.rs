@@ -26,4 +26,5 @@ pub use detokenizer::Detokenizer;
 pub use stop::{StopMatcher, StopStep};
 pub use tokenizer::{MAX_TEXT_BYTES, Tokenizer};
 pub use tokenizer_config::TokenizerConfig;
+pub use tokenizer_gguf::pre_tokenizer_name;
 pub use vocab::{GgufVocab, TokenType};

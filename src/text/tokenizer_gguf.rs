@@ -94,6 +94,13 @@ static FAMILIES: &[(&[&str], Family)] = &[
     (&["deepseek-v3"], family(DEEPSEEK3)),
 ];
 
+/// What GGUF calls a pre-tokenizer of these patterns.
+#[must_use]
+pub fn pre_tokenizer_name(patterns: &[&str], ignore_merges: bool) -> Option<&'static str> {
+    let same = |family: &Family| family.patterns == patterns && family.ignore_merges == ignore_merges;
+    FAMILIES.iter().find(|(_, family)| same(family)).and_then(|(names, _)| names.first().copied())
+}
+
 /// Checks the metadata and builds the tokenizer.
 pub(super) fn load(mut vocab: GgufVocab) -> Result<Tokenizer> {
     let path = vocab.path.clone();

@@ -210,7 +210,7 @@ fn directory_parts(files: &ModelDirectory, load_format: LoadFormat) -> Result<Pa
     Ok(Parts {
         name: file_name(&files.path),
         path: files.path.clone(),
-        weights: Weights::new(source),
+        weights: tied_or_not(Weights::new(source), &config),
         tokenizer: files.tokenizer_json.as_deref().map(Tokenizer::from_file).transpose()?,
         chat_template: directory_template(files, tokenizer_config.as_ref()),
         config,
@@ -251,6 +251,11 @@ fn gguf_parts(name: String, gguf: Gguf) -> Result<Parts> {
         generation: GenerationDefaults::from_gguf(&gguf)?,
         weights: Weights::new(Box::new(GgufSource::new(gguf)?)),
     })
+}
+
+/// The weights of a model whose head may be its embedding.
+fn tied_or_not(weights: Weights, config: &ModelConfig) -> Weights {
+    if config.tie_word_embeddings { weights.tied() } else { weights }
 }
 
 /// A model whose chat template cannot be used still serves prompts and token ids.

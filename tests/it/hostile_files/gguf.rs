@@ -51,7 +51,7 @@ fn source(change: impl FnOnce(&mut GgufFile)) -> Result<GgufSource> {
 #[test]
 fn the_tiny_file_itself_is_good() {
     let source = source(|_| {}).expect("a good file");
-    assert_eq!(source.names().len(), 12);
+    assert_eq!(source.names().len(), 13);
     let q = source.get("model.layers.0.self_attn.q_proj.weight").expect("is there");
     assert_eq!((q.shape, q.bytes.len()), (vec![32, 256], 32 * 8 * 34));
     let gguf = source.gguf();
@@ -247,9 +247,9 @@ fn an_unknown_format_is_an_error_only_when_its_tensor_is_asked_for() {
 }
 
 #[test]
-fn one_part_of_a_split_model_says_how_to_merge_it() {
+fn one_part_of_a_split_model_says_that_others_are_missing() {
     let error = source(setting("split.count", typed(2, &[3, 0]))).err().expect("one of three");
-    assert_names(&error, FILE, "metadata split.count", "merge");
+    assert_names(&error, FILE, "metadata split.count", "one of 3 files");
 }
 
 #[test]
