@@ -48,6 +48,7 @@ impl<'a> Draft<'a> {
             Error::bad_file(&files.config_json, "architectures", why)
         })?;
         let &(_, architecture, interleaves) = row;
+        check_kept_by_gguf(&files.config_json, &config)?;
         let mut metadata = keys(&files.path, architecture, &config);
         vocab::add(files, &config, &mut metadata)?;
         let mut tensors = Vec::new();
@@ -61,6 +62,19 @@ impl<'a> Draft<'a> {
         tensors.extend(rope_divisors(&config.rope));
         Ok(Self { metadata, tensors, layers: config.num_hidden_layers })
     }
+}
+
+/// Refuses what the keys that are written cannot say, so that nothing is lost in silence.
+fn check_kept_by_gguf(path: &Path, config: &ModelConfig) -> Result<()> {
+    let slides_by_default = config.architecture == "MistralForCausalLM";
+    let slides = |layer| config.sliding_window.of_layer(layer, slides_by_default).is_some();
+    if (0..config.num_hidden_layers).any(slides) {
+        return Err(Error::bad_file(path, "sliding_window", "is not converted"));
+    }
+    if !matches!(config.rope.scaling, RopeScaling::Default | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. }) {
+        return Err(Error::bad_file(path, "rope_scaling", "is of a kind that is not converted"));
+    }
+    Ok(())
 }
 
 fn keys(path: &Path, architecture: &str, config: &ModelConfig) -> Vec<(String, NewValue)> {

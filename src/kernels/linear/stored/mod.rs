@@ -167,8 +167,9 @@ impl ReadOnly {
     pub(super) fn to_kept(&self, bytes: &[u8]) -> Option<Vec<u8>> {
         let Blocks::Integers { group_len, decode } = self.blocks else { return None };
         let write = match self.kept {
-            WeightFormat::Q4_0 => write_q4_0,
-            WeightFormat::Q8_0 => write_q8_0,
+            // Their blocks have one scale for 32 weights.
+            WeightFormat::Q4_0 if group_len >= 32 => write_q4_0,
+            WeightFormat::Q8_0 if group_len >= 32 => write_q8_0,
             WeightFormat::Q6K => write_q6_k,
             _ => return None,
         };
