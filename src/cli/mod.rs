@@ -18,6 +18,7 @@ mod quantize;
 mod sampling_args;
 mod serve;
 mod start;
+mod tokenize;
 
 use std::{
     fmt::Display,
@@ -64,6 +65,8 @@ enum Subcommands {
     Quantize(quantize::QuantizeArgs),
     /// Say what a model file is, what it takes in memory and which kernels it gets.
     Inspect(inspect::InspectArgs),
+    /// Turn text into token ids and back, a line at a time.
+    Tokenize(tokenize::TokenizeArgs),
     /// Print completions for a shell.
     Completions(completions::CompletionsArgs),
 }
@@ -81,6 +84,7 @@ fn dispatch(cli: Cli) -> Result<(), Stop> {
         Subcommands::Convert(args) => convert::run(args),
         Subcommands::Quantize(args) => quantize::run(args),
         Subcommands::Inspect(args) => inspect::run(args),
+        Subcommands::Tokenize(args) => tokenize::run(args),
         Subcommands::Completions(args) => completions::run(args),
     }
 }
@@ -194,6 +198,8 @@ mod tests {
             "candlewick quantize models/x x.gguf -q q4_k_m --threads 2",
             "candlewick quantize x.gguf y.gguf --quantization Q8_0 --json",
             "candlewick inspect models/x --context 4096 --json",
+            "candlewick tokenize models/x --text hello --add-special-tokens",
+            "candlewick tokenize --json --skip-special-tokens",
             "candlewick doctor --threads 2 --instruction-set avx2 --json",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -215,6 +221,7 @@ mod tests {
             "candlewick quantize x.gguf y.gguf",
             "candlewick quantize x.gguf y.gguf -q q9_9",
             "candlewick convert x",
+            "candlewick tokenize --json --text x",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

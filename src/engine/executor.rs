@@ -10,9 +10,9 @@ use std::{ops::Range, sync::Arc};
 use smallvec::SmallVec;
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     ids::{BlockId, SequenceId, Slot, TokenId},
-    params::SamplingParams,
+    params::{PromptLogprobs, SamplingParams},
 };
 
 pub use crate::params::{SampledToken, TokenLogprobs};
@@ -32,6 +32,8 @@ pub struct StepPlan {
     pub admitted: Vec<AdmittedSequence>,
     /// Sequences that will never run again: the executor forgets them. Applied before anything else.
     pub retired: Vec<SequenceId>,
+    /// Sequences that take tokens back, applied in this order, after retirements and admissions.
+    pub rewinds: Vec<Rewind>,
     /// Blocks to copy, all layers, in this order, before anything is written (copy-on-write).
     pub block_copies: Vec<BlockCopy>,
     /// One row a scheduled sequence.
@@ -61,6 +63,9 @@ pub struct PlannedRow {
     pub samples: bool,
     /// Tokens generated so far: the index of the next token, which with the seed decides the random number.
     pub num_output_tokens: u32,
+    /// Positions of the prompt's tokens whose log-probabilities are asked for: each is predicted by the token before
+    /// it, which is in the query. Mostly empty.
+    pub prompt_targets: Range<u32>,
 }
 
 /// What an executor must know of a sequence to sample for it.
@@ -72,6 +77,19 @@ pub struct AdmittedSequence {
     pub params: Arc<SamplingParams>,
     /// Its prompt, for penalties.
     pub prompt: Arc<[TokenId]>,
+    /// Its `dry_sequence_breakers`, tokenized.
+    pub dry_breakers: Arc<[Vec<TokenId>]>,
+}
+
+/// A sequence that goes back, and on differently.
+#[derive(Clone, Debug)]
+pub struct Rewind {
+    /// Which.
+    pub id: SequenceId,
+    /// Index of the first output token that is taken back.
+    pub index: u32,
+    /// The tokens, in order; the first must not be chosen at this index again unless the sequence goes back further.
+    pub removed: Vec<TokenId>,
 }
 
 /// A block whose contents another one takes over.
@@ -88,6 +106,10 @@ pub struct BlockCopy {
 pub struct StepOutput {
     /// Tokens of the sequences that sampled; a sequence may be left out and come with a later step.
     pub sequences: Vec<SequenceOutput>,
+    /// Log-probabilities of prompts, as the rows asked for.
+    pub prompts: Vec<(SequenceId, PromptLogprobs)>,
+    /// Sequences that sampled and whose own parameters left nothing to choose: they end with this error, alone.
+    pub failed: Vec<(SequenceId, Error)>,
 }
 
 /// New tokens of one sequence. Of `k` tokens the keys and values of all but the last have been written.

@@ -247,6 +247,11 @@ impl TensorSource for SafetensorsSource {
         matches!(self.stored(name), Some(Ok(_)))
     }
 
+    fn octets(&self, name: &str) -> Option<&[u8]> {
+        let Located { shard, entry } = self.tensors.get(name).filter(|tensor| tensor.entry.dtype == "U8")?;
+        self.shards.get(*shard)?.get(entry.bytes.clone())
+    }
+
     fn refusal(&self, name: &str) -> Option<String> {
         self.stored(name)?.err()
     }
