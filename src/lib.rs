@@ -12,10 +12,12 @@
 //! Imports go one way; `tests/it/house.rs` holds the edges:
 //! base ([`error`], [`ids`], [`params`], [`config`], [`proto`], [`telemetry`]) ← [`kernels`] ← [`weights`] ← [`layers`] ←
 //! [`arch`]; base ← [`text`]; base, kernels ← [`sampling`]; all of these ← [`engine`] ← [`server`] ← [`cli`].
+//! [`convert`] writes model files, out of what [`arch`], [`text`] and those before them read.
 
 pub mod arch;
 pub mod cli;
 pub mod config;
+pub mod convert;
 pub mod engine;
 pub mod error;
 pub mod ids;

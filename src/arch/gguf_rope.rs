@@ -71,7 +71,7 @@ impl Keys<'_> {
         let Some(tensor) = self.gguf.tensor(name) else { return Ok(None) };
         let bytes = self.gguf.tensor_bytes(tensor).unwrap_or_default();
         let divisors = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<_>>();
-        let fits = tensor.format == Some(WeightFormat::F32) && tensor.shape == [count];
+        let fits = tensor.format == Some(WeightFormat::F32.into()) && tensor.shape == [count];
         if fits && divisors.iter().all(|d| d.is_finite() && *d > 0.0) {
             return Ok(Some(divisors));
         }

@@ -9,10 +9,12 @@ mod bench;
 mod chat;
 mod completions;
 mod connect;
+mod convert;
 mod doctor;
 mod generate;
+mod inspect;
 mod machine;
-
+mod quantize;
 mod sampling_args;
 mod serve;
 mod start;
@@ -57,6 +59,12 @@ enum Subcommands {
     Bench(Box<bench::BenchArgs>),
     /// Say what this machine has, which kernels it gets and how fast they are.
     Doctor(doctor::DoctorArgs),
+    /// Write a GGUF file of a directory as the hub lays it out.
+    Convert(convert::ConvertArgs),
+    /// Write a GGUF file with its weights quantized.
+    Quantize(quantize::QuantizeArgs),
+    /// Say what a model file is, what it takes in memory and which kernels it gets.
+    Inspect(inspect::InspectArgs),
     /// Turn text into token ids and back, a line at a time.
     Tokenize(tokenize::TokenizeArgs),
     /// Print completions for a shell.
@@ -73,6 +81,9 @@ fn dispatch(cli: Cli) -> Result<(), Stop> {
         Subcommands::Chat(args) => chat::run(*args),
         Subcommands::Bench(args) => bench::run(*args),
         Subcommands::Doctor(args) => doctor::run(args),
+        Subcommands::Convert(args) => convert::run(args),
+        Subcommands::Quantize(args) => quantize::run(args),
+        Subcommands::Inspect(args) => inspect::run(args),
         Subcommands::Tokenize(args) => tokenize::run(args),
         Subcommands::Completions(args) => completions::run(args),
     }
@@ -183,6 +194,10 @@ mod tests {
             "candlewick completions zsh",
             "candlewick bench models/x --prompt 512 --gen 32 --batch 1,8,32 --threads 2 --json -q q4_k",
             "candlewick bench models/x --load-format dummy",
+            "candlewick convert models/x x.gguf --force --json",
+            "candlewick quantize models/x x.gguf -q q4_k_m --threads 2",
+            "candlewick quantize x.gguf y.gguf --quantization Q8_0 --json",
+            "candlewick inspect models/x --context 4096 --json",
             "candlewick tokenize models/x --text hello --add-special-tokens",
             "candlewick tokenize --json --skip-special-tokens",
             "candlewick doctor --threads 2 --instruction-set avx2 --json",
@@ -203,6 +218,9 @@ mod tests {
             "candlewick generate --prompt x --logit-bias 5",
             "candlewick chat models/x --connect 127.0.0.1:50051",
             "candlewick completions",
+            "candlewick quantize x.gguf y.gguf",
+            "candlewick quantize x.gguf y.gguf -q q9_9",
+            "candlewick convert x",
             "candlewick tokenize --json --text x",
         ] {
             assert!(parse(line).is_err(), "{line}");

@@ -86,5 +86,5 @@ pub fn random_weight(rng: &mut impl Rng, format: WeightFormat, [inputs, outputs]
             _ => {}
         }
     }
-    RawTensor { format, shape: vec![outputs, inputs], bytes: Cow::Owned(bytes) }
+    RawTensor { format: format.into(), shape: vec![outputs, inputs], bytes: Cow::Owned(bytes) }
 }

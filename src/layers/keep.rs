@@ -1,11 +1,11 @@
 //! In which format each weight of a model is kept.
 
-use crate::kernels::linear::format::WeightFormat;
+use crate::kernels::linear::{format::WeightFormat, stored::StoredFormat};
 
 /// What is asked of a model's weights as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// As the file has them.
+    /// As the file has them, or as the nearest that the kernels read.
     AsStored,
     /// All of them as plain numbers of this format.
     Widened(WeightFormat),
@@ -28,11 +28,11 @@ impl Keep {
     /// Quantizing, the embedding and the head get at least 6 bits, as llama.cpp's quantizer gives them, and rows that are
     /// no whole blocks of a format take one with smaller blocks, in the end bfloat16.
     #[must_use]
-    pub fn format(self, stored: WeightFormat, inputs: usize, role: Role) -> WeightFormat {
+    pub fn format(self, stored: StoredFormat, inputs: usize, role: Role) -> WeightFormat {
         let wanted = match self {
-            Self::AsStored => return stored,
+            Self::AsStored => return stored.kept(),
             Self::Widened(format) => return format,
-            Self::Quantized(_) if !stored.is_float() => return stored,
+            Self::Quantized(_) if !stored.is_float() => return stored.kept(),
             Self::Quantized(format) => format,
         };
         let wanted = match (role, wanted) {
@@ -47,17 +47,22 @@ impl Keep {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::linear::stored::IQ3_S;
 
     #[test]
     fn only_plain_numbers_are_quantized_and_rows_stay_whole_blocks() {
         use WeightFormat::{BF16, F32, Q4K, Q6K, Q8_0};
         let keep = Keep::Quantized(Q4K);
-        assert_eq!(keep.format(BF16, 512, Role::Block), Q4K);
-        assert_eq!(keep.format(BF16, 512, Role::Vocabulary), Q6K);
-        assert_eq!(keep.format(Q8_0, 512, Role::Block), Q8_0);
-        assert_eq!(keep.format(F32, 96, Role::Block), Q8_0);
-        assert_eq!(keep.format(F32, 40, Role::Block), BF16);
-        assert_eq!(Keep::AsStored.format(Q4K, 512, Role::Vocabulary), Q4K);
-        assert_eq!(Keep::Widened(F32).format(Q4K, 512, Role::Block), F32);
+        assert_eq!(keep.format(BF16.into(), 512, Role::Block), Q4K);
+        assert_eq!(keep.format(BF16.into(), 512, Role::Vocabulary), Q6K);
+        assert_eq!(keep.format(Q8_0.into(), 512, Role::Block), Q8_0);
+        assert_eq!(keep.format(F32.into(), 96, Role::Block), Q8_0);
+        assert_eq!(keep.format(F32.into(), 40, Role::Block), BF16);
+        assert_eq!(Keep::AsStored.format(Q4K.into(), 512, Role::Vocabulary), Q4K);
+        assert_eq!(Keep::Widened(F32).format(Q4K.into(), 512, Role::Block), F32);
+        let read_only = StoredFormat::ReadOnly(&IQ3_S);
+        assert_eq!(Keep::AsStored.format(read_only, 512, Role::Block), Q6K);
+        assert_eq!(keep.format(read_only, 512, Role::Vocabulary), Q6K);
+        assert_eq!(Keep::Widened(F32).format(read_only, 512, Role::Block), F32);
     }
 }

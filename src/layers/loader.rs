@@ -304,11 +304,8 @@ impl<'a> TensorLoader<'a> {
     /// A one-dimensional tensor, float32 whatever the model's format: norms and biases are small and matter.
     fn vector(&self, name: &str, size: usize) -> Result<Tensor> {
         let raw = self.get(name, &[size])?;
-        let values = widen(&raw).ok_or_else(|| {
-            Error::internal(format!("tensor {}: a vector in {} cannot be read", self.name(name), raw.format))
-        })?;
         self.count(size, size * size_of::<f32>());
-        Ok(Tensor::from_vec(values, size, self.device)?)
+        Ok(Tensor::from_vec(raw.to_f32(), size, self.device)?)
     }
 
     fn count(&self, parameters: usize, bytes: usize) {
@@ -317,18 +314,5 @@ impl<'a> TensorLoader<'a> {
         p.set(p.get() + parameters);
         b.set(b.get() + bytes);
         (self.progress)(tensors.get());
-    }
-}
-
-/// The numbers of a tensor that is not quantized.
-fn widen(raw: &RawTensor<'_>) -> Option<Vec<f32>> {
-    fn each<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-        bytes.as_chunks::<N>().0.iter().map(|chunk| number(*chunk)).collect()
-    }
-    match raw.format {
-        WeightFormat::F32 => Some(each(&raw.bytes, f32::from_le_bytes)),
-        WeightFormat::F16 => Some(each(&raw.bytes, |b| half::f16::from_le_bytes(b).to_f32())),
-        WeightFormat::BF16 => Some(each(&raw.bytes, |b| half::bf16::from_le_bytes(b).to_f32())),
-        _ => None,
     }
 }

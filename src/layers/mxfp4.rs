@@ -29,7 +29,7 @@ pub(crate) fn widen(blocks: &[u8], exponents: &[u8], [out, input]: [usize; 2]) -
             bytes.extend(half::bf16::from_f32(VALUES[usize::from(nibble)] * scale).to_le_bytes());
         }
     }
-    Ok(RawTensor { format: WeightFormat::BF16, shape: vec![out, input], bytes: bytes.into() })
+    Ok(RawTensor { format: WeightFormat::BF16.into(), shape: vec![out, input], bytes: bytes.into() })
 }
 
 #[cfg(test)]

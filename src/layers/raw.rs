@@ -66,7 +66,7 @@ mod tests {
     fn tensor(shape: &[usize]) -> RawTensor<'static> {
         let count: usize = shape.iter().product();
         let bytes = (0..count as u16).flat_map(u16::to_le_bytes).collect::<Vec<_>>();
-        RawTensor { format: WeightFormat::BF16, shape: shape.to_vec(), bytes: bytes.into() }
+        RawTensor { format: WeightFormat::BF16.into(), shape: shape.to_vec(), bytes: bytes.into() }
     }
 
     fn numbers(tensor: &RawTensor<'_>) -> Vec<u16> {
@@ -89,7 +89,7 @@ mod tests {
         assert!(part(&matrix, 2).is_err());
         assert!(rows(&matrix, [2].into_iter()).is_err());
         assert!(transposed(&tensor(&[1, 2, 3])).is_err());
-        let blocks = RawTensor { format: WeightFormat::Q8_0, shape: vec![1, 32], bytes: vec![0; 34].into() };
+        let blocks = RawTensor { format: WeightFormat::Q8_0.into(), shape: vec![1, 32], bytes: vec![0; 34].into() };
         assert!(transposed(&blocks).unwrap_err().message.contains("q8_0"));
     }
 }

@@ -169,6 +169,13 @@ pub(super) fn gpt2_family() -> &'static Family {
     &FAMILIES[0].1
 }
 
+/// What GGUF calls a pre-tokenizer of these patterns.
+#[must_use]
+pub fn pre_tokenizer_name(patterns: &[&str], ignore_merges: bool) -> Option<&'static str> {
+    let same = |family: &Family| family.patterns == patterns && family.ignore_merges == ignore_merges;
+    FAMILIES.iter().find(|(_, family)| same(family)).and_then(|(names, _)| names.first().copied())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -46,6 +46,7 @@ mod vocab;
 
 pub use chat_template::{ChatTemplate, RenderOptions};
 pub use detokenizer::Detokenizer;
+pub use families::pre_tokenizer_name;
 pub use messages::{ChatMessage, ChatPrompt, Role};
 pub use output_parser::{Ending, OutputFormat, OutputParser, Piece};
 pub use reasoning::ReasoningFormat;

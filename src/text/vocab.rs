@@ -36,6 +36,19 @@ impl TokenType {
             _ => Self::Normal,
         }
     }
+
+    /// Its number in a file.
+    #[must_use]
+    pub fn number(self) -> i32 {
+        match self {
+            Self::Normal => 1,
+            Self::Unknown => 2,
+            Self::Control => 3,
+            Self::UserDefined => 4,
+            Self::Unused => 5,
+            Self::Byte => 6,
+        }
+    }
 }
 
 /// The tokenizer of a GGUF file. Lists are by token id.

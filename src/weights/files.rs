@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::safetensors::{INDEX_FILE, WEIGHTS_FILE};
+use super::{
+    gguf::first_part,
+    safetensors::{INDEX_FILE, WEIGHTS_FILE},
+};
 use crate::error::{Error, Result};
 
 /// A model on disk.
@@ -32,7 +35,7 @@ pub struct ModelDirectory {
 }
 
 /// Says which kind of model lies at `path`, and which of its files are there. A directory without `config.json` that
-/// holds one GGUF file stands for that file.
+/// holds one GGUF file, or the parts of one that is split, stands for that file (its first part).
 ///
 /// # Errors
 /// `FailedPrecondition` that says what was looked for where nothing fits.
@@ -60,6 +63,7 @@ pub fn model_files(path: &Path) -> Result<ModelFiles> {
     let entries = path.read_dir().map_err(|error| wrong(format!("cannot be listed: {error}")))?;
     let mut ggufs: Vec<PathBuf> =
         entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|file| is_gguf(file)).collect();
+    ggufs.retain(|file| first_part(file).is_none_or(|first| first == *file || !first.is_file()));
     ggufs.sort();
     match ggufs.as_slice() {
         [] => Err(wrong("holds neither config.json nor a .gguf file".into())),
@@ -114,6 +118,9 @@ mod tests {
         assert!(message(directory.path()).contains("neither config.json nor a .gguf file"));
         assert!(message(&directory.path().join("README.md")).contains("ends in .gguf"));
         assert!(message(&directory.path().join("nothing")).contains("cannot be opened"));
+        let split = directory_with(&["m-00002-of-00002.gguf", "m-00001-of-00002.gguf"]);
+        let first = split.path().join("m-00001-of-00002.gguf");
+        assert_eq!(model_files(split.path()).expect("a model"), ModelFiles::Gguf(first));
         let two = directory_with(&["a.gguf", "b.gguf"]);
         assert!(message(two.path()).contains("a.gguf"));
     }

@@ -41,13 +41,30 @@ pub trait TensorSource: Send + Sync {
 /// The tensors of one model.
 pub struct Weights {
     source: Box<dyn TensorSource>,
+    /// Names that stand for others: what is asked for, and what the source has.
+    aliases: Vec<(&'static str, &'static str)>,
 }
 
 impl Weights {
     /// Takes the tensors of a source.
     #[must_use]
     pub fn new(source: Box<dyn TensorSource>) -> Self {
-        Self { source }
+        Self { source, aliases: Vec::new() }
+    }
+
+    /// The same where the embedding is the head: a file may store it under either name.
+    #[must_use]
+    pub fn tied(mut self) -> Self {
+        let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
+        if !self.contains(embedding) && self.contains(head) {
+            self.aliases.push((embedding, head));
+        }
+        self
+    }
+
+    /// What the source calls a tensor.
+    fn stored_name<'n>(&self, name: &'n str) -> &'n str {
+        self.aliases.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, stored)| stored)
     }
 
     /// The file that the tensors come from, for messages.
@@ -60,6 +77,7 @@ impl Weights {
     /// says why, rather than its being taken for an optional tensor that the model does without.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
+        let name = self.stored_name(name);
         self.source.contains(name) || self.source.refusal(name).is_some()
     }
 
@@ -81,6 +99,7 @@ impl Weights {
     /// `FailedPrecondition` that names the file and the tensor where it is missing, its shape differs or its format
     /// cannot be read.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<RawTensor<'_>> {
+        let name = self.stored_name(name);
         let wrong = |why: String| Error::bad_file(self.source.path(), format!("tensor {name}"), why);
         let Some(tensor) = self.source.get(name) else {
             let refusal = self.source.refusal(name);
@@ -105,4 +124,20 @@ fn shown(text: &str) -> String {
         shown.push('…');
     }
     shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{seeded::SeededSource, *};
+
+    #[test]
+    fn a_tied_model_may_store_its_embedding_under_either_name() {
+        for stored in ["model.embed_tokens.weight", "lm_head.weight"] {
+            let source = || Box::new(SeededSource::new(1, vec![(stored.to_owned(), vec![2, 3])]));
+            let tied = Weights::new(source()).tied();
+            assert!(tied.get("model.embed_tokens.weight", &[2, 3]).is_ok(), "{stored}");
+            let apart = Weights::new(source());
+            assert_eq!(apart.contains("model.embed_tokens.weight"), stored == "model.embed_tokens.weight");
+        }
+    }
 }

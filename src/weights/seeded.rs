@@ -50,7 +50,7 @@ impl TensorSource for SeededSource {
             let mut stream = self.stream(name);
             bytes.extend((0..elements).flat_map(|_| bf16::from_f32(near_normal(stream.next_u64())).to_le_bytes()));
         }
-        Some(RawTensor { format: WeightFormat::BF16, shape, bytes: Cow::Owned(bytes) })
+        Some(RawTensor { format: WeightFormat::BF16.into(), shape, bytes: Cow::Owned(bytes) })
     }
 
     fn names(&self) -> Vec<String> {

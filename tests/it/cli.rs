@@ -293,3 +293,38 @@ async fn a_second_signal_ends_a_draining_server_at_once() {
     served.terminate();
     assert_eq!(served.child.wait().unwrap().code(), Some(130));
 }
+
+#[test]
+fn a_directory_converted_quantized_and_inspected_is_the_same_model() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let ids = |model: &str| {
+        let flags = ["generate", model, "--prompt-token-ids", "1,2,3,4,5", "--temperature", "0", "--max-tokens", "12"];
+        json(&[&flags[..], &["--ignore-eos", "--json"]].concat())["token_ids"].clone()
+    };
+    for name in ["llama", "llama3-rope", "qwen2", "qwen3"] {
+        let model = format!("{}/tests/fixtures/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+        let (plain, eight) = (place(&format!("{name}.gguf")), place(&format!("{name}-q8.gguf")));
+        let written = json(&["convert", &model, &plain, "--json"]);
+        let facts = json(&["inspect", &plain, "--json"]);
+        assert_eq!(facts["unread"].as_array().map_or(0, Vec::len), 0);
+        assert_eq!(facts["architecture"], json(&["inspect", &model, "--json"])["architecture"]);
+        assert_eq!(ids(&plain), ids(&model), "{name}");
+
+        let refused = run(&["convert", &model, &plain]);
+        assert!(stderr(&refused).contains("--force replaces it"), "{}", stderr(&refused));
+
+        let quantized = json(&["quantize", &model, &eight, "-q", "q8_0", "--json"]);
+        assert_eq!(quantized["tensors"], written["tensors"]);
+        assert!(quantized["bytes"].as_u64() < written["bytes"].as_u64(), "{quantized} {written}");
+        let facts = json(&["inspect", &eight, "--context", "100", "--json"]);
+        assert!(facts["tensors"]["Q8_0"]["tensors"].as_u64().unwrap() > 7, "{facts}");
+        let memory = &facts["memory"];
+        assert_eq!(memory["kv_bytes"].as_u64(), memory["kv_bytes_per_token"].as_u64().map(|bytes| 100 * bytes));
+        assert_eq!(ids(&eight).as_array().unwrap().len(), 12);
+
+        let again = run(&["quantize", &eight, &place("again.gguf"), "-q", "q4_0"]);
+        assert!(stderr(&again).contains("is q8_0 already"), "{}", stderr(&again));
+        assert!(!directory.path().join("again.gguf").exists());
+    }
+}

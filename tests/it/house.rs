@@ -21,6 +21,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("arch", &["base", "kernels", "weights", "layers"]),
     ("sampling", &["base", "kernels"]),
     ("text", BASE),
+    ("convert", &["base", "kernels", "weights", "layers", "arch", "text"]),
     ("engine/executor", BASE),
     ("engine/sequence", POLICY),
     ("engine/block_manager", POLICY),
@@ -35,7 +36,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("server/anthropic", JSON_FACE),
     ("server/ollama", JSON_FACE),
     ("server", &["base", "engine", "text", "proto"]),
-    ("cli", &["base", "engine", "text", "proto", "server", "weights", "kernels", "arch"]),
+    ("cli", &["base", "engine", "text", "proto", "server", "weights", "kernels", "arch", "convert"]),
     ("main", &["cli"]),
 ];
 const BASE: &[&str] = &["base"];

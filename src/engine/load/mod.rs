@@ -233,7 +233,7 @@ fn directory_parts(files: &ModelDirectory, load_format: LoadFormat) -> Result<Pa
     Ok(Parts {
         name: file_name(&files.path),
         path: files.path.clone(),
-        weights: Weights::new(source),
+        weights: tied_or_not(Weights::new(source), &config),
         tokenizer: Tokenizer::from_directory(&files.path)?,
         chat_template: directory_template(files, tokenizer_config.as_ref()),
         config,
@@ -274,6 +274,11 @@ fn gguf_parts(name: String, gguf: Gguf) -> Result<Parts> {
         generation: GenerationDefaults::from_gguf(&gguf)?,
         weights: Weights::new(Box::new(GgufSource::new(gguf)?)),
     })
+}
+
+/// The weights of a model whose head may be its embedding.
+fn tied_or_not(weights: Weights, config: &ModelConfig) -> Weights {
+    if config.tie_word_embeddings { weights.tied() } else { weights }
 }
 
 /// The template and formats that the flags name, in place of the model's own.

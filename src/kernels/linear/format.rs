@@ -1,8 +1,10 @@
-//! The formats a weight can be stored in, as blocks along the input dimension (ggml's layouts for the quantized ones).
+//! The formats a weight can be kept in, as blocks along the input dimension (ggml's layouts for the quantized ones).
 
 use std::{borrow::Cow, fmt};
 
-/// How a weight's numbers are stored.
+use super::stored::StoredFormat;
+
+/// How a weight's numbers are kept: the formats that the kernels read. Files have [more](StoredFormat).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightFormat {
     /// IEEE single.
@@ -85,7 +87,7 @@ impl fmt::Display for WeightFormat {
 #[derive(Clone, Debug)]
 pub struct RawTensor<'a> {
     /// Format of the bytes.
-    pub format: WeightFormat,
+    pub format: StoredFormat,
     /// Outermost dimension first; the last one is contiguous. `[out, in]` for a Linear.
     pub shape: Vec<usize>,
     /// `format.bytes_for(product of shape)` bytes, of any alignment.

@@ -19,6 +19,7 @@ mod quantize;
 #[cfg(test)]
 mod reference;
 mod rows;
+pub mod stored;
 #[cfg(test)]
 mod tests;
 mod vector;

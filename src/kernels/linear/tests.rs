@@ -54,17 +54,17 @@ fn weight(rng: &mut StdRng, format: WeightFormat, outputs: usize, inputs: usize)
             }
         }
     }
-    RawTensor { format, shape: vec![outputs, inputs], bytes: Cow::Owned(bytes) }
+    RawTensor { format: format.into(), shape: vec![outputs, inputs], bytes: Cow::Owned(bytes) }
 }
 
 /// The weights by candle's reading of the same bytes.
 fn dequantized(raw: &RawTensor<'_>) -> Vec<f32> {
-    let storage = QStorage::from_data(Cow::Borrowed(&raw.bytes), &Device::Cpu, ggml_dtype(raw.format)).unwrap();
+    let storage = QStorage::from_data(Cow::Borrowed(&raw.bytes), &Device::Cpu, ggml_dtype(raw.format.kept())).unwrap();
     values(&QTensor::new(storage, raw.shape.clone()).unwrap().dequantize(&Device::Cpu).unwrap())
 }
 
 fn pack(raw: &RawTensor<'_>) -> PackedWeight {
-    PackedWeight::pack(raw, raw.format, &Device::Cpu).unwrap()
+    PackedWeight::pack(raw, raw.format.kept(), &Device::Cpu).unwrap()
 }
 
 /// Inputs a format can have that is no multiple of anything but its block, and more than one chunk of steps.
@@ -305,7 +305,7 @@ fn weights_that_cannot_be_packed_are_refused_with_the_reason() {
     let mut rng = rng(8);
     let good = weight(&mut rng, WeightFormat::Q8_0, 4, 64);
     let with = |shape: &[usize], bytes: usize| RawTensor {
-        format: WeightFormat::Q8_0,
+        format: WeightFormat::Q8_0.into(),
         shape: shape.to_vec(),
         bytes: Cow::Owned(vec![0; bytes]),
     };

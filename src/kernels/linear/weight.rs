@@ -32,8 +32,8 @@ pub(super) enum Storage {
 }
 
 impl PackedWeight {
-    /// Packs a weight `[out, in]` for `device`, converting it to `format`: any where the weight is plain numbers, its own
-    /// or a float one where it is quantized.
+    /// Packs a weight `[out, in]` for `device`, converting it to `format`: any where the weight is plain numbers, else a
+    /// float one or what it is [kept](super::stored::StoredFormat::kept) as.
     ///
     /// # Errors
     /// `FailedPrecondition` where the weight is not a matrix of whole blocks, or would have to be quantized again.
@@ -123,7 +123,7 @@ impl PackedWeight {
 /// What another device would hold, on this one.
 #[cfg(test)]
 pub(super) fn dense_for_tests(raw: &RawTensor<'_>) -> Tensor {
-    let matrix = Matrix::new(raw, raw.format).expect("a matrix");
+    let matrix = Matrix::new(raw, raw.format.kept()).expect("a matrix");
     let rows: Vec<_> = (0..matrix.out_features).map(|row| matrix.row(row)).collect();
-    portable::dense(&rows, matrix.in_features, raw.format, &Device::Cpu).expect("room")
+    portable::dense(&rows, matrix.in_features, raw.format.kept(), &Device::Cpu).expect("room")
 }

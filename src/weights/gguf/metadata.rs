@@ -92,24 +92,29 @@ impl fmt::Display for Value {
     }
 }
 
+/// Values by their keys, and where each lies with its type.
+type Metadata = (BTreeMap<String, Value>, BTreeMap<String, Range<usize>>);
+
 /// Reads `count` keys and values.
-pub(super) fn read(cursor: &mut Cursor<'_>, count: u64) -> Result<BTreeMap<String, Value>> {
+pub(super) fn read(cursor: &mut Cursor<'_>, count: u64) -> Result<Metadata> {
     // A key's length, a kind and the smallest value.
     let count = cursor.check_count(count, 8 + 4 + 1, format_args!("metadata_kv_count"))?;
-    let mut metadata = BTreeMap::new();
+    let (mut metadata, mut places) = (BTreeMap::new(), BTreeMap::new());
     for number in 0..count {
         let key = cursor.string(format_args!("metadata[{number}]: key"))?;
         if key.len() > MAX_KEY_BYTES {
             return Err(cursor.wrong(format_args!("metadata[{number}]: key"), "is longer than 65535 bytes"));
         }
         let field = format!("metadata {}", shown(key));
+        let start = cursor.at();
         let kind = read_kind(cursor, &field)?;
         let value = read_value(cursor, kind, &field)?;
         if metadata.insert(key.to_owned(), value).is_some() {
             return Err(cursor.wrong(field, "appears twice"));
         }
+        places.insert(key.to_owned(), start..cursor.at());
     }
-    Ok(metadata)
+    Ok((metadata, places))
 }
 
 fn read_kind(cursor: &mut Cursor<'_>, field: &str) -> Result<Kind> {

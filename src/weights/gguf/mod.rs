@@ -7,14 +7,18 @@
 mod cursor;
 mod metadata;
 mod source;
+mod split;
 mod tensors;
+pub mod writer;
 
 use std::{
     borrow::Cow,
     collections::BTreeMap,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
+pub(super) use self::split::first_part;
 use self::{cursor::Cursor, metadata::Value};
 pub use self::{metadata::StringArray, source::GgufSource, tensors::GgufTensor};
 use super::file::FileBytes;
@@ -28,17 +32,30 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 pub struct Gguf {
     path: PathBuf,
     bytes: FileBytes,
+    /// The other files of a model that is split, which hold tensors only.
+    others: Vec<FileBytes>,
     version: u32,
     metadata: BTreeMap<String, Value>,
+    /// Where each value lies in the file, with its type.
+    values: BTreeMap<String, Range<usize>>,
     tensors: BTreeMap<String, GgufTensor>,
 }
 
 impl Gguf {
-    /// Maps a file and checks its structure. Tensors of unknown formats do no harm until they are asked for.
+    /// Maps a file and checks its structure. Tensors of unknown formats do no harm until they are asked for. Any part of
+    /// a model that is split into several files stands for all of them.
     ///
     /// # Errors
     /// `FailedPrecondition` that names the file and the field.
     pub fn open(path: &Path) -> Result<Self> {
+        let first = first_part(path).filter(|first| first.is_file());
+        let mut gguf = Self::open_part(first.as_deref().unwrap_or(path))?;
+        split::add_parts(&mut gguf)?;
+        Ok(gguf)
+    }
+
+    /// Maps one file, whatever it is a part of.
+    fn open_part(path: &Path) -> Result<Self> {
         Self::parse(path.to_owned(), FileBytes::map(path)?)
     }
 
@@ -67,7 +84,7 @@ impl Gguf {
         }
         let tensor_count = cursor.u64(format_args!("tensor_count"))?;
         let metadata_count = cursor.u64(format_args!("metadata_kv_count"))?;
-        let metadata = metadata::read(&mut cursor, metadata_count)?;
+        let (metadata, values) = metadata::read(&mut cursor, metadata_count)?;
         let alignment = match metadata.get("general.alignment") {
             None => DEFAULT_ALIGNMENT,
             Some(&Value::Unsigned(alignment)) if alignment.is_power_of_two() && alignment <= 1 << 20 => alignment,
@@ -78,7 +95,7 @@ impl Gguf {
             Some(_) => return Err(wrong("metadata general.alignment", "is not an unsigned integer".into())),
         };
         let tensors = tensors::read(&mut cursor, tensor_count, alignment)?;
-        Ok(Self { version, metadata, tensors, path, bytes })
+        Ok(Self { version, metadata, values, tensors, path, bytes, others: Vec::new() })
     }
 
     /// The file, for messages.
@@ -91,6 +108,12 @@ impl Gguf {
     #[must_use]
     pub fn version(&self) -> u32 {
         self.version
+    }
+
+    /// Files of the model: one, or as many as it is split into and were opened.
+    #[must_use]
+    pub fn parts(&self) -> usize {
+        1 + self.others.len()
     }
 
     /// The tensors by GGUF's names, in order of their names.
@@ -107,6 +130,10 @@ impl Gguf {
     /// The tensor's bytes in the file, where its format is one that is read.
     #[must_use]
     pub fn tensor_bytes(&self, tensor: &GgufTensor) -> Option<&[u8]> {
-        self.bytes.get(tensor.bytes()?)
+        let part = match tensor.part {
+            0 => &self.bytes,
+            part => self.others.get(part - 1)?,
+        };
+        part.get(tensor.bytes()?)
     }
 }

@@ -5,7 +5,10 @@ use std::{borrow::Cow, collections::BTreeMap, path::PathBuf, sync::Arc};
 use super::Gguf;
 use crate::{
     error::{Error, Result},
-    kernels::linear::format::{RawTensor, WeightFormat},
+    kernels::linear::{
+        format::{RawTensor, WeightFormat},
+        stored::{NVFP4, StoredFormat},
+    },
     weights::{TensorSource, names, shown},
 };
 
@@ -31,8 +34,8 @@ impl GgufSource {
     /// or one that does not divide the rows of a query or key weight, two tensors of one name.
     pub fn new(gguf: Arc<Gguf>) -> Result<Self> {
         let wrong = |field: &str, why: String| Error::bad_file(gguf.path(), field, why);
-        if let Some(parts) = gguf.u64("split.count")?.filter(|&parts| parts > 1) {
-            let why = format!("says that this is one of {parts} files: merge them first (llama-gguf-split --merge)");
+        if let Some(parts) = gguf.u64("split.count")?.filter(|&parts| parts > 1 && parts != gguf.parts() as u64) {
+            let why = format!("says that this is one of {parts} files, and the others are not at hand");
             return Err(wrong("metadata split.count", why));
         }
         let architecture = gguf.string("general.architecture")?;
@@ -83,6 +86,29 @@ impl GgufSource {
         &self.gguf
     }
 
+    /// An NVFP4 weight times the scale of the whole, or of each of its outermost parts, that its file may have beside it
+    /// (`blk.0.attn_q.scale`).
+    fn scaled<'a>(&self, name: &str, raw: RawTensor<'a>) -> RawTensor<'a> {
+        let scale = || {
+            let name = self.gguf_names.get(name)?.strip_suffix("weight")?;
+            let scale = self.gguf.tensor(&format!("{name}scale"))?;
+            let bytes = self.gguf.tensor_bytes(scale).filter(|_| scale.format == Some(WeightFormat::F32.into()))?;
+            Some(bytes.as_chunks().0.iter().map(|number| f32::from_le_bytes(*number)).collect::<Vec<_>>())
+        };
+        let mut weights = raw.to_f32();
+        match scale() {
+            Some(scales) if !scales.is_empty() && weights.len().is_multiple_of(scales.len()) && !weights.is_empty() => {
+                let part = weights.len() / scales.len();
+                for (weights, scale) in weights.chunks_exact_mut(part).zip(scales) {
+                    weights.iter_mut().for_each(|weight| *weight *= scale);
+                }
+                let bytes = weights.iter().flat_map(|&weight| half::bf16::from_f32(weight).to_le_bytes()).collect();
+                RawTensor { format: WeightFormat::BF16.into(), shape: raw.shape, bytes }
+            }
+            _ => raw,
+        }
+    }
+
     /// Heads of a tensor whose rows are interleaved.
     fn interleaved(&self, hf_name: &str) -> Option<usize> {
         let (query, key) = self.interleaved_heads?;
@@ -113,7 +139,8 @@ impl TensorSource for GgufSource {
             Some(heads) => Cow::Owned(separate_halves(bytes, *tensor.shape.first()?, heads)),
             None => Cow::Borrowed(bytes),
         };
-        Some(RawTensor { format, shape: tensor.shape.clone(), bytes })
+        let raw = RawTensor { format, shape: tensor.shape.clone(), bytes };
+        Some(if format == StoredFormat::ReadOnly(&NVFP4) { self.scaled(name, raw) } else { raw })
     }
 
     fn names(&self) -> Vec<String> {
@@ -127,8 +154,10 @@ impl TensorSource for GgufSource {
 
     fn refusal(&self, name: &str) -> Option<String> {
         let tensor = self.gguf.tensor(self.gguf_names.get(name)?)?;
-        let read = WeightFormat::ALL.map(|format| format.to_string()).join(", ");
-        tensor.format.is_none().then(|| format!("is stored as {}, but only {read} are read", tensor.kind_name()))
+        tensor
+            .format
+            .is_none()
+            .then(|| format!("is stored as {}, which is no kind of weights that is read", tensor.kind_name()))
     }
 }
 

@@ -3,46 +3,69 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use super::cursor::Cursor;
-use crate::{error::Result, kernels::linear::format::WeightFormat, weights::shown};
+use crate::{
+    error::Result,
+    kernels::linear::{
+        format::WeightFormat,
+        stored::{self, ReadOnly, StoredFormat},
+    },
+    weights::shown,
+};
 
 /// The format's most dimensions (`GGML_MAX_DIMS`).
 const MAX_DIMS: u32 = 4;
 
-/// ggml's tensor kinds: number, name, and the format where it is one that is read.
-const KINDS: [(u32, &str, Option<WeightFormat>); 32] = [
-    (0, "F32", Some(WeightFormat::F32)),
-    (1, "F16", Some(WeightFormat::F16)),
-    (2, "Q4_0", Some(WeightFormat::Q4_0)),
-    (3, "Q4_1", None),
-    (6, "Q5_0", None),
-    (7, "Q5_1", None),
-    (8, "Q8_0", Some(WeightFormat::Q8_0)),
-    (9, "Q8_1", None),
-    (10, "Q2_K", None),
-    (11, "Q3_K", None),
-    (12, "Q4_K", Some(WeightFormat::Q4K)),
-    (13, "Q5_K", Some(WeightFormat::Q5K)),
-    (14, "Q6_K", Some(WeightFormat::Q6K)),
-    (15, "Q8_K", None),
-    (16, "IQ2_XXS", None),
-    (17, "IQ2_XS", None),
-    (18, "IQ3_XXS", None),
-    (19, "IQ1_S", None),
-    (20, "IQ4_NL", None),
-    (21, "IQ3_S", None),
-    (22, "IQ2_S", None),
-    (23, "IQ4_XS", None),
+/// ggml's tensor kinds: number, name, and the format where it is one that weights have.
+static KINDS: [(u32, &str, Option<StoredFormat>); 35] = [
+    (0, "F32", kept(WeightFormat::F32)),
+    (1, "F16", kept(WeightFormat::F16)),
+    (2, "Q4_0", kept(WeightFormat::Q4_0)),
+    (3, "Q4_1", read_only(&stored::Q4_1)),
+    (6, "Q5_0", read_only(&stored::Q5_0)),
+    (7, "Q5_1", read_only(&stored::Q5_1)),
+    (8, "Q8_0", kept(WeightFormat::Q8_0)),
+    (9, "Q8_1", read_only(&stored::Q8_1)),
+    (10, "Q2_K", read_only(&stored::Q2_K)),
+    (11, "Q3_K", read_only(&stored::Q3_K)),
+    (12, "Q4_K", kept(WeightFormat::Q4K)),
+    (13, "Q5_K", kept(WeightFormat::Q5K)),
+    (14, "Q6_K", kept(WeightFormat::Q6K)),
+    (15, "Q8_K", read_only(&stored::Q8_K)),
+    (16, "IQ2_XXS", read_only(&stored::IQ2_XXS)),
+    (17, "IQ2_XS", read_only(&stored::IQ2_XS)),
+    (18, "IQ3_XXS", read_only(&stored::IQ3_XXS)),
+    (19, "IQ1_S", read_only(&stored::IQ1_S)),
+    (20, "IQ4_NL", read_only(&stored::IQ4_NL)),
+    (21, "IQ3_S", read_only(&stored::IQ3_S)),
+    (22, "IQ2_S", read_only(&stored::IQ2_S)),
+    (23, "IQ4_XS", read_only(&stored::IQ4_XS)),
     (24, "I8", None),
     (25, "I16", None),
     (26, "I32", None),
     (27, "I64", None),
     (28, "F64", None),
-    (29, "IQ1_M", None),
-    (30, "BF16", Some(WeightFormat::BF16)),
-    (34, "TQ1_0", None),
-    (35, "TQ2_0", None),
-    (39, "MXFP4", None),
+    (29, "IQ1_M", read_only(&stored::IQ1_M)),
+    (30, "BF16", kept(WeightFormat::BF16)),
+    (34, "TQ1_0", read_only(&stored::TQ1_0)),
+    (35, "TQ2_0", read_only(&stored::TQ2_0)),
+    (39, "MXFP4", read_only(&stored::MXFP4)),
+    (40, "NVFP4", read_only(&stored::NVFP4)),
+    (41, "Q1_0", read_only(&stored::Q1_0)),
+    (42, "Q2_0", read_only(&stored::Q2_0)),
 ];
+
+const fn kept(format: WeightFormat) -> Option<StoredFormat> {
+    Some(StoredFormat::Kept(format))
+}
+
+const fn read_only(format: &'static ReadOnly) -> Option<StoredFormat> {
+    Some(StoredFormat::ReadOnly(format))
+}
+
+/// ggml's number of a format.
+pub(super) fn ggml_kind(format: StoredFormat) -> u32 {
+    KINDS.iter().find(|row| row.2 == Some(format)).map_or(0, |row| row.0)
+}
 
 /// A tensor of a GGUF file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,8 +75,10 @@ pub struct GgufTensor {
     /// Outermost dimension first, the reverse of the file's order.
     pub shape: Vec<usize>,
     /// The format, where it is one that is read.
-    pub format: Option<WeightFormat>,
-    /// Where the tensor starts in the file.
+    pub format: Option<StoredFormat>,
+    /// Which of the files of a split model it lies in, counted from 0.
+    pub(super) part: usize,
+    /// Where the tensor starts in that file.
     start: usize,
     /// Its length, known where the format is.
     length: Option<usize>,
@@ -156,7 +181,7 @@ fn place(cursor: &Cursor<'_>, declared: Declared, data_start: u64, alignment: u6
     match (start, end) {
         (Some(start), Some(end)) if end <= file_bytes || length == Some(0) => {
             let start = if length == Some(0) { start.min(file_bytes) } else { start };
-            Ok(GgufTensor { kind, shape, format, start, length })
+            Ok(GgufTensor { kind, shape, format, part: 0, start, length })
         }
         _ => {
             let length = length.map_or_else(|| "its".to_owned(), |length| length.to_string());

@@ -51,7 +51,7 @@ fn source(change: impl FnOnce(&mut GgufFile)) -> Result<GgufSource> {
 #[test]
 fn the_tiny_file_itself_is_good() {
     let source = source(|_| {}).expect("a good file");
-    assert_eq!(source.names().len(), 12);
+    assert_eq!(source.names().len(), 13);
     let q = source.get("model.layers.0.self_attn.q_proj.weight").expect("is there");
     assert_eq!((q.shape, q.bytes.len()), (vec![32, 256], 32 * 8 * 34));
     let gguf = source.gguf();
@@ -238,18 +238,18 @@ fn a_tensor_that_appears_twice_is_refused() {
 
 #[test]
 fn an_unknown_format_is_an_error_only_when_its_tensor_is_asked_for() {
-    let source = source(|file| file.tensor("output.weight").kind = 11).expect("opens all the same");
+    let source = source(|file| file.tensor("output.weight").kind = 24).expect("opens all the same");
     assert!(source.get("lm_head.weight").is_none());
     let weights = Weights::new(Box::new(source));
     assert!(weights.contains("lm_head.weight"), "is not taken for absent");
-    let error = weights.get("lm_head.weight", &[1, 256]).expect_err("is Q3_K");
-    assert_names(&error, FILE, "tensor lm_head.weight", "is stored as Q3_K, but only");
+    let error = weights.get("lm_head.weight", &[1, 256]).expect_err("is I8");
+    assert_names(&error, FILE, "tensor lm_head.weight", "is stored as I8, which is no kind of weights");
 }
 
 #[test]
-fn one_part_of_a_split_model_says_how_to_merge_it() {
+fn one_part_of_a_split_model_says_that_others_are_missing() {
     let error = source(setting("split.count", typed(2, &[3, 0]))).err().expect("one of three");
-    assert_names(&error, FILE, "metadata split.count", "merge");
+    assert_names(&error, FILE, "metadata split.count", "one of 3 files");
 }
 
 #[test]

@@ -76,7 +76,8 @@ impl GgufFile {
         self.data.resize(filled.next_multiple_of(self.alignment), 0);
     }
 
-    /// A llama of one layer with a tokenizer, whole enough to be loaded: every metadata type, every format that is read, and one that is not.
+    /// A llama of one layer with a tokenizer, whole enough to be loaded: every metadata type, formats of each kind
+    /// that is read, and one that is not.
     pub(super) fn tiny() -> Self {
         let mut file = Self {
             magic: *b"GGUF",
@@ -125,13 +126,14 @@ impl GgufFile {
         file.push("blk.0.attn_norm.weight", 0, &[256], 1024);
         file.push("blk.0.attn_q.weight", 8, &[256, 32], 32 * 8 * 34);
         file.push("blk.0.attn_k.weight", 2, &[256, 16], 16 * 8 * 18);
-        file.push("blk.0.attn_v.weight", 30, &[256, 16], 16 * 512);
+        file.push("blk.0.attn_v.weight", 21, &[256, 16], 16 * 110);
         file.push("blk.0.attn_output.weight", 8, &[32, 256], 256 * 34);
         file.push("blk.0.ffn_norm.weight", 0, &[256], 1024);
         file.push("blk.0.ffn_gate.weight", 12, &[256, 32], 32 * 144);
-        file.push("blk.0.ffn_up.weight", 14, &[256, 32], 32 * 210);
-        file.push("blk.0.ffn_down.weight", 8, &[32, 256], 256 * 34);
+        file.push("blk.0.ffn_up.weight", 10, &[256, 32], 32 * 84);
+        file.push("blk.0.ffn_down.weight", 39, &[32, 256], 256 * 17);
         file.push("output.weight", 14, &[256, 8], 8 * 210);
+        file.push("plain.weight", 30, &[256], 512);
         file.push("unknown.weight", 99, &[7, 3], 96);
         file
     }

@@ -157,6 +157,40 @@ fn mutated_safetensors_are_read_or_refused() {
 }
 
 #[test]
+fn mutated_safetensors_of_few_bits_are_read_or_refused() {
+    let bytes = [1u8; 256];
+    let tensors: [(&str, Dtype, &[usize]); 9] = [
+        ("a.weight", Dtype::F8_E4M3, &[4, 6]),
+        ("a.weight_scale_inv", Dtype::F32, &[4, 1]),
+        ("b.weight", Dtype::F8_E4M3, &[4, 6]),
+        ("b.weight_scale", Dtype::BF16, &[]),
+        ("c.qweight", Dtype::I32, &[8, 8]),
+        ("c.qzeros", Dtype::I32, &[2, 1]),
+        ("c.scales", Dtype::F16, &[2, 8]),
+        ("c.g_idx", Dtype::I32, &[64]),
+        ("d.qweight", Dtype::I32, &[32, 1]),
+    ];
+    let awq: [(&str, Dtype, &[usize]); 2] = [("d.qzeros", Dtype::I32, &[1, 1]), ("d.scales", Dtype::F16, &[1, 8])];
+    let views = tensors.into_iter().chain(awq).map(|(name, dtype, shape)| {
+        let length = shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        // The groups of inputs are zeros: any other number would be none of theirs.
+        let bytes = if name == "c.g_idx" { &[0; 256] } else { &bytes };
+        (name, TensorView::new(dtype, shape.to_vec(), &bytes[..length]).expect("bytes that fit"))
+    });
+    let file = safetensors::serialize(views, None).expect("serializes");
+    let header = 8 + u64::from_le_bytes(*file.first_chunk().expect("a length")) as usize;
+    let source = SafetensorsSource::from_bytes(named(WEIGHTS_FILE), file.clone().into()).expect("a good file");
+    assert_eq!(source.names(), ["a.weight", "b.weight", "c.weight", "d.weight"]);
+    survive(WEIGHTS_FILE, &file, header, |bytes| {
+        let source = SafetensorsSource::from_bytes(named(WEIGHTS_FILE), bytes.into())?;
+        for facts in source.facts() {
+            std::hint::black_box(source.get(&facts.name).map(|tensor| tensor.bytes.len()));
+        }
+        touch(&source)
+    });
+}
+
+#[test]
 fn mutated_safetensors_indexes_are_read_or_refused() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let bytes = [0; 4];
