@@ -98,7 +98,7 @@ fn keys(path: &Path, architecture: &str, config: &ModelConfig) -> Vec<(String, N
     // Sizes are within limits far below 2^32.
     keys.extend(numbers.map(|(key, number)| (format!("{architecture}.{key}"), NewValue::u32(number as u32))));
     let floats = [
-        ("attention.layer_norm_rms_epsilon", config.rms_norm_eps as f32),
+        ("attention.layer_norm_rms_epsilon", config.norm_eps as f32),
         ("rope.freq_base", config.rope.theta as f32),
     ];
     keys.extend(floats.map(|(key, number)| (format!("{architecture}.{key}"), NewValue::f32(number))));
@@ -116,7 +116,7 @@ fn tensor<'a>(
     interleaves: bool,
 ) -> Result<DraftTensor<'a>> {
     let wrong = |why: &str| Error::bad_file(source.path(), format!("tensor {name}"), why);
-    let gguf_name = names::to_gguf(&name).ok_or_else(|| wrong("has no name in GGUF"))?;
+    let gguf_name = names::to_gguf(&config.architecture, &name).ok_or_else(|| wrong("has no name in GGUF"))?;
     let raw = source.get(&name).ok_or_else(|| wrong("cannot be read"))?;
     let is_vector = raw.shape.len() < 2;
     // llama.cpp takes vectors in float32 only.

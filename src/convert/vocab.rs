@@ -9,7 +9,7 @@ use super::directory::json;
 use crate::{
     arch::config::ModelConfig,
     error::{Error, Result},
-    text::{TokenType, pre_tokenizer_name},
+    text::{TOKENIZER_FILES, TokenType, pre_tokenizer_name},
     weights::{files::ModelDirectory, gguf::writer::NewValue},
 };
 
@@ -21,10 +21,13 @@ const MAX_TEXT_BYTES: u64 = 16 << 20;
 /// Adds the keys; a directory without a tokenizer gives a file without one.
 pub(super) fn add(files: &ModelDirectory, config: &ModelConfig, metadata: &mut Vec<(String, NewValue)>) -> Result<()> {
     let mut put = |key: &str, value: NewValue| metadata.push((format!("tokenizer.{key}"), value));
-    let Some(path) = &files.tokenizer_json else {
-        put("ggml.model", NewValue::string("none"));
-        return Ok(());
-    };
+    let path = &files.path.join("tokenizer.json");
+    if !path.is_file() {
+        let other = TOKENIZER_FILES.iter().find(|name| files.path.join(name).is_file());
+        return other.map_or(Ok(put("ggml.model", NewValue::string("none"))), |name| {
+            Err(Error::bad_file(&files.path.join(name), "tokenizer", "is not converted; a tokenizer.json would be"))
+        });
+    }
     let file = json(path, MAX_TOKENIZER_BYTES)?;
     let wrong = |field: &str, why: String| Error::bad_file(path, field, why);
     let kind = file["model"]["type"].as_str().unwrap_or_default();
