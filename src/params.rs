@@ -1,5 +1,9 @@
 //! What a request may ask of generation: the one `SamplingParams` that every face fills in.
 
+mod structured_outputs;
+
+pub use structured_outputs::{Constraint, StructuredOutputs};
+
 use crate::{
     error::{Error, Result},
     ids::TokenId,
@@ -17,6 +21,12 @@ pub mod limits {
     pub const LOGPROBS: usize = 20;
     /// Entries of a logit bias.
     pub const LOGIT_BIAS: usize = 1024;
+    /// Bytes of a schema, a regular expression, a grammar, or all choices together.
+    pub const CONSTRAINT_BYTES: usize = 256 << 10;
+    /// Bytes of a pattern for white space.
+    pub const WHITESPACE_PATTERN_BYTES: usize = 256;
+    /// Strings to choose from.
+    pub const CHOICES: usize = 1024;
 }
 
 /// How tokens are chosen and when to stop. Names, defaults and ranges are vLLM's.
@@ -56,6 +66,8 @@ pub struct SamplingParams {
     pub skip_special_tokens: bool,
     /// Report the chosen token's log-probability and this many alternatives; `Some(0)` the chosen one only.
     pub logprobs: Option<u32>,
+    /// What the text must look like.
+    pub structured_outputs: Option<StructuredOutputs>,
 }
 
 impl Default for SamplingParams {
@@ -78,6 +90,7 @@ impl Default for SamplingParams {
             ignore_eos: false,
             skip_special_tokens: true,
             logprobs: None,
+            structured_outputs: None,
         }
     }
 }
@@ -147,7 +160,7 @@ impl SamplingParams {
         if let Some(n) = self.logprobs.filter(|&n| n as usize > limits::LOGPROBS) {
             return Err(Error::invalid("logprobs", format!("is {n}, at most {} are allowed", limits::LOGPROBS)));
         }
-        Ok(())
+        self.structured_outputs.as_ref().map_or(Ok(()), StructuredOutputs::validate)
     }
 }
 
@@ -160,6 +173,8 @@ pub enum FinishReason {
     StopToken(TokenId),
     /// A string of `stop`.
     StopString(String),
+    /// The text is all that `structured_outputs` asks for, and nothing may follow.
+    GrammarComplete,
     /// `max_tokens`, or the end of the context.
     Length,
 }

@@ -89,6 +89,7 @@ impl SamplingArgs {
             ignore_eos: args.ignore_eos || defaults.ignore_eos,
             skip_special_tokens: args.skip_special_tokens.unwrap_or(defaults.skip_special_tokens),
             logprobs: args.logprobs.or(defaults.logprobs),
+            structured_outputs: None,
         }
     }
 
@@ -167,6 +168,7 @@ mod tests {
             ignore_eos: true,
             skip_special_tokens: false,
             logprobs: Some(4),
+            structured_outputs: None,
         };
         assert_eq!(parse(ALL).over(&SamplingParams::default()), expected);
         // And without any flag those very values stay.

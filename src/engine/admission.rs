@@ -12,6 +12,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use super::{
     Engine, ModelInfo, ModelText, Prompt, Request,
     channel::ReaderControl,
+    grammars::Grammars,
     sequence::Sequence,
     stream::{Event, Generation, Started, TextOut, timer},
     supervisor::Life,
@@ -21,7 +22,7 @@ use crate::{
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
     params::{SamplingParams, Usage},
-    sampling,
+    sampling::{self, grammar::Grammar},
     text::{Detokenizer, RenderOptions, StopMatcher, Tokenizer},
 };
 
@@ -46,6 +47,7 @@ pub(super) struct Admitted {
     cache_salt: Option<String>,
     deadline: Option<Instant>,
     text: Option<TextOut>,
+    grammar: Option<Arc<Grammar>>,
 }
 
 impl Admitted {
@@ -56,6 +58,7 @@ impl Admitted {
     pub(super) async fn new(
         info: &ModelInfo,
         text: &ModelText,
+        grammars: &Grammars,
         config: &EngineConfig,
         request: Request,
     ) -> Result<Self> {
@@ -87,6 +90,10 @@ impl Admitted {
             let why = format!("is {}, but the context has room for {room}", params.min_tokens);
             return Err(Error::invalid("min_tokens", why));
         }
+        let grammar = match &params.structured_outputs {
+            Some(outputs) => Some(grammars.get(outputs, deadline).await?),
+            None => None,
+        };
         params.seed = params.seed.or_else(|| Some(random_seed()));
         let params = Arc::new(params);
         let text = text.tokenizer.as_ref().map(|tokenizer| TextOut {
@@ -94,7 +101,7 @@ impl Admitted {
             matcher: StopMatcher::new(&params.stop, params.include_stop_str_in_output),
             params: params.clone(),
         });
-        Ok(Self { prompt: prompt.into(), params, priority, cache_salt, deadline, text })
+        Ok(Self { prompt: prompt.into(), params, priority, cache_salt, deadline, text, grammar })
     }
 
     /// Queues the sequence and opens its stream.
@@ -116,6 +123,7 @@ impl Admitted {
             priority: self.priority,
             eos: engine.info().eos_token_ids.as_slice().into(),
             salt: self.cache_salt.map(Arc::from),
+            grammar: self.grammar,
             ..Sequence::new(id, self.prompt, self.params.clone(), control.clone())
         };
         match life.requests.try_send((sequence, control.clone())) {

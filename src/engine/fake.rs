@@ -282,7 +282,7 @@ impl FakeExecutor {
         if let Some(known) = self.sequences.get_mut(&row.id) {
             known.tokens.extend(tokens.iter().map(|token| token.id));
         }
-        Ok(SequenceOutput { id: row.id, tokens })
+        Ok(SequenceOutput { id: row.id, num_written: tokens.len() - 1, tokens, end: None })
     }
 
     fn known(&self, id: SequenceId) -> Result<&Known> {
@@ -386,7 +386,12 @@ mod tests {
     fn plan() -> StepPlan {
         let prompt: Arc<[TokenId]> = [5, 6, 7].map(TokenId).into();
         StepPlan {
-            admitted: vec![AdmittedSequence { id: SequenceId(1), params: Arc::default(), prompt: prompt.clone() }],
+            admitted: vec![AdmittedSequence {
+                id: SequenceId(1),
+                params: Arc::default(),
+                prompt: prompt.clone(),
+                grammar: None,
+            }],
             rows: vec![PlannedRow {
                 id: SequenceId(1),
                 query: 0..3,

@@ -9,6 +9,7 @@ mod channel;
 pub mod executor;
 pub mod fake;
 mod faults;
+mod grammars;
 pub mod load;
 mod outbox;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use tokio::{sync::watch, time::Instant};
 
 use self::{
     admission::Admitted,
+    grammars::Grammars,
     supervisor::{Life, Supervised},
 };
 pub use self::{
@@ -141,6 +143,7 @@ pub struct Engine {
 struct Inner {
     info: ModelInfo,
     text: ModelText,
+    grammars: Grammars,
     supervised: Arc<Supervised>,
     next_sequence: AtomicU64,
 }
@@ -169,7 +172,8 @@ impl Engine {
         telemetry.set_cache_config(config.block_size, config.num_blocks);
         let supervised = Supervised::new(config, telemetry);
         supervised.start(factory).await?;
-        Ok(Self { inner: Arc::new(Inner { info, text, supervised, next_sequence: AtomicU64::new(0) }) })
+        let grammars = Grammars::new(&info, &text);
+        Ok(Self { inner: Arc::new(Inner { info, text, grammars, supervised, next_sequence: AtomicU64::new(0) }) })
     }
 
     /// What is served.
@@ -262,7 +266,8 @@ impl Engine {
         if request.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the request was admitted"));
         }
-        let admitted = Admitted::new(&self.inner.info, &self.inner.text, self.config(), request).await?;
+        let Inner { info, text, grammars, .. } = &*self.inner;
+        let admitted = Admitted::new(info, text, grammars, self.config(), request).await?;
         let id = SequenceId(self.inner.next_sequence.fetch_add(1, Ordering::Relaxed));
         let generation = admitted.submit(id, &life, self.clone(), permit)?;
         self.telemetry().record_prompt(generation.usage().prompt_tokens as usize);

@@ -1,5 +1,8 @@
 //! The real [`Executor`]: packs a [`StepPlan`] into what the model takes, runs it, and samples.
 
+mod constrained;
+
+use self::constrained::{Constrained, Constraints};
 use std::{
     cell::RefCell,
     collections::{HashMap, VecDeque},
@@ -7,7 +10,7 @@ use std::{
 };
 
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Tensor};
-use smallvec::smallvec;
+use smallvec::{SmallVec, smallvec};
 
 use crate::{
     arch::Model,
@@ -46,6 +49,8 @@ pub struct Runner {
     eos_token_ids: Vec<TokenId>,
     /// Of the sequences that were admitted and not retired.
     samplers: HashMap<SequenceId, Sampler>,
+    /// Of those whose output must match a grammar: where in it they stand.
+    constraints: Constraints,
     /// Steps submitted and not collected.
     outputs: VecDeque<StepOutput>,
     /// Reused from step to step.
@@ -67,6 +72,7 @@ impl Runner {
             pool: Arc::new(pool),
             eos_token_ids: config.eos_token_ids.clone(),
             samplers: HashMap::new(),
+            constraints: Constraints::default(),
             outputs: VecDeque::new(),
             attention: AttentionMetadata::default(),
             observer: None,
@@ -87,11 +93,13 @@ impl Runner {
     fn run(&mut self, plan: &StepPlan) -> Result<StepOutput> {
         for id in &plan.retired {
             self.samplers.remove(id);
+            self.constraints.remove(*id);
         }
         let vocab_size = self.model.config().vocab_size;
         for sequence in &plan.admitted {
             let sampler = Sampler::new(&sequence.params, &sequence.prompt, &self.eos_token_ids, vocab_size)?;
             self.samplers.insert(sequence.id, sampler);
+            self.constraints.admit(sequence, &self.eos_token_ids)?;
         }
         let copies = plan.block_copies.iter().map(|copy| (copy.source, copy.destination)).collect::<Vec<_>>();
         self.kv.copy_blocks(&copies)?;
@@ -118,29 +126,50 @@ impl Runner {
 
     /// Samples a token for each row from its logits, which are overwritten, rows in parallel.
     fn sample(&mut self, rows: &[&PlannedRow], logits: &mut [f32], vocab_size: usize) -> Result<StepOutput> {
-        // Each row takes its own sampler out of the map, so that they can run side by side.
+        // Each row takes its own sampler and place in its grammar out of the maps, so that they can run side by side.
         let mut work = Vec::with_capacity(rows.len());
         for (row, logits) in rows.iter().zip(logits.chunks_exact_mut(vocab_size)) {
             let sampler = self.samplers.remove(&row.id);
             let sampler = sampler.ok_or_else(|| Error::internal(format!("sequence {} was never admitted", row.id)))?;
-            work.push((*row, logits, sampler, None));
+            let constrained = self.constraints.wait_for(row.id);
+            work.push(RowWork { row, logits, sampler, constrained, output: None });
         }
-        for_each_mut(&mut work, |(row, logits, sampler, sampled)| {
-            // A NaN is an error of ours; the sampler says so rather than choosing an arbitrary token.
-            let token = sampler.sample(logits, row.num_output_tokens);
-            *sampled = Some(token.map_err(|e| e.context(format_args!("sequence {}", row.id))));
-        });
+        for_each_mut(&mut work, RowWork::run);
         let mut sequences = Vec::with_capacity(work.len());
         let mut failed = Ok(());
-        for (row, _, sampler, sampled) in work {
+        for RowWork { row, sampler, constrained, output, .. } in work {
             self.samplers.insert(row.id, sampler);
-            match sampled {
-                Some(Ok(token)) => sequences.push(SequenceOutput { id: row.id, tokens: smallvec![token] }),
+            self.constraints.go_on(row.id, constrained);
+            match output {
+                Some(Ok(output)) => sequences.push(output),
                 Some(Err(error)) => failed = failed.and(Err(error)),
                 None => failed = failed.and(Err(Error::internal("a row was not sampled"))),
             }
         }
         failed.map(|()| StepOutput { sequences })
+    }
+}
+
+/// What choosing a row's next tokens takes.
+struct RowWork<'a> {
+    row: &'a PlannedRow,
+    logits: &'a mut [f32],
+    sampler: Sampler,
+    constrained: Option<Result<Constrained>>,
+    output: Option<Result<SequenceOutput>>,
+}
+
+impl RowWork<'_> {
+    fn run(&mut self) {
+        let Self { row, logits, sampler, constrained, output } = self;
+        let sampled = match constrained {
+            // A NaN is an error of ours; the sampler says so rather than choosing an arbitrary token.
+            None => sampler.sample(logits, row.num_output_tokens).map(|token| (smallvec![token], None)),
+            Some(Ok(constrained)) => constrained.sample(row, logits, sampler),
+            Some(Err(error)) => Ok((SmallVec::new(), Some(Err(error.clone())))),
+        };
+        let sampled = sampled.map_err(|e| e.context(format_args!("sequence {}", row.id)));
+        *output = Some(sampled.map(|(tokens, end)| SequenceOutput { id: row.id, tokens, num_written: 0, end }));
     }
 }
 

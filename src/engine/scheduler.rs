@@ -32,6 +32,7 @@ use crate::{
     config::EngineConfig,
     error::{Code, Error, Result},
     ids::SequenceId,
+    params::FinishReason,
 };
 
 pub use event::{End, Event, SchedulerStats};
@@ -536,14 +537,16 @@ impl Scheduler {
     }
 
     fn apply_to_sequence(&mut self, output: SequenceOutput, events: &mut Vec<Event>) -> Result<()> {
-        let SequenceOutput { id, mut tokens } = output;
+        let SequenceOutput { id, mut tokens, num_written, end } = output;
         let Some(key) = self.sequences.key(id) else { return Ok(()) }; // Aborted meanwhile.
         let sequence = &mut self.sequences[key];
-        if tokens.is_empty() {
+        if tokens.is_empty() && end.is_none() {
             return Ok(());
         }
-        if tokens.len() > self.max_tokens_per_step {
-            return Err(Error::internal(format!("{} tokens in one step for sequence {id}", tokens.len())));
+        let acceptable = sequence.num_acceptable_tokens().max(self.max_tokens_per_step);
+        if tokens.len() > acceptable || num_written >= tokens.len().clamp(1, self.max_tokens_per_step) {
+            let why = format!("{} tokens, {num_written} of them written, in one step for sequence {id}", tokens.len());
+            return Err(Error::internal(why));
         }
         let Some(num_preemptions) = sequence.outstanding.take() else {
             return Err(Error::internal(format!("tokens for sequence {id}, which did not sample")));
@@ -555,14 +558,24 @@ impl Scheduler {
             finish = sequence.push(token.id);
             finish.is_some()
         });
+        let all = taken.is_none_or(|last| last + 1 == tokens.len());
         tokens.truncate(taken.map_or(tokens.len(), |last| last + 1));
         if num_preemptions == sequence.num_preemptions {
-            sequence.num_computed_tokens += tokens.len() - 1;
+            sequence.num_computed_tokens += num_written.min(tokens.len().saturating_sub(1));
             self.blocks.register(&mut sequence.table, &sequence.tokens, sequence.num_computed_tokens);
         }
-        events.push(Event::Tokens { id, tokens });
-        if let Some(reason) = finish {
-            self.end(key, End::Finished(reason), events);
+        if !tokens.is_empty() {
+            events.push(Event::Tokens { id, tokens });
+        }
+        // Where the executor ends a sequence at the very token that its length does, it is the executor that counts.
+        let end = match (finish, end) {
+            (None | Some(FinishReason::Length), Some(end)) if all => Some(end),
+            (finish, _) => finish.map(Ok),
+        };
+        match end {
+            Some(Ok(reason)) => self.end(key, End::Finished(reason), events),
+            Some(Err(error)) => self.end(key, End::Failed(error), events),
+            None => {}
         }
         Ok(())
     }

@@ -7,6 +7,8 @@
 //! second group has no effect and is left out. llama.cpp's default chain instead truncates first and divides by the
 //! temperature last, so that the same `top_p` keeps more tokens there when the temperature is high.
 //!
+//! Where the output must match a grammar ([`grammar`]), the tokens that may not come are taken out before everything.
+//!
 //! # Adding a sampler
 //!
 //! One file that implements [`LogitsProcessor`], one row in [`PROCESSORS`], one field of
@@ -14,6 +16,7 @@
 
 mod candidates;
 mod draw;
+pub mod grammar;
 mod largest;
 mod logit_bias;
 mod logprobs;

@@ -3,7 +3,9 @@
 use std::cell::RefCell;
 
 use super::{
-    Candidate, Candidates, LogitsProcessor, PROCESSORS, SamplingContext, draw, is_greedy,
+    Candidate, Candidates, LogitsProcessor, PROCESSORS, SamplingContext, draw,
+    grammar::TokenMask,
+    is_greedy,
     largest::{all_sound, largest},
     logprobs,
 };
@@ -77,6 +79,21 @@ impl Sampler {
     /// # Errors
     /// `Internal` where the logits are not as many as the vocabulary, hold a NaN or `+inf`, or are all `-inf`.
     pub fn sample(&mut self, logits: &mut [f32], index: u32) -> Result<SampledToken> {
+        self.sample_masked(logits, index, None)
+    }
+
+    /// The same among the tokens that `mask` allows, which everything else comes after. Log-probabilities are those of
+    /// the model, before the mask.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample); `InvalidArgument` where the request's other parameters leave none of the tokens
+    /// that the mask allows.
+    pub fn sample_masked(
+        &mut self,
+        logits: &mut [f32],
+        index: u32,
+        mask: Option<&TokenMask>,
+    ) -> Result<SampledToken> {
         if logits.len() != self.vocab_size {
             let why = format!("{} logits for a vocabulary of {}", logits.len(), self.vocab_size);
             return Err(Error::internal(why));
@@ -87,15 +104,26 @@ impl Sampler {
                 scratch.raw.clear();
                 scratch.raw.extend_from_slice(logits);
             }
+            if let Some(mask) = mask {
+                mask.apply(logits);
+            }
             let id = self.choose(logits, index, scratch)?;
             let logprobs = self.logprobs.map(|n| logprobs::of_token(&scratch.raw, max, id, n, &mut scratch.kept));
             Some(SampledToken { id, logprobs: logprobs.map(Box::new) })
         });
-        let token = token.ok_or_else(|| Error::internal("every token is masked, so none can be chosen"))?;
-        for processor in &mut self.processors {
-            processor.observe(token.id);
-        }
+        let token = token.ok_or_else(|| match mask {
+            None => Error::internal("every token is masked, so none can be chosen"),
+            Some(_) => Error::invalid("structured_outputs", "the other parameters forbid every token that it allows"),
+        })?;
+        self.observe(token.id);
         Ok(token)
+    }
+
+    /// Learns of a token that came without being sampled.
+    pub fn observe(&mut self, token: TokenId) {
+        for processor in &mut self.processors {
+            processor.observe(token);
+        }
     }
 
     fn choose(&self, logits: &mut [f32], index: u32, scratch: &mut Scratch) -> Option<TokenId> {

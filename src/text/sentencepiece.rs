@@ -128,8 +128,17 @@ impl Sentencepiece {
     /// Appends the ids of a stretch of text that holds no added token.
     pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) {
         let prefix = if self.add_space_prefix { SPACE.to_string() } else { String::new() };
-        let text = prefix + &text.replace(' ', &SPACE.to_string());
-        let mut rest = text.as_str();
+        self.encode_spelled(&(prefix + &text.replace(' ', &SPACE.to_string())), ids);
+    }
+
+    /// Adds the ids of a text that goes on from other text, so that no space comes before it.
+    pub(super) fn encode_continuation(&self, text: &str, ids: &mut Vec<u32>) {
+        self.encode_spelled(&text.replace(' ', &SPACE.to_string()), ids);
+    }
+
+    /// Of a text whose spaces are written as pieces write them.
+    fn encode_spelled(&self, text: &str, ids: &mut Vec<u32>) {
+        let mut rest = text;
         while !rest.is_empty() {
             let (word, after) = rest.split_at(if self.by_word { word_end(rest) } else { rest.len() });
             for symbol in self.merge(word) {

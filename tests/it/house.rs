@@ -21,7 +21,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("arch", &["base", "kernels", "weights", "layers"]),
     ("sampling", &["base", "kernels"]),
     ("text", BASE),
-    ("engine/executor", BASE),
+    ("engine/executor", &["base", "sampling/grammar"]),
     ("engine/sequence", POLICY),
     ("engine/block_manager", POLICY),
     ("engine/scheduler", POLICY),
@@ -34,8 +34,15 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 const BASE: &[&str] = &["base"];
 /// Policy knows no tensors, no tasks and no wire.
-const POLICY: &[&str] =
-    &["base", "engine/executor", "engine/sequence", "engine/block_manager", "engine/scheduler", "engine/faults"];
+const POLICY: &[&str] = &[
+    "base",
+    "sampling/grammar", // Carried, never looked into.
+    "engine/executor",
+    "engine/sequence",
+    "engine/block_manager",
+    "engine/scheduler",
+    "engine/faults",
+];
 const BASE_MODULES: &[&str] = &["error", "ids", "params", "config", "telemetry"];
 
 /// A library, and the only places that may name it.
@@ -44,6 +51,8 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("axum", &["server"]),
     ("tokenizers", &["text/tokenizer"]),
     ("minijinja", &["text/chat_template"]),
+    ("llguidance", &["sampling/grammar"]),
+    ("toktrie", &["sampling/grammar"]),
     ("clap", &["cli", "config", "main"]),
     ("hf_hub", &["weights/hub"]),
     ("prometheus_client", &["telemetry"]),

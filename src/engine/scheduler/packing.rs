@@ -21,6 +21,7 @@ pub(super) fn start(sequence: &mut Sequence, blocks: &mut BlockManager, plan: &m
         id: sequence.id,
         params: sequence.params.clone(),
         prompt: sequence.prompt.clone(),
+        grammar: sequence.grammar.clone(),
     });
 }
 
@@ -55,6 +56,7 @@ pub(super) fn pack_row(
         context_len: context_len as u32,
         samples,
         num_output_tokens: sequence.num_output_tokens() as u32,
+        max_new_tokens: sequence.num_acceptable_tokens(),
     });
     sequence.num_computed_tokens = end;
     sequence.ready = false;

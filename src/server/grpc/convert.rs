@@ -116,6 +116,7 @@ fn sampling(set: wire::SamplingParams, defaults: &SamplingParams) -> SamplingPar
         ignore_eos: set.ignore_eos.unwrap_or(defaults.ignore_eos),
         skip_special_tokens: set.skip_special_tokens.unwrap_or(defaults.skip_special_tokens),
         logprobs: set.logprobs.or(defaults.logprobs),
+        structured_outputs: None,
     }
 }
 
@@ -174,6 +175,7 @@ pub(crate) fn finished(finished: engine::Finished) -> wire::Finished {
     let (reason, matched) = match finished.reason {
         FinishReason::EndOfSequence(id) | FinishReason::StopToken(id) => (Reason::Stop, Some(Matched::TokenId(id.0))),
         FinishReason::StopString(stop) => (Reason::Stop, Some(Matched::Stop(stop))),
+        FinishReason::GrammarComplete => (Reason::Stop, None),
         FinishReason::Length => (Reason::Length, None),
     };
     wire::Finished { finish: Some(wire::Finish { reason: reason.into(), matched }), usage: Some(usage(finished.usage)) }

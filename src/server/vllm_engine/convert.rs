@@ -83,6 +83,7 @@ fn sampling(set: wire::SamplingParams) -> Result<SamplingParams> {
         ignore_eos: set.ignore_eos,
         skip_special_tokens: set.skip_special_tokens,
         logprobs: set.logprobs.map(|n| natural("sampling_params.logprobs", n)).transpose()?,
+        structured_outputs: None,
     })
 }
 
@@ -124,7 +125,7 @@ pub(super) fn complete(
     use wire::generate_complete::MatchedStop;
     let (finish_reason, matched_stop) = match reason {
         // As vLLM has it, the model's own end matches nothing that the request named.
-        FinishReason::EndOfSequence(_) => ("stop", None),
+        FinishReason::EndOfSequence(_) | FinishReason::GrammarComplete => ("stop", None),
         FinishReason::StopToken(id) => ("stop", Some(MatchedStop::MatchedTokenId(id.0))),
         FinishReason::StopString(stop) => ("stop", Some(MatchedStop::MatchedStopStr(stop))),
         FinishReason::Length => ("length", None),
