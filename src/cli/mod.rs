@@ -16,6 +16,7 @@ mod machine;
 mod sampling_args;
 mod serve;
 mod start;
+mod structured_args;
 
 use std::{
     fmt::Display,

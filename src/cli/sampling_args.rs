@@ -3,7 +3,10 @@
 
 use clap::Args;
 
-use crate::{ids::TokenId, params::SamplingParams, proto::candlewick::v1 as pb};
+use super::structured_args::StructuredArgs;
+use crate::{
+    ids::TokenId, params::SamplingParams, proto::candlewick::v1 as pb, server::grpc::structured_outputs::to_wire,
+};
 
 /// How tokens are chosen and when to stop, as far as the command line says.
 #[derive(Args, Clone, Debug, Default)]
@@ -60,6 +63,8 @@ pub(super) struct SamplingArgs {
     /// Report log-probabilities, with this many alternatives a token, in `--json`.
     #[arg(long, value_name = "N")]
     logprobs: Option<u32>,
+    #[command(flatten)]
+    structured: StructuredArgs,
 }
 
 impl SamplingArgs {
@@ -89,7 +94,7 @@ impl SamplingArgs {
             ignore_eos: args.ignore_eos || defaults.ignore_eos,
             skip_special_tokens: args.skip_special_tokens.unwrap_or(defaults.skip_special_tokens),
             logprobs: args.logprobs.or(defaults.logprobs),
-            structured_outputs: None,
+            structured_outputs: args.structured.outputs().or_else(|| defaults.structured_outputs.clone()),
         }
     }
 
@@ -114,6 +119,7 @@ impl SamplingArgs {
             ignore_eos: args.ignore_eos.then_some(true),
             skip_special_tokens: args.skip_special_tokens,
             logprobs: args.logprobs,
+            structured_outputs: args.structured.outputs().map(to_wire),
         }
     }
 }

@@ -399,6 +399,7 @@ mod tests {
                 context_len: 0,
                 samples: true,
                 num_output_tokens: 0,
+                max_new_tokens: 1,
             }],
             token_ids: prompt.to_vec(),
             positions: vec![0, 1, 2],

@@ -59,7 +59,10 @@ impl Grammars {
     /// `InvalidArgument` where the constraint cannot be followed or is too complex, `DeadlineExceeded`.
     pub(super) async fn get(&self, outputs: &StructuredOutputs, deadline: Option<Instant>) -> Result<Arc<Grammar>> {
         let Some(tokenizer) = &self.tokenizer else {
-            return Err(Error::invalid("structured_outputs", "the model has no tokenizer, so its tokens spell nothing"));
+            return Err(Error::invalid(
+                "structured_outputs",
+                "the model has no tokenizer, so its tokens spell nothing",
+            ));
         };
         let limit = Instant::now() + COMPILE_TIMEOUT;
         let compiled = async {
@@ -115,8 +118,8 @@ impl Grammars {
     }
 }
 
-/// A tokenizer's vocabulary as the parser takes it; the model may have more tokens than the tokenizer, which spell nothing.
-pub(super) fn vocabulary(tokenizer: &Arc<Tokenizer>, vocab_size: usize) -> Vocabulary {
+/// A tokenizer's vocabulary as a grammar's parser takes it; the model may have more tokens than the tokenizer, which spell nothing.
+pub fn vocabulary(tokenizer: &Arc<Tokenizer>, vocab_size: usize) -> Vocabulary {
     let encoder = tokenizer.clone();
     let encode = move |text: &str| encoder.encode_continuation(text).unwrap_or_default();
     let spell = |id: TokenId| (tokenizer.token_bytes(id), tokenizer.is_special(id));

@@ -34,6 +34,7 @@ use self::{
     supervisor::{Life, Supervised},
 };
 pub use self::{
+    grammars::vocabulary,
     stream::{Delta, Event, Finished, Generation, Started},
     supervisor::ExecutorFactory,
 };

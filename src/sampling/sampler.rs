@@ -88,12 +88,7 @@ impl Sampler {
     /// # Errors
     /// As [`sample`](Self::sample); `InvalidArgument` where the request's other parameters leave none of the tokens
     /// that the mask allows.
-    pub fn sample_masked(
-        &mut self,
-        logits: &mut [f32],
-        index: u32,
-        mask: Option<&TokenMask>,
-    ) -> Result<SampledToken> {
+    pub fn sample_masked(&mut self, logits: &mut [f32], index: u32, mask: Option<&TokenMask>) -> Result<SampledToken> {
         if logits.len() != self.vocab_size {
             let why = format!("{} logits for a vocabulary of {}", logits.len(), self.vocab_size);
             return Err(Error::internal(why));

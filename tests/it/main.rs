@@ -12,4 +12,5 @@ mod house;
 mod hub;
 mod model_config;
 mod model_files;
+mod structured_outputs;
 mod text_vectors;

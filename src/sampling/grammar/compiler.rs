@@ -101,8 +101,12 @@ impl Grammar {
 fn source(outputs: &StructuredOutputs) -> Result<TopLevelGrammar> {
     let field = outputs.field();
     Ok(match &outputs.constraint {
-        Constraint::Json(text) => TopLevelGrammar::from_json_schema(with_whitespace(schema::parse(field, text)?, outputs)),
-        Constraint::JsonObject => TopLevelGrammar::from_json_schema(with_whitespace(json!({"type": "object"}), outputs)),
+        Constraint::Json(text) => {
+            TopLevelGrammar::from_json_schema(with_whitespace(schema::parse(field, text)?, outputs))
+        }
+        Constraint::JsonObject => {
+            TopLevelGrammar::from_json_schema(with_whitespace(json!({"type": "object"}), outputs))
+        }
         Constraint::Regex(regex) => {
             bounded_nesting(field, regex)?;
             TopLevelGrammar::from_regex(regex)

@@ -125,10 +125,7 @@ mod tests {
     fn rules_become_larks() {
         let grammar = "root ::= a-b \"x\" | [0-9/]+ # digits\n  | (A)?\na-b ::= . {2,3}\nA ::= \"\"";
         let lark = to_lark("f", grammar).unwrap();
-        assert_eq!(
-            lark,
-            "\nstart: r_azhb \"x\" | /[0-9\\/]/+ | ( r_zua )?\nr_azhb: /(.|\\n)/{2,3}\nr_zua: (\"\")?\n"
-        );
+        assert_eq!(lark, "\nstart: r_azhb \"x\" | /[0-9\\/]/+ | ( r_zua )?\nr_azhb: /(.|\\n)/{2,3}\nr_zua: (\"\")?\n");
         assert!(is_ebnf(grammar) && !is_ebnf("start: \"a\""));
     }
 

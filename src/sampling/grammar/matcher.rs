@@ -133,7 +133,9 @@ impl Matcher {
         use llguidance::api::StopReason;
         let why = super::compiler::readable(why);
         match self.inner.stop_reason() {
-            StopReason::InternalError if !why.contains("limit") && !why.contains("complex") && !why.contains("fuel") => {
+            StopReason::InternalError
+                if !why.contains("limit") && !why.contains("complex") && !why.contains("fuel") =>
+            {
                 Error::invalid(self.field, format!("cannot be followed any further: {why}"))
             }
             _ => Error::invalid(self.field, format!("is too complex to follow: {why}")),

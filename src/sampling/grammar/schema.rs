@@ -137,7 +137,9 @@ impl Check<'_> {
             Value::Object(object) => object,
             _ => return self.refuse("a schema must be an object, true or false"),
         };
-        object.retain(|keyword, _| !DROPPED.contains(&keyword.as_str()) && (!keyword.starts_with("x-") || keyword == "x-guidance"));
+        object.retain(|keyword, _| {
+            !DROPPED.contains(&keyword.as_str()) && (!keyword.starts_with("x-") || keyword == "x-guidance")
+        });
         for (keyword, value) in object.iter_mut() {
             let Some((_, holds)) = KEYWORDS.iter().find(|(name, _)| name == keyword) else {
                 return self.refuse(format_args!("the keyword {keyword:?} is not supported"));
@@ -208,17 +210,25 @@ mod tests {
 
     #[test]
     fn a_keyword_that_is_not_enforced_is_named_with_its_place() {
-        let schema = json!({"type": "object", "properties": {"a/b": {"type": "array", "items": {"uniqueItems": true}}}});
-        assert_eq!(
-            refused(&schema),
-            r##"f: at #/properties/a~1b/items: the keyword "uniqueItems" is not supported"##
-        );
-        for keyword in ["not", "if", "then", "else", "contains", "dependentRequired", "dependentSchemas", "dependencies"]
-            .into_iter()
-            .chain(["propertyNames", "unevaluatedProperties", "unevaluatedItems", "$dynamicRef", "$anchor", "nullable"])
-            .chain(["minContains", "maxContains", "typo", "x-guidance"])
+        let schema =
+            json!({"type": "object", "properties": {"a/b": {"type": "array", "items": {"uniqueItems": true}}}});
+        assert_eq!(refused(&schema), r##"f: at #/properties/a~1b/items: the keyword "uniqueItems" is not supported"##);
+        for keyword in
+            ["not", "if", "then", "else", "contains", "dependentRequired", "dependentSchemas", "dependencies"]
+                .into_iter()
+                .chain([
+                    "propertyNames",
+                    "unevaluatedProperties",
+                    "unevaluatedItems",
+                    "$dynamicRef",
+                    "$anchor",
+                    "nullable",
+                ])
+                .chain(["minContains", "maxContains", "typo", "x-guidance"])
         {
-            for schema in [json!({keyword: {}}), json!({"anyOf": [{keyword: {}}]}), json!({"$defs": {"d": {keyword: 1}}})] {
+            for schema in
+                [json!({keyword: {}}), json!({"anyOf": [{keyword: {}}]}), json!({"$defs": {"d": {keyword: 1}}})]
+            {
                 assert!(refused(&schema).contains(&format!("{keyword:?} is not supported")), "{schema}");
             }
         }

@@ -10,7 +10,7 @@ use crate::ids::TokenId;
 const LONGEST_TOKEN_BYTES: usize = 512;
 
 /// Cuts a text that goes on from other text into tokens; any cut will do, the model's own is the best.
-pub type Encode = Box<dyn Fn(&str) -> Vec<TokenId> + Send + Sync>;
+type Encode = Box<dyn Fn(&str) -> Vec<TokenId> + Send + Sync>;
 
 /// The bytes of a model's tokens. One more token than the model has stands for the end of the text, because a model may
 /// have no such token, or many.
@@ -31,7 +31,11 @@ impl Vocabulary {
     /// The vocabulary of a model with `size` tokens. `spell` gives a token's bytes and whether it is special: a special
     /// token spells nothing, and matches only where a Lark grammar names it (`<|tool|>`).
     #[must_use]
-    pub fn new<'a>(size: usize, spell: impl Fn(TokenId) -> (&'a [u8], bool), encode: Encode) -> Self {
+    pub fn new<'a>(
+        size: usize,
+        spell: impl Fn(TokenId) -> (&'a [u8], bool),
+        encode: Box<dyn Fn(&str) -> Vec<TokenId> + Send + Sync>,
+    ) -> Self {
         let mut single = [false; 256];
         let mut words: Vec<Vec<u8>> = Vec::with_capacity(size + 1);
         for id in 0..size {

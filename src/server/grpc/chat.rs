@@ -15,7 +15,7 @@ use crate::{
 
 /// Where an engine's complaints belong in these requests.
 const PATHS: FieldPaths =
-    FieldPaths { sampling: "options.sampling", prompt: &[("prompt.text", "messages"), ("prompt", "messages")] };
+    FieldPaths { sampling: "options.sampling", renamed: &[("prompt.text", "messages"), ("prompt", "messages")] };
 
 pub(super) struct ChatService {
     backend: Backend,

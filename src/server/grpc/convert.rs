@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use super::status::cut;
+use super::{status::cut, structured_outputs};
 use crate::{
     engine::{self, ModelInfo, Prompt, Request},
     error::{Code, Error, Result},
@@ -66,11 +66,15 @@ pub(crate) fn check_model(model: Option<&str>, info: &ModelInfo) -> Result<()> {
 pub(crate) fn request(prompt: Prompt, options: Option<wire::RequestOptions>, info: &ModelInfo) -> Result<Request> {
     let options = options.unwrap_or_default();
     check_model(options.model.as_deref(), info)?;
+    let mut set = options.sampling.unwrap_or_default();
+    let structured_outputs = structured_outputs::from_wire(set.structured_outputs.take())?;
+    let mut params = sampling(set, &info.default_params);
+    params.structured_outputs = structured_outputs.or(params.structured_outputs);
     let cache_salt = options.cache_salt.filter(|salt| !salt.is_empty());
     Ok(Request {
         request_id: request_id("options.request_id", options.request_id)?,
         prompt,
-        params: sampling(options.sampling.unwrap_or_default(), &info.default_params),
+        params,
         priority: options.priority.unwrap_or(0),
         cache_salt: cache_salt.map(|salt| name("options.cache_salt", salt)).transpose()?,
         deadline: None,
@@ -116,7 +120,7 @@ fn sampling(set: wire::SamplingParams, defaults: &SamplingParams) -> SamplingPar
         ignore_eos: set.ignore_eos.unwrap_or(defaults.ignore_eos),
         skip_special_tokens: set.skip_special_tokens.unwrap_or(defaults.skip_special_tokens),
         logprobs: set.logprobs.or(defaults.logprobs),
-        structured_outputs: None,
+        structured_outputs: defaults.structured_outputs.clone(),
     }
 }
 
@@ -149,6 +153,7 @@ fn effective(params: SamplingParams) -> wire::SamplingParams {
         ignore_eos: Some(params.ignore_eos),
         skip_special_tokens: Some(params.skip_special_tokens),
         logprobs: params.logprobs,
+        structured_outputs: params.structured_outputs.map(structured_outputs::to_wire),
     }
 }
 
@@ -193,8 +198,8 @@ fn usage(usage: Usage) -> wire::Usage {
 pub(crate) struct FieldPaths {
     /// What stands before the name of a sampling parameter.
     pub(crate) sampling: &'static str,
-    /// What the engine calls parts of the prompt, and what this wire does; the first that fits counts.
-    pub(crate) prompt: &'static [(&'static str, &'static str)],
+    /// What the engine calls parts of a request, and what this wire does; the first that fits counts.
+    pub(crate) renamed: &'static [(&'static str, &'static str)],
 }
 
 impl FieldPaths {
@@ -210,17 +215,17 @@ impl FieldPaths {
     }
 
     fn path(&self, field: &str) -> String {
-        let name = field.split(['.', '[']).next().unwrap_or(field);
-        if SAMPLING_FIELDS.contains(&name) {
-            return format!("{}.{field}", self.sampling);
+        let renamed = self.renamed.iter().find_map(|(from, to)| Some(format!("{to}{}", field.strip_prefix(from)?)));
+        if let Some(renamed) = renamed {
+            return renamed;
         }
-        let renamed = self.prompt.iter().find_map(|(from, to)| Some(format!("{to}{}", field.strip_prefix(from)?)));
-        renamed.unwrap_or_else(|| field.to_owned())
+        let name = field.split(['.', '[']).next().unwrap_or(field);
+        if SAMPLING_FIELDS.contains(&name) { format!("{}.{field}", self.sampling) } else { field.to_owned() }
     }
 }
 
 /// The fields of [`SamplingParams`] as errors name them.
-const SAMPLING_FIELDS: [&str; 17] = [
+const SAMPLING_FIELDS: [&str; 18] = [
     "temperature",
     "top_k",
     "top_p",
@@ -238,4 +243,5 @@ const SAMPLING_FIELDS: [&str; 17] = [
     "ignore_eos",
     "skip_special_tokens",
     "logprobs",
+    "structured_outputs",
 ];

@@ -4,7 +4,7 @@ use crate::{
     engine::{Prompt, Request},
     error::{Error, Result},
     ids::TokenId,
-    params::{FinishReason, SampledToken, SamplingParams, Usage},
+    params::{Constraint, FinishReason, SampledToken, SamplingParams, StructuredOutputs, Usage},
     proto::vllm::grpc::engine as wire,
     server::grpc::convert::request_id,
 };
@@ -53,7 +53,6 @@ fn sampling(set: wire::SamplingParams) -> Result<SamplingParams> {
         ("sampling_params.n", set.n > 1),
         ("sampling_params.prompt_logprobs", set.prompt_logprobs.is_some()),
         ("sampling_params.truncate_prompt_tokens", set.truncate_prompt_tokens.is_some()),
-        (constraint(set.constraint.as_ref()), set.constraint.is_some()),
     ])?;
     let or_one = |value: f32| if value == 0.0 { 1.0 } else { value };
     let natural = |field: &str, value: i32| {
@@ -83,21 +82,23 @@ fn sampling(set: wire::SamplingParams) -> Result<SamplingParams> {
         ignore_eos: set.ignore_eos,
         skip_special_tokens: set.skip_special_tokens,
         logprobs: set.logprobs.map(|n| natural("sampling_params.logprobs", n)).transpose()?,
-        structured_outputs: None,
+        structured_outputs: set.constraint.and_then(structured_outputs),
     })
 }
 
-fn constraint(constraint: Option<&wire::sampling_params::Constraint>) -> &'static str {
-    use wire::sampling_params::Constraint;
-    match constraint {
-        Some(Constraint::JsonSchema(_)) => "sampling_params.json_schema",
-        Some(Constraint::Regex(_)) => "sampling_params.regex",
-        Some(Constraint::Grammar(_)) => "sampling_params.grammar",
-        Some(Constraint::StructuralTag(_)) => "sampling_params.structural_tag",
-        Some(Constraint::JsonObject(_)) => "sampling_params.json_object",
-        Some(Constraint::Choice(_)) => "sampling_params.choice",
-        None => "sampling_params.constraint",
-    }
+/// What the output must match; `json_object: false` says nothing.
+fn structured_outputs(set: wire::sampling_params::Constraint) -> Option<StructuredOutputs> {
+    use wire::sampling_params::Constraint as Wire;
+    let constraint = match set {
+        Wire::JsonSchema(schema) => Constraint::Json(schema),
+        Wire::Regex(regex) => Constraint::Regex(regex),
+        Wire::Grammar(grammar) => Constraint::Grammar(grammar),
+        Wire::StructuralTag(tag) => Constraint::StructuralTag(tag),
+        Wire::JsonObject(true) => Constraint::JsonObject,
+        Wire::JsonObject(false) => return None,
+        Wire::Choice(choice) => Constraint::Choice(choice.choices),
+    };
+    Some(constraint.into())
 }
 
 /// New tokens. The count is of these tokens alone: routers add up.
@@ -195,7 +196,6 @@ mod tests {
 
     #[test]
     fn what_the_server_does_not_do_is_refused_by_name() {
-        use wire::sampling_params::Constraint;
         let sampling_params = |change: fn(&mut wire::SamplingParams)| {
             let mut params = wire::SamplingParams::default();
             change(&mut params);
@@ -206,7 +206,27 @@ mod tests {
         assert_eq!(sampling_params(|p| p.logprobs = Some(-1)), "sampling_params.logprobs");
         assert_eq!(sampling_params(|p| p.truncate_prompt_tokens = Some(3)), "sampling_params.truncate_prompt_tokens");
         assert_eq!(sampling_params(|p| p.logit_bias = [(-1, 1.0)].into()), "sampling_params.logit_bias");
-        assert_eq!(sampling_params(|p| p.constraint = Some(Constraint::Regex("a+".into()))), "sampling_params.regex");
+    }
+
+    #[test]
+    fn each_constraint_is_taken_for_what_it_is() {
+        use wire::sampling_params::Constraint as Wire;
+        let cases = [
+            (Wire::JsonSchema("{}".into()), Some(Constraint::Json("{}".into()))),
+            (Wire::Regex("a+".into()), Some(Constraint::Regex("a+".into()))),
+            (Wire::Grammar("g".into()), Some(Constraint::Grammar("g".into()))),
+            (Wire::StructuralTag("t".into()), Some(Constraint::StructuralTag("t".into()))),
+            (Wire::JsonObject(true), Some(Constraint::JsonObject)),
+            (Wire::JsonObject(false), None),
+            (
+                Wire::Choice(wire::ChoiceConstraint { choices: vec!["a".into()] }),
+                Some(Constraint::Choice(vec!["a".into()])),
+            ),
+        ];
+        for (sent, expected) in cases {
+            let params = wire::SamplingParams { constraint: Some(sent), ..wire::SamplingParams::default() };
+            assert_eq!(sampling(params).unwrap().structured_outputs, expected.map(StructuredOutputs::from));
+        }
     }
 
     #[test]

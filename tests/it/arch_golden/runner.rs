@@ -26,7 +26,8 @@ fn greedy() -> SamplingParams {
 }
 
 fn admit(plan: &mut StepPlan, id: u64, params: SamplingParams, prompt: &[TokenId]) {
-    plan.admitted.push(AdmittedSequence { id: SequenceId(id), params: Arc::new(params), prompt: prompt.into() });
+    let (params, prompt) = (Arc::new(params), prompt.into());
+    plan.admitted.push(AdmittedSequence { id: SequenceId(id), params, prompt, grammar: None });
 }
 
 /// Adds a row: `tokens` after `context_len` others, in these blocks.
@@ -44,6 +45,7 @@ fn schedule(plan: &mut StepPlan, id: u64, tokens: &[TokenId], context_len: usize
         context_len: context_len as u32,
         samples,
         num_output_tokens: 0,
+        max_new_tokens: 1,
     });
 }
 
