@@ -10,12 +10,12 @@ use candle_core::{DType, Device, Tensor};
 use candlewick::{
     ids::{BlockId, Slot},
     kernels::{
+        activation::{Activation, Gate, gated},
         linear::{Extras, Inputs, PackedWeight, format::WeightFormat, linear},
         machine,
         paged_attention::{AttentionMetadata, Scoring, paged_attention},
         probe::random_weight,
         rms_norm::rms_norm,
-        silu_mul::silu_mul,
         store_kv::{KvLayer, store_kv},
     },
 };
@@ -181,8 +181,8 @@ fn elementwise(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
             Ok(())
         })?;
         let x = random(rng, &[n, 6144])?;
-        report.measure(&format!("silu_mul n={n} i=3072"), 12 * n * 3072, (0, Arithmetic::Float32), |_| {
-            silu_mul(&x)?;
+        report.measure(&format!("gated silu n={n} i=3072"), 12 * n * 3072, (0, Arithmetic::Float32), |_| {
+            gated(&x, Gate::Of(Activation::Silu))?;
             Ok(())
         })?;
     }

@@ -134,8 +134,13 @@ fn measure_ours(model: &Arc<dyn Model>, streams: usize) -> Outcome<Rates> {
     for (stream, prompt) in prompts.iter().enumerate() {
         let mut plan = StepPlan::default();
         let id = SequenceId(stream as u64);
-        let (params, prompt_ids) = (Arc::clone(&params), prompt.as_slice().into());
-        plan.admitted.push(AdmittedSequence { id, params, prompt: prompt_ids, grammar: None });
+        plan.admitted.push(AdmittedSequence {
+            id,
+            params: Arc::clone(&params),
+            prompt: prompt.as_slice().into(),
+            dry_breakers: [].into(),
+            grammar: None,
+        });
         schedule(&mut plan, stream, blocks_each, prompt, 0, 0);
         runner.submit(&plan)?;
         last.push(runner.collect()?.sequences[0].tokens[0].id);
@@ -179,6 +184,7 @@ fn schedule(
         context_len: context as u32,
         samples: true,
         num_output_tokens: num_output_tokens as u32,
+        prompt_targets: 0..0,
         max_new_tokens: 1,
     });
 }

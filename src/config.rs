@@ -182,6 +182,15 @@ pub struct ModelArgs {
     /// Instructions to compute with on the CPU; the best that it has if left out.
     #[arg(long, value_enum, value_name = "SET")]
     pub instruction_set: Option<InstructionSet>,
+    /// Chat template to use instead of the model's own: a Jinja file.
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+    /// Format of the model's tool calls; told by its chat template if left out.
+    #[arg(long, value_name = "NAME")]
+    pub tool_call_parser: Option<String>,
+    /// How the model marks its reasoning; told by its chat template if left out.
+    #[arg(long, value_name = "NAME")]
+    pub reasoning_parser: Option<String>,
     /// Branch, tag or commit of a Hugging Face repository.
     #[arg(long)]
     pub revision: Option<String>,

@@ -5,60 +5,78 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    arch::{Block, BlockLoad, Model, ModelInfo, ModelLoad, config::ModelConfig, keep, kv_dtype},
+    arch::{
+        Architecture, BlockLoad, Model, ModelInfo, ModelLoad, block::Block, config::ModelConfig, keep, kv_dtype,
+        outline::Outline,
+    },
     error::{Error, Result},
     ids::TokenId,
+    kernels::spare::give_back,
     layers::{
         context::{KvCache, KvCacheShape, StepContext},
         embedding::Embedding,
         linear::Linear,
         loader::{LoadTally, TensorLoader},
-        norm::RmsNorm,
+        norm::Norm,
         rope::Rope,
     },
 };
 
-/// A model of blocks `B`.
-pub struct CausalLm<B> {
+/// A model of blocks.
+pub struct CausalLm {
     config: ModelConfig,
     info: ModelInfo,
     device: Device,
+    outline: Outline,
     embedding: Embedding,
-    blocks: Vec<B>,
-    norm: RmsNorm,
+    /// Learned ones, where the model has such.
+    positions: Option<Embedding>,
+    blocks: Vec<Block>,
+    norm: Norm,
     head: Linear,
 }
 
-impl<B: Block> CausalLm<B> {
+impl CausalLm {
     /// Loads every tensor the configuration calls for.
     ///
     /// # Errors
     /// `FailedPrecondition` that names a tensor which is missing or misshapen.
-    pub fn load(load: &ModelLoad<'_>) -> Result<Self> {
+    pub fn load(architecture: &Architecture, load: &ModelLoad<'_>) -> Result<Self> {
         let &ModelLoad { weights, config, device, dtype, quantization, kv_cache_dtype, progress } = load;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let total = weights.names().len();
         let progress = |loaded: usize| progress(loaded, total);
         let tally = LoadTally::default();
-        let loader = TensorLoader::new(weights, keep(dtype, quantization), device, &tally, &progress);
+        let root = TensorLoader::new(weights, keep(dtype, quantization), device, &tally, &progress);
+        let outline = (architecture.outline)(config);
+        let within = root.under(outline.base);
+        let bare = !within.contains(&format!("{}.weight", outline.embedding));
+        let bare = bare && root.contains(&format!("{}.weight", outline.embedding));
+        let loader = if bare { root.clone() } else { within };
 
         // The embedding comes first: where the file and the configuration disagree, nothing large was made yet.
-        let embedding = loader.embedding("model.embed_tokens", vocab, hidden)?;
+        let embedding = loader.embedding(outline.embedding, vocab, hidden)?;
+        let positions = outline.positions.map(|name| loader.embedding(name, config.max_position_embeddings, hidden));
+        let positions = positions.transpose()?;
         let before_blocks = tally.parameters();
         let rope = Arc::new(Rope::new(&config.rope, device)?);
+        let local_rope = config.local_rope.as_ref().map(|rope| Rope::new(rope, device).map(Arc::new)).transpose()?;
         let block = |layer| {
-            let loader = loader.under(format_args!("model.layers.{layer}"));
-            B::load(&BlockLoad { loader, config, layer, rope: Arc::clone(&rope) })
+            let loader = loader.under(outline.layers).under(layer);
+            let (rope, local_rope) = (Arc::clone(&rope), local_rope.clone());
+            (architecture.block)(&BlockLoad { loader, config, layer, rope, local_rope })
         };
         let blocks = (0..config.num_hidden_layers).map(block).collect::<Result<Vec<_>>>()?;
         let block_parameters = tally.parameters() - before_blocks;
-        let norm = loader.rms_norm("model.norm", hidden, config.rms_norm_eps)?;
+        let (norm, options) = &outline.norm;
+        let norm = loader.norm(norm, hidden, options)?;
         let head = match config.tie_word_embeddings {
-            true => loader.tied_linear("lm_head", &embedding),
-            false => loader.head("lm_head", vocab, hidden)?,
+            true => root.tied_linear(outline.head, &embedding),
+            // GPT-NeoX's own name, and what its class became.
+            false if !root.contains(&format!("{}.weight", outline.head)) => root.head("lm_head", vocab, hidden)?,
+            false => root.head(outline.head, vocab, hidden)?,
         };
-        let query = [config.num_attention_heads * config.head_dim, hidden];
-        let format = loader.kept_format("model.layers.0.self_attn.q_proj.weight", query)?;
+        let format = tally.block_format().ok_or_else(|| Error::internal("a model without weights in its blocks"))?;
         let info = ModelInfo {
             num_parameters: tally.parameters(),
             block_parameters,
@@ -73,11 +91,48 @@ impl<B: Block> CausalLm<B> {
                 dtype: kv_dtype(kv_cache_dtype, dtype, format),
             },
         };
-        Ok(Self { config: config.clone(), info, device: device.clone(), embedding, blocks, norm, head })
+        Ok(Self {
+            config: config.clone(),
+            info,
+            device: device.clone(),
+            outline,
+            embedding,
+            positions,
+            blocks,
+            norm,
+            head,
+        })
     }
 }
 
-impl<B: Block> Model for CausalLm<B> {
+impl CausalLm {
+    /// The residual stream before the first block.
+    fn embed(&self, token_ids: &[TokenId], positions: &[u32]) -> Result<Tensor> {
+        let mut x = self.embedding.forward(token_ids)?;
+        if let Some(learned) = &self.positions {
+            let places = positions.iter().copied().map(TokenId).collect::<Vec<_>>();
+            x = (x + learned.forward(&places)?)?;
+        }
+        match self.outline.embedding_multiplier {
+            Some(multiplier) => Ok((x * multiplier)?),
+            None => Ok(x),
+        }
+    }
+
+    /// The logits of rows of the residual stream after the last block.
+    fn head_of(&self, x: &Tensor, step: &StepContext<'_>) -> Result<Tensor> {
+        let mut logits = self.head.forward(self.norm.of(x), None, step)?;
+        if let Some(multiplier) = self.outline.logit_multiplier {
+            logits = (logits * multiplier)?;
+        }
+        match self.outline.logit_softcap {
+            Some(cap) => Ok(((logits / cap)?.tanh()? * cap)?),
+            None => Ok(logits),
+        }
+    }
+}
+
+impl Model for CausalLm {
     fn config(&self) -> &ModelConfig {
         &self.config
     }
@@ -86,19 +141,24 @@ impl<B: Block> Model for CausalLm<B> {
         &self.info
     }
 
-    fn forward(&self, token_ids: &[TokenId], logit_rows: &[u32], step: &StepContext<'_>) -> Result<Tensor> {
+    fn hidden(&self, token_ids: &[TokenId], step: &StepContext<'_>) -> Result<Tensor> {
         if token_ids.len() != step.positions.len() || token_ids.len() != step.slot_mapping.len() {
             return Err(Error::internal("a step's token ids, positions and slots differ in number"));
         }
-        let mut x = self.embedding.forward(token_ids)?;
+        let mut x = self.embed(token_ids, step.positions)?;
         for block in &self.blocks {
-            x = block.forward(&x, step)?;
+            let next = block.forward(&x, step)?;
+            give_back(std::mem::replace(&mut x, next));
         }
+        Ok(x)
+    }
+
+    fn logits(&self, hidden: &Tensor, logit_rows: &[u32], step: &StepContext<'_>) -> Result<Tensor> {
         if logit_rows.is_empty() {
             return Ok(Tensor::zeros((0, self.config.vocab_size), DType::F32, &self.device)?);
         }
-        let x = x.index_select(&Tensor::new(logit_rows, &self.device)?, 0)?;
-        self.head.forward(self.norm.of(&x), step)
+        let x = hidden.index_select(&Tensor::new(logit_rows, &self.device)?, 0)?;
+        self.head_of(&x, step)
     }
 
     fn new_kv_cache(&self, num_blocks: usize, block_size: usize) -> Result<KvCache> {

@@ -6,10 +6,16 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::{
-    arch::fields::Fields,
+    arch::{
+        fields::Fields,
+        moe_config::MoeConfig,
+        rope_config::{Ropes, ropes},
+        window::SlidingWindow,
+    },
     error::{Error, Result},
     ids::TokenId,
-    layers::rope::{RopeConfig, RopeScaling, RopeStyle},
+    kernels::activation::Activation,
+    layers::rope::RopeConfig,
 };
 
 /// Sizes beyond which a file is taken for broken or hostile: nothing published comes near them.
@@ -25,30 +31,40 @@ pub(crate) mod limits {
     pub(crate) const POSITIONS: RangeInclusive<usize> = 1..=1 << 24;
 }
 
-/// Which layers see only the last so many tokens.
+/// What numbers on the way are multiplied with, and pressed under, where the file says.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct SlidingWindow {
-    /// Tokens a sliding layer sees.
-    pub size: Option<usize>,
-    /// `use_sliding_window`, where the file says.
-    pub enabled: Option<bool>,
-    /// `max_window_layers`: the layers before this one see everything.
-    pub first_layer: usize,
-    /// `layer_types`: whether each layer slides, where the file says; decides alone.
-    pub layers: Option<Vec<bool>>,
+pub struct Multipliers {
+    /// `embedding_multiplier`.
+    pub embedding: Option<f64>,
+    /// `residual_multiplier`, of what joins the residual stream.
+    pub residual: Option<f64>,
+    /// `attention_multiplier`, of scores.
+    pub attention: Option<f64>,
+    /// `query_pre_attn_scalar`: scores are divided by its square root.
+    pub query_pre_attn_scalar: Option<f64>,
+    /// `logits_scaling` divides logits.
+    pub logits_divisor: Option<f64>,
+    /// `logit_scale` multiplies them.
+    pub logits: Option<f64>,
+    /// `attn_logit_softcapping`.
+    pub attention_softcap: Option<f64>,
+    /// `final_logit_softcapping`.
+    pub logit_softcap: Option<f64>,
+    /// `swiglu_limit`.
+    pub swiglu_limit: Option<f64>,
 }
 
-impl SlidingWindow {
-    /// The window of a layer; `by_default` says whether this architecture slides where the file does not say.
-    #[must_use]
-    pub fn of_layer(&self, layer: usize, by_default: bool) -> Option<usize> {
-        let slides = match &self.layers {
-            Some(layers) => layers.get(layer).copied().unwrap_or(false),
-            None => self.enabled.unwrap_or(by_default) && layer >= self.first_layer,
-        };
-        self.size.filter(|_| slides)
-    }
+/// Whose conventions weights follow, where files of one architecture differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conventions {
+    /// Gemma's norms hold how far a weight is from 1, GPT-2's Linears lie `[in, out]`.
+    HuggingFace,
+    /// llama.cpp's converter has added the 1, and turned the Linears.
+    Gguf,
 }
+
+/// Flags that would change the arithmetic in a way that no architecture here has.
+const UNSUPPORTED: [&str; 3] = ["qk_layernorm", "scale_attn_by_inverse_layer_idx", "use_bidirectional_attention"];
 
 /// A decoder-only model's sizes and options. What architectures decide differently stays as the file says it (or does
 /// not), and the architecture's own file decides.
@@ -72,10 +88,16 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,
-    /// Added to the mean square in every norm.
-    pub rms_norm_eps: f64,
+    /// Added to the mean square or the variance in every norm.
+    pub norm_eps: f64,
+    /// The nonlinearity of its feed-forward layers.
+    pub activation: Activation,
     /// Rotary positions.
     pub rope: RopeConfig,
+    /// Those of layers with a window, where they have their own.
+    pub local_rope: Option<RopeConfig>,
+    /// Whether each layer turns queries and keys at all, where the file says.
+    pub rope_layers: Option<Vec<bool>>,
     /// Tokens of the longest context the model knows.
     pub max_position_embeddings: usize,
     /// Whether the head is the embedding.
@@ -86,6 +108,14 @@ pub struct ModelConfig {
     pub mlp_bias: Option<bool>,
     /// Sliding-window attention.
     pub sliding_window: SlidingWindow,
+    /// Experts, where the model has such.
+    pub moe: Option<MoeConfig>,
+    /// What numbers on the way are multiplied with.
+    pub multipliers: Multipliers,
+    /// Whether attention and feed-forward layer read the stream beside each other, where the file says.
+    pub parallel_residual: Option<bool>,
+    /// Whose conventions the weights follow.
+    pub conventions: Conventions,
     /// Tokens that end a sequence.
     pub eos_token_ids: Vec<TokenId>,
     /// The token that begins one.
@@ -104,9 +134,10 @@ impl ModelConfig {
 
         let architecture =
             fields.texts("architectures")?.first().copied().ok_or_else(|| fields.missing("architectures"))?;
-        for field in ["hidden_act", "hidden_activation"] {
-            if let Some(other) = fields.text(field)?.filter(|&name| name != "silu") {
-                return Err(fields.error(field, format!("is {other:?}; only silu is supported")));
+        let row = super::find(path, architecture)?;
+        for field in UNSUPPORTED {
+            if fields.flag(field)? == Some(true) {
+                return Err(fields.error(field, "is true, which is not supported"));
             }
         }
         let hidden_size = fields.required_size("hidden_size", limits::HIDDEN)?;
@@ -118,24 +149,38 @@ impl ModelConfig {
         let head_dim = check_head_dim(&fields, "head_dim", head_dim, hidden_size, num_attention_heads)?;
         let vocab_size = fields.required_size("vocab_size", limits::VOCAB)?;
         let eps = fields.number("rms_norm_eps", |x| x > 0.0 && x < 1.0, "between 0 and 1")?;
+        let intermediate_size = match fields.size("intermediate_size", limits::INTERMEDIATE)? {
+            Some(size) => size,
+            // GPT-2's way of leaving it away.
+            None if row.name == "GPT2LMHeadModel" => 4 * hidden_size,
+            None => return Err(fields.missing("intermediate_size")),
+        };
+        let Ropes { rope, local } = ropes(&fields, row, head_dim)?;
         let max_position_embeddings = fields.required_size("max_position_embeddings", limits::POSITIONS)?;
         Ok(Self {
-            architecture: super::find(path, architecture)?.name.to_owned(),
+            architecture: row.name.to_owned(),
             model_type: fields.text("model_type")?.unwrap_or_default().to_owned(),
             hidden_size,
-            intermediate_size: fields.required_size("intermediate_size", limits::INTERMEDIATE)?,
+            intermediate_size,
             num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
             vocab_size,
-            rms_norm_eps: eps.unwrap_or(1e-6),
-            rope: rope(&fields, head_dim)?,
+            norm_eps: eps.unwrap_or(1e-6),
+            activation: activation(&fields)?,
+            rope,
+            local_rope: local,
+            rope_layers: rope_layers(&fields, num_hidden_layers)?,
             max_position_embeddings,
-            tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
+            tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(row.tied),
             attention_bias: fields.flag("attention_bias")?,
             mlp_bias: fields.flag("mlp_bias")?,
-            sliding_window: sliding_window(&fields, num_hidden_layers)?,
+            sliding_window: SlidingWindow::from_fields(&fields, num_hidden_layers)?,
+            moe: MoeConfig::from_fields(&fields)?,
+            multipliers: multipliers(&fields)?,
+            parallel_residual: fields.flag("use_parallel_residual")?,
+            conventions: Conventions::HuggingFace,
             eos_token_ids: fields.token_ids("eos_token_id", vocab_size)?,
             bos_token_id: fields.token_ids("bos_token_id", vocab_size)?.first().copied(),
         })
@@ -171,78 +216,39 @@ pub(crate) fn check_head_dim(
     Err(fields.error(field, why))
 }
 
-/// Rotary positions, from `rope_parameters` (newer) or `rope_theta` and `rope_scaling` (older).
-fn rope(fields: &Fields<'_>, head_dim: usize) -> Result<RopeConfig> {
-    let newer = fields.object("rope_parameters")?;
-    let older = fields.object("rope_scaling")?;
-    let theta = match &newer {
-        Some(newer) => newer.positive("rope_theta")?,
-        None => None,
-    };
-    let theta = theta.or(fields.positive("rope_theta")?).unwrap_or(10_000.0);
-    let scaling = match newer.as_ref().or(older.as_ref()) {
-        Some(object) => rope_scaling(object)?,
-        None => RopeScaling::Default,
-    };
-    let share = |f: &Fields<'_>| f.number("partial_rotary_factor", |x| x > 0.0 && x <= 1.0, "above 0, at most 1");
-    let share = match newer.as_ref().map(share).transpose()?.flatten() {
-        Some(share) => share,
-        None => share(fields)?.unwrap_or(1.0),
-    };
-    let rotary_dim = ((head_dim as f64 * share) as usize) & !1;
-    if rotary_dim == 0 {
-        return Err(
-            fields.error("partial_rotary_factor", format!("is {share}: no number of a head of {head_dim} turns"))
-        );
-    }
-    Ok(RopeConfig { theta, rotary_dim, scaling, style: RopeStyle::Halves })
+/// The nonlinearity `hidden_act`; `silu` where the file does not say.
+fn activation(fields: &Fields<'_>) -> Result<Activation> {
+    let name = fields.text("hidden_act")?.unwrap_or("silu");
+    let row = Activation::NAMES.iter().find(|row| row.0 == name);
+    row.map(|row| row.1).ok_or_else(|| {
+        let known = Activation::NAMES.map(|row| row.0).join(", ");
+        fields.error("hidden_act", format!("is {name:?}; supported are {known}"))
+    })
 }
 
-fn rope_scaling(fields: &Fields<'_>) -> Result<RopeScaling> {
-    let field = if fields.value("rope_type").is_some() { "rope_type" } else { "type" };
-    let required = |name: &str| fields.positive(name)?.ok_or_else(|| fields.missing(name));
-    match fields.text(field)?.unwrap_or("default") {
-        "default" => Ok(RopeScaling::Default),
-        "linear" => Ok(RopeScaling::Linear { factor: required("factor")? }),
-        "llama3" => {
-            let (low_freq_factor, high_freq_factor) = (required("low_freq_factor")?, required("high_freq_factor")?);
-            if high_freq_factor <= low_freq_factor {
-                let why = format!("is {high_freq_factor}, must be above low_freq_factor {low_freq_factor}");
-                return Err(fields.error("high_freq_factor", why));
-            }
-            let original = "original_max_position_embeddings";
-            Ok(RopeScaling::Llama3 {
-                factor: required("factor")?,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings: fields.required_size(original, limits::POSITIONS)?,
-            })
+/// Which layers turn queries and keys: `no_rope_layers`, whose ones are those that do.
+fn rope_layers(fields: &Fields<'_>, num_layers: usize) -> Result<Option<Vec<bool>>> {
+    if let Some(layers) = fields.numbers("no_rope_layers", *limits::LAYERS.end())? {
+        if layers.len() != num_layers {
+            let why = format!("has {} entries for {num_layers} layers", layers.len());
+            return Err(fields.error("no_rope_layers", why));
         }
-        other => Err(fields.error(field, format!("is {other:?}; supported are default, linear and llama3"))),
+        return Ok(Some(layers.iter().map(|&turns| turns != 0.0).collect()));
     }
+    let interval = fields.size("no_rope_layer_interval", limits::LAYERS)?;
+    Ok(interval.map(|interval| (1..=num_layers).map(|layer| layer % interval != 0).collect()))
 }
 
-fn sliding_window(fields: &Fields<'_>, num_layers: usize) -> Result<SlidingWindow> {
-    let size = fields.size("sliding_window", limits::POSITIONS)?;
-    let types = fields.texts("layer_types")?;
-    let layers = match types.len() {
-        0 => None,
-        n if n == num_layers => {
-            let slides = |name: &&str| match *name {
-                "sliding_attention" => Ok(true),
-                "full_attention" => Ok(false),
-                other => Err(fields.error(
-                    "layer_types",
-                    format!("has {other:?}; supported are full_attention and sliding_attention"),
-                )),
-            };
-            Some(types.iter().map(slides).collect::<Result<Vec<_>>>()?)
-        }
-        n => return Err(fields.error("layer_types", format!("has {n} entries for {num_layers} layers"))),
-    };
-    if size.is_none() && layers.as_ref().is_some_and(|layers| layers.contains(&true)) {
-        return Err(fields.missing("sliding_window"));
-    }
-    let first_layer = fields.size("max_window_layers", 0..=usize::MAX)?.unwrap_or(0);
-    Ok(SlidingWindow { size, enabled: fields.flag("use_sliding_window")?, first_layer, layers })
+fn multipliers(fields: &Fields<'_>) -> Result<Multipliers> {
+    Ok(Multipliers {
+        embedding: fields.positive("embedding_multiplier")?,
+        residual: fields.positive("residual_multiplier")?,
+        attention: fields.positive("attention_multiplier")?,
+        query_pre_attn_scalar: fields.positive("query_pre_attn_scalar")?,
+        logits_divisor: fields.positive("logits_scaling")?,
+        logits: fields.positive("logit_scale")?,
+        attention_softcap: fields.positive("attn_logit_softcapping")?,
+        logit_softcap: fields.positive("final_logit_softcapping")?,
+        swiglu_limit: fields.positive("swiglu_limit")?,
+    })
 }

@@ -10,6 +10,26 @@ use crate::{
     ids::TokenId,
 };
 
+/// Other spellings of a field, where architectures have their own.
+const ALIASES: &[(&str, &str)] = &[
+    ("hidden_size", "n_embd"),
+    ("num_hidden_layers", "n_layer"),
+    ("num_attention_heads", "n_head"),
+    ("max_position_embeddings", "n_positions"),
+    ("intermediate_size", "n_inner"),
+    ("rms_norm_eps", "layer_norm_eps"),
+    ("rms_norm_eps", "layer_norm_epsilon"),
+    ("rms_norm_eps", "norm_epsilon"),
+    ("hidden_act", "hidden_activation"),
+    ("hidden_act", "activation_function"),
+    ("num_local_experts", "num_experts"),
+    ("num_local_experts", "n_routed_experts"),
+    ("attention_bias", "use_qkv_bias"),
+    ("attention_bias", "use_bias"),
+    ("rope_theta", "rotary_emb_base"),
+    ("partial_rotary_factor", "rotary_pct"),
+];
+
 /// An object of a file, at a path of field names.
 #[derive(Clone)]
 pub(crate) struct Fields<'a> {
@@ -31,7 +51,9 @@ impl<'a> Fields<'a> {
 
     /// The value of `field`; null is absence.
     pub(crate) fn value(&self, field: &str) -> Option<&'a Value> {
-        self.map.get(field).filter(|value| !value.is_null())
+        let spellings = ALIASES.iter().filter(|row| row.0 == field).map(|row| row.1);
+        let mut found = std::iter::once(field).chain(spellings).filter_map(|name| self.map.get(name));
+        found.find(|value| !value.is_null())
     }
 
     /// The object `field`.
@@ -95,6 +117,16 @@ impl<'a> Fields<'a> {
         let Some(value) = self.value(field) else { return Ok(Vec::new()) };
         let texts = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
         texts.ok_or_else(|| self.error(field, format!("is {}, must be a list of strings", shorten(value))))
+    }
+
+    /// The finite numbers of the list `field`, at most `limit`.
+    pub(crate) fn numbers(&self, field: &str, limit: usize) -> Result<Option<Vec<f64>>> {
+        let Some(value) = self.value(field) else { return Ok(None) };
+        let numbers = value.as_array().filter(|list| list.len() <= limit);
+        let number = |value: &Value| value.as_f64().filter(|x| x.is_finite());
+        let numbers = numbers.and_then(|list| list.iter().map(number).collect::<Option<Vec<_>>>());
+        let why = || self.error(field, format!("is {}, must be a list of at most {limit} numbers", shorten(value)));
+        numbers.map(Some).ok_or_else(why)
     }
 
     /// The token ids of `field`, one or a list of them, each below `vocab_size`.

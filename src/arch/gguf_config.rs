@@ -5,11 +5,11 @@ use std::ops::RangeInclusive;
 use crate::{
     arch::{
         ARCHITECTURES,
-        config::{ModelConfig, SlidingWindow, limits},
+        config::{Conventions, ModelConfig, limits},
+        gguf_family::Family,
+        window::SlidingWindow,
     },
     error::{Error, Result},
-    kernels::linear::format::WeightFormat,
-    layers::rope::{RopeConfig, RopeScaling, RopeStyle},
     weights::gguf::Gguf,
 };
 
@@ -26,6 +26,13 @@ impl ModelConfig {
             wrong(gguf, general, format!("is {prefix}; supported are {known}"))
         })?;
         let keys = Keys { gguf, prefix };
+        let moe = keys.moe()?;
+        // Mixtral's files go by Llama's name.
+        let row = match moe {
+            Some(_) if row.name == "LlamaForCausalLM" => super::find(gguf.path(), "MixtralForCausalLM")?,
+            _ => row,
+        };
+        let family = Family::of(prefix);
 
         let hidden_size = keys.required_size("embedding_length", limits::HIDDEN)?;
         let num_attention_heads = keys.required_size("attention.head_count", limits::HEADS)?;
@@ -51,7 +58,12 @@ impl ModelConfig {
             let why = format!("must be there, with {} to {} rows", range.start(), range.end());
             Error::bad_file(gguf.path(), format!("tensor {embedding}"), why)
         })?;
-        let eps = "attention.layer_norm_rms_epsilon";
+        let (rms, layer) = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon");
+        let share = |key: &str| keys.number(key, |x| x > 0.0 && x < 1.0, "between 0 and 1");
+        let norm_eps = share(rms)?.or(share(layer)?).ok_or_else(|| keys.missing(rms))?;
+        let num_hidden_layers = keys.required_size("block_count", limits::LAYERS)?;
+        let has = |names: [&str; 2]| Some(names.iter().any(|name| gguf.tensor(&format!("blk.0.{name}")).is_some()));
+        let rope = keys.rope(head_dim, row.rope_style)?;
         let token = |key: &str| Ok(gguf.token_id(key)?.filter(|id| id.index() < vocab_size));
         let ends = ["eos", "eot", "eom"].map(|end| token(&format!("tokenizer.ggml.{end}_token_id")));
         let mut eos_token_ids = ends.into_iter().filter_map(Result::transpose).collect::<Result<Vec<_>>>()?;
@@ -62,21 +74,25 @@ impl ModelConfig {
             model_type: prefix.to_owned(),
             hidden_size,
             intermediate_size: keys.required_size("feed_forward_length", limits::INTERMEDIATE)?,
-            num_hidden_layers: keys.required_size("block_count", limits::LAYERS)?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
             vocab_size,
-            rms_norm_eps: keys
-                .number(eps, |x| x > 0.0 && x < 1.0, "between 0 and 1")?
-                .ok_or_else(|| keys.missing(eps))?
-                .into(),
-            rope: keys.rope(head_dim)?,
+            norm_eps: norm_eps.into(),
+            activation: family.activation,
+            local_rope: keys.local_rope(family, &rope)?,
+            rope,
+            rope_layers: None,
             max_position_embeddings: keys.required_size("context_length", limits::POSITIONS)?,
             tie_word_embeddings: gguf.tensor("output.weight").is_none(),
-            attention_bias: Some(gguf.tensor("blk.0.attn_q.bias").is_some()),
-            mlp_bias: Some(gguf.tensor("blk.0.ffn_up.bias").is_some()),
+            attention_bias: has(["attn_q.bias", "attn_qkv.bias"]),
+            mlp_bias: has(["ffn_up.bias", "ffn_gate.bias"]),
             sliding_window: SlidingWindow { size: window, ..SlidingWindow::default() },
+            moe,
+            multipliers: keys.multipliers(family, num_hidden_layers, hidden_size / num_attention_heads)?,
+            parallel_residual: gguf.bool(&keys.key("use_parallel_residual"))?,
+            conventions: Conventions::Gguf,
             eos_token_ids,
             bos_token_id: token("tokenizer.ggml.bos_token_id")?,
         })
@@ -84,25 +100,30 @@ impl ModelConfig {
 }
 
 /// The keys under an architecture's name.
-struct Keys<'a> {
-    gguf: &'a Gguf,
+pub(super) struct Keys<'a> {
+    pub(super) gguf: &'a Gguf,
     prefix: &'a str,
 }
 
 impl Keys<'_> {
-    fn key(&self, name: &str) -> String {
+    /// `general.architecture`.
+    pub(super) fn prefix(&self) -> &str {
+        self.prefix
+    }
+
+    pub(super) fn key(&self, name: &str) -> String {
         format!("{}.{name}", self.prefix)
     }
 
-    fn wrong(&self, name: &str, why: impl std::fmt::Display) -> Error {
+    pub(super) fn wrong(&self, name: &str, why: impl std::fmt::Display) -> Error {
         wrong(self.gguf, &self.key(name), why)
     }
 
-    fn missing(&self, name: &str) -> Error {
+    pub(super) fn missing(&self, name: &str) -> Error {
         missing(self.gguf, &self.key(name))
     }
 
-    fn size(&self, name: &str, range: RangeInclusive<usize>) -> Result<Option<usize>> {
+    pub(super) fn size(&self, name: &str, range: RangeInclusive<usize>) -> Result<Option<usize>> {
         let Some(number) = self.gguf.u64(&self.key(name))? else { return Ok(None) };
         let size = usize::try_from(number).ok().filter(|size| range.contains(size));
         size.map(Some).ok_or_else(|| {
@@ -110,11 +131,11 @@ impl Keys<'_> {
         })
     }
 
-    fn required_size(&self, name: &str, range: RangeInclusive<usize>) -> Result<usize> {
+    pub(super) fn required_size(&self, name: &str, range: RangeInclusive<usize>) -> Result<usize> {
         self.size(name, range)?.ok_or_else(|| self.missing(name))
     }
 
-    fn number(&self, name: &str, holds: impl Fn(f32) -> bool, range: &str) -> Result<Option<f32>> {
+    pub(super) fn number(&self, name: &str, holds: impl Fn(f32) -> bool, range: &str) -> Result<Option<f32>> {
         let Some(number) = self.gguf.f32(&self.key(name))? else { return Ok(None) };
         if number.is_finite() && holds(number) {
             return Ok(Some(number));
@@ -122,46 +143,8 @@ impl Keys<'_> {
         Err(self.wrong(name, format!("is {number}, must be {range}")))
     }
 
-    fn positive(&self, name: &str) -> Result<Option<f32>> {
+    pub(super) fn positive(&self, name: &str) -> Result<Option<f32>> {
         self.number(name, |x| x > 0.0, "a number above 0")
-    }
-
-    fn rope(&self, head_dim: usize) -> Result<RopeConfig> {
-        let theta = self.positive("rope.freq_base")?.unwrap_or(10_000.0);
-        let rotary_dim = self.size("rope.dimension_count", 2..=head_dim)?.unwrap_or(head_dim);
-        if !rotary_dim.is_multiple_of(2) {
-            return Err(self.wrong("rope.dimension_count", format!("is {rotary_dim}, must be even")));
-        }
-        let scaling_type = self.gguf.string(&self.key("rope.scaling.type"))?;
-        let scaling = match (self.divisors(rotary_dim / 2)?, scaling_type) {
-            (Some(divisors), None | Some("none" | "llama3")) => RopeScaling::Divisors(divisors),
-            (None, None | Some("none")) => RopeScaling::Default,
-            (None, Some("linear")) => {
-                let factor =
-                    self.positive("rope.scaling.factor")?.ok_or_else(|| self.missing("rope.scaling.factor"))?;
-                RopeScaling::Linear { factor: factor.into() }
-            }
-            (_, Some(other)) => {
-                let why = format!("is {other}; supported are none and linear, or none with rope_freqs.weight");
-                return Err(self.wrong("rope.scaling.type", why));
-            }
-        };
-        // Whatever order a file has the rows in, the weights come in Hugging Face's.
-        Ok(RopeConfig { theta: theta.into(), rotary_dim, scaling, style: RopeStyle::Halves })
-    }
-
-    /// `rope_freqs.weight`, where the file has it.
-    fn divisors(&self, count: usize) -> Result<Option<Vec<f32>>> {
-        let name = "rope_freqs.weight";
-        let Some(tensor) = self.gguf.tensor(name) else { return Ok(None) };
-        let bytes = self.gguf.tensor_bytes(tensor).unwrap_or_default();
-        let divisors = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<_>>();
-        let fits = tensor.format == Some(WeightFormat::F32) && tensor.shape == [count];
-        if fits && divisors.iter().all(|d| d.is_finite() && *d > 0.0) {
-            return Ok(Some(divisors));
-        }
-        let why = format!("must be {count} float32 numbers above 0");
-        Err(Error::bad_file(self.gguf.path(), format!("tensor {name}"), why))
     }
 }
 

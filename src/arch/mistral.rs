@@ -1,28 +1,14 @@
-//! Mistral 7B and its kin: Llama's block whose layers all see a sliding window where the file gives one (Jiang et al. 2023,
-//! arXiv 2310.06825).
-
-use candle_core::Tensor;
+//! Mistral 7B and its kin: Llama's block whose layers see a sliding window where the file gives one (Jiang et al. 2023,
+//! arXiv 2310.06825), all of them, or those that the file names (Ministral).
 
 use crate::{
-    arch::{
-        Block, BlockLoad,
-        pre_norm::{PreNormBlock, plain_attention},
-    },
+    arch::{BlockLoad, block::Block, llama::pre_norm},
     error::Result,
-    layers::{attention::AttentionOptions, context::StepContext},
+    layers::attention::AttentionOptions,
 };
 
-/// A block of Mistral.
-pub struct MistralBlock(PreNormBlock);
-
-impl Block for MistralBlock {
-    fn load(block: &BlockLoad<'_>) -> Result<Self> {
-        let window = block.config.sliding_window.of_layer(block.layer, true);
-        let options = AttentionOptions { window, ..plain_attention(block.config) };
-        Ok(Self(PreNormBlock::load(block, options, false)?))
-    }
-
-    fn forward(&self, x: &Tensor, step: &StepContext<'_>) -> Result<Tensor> {
-        self.0.forward(x, step)
-    }
+/// Loads a block.
+pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
+    let window = load.config.sliding_window.of_layer(load.layer, true);
+    pre_norm(load, AttentionOptions { window, ..load.plain_attention() }, false)
 }

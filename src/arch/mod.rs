@@ -1,13 +1,14 @@
-//! The architectures: a table of names, and [`CausalLm`] which owns everything of a model but its block.
+//! The architectures: a table of names, and [`CausalLm`](causal_lm::CausalLm) which owns everything of a model but its blocks.
 //!
-//! To add one: write `arch/x.rs` with a type that implements [`Block`], and add a row to [`ARCHITECTURES`].
+//! To add one: write `arch/x.rs` with a function that loads a [`Block`], and add a row to [`ARCHITECTURES`]
+//! (docs/adding-a-model.md).
 
 use std::{path::Path, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    arch::{causal_lm::CausalLm, config::ModelConfig},
+    arch::{block::Block, causal_lm::CausalLm, config::ModelConfig, outline::Outline},
     config::{Dtype, KvCacheDtype, Quantization},
     error::{Error, Result},
     ids::TokenId,
@@ -16,22 +17,45 @@ use crate::{
         context::{KvCache, KvCacheShape, StepContext},
         keep::Keep,
         loader::TensorLoader,
-        rope::Rope,
+        rope::{Rope, RopeStyle},
     },
     weights::Weights,
 };
 
+pub mod block;
 pub mod causal_lm;
+pub mod cohere2;
 pub mod config;
+pub mod exaone4;
 mod fields;
+pub mod gemma2;
+pub mod gemma3;
 pub mod generation_config;
 pub mod gguf_config;
+mod gguf_family;
+mod gguf_rope;
+pub mod glm4;
+pub mod gpt2;
+pub mod gpt_neox;
+pub mod gpt_oss;
+pub mod granite;
 pub mod llama;
 pub mod mistral;
-pub mod pre_norm;
+pub mod mixtral;
+pub mod moe_config;
+pub mod olmo2;
+pub mod outline;
+pub mod parts;
+pub mod phi3;
 pub mod qwen2;
 pub mod qwen3;
+pub mod qwen3_moe;
+pub mod rope_config;
 pub mod shapes;
+pub mod smollm3;
+pub mod stablelm;
+pub mod starcoder2;
+pub mod window;
 
 /// One architecture that can be served.
 pub struct Architecture {
@@ -39,39 +63,120 @@ pub struct Architecture {
     pub name: &'static str,
     /// `general.architecture` of its GGUF files; none where they go by another's name.
     pub gguf: Option<&'static str>,
-    load: fn(&ModelLoad<'_>) -> Result<Arc<dyn Model>>,
+    /// Whether the head is the embedding where config.json does not say.
+    tied: bool,
+    /// Which numbers of a head rotary positions pair.
+    rope_style: RopeStyle,
+    /// The share of a head that is turned where config.json does not say.
+    partial_rotary_factor: f64,
+    /// What surrounds the blocks.
+    outline: fn(&ModelConfig) -> Outline,
+    /// Loads a block.
+    block: fn(&BlockLoad<'_>) -> Result<Block>,
 }
+
+/// What most architectures do.
+const USUAL: Architecture = Architecture {
+    name: "",
+    gguf: None,
+    tied: false,
+    rope_style: RopeStyle::Halves,
+    partial_rotary_factor: 1.0,
+    outline: Outline::usual,
+    block: llama::block,
+};
 
 /// Every architecture, by name.
 pub const ARCHITECTURES: &[Architecture] = &[
-    row::<llama::LlamaBlock>("LlamaForCausalLM", Some("llama")),
-    row::<mistral::MistralBlock>("MistralForCausalLM", None),
-    row::<qwen2::Qwen2Block>("Qwen2ForCausalLM", Some("qwen2")),
-    row::<qwen3::Qwen3Block>("Qwen3ForCausalLM", Some("qwen3")),
+    Architecture { name: "LlamaForCausalLM", gguf: Some("llama"), ..USUAL },
+    Architecture { name: "MistralForCausalLM", block: mistral::block, ..USUAL },
+    Architecture { name: "MinistralForCausalLM", block: mistral::block, ..USUAL },
+    Architecture { name: "MixtralForCausalLM", block: mixtral::block, ..USUAL },
+    Architecture { name: "Qwen2ForCausalLM", gguf: Some("qwen2"), block: qwen2::block, ..USUAL },
+    Architecture { name: "Qwen3ForCausalLM", gguf: Some("qwen3"), block: qwen3::block, ..USUAL },
+    Architecture { name: "Qwen3MoeForCausalLM", gguf: Some("qwen3moe"), block: qwen3_moe::block, ..USUAL },
+    Architecture { name: "Phi3ForCausalLM", gguf: Some("phi3"), block: phi3::block, ..USUAL },
+    Architecture {
+        name: "Gemma2ForCausalLM",
+        gguf: Some("gemma2"),
+        tied: true,
+        outline: gemma2::outline,
+        block: gemma2::block,
+        ..USUAL
+    },
+    Architecture {
+        name: "Gemma3ForCausalLM",
+        gguf: Some("gemma3"),
+        tied: true,
+        outline: gemma2::outline,
+        block: gemma3::block,
+        ..USUAL
+    },
+    Architecture { name: "SmolLM3ForCausalLM", gguf: Some("smollm3"), tied: true, block: smollm3::block, ..USUAL },
+    Architecture { name: "Olmo2ForCausalLM", gguf: Some("olmo2"), block: olmo2::block, ..USUAL },
+    Architecture {
+        name: "GraniteForCausalLM",
+        gguf: Some("granite"),
+        outline: granite::outline,
+        block: granite::block,
+        ..USUAL
+    },
+    Architecture {
+        name: "Glm4ForCausalLM",
+        gguf: Some("glm4"),
+        rope_style: RopeStyle::Interleaved,
+        partial_rotary_factor: 0.5,
+        block: glm4::block,
+        ..USUAL
+    },
+    Architecture {
+        name: "Starcoder2ForCausalLM",
+        gguf: Some("starcoder2"),
+        tied: true,
+        outline: starcoder2::outline,
+        block: starcoder2::block,
+        ..USUAL
+    },
+    Architecture {
+        name: "GPT2LMHeadModel",
+        gguf: Some("gpt2"),
+        tied: true,
+        outline: gpt2::outline,
+        block: gpt2::block,
+        ..USUAL
+    },
+    Architecture { name: "GptOssForCausalLM", gguf: Some("gpt-oss"), block: gpt_oss::block, ..USUAL },
+    Architecture {
+        name: "Cohere2ForCausalLM",
+        gguf: Some("cohere2"),
+        tied: true,
+        rope_style: RopeStyle::Interleaved,
+        outline: cohere2::outline,
+        block: cohere2::block,
+        ..USUAL
+    },
+    Architecture { name: "Exaone4ForCausalLM", gguf: Some("exaone4"), block: exaone4::block, ..USUAL },
+    Architecture {
+        name: "StableLmForCausalLM",
+        gguf: Some("stablelm"),
+        partial_rotary_factor: 0.25,
+        outline: starcoder2::outline,
+        block: stablelm::block,
+        ..USUAL
+    },
+    Architecture {
+        name: "GPTNeoXForCausalLM",
+        gguf: Some("gptneox"),
+        partial_rotary_factor: 0.25,
+        outline: gpt_neox::outline,
+        block: gpt_neox::block,
+        ..USUAL
+    },
 ];
-
-const fn row<B: Block>(name: &'static str, gguf: Option<&'static str>) -> Architecture {
-    Architecture { name, gguf, load: |load| Ok(Arc::new(CausalLm::<B>::load(load)?)) }
-}
-
-/// One block of a model: everything between two states of the residual stream.
-pub trait Block: Sized + Send + Sync + 'static {
-    /// Loads block number `layer`.
-    ///
-    /// # Errors
-    /// `FailedPrecondition` that names a tensor which is missing or misshapen.
-    fn load(block: &BlockLoad<'_>) -> Result<Self>;
-
-    /// Runs it over all tokens of a step.
-    ///
-    /// # Errors
-    /// `Internal` where an operation fails.
-    fn forward(&self, x: &Tensor, step: &StepContext<'_>) -> Result<Tensor>;
-}
 
 /// What a [`Block`] is loaded from.
 pub struct BlockLoad<'a> {
-    /// Tensors under `model.layers.N`.
+    /// Tensors of this block.
     pub loader: TensorLoader<'a>,
     /// Of the model.
     pub config: &'a ModelConfig,
@@ -79,6 +184,8 @@ pub struct BlockLoad<'a> {
     pub layer: usize,
     /// Shared by all blocks.
     pub rope: Arc<Rope>,
+    /// Of layers with a window, where they have positions of their own.
+    pub local_rope: Option<Arc<Rope>>,
 }
 
 /// A loaded model, whatever its architecture.
@@ -89,12 +196,27 @@ pub trait Model: Send + Sync {
     /// What came of loading it.
     fn info(&self) -> &ModelInfo;
 
-    /// Runs a step over `token_ids` (as many as `step.positions`) and gives the logits `[logit_rows.len(), vocab]` of
-    /// the tokens at `logit_rows`; the head runs over those alone.
+    /// Runs the blocks over a step's `token_ids` (as many as `step.positions`); gives what comes out of the last one,
+    /// `[token_ids.len(), hidden]`.
     ///
     /// # Errors
     /// `Internal` where an operation fails or an index is not of this model, cache or step.
-    fn forward(&self, token_ids: &[TokenId], logit_rows: &[u32], step: &StepContext<'_>) -> Result<Tensor>;
+    fn hidden(&self, token_ids: &[TokenId], step: &StepContext<'_>) -> Result<Tensor>;
+
+    /// The logits `[logit_rows.len(), vocab]` of the tokens at `logit_rows` of [`hidden`](Self::hidden)'s result; the
+    /// head runs over those alone. A row's logits do not depend on which others are asked for with it.
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden).
+    fn logits(&self, hidden: &Tensor, logit_rows: &[u32], step: &StepContext<'_>) -> Result<Tensor>;
+
+    /// Both.
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden).
+    fn forward(&self, token_ids: &[TokenId], logit_rows: &[u32], step: &StepContext<'_>) -> Result<Tensor> {
+        self.logits(&self.hidden(token_ids, step)?, logit_rows, step)
+    }
 
     /// A KV cache for it.
     ///
@@ -170,7 +292,7 @@ pub struct ModelLoad<'a> {
 /// `FailedPrecondition` that names the file and the field or tensor at fault.
 pub fn load(load: &ModelLoad<'_>) -> Result<Arc<dyn Model>> {
     let row = find(&load.weights.path(), &load.config.architecture)?;
-    (row.load)(load)
+    Ok(Arc::new(CausalLm::load(row, load)?))
 }
 
 /// The architecture that the file at `path` calls for.

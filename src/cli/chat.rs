@@ -94,7 +94,7 @@ fn opening(system: Option<&str>) -> Vec<ChatMessage> {
 }
 
 fn message(role: Role, content: &str) -> ChatMessage {
-    ChatMessage { role, content: content.to_owned() }
+    ChatMessage::new(role, content)
 }
 
 /// The conversation so far, and who answers.
@@ -110,7 +110,7 @@ impl Chat {
     /// came.
     fn turn(&mut self, text: &str, interactive: bool) -> Result<(), Stop> {
         self.messages.push(message(Role::User, text));
-        let prompt = Prompt::Chat(self.messages.clone());
+        let prompt = Prompt::Chat(self.messages.clone().into());
         let answer = self.runtime.block_on(async {
             let events = self.backend.generate(prompt, &self.args.sampling).await?;
             if interactive {
@@ -150,7 +150,7 @@ async fn print_answer(mut events: Events, interrupted: impl Future<Output = ()>)
                 out.flush()?;
                 answer.push_str(&delta.text);
             }
-            Some(Ok(Event::Started(_))) => {}
+            Some(Ok(Event::Started(_) | Event::Prompt(_))) => {}
             Some(Ok(Event::Finished(_))) | None => break Ok(()),
             Some(Err(error)) => break Err(error),
         }
@@ -219,7 +219,13 @@ mod tests {
     };
 
     fn delta(text: &str) -> Result<Event> {
-        Ok(Event::Delta(Delta { text: text.into(), tokens: Vec::new(), usage: Usage::default() }))
+        Ok(Event::Delta(Delta {
+            index: 0,
+            text: text.into(),
+            pieces: Vec::new(),
+            tokens: Vec::new(),
+            usage: Usage::default(),
+        }))
     }
 
     #[test]
@@ -247,7 +253,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_is_what_came_before_the_end() {
-        let finished = Finished { reason: FinishReason::Length, usage: Usage::default() };
+        let finished = Finished { index: 0, reason: FinishReason::Length, tool_calls: false, usage: Usage::default() };
         let events: Events = Box::pin(stream::iter([delta("a"), delta("b\n"), Ok(Event::Finished(finished))]));
         assert_eq!(print_answer(events, std::future::pending()).await.unwrap(), "ab\n");
     }

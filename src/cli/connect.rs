@@ -13,13 +13,13 @@ use crate::{
     engine::{Delta, Event, Finished, Prompt, Started},
     error::{Code, Error, Result},
     ids::TokenId,
-    params::{FinishReason, SampledToken, SamplingParams, TokenLogprobs, Usage},
+    params::{FinishReason, PromptLogprobs, SampledToken, SamplingParams, TokenLogprobs, Usage},
     proto::candlewick::v1::{
         self as pb, chat_client::ChatClient, complete_stream_response::Event as ChatEvent, finish::Matched,
         generate_stream_response::Event as GenerateEvent, generation_client::GenerationClient,
         models_client::ModelsClient, prompt::Prompt as PromptKind,
     },
-    text::Role,
+    text::{ChatMessage, Role},
 };
 
 /// A server, and the model that it serves.
@@ -56,10 +56,15 @@ impl Remote {
     ) -> Result<Pin<Box<dyn Stream<Item = Result<Event>> + Send>>> {
         let options = Some(pb::RequestOptions { sampling: Some(sampling.to_proto()), ..pb::RequestOptions::default() });
         let prompt = match prompt {
-            Prompt::Chat(messages) => {
-                let messages =
-                    messages.into_iter().map(|m| pb::Message { role: role(m.role) as i32, content: m.content });
-                let request = pb::CompleteStreamRequest { messages: messages.collect(), options };
+            // The command line talks in plain messages: what else a chat may hold is not its own to send.
+            Prompt::Chat(chat) => {
+                let message = |m: ChatMessage| pb::Message {
+                    role: role(m.role) as i32,
+                    content: m.content,
+                    ..Default::default()
+                };
+                let messages = chat.messages.into_iter().map(message).collect();
+                let request = pb::CompleteStreamRequest { messages, options, chat: None };
                 let response = ChatClient::new(self.channel.clone()).complete_stream(request).await;
                 return self.events(response, |r: pb::CompleteStreamResponse| r.event.map(Payload::from));
             }
@@ -94,6 +99,7 @@ enum Payload {
     Started(pb::Started),
     Delta(pb::Delta),
     Finished(pb::Finished),
+    Prompt(pb::PromptLogprobs),
 }
 
 impl From<GenerateEvent> for Payload {
@@ -102,6 +108,7 @@ impl From<GenerateEvent> for Payload {
             GenerateEvent::Started(started) => Self::Started(started),
             GenerateEvent::Delta(delta) => Self::Delta(delta),
             GenerateEvent::Finished(finished) => Self::Finished(finished),
+            GenerateEvent::PromptLogprobs(prompt) => Self::Prompt(prompt),
         }
     }
 }
@@ -112,6 +119,7 @@ impl From<ChatEvent> for Payload {
             ChatEvent::Started(started) => Self::Started(started),
             ChatEvent::Delta(delta) => Self::Delta(delta),
             ChatEvent::Finished(finished) => Self::Finished(finished),
+            ChatEvent::PromptLogprobs(prompt) => Self::Prompt(prompt),
         }
     }
 }
@@ -127,7 +135,13 @@ impl Payload {
                 let mut logprobs = delta.logprobs.into_iter().map(|position| Box::new(logprobs(position)));
                 let tokens = delta.token_ids.into_iter();
                 let tokens = tokens.map(|id| SampledToken { id: TokenId(id), logprobs: logprobs.next() }).collect();
-                Event::Delta(Delta { text: delta.text, tokens, usage: Usage::default() })
+                Event::Delta(Delta {
+                    index: delta.index,
+                    text: delta.text,
+                    pieces: Vec::new(),
+                    tokens,
+                    usage: Usage::default(),
+                })
             }
             Self::Finished(finished) => {
                 let usage = finished.usage.unwrap_or_default();
@@ -136,7 +150,18 @@ impl Payload {
                     cached_tokens: usage.cached_tokens,
                     completion_tokens: usage.completion_tokens,
                 };
-                Event::Finished(Finished { reason: reason(finished.finish.unwrap_or_default(), eos_token_ids), usage })
+                let finish = finished.finish.unwrap_or_default();
+                let tool_calls = finish.reason() == pb::FinishReason::ToolCalls;
+                let reason = reason(finish, eos_token_ids);
+                Event::Finished(Finished { index: finished.index, reason, tool_calls, usage })
+            }
+            Self::Prompt(prompt) => {
+                let token = |position: pb::PositionLogprobs| SampledToken {
+                    id: TokenId(position.chosen.map_or(0, |chosen| chosen.token_id)),
+                    logprobs: Some(Box::new(logprobs(position))),
+                };
+                let tokens = prompt.logprobs.into_iter().map(token).collect();
+                Event::Prompt(PromptLogprobs { start: prompt.start, tokens })
             }
         }
     }
@@ -223,6 +248,9 @@ mod tests {
     fn tokens_come_back_with_their_log_probabilities() {
         let token = |token_id, logprob| pb::TokenLogprob { token_id, logprob };
         let delta = pb::Delta {
+            reasoning: String::new(),
+            tool_calls: Vec::new(),
+            index: 0,
             text: "ab".into(),
             token_ids: vec![5, 6],
             logprobs: vec![pb::PositionLogprobs { chosen: Some(token(5, -1.0)), top: vec![token(9, -0.5)] }],

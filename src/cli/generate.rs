@@ -139,7 +139,7 @@ impl Transcript {
         let (mut text, mut tokens, mut first_token) = (String::new(), Vec::new(), None);
         while let Some(event) = events.next().await {
             match event? {
-                Event::Started(_) => {}
+                Event::Started(_) | Event::Prompt(_) => {}
                 Event::Delta(delta) => {
                     first_token.get_or_insert_with(|| asked.elapsed());
                     seen(&delta.text, &delta.tokens)?;
@@ -217,11 +217,16 @@ mod tests {
 
     fn delta(text: &str, ids: &[u32]) -> Event {
         let tokens = ids.iter().map(|&id| SampledToken { id: TokenId(id), logprobs: None }).collect();
-        Event::Delta(Delta { text: text.into(), tokens, usage: Usage::default() })
+        Event::Delta(Delta { index: 0, text: text.into(), pieces: Vec::new(), tokens, usage: Usage::default() })
     }
 
     fn finished(reason: FinishReason) -> Event {
-        Event::Finished(Finished { reason, usage: Usage { prompt_tokens: 3, cached_tokens: 0, completion_tokens: 3 } })
+        Event::Finished(Finished {
+            index: 0,
+            reason,
+            tool_calls: false,
+            usage: Usage { prompt_tokens: 3, cached_tokens: 0, completion_tokens: 3 },
+        })
     }
 
     fn read(events: Vec<Result<Event>>) -> Result<Transcript, Stop> {
@@ -252,7 +257,13 @@ mod tests {
     fn log_probabilities_are_listed_where_they_came() {
         let logprobs = TokenLogprobs { chosen: -0.5, top: vec![(TokenId(9), -0.25)] };
         let token = SampledToken { id: TokenId(5), logprobs: Some(Box::new(logprobs)) };
-        let delta = Event::Delta(Delta { text: "x".into(), tokens: vec![token], usage: Usage::default() });
+        let delta = Event::Delta(Delta {
+            index: 0,
+            text: "x".into(),
+            pieces: Vec::new(),
+            tokens: vec![token],
+            usage: Usage::default(),
+        });
         let object = read(vec![Ok(delta), Ok(finished(FinishReason::StopString("y".into())))]).unwrap().to_json("demo");
         assert_eq!(
             object["logprobs"],

@@ -17,6 +17,7 @@ mod sampling_args;
 mod serve;
 mod start;
 mod structured_args;
+mod tokenize;
 
 use std::{
     fmt::Display,
@@ -57,6 +58,8 @@ enum Subcommands {
     Bench(Box<bench::BenchArgs>),
     /// Say what this machine has, which kernels it gets and how fast they are.
     Doctor(doctor::DoctorArgs),
+    /// Turn text into token ids and back, a line at a time.
+    Tokenize(tokenize::TokenizeArgs),
     /// Print completions for a shell.
     Completions(completions::CompletionsArgs),
 }
@@ -71,6 +74,7 @@ fn dispatch(cli: Cli) -> Result<(), Stop> {
         Subcommands::Chat(args) => chat::run(*args),
         Subcommands::Bench(args) => bench::run(*args),
         Subcommands::Doctor(args) => doctor::run(args),
+        Subcommands::Tokenize(args) => tokenize::run(args),
         Subcommands::Completions(args) => completions::run(args),
     }
 }
@@ -180,6 +184,8 @@ mod tests {
             "candlewick completions zsh",
             "candlewick bench models/x --prompt 512 --gen 32 --batch 1,8,32 --threads 2 --json -q q4_k",
             "candlewick bench models/x --load-format dummy",
+            "candlewick tokenize models/x --text hello --add-special-tokens",
+            "candlewick tokenize --json --skip-special-tokens",
             "candlewick doctor --threads 2 --instruction-set avx2 --json",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -198,6 +204,7 @@ mod tests {
             "candlewick generate --prompt x --logit-bias 5",
             "candlewick chat models/x --connect 127.0.0.1:50051",
             "candlewick completions",
+            "candlewick tokenize --json --text x",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

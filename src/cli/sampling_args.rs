@@ -5,7 +5,10 @@ use clap::Args;
 
 use super::structured_args::StructuredArgs;
 use crate::{
-    ids::TokenId, params::SamplingParams, proto::candlewick::v1 as pb, server::grpc::structured_outputs::to_wire,
+    ids::TokenId,
+    params::{SamplerKind, SamplingParams},
+    proto::candlewick::v1 as pb,
+    server::grpc::structured_outputs::to_wire,
 };
 
 /// How tokens are chosen and when to stop, as far as the command line says.
@@ -63,6 +66,60 @@ pub(super) struct SamplingArgs {
     /// Report log-probabilities, with this many alternatives a token, in `--json`.
     #[arg(long, value_name = "N")]
     logprobs: Option<u32>,
+    /// Widens the temperature to this much on either side, decided by the entropy; 0 is off.
+    #[arg(long, value_name = "T")]
+    dynatemp_range: Option<f32>,
+    /// Bends the way from the lowest to the highest dynamic temperature; 1 is straight.
+    #[arg(long, value_name = "X")]
+    dynatemp_exponent: Option<f32>,
+    /// Keeps the tokens about as surprising as expected, until they reach this probability.
+    #[arg(long, value_name = "P")]
+    typical_p: Option<f32>,
+    /// Keeps logits within this many standard deviations of the largest; 0 keeps all.
+    #[arg(long, value_name = "X")]
+    top_n_sigma: Option<f32>,
+    /// How often XTC excludes top choices; 0 is off.
+    #[arg(long, value_name = "P")]
+    xtc_probability: Option<f32>,
+    /// What is at least this likely is a top choice to XTC.
+    #[arg(long, value_name = "P")]
+    xtc_threshold: Option<f32>,
+    /// 2 lets mirostat choose how many tokens to keep; 0 is off.
+    #[arg(long, value_name = "VERSION")]
+    mirostat: Option<u32>,
+    /// The surprise in bits that mirostat aims at.
+    #[arg(long, value_name = "X")]
+    mirostat_tau: Option<f32>,
+    /// How fast mirostat corrects itself.
+    #[arg(long, value_name = "X")]
+    mirostat_eta: Option<f32>,
+    /// How much DRY takes from a token that would go on with a repetition; 0 is off.
+    #[arg(long, value_name = "X")]
+    dry_multiplier: Option<f32>,
+    /// What each further repeated token multiplies that by.
+    #[arg(long, value_name = "X")]
+    dry_base: Option<f32>,
+    /// Repetitions shorter than this are free.
+    #[arg(long, value_name = "N")]
+    dry_allowed_length: Option<u32>,
+    /// How many of the last tokens DRY looks at; -1 all.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    dry_penalty_last_n: Option<i32>,
+    /// Text that no repetition reaches across; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    dry_sequence_breakers: Vec<String>,
+    /// Chooses no other tokens than these.
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    allowed_token_ids: Vec<u32>,
+    /// Never chooses these tokens.
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    banned_token_ids: Vec<u32>,
+    /// Never says this; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    bad_words: Vec<String>,
+    /// The order of the samplers, those not named left out, such as top_k,top_p,temperature.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = sampler)]
+    samplers: Vec<SamplerKind>,
     #[command(flatten)]
     structured: StructuredArgs,
 }
@@ -71,7 +128,7 @@ impl SamplingArgs {
     /// The defaults, with what the command line says in their place.
     pub(super) fn over(&self, defaults: &SamplingParams) -> SamplingParams {
         let args = self.clone();
-        let listed = |ids: Vec<u32>| ids.into_iter().map(TokenId).collect();
+        let listed = |ids: Vec<u32>| ids.into_iter().map(TokenId).collect::<Vec<_>>();
         SamplingParams {
             temperature: args.temperature.unwrap_or(defaults.temperature),
             top_k: args.top_k.unwrap_or(defaults.top_k),
@@ -80,20 +137,38 @@ impl SamplingArgs {
             repetition_penalty: args.repetition_penalty.unwrap_or(defaults.repetition_penalty),
             frequency_penalty: args.frequency_penalty.unwrap_or(defaults.frequency_penalty),
             presence_penalty: args.presence_penalty.unwrap_or(defaults.presence_penalty),
-            logit_bias: if args.logit_bias.is_empty() { defaults.logit_bias.clone() } else { args.logit_bias },
+            logit_bias: list_or(args.logit_bias, &defaults.logit_bias),
             seed: args.seed.or(defaults.seed),
             max_tokens: args.max_tokens.or(defaults.max_tokens),
             min_tokens: args.min_tokens.unwrap_or(defaults.min_tokens),
-            stop: if args.stop.is_empty() { defaults.stop.clone() } else { args.stop },
-            stop_token_ids: if args.stop_token_ids.is_empty() {
-                defaults.stop_token_ids.clone()
-            } else {
-                listed(args.stop_token_ids)
-            },
+            stop: list_or(args.stop, &defaults.stop),
+            stop_token_ids: list_or(listed(args.stop_token_ids), &defaults.stop_token_ids),
             include_stop_str_in_output: args.include_stop_str_in_output || defaults.include_stop_str_in_output,
             ignore_eos: args.ignore_eos || defaults.ignore_eos,
             skip_special_tokens: args.skip_special_tokens.unwrap_or(defaults.skip_special_tokens),
             logprobs: args.logprobs.or(defaults.logprobs),
+            dynatemp_range: args.dynatemp_range.unwrap_or(defaults.dynatemp_range),
+            dynatemp_exponent: args.dynatemp_exponent.unwrap_or(defaults.dynatemp_exponent),
+            typical_p: args.typical_p.unwrap_or(defaults.typical_p),
+            top_n_sigma: args.top_n_sigma.unwrap_or(defaults.top_n_sigma),
+            xtc_probability: args.xtc_probability.unwrap_or(defaults.xtc_probability),
+            xtc_threshold: args.xtc_threshold.unwrap_or(defaults.xtc_threshold),
+            mirostat: args.mirostat.unwrap_or(defaults.mirostat),
+            mirostat_tau: args.mirostat_tau.unwrap_or(defaults.mirostat_tau),
+            mirostat_eta: args.mirostat_eta.unwrap_or(defaults.mirostat_eta),
+            dry_multiplier: args.dry_multiplier.unwrap_or(defaults.dry_multiplier),
+            dry_base: args.dry_base.unwrap_or(defaults.dry_base),
+            dry_allowed_length: args.dry_allowed_length.unwrap_or(defaults.dry_allowed_length),
+            dry_penalty_last_n: args.dry_penalty_last_n.unwrap_or(defaults.dry_penalty_last_n),
+            dry_sequence_breakers: list_or(args.dry_sequence_breakers, &defaults.dry_sequence_breakers),
+            allowed_token_ids: list_or(listed(args.allowed_token_ids), &defaults.allowed_token_ids),
+            banned_token_ids: list_or(listed(args.banned_token_ids), &defaults.banned_token_ids),
+            bad_words: list_or(args.bad_words, &defaults.bad_words),
+            samplers: list_or(args.samplers, &defaults.samplers),
+            prompt_logprobs: defaults.prompt_logprobs,
+            n: defaults.n,
+            best_of: defaults.best_of,
+            thinking_budget: defaults.thinking_budget.clone(),
             structured_outputs: args.structured.outputs().or_else(|| defaults.structured_outputs.clone()),
         }
     }
@@ -119,9 +194,41 @@ impl SamplingArgs {
             ignore_eos: args.ignore_eos.then_some(true),
             skip_special_tokens: args.skip_special_tokens,
             logprobs: args.logprobs,
+            dynatemp_range: args.dynatemp_range,
+            dynatemp_exponent: args.dynatemp_exponent,
+            typical_p: args.typical_p,
+            top_n_sigma: args.top_n_sigma,
+            xtc_probability: args.xtc_probability,
+            xtc_threshold: args.xtc_threshold,
+            mirostat: args.mirostat,
+            mirostat_tau: args.mirostat_tau,
+            mirostat_eta: args.mirostat_eta,
+            dry_multiplier: args.dry_multiplier,
+            dry_base: args.dry_base,
+            dry_allowed_length: args.dry_allowed_length,
+            dry_penalty_last_n: args.dry_penalty_last_n,
+            dry_sequence_breakers: args.dry_sequence_breakers,
+            allowed_token_ids: args.allowed_token_ids,
+            banned_token_ids: args.banned_token_ids,
+            bad_words: args.bad_words,
+            samplers: args.samplers.into_iter().map(|kind| kind.name().to_owned()).collect(),
+            prompt_logprobs: None,
+            n: None,
+            best_of: None,
             structured_outputs: args.structured.outputs().map(to_wire),
         }
     }
+}
+
+/// What was given, or else the default.
+fn list_or<T: Clone>(given: Vec<T>, default: &[T]) -> Vec<T> {
+    if given.is_empty() { default.to_vec() } else { given }
+}
+
+/// A sampler's name.
+fn sampler(name: &str) -> Result<SamplerKind, String> {
+    let parsed = SamplerKind::parse_list(&[name]).map_err(|error| error.message)?;
+    parsed.into_iter().next().ok_or_else(|| String::from("must name a sampler"))
 }
 
 /// `ID:BIAS`.
@@ -152,7 +259,10 @@ mod tests {
     const ALL: &str = "--temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.5 \
         --frequency-penalty -1 --presence-penalty 0.25 --logit-bias 5:-100,6:1.5 --seed 7 --max-tokens 9 \
         --min-tokens 2 --stop a --stop b --stop-token-ids 1,2 --include-stop-str-in-output --ignore-eos \
-        --skip-special-tokens=false --logprobs 4";
+        --skip-special-tokens=false --logprobs 4 --dynatemp-range 0.2 --dynatemp-exponent 1.5 --typical-p 0.8 \
+        --top-n-sigma 1.5 --xtc-probability 0.5 --xtc-threshold 0.2 --mirostat 2 --mirostat-tau 4 --mirostat-eta 0.2 \
+        --dry-multiplier 0.8 --dry-base 1.5 --dry-allowed-length 3 --dry-penalty-last-n -1 --dry-sequence-breakers x \
+        --allowed-token-ids 1,2,3 --banned-token-ids 3 --bad-words no --samplers top_k,typ_p,temperature";
 
     #[test]
     fn flags_take_the_place_of_defaults() {
@@ -174,6 +284,28 @@ mod tests {
             ignore_eos: true,
             skip_special_tokens: false,
             logprobs: Some(4),
+            dynatemp_range: 0.2,
+            dynatemp_exponent: 1.5,
+            typical_p: 0.8,
+            top_n_sigma: 1.5,
+            xtc_probability: 0.5,
+            xtc_threshold: 0.2,
+            mirostat: 2,
+            mirostat_tau: 4.0,
+            mirostat_eta: 0.2,
+            dry_multiplier: 0.8,
+            dry_base: 1.5,
+            dry_allowed_length: 3,
+            dry_penalty_last_n: -1,
+            dry_sequence_breakers: vec!["x".into()],
+            allowed_token_ids: vec![TokenId(1), TokenId(2), TokenId(3)],
+            banned_token_ids: vec![TokenId(3)],
+            bad_words: vec!["no".into()],
+            samplers: vec![SamplerKind::TopK, SamplerKind::TypicalP, SamplerKind::Temperature],
+            prompt_logprobs: None,
+            n: 1,
+            best_of: None,
+            thinking_budget: None,
             structured_outputs: None,
         };
         assert_eq!(parse(ALL).over(&SamplingParams::default()), expected);
@@ -188,6 +320,7 @@ mod tests {
         assert_eq!((wire.temperature, wire.top_k, wire.seed), (Some(0.5), Some(3), Some(7)));
         assert_eq!((wire.logit_bias[&5], wire.logit_bias[&6]), (-100.0, 1.5));
         assert_eq!((wire.stop, wire.stop_token_ids), (vec!["a".to_owned(), "b".to_owned()], vec![1, 2]));
+        assert_eq!(wire.samplers, ["top_k", "typical_p", "temperature"]);
         assert_eq!((wire.ignore_eos, wire.skip_special_tokens, wire.logprobs), (Some(true), Some(false), Some(4)));
     }
 

@@ -11,10 +11,13 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     Engine, ModelInfo, ModelText, Prompt, Request,
+    bad_words::BadWords,
+    best_of::BestOf,
     channel::ReaderControl,
+    chat,
     grammars::Grammars,
-    sequence::Sequence,
-    stream::{Event, Generation, Started, TextOut, timer},
+    sequence::{Guard, Sequence},
+    stream::{Event, Generation, Output, Started, TextOut, timer},
     supervisor::Life,
 };
 use crate::{
@@ -23,7 +26,7 @@ use crate::{
     ids::{SequenceId, TokenId},
     params::{SamplingParams, Usage},
     sampling::{self, grammar::Grammar},
-    text::{Detokenizer, RenderOptions, StopMatcher, Tokenizer},
+    text::{Detokenizer, OutputParser, StopMatcher, Tokenizer, token_runs},
 };
 
 /// When a refused client should come back.
@@ -46,7 +49,9 @@ pub(super) struct Admitted {
     priority: i32,
     cache_salt: Option<String>,
     deadline: Option<Instant>,
-    text: Option<TextOut>,
+    /// For each sequence its own.
+    text: Vec<Option<TextOut>>,
+    dry_breakers: Arc<[Vec<TokenId>]>,
     grammar: Option<Arc<Grammar>>,
 }
 
@@ -68,10 +73,19 @@ impl Admitted {
             let why = format!("is {}, but the vocabulary has {} entries", params.stop_token_ids[k], info.vocab_size);
             return Err(Error::invalid(format!("stop_token_ids[{k}]"), why));
         }
+        if text.tokenizer.is_none() && !params.bad_words.is_empty() {
+            return Err(Error::invalid("bad_words", "the model has no tokenizer; use banned_token_ids"));
+        }
         if text.tokenizer.is_none() && !params.stop.is_empty() {
             return Err(Error::invalid("stop", "the model has no tokenizer; use stop_token_ids"));
         }
-        let prompt = tokenize(text, config, prompt).await?;
+        params.seed = params.seed.or_else(|| Some(random_seed()));
+        let asked_for_form = params.structured_outputs.is_some();
+        let Tokenized { prompt, parsers, markers } = tokenize(text, config, prompt, &mut params).await?;
+        // What a chat has set.
+        if params.thinking_budget.is_some() || params.structured_outputs.is_some() {
+            sampling::validate(&params, &info.eos_token_ids, info.vocab_size)?;
+        }
         if let Some((k, id)) = prompt.iter().enumerate().find(|(_, id)| id.index() >= info.vocab_size) {
             let why = format!("is {id}, but the vocabulary has {} entries", info.vocab_size);
             return Err(Error::invalid(format!("prompt.token_ids[{k}]"), why));
@@ -91,20 +105,28 @@ impl Admitted {
             return Err(Error::invalid("min_tokens", why));
         }
         let grammar = match &params.structured_outputs {
-            Some(outputs) => Some(grammars.get(outputs, deadline).await?),
+            Some(outputs) => Some(grammars.get(outputs, deadline).await.map_err(|error| match asked_for_form {
+                true => error,
+                false => of_tool_choice(error),
+            })?),
             None => None,
         };
-        params.seed = params.seed.or_else(|| Some(random_seed()));
         let params = Arc::new(params);
-        let text = text.tokenizer.as_ref().map(|tokenizer| TextOut {
-            detokenizer: detokenizer(tokenizer, &prompt, params.skip_special_tokens),
+        let mut parsers = parsers.into_iter();
+        let text_out = |tokenizer, parser| TextOut {
+            detokenizer: detokenizer(tokenizer, &prompt, params.skip_special_tokens).keeping(markers.clone()),
             matcher: StopMatcher::new(&params.stop, params.include_stop_str_in_output),
             params: params.clone(),
-        });
-        Ok(Self { prompt: prompt.into(), params, priority, cache_salt, deadline, text, grammar })
+            parser,
+        };
+        let dry_breakers = dry_breakers(text, &params).await?;
+        let text = (0..params.num_sequences())
+            .map(|_| text.tokenizer.as_ref().map(|tokenizer| text_out(tokenizer, parsers.next())))
+            .collect();
+        Ok(Self { prompt: prompt.into(), params, priority, cache_salt, deadline, text, dry_breakers, grammar })
     }
 
-    /// Queues the sequence and opens its stream.
+    /// Queues the sequences, of which `id` is the first one's, and opens their stream. `permits` are as many.
     ///
     /// # Errors
     /// `Unavailable` where the engine failed meanwhile.
@@ -113,20 +135,38 @@ impl Admitted {
         id: SequenceId,
         life: &Life,
         engine: Engine,
-        permit: OwnedSemaphorePermit,
+        mut permits: OwnedSemaphorePermit,
     ) -> Result<Generation> {
-        let (control, deliveries) =
-            ReaderControl::new(engine.config().stream_capacity_tokens, life.bell.clone(), permit);
         let prompt_tokens = u32::try_from(self.prompt.len()).unwrap_or(u32::MAX);
-        let registration = life.register(id, &control);
-        let sequence = Sequence {
-            priority: self.priority,
-            eos: engine.info().eos_token_ids.as_slice().into(),
-            salt: self.cache_salt.map(Arc::from),
-            grammar: self.grammar,
-            ..Sequence::new(id, self.prompt, self.params.clone(), control.clone())
-        };
-        match life.requests.try_send((sequence, control.clone())) {
+        let salt: Option<Arc<str>> = self.cache_salt.map(Arc::from);
+        let eos: Arc<[TokenId]> = engine.info().eos_token_ids.as_slice().into();
+        let bad_words: Arc<[String]> = self.params.bad_words.as_slice().into();
+        let (mut group, mut outputs) = (Vec::new(), Vec::new());
+        for (index, text) in self.text.into_iter().enumerate() {
+            let id = SequenceId(id.0 + index as u64);
+            let permit = permits.split(1).ok_or_else(|| Error::internal("fewer permits than sequences"))?;
+            let guard = text.as_ref().filter(|_| !bad_words.is_empty());
+            let guard = guard.map(|text| BadWords::new(bad_words.clone(), text.detokenizer.clone()));
+            // Room for what the guard may hold back, and for as many tokens without text among it.
+            let most_held = guard.as_ref().map_or(0, |guard| 2 * guard.most_held());
+            let capacity = engine.config().stream_capacity_tokens + most_held;
+            let (control, deliveries) = ReaderControl::new(capacity, life.bell.clone(), permit);
+            let registration = life.register(id, &control);
+            let params = params_of(&self.params, index);
+            let sequence = Sequence {
+                priority: self.priority,
+                eos: eos.clone(),
+                salt: salt.clone(),
+                dry_breakers: self.dry_breakers.clone(),
+                grammar: self.grammar.clone(),
+                guard: guard.map(|guard| Box::new(guard) as _),
+                ..Sequence::new(id, self.prompt.clone(), params, control.clone())
+            };
+            group.push((sequence, control.clone()));
+            let usage = Usage { prompt_tokens, ..Usage::default() };
+            outputs.push(Output { deliveries, control, text, usage, done: false, _registration: registration });
+        }
+        match life.requests.try_send(group) {
             // A life that was given up has ended its streams already, and this one came too late to be among them.
             Ok(()) if !life.stopped() => life.bell.ring(),
             Ok(()) | Err(TrySendError::Disconnected(_)) => {
@@ -135,20 +175,55 @@ impl Admitted {
             // Unreachable: the channel has a place for every permit.
             Err(TrySendError::Full(_)) => return Err(Error::internal("the engine's queue overflowed")),
         }
+        let (n, of) = (self.params.n as usize, outputs.len());
+        let started = Started { prompt_tokens, params: SamplingParams::clone(&self.params) };
         Ok(Generation {
-            ready: VecDeque::from([Event::Started(Started {
-                prompt_tokens,
-                params: SamplingParams::clone(&self.params),
-            })]),
-            deliveries,
-            control,
-            text: self.text,
+            ready: VecDeque::from([Event::Started(started)]),
+            outputs,
+            turn: 0,
+            best_of: (of > n).then(|| BestOf::new(n, of, self.params.logprobs.is_some())),
             deadline: timer(self.deadline),
-            usage: Usage { prompt_tokens, ..Usage::default() },
             done: false,
             engine,
-            _registration: registration,
         })
+    }
+}
+
+/// The parameters of sequence `index` of a request. As in vLLM, it draws as one with the seed `seed + index` alone
+/// would; the prompt's log-probabilities come with the first; who is ranked needs log-probabilities.
+fn params_of(params: &Arc<SamplingParams>, index: usize) -> Arc<SamplingParams> {
+    let is_ranked = params.num_sequences() > params.n as usize;
+    if index == 0 && !is_ranked {
+        return params.clone();
+    }
+    Arc::new(SamplingParams {
+        seed: params.seed.map(|seed| seed.wrapping_add(index as u64)),
+        prompt_logprobs: params.prompt_logprobs.filter(|_| index == 0),
+        logprobs: params.logprobs.or(is_ranked.then_some(0)),
+        ..SamplingParams::clone(params)
+    })
+}
+
+/// The same complaint of a grammar that the request knows nothing of.
+fn of_tool_choice(error: Error) -> Error {
+    match error.violations.first() {
+        Some(violation) => Error::invalid("tool_choice", format!("cannot be enforced: {}", violation.description)),
+        None => error,
+    }
+}
+
+/// The tokens of `dry_sequence_breakers`.
+async fn dry_breakers(text: &ModelText, params: &Arc<SamplingParams>) -> Result<Arc<[Vec<TokenId>]>> {
+    match &text.tokenizer {
+        Some(tokenizer) if params.wants_dry() => {
+            let (tokenizer, params) = (tokenizer.clone(), params.clone());
+            // Looks at the whole vocabulary.
+            tokio::task::spawn_blocking(move || token_runs(&tokenizer, &params.dry_sequence_breakers))
+                .await
+                .map_err(|panic| Error::internal(format!("tokenization failed: {panic}")))?
+                .map(Arc::from)
+        }
+        _ => Ok(Arc::from([])),
     }
 }
 
@@ -173,21 +248,46 @@ fn room_for_output(config: &EngineConfig, prompt_tokens: usize) -> Result<usize>
     }
 }
 
-async fn tokenize(text: &ModelText, config: &EngineConfig, prompt: Prompt) -> Result<Vec<TokenId>> {
+/// A prompt as ids, and how its answer is read.
+struct Tokenized {
+    prompt: Vec<TokenId>,
+    /// Of a chat, one a sequence.
+    parsers: Vec<OutputParser>,
+    /// Special tokens that the parser must see.
+    markers: Vec<TokenId>,
+}
+
+async fn tokenize(
+    text: &ModelText,
+    config: &EngineConfig,
+    prompt: Prompt,
+    params: &mut SamplingParams,
+) -> Result<Tokenized> {
     let tokenizer = || {
         text.tokenizer.clone().ok_or_else(|| {
             Error::new(Code::FailedPrecondition, "the model came without a tokenizer: send the prompt as token ids")
         })
     };
+    let (mut parsers, mut markers) = (Vec::new(), Vec::new());
     let (text, add_special_tokens) = match prompt {
-        Prompt::Tokens(ids) => return Ok(ids),
+        Prompt::Tokens(prompt) => return Ok(Tokenized { prompt, parsers, markers }),
         Prompt::Text(text) => (text, true),
         // The template writes the special tokens itself.
-        Prompt::Chat(messages) => {
-            let template = text.chat_template.as_ref().ok_or_else(|| {
-                Error::new(Code::FailedPrecondition, "the model came without a chat template: use Generation instead")
-            })?;
-            (template.render(&messages, &RenderOptions::default())?, false)
+        Prompt::Chat(chat) => {
+            if text.chat_template.is_none() {
+                return Err(chat::no_template());
+            }
+            // A template can take a while.
+            let (text, tokenizer, mut own) = (text.clone(), tokenizer()?, params.clone());
+            let seed = random_seed();
+            let render = move || chat::render(&text, &tokenizer, &chat, &mut own, seed).map(|rendered| (rendered, own));
+            let rendered = tokio::task::spawn_blocking(render)
+                .await
+                .map_err(|panic| Error::internal(format!("the chat template failed: {panic}")))?;
+            let (rendered, own) = rendered?;
+            *params = own;
+            (parsers, markers) = (rendered.parsers, rendered.markers);
+            (rendered.prompt, false)
         }
     };
     let tokenizer = tokenizer()?;
@@ -195,7 +295,8 @@ async fn tokenize(text: &ModelText, config: &EngineConfig, prompt: Prompt) -> Re
         let why = format!("has {} bytes, which cannot fit in a context of {} tokens", text.len(), config.max_model_len);
         return Err(Error::invalid("prompt.text", why));
     }
-    encode(tokenizer, text, add_special_tokens).await
+    let prompt = encode(tokenizer, text, add_special_tokens).await?;
+    Ok(Tokenized { prompt, parsers, markers })
 }
 
 async fn encode(tokenizer: Arc<Tokenizer>, text: String, add_special_tokens: bool) -> Result<Vec<TokenId>> {

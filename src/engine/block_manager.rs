@@ -251,6 +251,18 @@ impl BlockManager {
         }
     }
 
+    /// Gives back the blocks behind the first `num_tokens` tokens, and forgets what the table knows of the contents
+    /// behind them: other tokens will be written there.
+    pub fn truncate(&mut self, table: &mut BlockTable, num_tokens: usize) {
+        let num_full = num_tokens / self.block_size;
+        table.hashes.truncate(num_full);
+        table.serials.truncate(num_full);
+        while table.blocks.len() > num_tokens.div_ceil(self.block_size) {
+            let Some(block) = table.blocks.pop() else { return };
+            self.let_go(block);
+        }
+    }
+
     /// Gives all blocks back, the last first: what nothing depends on is evicted first.
     pub fn release(&mut self, table: &mut BlockTable) {
         table.serials.clear();

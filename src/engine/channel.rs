@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use super::sequence::Reader;
 use crate::{
     error::{Error, Result},
-    params::{FinishReason, SampledToken},
+    params::{FinishReason, PromptLogprobs, SampledToken},
     telemetry::{Outcome, Telemetry},
 };
 
@@ -30,6 +30,8 @@ pub(super) struct Delivery {
     pub waited: Option<Duration>,
     /// Tokens of the prompt that the prefix cache had.
     pub cached_tokens: u32,
+    /// Log-probabilities of the prompt; takes as much of the reader's room as one token.
+    pub prompt: Option<PromptLogprobs>,
     /// New tokens, in order.
     pub tokens: SmallVec<[SampledToken; 1]>,
     /// Set in the last delivery of a stream.
@@ -96,7 +98,7 @@ impl ReaderControl {
         bell: Arc<Bell>,
         permit: OwnedSemaphorePermit,
     ) -> (Arc<Self>, mpsc::Receiver<Delivery>) {
-        // Every delivery but the last carries at least one token, so tokens bound messages.
+        // Every delivery but the last takes the room of at least one token, so room bounds messages.
         let (deliveries, receiver) = mpsc::channel(capacity_tokens + 1);
         let control = Self {
             deliveries,
@@ -146,7 +148,7 @@ impl ReaderControl {
             return;
         }
         self.measure(&delivery, telemetry);
-        if delivery.tokens.is_empty() && delivery.end.is_none() {
+        if delivery.tokens.is_empty() && delivery.end.is_none() && delivery.prompt.is_none() {
             return;
         }
         if let Err(mpsc::error::TrySendError::Full(lost)) = self.deliveries.try_send(delivery) {

@@ -10,9 +10,9 @@ use std::{ops::Range, sync::Arc};
 use smallvec::SmallVec;
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     ids::{BlockId, SequenceId, Slot, TokenId},
-    params::SamplingParams,
+    params::{PromptLogprobs, SamplingParams},
     sampling::grammar::Grammar,
 };
 
@@ -33,6 +33,8 @@ pub struct StepPlan {
     pub admitted: Vec<AdmittedSequence>,
     /// Sequences that will never run again: the executor forgets them. Applied before anything else.
     pub retired: Vec<SequenceId>,
+    /// Sequences that take tokens back, applied in this order, after retirements and admissions.
+    pub rewinds: Vec<Rewind>,
     /// Blocks to copy, all layers, in this order, before anything is written (copy-on-write).
     pub block_copies: Vec<BlockCopy>,
     /// One row a scheduled sequence.
@@ -62,6 +64,9 @@ pub struct PlannedRow {
     pub samples: bool,
     /// Tokens generated so far: the index of the next token, which with the seed decides the random number.
     pub num_output_tokens: u32,
+    /// Positions of the prompt's tokens whose log-probabilities are asked for: each is predicted by the token before
+    /// it, which is in the query. Mostly empty.
+    pub prompt_targets: Range<u32>,
     /// Most tokens that may come of this row: its reader has room for them, and its limit of length allows them.
     pub max_new_tokens: usize,
 }
@@ -75,8 +80,21 @@ pub struct AdmittedSequence {
     pub params: Arc<SamplingParams>,
     /// Its prompt, for penalties.
     pub prompt: Arc<[TokenId]>,
+    /// Its `dry_sequence_breakers`, tokenized.
+    pub dry_breakers: Arc<[Vec<TokenId>]>,
     /// What its output must match.
     pub grammar: Option<Arc<Grammar>>,
+}
+
+/// A sequence that goes back, and on differently.
+#[derive(Clone, Debug)]
+pub struct Rewind {
+    /// Which.
+    pub id: SequenceId,
+    /// Index of the first output token that is taken back.
+    pub index: u32,
+    /// The tokens, in order; the first must not be chosen at this index again unless the sequence goes back further.
+    pub removed: Vec<TokenId>,
 }
 
 /// A block whose contents another one takes over.
@@ -93,6 +111,11 @@ pub struct BlockCopy {
 pub struct StepOutput {
     /// Tokens of the sequences that sampled; a sequence may be left out and come with a later step.
     pub sequences: Vec<SequenceOutput>,
+    /// Log-probabilities of prompts, as the rows asked for.
+    pub prompts: Vec<(SequenceId, PromptLogprobs)>,
+    /// Sequences that sampled and whose own parameters left nothing to choose, or whose grammar
+    /// cannot be followed any further: they end with this error, alone.
+    pub failed: Vec<(SequenceId, Error)>,
 }
 
 /// New tokens of one sequence.
@@ -106,7 +129,7 @@ pub struct SequenceOutput {
     /// last. The others, which a grammar forced, are computed together by the sequence's next row.
     pub num_written: usize,
     /// Set where the executor knows that nothing may follow these tokens.
-    pub end: Option<Result<FinishReason>>,
+    pub end: Option<FinishReason>,
 }
 
 /// Runs steps. Lives on the engine thread; may panic or hang without taking the process along.

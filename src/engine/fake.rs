@@ -7,16 +7,20 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    ops::Range,
     sync::{Arc, Condvar, Mutex, PoisonError},
 };
 
 use smallvec::SmallVec;
 
-use super::executor::{Executor, PlannedRow, SampledToken, SequenceOutput, StepOutput, StepPlan};
+use super::executor::{
+    Executor, PlannedRow, Rewind, SampledToken, SequenceOutput, StepOutput, StepPlan, TokenLogprobs,
+};
 use crate::{
     config::EngineConfig,
     error::{Error, Result},
     ids::{BlockId, SequenceId, TokenId},
+    params::PromptLogprobs,
 };
 
 /// How a fake behaves.
@@ -95,6 +99,8 @@ struct FakeSlot {
 struct Known {
     tokens: Vec<TokenId>,
     prompt_len: usize,
+    /// Tokens that may not come at an index; the next one comes in their place.
+    bans: Vec<(usize, TokenId)>,
 }
 
 /// The fake. See the [module](self).
@@ -167,9 +173,17 @@ impl FakeExecutor {
             self.late.retain(|output| output.id != *id);
         }
         for new in &plan.admitted {
-            let known = Known { tokens: new.prompt.to_vec(), prompt_len: new.prompt.len() };
+            let known = Known { tokens: new.prompt.to_vec(), prompt_len: new.prompt.len(), bans: Vec::new() };
             let old = self.sequences.insert(new.id, known);
             ensure(old.is_none(), || format!("sequence {} admitted twice", new.id))?;
+        }
+        for Rewind { id, index, removed } in &plan.rewinds {
+            let Some(known) = self.sequences.get_mut(id) else { continue };
+            let index = *index as usize;
+            let went = known.tokens.split_off(known.tokens.len().min(known.prompt_len + index));
+            ensure(went == *removed, || format!("sequence {id} takes {removed:?} back, not {went:?}"))?;
+            known.bans.retain(|&(at, _)| at <= index);
+            known.bans.extend(removed.first().map(|&token| (index, token)));
         }
         Ok(())
     }
@@ -269,7 +283,12 @@ impl FakeExecutor {
         let num_accepted = self.random.below(num_drafted + 1);
         let mut tokens: SmallVec<[SampledToken; 1]> = SmallVec::new();
         for i in 0..=num_drafted {
-            let token = context.next(self.options.vocab_size);
+            let known = self.known(row.id)?;
+            let index = row.num_output_tokens as usize + i;
+            let mut token = context.next(self.options.vocab_size);
+            while known.bans.contains(&(index, token)) {
+                token = TokenId((token.0 + 1) % self.options.vocab_size);
+            }
             context = context.then(token);
             if i <= num_accepted {
                 tokens.push(SampledToken { id: token, logprobs: None });
@@ -283,6 +302,21 @@ impl FakeExecutor {
             known.tokens.extend(tokens.iter().map(|token| token.id));
         }
         Ok(SequenceOutput { id: row.id, num_written: tokens.len() - 1, tokens, end: None })
+    }
+
+    /// The log-probability of a token is its position, negated.
+    fn prompt_logprobs(&self, row: &PlannedRow) -> Result<PromptLogprobs> {
+        let Range { start, end } = row.prompt_targets;
+        let known = self.known(row.id)?;
+        let predicted = row.context_len + 1..row.context_len + 1 + row.query.len() as u32;
+        ensure(predicted.start <= start && end <= predicted.end && end as usize <= known.prompt_len, || {
+            format!("sequence {}: the row does not predict {start}..{end}", row.id)
+        })?;
+        let token = |position: u32| SampledToken {
+            id: known.tokens[position as usize],
+            logprobs: Some(Box::new(TokenLogprobs { chosen: -(position as f32), top: Vec::new() })),
+        };
+        Ok(PromptLogprobs { start, tokens: (start..end).map(token).collect() })
     }
 
     fn known(&self, id: SequenceId) -> Result<&Known> {
@@ -310,6 +344,9 @@ impl Executor for FakeExecutor {
             }
         }
         let mut output = StepOutput::default();
+        for row in plan.rows.iter().filter(|row| !row.prompt_targets.is_empty()) {
+            output.prompts.push((row.id, self.prompt_logprobs(row)?));
+        }
         for sequence in sampled {
             let is_late = self.random.below(256) < usize::from(self.options.lag);
             if is_late { &mut self.late } else { &mut output.sequences }.push(sequence);
@@ -390,6 +427,7 @@ mod tests {
                 id: SequenceId(1),
                 params: Arc::default(),
                 prompt: prompt.clone(),
+                dry_breakers: [].into(),
                 grammar: None,
             }],
             rows: vec![PlannedRow {
@@ -399,6 +437,7 @@ mod tests {
                 context_len: 0,
                 samples: true,
                 num_output_tokens: 0,
+                prompt_targets: 0..0,
                 max_new_tokens: 1,
             }],
             token_ids: prompt.to_vec(),

@@ -4,8 +4,11 @@
 //! engine thread behind it ([`step`](self)), which a supervisor keeps alive.
 
 mod admission;
+mod bad_words;
+mod best_of;
 pub mod block_manager;
 mod channel;
+mod chat;
 pub mod executor;
 pub mod fake;
 mod faults;
@@ -42,9 +45,9 @@ use crate::{
     config::EngineConfig,
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
-    params::SamplingParams,
+    params::{SamplingParams, limits},
     telemetry::Telemetry,
-    text::{ChatMessage, ChatTemplate, Tokenizer},
+    text::{ChatPrompt, ChatTemplate, Tokenizer},
 };
 
 /// What a client asks for.
@@ -80,8 +83,8 @@ pub enum Prompt {
     Text(String),
     /// Taken as they are.
     Tokens(Vec<TokenId>),
-    /// Rendered with the model's chat template.
-    Chat(Vec<ChatMessage>),
+    /// Rendered with the model's chat template; the answer comes in pieces: text, reasoning, tool calls.
+    Chat(ChatPrompt),
 }
 
 /// Whether the engine takes requests.
@@ -259,7 +262,15 @@ impl Engine {
             return Err(unavailable("the server is draining: it finishes what it has and takes nothing new"));
         }
         let life = self.inner.supervised.life().ok_or_else(|| unavailable("the engine is restarting"))?;
-        let permit = life.live.clone().try_acquire_owned().map_err(|_| {
+        // Every sequence of a request counts; how many there may be is checked with the other parameters.
+        let sequences = request.params.num_sequences().clamp(1, limits::SEQUENCES);
+        if sequences > self.config().max_live() {
+            let field = if request.params.best_of.is_some() { "best_of" } else { "n" };
+            let why = format!("asks for {sequences} sequences, this server takes {}", self.config().max_live());
+            return Err(Error::invalid(field, why));
+        }
+        let permits = u32::try_from(sequences).unwrap_or(u32::MAX);
+        let permits = life.live.clone().try_acquire_many_owned(permits).map_err(|_| {
             let waiting = self.config().max_waiting;
             Error::new(Code::ResourceExhausted, format!("the queue is full ({waiting} requests wait): try again later"))
                 .retry_after(admission::RETRY_AFTER)
@@ -269,8 +280,8 @@ impl Engine {
         }
         let Inner { info, text, grammars, .. } = &*self.inner;
         let admitted = Admitted::new(info, text, grammars, self.config(), request).await?;
-        let id = SequenceId(self.inner.next_sequence.fetch_add(1, Ordering::Relaxed));
-        let generation = admitted.submit(id, &life, self.clone(), permit)?;
+        let id = SequenceId(self.inner.next_sequence.fetch_add(sequences as u64, Ordering::Relaxed));
+        let generation = admitted.submit(id, &life, self.clone(), permits)?;
         self.telemetry().record_prompt(generation.usage().prompt_tokens as usize);
         Ok(generation)
     }

@@ -53,6 +53,11 @@ impl Outbox {
                     let waited = Some(to.reader.age());
                     self.batch.push((to.reader.clone(), Delivery { waited, ..Delivery::default() }));
                 }
+                Event::Prompt { id, prompt } => {
+                    let Some(to) = self.readers.get(&id) else { continue };
+                    to.reader.sent(1);
+                    self.batch.push((to.reader.clone(), Delivery { prompt: Some(prompt), ..Delivery::default() }));
+                }
                 Event::Tokens { id, tokens } => {
                     let Some(to) = self.readers.get(&id) else { continue };
                     to.reader.sent(tokens.len());

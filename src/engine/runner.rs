@@ -4,25 +4,27 @@ mod constrained;
 
 use self::constrained::{Constrained, Constraints};
 use std::{
-    cell::RefCell,
     collections::{HashMap, VecDeque},
+    ops::Range,
     sync::Arc,
 };
 
-use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Tensor};
+use candle_core::{Device, Tensor};
 use smallvec::{SmallVec, smallvec};
 
 use crate::{
     arch::Model,
-    engine::executor::{Executor, PlannedRow, SequenceOutput, StepOutput, StepPlan},
-    error::{Error, Result},
+    engine::executor::{Executor, FinishReason, PlannedRow, Rewind, SequenceOutput, StepOutput, StepPlan},
+    error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
     kernels::{
         paged_attention::AttentionMetadata,
         pool::{Pool, for_each_mut},
+        spare,
     },
     layers::context::{KvCache, LinearObserver, StepContext},
-    sampling::Sampler,
+    params::{PromptLogprobs, SampledToken},
+    sampling::{Sampler, SamplingContext, logprobs_of_given},
 };
 
 /// What a [`Runner`] is made with.
@@ -48,7 +50,7 @@ pub struct Runner {
     pool: Arc<Pool>,
     eos_token_ids: Vec<TokenId>,
     /// Of the sequences that were admitted and not retired.
-    samplers: HashMap<SequenceId, Sampler>,
+    samplers: HashMap<SequenceId, Sampling>,
     /// Of those whose output must match a grammar: where in it they stand.
     constraints: Constraints,
     /// Steps submitted and not collected.
@@ -97,9 +99,21 @@ impl Runner {
         }
         let vocab_size = self.model.config().vocab_size;
         for sequence in &plan.admitted {
-            let sampler = Sampler::new(&sequence.params, &sequence.prompt, &self.eos_token_ids, vocab_size)?;
-            self.samplers.insert(sequence.id, sampler);
+            let context = SamplingContext {
+                prompt: &sequence.prompt,
+                eos_token_ids: &self.eos_token_ids,
+                vocab_size,
+                dry_breakers: &sequence.dry_breakers,
+            };
+            let sampler = Sampler::new(&sequence.params, &context)?;
+            let prompt = sequence.params.prompt_logprobs.map(|n| (sequence.prompt.clone(), n as usize));
+            self.samplers.insert(sequence.id, Sampling { sampler, prompt });
             self.constraints.admit(sequence, &self.eos_token_ids)?;
+        }
+        for Rewind { id, index, removed } in &plan.rewinds {
+            if let Some(sequence) = self.samplers.get_mut(id) {
+                sequence.sampler.rewind(*index, removed);
+            }
         }
         let copies = plan.block_copies.iter().map(|copy| (copy.source, copy.destination)).collect::<Vec<_>>();
         self.kv.copy_blocks(&copies)?;
@@ -116,12 +130,44 @@ impl Runner {
             kv: &self.kv,
             observer: self.observer.as_deref(),
         };
-        let logits = self.model.forward(&plan.token_ids, &logit_rows, &step)?;
+        let hidden = self.model.hidden(&plan.token_ids, &step)?;
+        let prompts = self.prompt_logprobs(plan, &hidden, &step)?;
         if sampling.is_empty() {
-            return Ok(StepOutput::default());
+            return Ok(StepOutput { prompts, ..StepOutput::default() });
         }
-        let mut logits = floats(logits)?;
-        self.sample(&sampling, &mut logits, vocab_size)
+        let mut logits = floats(&self.model.logits(&hidden, &logit_rows, &step)?)?;
+        let output = self.sample(&sampling, &mut logits, vocab_size);
+        spare::keep(logits);
+        Ok(StepOutput { prompts, ..output? })
+    }
+
+    /// The log-probabilities of the prompts' tokens that the rows ask for, a few rows of logits at a time, so that a
+    /// long prompt takes no more memory than a short one.
+    fn prompt_logprobs(
+        &self,
+        plan: &StepPlan,
+        hidden: &Tensor,
+        step: &StepContext<'_>,
+    ) -> Result<Vec<(SequenceId, PromptLogprobs)>> {
+        let mut prompts = Vec::new();
+        for row in plan.rows.iter().filter(|row| !row.prompt_targets.is_empty()) {
+            let sequence = self.samplers.get(&row.id);
+            let sequence =
+                sequence.ok_or_else(|| Error::internal(format!("sequence {} was never admitted", row.id)))?;
+            let targets = row.prompt_targets.clone();
+            let mut tokens = Vec::with_capacity(targets.len());
+            for start in targets.clone().step_by(PROMPT_ROWS as usize) {
+                let positions = start..targets.end.min(start + PROMPT_ROWS);
+                // The token before predicts it.
+                let first = row.query.start as u32 + (start - 1 - row.context_len);
+                let logit_rows: Vec<u32> = (first..first + positions.len() as u32).collect();
+                let logits = floats(&self.model.logits(hidden, &logit_rows, step)?)?;
+                tokens.extend(sequence.given(positions, &logits)?);
+                spare::keep(logits);
+            }
+            prompts.push((row.id, PromptLogprobs { start: targets.start, tokens }));
+        }
+        Ok(prompts)
     }
 
     /// Samples a token for each row from its logits, which are overwritten, rows in parallel.
@@ -129,71 +175,91 @@ impl Runner {
         // Each row takes its own sampler and place in its grammar out of the maps, so that they can run side by side.
         let mut work = Vec::with_capacity(rows.len());
         for (row, logits) in rows.iter().zip(logits.chunks_exact_mut(vocab_size)) {
-            let sampler = self.samplers.remove(&row.id);
-            let sampler = sampler.ok_or_else(|| Error::internal(format!("sequence {} was never admitted", row.id)))?;
+            let sampling = self.samplers.remove(&row.id);
+            let sampling =
+                sampling.ok_or_else(|| Error::internal(format!("sequence {} was never admitted", row.id)))?;
             let constrained = self.constraints.wait_for(row.id);
-            work.push(RowWork { row, logits, sampler, constrained, output: None });
+            work.push(RowWork { row, logits, sampling, constrained, sampled: None });
         }
         for_each_mut(&mut work, RowWork::run);
-        let mut sequences = Vec::with_capacity(work.len());
-        let mut failed = Ok(());
-        for RowWork { row, sampler, constrained, output, .. } in work {
-            self.samplers.insert(row.id, sampler);
+        let mut output = StepOutput { sequences: Vec::with_capacity(work.len()), ..StepOutput::default() };
+        let mut broken = Ok(());
+        for RowWork { row, sampling, constrained, sampled, .. } in work {
+            let of_grammar = constrained.as_ref().is_some_and(Result::is_err);
+            self.samplers.insert(row.id, sampling);
             self.constraints.go_on(row.id, constrained);
-            match output {
-                Some(Ok(output)) => sequences.push(output),
-                Some(Err(error)) => failed = failed.and(Err(error)),
-                None => failed = failed.and(Err(Error::internal("a row was not sampled"))),
+            match sampled {
+                Some(Ok((tokens, end))) => {
+                    output.sequences.push(SequenceOutput { id: row.id, tokens, num_written: 0, end });
+                }
+                // The request's own doing, and its own end.
+                Some(Err(error)) if of_grammar || matches!(error.code, Code::Aborted | Code::InvalidArgument) => {
+                    output.failed.push((row.id, error));
+                }
+                Some(Err(error)) => broken = broken.and(Err(error)),
+                None => broken = broken.and(Err(Error::internal("a row was not sampled"))),
             }
         }
-        failed.map(|()| StepOutput { sequences })
+        broken.map(|()| output)
     }
 }
+
+/// New tokens of a row, and the end of its sequence where nothing may follow them.
+type Sampled = (SmallVec<[SampledToken; 1]>, Option<FinishReason>);
 
 /// What choosing a row's next tokens takes.
 struct RowWork<'a> {
     row: &'a PlannedRow,
     logits: &'a mut [f32],
-    sampler: Sampler,
+    sampling: Sampling,
     constrained: Option<Result<Constrained>>,
-    output: Option<Result<SequenceOutput>>,
+    sampled: Option<Result<Sampled>>,
 }
 
 impl RowWork<'_> {
     fn run(&mut self) {
-        let Self { row, logits, sampler, constrained, output } = self;
-        let sampled = match constrained {
+        let Self { row, logits, sampling, constrained, sampled } = self;
+        let sampler = &mut sampling.sampler;
+        let chosen = match constrained {
             // A NaN is an error of ours; the sampler says so rather than choosing an arbitrary token.
             None => sampler.sample(logits, row.num_output_tokens).map(|token| (smallvec![token], None)),
             Some(Ok(constrained)) => constrained.sample(row, logits, sampler),
-            Some(Err(error)) => Ok((SmallVec::new(), Some(Err(error.clone())))),
+            Some(Err(error)) => Err(error.clone()),
         };
-        let sampled = sampled.map_err(|e| e.context(format_args!("sequence {}", row.id)));
-        *output = Some(sampled.map(|(tokens, end)| SequenceOutput { id: row.id, tokens, num_written: 0, end }));
+        *sampled = Some(chosen.map_err(|e| e.context(format_args!("sequence {}", row.id))));
     }
 }
 
-/// The numbers of a float32 tensor that nobody else holds, taken out of it where it is on the CPU: a vocabulary of logits
-/// a row is too much to copy.
-fn floats(tensor: Tensor) -> Result<Vec<f32>> {
-    struct Take(RefCell<Vec<f32>>);
-    impl InplaceOp1 for Take {
-        fn name(&self) -> &'static str {
-            "take"
-        }
-        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-            let CpuStorage::F32(numbers) = storage else { candle_core::bail!("logits are not float32") };
-            match layout.contiguous_offsets() {
-                Some((0, end)) if end == numbers.len() => self.0.replace(std::mem::take(numbers)),
-                Some((start, end)) => self.0.replace(numbers[start..end].to_vec()),
-                None => candle_core::bail!("logits do not lie in one piece"),
-            };
-            Ok(())
-        }
+/// Rows of logits that are held at once for a prompt's log-probabilities.
+const PROMPT_ROWS: u32 = 32;
+
+/// What is kept of an admitted sequence.
+struct Sampling {
+    sampler: Sampler,
+    /// The prompt, and how many alternatives are reported a token, where its log-probabilities are asked for.
+    prompt: Option<(Arc<[TokenId]>, usize)>,
+}
+
+impl Sampling {
+    /// The prompt's tokens at `positions` with their log-probabilities, from the logits that predict them.
+    fn given(&self, positions: Range<u32>, logits: &[f32]) -> Result<Vec<SampledToken>> {
+        let (prompt, n) = self.prompt.as_ref().ok_or_else(|| Error::internal("a prompt that was not kept"))?;
+        let ids = prompt.get(positions.start as usize..positions.end as usize).unwrap_or_default();
+        let rows = logits.chunks_exact(logits.len() / ids.len().max(1));
+        let mut work: Vec<_> = ids.iter().zip(rows).map(|(&id, row)| (id, row, None)).collect();
+        for_each_mut(&mut work, |(id, row, found)| *found = Some(logprobs_of_given(row, *id, *n)));
+        let token = |(id, _, found): (TokenId, _, Option<Result<_>>)| {
+            let logprobs = found.ok_or_else(|| Error::internal("a row was not looked at"))??;
+            Ok(SampledToken { id, logprobs: Some(Box::new(logprobs)) })
+        };
+        work.into_iter().map(token).collect()
     }
-    let take = Take(RefCell::default());
-    tensor.to_device(&Device::Cpu)?.contiguous()?.inplace_op1(&take)?;
-    Ok(take.0.into_inner())
+}
+
+/// The numbers of a tensor that nobody else reads, taken out of it where it is on the CPU: a vocabulary of logits a row is
+/// too much to copy.
+fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(spare::take(&tensor.to_device(&Device::Cpu)?.contiguous()?)?)
 }
 
 /// Fills the metadata of attention from a plan's rows.

@@ -11,20 +11,22 @@
 //!
 //! So the first in order always gains a token: it can have everybody's blocks, a row, and a token of the budget.
 
+mod apply;
 #[cfg(test)]
 mod audit;
 mod event;
+mod group;
 mod packing;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     ops::Bound,
     time::{Duration, Instant},
 };
 
 use super::{
     block_manager::{BlockHasher, BlockManager, BlockTable, blake3_128},
-    executor::{BlockCopy, SequenceOutput, StepOutput, StepPlan},
+    executor::{BlockCopy, Rewind, StepPlan},
     faults::{Fault, planted},
     sequence::{Key, Order, Sequence, Sequences, Status},
 };
@@ -32,7 +34,6 @@ use crate::{
     config::EngineConfig,
     error::{Code, Error, Result},
     ids::SequenceId,
-    params::FinishReason,
 };
 
 pub use event::{End, Event, SchedulerStats};
@@ -63,6 +64,9 @@ pub struct Scheduler {
     waiting: BTreeMap<Order, Key>,
     running: Vec<(Order, Key)>,
     stalled: Vec<Key>,
+    /// Sequences that begin with the same prompt as the one they wait for: they share its blocks once it has computed
+    /// them.
+    siblings: HashMap<SequenceId, Vec<Sequence>>,
 
     /// The rows of the steps that were submitted and not applied, oldest first, and buffers to use again.
     in_flight: VecDeque<Vec<Computed>>,
@@ -71,6 +75,8 @@ pub struct Scheduler {
     num_outstanding: usize,
     /// Ended sequences that the executor has not been told of.
     retired: Vec<SequenceId>,
+    /// Tokens taken back that the executor has not been told of.
+    rewinds: Vec<Rewind>,
     /// The first in line, if there were too few blocks for it and nobody's blocks have changed hands since: then there
     /// still are, and looking its prompt up again every step would be a waste.
     refused: Option<Order>,
@@ -102,10 +108,12 @@ impl Scheduler {
             waiting: BTreeMap::new(),
             running: Vec::with_capacity(config.max_num_seqs),
             stalled: Vec::new(),
+            siblings: HashMap::new(),
             in_flight: VecDeque::new(),
             spare: Vec::new(),
             num_outstanding: 0,
             retired: Vec::new(),
+            rewinds: Vec::new(),
             refused: None,
             step: 0,
             preemptions: 0,
@@ -124,30 +132,6 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Puts `child` in line, which begins with the computed tokens that `parent` and it have in common: their blocks
-    /// are shared until either writes. The two must have the same salt.
-    ///
-    /// # Errors
-    /// As [`add`](Self::add); `NotFound` if there is no such parent.
-    pub fn fork(&mut self, parent: SequenceId, mut child: Sequence) -> Result<()> {
-        let Some(parent) = self.sequences.key(parent) else {
-            return Err(Error::new(Code::NotFound, format!("there is no sequence {parent} to fork")));
-        };
-        let parent = &self.sequences[parent];
-        if parent.salt != child.salt {
-            return Err(Error::invalid("cache_salt", "is not that of the sequence to fork"));
-        }
-        self.check(&mut child)?;
-        let computed = &parent.tokens[..parent.num_computed_tokens];
-        let known = &child.tokens[..child.tokens.len() - 1]; // The last token is always computed.
-        let num_common = computed.iter().zip(known).take_while(|(theirs, ours)| theirs == ours).count();
-        child.table = self.blocks.fork(&parent.table, num_common);
-        child.num_computed_tokens = num_common;
-        self.refused = None;
-        self.enter(child);
-        Ok(())
-    }
-
     /// Forgets a sequence, whatever it does; no event follows. False if there is none.
     pub fn abort(&mut self, id: SequenceId) -> bool {
         let Some(key) = self.sequences.key(id) else { return false };
@@ -158,10 +142,16 @@ impl Scheduler {
     /// Ends the sequences whose readers have gone ([`End::Cancelled`]). Looks at all of them: to be called when a reader
     /// said so, not every step.
     pub fn sweep_cancelled(&mut self, events: &mut Vec<Event>) {
-        let gone: Vec<Key> =
-            self.sequences.iter().filter(|(_, sequence)| sequence.reader.cancelled()).map(|(key, _)| key).collect();
-        for key in gone {
-            self.end(key, End::Cancelled, events);
+        // Ending one may let others in line that are gone too.
+        loop {
+            let gone = self.sequences.iter().filter(|(_, sequence)| sequence.reader.cancelled());
+            let gone: Vec<Key> = gone.map(|(key, _)| key).collect();
+            if gone.is_empty() {
+                return;
+            }
+            for key in gone {
+                self.end(key, End::Cancelled, events);
+            }
         }
     }
 
@@ -178,9 +168,13 @@ impl Scheduler {
         let rows = self.pack(plan, events);
 
         plan.retired.append(&mut self.retired);
+        plan.rewinds.append(&mut self.rewinds);
         let waits_for_tokens = self.in_flight.is_empty() && self.num_outstanding > 0;
-        let submit =
-            !plan.rows.is_empty() || !plan.retired.is_empty() || !plan.block_copies.is_empty() || waits_for_tokens;
+        let submit = !plan.rows.is_empty()
+            || !plan.retired.is_empty()
+            || !plan.rewinds.is_empty()
+            || !plan.block_copies.is_empty()
+            || waits_for_tokens;
         if submit {
             plan.step = self.step;
             self.step += 1;
@@ -189,24 +183,6 @@ impl Scheduler {
             self.spare.push(rows);
         }
         submit
-    }
-
-    /// Takes in the output of the oldest submitted step. Events: new tokens, and the sequences that they end.
-    ///
-    /// # Errors
-    /// `Internal` if the executor broke its contract.
-    pub fn apply(&mut self, output: StepOutput, events: &mut Vec<Event>) -> Result<()> {
-        let mut rows =
-            self.in_flight.pop_front().ok_or_else(|| Error::internal("the output of a step never planned"))?;
-        for row in rows.drain(..) {
-            if let Some(sequence) = self.sequences.get_mut(row.key)
-                && (sequence.id, sequence.num_preemptions) == (row.id, row.num_preemptions)
-            {
-                self.blocks.register(&mut sequence.table, &sequence.tokens, row.num_tokens);
-            }
-        }
-        self.spare.push(rows);
-        output.sequences.into_iter().try_for_each(|output| self.apply_to_sequence(output, events))
     }
 
     /// Whether anything could be planned, or is in flight; false if the readers of all there are have no room (or there
@@ -243,7 +219,7 @@ impl Scheduler {
     pub fn stats(&self) -> SchedulerStats {
         let counters = self.blocks.counters();
         SchedulerStats {
-            waiting: self.waiting.len(),
+            waiting: self.waiting.len() + self.num_siblings(),
             running: self.running.len(),
             stalled: self.stalled.len(),
             num_blocks: self.blocks.num_blocks(),
@@ -264,9 +240,10 @@ impl Scheduler {
         for i in (0..self.stalled.len()).rev() {
             let key = self.stalled[i];
             let sequence = &mut self.sequences[key];
+            let needed = sequence.room_needed(self.max_tokens_per_step);
             let Status::Stalled { since, room } = &mut sequence.status else { continue };
             let room_now = sequence.reader.room();
-            if room_now >= self.max_tokens_per_step.max(sequence.reader.capacity() / 2) {
+            if room_now >= needed.max(sequence.reader.capacity() / 2) {
                 self.set_status(key, Status::Waiting);
             } else if room_now > *room {
                 (*since, *room) = (now, room_now);
@@ -375,8 +352,9 @@ impl Scheduler {
 
     /// Takes a sequence out of the batch, or of the line, if its reader has no room for what it may sample.
     fn stalls(&mut self, key: Key, now: Instant) -> bool {
-        let room = self.sequences[key].reader.room();
-        let stalls = room < self.max_tokens_per_step && !planted(Fault::StalledScheduled);
+        let sequence = &self.sequences[key];
+        let room = sequence.reader.room();
+        let stalls = room < sequence.room_needed(self.max_tokens_per_step) && !planted(Fault::StalledScheduled);
         if stalls {
             self.set_status(key, Status::Stalled { since: now, room });
         }
@@ -401,7 +379,8 @@ impl Scheduler {
     fn reserve_all_blocks(&mut self, order: Order, key: Key, copies: &mut Vec<BlockCopy>) -> bool {
         let sequence = &mut self.sequences[key];
         let is_new = sequence.table.is_empty();
-        if is_new {
+        // What must be computed for the prompt's log-probabilities is not taken from the cache.
+        if is_new && !sequence.wants_prompt_logprobs() {
             sequence.num_computed_tokens = self.blocks.adopt_prefix(&mut sequence.table, &sequence.tokens);
         }
         let reserved = self.reserve_blocks(order, key, copies);
@@ -462,13 +441,15 @@ impl Scheduler {
                 return Err(Error::invalid("max_tokens", description));
             }
         };
-        if self.len() >= self.max_sequences {
-            return Err(Error::new(Code::ResourceExhausted, format!("{} requests are here already", self.len())));
+        let here = self.len() + self.num_siblings();
+        if here >= self.max_sequences {
+            return Err(Error::new(Code::ResourceExhausted, format!("{here} requests are here already")));
         }
         if self.sequences.key(sequence.id).is_some() {
             return Err(Error::internal(format!("sequence {} was added twice", sequence.id)));
         }
-        if sequence.reader.capacity() < self.max_tokens_per_step {
+        let most_held = sequence.guard.as_ref().map_or(0, |guard| guard.most_held());
+        if sequence.reader.capacity() < sequence.room_needed(self.max_tokens_per_step) + most_held {
             return Err(Error::internal("a reader must have room for the tokens of one step"));
         }
         Ok(())
@@ -518,6 +499,7 @@ impl Scheduler {
     }
 
     fn remove(&mut self, key: Key) {
+        self.release_siblings(key);
         self.leave_list(key);
         let Some(mut sequence) = self.sequences.remove(key) else { return };
         if !planted(Fault::BlocksLeaked) {
@@ -534,50 +516,6 @@ impl Scheduler {
         let sequence = &self.sequences[key];
         events.push(Event::Ended { id: sequence.id, end, usage: sequence.usage() });
         self.remove(key);
-    }
-
-    fn apply_to_sequence(&mut self, output: SequenceOutput, events: &mut Vec<Event>) -> Result<()> {
-        let SequenceOutput { id, mut tokens, num_written, end } = output;
-        let Some(key) = self.sequences.key(id) else { return Ok(()) }; // Aborted meanwhile.
-        let sequence = &mut self.sequences[key];
-        if tokens.is_empty() && end.is_none() {
-            return Ok(());
-        }
-        let acceptable = sequence.num_acceptable_tokens().max(self.max_tokens_per_step);
-        if tokens.len() > acceptable || num_written >= tokens.len().clamp(1, self.max_tokens_per_step) {
-            let why = format!("{} tokens, {num_written} of them written, in one step for sequence {id}", tokens.len());
-            return Err(Error::internal(why));
-        }
-        let Some(num_preemptions) = sequence.outstanding.take() else {
-            return Err(Error::internal(format!("tokens for sequence {id}, which did not sample")));
-        };
-        self.num_outstanding -= 1;
-
-        let mut finish = None;
-        let taken = tokens.iter().position(|token| {
-            finish = sequence.push(token.id);
-            finish.is_some()
-        });
-        let all = taken.is_none_or(|last| last + 1 == tokens.len());
-        tokens.truncate(taken.map_or(tokens.len(), |last| last + 1));
-        if num_preemptions == sequence.num_preemptions {
-            sequence.num_computed_tokens += num_written.min(tokens.len().saturating_sub(1));
-            self.blocks.register(&mut sequence.table, &sequence.tokens, sequence.num_computed_tokens);
-        }
-        if !tokens.is_empty() {
-            events.push(Event::Tokens { id, tokens });
-        }
-        // Where the executor ends a sequence at the very token that its length does, it is the executor that counts.
-        let end = match (finish, end) {
-            (None | Some(FinishReason::Length), Some(end)) if all => Some(end),
-            (finish, _) => finish.map(Ok),
-        };
-        match end {
-            Some(Ok(reason)) => self.end(key, End::Finished(reason), events),
-            Some(Err(error)) => self.end(key, End::Failed(error), events),
-            None => {}
-        }
-        Ok(())
     }
 }
 

@@ -7,10 +7,12 @@ use std::{
     time::Instant,
 };
 
+use smallvec::SmallVec;
+
 use super::block_manager::BlockTable;
 use crate::{
     ids::{SequenceId, TokenId},
-    params::{FinishReason, SamplingParams, Usage},
+    params::{FinishReason, SampledToken, SamplingParams, Usage},
     sampling::grammar::Grammar,
 };
 
@@ -29,6 +31,24 @@ pub trait Reader: Send + Sync {
     /// Whether nobody is interested any more. Looked at in
     /// [`sweep_cancelled`](super::scheduler::Scheduler::sweep_cancelled) only.
     fn cancelled(&self) -> bool;
+}
+
+/// Hears what a sequence says, token by token, and has it take back what must not be said.
+pub trait Guard: Send {
+    /// Hears the next token. After [`Heard::TakeBack`] it is as if the tokens taken back had not been heard.
+    fn hear(&mut self, token: TokenId) -> Heard;
+
+    /// Tokens that it ever holds back at once, each of which has a text.
+    fn most_held(&self) -> usize;
+}
+
+/// What a guard makes of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// So many of the newest tokens must not be handed over yet.
+    Hold(usize),
+    /// So many of the newest tokens, all held before this one, go; the first of them must not be chosen there again.
+    TakeBack(usize),
 }
 
 /// Where a sequence comes among all others, smallest first: by priority, then first come, first served.
@@ -71,12 +91,16 @@ pub struct Sequence {
     pub params: Arc<SamplingParams>,
     /// The model's end-of-sequence tokens.
     pub eos: Arc<[TokenId]>,
+    /// The tokens of `dry_sequence_breakers`.
+    pub dry_breakers: Arc<[Vec<TokenId>]>,
     /// Keeps tenants apart in the prefix cache: only sequences of the same salt share blocks.
     pub salt: Option<Arc<str>>,
     /// What its output must match; the executor keeps where in it the sequence stands.
     pub grammar: Option<Arc<Grammar>>,
     /// Takes the tokens.
     pub reader: Arc<dyn Reader>,
+    /// Keeps it from saying some things.
+    pub guard: Option<Box<dyn Guard>>,
 
     /// Prompt and output. Grows in `apply` only.
     pub(super) tokens: Vec<TokenId>,
@@ -97,6 +121,15 @@ pub struct Sequence {
     pub(super) cached_tokens: Option<u32>,
     /// Prompt and output tokens at which it ends, whatever it says; set by `add`.
     pub(super) max_len: usize,
+    /// Position of the next token of the prompt whose log-probabilities are to be reported; the prompt's length where
+    /// none are.
+    pub(super) next_prompt_logprob: usize,
+    /// Stretches of the prompt whose log-probabilities a step in flight will bring.
+    pub(super) prompts_under_way: usize,
+    /// The newest tokens, which the guard holds back from the reader; they are among `tokens`.
+    pub(super) held: Vec<SampledToken>,
+    /// Times it took tokens back.
+    pub(super) num_rewinds: u32,
 }
 
 impl Sequence {
@@ -104,17 +137,25 @@ impl Sequence {
     /// fields to say otherwise.
     #[must_use]
     pub fn new(id: SequenceId, prompt: Arc<[TokenId]>, params: Arc<SamplingParams>, reader: Arc<dyn Reader>) -> Self {
+        // Nothing predicts the first token.
+        let next_prompt_logprob = if params.prompt_logprobs.is_some() { 1 } else { prompt.len() };
         Self {
             id,
+            next_prompt_logprob,
             priority: 0,
             arrival: id.0,
             tokens: prompt.to_vec(),
             prompt,
             params,
             eos: Arc::new([]),
+            dry_breakers: Arc::new([]),
             salt: None,
             grammar: None,
             reader,
+            guard: None,
+            prompts_under_way: 0,
+            held: Vec::new(),
+            num_rewinds: 0,
             num_computed_tokens: 0,
             table: BlockTable::default(),
             status: Status::Waiting,
@@ -141,7 +182,8 @@ impl Sequence {
     /// Tokens that it can take now: its reader has room for them, and they do not go beyond its end.
     #[must_use]
     pub fn num_acceptable_tokens(&self) -> usize {
-        self.reader.room().min(self.max_len.saturating_sub(self.tokens.len()))
+        let room = self.reader.room().saturating_sub(self.room_needed(0));
+        room.min(self.max_len.saturating_sub(self.tokens.len()))
     }
 
     /// Known tokens that no step has been asked to compute. 0 while its next tokens are on their way, 1 for a
@@ -149,6 +191,17 @@ impl Sequence {
     #[must_use]
     pub fn num_uncomputed_tokens(&self) -> usize {
         self.tokens.len() - self.num_computed_tokens
+    }
+
+    /// Whether some of its prompt must still be computed for the log-probabilities, whatever the cache has of it.
+    #[must_use]
+    pub(super) fn wants_prompt_logprobs(&self) -> bool {
+        self.next_prompt_logprob < self.prompt.len()
+    }
+
+    /// What its reader must have room for before it runs.
+    pub(super) fn room_needed(&self, max_tokens_per_step: usize) -> usize {
+        max_tokens_per_step + self.held.len() + self.prompts_under_way + usize::from(self.wants_prompt_logprobs())
     }
 
     /// Whether its reader is the reason that it does not run.
@@ -168,6 +221,38 @@ impl Sequence {
         }
     }
 
+    /// Takes new tokens, up to the first that ends the sequence or completes what must not be said.
+    ///
+    /// A sequence that ends hands over what was held: it can no longer become what must not be said.
+    pub(super) fn take(&mut self, tokens: SmallVec<[SampledToken; 1]>) -> Taken {
+        let mut taken = Taken::default();
+        let mut tokens = tokens.into_iter();
+        while let Some(token) = tokens.next() {
+            let id = token.id;
+            taken.count += 1;
+            taken.finish = self.push(id);
+            let heard = self.guard.as_mut().map_or(Heard::Hold(0), |guard| guard.hear(id));
+            self.held.push(token);
+            let hold = match heard {
+                Heard::TakeBack(n) => {
+                    let first = self.held.len() - n.min(self.held.len());
+                    taken.finish = None;
+                    taken.removed = self.held.drain(first..).chain(tokens).map(|token| token.id).collect();
+                    self.tokens.truncate(self.tokens.len() - n.min(self.num_output_tokens()));
+                    self.num_rewinds += 1;
+                    return taken;
+                }
+                Heard::Hold(_) if taken.finish.is_some() => 0,
+                Heard::Hold(n) => n.min(self.held.len()),
+            };
+            taken.released.extend(self.held.drain(..self.held.len() - hold));
+            if taken.finish.is_some() {
+                break;
+            }
+        }
+        taken
+    }
+
     /// Takes the next token; says whether it is the last one, and why. Stop strings are the reader's business.
     ///
     /// As in vLLM, neither end-of-sequence nor stop tokens end a sequence before `min_tokens` others; the sampler
@@ -185,6 +270,19 @@ impl Sequence {
             None
         }
     }
+}
+
+/// What came of new tokens.
+#[derive(Default)]
+pub(super) struct Taken {
+    /// How many were looked at.
+    pub(super) count: usize,
+    /// What the reader gets.
+    pub(super) released: SmallVec<[SampledToken; 1]>,
+    /// What was taken back, in order, with the tokens after it that were not looked at.
+    pub(super) removed: Vec<TokenId>,
+    /// Why the sequence ends, if it does.
+    pub(super) finish: Option<FinishReason>,
 }
 
 /// Where a sequence is kept; used again after its end.

@@ -27,8 +27,8 @@ const OUTBOX_RETRY: Duration = Duration::from_millis(1);
 /// How long the engine sleeps when nothing runs and nothing is due; every event that matters rings the bell.
 const IDLE: Duration = Duration::from_secs(3600);
 
-/// A new sequence, and its reader.
-pub(super) type Queued = (Sequence, Arc<ReaderControl>);
+/// The new sequences of one request, which begin alike, and their readers.
+pub(super) type Queued = Vec<(Sequence, Arc<ReaderControl>)>;
 
 /// Where the engine thread stands, for the watchdog: odd while a step runs.
 #[derive(Debug, Default)]
@@ -101,11 +101,12 @@ impl StepLoop {
     fn drain(&mut self) -> bool {
         loop {
             match self.requests.try_recv() {
-                Ok((sequence, reader)) => {
-                    let id = sequence.id;
-                    match self.scheduler.add(sequence) {
-                        Ok(()) => self.outbox.add_reader(id, reader),
-                        Err(error) => self.outbox.refuse(reader, error),
+                Ok(group) => {
+                    let (sequences, readers): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+                    let ids: Vec<_> = sequences.iter().map(|sequence| sequence.id).collect();
+                    match self.scheduler.add_group(sequences) {
+                        Ok(()) => ids.into_iter().zip(readers).for_each(|(id, to)| self.outbox.add_reader(id, to)),
+                        Err(error) => readers.into_iter().for_each(|to| self.outbox.refuse(to, error.clone())),
                     }
                 }
                 Err(TryRecvError::Empty) => return true,

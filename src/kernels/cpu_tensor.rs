@@ -119,12 +119,13 @@ impl<T: bytemuck::Zeroable> SharedMatrix<'_, MaybeUninit<T>> {
     }
 }
 
-/// A vector of `len` elements that tasks write. It is not cleared by one thread while the others wait.
+/// A vector of `len` floats that tasks write, in a [spare](super::spare) buffer where there is one. It is not cleared by
+/// one thread while the others wait.
 ///
 /// # Safety
 /// `write` must write every element, by way of [`SharedMatrix::cleared_mut`] or element by element.
-pub(crate) unsafe fn written<T>(len: usize, write: impl FnOnce(&SharedMatrix<'_, MaybeUninit<T>>)) -> Vec<T> {
-    let mut out = Vec::<T>::with_capacity(len);
+pub(crate) unsafe fn written(len: usize, write: impl FnOnce(&SharedMatrix<'_, MaybeUninit<f32>>)) -> Vec<f32> {
+    let mut out = super::spare::with_room_for(len);
     write(&SharedMatrix::new(&mut out.spare_capacity_mut()[..len]));
     // SAFETY: there is room for `len` elements, and the caller promises that all of them were written.
     unsafe { out.set_len(len) };

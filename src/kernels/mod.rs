@@ -7,7 +7,10 @@
 //! Kernels share work over the pool they are called in ([`Pool::install`](pool::Pool::install) chooses it). Inputs may be
 //! views whose rows lie apart (a slice of a fused projection); each row must be contiguous, or it is copied first.
 
+pub mod activation;
+pub mod combine;
 mod cpu_tensor;
+pub mod layer_norm;
 pub mod linear;
 pub mod machine;
 pub mod paged_attention;
@@ -15,8 +18,8 @@ pub mod pool;
 pub mod probe;
 pub mod rms_norm;
 pub mod rope;
-pub mod silu_mul;
 mod simd;
+pub mod spare;
 pub mod store_kv;
 #[cfg(test)]
 mod test_data;

@@ -10,13 +10,21 @@ use crate::{
     kernels::{
         linear::Inputs,
         paged_attention::{Scoring, paged_attention},
+        spare::give_back,
         store_kv::store_kv,
     },
-    layers::{context::StepContext, linear::Linear, loader::TensorLoader, norm::RmsNorm, rope::Rope},
+    layers::{
+        context::StepContext,
+        linear::Linear,
+        loader::TensorLoader,
+        norm::{Norm, NormKind, NormOptions},
+        rope::Rope,
+        sublayer::Sublayer,
+    },
 };
 
 /// What differs between the attentions of architectures.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone)]
 pub struct AttentionOptions {
     /// Width of the residual stream.
     pub hidden_size: usize,
@@ -26,14 +34,51 @@ pub struct AttentionOptions {
     pub num_kv_heads: usize,
     /// Numbers a head.
     pub head_dim: usize,
-    /// Whether query, key and value have biases.
+    /// How the file has query, key and value.
+    pub qkv: QkvNames,
+    /// Whether they have biases.
     pub qkv_bias: bool,
-    /// Whether the output has one.
+    /// The output's name.
+    pub output: &'static str,
+    /// Whether it has a bias.
     pub output_bias: bool,
-    /// Epsilon of the norms of each query and key head, where there are such.
-    pub qk_norm_eps: Option<f64>,
+    /// Norms of queries and keys, where there are such.
+    pub qk_norm: Option<QkNorm>,
+    /// Rotary positions; none in layers that know no positions.
+    pub rope: Option<Arc<Rope>>,
     /// A token sees this many tokens, itself the last of them; without it, all before it.
     pub window: Option<usize>,
+    /// What scores are multiplied with.
+    pub scale: f64,
+    /// The bound that scores are pressed under by a tanh.
+    pub softcap: Option<f64>,
+    /// Whether each head has a sink.
+    pub sinks: bool,
+}
+
+/// How a file has the projections to query, key and value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkvNames {
+    /// Each by itself.
+    Apart([&'static str; 3]),
+    /// As one, all queries first, then all keys, then all values.
+    Fused(&'static str),
+    /// As one, head by head its query, key and value.
+    FusedByHead(&'static str),
+}
+
+impl QkvNames {
+    /// What most call them.
+    pub const USUAL: Self = Self::Apart(["q_proj", "k_proj", "v_proj"]);
+}
+
+/// The norms `q_norm` and `k_norm`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QkNorm {
+    /// Both alike.
+    pub options: NormOptions,
+    /// Whether one norm goes over all heads together, rather than one over each.
+    pub whole: bool,
 }
 
 /// One layer's attention.
@@ -43,57 +88,95 @@ pub struct Attention {
     scoring: Scoring,
     qkv: Linear,
     output: Linear,
-    qk_norm: Option<(RmsNorm, RmsNorm)>,
-    rope: Arc<Rope>,
+    /// Of queries and keys.
+    norms: Option<[Norm; 2]>,
 }
 
 impl Attention {
-    /// Loads `q_proj`, `k_proj`, `v_proj`, `o_proj`, and `q_norm` and `k_norm` if asked for, under the loader's
-    /// prefix; `layer` says whose part of the KV cache is used.
+    /// Loads the Linears, and `q_norm`, `k_norm` and `sinks` if asked for, under the loader's prefix; `layer` says whose
+    /// part of the KV cache is used.
     ///
     /// # Errors
     /// `FailedPrecondition` that names a tensor which is missing or misshapen.
-    pub fn load(loader: &TensorLoader<'_>, layer: usize, options: AttentionOptions, rope: Arc<Rope>) -> Result<Self> {
-        let AttentionOptions { hidden_size, num_heads, num_kv_heads, head_dim, .. } = options;
+    pub fn load(loader: &TensorLoader<'_>, layer: usize, options: AttentionOptions) -> Result<Self> {
+        let AttentionOptions { hidden_size, num_heads, num_kv_heads, head_dim, qkv_bias, .. } = options;
         let (q_size, kv_size) = (num_heads * head_dim, num_kv_heads * head_dim);
-        let parts = [("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size)];
-        let qk_norm = match options.qk_norm_eps {
-            Some(eps) => Some((loader.rms_norm("q_norm", head_dim, eps)?, loader.rms_norm("k_norm", head_dim, eps)?)),
+        let qkv = match options.qkv {
+            QkvNames::Apart([q, k, v]) => {
+                let parts = [(q, q_size), (k, kv_size), (v, kv_size)];
+                loader.stacked_linear("qkv_proj", &parts, hidden_size, qkv_bias)?
+            }
+            QkvNames::Fused(name) => loader.linear(name, q_size + 2 * kv_size, hidden_size, qkv_bias)?,
+            QkvNames::FusedByHead(name) => {
+                // Row `d` of part `p` of head `h` stands at `(3h + p) * head_dim + d`, and goes where all parts `p` are.
+                let from = move |row: usize| (3 * (row % q_size / head_dim) + row / q_size) * head_dim + row % head_dim;
+                loader.reordered_linear(name, 3 * q_size, hidden_size, qkv_bias, from)?
+            }
+        };
+        let norms = match &options.qk_norm {
+            Some(QkNorm { options, whole }) => {
+                let size = |whole_size| if *whole { whole_size } else { head_dim };
+                Some([loader.norm("q_norm", size(q_size), options)?, loader.norm("k_norm", size(kv_size), options)?])
+            }
             None => None,
         };
+        let sinks = if options.sinks { Some(loader.numbers("sinks", num_heads)?.into()) } else { None };
         Ok(Self {
             layer,
             scoring: Scoring {
+                scale: options.scale as f32,
+                softcap: options.softcap.map(|cap| cap as f32),
                 window: options.window.unwrap_or(usize::MAX),
-                ..Scoring::plain((head_dim as f32).sqrt().recip())
+                sinks,
             },
-            qkv: loader.stacked_linear("qkv_proj", &parts, hidden_size, options.qkv_bias)?.in_two_terms(),
-            output: loader.linear("o_proj", hidden_size, q_size, options.output_bias)?,
-            qk_norm,
-            rope,
+            qkv: qkv.in_two_terms(),
+            output: loader.linear(options.output, hidden_size, q_size, options.output_bias)?,
+            norms,
             options,
         })
     }
 
-    /// Adds what it makes of `x` to the residual stream `onto`, both `[tokens, hidden]`. Writes the tokens' keys and values
-    /// to their slots first, so that tokens of one chunk see each other.
-    ///
-    /// # Errors
-    /// `Internal` where the shapes do not fit.
-    pub fn forward_onto(&self, onto: &Tensor, x: Inputs<'_>, step: &StepContext<'_>) -> Result<Tensor> {
-        let AttentionOptions { num_heads, num_kv_heads, head_dim, .. } = self.options;
-        let tokens = onto.dim(0)?;
-        let qkv = self.qkv.forward(x, step)?.reshape((tokens, num_heads + 2 * num_kv_heads, head_dim))?;
-        let [q_norm, k_norm] = match &self.qk_norm {
-            Some((q_norm, k_norm)) => [Some(q_norm.of_heads()), Some(k_norm.of_heads())],
-            None => [None, None],
+    /// Norms heads `[tokens, heads, head_dim]` and turns them by their tokens' positions.
+    fn place(&self, heads: &Tensor, norm: Option<&Norm>, step: &StepContext<'_>) -> Result<Tensor> {
+        let by_head = |norm: &&Norm| norm.kind() == NormKind::Rms && !self.norms_whole();
+        if let (Some(rope), Some(norm)) = (&self.options.rope, norm.filter(by_head)) {
+            return rope.forward(heads, Some(norm.of_heads()), step.positions);
+        }
+        let normed = match norm {
+            Some(norm) if self.norms_whole() => {
+                Some(norm.forward(&heads.flatten_from(1)?)?.reshape(heads.shape().clone())?)
+            }
+            Some(norm) => Some(norm.forward(heads)?),
+            None => None,
         };
-        let q = self.rope.forward(&qkv.narrow(1, 0, num_heads)?, q_norm, step.positions)?;
-        let k = self.rope.forward(&qkv.narrow(1, num_heads, num_kv_heads)?, k_norm, step.positions)?;
+        let heads = normed.as_ref().unwrap_or(heads);
+        match &self.options.rope {
+            Some(rope) => rope.forward(heads, None, step.positions),
+            None => Ok(heads.clone()),
+        }
+    }
+
+    fn norms_whole(&self) -> bool {
+        self.options.qk_norm.is_some_and(|norm| norm.whole)
+    }
+}
+
+impl Sublayer for Attention {
+    /// Writes the tokens' keys and values to their slots first, so that tokens of one chunk see each other.
+    fn forward(&self, x: Inputs<'_>, onto: Option<&Tensor>, step: &StepContext<'_>) -> Result<Tensor> {
+        let AttentionOptions { num_heads, num_kv_heads, head_dim, .. } = self.options;
+        let qkv = self.qkv.forward(x, None, step)?;
+        let qkv = qkv.reshape((qkv.dim(0)?, num_heads + 2 * num_kv_heads, head_dim))?;
+        let [q_norm, k_norm] = self.norms.as_ref().map_or([None; 2], |norms| norms.each_ref().map(Some));
+        let q = self.place(&qkv.narrow(1, 0, num_heads)?, q_norm, step)?;
+        let k = self.place(&qkv.narrow(1, num_heads, num_kv_heads)?, k_norm, step)?;
         let v = qkv.narrow(1, num_heads + num_kv_heads, num_kv_heads)?;
         let kv = step.kv.layer(self.layer)?;
         store_kv(&k, &v, kv, step.slot_mapping)?;
         let attended = paged_attention(&q, kv, step.attention, &self.scoring)?;
-        self.output.forward_onto(onto, Inputs::Rows(&attended), step)
+        [q, k, qkv].into_iter().for_each(give_back);
+        let y = self.output.forward(Inputs::Rows(&attended), onto, step);
+        give_back(attended);
+        y
     }
 }

@@ -31,23 +31,11 @@ impl Linear {
         Self { terms: Terms::Two, ..self }
     }
 
-    /// `x` is `[rows, in]`, the result `[rows, out]`, both float32.
+    /// `x` is `[rows, in]`, the result `[rows, out]`, both float32; added to `onto`, `[rows, out]`, where that is given.
     ///
     /// # Errors
     /// `Internal` where the shapes do not fit.
-    pub fn forward(&self, x: Inputs<'_>, step: &StepContext<'_>) -> Result<Tensor> {
-        self.product(x, None, step)
-    }
-
-    /// The same, added to the residual stream `onto`, `[rows, out]`.
-    ///
-    /// # Errors
-    /// `Internal` where the shapes do not fit.
-    pub fn forward_onto(&self, onto: &Tensor, x: Inputs<'_>, step: &StepContext<'_>) -> Result<Tensor> {
-        self.product(x, Some(onto), step)
-    }
-
-    fn product(&self, x: Inputs<'_>, onto: Option<&Tensor>, step: &StepContext<'_>) -> Result<Tensor> {
+    pub fn forward(&self, x: Inputs<'_>, onto: Option<&Tensor>, step: &StepContext<'_>) -> Result<Tensor> {
         if let Some(observer) = step.observer {
             observer.linear(&self.name, x.rows().dim(0)?);
         }

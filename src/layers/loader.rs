@@ -14,7 +14,9 @@ use crate::{
         embedding::Embedding,
         keep::{Keep, Role},
         linear::Linear,
-        norm::RmsNorm,
+        mxfp4,
+        norm::{Norm, NormOptions},
+        raw,
     },
     weights::Weights,
 };
@@ -25,6 +27,8 @@ pub struct LoadTally {
     tensors: Cell<usize>,
     parameters: Cell<usize>,
     bytes: Cell<usize>,
+    /// Of the first weight inside a block.
+    block_format: Cell<Option<WeightFormat>>,
 }
 
 impl LoadTally {
@@ -38,6 +42,12 @@ impl LoadTally {
     #[must_use]
     pub fn parameters(&self) -> usize {
         self.parameters.get()
+    }
+
+    /// Format of the first weight inside a block.
+    #[must_use]
+    pub fn block_format(&self) -> Option<WeightFormat> {
+        self.block_format.get()
     }
 
     /// Bytes they take as they are kept.
@@ -57,6 +67,10 @@ pub struct TensorLoader<'a> {
     /// Called after each tensor with how many there are so far.
     progress: &'a dyn Fn(usize),
     prefix: String,
+    /// Whether matrices lie `[in, out]` in the file.
+    transposed: bool,
+    /// Where one expert of several is loaded: the prefix of all, which of them, and of how many.
+    expert: Option<(String, usize, usize)>,
 }
 
 impl<'a> TensorLoader<'a> {
@@ -68,7 +82,7 @@ impl<'a> TensorLoader<'a> {
         tally: &'a LoadTally,
         progress: &'a dyn Fn(usize),
     ) -> Self {
-        Self { weights, keep, device, tally, progress, prefix: String::new() }
+        Self { weights, keep, device, tally, progress, prefix: String::new(), transposed: false, expert: None }
     }
 
     /// The loader of what lies under `name`.
@@ -77,12 +91,29 @@ impl<'a> TensorLoader<'a> {
         Self { prefix: self.name(name), ..self.clone() }
     }
 
-    /// The format in which the weight `name` `[out, in]` of a block is kept.
-    ///
-    /// # Errors
-    /// `FailedPrecondition` that names a tensor which is missing or misshapen.
-    pub fn kept_format(&self, name: &str, shape: [usize; 2]) -> Result<WeightFormat> {
-        Ok(self.keep.format(self.get(name, &shape)?.format, shape[1], Role::Block))
+    /// The loader of one of `count` experts under this prefix: tensors of their own, `0.name`, or their part of tensors of all,
+    /// `name`, along the outermost dimension.
+    #[must_use]
+    pub fn expert(&self, expert: usize, count: usize) -> Self {
+        Self { expert: Some((self.prefix.clone(), expert, count)), ..self.under(expert) }
+    }
+
+    /// The same where Linears lie `[in, out]` in the file.
+    #[must_use]
+    pub fn transposed(&self) -> Self {
+        Self { transposed: true, ..self.clone() }
+    }
+
+    /// The same with weights kept as float32, whatever is asked for: for those that decide something.
+    #[must_use]
+    pub fn exact(&self) -> Self {
+        Self { keep: Keep::Widened(WeightFormat::F32), ..self.clone() }
+    }
+
+    /// Whether the file has the tensor `name`.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.weights.contains(&self.name(name))
     }
 
     /// The head `name`: `name.weight` `[vocab, hidden]`.
@@ -107,13 +138,8 @@ impl<'a> TensorLoader<'a> {
     /// # Errors
     /// `FailedPrecondition` that names a tensor which is missing or misshapen.
     pub fn stacked_linear(&self, name: &str, parts: &[(&str, usize)], input: usize, bias: bool) -> Result<Linear> {
-        let tensor = |(part, out): &(&str, usize)| self.get(&format!("{part}.weight"), &[*out, input]);
+        let tensor = |(part, out): &(&str, usize)| self.matrix(&format!("{part}.weight"), *out, input);
         let raw = parts.iter().map(tensor).collect::<Result<Vec<_>>>()?;
-        // A quantizer may give the value projection more bits than query and key: each run of one format is a product.
-        let packed = raw
-            .chunk_by(|a, b| self.format_of(a, Role::Block) == self.format_of(b, Role::Block))
-            .map(|run| self.pack(run, Role::Block).map(Arc::new))
-            .collect::<Result<Vec<_>>>()?;
         let biases = if bias { parts } else { &[] };
         let biases = biases.iter().map(|(part, out)| self.vector(&format!("{part}.bias"), *out));
         let biases = biases.collect::<Result<Vec<_>>>()?;
@@ -122,6 +148,42 @@ impl<'a> TensorLoader<'a> {
             [one] => Some(one.clone()),
             several => Some(Tensor::cat(several, 0)?),
         };
+        self.linear_of(name, &raw, bias)
+    }
+
+    /// The Linear `name` whose output `row` is output `from(row)` in the file.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` that names a tensor which is missing or misshapen.
+    pub fn reordered_linear(
+        &self,
+        name: &str,
+        out: usize,
+        input: usize,
+        bias: bool,
+        from: impl Fn(usize) -> usize,
+    ) -> Result<Linear> {
+        let weight = raw::rows(&self.matrix(&format!("{name}.weight"), out, input)?, (0..out).map(&from))?;
+        let bias = if bias {
+            let numbers = self.numbers(&format!("{name}.bias"), out)?;
+            let numbers = (0..out).map(|row| numbers.get(from(row)).copied().unwrap_or_default()).collect::<Vec<_>>();
+            Some(Tensor::from_vec(numbers, out, self.device)?)
+        } else {
+            None
+        };
+        self.linear_of(name, &[weight], bias)
+    }
+
+    /// A Linear called `name` of weights `[out, in]` stacked along the output, with the bias of all.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` where a weight cannot be packed.
+    pub(crate) fn linear_of(&self, name: &str, raw: &[RawTensor<'_>], bias: Option<Tensor>) -> Result<Linear> {
+        // A quantizer may give the value projection more bits than query and key: each run of one format is a product.
+        let packed = raw
+            .chunk_by(|a, b| self.format_of(a, Role::Block) == self.format_of(b, Role::Block))
+            .map(|run| self.pack(run, Role::Block).map(Arc::new))
+            .collect::<Result<Vec<_>>>()?;
         Ok(Linear::new(self.name(name), packed, bias))
     }
 
@@ -140,20 +202,84 @@ impl<'a> TensorLoader<'a> {
         Ok(Embedding::new(Arc::new(self.pack(&[raw], Role::Vocabulary)?)))
     }
 
-    /// The norm `name.weight` `[size]`.
+    /// The norm `name.weight` `[size]`, and `name.bias` if it has a bias.
     ///
     /// # Errors
     /// `FailedPrecondition` that names a tensor which is missing or misshapen.
-    pub fn rms_norm(&self, name: &str, size: usize, eps: f64) -> Result<RmsNorm> {
-        Ok(RmsNorm::new(self.vector(&format!("{name}.weight"), size)?, eps))
+    pub fn norm(&self, name: &str, size: usize, options: &NormOptions) -> Result<Norm> {
+        let mut weight = self.vector(&format!("{name}.weight"), size)?;
+        if options.offset != 0.0 {
+            weight = (weight + options.offset)?;
+        }
+        let bias = if options.bias { Some(self.vector(&format!("{name}.bias"), size)?) } else { None };
+        Ok(Norm::new(weight, bias, *options))
+    }
+
+    /// The numbers of the tensor `name` `[size]`.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` where it is missing or misshapen.
+    pub fn numbers(&self, name: &str, size: usize) -> Result<Vec<f32>> {
+        Ok(self.vector(name, size)?.to_vec1()?)
     }
 
     fn name(&self, name: impl std::fmt::Display) -> String {
         if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
     }
 
-    fn get(&self, name: &str, shape: &[usize]) -> Result<RawTensor<'a>> {
-        self.weights.get(&self.name(name), shape)
+    /// The tensor `name` as it lies in the file.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` where it is missing or misshapen.
+    pub(crate) fn get(&self, name: &str, shape: &[usize]) -> Result<RawTensor<'a>> {
+        let own = self.name(name);
+        let Some((prefix, expert, count)) = self.expert.as_ref().filter(|_| !self.weights.contains(&own)) else {
+            return self.weights.get(&own, shape);
+        };
+        let all = format!("{prefix}.{name}");
+        if !self.weights.contains(&all) {
+            return self.weights.get(&own, shape);
+        }
+        let all = self.weights.get(&all, &[&[*count], shape].concat())?;
+        raw::part(&all, *expert)
+    }
+
+    /// Whether the file has the tensor `name`, by itself or as a part of one of all experts.
+    #[must_use]
+    pub fn contains_part(&self, name: &str) -> bool {
+        let of_all = |(prefix, ..): &(String, usize, usize)| self.weights.contains(&format!("{prefix}.{name}"));
+        self.contains(name) || self.expert.as_ref().is_some_and(of_all)
+    }
+
+    /// An expert's part `[out, in]` of the tensor `name` of all, `[experts, in, out]`, or of its blocks and scales in MXFP4,
+    /// `[experts, out, in / 32]`.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` where it is missing or misshapen.
+    pub(crate) fn packed_matrix(&self, name: &str, out: usize, input: usize) -> Result<RawTensor<'static>> {
+        if let Some((prefix, expert, count)) = &self.expert {
+            let blocks = self.weights.octets(&format!("{prefix}.{name}_blocks"));
+            let scales = self.weights.octets(&format!("{prefix}.{name}_scales"));
+            if let (Some(blocks), Some(scales)) = (blocks, scales) {
+                let part = |bytes: &'a [u8]| {
+                    let len = bytes.len() / count;
+                    bytes.get(expert * len..(expert + 1) * len).unwrap_or_default()
+                };
+                return mxfp4::widen(part(blocks), part(scales), [out, input]);
+            }
+        }
+        raw::transposed(&self.get(name, &[input, out])?)
+    }
+
+    /// Where layers are loaded to.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        self.device
+    }
+
+    /// The matrix `name` `[out, in]`.
+    fn matrix(&self, name: &str, out: usize, input: usize) -> Result<RawTensor<'a>> {
+        if self.transposed { raw::transposed(&self.get(name, &[input, out])?) } else { self.get(name, &[out, input]) }
     }
 
     fn format_of(&self, raw: &RawTensor<'_>, role: Role) -> WeightFormat {
@@ -164,6 +290,9 @@ impl<'a> TensorLoader<'a> {
     fn pack(&self, run: &[RawTensor<'_>], role: Role) -> Result<PackedWeight> {
         let Some(first) = run.first() else { return Err(Error::internal("no tensors to pack")) };
         let format = self.format_of(first, role);
+        if role == Role::Block && self.tally.block_format().is_none() {
+            self.tally.block_format.set(Some(format));
+        }
         let packed = PackedWeight::pack_rows(&run.iter().collect::<Vec<_>>(), format, self.device)?;
         for raw in run {
             let elements = raw.shape.iter().product();
@@ -183,7 +312,7 @@ impl<'a> TensorLoader<'a> {
     }
 
     fn count(&self, parameters: usize, bytes: usize) {
-        let LoadTally { tensors, parameters: p, bytes: b } = self.tally;
+        let LoadTally { tensors, parameters: p, bytes: b, .. } = self.tally;
         tensors.set(tensors.get() + 1);
         p.set(p.get() + parameters);
         b.set(b.get() + bytes);

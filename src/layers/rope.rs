@@ -1,6 +1,9 @@
 //! Rotary positions: which frequencies a model turns its queries and keys by (Su et al. 2021, arXiv 2104.09864).
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    borrow::Cow,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use candle_core::{Device, Tensor};
 
@@ -32,8 +35,65 @@ pub enum RopeScaling {
         /// Tokens of the first training.
         original_max_position_embeddings: usize,
     },
+    /// The base raised with the length: positions past the first training's turn as in a sequence that ends with them, so
+    /// that a token's turn does not depend on what comes after it.
+    Dynamic {
+        /// How steeply.
+        factor: f64,
+        /// Tokens of the first training.
+        original_max_position_embeddings: usize,
+    },
+    /// YaRN (Peng et al. 2023, arXiv 2309.00071).
+    Yarn(Yarn),
+    /// A divisor a frequency, and what sines and cosines are multiplied with (LongRoPE, arXiv 2402.13753): of the two lists
+    /// that a file has, the one for the model's longest context.
+    LongRope {
+        /// `[rotary_dim / 2]`.
+        divisors: Vec<f32>,
+        /// At least 1.
+        attention_factor: f64,
+    },
     /// A divisor a frequency, as a GGUF file spells out (`rope_freqs.weight`): `[rotary_dim / 2]`.
     Divisors(Vec<f32>),
+}
+
+/// YaRN's parameters: waves that turn more than `beta_fast` times in the first training's length are kept, those that turn
+/// less than `beta_slow` times are stretched by `factor`, a ramp over the frequencies between.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Yarn {
+    /// Of the long wavelengths.
+    pub factor: f64,
+    /// Tokens of the first training.
+    pub original_max_position_embeddings: usize,
+    /// Turns above which a wave is kept.
+    pub beta_fast: f64,
+    /// Turns below which one is stretched.
+    pub beta_slow: f64,
+    /// Whether the ramp begins and ends at whole frequencies.
+    pub truncate: bool,
+    /// What sines and cosines are multiplied with.
+    pub attention_factor: f64,
+}
+
+impl Yarn {
+    /// What sines and cosines are multiplied with where a file does not say: `0.1 mscale ln(factor) + 1`.
+    #[must_use]
+    pub fn attention_factor(factor: f64, mscale: f64) -> f64 {
+        if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
+    }
+
+    /// The frequency of pair `i`, which was `f`.
+    fn stretch(&self, f: f64, i: usize, theta: f64, rotary_dim: usize) -> f64 {
+        let dim = rotary_dim as f64;
+        let length = self.original_max_position_embeddings as f64;
+        let turning = |turns: f64| dim * (length / (turns * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln());
+        let (low, high) = (turning(self.beta_fast), turning(self.beta_slow));
+        let (low, high) = if self.truncate { (low.floor(), high.ceil()) } else { (low, high) };
+        let (low, high) = (low.max(0.0), high.min(dim - 1.0));
+        let width = if low == high { 0.001 } else { high - low };
+        let stretched = ((i as f64 - low) / width).clamp(0.0, 1.0);
+        f / self.factor * stretched + f * (1.0 - stretched)
+    }
 }
 
 /// A model's rotary positions.
@@ -56,9 +116,15 @@ impl RopeConfig {
     pub fn inv_freq(&self) -> Vec<f32> {
         let base = (0..self.rotary_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / self.rotary_dim as f64));
         match &self.scaling {
-            RopeScaling::Default => base.map(|f| f as f32).collect(),
+            RopeScaling::Default | RopeScaling::Dynamic { .. } => base.map(|f| f as f32).collect(),
             RopeScaling::Linear { factor } => base.map(|f| (f / factor) as f32).collect(),
-            RopeScaling::Divisors(divisors) => base.zip(divisors).map(|(f, d)| (f / f64::from(*d)) as f32).collect(),
+            RopeScaling::Yarn(yarn) => {
+                let stretch = |(i, f)| yarn.stretch(f, i, self.theta, self.rotary_dim) as f32;
+                base.enumerate().map(stretch).collect()
+            }
+            RopeScaling::Divisors(divisors) | RopeScaling::LongRope { divisors, .. } => {
+                base.zip(divisors).map(|(f, d)| (f / f64::from(*d)) as f32).collect()
+            }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
                 let original = *original_max_position_embeddings as f64;
                 let stretch = |f: f64| {
@@ -70,6 +136,30 @@ impl RopeConfig {
             }
         }
     }
+
+    /// What sines and cosines are multiplied with.
+    #[must_use]
+    pub fn attention_factor(&self) -> f64 {
+        match &self.scaling {
+            RopeScaling::Yarn(yarn) => yarn.attention_factor,
+            RopeScaling::LongRope { attention_factor, .. } => *attention_factor,
+            _ => 1.0,
+        }
+    }
+
+    /// Radians a position at this position, where they differ from those at the first: past the first training's length of
+    /// a dynamic scaling.
+    fn inv_freq_at(&self, position: usize) -> Option<Vec<f32>> {
+        let RopeScaling::Dynamic { factor, original_max_position_embeddings } = self.scaling else { return None };
+        let length = position + 1;
+        if length <= original_max_position_embeddings {
+            return None;
+        }
+        let dim = self.rotary_dim as f64;
+        let grown = factor * length as f64 / original_max_position_embeddings as f64 - (factor - 1.0);
+        let theta = self.theta * grown.powf(dim / (dim - 2.0));
+        Some(Self { theta, scaling: RopeScaling::Default, ..self.clone() }.inv_freq())
+    }
 }
 
 /// Positions a table begins with.
@@ -78,8 +168,7 @@ const FIRST_POSITIONS: usize = 1024;
 /// Sines and cosines of a model's positions, shared by its layers. The table grows as sequences get longer: what a file
 /// claims as its longest context is no reason to prepare for it.
 pub struct Rope {
-    inv_freq: Vec<f32>,
-    style: RopeStyle,
+    config: RopeConfig,
     device: Device,
     table: RwLock<Arc<RopeTable>>,
 }
@@ -90,10 +179,14 @@ impl Rope {
     /// # Errors
     /// `Internal` where the device has no memory.
     pub fn new(config: &RopeConfig, device: &Device) -> Result<Self> {
-        let inv_freq = config.inv_freq();
-        let table = RopeTable::new(&inv_freq, FIRST_POSITIONS, 1.0, device)?;
-        let table = RwLock::new(Arc::new(table));
-        Ok(Self { inv_freq, style: config.style, device: device.clone(), table })
+        let table = RwLock::new(Arc::new(Self::make(config, FIRST_POSITIONS, device)?));
+        Ok(Self { config: config.clone(), device: device.clone(), table })
+    }
+
+    fn make(config: &RopeConfig, positions: usize, device: &Device) -> Result<RopeTable> {
+        let first = config.inv_freq();
+        let inv_freq = |position| config.inv_freq_at(position).map_or(Cow::Borrowed(first.as_slice()), Cow::Owned);
+        RopeTable::by_position(first.len(), inv_freq, positions, config.attention_factor() as f32, device)
     }
 
     /// Turns `x` `[tokens, heads, head_dim]`, normed first where there is a norm, by the tokens' positions.
@@ -102,7 +195,7 @@ impl Rope {
     /// `Internal` where the shapes do not fit or the device has no memory.
     pub fn forward(&self, x: &Tensor, norm: Option<HeadNorm<'_>>, positions: &[u32]) -> Result<Tensor> {
         let table = self.table(positions)?;
-        rope(x, norm, positions, &table, self.style)
+        rope(x, norm, positions, &table, self.config.style)
     }
 
     /// A table that has all of `positions`.
@@ -115,7 +208,7 @@ impl Rope {
 
     fn grow(&self, needed: usize) -> Result<Arc<RopeTable>> {
         let count = needed.next_power_of_two();
-        let table = Arc::new(RopeTable::new(&self.inv_freq, count, 1.0, &self.device)?);
+        let table = Arc::new(Self::make(&self.config, count, &self.device)?);
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&table);
         Ok(table)
     }

@@ -2,11 +2,11 @@
 //!
 //! No step sorts the vocabulary: truncation selects in linear time, and only what is kept gets sorted.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, collections::HashMap};
 
 use super::{
     largest::largest,
-    softmax::{exp_nonpositive, sum_exp},
+    softmax::{Moments, exp_nonpositive, sum_exp},
 };
 use crate::ids::TokenId;
 
@@ -61,6 +61,67 @@ impl<'a> Candidates<'a> {
         }
     }
 
+    /// Replaces every logit.
+    pub fn map(&mut self, f: impl Fn(f32) -> f32) {
+        if self.truncated {
+            self.kept.iter_mut().for_each(|candidate| candidate.logit = f(candidate.logit));
+        } else {
+            self.logits.iter_mut().for_each(|logit| *logit = f(*logit));
+        }
+    }
+
+    /// Replaces the logits of the tokens that `changes` has something for, as far as they are in play. Masked ones
+    /// stay masked, and no other becomes infinite: a penalty must neither mask the last token nor make one that beats
+    /// all others.
+    pub fn change<C>(&mut self, changes: &HashMap<TokenId, C>, f: impl Fn(f32, &C) -> f32) {
+        let change = |logit: &mut f32, with: &C| {
+            if logit.is_finite() {
+                *logit = f(*logit, with).clamp(f32::MIN, f32::MAX);
+            }
+        };
+        if self.truncated {
+            for candidate in &mut *self.kept {
+                if let Some(with) = changes.get(&candidate.id) {
+                    change(&mut candidate.logit, with);
+                }
+            }
+        } else {
+            for (token, with) in changes {
+                if let Some(logit) = self.logits.get_mut(token.index()) {
+                    change(logit, with);
+                }
+            }
+        }
+    }
+
+    /// What is known of the distribution as a whole; masked candidates have no part in it.
+    #[must_use]
+    pub fn moments(&self) -> Moments {
+        let max = self.max_logit();
+        match self.kept() {
+            Some(kept) => Moments::of(kept.iter().map(|candidate| candidate.logit), max),
+            None => Moments::of_slice(self.logits, max),
+        }
+    }
+
+    /// Excludes the candidates with at least this logit but the least likely of them, of ties the one with the highest
+    /// id. Masked candidates are not counted.
+    pub fn drop_above_but_one(&mut self, logit: f32) {
+        let above = |candidate: &Candidate| candidate.logit >= logit && candidate.logit > f32::NEG_INFINITY;
+        if self.truncated {
+            let Some(stays) = self.kept.iter().copied().filter(above).max_by(Candidate::rank) else { return };
+            self.kept.retain(|candidate| !above(candidate) || candidate.id == stays.id);
+        } else {
+            let Some(stays) = enumerate(self.logits).filter(above).max_by(Candidate::rank) else { return };
+            for (id, logit) in self.logits.iter_mut().enumerate() {
+                let candidate = Candidate { id: TokenId(id as u32), logit: *logit };
+                if above(&candidate) && candidate.id != stays.id {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+
     /// Keeps candidates with at least this logit.
     pub fn keep_above(&mut self, logit: f32) {
         if self.truncated {
@@ -97,16 +158,33 @@ impl<'a> Candidates<'a> {
             // A hair lower, for the rounding in `floor` itself.
             self.keep_above(floor - 1e-3);
         }
-        let target = mass * total;
+        self.take_mass(Candidate::rank, max, mass * total);
+    }
+
+    /// Keeps the candidates whose surprise is closest to the expected one, until together they reach the probability
+    /// `mass`, at least one.
+    pub fn keep_typical(&mut self, mass: f64) {
+        let moments = self.moments();
+        let (max, entropy) = (moments.max, moments.entropy());
+        // A logit at this distance below the largest is just as surprising as a token is on average.
+        let expected = entropy - moments.log_total();
+        self.keep_above(f32::MIN);
+        let score = |candidate: &Candidate| (f64::from(max - candidate.logit) - expected).abs();
+        let order = |a: &Candidate, b: &Candidate| score(a).total_cmp(&score(b)).then_with(|| a.rank(b));
+        self.take_mass(order, max, mass * moments.total);
+    }
+
+    /// Keeps the first in `order` of those kept until the sum of `e^(logit - max)` reaches `target`.
+    fn take_mass(&mut self, order: impl Fn(&Candidate, &Candidate) -> Ordering, max: f32, target: f64) {
         let (mut sorted, mut sum, mut end) = (0, 0.0, None);
         // Sorts from the top, four times as many each round, until the mass is reached.
         while end.is_none() && sorted < self.kept.len() {
             let rest = &mut self.kept[sorted..];
             let n = (sorted * 3).max(64).min(rest.len());
             if n < rest.len() {
-                rest.select_nth_unstable_by(n - 1, Candidate::rank);
+                rest.select_nth_unstable_by(n - 1, &order);
             }
-            rest[..n].sort_unstable_by(Candidate::rank);
+            rest[..n].sort_unstable_by(&order);
             end = rest[..n]
                 .iter()
                 .position(|candidate| {

@@ -12,15 +12,24 @@ use super::{
 };
 use crate::ids::TokenId;
 
+/// What a random number is for: each purpose has its own, so that a knob turned on leaves the others' draws alone.
+#[derive(Clone, Copy)]
+pub(super) enum Purpose {
+    /// Which token.
+    Token = 0,
+    /// Whether XTC excludes.
+    Xtc = 1,
+}
+
 /// The random number of output token `index`, uniform over `[0, 1)`.
 ///
 /// Counter-based: ChaCha8 keyed by the seed, with the index as its stream, so that a token depends on nothing that was
 /// drawn before it. A sequence draws the same numbers whatever else is in the batch, and again after preemption.
-pub(super) fn uniform(seed: u64, index: u32) -> f64 {
+pub(super) fn uniform(seed: u64, index: u32, purpose: Purpose) -> f64 {
     let mut key = *b"\0\0\0\0\0\0\0\0candlewick sampling key\0";
     key[..8].copy_from_slice(&seed.to_le_bytes());
     let mut rng = ChaCha8Rng::from_seed(key);
-    rng.set_stream(u64::from(index));
+    rng.set_stream((purpose as u64) << 32 | u64::from(index));
     (rng.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
@@ -85,7 +94,7 @@ mod tests {
     fn uniform_numbers_cover_the_unit_interval_evenly() {
         for seed in [0, 1, u64::MAX] {
             let mut tenths = [0; 10];
-            (0..10_000).for_each(|index| tenths[(uniform(seed, index) * 10.0) as usize] += 1);
+            (0..10_000).for_each(|index| tenths[(uniform(seed, index, Purpose::Token) * 10.0) as usize] += 1);
             assert!(tenths.iter().all(|count| (880..1120).contains(count)), "seed {seed}: {tenths:?}");
         }
     }
@@ -93,7 +102,7 @@ mod tests {
     /// A change here changes every seeded answer that anybody has kept.
     #[test]
     fn the_numbers_of_a_seed_stay_what_they_are() {
-        let drawn = [(0, 0), (0, 1), (42, 0), (42, 1000)].map(|(seed, index)| uniform(seed, index));
+        let drawn = [(0, 0), (0, 1), (42, 0), (42, 1000)].map(|(seed, index)| uniform(seed, index, Purpose::Token));
         assert_eq!(
             drawn,
             [0.243_443_453_848_805_95, 0.738_655_736_889_658_7, 0.970_440_057_963_238, 0.950_502_734_975_898_7]

@@ -2,9 +2,18 @@
 
 use super::{
     candidates::{Candidate, top_of},
+    sampler::checked_max,
     softmax::sum_exp,
 };
-use crate::{ids::TokenId, params::TokenLogprobs};
+use crate::{error::Result, ids::TokenId, params::TokenLogprobs};
+
+/// The log-probabilities of a token that was given, not chosen, from the logits of the position before it.
+///
+/// # Errors
+/// `Internal` where a logit is NaN or `+inf`.
+pub fn of_given(raw: &[f32], token: TokenId, n: usize) -> Result<TokenLogprobs> {
+    Ok(of_token(raw, checked_max(raw)?, token, n, &mut Vec::new()))
+}
 
 /// The log-probabilities of one position, taken from the raw logits (vLLM's `raw_logprobs`, its default): before bias,
 /// penalties, temperature and truncation.

@@ -11,7 +11,7 @@ pub(super) struct MinP {
 impl LogitsProcessor for MinP {
     fn from_params(params: &SamplingParams, _context: &SamplingContext<'_>) -> Result<Option<Self>> {
         let off = params.min_p <= 0.0 || is_greedy(params);
-        Ok((!off).then(|| Self { distance: params.min_p.ln() }))
+        Ok((!off).then(|| Self { distance: params.min_p.ln().min(0.0) }))
     }
 
     fn apply(&self, candidates: &mut Candidates<'_>, _index: u32) {

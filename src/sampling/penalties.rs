@@ -1,6 +1,6 @@
 //! `repetition_penalty`, `frequency_penalty`, `presence_penalty`: against saying again what was said.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{Candidates, LogitsProcessor, SamplingContext};
 use crate::{error::Result, ids::TokenId, params::SamplingParams};
@@ -16,6 +16,8 @@ pub(super) struct Penalties {
     /// How often each token was generated: 0 for one that only the prompt has. As many entries as the sequence has
     /// different tokens.
     seen: HashMap<TokenId, u32>,
+    /// Different tokens of the prompt, where the sequence may go back.
+    in_prompt: HashSet<TokenId>,
 }
 
 impl LogitsProcessor for Penalties {
@@ -27,24 +29,32 @@ impl LogitsProcessor for Penalties {
         }
         let prompt = if repetition == 1.0 { &[] } else { context.prompt };
         let in_vocabulary = prompt.iter().filter(|token| token.index() < context.vocab_size);
-        Ok(Some(Self { repetition, frequency, presence, seen: in_vocabulary.map(|&token| (token, 0)).collect() }))
+        let seen: HashMap<_, _> = in_vocabulary.map(|&token| (token, 0)).collect();
+        let in_prompt = if params.bad_words.is_empty() { HashSet::new() } else { seen.keys().copied().collect() };
+        Ok(Some(Self { repetition, frequency, presence, seen, in_prompt }))
     }
 
     fn apply(&self, candidates: &mut Candidates<'_>, _index: u32) {
-        let logits = candidates.logits_mut();
-        for (token, &count) in &self.seen {
-            let Some(logit) = logits.get_mut(token.index()).filter(|logit| logit.is_finite()) else { continue };
-            let repeated = if *logit > 0.0 { *logit / self.repetition } else { *logit * self.repetition };
+        candidates.change(&self.seen, |logit, &count| {
+            let repeated = if logit > 0.0 { logit / self.repetition } else { logit * self.repetition };
             let presence = if count > 0 { self.presence } else { 0.0 };
-            let penalized = repeated - self.frequency * count as f32 - presence;
-            // An extreme penalty must neither mask the last token nor make an infinity that beats all others.
-            *logit = penalized.clamp(f32::MIN, f32::MAX);
-        }
+            repeated - self.frequency * count as f32 - presence
+        });
     }
 
-    fn observe(&mut self, token: TokenId) {
+    fn observe(&mut self, token: TokenId, _left: &Candidates<'_>) {
         let count = self.seen.entry(token).or_default();
         *count = count.saturating_add(1);
+    }
+
+    fn forget(&mut self, token: TokenId) {
+        // What is left of a token that the prompt did not have must not look as if the prompt had it.
+        if let Some(count) = self.seen.get_mut(&token) {
+            *count = count.saturating_sub(1);
+            if *count == 0 && !self.in_prompt.contains(&token) {
+                self.seen.remove(&token);
+            }
+        }
     }
 }
 
@@ -68,7 +78,7 @@ mod tests {
         let prompt: Vec<_> = prompt.iter().copied().map(TokenId).collect();
         let context = SamplingContext { prompt: &prompt, ..context(logits.len()) };
         let mut processor = Penalties::from_params(params, &context).unwrap().unwrap();
-        output.iter().for_each(|&token| processor.observe(TokenId(token)));
+        test_cases::observe(&mut processor, output);
         test_cases::logits_after(&processor, logits, 0)
     }
 
@@ -105,6 +115,21 @@ mod tests {
             assert!(logits[0].is_finite() && logits[1].is_finite(), "{logits:?}");
             assert_eq!(logits[2], f32::NEG_INFINITY);
         }
+    }
+
+    #[test]
+    fn what_was_taken_back_does_not_count() {
+        let params = SamplingParams { bad_words: vec!["x".into()], ..penalties(2.0, 1.0, 0.5) };
+        let prompt = [TokenId(0)];
+        let context = SamplingContext { prompt: &prompt, ..context(3) };
+        let mut processor = Penalties::from_params(&params, &context).unwrap().unwrap();
+        let before = test_cases::logits_after(&processor, &[4.0; 3], 0);
+        test_cases::observe(&mut processor, &[0, 1, 1]);
+        for token in [1, 1, 0] {
+            processor.forget(TokenId(token));
+        }
+        assert_eq!(test_cases::logits_after(&processor, &[4.0; 3], 0), before);
+        assert_eq!(before, [2.0, 4.0, 4.0]);
     }
 
     proptest! {

@@ -3,28 +3,31 @@
 use std::cell::RefCell;
 
 use super::{
-    Candidate, Candidates, LogitsProcessor, PROCESSORS, SamplingContext, draw,
+    Candidate, Candidates, LogitsProcessor, SamplingContext, chain,
+    draw::{self, Purpose},
     grammar::TokenMask,
     is_greedy,
     largest::{all_sound, largest},
     logprobs,
 };
 use crate::{
-    error::{Error, Result},
+    error::{Code, Error, Result},
     ids::TokenId,
     params::{SampledToken, SamplingParams},
 };
 
 /// Chooses the tokens of one sequence.
 ///
-/// A token depends on the seed, its index, its logits and, where penalties are on, the tokens before it: on nothing
-/// else in the batch, and not on when it is computed.
+/// A token depends on the seed, its index, its logits and, where a processor remembers, the tokens before it: on
+/// nothing else in the batch, and not on when it is computed.
 pub struct Sampler {
     processors: Vec<Box<dyn LogitsProcessor>>,
     /// `None` takes the most likely token.
     seed: Option<u64>,
     logprobs: Option<usize>,
     vocab_size: usize,
+    /// What may not be chosen at an index after the sequence went back there.
+    bans: Vec<(u32, TokenId)>,
 }
 
 /// Buffers that grow to the vocabulary once a thread, not once a sequence.
@@ -42,34 +45,49 @@ thread_local! {
 /// Checks what needs the model's vocabulary, so that a request can be refused at the door.
 ///
 /// # Errors
-/// `InvalidArgument` that names the field: those of [`SamplingParams::validate`], a bias for a token that does not
-/// exist, a `min_tokens` that would mask every token.
+/// `InvalidArgument` that names the field: those of [`SamplingParams::validate`], a token that does not exist, a
+/// `min_tokens` that would mask every token, lists of allowed and banned tokens that leave none.
 pub fn validate(params: &SamplingParams, eos_token_ids: &[TokenId], vocab_size: usize) -> Result<()> {
     params.validate()?;
-    Sampler::new(params, &[], eos_token_ids, vocab_size).map(drop)
+    let sampler = Sampler::new(params, &SamplingContext { eos_token_ids, vocab_size, ..SamplingContext::default() })?;
+    let lists = [("allowed_token_ids", &params.allowed_token_ids), ("banned_token_ids", &params.banned_token_ids)];
+    if let Some((field, _)) = lists.into_iter().find(|(_, list)| !list.is_empty()) {
+        let (mut logits, mut kept) = (vec![0.0; vocab_size], Vec::new());
+        let mut candidates = Candidates::new(&mut logits, &mut kept);
+        sampler.processors.iter().for_each(|processor| processor.apply(&mut candidates, 0));
+        if candidates.max_logit() == f32::NEG_INFINITY {
+            let why = "leaves no token to choose, with what banned_token_ids and min_tokens exclude";
+            return Err(Error::invalid(field, why));
+        }
+    }
+    Ok(())
 }
 
 impl Sampler {
-    /// A sampler for a sequence that starts with `prompt`, of a model of `vocab_size` tokens.
+    /// A sampler for a sequence.
     ///
     /// A request without a seed draws as with seed 0; the engine sets one before it gets here.
     ///
     /// # Errors
     /// As [`validate`], less the ranges.
-    pub fn new(
-        params: &SamplingParams,
-        prompt: &[TokenId],
-        eos_token_ids: &[TokenId],
-        vocab_size: usize,
-    ) -> Result<Self> {
-        let context = SamplingContext { prompt, eos_token_ids, vocab_size };
-        let built: Result<Vec<_>> = PROCESSORS.iter().map(|build| build(params, &context)).collect();
+    pub fn new(params: &SamplingParams, context: &SamplingContext<'_>) -> Result<Self> {
         Ok(Self {
-            processors: built?.into_iter().flatten().collect(),
+            processors: chain(params, context)?,
             seed: (!is_greedy(params)).then(|| params.seed.unwrap_or_default()),
             logprobs: params.logprobs.map(|n| n as usize),
-            vocab_size,
+            vocab_size: context.vocab_size,
+            bans: Vec::new(),
         })
+    }
+
+    /// Takes back the newest tokens, `removed` in the order in which they were chosen, and never chooses the first of
+    /// them at its index, `index`, again, unless the sequence goes back further.
+    pub fn rewind(&mut self, index: u32, removed: &[TokenId]) {
+        for &token in removed.iter().rev() {
+            self.processors.iter_mut().for_each(|processor| processor.forget(token));
+        }
+        self.bans.retain(|&(at, _)| at <= index);
+        self.bans.extend(removed.first().map(|&token| (index, token)));
     }
 
     /// Chooses output token `index`, counted from 0, from the model's logits, `[vocab_size]`, which it overwrites.
@@ -77,7 +95,8 @@ impl Sampler {
     /// Tokens must be sampled in order where penalties are on: they count what this sampler chose.
     ///
     /// # Errors
-    /// `Internal` where the logits are not as many as the vocabulary, hold a NaN or `+inf`, or are all `-inf`.
+    /// `Internal` where the logits are not as many as the vocabulary, hold a NaN or `+inf`, or are all `-inf`;
+    /// `Aborted` where the request's own wishes leave no token to choose.
     pub fn sample(&mut self, logits: &mut [f32], index: u32) -> Result<SampledToken> {
         self.sample_masked(logits, index, None)
     }
@@ -86,8 +105,8 @@ impl Sampler {
     /// the model, before the mask.
     ///
     /// # Errors
-    /// As [`sample`](Self::sample); `InvalidArgument` where the request's other parameters leave none of the tokens
-    /// that the mask allows.
+    /// As [`sample`](Self::sample); `Aborted` too where the request's other parameters leave none of the tokens that the
+    /// mask allows.
     pub fn sample_masked(&mut self, logits: &mut [f32], index: u32, mask: Option<&TokenMask>) -> Result<SampledToken> {
         if logits.len() != self.vocab_size {
             let why = format!("{} logits for a vocabulary of {}", logits.len(), self.vocab_size);
@@ -106,37 +125,53 @@ impl Sampler {
             let logprobs = self.logprobs.map(|n| logprobs::of_token(&scratch.raw, max, id, n, &mut scratch.kept));
             Some(SampledToken { id, logprobs: logprobs.map(Box::new) })
         });
-        let token = token.ok_or_else(|| match mask {
-            None => Error::internal("every token is masked, so none can be chosen"),
-            Some(_) => Error::invalid("structured_outputs", "the other parameters forbid every token that it allows"),
-        })?;
-        self.observe(token.id);
-        Ok(token)
+        token.ok_or_else(|| {
+            let why = match mask {
+                None => "no token is left to choose: what is allowed and banned, bad_words too, excludes them all",
+                Some(_) => "no token is left to choose: structured_outputs allows none that the other parameters allow",
+            };
+            Error::new(Code::Aborted, why)
+        })
     }
 
-    /// Learns of a token that came without being sampled.
-    pub fn observe(&mut self, token: TokenId) {
-        for processor in &mut self.processors {
-            processor.observe(token);
+    /// Learns of a token that came without being sampled, so that there were no candidates.
+    pub fn observe_forced(&mut self, token: TokenId) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let none = Candidates::new(&mut [], &mut scratch.kept);
+            self.processors.iter_mut().for_each(|processor| processor.observe(token, &none));
+        });
+    }
+
+    /// The next token; every processor has then learned of it.
+    fn choose(&mut self, logits: &mut [f32], index: u32, scratch: &mut Scratch) -> Option<TokenId> {
+        for &(_, token) in self.bans.iter().filter(|&&(at, _)| at == index) {
+            logits[token.index()] = f32::NEG_INFINITY;
         }
-    }
-
-    fn choose(&self, logits: &mut [f32], index: u32, scratch: &mut Scratch) -> Option<TokenId> {
         let mut candidates = Candidates::new(logits, &mut scratch.kept);
         for processor in &self.processors {
             processor.apply(&mut candidates, index);
         }
-        match self.seed {
+        let token = match self.seed {
             None => draw::most_likely(candidates.logits_mut()),
-            Some(seed) => draw::by_probability(&mut candidates, draw::uniform(seed, index), &mut scratch.sums),
+            Some(seed) => {
+                let uniform = draw::uniform(seed, index, Purpose::Token);
+                draw::by_probability(&mut candidates, uniform, &mut scratch.sums)
+            }
+        }?;
+        for processor in &mut self.processors {
+            processor.observe(token, &candidates);
         }
+        Some(token)
     }
 }
 
 /// The largest of a model's logits, which must be numbers or `-inf`.
-fn checked_max(logits: &[f32]) -> Result<f32> {
+pub(super) fn checked_max(logits: &[f32]) -> Result<f32> {
     if all_sound(logits) {
-        return Ok(largest(logits));
+        return match largest(logits) {
+            f32::NEG_INFINITY => Err(Error::internal("all of the model's logits are -inf")),
+            max => Ok(max),
+        };
     }
     let at = logits.iter().position(|&logit| logit.is_nan() || logit == f32::INFINITY).unwrap_or_default();
     Err(Error::internal(format!("the model's logit of token {at} is {}", logits.get(at).copied().unwrap_or(f32::NAN))))
@@ -151,7 +186,7 @@ mod tests {
     }
 
     fn sampler(params: &SamplingParams, vocab_size: usize) -> Sampler {
-        Sampler::new(params, &[], &[], vocab_size).unwrap()
+        Sampler::new(params, &SamplingContext { vocab_size, ..SamplingContext::default() }).unwrap()
     }
 
     /// Logits that differ from index to index.
@@ -265,6 +300,52 @@ mod tests {
     }
 
     #[test]
+    fn the_order_of_the_samplers_is_the_requests() {
+        use crate::params::SamplerKind::{Temperature, TopP};
+        // Hot, the three tokens are about equally likely and top_p needs two; cold, the first alone reaches it.
+        let probs = [0.7f32, 0.2, 0.1];
+        let drawn = |samplers: Vec<crate::params::SamplerKind>| {
+            let params = SamplingParams { temperature: 50.0, top_p: 0.6, samplers, ..seeded(1) };
+            let mut sampler = sampler(&params, 3);
+            let mut seen = [false; 3];
+            (0..200).for_each(|index| seen[sampler.sample(&mut probs.map(f32::ln), index).unwrap().id.index()] = true);
+            seen
+        };
+        assert_eq!(drawn(Vec::new()), [true, true, false]);
+        assert_eq!(drawn(vec![Temperature, TopP]), [true, true, false]);
+        assert_eq!(drawn(vec![TopP, Temperature]), [true, false, false]);
+        assert_eq!(drawn(vec![Temperature]), [true, true, true], "top_p is not in the list");
+    }
+
+    #[test]
+    fn a_sequence_that_went_back_chooses_differently_there_and_as_ever_before() {
+        let params = SamplingParams { bad_words: vec!["x".into()], presence_penalty: 0.5, mirostat: 2, ..seeded(3) };
+        let (mut straight, mut turned) = (sampler(&params, 50), sampler(&params, 50));
+        let first = run(&mut straight, 4, 50);
+        assert_eq!(run(&mut turned, 4, 50), first);
+        let wrong = [4, 5].map(|index| turned.sample(&mut logits(index, 50), index).unwrap().id);
+        turned.rewind(4, &wrong);
+        let other = turned.sample(&mut logits(4, 50), 4).unwrap().id;
+        assert_ne!(other, wrong[0]);
+        // Back to before that: what was banned there no longer is.
+        turned.rewind(3, &[TokenId(first[3]), other]);
+        assert_ne!(turned.sample(&mut logits(3, 50), 3).unwrap().id.0, first[3]);
+        assert_eq!(turned.bans, [(3, TokenId(first[3]))]);
+    }
+
+    #[test]
+    fn wishes_that_leave_nothing_are_refused_at_the_door_or_end_the_sequence_alone() {
+        let params = SamplingParams {
+            allowed_token_ids: vec![TokenId(1)],
+            banned_token_ids: vec![TokenId(1)],
+            ..SamplingParams::default()
+        };
+        assert_eq!(validate(&params, &[], 3).unwrap_err().violations[0].field, "allowed_token_ids");
+        let error = sampler(&params, 3).sample(&mut [0.0; 3], 0).unwrap_err();
+        assert_eq!(error.code, Code::Aborted);
+    }
+
+    #[test]
     fn logits_that_no_model_may_give_are_an_internal_error() {
         const INF: f32 = f32::INFINITY;
         let mut sampler = sampler(&seeded(1), 3);
@@ -291,7 +372,13 @@ mod tests {
                         ..seeded(3)
                     };
                     let prompt = [TokenId(0), TokenId(1), TokenId(3)];
-                    let mut sampler = Sampler::new(&params, &prompt, &[TokenId(2)], 4).unwrap();
+                    let context = SamplingContext {
+                        prompt: &prompt,
+                        eos_token_ids: &[TokenId(2)],
+                        vocab_size: 4,
+                        ..SamplingContext::default()
+                    };
+                    let mut sampler = Sampler::new(&params, &context).unwrap();
                     for index in 0..8 {
                         sampler.sample(&mut [20.0, -20.0, 19.0, 0.0], index).unwrap();
                     }

@@ -11,17 +11,20 @@ pub(super) struct Temperature {
 
 impl LogitsProcessor for Temperature {
     fn from_params(params: &SamplingParams, _context: &SamplingContext<'_>) -> Result<Option<Self>> {
-        let off = params.temperature == 1.0 || is_greedy(params);
+        let off = params.temperature == 1.0 || params.dynatemp_range > 0.0 || is_greedy(params);
         Ok((!off).then_some(Self { temperature: params.temperature }))
     }
 
     fn apply(&self, candidates: &mut Candidates<'_>, _index: u32) {
-        let max = candidates.max_logit();
-        if max.is_finite() {
-            for logit in candidates.logits_mut() {
-                *logit = (*logit - max) / self.temperature;
-            }
-        }
+        divide(candidates, self.temperature);
+    }
+}
+
+/// Divides the distances from the largest logit.
+pub(super) fn divide(candidates: &mut Candidates<'_>, temperature: f32) {
+    let max = candidates.max_logit();
+    if max.is_finite() {
+        candidates.map(|logit| (logit - max) / temperature);
     }
 }
 

@@ -1,13 +1,38 @@
 //! What the processors' tests share: how to run one alone, and the distribution of llama.cpp's cases.
 
 use super::{Candidates, LogitsProcessor, SamplingContext};
+use crate::ids::TokenId;
 
 /// The distribution that the cases of llama.cpp's `tests/test-sampling.cpp` start from.
 pub(super) const LLAMA_CPP_PROBS: [f32; 4] = [0.1, 0.2, 0.3, 0.4];
 
 /// A model of `vocab_size` tokens without an end, an empty prompt.
 pub(super) fn context(vocab_size: usize) -> SamplingContext<'static> {
-    SamplingContext { prompt: &[], eos_token_ids: &[], vocab_size }
+    SamplingContext { vocab_size, ..SamplingContext::default() }
+}
+
+/// Lets a processor that does not look at the candidates observe these tokens.
+pub(super) fn observe(processor: &mut dyn LogitsProcessor, tokens: &[u32]) {
+    let mut kept = Vec::new();
+    let left = Candidates::new(&mut [], &mut kept);
+    tokens.iter().for_each(|&token| processor.observe(TokenId(token), &left));
+}
+
+/// The probabilities of all tokens by their ids after a processor; those that it dropped have none.
+pub(super) fn probabilities_after(processor: &dyn LogitsProcessor, logits: &[f32], index: u32) -> Vec<f32> {
+    let (mut logits, mut kept) = (logits.to_vec(), Vec::new());
+    let n = logits.len();
+    let mut candidates = Candidates::new(&mut logits, &mut kept);
+    processor.apply(&mut candidates, index);
+    let left = match candidates.kept() {
+        Some(kept) => {
+            let mut left = vec![f32::NEG_INFINITY; n];
+            kept.iter().for_each(|candidate| left[candidate.id.index()] = candidate.logit);
+            left
+        }
+        None => candidates.logits_mut().to_vec(),
+    };
+    softmax(&left)
 }
 
 /// The logits that a processor of the whole vocabulary leaves.

@@ -1,13 +1,19 @@
-//! The faces: gRPC, health, reflection and metrics, on one listener, and how they go down.
+//! The faces: gRPC, JSON over HTTP, health, reflection and metrics, on one listener, and how they go down.
 //!
 //! Draining goes in steps, so that nobody loses an answer: health turns `NOT_SERVING`; a moment later, when the calls that
 //! crossed with the signal have arrived, new ones are refused with `UNAVAILABLE`, on old connections and new ones; when the last request has been computed, or the drain timeout has
 //! passed, the listener closes and connections end once their streams have; what still streams after the timeout is cut.
 
+mod anthropic;
+mod backend;
 mod closing;
 mod connection;
+mod events;
 pub mod grpc;
+mod http;
 mod metrics;
+mod ollama;
+mod openai;
 mod vllm_engine;
 
 use std::{sync::Arc, time::Duration};
@@ -20,7 +26,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
-use self::{closing::Closer, grpc::Backend};
+use self::{backend::Backend, closing::Closer};
 use crate::{engine::Engine, error::Result};
 
 /// Connections at once; more wait to be accepted.
@@ -58,8 +64,9 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let closer = Closer::new();
-    let backend = Backend { engine: engine.clone(), closing: closer.watch() };
+    let backend = Backend::new(engine.clone(), closer.watch());
     let router = grpc::routes(&backend)?.into_axum_router().merge(metrics::routes(engine.clone()));
+    let router = router.merge(http::routes(&backend));
     let router = router.fallback(metrics::unknown);
     let mut connections = Connections { router, closer, tasks: JoinSet::new(), places: places() };
 

@@ -1,12 +1,12 @@
 //! Finds the tokens that are always whole (`<|im_end|>`, `</s>`) in a text, for vocabularies that we encode ourselves.
 
-use std::collections::HashMap;
+use super::trie::Trie;
 
 /// The added tokens of a vocabulary, ready to be looked for.
 #[derive(Default)]
 pub(super) struct AddedTokens {
-    /// By first byte, longest first: a text rarely has a candidate at all, and where it has, the longest wins.
-    by_first_byte: HashMap<u8, Vec<(String, u32)>>,
+    tokens: Trie,
+    longest_bytes: usize,
 }
 
 /// A piece of a text.
@@ -17,33 +17,63 @@ pub(super) enum Fragment<'t> {
 }
 
 impl AddedTokens {
+    /// Of equal texts the first id counts.
     pub(super) fn new(tokens: impl IntoIterator<Item = (String, u32)>) -> Self {
-        let mut by_first_byte: HashMap<u8, Vec<(String, u32)>> = HashMap::new();
-        for (text, id) in tokens {
-            if let Some(&first) = text.as_bytes().first() {
-                by_first_byte.entry(first).or_default().push((text, id));
+        let mut tokens: Vec<(String, u32)> = tokens.into_iter().collect();
+        tokens.reverse();
+        Self {
+            longest_bytes: tokens.iter().map(|(text, _)| text.len()).max().unwrap_or(0),
+            tokens: Trie::new(tokens.iter().map(|(text, id)| (text.as_bytes(), *id))),
+        }
+    }
+
+    /// The id of a token.
+    pub(super) fn id(&self, token: &str) -> Option<u32> {
+        self.tokens.longest_prefix(token.as_bytes()).filter(|(len, _)| *len == token.len()).map(|(_, id)| id)
+    }
+
+    /// The longest token that stands at a place of a text: its bytes and its id.
+    pub(super) fn token_at(&self, text: &str, at: usize) -> Option<(usize, u32)> {
+        self.tokens.longest_prefix(text.as_bytes().get(at..)?)
+    }
+
+    /// The ids of a text, where `encode` appends those of what lies between the tokens.
+    ///
+    /// # Errors
+    /// Those of `encode`.
+    pub(super) fn encode(
+        &self,
+        text: &str,
+        mut encode: impl FnMut(&str, &mut Vec<u32>) -> Result<(), String>,
+    ) -> Result<Vec<u32>, String> {
+        let mut ids = Vec::new();
+        for fragment in self.split(text) {
+            match fragment {
+                Fragment::Token(id) => ids.push(id),
+                Fragment::Text(text) => encode(text, &mut ids)?,
             }
         }
-        for candidates in by_first_byte.values_mut() {
-            candidates.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then(a.1.cmp(&b.1)));
-        }
-        Self { by_first_byte }
+        Ok(ids)
+    }
+
+    /// The longest token's bytes.
+    pub(super) fn longest_bytes(&self) -> usize {
+        self.longest_bytes
     }
 
     /// Cuts a text at its added tokens, the leftmost first, the longest of those that begin together.
     pub(super) fn split<'t>(&self, text: &'t str) -> Vec<Fragment<'t>> {
         let mut fragments = Vec::new();
         let (mut start, mut at) = (0, 0);
-        while let Some(&byte) = text.as_bytes().get(at) {
+        while at < text.len() {
             // A token begins with a whole character, so a match can only lie at a character's start.
-            let candidates = self.by_first_byte.get(&byte).map_or(&[][..], Vec::as_slice);
-            match candidates.iter().find(|(token, _)| text.as_bytes()[at..].starts_with(token.as_bytes())) {
-                Some((token, id)) => {
+            match self.token_at(text, at) {
+                Some((len, id)) => {
                     if start < at {
                         fragments.push(Fragment::Text(&text[start..at]));
                     }
-                    fragments.push(Fragment::Token(*id));
-                    at += token.len();
+                    fragments.push(Fragment::Token(id));
+                    at += len;
                     start = at;
                 }
                 None => at += 1,

@@ -5,12 +5,16 @@
 
 use std::{error::Error as _, fmt, io, path::Path, time::SystemTime};
 
-use minijinja::{Environment, ErrorKind, Value, syntax::SyntaxConfig, value::Serde};
+use minijinja::{Environment, ErrorKind, Value as Variable, syntax::SyntaxConfig, value::Serde};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::error::{Code, Error, Result};
 
-use super::{chat_template_json::tojson, tokenizer::read_bounded, tokenizer_config::TokenizerConfig};
+use super::{
+    ChatMessage, ChatPrompt, OutputFormat, Tool, chat_template_continue as continuation, chat_template_json::tojson,
+    tokenizer::read_bounded, tokenizer_config::TokenizerConfig,
+};
 
 /// Most bytes of a template; the longest in use have a thirtieth of it.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
@@ -25,66 +29,45 @@ const MAX_DEPTH: usize = 200;
 /// Most bytes of a rendered prompt.
 const MAX_PROMPT_BYTES: usize = 32 << 20;
 
-/// The only template of the environment.
+/// The template that is taken where nobody says which; minijinja's errors give it with the line.
 const NAME: &str = "chat_template";
+/// What models call that one where they have several, and the one for conversations with tools.
+const DEFAULT: &str = "default";
+const TOOL_USE: &str = "tool_use";
 
-/// Who speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Instructions to the model.
-    System,
-    /// The person.
-    User,
-    /// The model.
-    Assistant,
-    /// The answer of a tool that the model called.
-    Tool,
-}
-
-impl Role {
-    /// The name that templates know the role by.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::System => "system",
-            Self::User => "user",
-            Self::Assistant => "assistant",
-            Self::Tool => "tool",
-        }
-    }
-}
-
-/// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ChatMessage {
-    /// Who speaks.
-    pub role: Role,
-    /// What is said.
-    pub content: String,
-}
-
-impl ChatMessage {
-    /// A message of `role` that says `content`.
-    pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into() }
-    }
-}
+/// The names that Hugging Face takes reasoning by; templates read the first, gpt-oss's the second.
+const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// What a rendering depends on besides the messages.
 #[derive(Clone, Debug)]
 pub struct RenderOptions {
     /// End with the start of an answer (`<|im_start|>assistant\n`), so that the model answers. True by default.
     pub add_generation_prompt: bool,
+    /// End inside the last message, so that the model goes on with it; `add_generation_prompt` is then left out.
+    pub continue_final_message: bool,
+    /// Which of the model's templates; by default `tool_use` where there are tools and it is one, else `default`.
+    pub template: Option<String>,
+    /// Tools as templates know them: OpenAI's shape. Without any the variable is none.
+    pub tools: Vec<Value>,
+    /// Documents, each a map. Without any the variable is none.
+    pub documents: Vec<Value>,
     /// What `strftime_now` calls now, in UTC.
     pub now: SystemTime,
-    /// Further variables for the template (`enable_thinking`, `tools`); they win over ours.
-    pub variables: serde_json::Map<String, serde_json::Value>,
+    /// Further variables for the template (`enable_thinking`); they win over ours.
+    pub variables: serde_json::Map<String, Value>,
 }
 
 impl Default for RenderOptions {
     fn default() -> Self {
-        Self { add_generation_prompt: true, now: SystemTime::now(), variables: serde_json::Map::new() }
+        Self {
+            add_generation_prompt: true,
+            continue_final_message: false,
+            template: None,
+            tools: Vec::new(),
+            documents: Vec::new(),
+            now: SystemTime::now(),
+            variables: serde_json::Map::new(),
+        }
     }
 }
 
@@ -97,6 +80,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos: String,
     eos: String,
+    output_format: OutputFormat,
 }
 
 impl fmt::Debug for ChatTemplate {
@@ -123,38 +107,66 @@ impl ChatTemplate {
     /// # Errors
     /// `FailedPrecondition` that names the line where the template is not valid.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self> {
+        let mut template = Self {
+            environment: environment()?,
+            bos: bos.to_owned(),
+            eos: eos.to_owned(),
+            output_format: OutputFormat::of_template(source),
+        };
+        template.add(NAME, source)?;
+        Ok(template)
+    }
+
+    /// The same with one more template, which requests can choose by its name. Its formats of tool calls and reasoning
+    /// count where the first one knows none.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_template(mut self, name: &str, source: &str) -> Result<Self> {
+        self.add(name, source)?;
+        let format = OutputFormat::of_template(source);
+        let known = self.output_format;
+        // The template for tools knows better how tools are called than the one without.
+        let better = if name == TOOL_USE { format.tool_calls.or(known.tool_calls) } else { known.tool_calls };
+        self.output_format =
+            OutputFormat { tool_calls: better.or(format.tool_calls), reasoning: known.reasoning.or(format.reasoning) };
+        Ok(self)
+    }
+
+    fn add(&mut self, name: &str, source: &str) -> Result<()> {
         if source.len() > MAX_SOURCE_BYTES {
             let why = format!("has {} bytes, at most {MAX_SOURCE_BYTES} are allowed", source.len());
             return Err(Error::bad_file(NAME, "source", why));
         }
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(broken)?);
-        environment.set_fuel(Some(MAX_INSTRUCTIONS));
-        environment.set_recursion_limit(MAX_DEPTH);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", tojson);
-        // Jinja's undefined value has no entries; minijinja's has no length at all.
-        for name in ["length", "count"] {
-            environment.add_filter(name, |value: &Value| match value.is_undefined() {
-                true => Ok(0),
-                false => minijinja::filters::length(value),
-            });
-        }
-        environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-            let error = minijinja::Error::new(ErrorKind::InvalidOperation, message.clone());
-            Err(error.with_source(Raised(message)))
-        });
-        environment.add_template_owned(NAME, without_generation_tags(source)).map_err(broken)?;
-        Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
+        self.environment.add_template_owned(name.to_owned(), without_generation_tags(source)).map_err(broken)
     }
 
-    /// The template of that name in a `tokenizer_config.json`; `default` unless `name` says otherwise, or the only one.
+    /// The formats that the model writes its answers in, as the template teaches them.
+    #[must_use]
+    pub fn output_format(&self) -> OutputFormat {
+        self.output_format
+    }
+
+    /// The same template, with other formats.
+    #[must_use]
+    pub fn with_output_format(mut self, output_format: OutputFormat) -> Self {
+        self.output_format = output_format;
+        self
+    }
+
+    /// The texts of the begin and end tokens.
+    #[must_use]
+    pub fn tokens(&self) -> (&str, &str) {
+        (&self.bos, &self.eos)
+    }
+
+    /// The templates of a `tokenizer_config.json`. Where nobody says which, the one called `name` is taken; without a
+    /// name `default`, or the only one.
     ///
     /// # Errors
-    /// `FailedPrecondition` where there is none, or it is not valid.
+    /// `FailedPrecondition` where there is none, or one is not valid.
     pub fn from_tokenizer_config(config: &TokenizerConfig, name: Option<&str>) -> Result<Self> {
-        let wanted = name.unwrap_or("default");
+        let wanted = name.unwrap_or(DEFAULT);
         let templates = &config.chat_templates;
         let only = if name.is_none() && templates.len() == 1 { templates.first() } else { None };
         let Some((_, source)) = templates.iter().find(|(name, _)| name == wanted).or(only) else {
@@ -166,7 +178,9 @@ impl ChatTemplate {
             return Err(Error::bad_file(&config.path, "chat_template", why));
         };
         let token = |token: &Option<String>| token.clone().unwrap_or_default();
-        Self::new(source, &token(&config.bos_token), &token(&config.eos_token))
+        let first = Self::new(source, &token(&config.bos_token), &token(&config.eos_token));
+        let all = templates.iter().filter(|(name, _)| name != NAME);
+        all.fold(first, |template, (name, source)| template?.with_template(name, source))
             .map_err(|e| e.context(config.path.display()))
     }
 
@@ -193,31 +207,121 @@ impl ChatTemplate {
     /// The prompt for these messages. Tokenize it without adding special tokens: the template wrote them.
     ///
     /// # Errors
-    /// `InvalidArgument` with the template's own words where it refuses the messages; `FailedPrecondition` where the
-    /// template itself fails, or works for too long.
+    /// `InvalidArgument` with the template's own words where it refuses the messages, or where a template is asked for
+    /// that there is not; `FailedPrecondition` where the template itself fails, or works for too long.
     pub fn render(&self, messages: &[ChatMessage], options: &RenderOptions) -> Result<String> {
-        self.render_messages(messages, options)
+        self.render_values(messages.iter().map(ChatMessage::for_template).collect(), options)
+    }
+
+    /// The prompt of a conversation, at this time.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render).
+    pub fn render_prompt(&self, prompt: &ChatPrompt, now: SystemTime) -> Result<String> {
+        let options = RenderOptions {
+            add_generation_prompt: prompt.add_generation_prompt,
+            continue_final_message: prompt.continue_final_message,
+            template: prompt.chat_template.clone(),
+            tools: prompt.tools.iter().map(Tool::for_template).collect(),
+            documents: prompt.documents.iter().cloned().map(Value::Object).collect(),
+            now,
+            variables: prompt.chat_template_kwargs.clone(),
+        };
+        self.render(&prompt.messages, &options)
     }
 
     /// As [`render`](Self::render), for messages of any shape that the template may know: other roles, content in
-    /// parts, tool calls. `messages` serializes as a list of maps.
+    /// parts, tool calls. `messages` serializes as a list of maps; what is null in them is left out, as Hugging Face
+    /// does.
     ///
     /// # Errors
     /// As [`render`](Self::render).
     pub fn render_messages(&self, messages: impl Serialize, options: &RenderOptions) -> Result<String> {
+        match serde_json::to_value(messages) {
+            Ok(Value::Array(messages)) => self.render_values(messages, options),
+            Ok(_) => Err(Error::invalid("messages", "must be a list")),
+            Err(error) => Err(Error::invalid("messages", error.to_string())),
+        }
+    }
+
+    fn render_values(&self, mut messages: Vec<Value>, options: &RenderOptions) -> Result<String> {
+        messages.iter_mut().for_each(normalize);
+        let continued = options.continue_final_message.then(|| continuation::mark(&mut messages)).transpose()?;
         let now = options.now;
-        let mut context: Vec<(&str, Value)> = vec![
-            ("messages", Value::from(Serde(messages))),
-            ("add_generation_prompt", options.add_generation_prompt.into()),
+        let list = |values: &Vec<Value>| match values.is_empty() {
+            true => Variable::from(()),
+            false => Variable::from(Serde(values)),
+        };
+        let mut context: Vec<(&str, Variable)> = vec![
+            ("messages", Variable::from(Serde(messages))),
+            ("tools", list(&options.tools)),
+            ("documents", list(&options.documents)),
+            ("add_generation_prompt", (options.add_generation_prompt && continued.is_none()).into()),
             ("bos_token", self.bos.as_str().into()),
             ("eos_token", self.eos.as_str().into()),
-            ("strftime_now", Value::from_function(move |format: &str| strftime(now, format))),
+            ("strftime_now", Variable::from_function(move |format: &str| strftime(now, format))),
         ];
-        context.extend(options.variables.iter().map(|(name, value)| (name.as_str(), Value::from(Serde(value)))));
-        let template = self.environment.get_template(NAME).map_err(broken)?;
+        context.extend(options.variables.iter().map(|(name, value)| (name.as_str(), Variable::from(Serde(value)))));
+        let template = self.choose(options)?;
         let mut prompt = Bounded(Vec::new());
-        template.render_captured_to(Value::from_pairs(context), &mut prompt).map_err(|error| refused(&error))?;
-        String::from_utf8(prompt.0).map_err(|error| Error::internal(error.to_string()))
+        template.render_captured_to(Variable::from_pairs(context), &mut prompt).map_err(|error| refused(&error))?;
+        let prompt = String::from_utf8(prompt.0).map_err(|error| Error::internal(error.to_string()))?;
+        match continued {
+            Some(text) => continuation::cut(prompt, &text),
+            None => Ok(prompt),
+        }
+    }
+
+    /// The template that is asked for, or fits.
+    fn choose(&self, options: &RenderOptions) -> Result<minijinja::Template<'_, '_>> {
+        if let Some(name) = options.template.as_deref().filter(|name| *name != NAME) {
+            return self.environment.get_template(name).map_err(|_| {
+                let names: Vec<&str> = self.environment.templates().map(|(name, _)| name).collect();
+                let why = format!("is {name:?}, must be one of {}", names.join(", "));
+                Error::invalid("chat_template", why)
+            });
+        }
+        let for_tools = if options.tools.is_empty() { None } else { self.environment.get_template(TOOL_USE).ok() };
+        match for_tools {
+            Some(template) => Ok(template),
+            None => self.environment.get_template(NAME).map_err(broken),
+        }
+    }
+}
+
+/// What Jinja has in Hugging Face's `apply_chat_template`, bounded.
+fn environment() -> Result<Environment<'static>> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.map_err(broken)?);
+    environment.set_fuel(Some(MAX_INSTRUCTIONS));
+    environment.set_recursion_limit(MAX_DEPTH);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_filter("tojson", tojson);
+    // Jinja's undefined value has no entries; minijinja's has no length at all.
+    for name in ["length", "count"] {
+        environment.add_filter(name, |value: &Variable| match value.is_undefined() {
+            true => Ok(0),
+            false => minijinja::filters::length(value),
+        });
+    }
+    // None is nothing to go through, unlike what minijinja says; the undefined value is, and empty.
+    environment.add_test("iterable", |value: &Variable| !value.is_none() && value.try_iter().is_ok());
+    environment.add_function("raise_exception", |message: String| -> Result<Variable, minijinja::Error> {
+        let error = minijinja::Error::new(ErrorKind::InvalidOperation, message.clone());
+        Err(error.with_source(Raised(message)))
+    });
+    Ok(environment)
+}
+
+/// Leaves out what is null, and gives reasoning all the names that templates look for.
+fn normalize(message: &mut Value) {
+    let Some(message) = message.as_object_mut() else { return };
+    message.retain(|_, value| !value.is_null());
+    let reasoning = REASONING_FIELDS.iter().find_map(|field| message.get(*field)).cloned();
+    if let Some(reasoning) = reasoning {
+        message.entry("thinking").or_insert_with(|| reasoning.clone());
+        message.insert("reasoning_content".to_owned(), reasoning);
     }
 }
 
@@ -304,6 +408,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::text::Role;
 
     fn render(source: &str, messages: &[(Role, &str)]) -> Result<String> {
         let messages: Vec<_> = messages.iter().map(|&(role, content)| ChatMessage::new(role, content)).collect();
@@ -347,6 +452,9 @@ mod tests {
             "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
             "{{ 'x' * 90000000 }}",
             "{{ 'x' * 9000000000000 }}",
+            "{{ 'x' * 10**9 }}",
+            "{% set x = 'x' * 10**9 %}{{ x | length }}",
+            "{{ ([1] * 10**9) | length }}",
             "{% include 'chat_template' %}",
             "{{ range(10000000000) | list }}",
             "{{ [] | tojson(indent=100000000) }}",
@@ -359,6 +467,46 @@ mod tests {
             let error = ChatTemplate::new(&nested.repeat(50_000), "", "").err();
             assert!(error.is_none_or(|error| error.code == Code::FailedPrecondition), "{nested}");
         }
+    }
+
+    #[test]
+    fn a_conversation_can_be_gone_on_with_where_it_stopped() {
+        let go_on = |source: &str, talk: &[(Role, &str)]| {
+            let messages: Vec<_> = talk.iter().map(|&(role, content)| ChatMessage::new(role, content)).collect();
+            let options = RenderOptions { continue_final_message: true, ..RenderOptions::default() };
+            ChatTemplate::new(source, "", "").unwrap().render(&messages, &options)
+        };
+        let talk = [(Role::User, "a"), (Role::Assistant, "b ")];
+        let keeps =
+            "{% for m in messages %}[{{ m.role }}]{{ m.content }}<end>{% endfor %}{{ 'G' if add_generation_prompt }}";
+        assert_eq!(go_on(keeps, &talk).unwrap(), "[user]a<end>[assistant]b ");
+        let trims = keeps.replace("m.content", "m.content | trim");
+        assert_eq!(go_on(&trims, &talk).unwrap(), "[user]a<end>[assistant]b");
+        for (source, talk) in [("nothing", &talk[..]), (keeps, &[])] {
+            let error = go_on(source, talk).unwrap_err();
+            assert_eq!(error.violations[0].field, "continue_final_message", "{error}");
+        }
+    }
+
+    #[test]
+    fn tools_choose_the_template_for_tools_unless_another_is_named() {
+        let template = ChatTemplate::new("plain", "", "")
+            .and_then(|template| template.with_template("tool_use", "{{ tools[0].function.name }}"))
+            .and_then(|template| template.with_template("rag", "{{ documents[0].text }}"))
+            .unwrap();
+        let text = |tools: &[&str], name: Option<&str>| {
+            let tools = tools.iter().map(|name| serde_json::json!({ "function": { "name": name } })).collect();
+            let documents = vec![serde_json::json!({ "text": "page" })];
+            let template_name = name.map(str::to_owned);
+            let options = RenderOptions { tools, documents, template: template_name, ..RenderOptions::default() };
+            template.render(&[], &options)
+        };
+        assert_eq!(text(&[], None).unwrap(), "plain");
+        assert_eq!(text(&["f"], None).unwrap(), "f");
+        assert_eq!(text(&["f"], Some("rag")).unwrap(), "page");
+        let error = text(&[], Some("x")).unwrap_err();
+        assert_eq!(error.violations[0].field, "chat_template", "{error}");
+        assert!(error.message.contains("rag"), "{error}");
     }
 
     #[test]

@@ -11,10 +11,12 @@ use super::Tokenizer;
 /// Each push gives all the text that is certain; an unfinished character waits (three bytes at most) for the rest of
 /// it. All that was given, with [`finish`](Self::finish), is what decoding the whole at once gives: bytes that are not
 /// UTF-8 become U+FFFD exactly as in [`String::from_utf8_lossy`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     skip_special: bool,
+    /// Special tokens that are not skipped.
+    kept: Vec<TokenId>,
     /// The start of a character that has not ended.
     pending: Vec<u8>,
     /// The first byte of the text is still to come, and goes if it is a space.
@@ -25,7 +27,7 @@ impl Detokenizer {
     /// For tokens that go on after a prompt: a leading space is part of the text.
     #[must_use]
     pub fn new(tokenizer: Arc<Tokenizer>, skip_special: bool) -> Self {
-        Self { tokenizer, skip_special, pending: Vec::new(), strip_space: false }
+        Self { tokenizer, skip_special, kept: Vec::new(), pending: Vec::new(), strip_space: false }
     }
 
     /// For tokens that begin a text (an empty prompt, or a detokenizing call): the space that sentencepiece puts before
@@ -36,9 +38,15 @@ impl Detokenizer {
         Self { strip_space, ..Self::new(tokenizer, skip_special) }
     }
 
+    /// The same, but these special tokens come out as text even where special tokens are skipped.
+    #[must_use]
+    pub fn keeping(self, kept: Vec<TokenId>) -> Self {
+        Self { kept, ..self }
+    }
+
     /// The text that this token makes certain; often one token's, sometimes none, sometimes that of several.
     pub fn push(&mut self, id: TokenId) -> String {
-        if self.skip_special && self.tokenizer.is_special(id) {
+        if self.skip_special && self.tokenizer.is_special(id) && !self.kept.contains(&id) {
             return String::new();
         }
         let mut bytes = self.tokenizer.token_bytes(id);
@@ -47,14 +55,19 @@ impl Detokenizer {
             bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
         }
         self.pending.extend_from_slice(bytes);
-        let keep = unfinished_len(&self.pending);
+        let keep = match self.pending.last() {
+            Some(b' ') if self.tokenizer.strips_trailing_space() => 1,
+            _ => unfinished_len(&self.pending),
+        };
         let rest = self.pending.split_off(self.pending.len() - keep);
         lossy(std::mem::replace(&mut self.pending, rest))
     }
 
-    /// The end: what is left of an unfinished character, as U+FFFD.
+    /// The end: what is left of an unfinished character, as U+FFFD. The space behind the last word goes where the
+    /// vocabulary ends its words with one.
     pub fn finish(&mut self) -> String {
-        lossy(std::mem::take(&mut self.pending))
+        let rest = std::mem::take(&mut self.pending);
+        if self.tokenizer.strips_trailing_space() && rest == b" " { String::new() } else { lossy(rest) }
     }
 }
 

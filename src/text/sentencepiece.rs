@@ -1,117 +1,130 @@
-//! Sentencepiece BPE: text to ids by merging neighbours, the best-scored piece first.
+//! Sentencepiece: text to ids, by merging neighbours (BPE) or by the likeliest path (unigram).
 //!
-//! The method is that of Kudo & Richardson, "SentencePiece" (2018), section 3.2, with the byte fallback of Llama: the
-//! text is cut into characters; of all neighbouring pairs whose concatenation is a piece, the one with the highest
-//! score is merged, the leftmost of equals, until none is left; what is still no piece becomes its bytes. A priority
-//! queue makes that `O(n log n)`. The `tokenizers` crate merges by rank of pairs instead, which differs where one piece
-//! has several pairs or scores tie, so it is not used here.
+//! The method is that of Kudo & Richardson, "SentencePiece" (2018), with the byte fallback of Llama. The `tokenizers`
+//! crate merges by rank of pairs instead, which differs where one piece has several pairs or scores tie, and it replaces
+//! characters by grapheme, so it is used only for files that are its own.
 
-use std::{
-    cmp::Ordering,
-    collections::{BinaryHeap, HashMap},
-};
-
-use crate::error::{Error, Result};
+use std::collections::HashMap;
 
 use super::{
+    merge::{Symbol, merge},
+    sentencepiece_normalizer::{Normalizer, SPACE},
     token_table::byte_of_token,
-    vocab::{GgufVocab, TokenType},
+    trie::Trie,
+    unigram::Unigram,
+    vocab::TokenType,
 };
 
-/// A sentencepiece vocabulary.
+/// How a vocabulary cuts a text (`TrainerSpec.ModelType`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Algorithm {
+    /// The likeliest sequence of pieces.
+    Unigram,
+    /// The best pair of neighbours becomes one, until none may.
+    #[default]
+    Bpe,
+    /// At spaces only.
+    Word,
+    /// Between all characters.
+    Char,
+}
+
+/// A vocabulary as plain data; lists are by token id and equally long.
+#[derive(Default)]
+pub(super) struct Definition {
+    pub(super) algorithm: Algorithm,
+    pub(super) pieces: Vec<String>,
+    pub(super) scores: Vec<f32>,
+    pub(super) types: Vec<TokenType>,
+    pub(super) unk: Option<u32>,
+    /// Pieces that are always whole, besides those that are looked for outside of this model.
+    pub(super) match_user_defined: bool,
+    pub(super) normalizer: Normalizer,
+}
+
+/// A sentencepiece vocabulary, ready to encode.
 pub(super) struct Sentencepiece {
-    /// Text of a piece, `▁` for a space, to its id.
+    algorithm: Algorithm,
+    /// Text of a piece, `▁` for a space, to its id: those that text can become.
     ids: HashMap<String, u32>,
-    /// By id.
+    /// The others: control, unknown and byte pieces.
+    reserved: HashMap<String, u32>,
     pieces: Vec<String>,
-    /// By id.
     scores: Vec<f32>,
-    /// By byte: the token that stands for it.
+    types: Vec<TokenType>,
+    /// By byte: the token that stands for it; empty without byte fallback.
     bytes: Vec<u32>,
+    unk: Option<u32>,
+    kept: Trie,
+    normalizer: Normalizer,
+    unigram: Option<Unigram>,
     /// No piece is longer, so no longer text need be looked up.
     longest_bytes: usize,
-    /// Puts a space before each fragment.
-    add_space_prefix: bool,
     /// No piece goes on with a space after another character, so no merge crosses the start of a word, and words can
     /// be encoded one by one: the same ids from a small queue.
     by_word: bool,
 }
 
-/// A stretch of the text that is one piece so far; a linked list, so that a merge is `O(1)`.
-#[derive(Clone, Copy)]
-struct Symbol {
-    start: usize,
-    /// 0 once it was merged into its left neighbour.
-    len: usize,
-    previous: usize,
-    next: usize,
-}
+/// A piece with this score merges in the order of its number.
+#[derive(PartialEq)]
+struct Score(f32);
 
-/// How pieces write a space.
-const SPACE: char = '\u{2581}';
+impl Eq for Score {}
 
-/// No neighbour.
-const NONE: usize = usize::MAX;
-
-/// Two neighbours that could become one piece.
-struct Bigram {
-    score: f32,
-    left: usize,
-    right: usize,
-    /// Bytes of both when this was found: if it has changed, one of them was merged since.
-    len: usize,
-}
-
-impl Ord for Bigram {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.score.total_cmp(&other.score).then_with(|| other.left.cmp(&self.left))
+impl Ord for Score {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.total_cmp(&other.0)
     }
 }
 
-impl PartialOrd for Bigram {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+impl PartialOrd for Score {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl PartialEq for Bigram {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Bigram {}
-
 impl Sentencepiece {
-    /// Takes the vocabulary of a GGUF file; its lists have one entry a token (checked by the caller).
+    /// Takes a vocabulary.
     ///
     /// # Errors
-    /// `FailedPrecondition` where a byte can be spelled neither by a byte token nor by an unknown token.
-    pub(super) fn new(vocab: &GgufVocab) -> Result<Self> {
-        let mut ids = HashMap::with_capacity(vocab.tokens.len());
-        let mut bytes = vec![vocab.unk; 256];
-        for (id, token) in vocab.tokens.iter().enumerate() {
-            let id = id as u32;
-            ids.insert(token.clone(), id);
-            let is_byte = vocab.token_types.get(id as usize) == Some(&TokenType::Byte);
-            if let Some(byte) = byte_of_token(token).filter(|_| is_byte) {
+    /// In words, where a text could not be spelled or would take too long.
+    pub(super) fn new(definition: Definition) -> Result<Self, String> {
+        let Definition { algorithm, pieces, scores, types, unk, match_user_defined, normalizer } = definition;
+        let (mut ids, mut reserved) = (HashMap::with_capacity(pieces.len()), HashMap::new());
+        let mut bytes = vec![None; 256];
+        for (id, (piece, kind)) in (0..).zip(pieces.iter().zip(&types)) {
+            match kind {
+                TokenType::Normal | TokenType::UserDefined | TokenType::Unused => ids.insert(piece.clone(), id),
+                _ => reserved.insert(piece.clone(), id),
+            };
+            if let Some(byte) = byte_of_token(piece).filter(|_| *kind == TokenType::Byte) {
                 bytes[byte as usize] = Some(id);
             }
         }
-        let unspellable = bytes.iter().position(Option::is_none);
-        if let Some(byte) = unspellable {
-            let why =
-                format!("has no token <0x{byte:02X}> of type 6 (byte), and tokenizer.ggml.unknown_token_id is absent");
-            return Err(Error::bad_file(&vocab.path, "tokenizer.ggml.tokens", why));
-        }
+        let bytes: Vec<u32> = match bytes.iter().position(Option::is_none) {
+            Some(byte) if unk.is_none() => {
+                return Err(format!("has no token <0x{byte:02X}> of type 6 (byte), and no unknown token"));
+            }
+            // Half a set of bytes is none.
+            Some(_) => Vec::new(),
+            None => bytes.into_iter().flatten().collect(),
+        };
+        let is_kept = |id: &usize| match_user_defined && types[*id] == TokenType::UserDefined;
+        let unigram = (algorithm == Algorithm::Unigram).then(|| Unigram::new(&pieces, &scores, &types)).transpose()?;
         Ok(Self {
+            kept: Trie::new((0..pieces.len()).filter(is_kept).map(|id| (pieces[id].as_bytes(), id as u32))),
+            longest_bytes: pieces.iter().map(String::len).max().unwrap_or(0),
+            by_word: algorithm == Algorithm::Bpe && pieces.iter().all(|piece| word_end(piece) == piece.len()),
+            algorithm,
             ids,
-            longest_bytes: vocab.tokens.iter().map(String::len).max().unwrap_or(0),
-            pieces: vocab.tokens.clone(),
-            scores: vocab.scores.clone(),
-            bytes: bytes.into_iter().flatten().collect(),
-            add_space_prefix: vocab.add_space_prefix.unwrap_or(true),
-            by_word: vocab.tokens.iter().all(|token| word_end(token) == token.len()),
+            reserved,
+            pieces,
+            scores,
+            types,
+            bytes,
+            unk,
+            normalizer,
+            unigram,
         })
     }
 
@@ -122,82 +135,97 @@ impl Sentencepiece {
 
     /// The id of a piece.
     pub(super) fn id(&self, piece: &str) -> Option<u32> {
-        self.ids.get(piece).copied()
+        self.reserved.get(piece).or_else(|| self.ids.get(piece)).copied()
     }
 
     /// Appends the ids of a stretch of text that holds no added token.
     pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) {
-        let prefix = if self.add_space_prefix { SPACE.to_string() } else { String::new() };
-        self.encode_spelled(&(prefix + &text.replace(' ', &SPACE.to_string())), ids);
+        self.encode_spelled(&self.normalizer.normalize(text, &self.kept), ids);
     }
 
-    /// Adds the ids of a text that goes on from other text, so that no space comes before it.
+    /// Appends the ids of a text that goes on from other text, so that no space comes before it, and as it stands.
     pub(super) fn encode_continuation(&self, text: &str, ids: &mut Vec<u32>) {
-        self.encode_spelled(&text.replace(' ', &SPACE.to_string()), ids);
+        match self.normalizer.escape_whitespaces {
+            true => self.encode_spelled(&text.replace(' ', &SPACE.to_string()), ids),
+            false => self.encode_spelled(text, ids),
+        }
     }
 
-    /// Of a text whose spaces are written as pieces write them.
+    /// Of a text in normal form.
     fn encode_spelled(&self, text: &str, ids: &mut Vec<u32>) {
-        let mut rest = text;
-        while !rest.is_empty() {
-            let (word, after) = rest.split_at(if self.by_word { word_end(rest) } else { rest.len() });
-            for symbol in self.merge(word) {
-                let piece = &word[symbol.start..symbol.start + symbol.len];
-                match self.ids.get(piece) {
-                    Some(&id) => ids.push(id),
-                    None => ids.extend(piece.bytes().map(|byte| self.bytes[byte as usize])),
+        // Neighbouring unknown pieces are one unknown token.
+        let mut after_unknown = false;
+        let mut spell = |piece: &str, id: Option<u32>| {
+            let id = id.filter(|&id| Some(id) != self.unk);
+            match (id, self.unk) {
+                (Some(id), _) => ids.push(id),
+                (None, Some(unk)) if self.bytes.is_empty() => ids.extend((!after_unknown).then_some(unk)),
+                (None, _) => ids.extend(piece.bytes().filter_map(|byte| self.bytes.get(byte as usize))),
+            }
+            after_unknown = id.is_none();
+        };
+        match &self.unigram {
+            Some(unigram) => {
+                for (start, end, id) in unigram.best_path(text) {
+                    spell(&text[start..end], id);
                 }
             }
-            rest = after;
+            None => {
+                let mut rest = text;
+                while !rest.is_empty() {
+                    let (word, after) = rest.split_at(self.first_word(rest));
+                    self.merge(word, &mut |piece| spell(piece, self.ids.get(piece).copied()));
+                    rest = after;
+                }
+            }
         }
     }
 
-    /// The pieces of a text, after all merges.
-    fn merge(&self, text: &str) -> Vec<Symbol> {
-        let mut symbols: Vec<Symbol> = text
-            .char_indices()
-            .enumerate()
-            .map(|(n, (start, c))| Symbol {
-                start,
-                len: c.len_utf8(),
-                previous: n.checked_sub(1).unwrap_or(NONE),
-                next: n + 1,
-            })
-            .collect();
-        if let Some(last) = symbols.last_mut() {
-            last.next = NONE;
-        }
-        let mut queue = BinaryHeap::new();
-        for right in 1..symbols.len() {
-            self.propose(text, &symbols, right - 1, right, &mut queue);
-        }
-        while let Some(Bigram { left, right, len, .. }) = queue.pop() {
-            let (l, r) = (symbols[left], symbols[right]);
-            if l.len == 0 || r.len == 0 || l.len + r.len != len {
-                continue;
+    /// How much of a text is encoded at once.
+    fn first_word(&self, text: &str) -> usize {
+        match self.algorithm {
+            Algorithm::Word if self.normalizer.treat_whitespace_as_suffix => {
+                text.find(SPACE).map_or(text.len(), |at| at + SPACE.len_utf8())
             }
-            symbols[left] = Symbol { len, next: r.next, ..l };
-            symbols[right].len = 0;
-            if r.next != NONE {
-                symbols[r.next].previous = left;
-                self.propose(text, &symbols, left, r.next, &mut queue);
-            }
-            if l.previous != NONE {
-                self.propose(text, &symbols, l.previous, left, &mut queue);
-            }
+            Algorithm::Word => text.char_indices().skip(1).find(|(_, c)| *c == SPACE).map_or(text.len(), |(at, _)| at),
+            Algorithm::Bpe if self.by_word => word_end(text),
+            _ => text.len(),
         }
-        symbols.retain(|symbol| symbol.len > 0);
-        symbols
     }
 
-    /// Queues two neighbours if together they are a piece.
-    fn propose(&self, text: &str, symbols: &[Symbol], left: usize, right: usize, queue: &mut BinaryHeap<Bigram>) {
-        let (start, len) = (symbols[left].start, symbols[left].len + symbols[right].len);
-        if len > self.longest_bytes {
-            return;
+    /// Gives the pieces of a word to `take`, after all merges.
+    fn merge(&self, text: &str, take: &mut dyn FnMut(&str)) {
+        if self.algorithm == Algorithm::Word {
+            return take(text);
         }
-        if let Some(&id) = self.ids.get(&text[start..start + len]) {
-            queue.push(Bigram { score: self.scores[id as usize], left, right, len });
+        let mut symbols = Vec::new();
+        let mut at = 0;
+        while let Some(c) = text[at..].chars().next() {
+            let kept = self.kept.longest_prefix(&text.as_bytes()[at..]);
+            let len = kept.map_or(c.len_utf8(), |(len, _)| len);
+            symbols.push(Symbol::new(at, len, kept.is_some()));
+            at += len;
+        }
+        // Of an unused piece, the two that it was made of: they take its place in the end.
+        let mut halves: HashMap<(usize, usize), usize> = HashMap::new();
+        if self.algorithm == Algorithm::Bpe {
+            merge(&mut symbols, |start, middle, end| {
+                let piece = if end - start > self.longest_bytes { None } else { self.ids.get(&text[start..end]) };
+                let id = *piece? as usize;
+                if self.types[id] == TokenType::Unused {
+                    halves.insert((start, end), middle);
+                }
+                Some(Score(self.scores[id]))
+            });
+        }
+        for symbol in symbols {
+            let mut stack = vec![(symbol.start, symbol.start + symbol.len)];
+            while let Some((start, end)) = stack.pop() {
+                match halves.get(&(start, end)) {
+                    Some(&middle) => stack.extend([(middle, end), (start, middle)]),
+                    None => take(&text[start..end]),
+                }
+            }
         }
     }
 }
@@ -212,13 +240,17 @@ fn word_end(text: &str) -> usize {
 mod tests {
     use super::*;
 
-    fn vocabulary(pieces: &[(&str, f32)], unk: Option<u32>) -> Sentencepiece {
-        Sentencepiece::new(&GgufVocab {
-            tokens: pieces.iter().map(|(piece, _)| (*piece).to_owned()).collect(),
+    fn vocabulary(pieces: &[(&str, f32)], algorithm: Algorithm) -> Sentencepiece {
+        let mut types = vec![TokenType::Normal; pieces.len()];
+        types[0] = TokenType::Unknown;
+        Sentencepiece::new(Definition {
+            algorithm,
+            pieces: pieces.iter().map(|(piece, _)| (*piece).to_owned()).collect(),
             scores: pieces.iter().map(|(_, score)| *score).collect(),
-            unk,
-            add_space_prefix: Some(false),
-            ..GgufVocab::default()
+            types,
+            unk: Some(0),
+            normalizer: Normalizer { escape_whitespaces: true, ..Normalizer::default() },
+            ..Definition::default()
         })
         .unwrap()
     }
@@ -246,17 +278,36 @@ mod tests {
             let right = parts.remove(k);
             parts[k - 1].push_str(&right);
         }
-        let bytes = |part: &str| part.bytes().map(|b| model.bytes[b as usize]).collect::<Vec<_>>();
-        parts.iter().flat_map(|part| model.ids.get(part).map_or_else(|| bytes(part), |&id| vec![id])).collect()
+        let mut ids: Vec<u32> = parts.iter().map(|part| model.ids.get(part).copied().unwrap_or(0)).collect();
+        ids.dedup_by(|a, b| (*a, *b) == (0, 0));
+        ids
     }
 
     #[test]
     fn the_best_score_merges_first_and_the_leftmost_of_equals() {
-        let model = vocabulary(&[("?", 0.), ("a", 0.), ("b", 0.), ("aa", -2.), ("ab", -1.), ("aab", -3.)], Some(0));
+        let pieces = [("?", 0.), ("a", 0.), ("b", 0.), ("aa", -2.), ("ab", -1.), ("aab", -3.)];
+        let model = vocabulary(&pieces, Algorithm::Bpe);
         assert_eq!(encode(&model, "aab"), [5]);
         assert_eq!(encode(&model, "aaa"), [3, 1]);
-        assert_eq!(encode(&model, "aaxb"), [3, 0, 2]);
+        assert_eq!(encode(&model, "aaxéb?"), [3, 0, 2, 0]);
         assert!(encode(&model, "").is_empty());
+    }
+
+    #[test]
+    fn words_and_characters_are_looked_up_whole() {
+        let pieces = [("?", 0.), ("a", 0.), ("\u{2581}a", 0.), ("aa", 0.), ("\u{2581}", 0.)];
+        assert_eq!(encode(&vocabulary(&pieces, Algorithm::Word), "aa a b c"), [3, 2, 0]);
+        assert_eq!(encode(&vocabulary(&pieces, Algorithm::Char), "aa b"), [1, 1, 4, 0]);
+    }
+
+    #[test]
+    fn an_unused_piece_falls_apart_into_what_made_it() {
+        let mut model = vocabulary(&[("?", 0.), ("a", 0.), ("b", 0.), ("ab", -1.), ("aab", -2.)], Algorithm::Bpe);
+        model.types[3] = TokenType::Unused;
+        assert_eq!(encode(&model, "ab"), [1, 2]);
+        assert_eq!(encode(&model, "aab"), [4]);
+        model.types[4] = TokenType::Unused;
+        assert_eq!(encode(&model, "aab"), [1, 1, 2]);
     }
 
     #[test]
@@ -277,7 +328,7 @@ mod tests {
                 ));
             }
             let pieces: Vec<(&str, f32)> = pieces.iter().map(|(p, s)| (p.as_str(), *s)).collect();
-            let model = vocabulary(&pieces, Some(0));
+            let model = vocabulary(&pieces, Algorithm::Bpe);
             by_word += usize::from(model.by_word);
             let text: String =
                 (0..rng.random_range(0..40)).map(|_| ['a', 'b', 'c', 'é', ' '][rng.random_range(0..5)]).collect();
@@ -288,8 +339,13 @@ mod tests {
 
     #[test]
     fn a_vocabulary_that_cannot_spell_every_byte_is_refused() {
-        let vocab = GgufVocab { tokens: vec!["a".into()], scores: vec![0.], ..GgufVocab::default() };
-        let error = Sentencepiece::new(&vocab).err().unwrap();
-        assert!(error.message.contains("tokenizer.ggml.tokens: has no token <0x00>"), "{error}");
+        let definition = Definition {
+            pieces: vec!["a".into()],
+            scores: vec![0.],
+            types: vec![TokenType::Normal],
+            ..Definition::default()
+        };
+        let error = Sentencepiece::new(definition).err().unwrap();
+        assert!(error.contains("has no token <0x00>"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! [`Tokenizer`]: text to token ids, ids to the bytes they stand for.
 //!
-//! Encoding is the `tokenizers` crate's, or our own sentencepiece; decoding is ours for all of them, on the bytes of
-//! each token, because a stream needs exactly what one token contributes.
+//! Encoding is the `tokenizers` crate's, or our own sentencepiece or tiktoken; decoding is ours for all of them, on the
+//! bytes of each token, because a stream needs exactly what one token contributes.
 
 use std::{
     fs,
@@ -15,12 +15,8 @@ use crate::{
 };
 
 use super::{
-    added_tokens::{AddedTokens, Fragment},
-    sentencepiece::Sentencepiece,
-    token_table::TokenTable,
-    tokenizer_config::TokenizerConfig,
-    tokenizer_file, tokenizer_gguf,
-    vocab::GgufVocab,
+    added_tokens::AddedTokens, sentencepiece::Sentencepiece, tiktoken::Tiktoken, token_table::TokenTable,
+    tokenizer_config::TokenizerConfig, tokenizer_file, tokenizer_gguf, tokenizer_split::Pipeline, vocab::GgufVocab,
 };
 
 /// Most bytes of text that one call encodes.
@@ -28,10 +24,12 @@ pub const MAX_TEXT_BYTES: usize = 8 << 20;
 
 /// What turns text into ids.
 pub(super) enum Encoder {
-    /// The `tokenizers` crate. Boxed for its size.
-    Pipeline(Box<tokenizers::Tokenizer>),
-    /// Our own, for GGUF files.
-    Sentencepiece { model: Sentencepiece, added: AddedTokens },
+    /// The `tokenizers` crate, for its own files and byte-level BPE.
+    Pipeline(Box<Pipeline>),
+    /// `.model` files, and the vocabularies of GGUF files that were made from one.
+    Sentencepiece { model: Box<Sentencepiece>, added: AddedTokens },
+    /// `.tiktoken` files.
+    Tiktoken { model: Box<Tiktoken>, added: AddedTokens },
 }
 
 /// A vocabulary with its way of cutting text. Cheap to share behind an `Arc`, safe to use from many threads.
@@ -41,11 +39,17 @@ pub struct Tokenizer {
     pub(super) table: TokenTable,
     /// Encoding put a space before the text, so decoding a whole text takes one away.
     pub(super) strip_leading_space: bool,
+    /// Words are ended by a space, so decoding a whole text takes the last away.
+    pub(super) strip_trailing_space: bool,
     pub(super) bos: Option<TokenId>,
     pub(super) eos: Option<TokenId>,
     /// Added around a text with special tokens, on top of what the encoder's own post-processor adds.
     pub(super) prefix: Option<TokenId>,
     pub(super) suffix: Option<TokenId>,
+    /// Tokens that the `tokenizers` crate finds before all else; none where some of them ask what stands beside them.
+    pub(super) seams: Option<AddedTokens>,
+    /// Most bytes of a text; [`MAX_TEXT_BYTES`] but where a pattern cannot be run in linear time.
+    pub(super) max_text_bytes: usize,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -58,18 +62,40 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`, and the `tokenizer_config.json` beside it where there is one (for `bos_token` and
-    /// `eos_token`).
+    /// Of these parts, with nothing added around a text; whoever reads a file fills the rest in.
+    pub(super) fn new(path: &Path, encoder: Encoder, table: TokenTable) -> Self {
+        Self {
+            path: path.to_owned(),
+            encoder,
+            table,
+            strip_leading_space: false,
+            strip_trailing_space: false,
+            bos: None,
+            eos: None,
+            prefix: None,
+            suffix: None,
+            seams: None,
+            max_text_bytes: MAX_TEXT_BYTES,
+        }
+    }
+
+    /// Reads a `tokenizer.json`, a sentencepiece `.model` or a `.tiktoken` file, and the `tokenizer_config.json` beside it
+    /// where there is one (for `bos_token`, `eos_token` and what the file itself leaves out).
     ///
     /// # Errors
     /// `FailedPrecondition` that names the file and the field where it cannot be read or used.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let tokenizer = Self::from_json_bytes(path, &read_bounded(path, tokenizer_file::MAX_FILE_BYTES)?)?;
         let config = path.with_file_name("tokenizer_config.json");
-        if config.is_file() {
-            return tokenizer.with_config(&TokenizerConfig::from_file(&config)?);
+        let config = config.is_file().then(|| TokenizerConfig::from_file(&config)).transpose()?;
+        let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+        let tokenizer = match is_json {
+            true => Self::from_json_bytes(path, &read_bounded(path, tokenizer_file::MAX_FILE_BYTES)?)?,
+            false => Self::from_vocabulary_file(path, config.as_ref())?,
+        };
+        match &config {
+            Some(config) => tokenizer.with_config(config),
+            None => Ok(tokenizer),
         }
-        Ok(tokenizer)
     }
 
     /// Takes the text of a `tokenizer.json`. `path` is for messages only.
@@ -82,7 +108,8 @@ impl Tokenizer {
         guarded(path, "file", || tokenizer_file::load(path, json))
     }
 
-    /// Builds the tokenizer of a GGUF file: byte-level BPE (`gpt2`) or sentencepiece (`llama`).
+    /// Builds the tokenizer of a GGUF file: byte-level BPE (`gpt2`), sentencepiece (`llama`), unigram (`t5`) or WordPiece
+    /// (`bert`).
     ///
     /// # Errors
     /// `FailedPrecondition` that names the file and the metadata key where it cannot be used.
@@ -141,28 +168,22 @@ impl Tokenizer {
     /// `InvalidArgument` for a text longer than [`MAX_TEXT_BYTES`]; `Internal` where the vocabulary cannot spell the
     /// text and has no unknown token.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<TokenId>> {
-        if text.len() > MAX_TEXT_BYTES {
-            return Err(Error::invalid(
-                "text",
-                format!("has {} bytes, at most {MAX_TEXT_BYTES} are allowed", text.len()),
-            ));
+        if text.len() > self.max_text_bytes {
+            let why = format!("has {} bytes, at most {} are allowed", text.len(), self.max_text_bytes);
+            return Err(Error::invalid("text", why));
         }
         let ids = match &self.encoder {
             Encoder::Pipeline(pipeline) => guarded(&self.path, "file", || {
                 let encoding = pipeline.encode_fast(text, add_special_tokens);
-                encoding.map(|e| e.get_ids().to_vec()).map_err(|e| self.cannot_encode(&e.to_string()))
+                Ok(encoding.map(|e| e.get_ids().to_vec()).map_err(|e| e.to_string()))
             })?,
-            Encoder::Sentencepiece { model, added } => {
-                let mut ids = Vec::new();
-                for fragment in added.split(text) {
-                    match fragment {
-                        Fragment::Token(id) => ids.push(id),
-                        Fragment::Text(text) => model.encode(text, &mut ids),
-                    }
-                }
-                ids
-            }
-        };
+            Encoder::Sentencepiece { model, added } => added.encode(text, |text, ids| {
+                model.encode(text, ids);
+                Ok(())
+            }),
+            Encoder::Tiktoken { model, added } => added.encode(text, |text, ids| model.encode(text, ids)),
+        }
+        .map_err(|why| self.cannot_encode(&why))?;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.vocab_size()) {
             return Err(self.cannot_encode(&format!("it gave id {id}, outside its vocabulary")));
         }
@@ -205,8 +226,19 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[TokenId], skip_special: bool) -> String {
         let kept = ids.iter().filter(|&&id| !(skip_special && self.is_special(id)));
         let bytes: Vec<u8> = kept.flat_map(|&id| self.token_bytes(id)).copied().collect();
-        let strip = self.strip_leading_space && bytes.first() == Some(&b' ');
-        String::from_utf8_lossy(&bytes[usize::from(strip)..]).into_owned()
+        let mut text = bytes.as_slice();
+        if self.strip_leading_space {
+            text = text.strip_prefix(b" ").unwrap_or(text);
+        }
+        if self.strip_trailing_space {
+            text = text.strip_suffix(b" ").unwrap_or(text);
+        }
+        String::from_utf8_lossy(text).into_owned()
+    }
+
+    /// Whether a whole text ends with a space that is not part of it; see [`Detokenizer`](super::Detokenizer).
+    pub(super) fn strips_trailing_space(&self) -> bool {
+        self.strip_trailing_space
     }
 
     /// Whether a whole text begins with a space that encoding added; see [`Detokenizer`](super::Detokenizer).
@@ -235,10 +267,14 @@ impl Tokenizer {
     /// A token as the vocabulary writes it (`Ġthe`, `▁the`, `<0x0A>`), for people; none for an id without a token.
     #[must_use]
     pub fn id_to_token(&self, id: TokenId) -> Option<String> {
-        match &self.encoder {
+        let written = match &self.encoder {
             Encoder::Pipeline(pipeline) => pipeline.id_to_token(id.0),
             Encoder::Sentencepiece { model, .. } => model.piece(id.0).map(str::to_owned),
-        }
+            Encoder::Tiktoken { .. } => None,
+        };
+        // Tiktoken writes bytes, and tokens that were added stand as they are.
+        let bytes = || Some(self.token_bytes(id)).filter(|bytes| !bytes.is_empty());
+        written.or_else(|| bytes().map(|bytes| String::from_utf8_lossy(bytes).into_owned()))
     }
 
     /// The id of a token as the vocabulary writes it.
@@ -246,7 +282,8 @@ impl Tokenizer {
     pub fn token_to_id(&self, token: &str) -> Option<TokenId> {
         match &self.encoder {
             Encoder::Pipeline(pipeline) => pipeline.token_to_id(token),
-            Encoder::Sentencepiece { model, .. } => model.id(token),
+            Encoder::Sentencepiece { model, added } => added.id(token).or_else(|| model.id(token)),
+            Encoder::Tiktoken { model, added } => added.id(token).or_else(|| model.id(token.as_bytes())),
         }
         .map(TokenId)
     }

@@ -1,6 +1,9 @@
 //! `tokenizer_config.json`: what Hugging Face keeps beside a tokenizer: special tokens by name, chat templates.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use serde::Deserialize;
 
@@ -20,6 +23,14 @@ pub struct TokenizerConfig {
     pub bos_token: Option<String>,
     /// `eos_token`.
     pub eos_token: Option<String>,
+    /// `add_bos_token`: whether a text begins with it.
+    pub add_bos_token: Option<bool>,
+    /// `add_eos_token`: whether a text ends with it.
+    pub add_eos_token: Option<bool>,
+    /// `added_tokens_decoder`: id, text, and whether it means something instead of spelling something.
+    pub added_tokens: Vec<(u32, String, bool)>,
+    /// `pat_str`: how a tiktoken vocabulary cuts a text.
+    pub pat_str: Option<String>,
     /// `chat_template`: name and source of each; a single one is called `default`.
     pub chat_templates: Vec<(String, String)>,
 }
@@ -28,7 +39,19 @@ pub struct TokenizerConfig {
 struct File {
     bos_token: Option<Token>,
     eos_token: Option<Token>,
+    add_bos_token: Option<bool>,
+    add_eos_token: Option<bool>,
+    #[serde(default)]
+    added_tokens_decoder: BTreeMap<u32, AddedToken>,
+    pat_str: Option<String>,
     chat_template: Option<Templates>,
+}
+
+#[derive(Deserialize)]
+struct AddedToken {
+    content: String,
+    #[serde(default)]
+    special: bool,
 }
 
 #[derive(Deserialize)]
@@ -73,6 +96,10 @@ impl TokenizerConfig {
             path: path.to_owned(),
             bos_token: file.bos_token.map(text),
             eos_token: file.eos_token.map(text),
+            add_bos_token: file.add_bos_token,
+            add_eos_token: file.add_eos_token,
+            added_tokens: file.added_tokens_decoder.into_iter().map(|(id, t)| (id, t.content, t.special)).collect(),
+            pat_str: file.pat_str,
             chat_templates: match file.chat_template {
                 None => Vec::new(),
                 Some(Templates::One(template)) => vec![("default".to_owned(), template)],

@@ -12,15 +12,19 @@ use serde::{
 };
 use serde_json::Value;
 use tokenizers::{
-    AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
-    models::{bpe, bpe::BPE, unigram::Unigram, wordlevel::WordLevel},
+    AddedToken, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper,
+    models::{bpe, bpe::BPE, unigram::Unigram, wordlevel::WordLevel, wordpiece::WordPiece},
 };
 
 use crate::error::{Error, Result};
 
 use super::{
+    added_tokens::AddedTokens,
+    pattern::MAX_BACKTRACKING_TEXT_BYTES,
     token_table::{MAX_VOCAB, TokenTable, byte_level_bytes, byte_of_token, sentencepiece_bytes},
-    tokenizer::{Encoder, Tokenizer, guarded},
+    tokenizer::{Encoder, MAX_TEXT_BYTES, Tokenizer, guarded},
+    tokenizer_split::{Cutter, Pipeline},
+    tokenizer_wordpiece,
 };
 
 /// Most bytes a `tokenizer.json` may have; the largest in use have a quarter of it.
@@ -29,6 +33,9 @@ pub(super) const MAX_FILE_BYTES: u64 = 128 << 20;
 /// Words that each thread keeps the BPE result of. The crate's own default, ten thousand for ever on every thread that
 /// ever encoded, is more than many blocking threads should hold.
 pub(super) const CACHED_WORDS: usize = 2048;
+
+/// Longest word that WordPiece may try all ways to cut; BERT says 100.
+const MAX_WORD_CHARS: usize = 1000;
 
 /// Longest string in the pipeline's parts (patterns, replacements), except for a precompiled character map.
 const MAX_PART_STRING_BYTES: usize = 16 << 10;
@@ -70,6 +77,7 @@ struct Model {
     unk_id: Option<usize>,
     continuing_subword_prefix: Option<String>,
     end_of_word_suffix: Option<String>,
+    max_input_chars_per_word: Option<usize>,
     #[serde(default)]
     fuse_unk: bool,
     #[serde(default)]
@@ -147,11 +155,14 @@ pub(super) fn load(path: &Path, json: &[u8]) -> Result<Tokenizer> {
     check_parts(path, &file)?;
 
     let size = check_ids(path, &mut file)?;
-    let mut pipeline = tokenizers::Tokenizer::new(build_model(path, file.model)?);
+    let mut pipeline = Pipeline::new(build_model(path, file.model)?);
     pipeline
         .with_normalizer(part::<NormalizerWrapper>(path, "normalizer", file.normalizer)?)
         .map_err(|error| bad("normalizer", error.to_string()))?;
-    pipeline.with_pre_tokenizer(part::<PreTokenizerWrapper>(path, "pre_tokenizer", file.pre_tokenizer)?);
+    let cutter = file.pre_tokenizer.as_ref().map(Cutter::from_json).transpose();
+    let cutter = cutter.map_err(|why| bad("pre_tokenizer", why))?;
+    let backtracks = cutter.as_ref().is_some_and(Cutter::backtracks);
+    pipeline.with_pre_tokenizer(cutter);
     pipeline.with_post_processor(part::<PostProcessorWrapper>(path, "post_processor", file.post_processor)?);
     pipeline.with_decoder(part::<DecoderWrapper>(path, "decoder", file.decoder)?);
     let added = file.added_tokens.iter().map(|token| AddedToken {
@@ -184,20 +195,24 @@ pub(super) fn load(path: &Path, json: &[u8]) -> Result<Tokenizer> {
         })
     })?;
     let tokenizer = Tokenizer {
-        path: path.to_owned(),
-        encoder: Encoder::Pipeline(Box::new(pipeline)),
-        table,
         strip_leading_space: spelling.strips_leading_space(),
-        bos: None,
-        eos: None,
-        prefix: None,
-        suffix: None,
+        seams: seams(&file.added_tokens),
+        strip_trailing_space: matches!(spelling, Spelling::Suffix(_)),
+        max_text_bytes: if backtracks { MAX_BACKTRACKING_TEXT_BYTES } else { MAX_TEXT_BYTES },
+        ..Tokenizer::new(path, Encoder::Pipeline(Box::new(pipeline)), table)
     };
     // Runs every part once: a post-processor that names ids outside the vocabulary, a pattern that cannot run.
     tokenizer
         .encode("Hello world, 12 times:\n\tcafé 漢字 🦙", true)
         .map_err(|error| bad("file", format!("cannot encode a plain sentence: {error}")))?;
     Ok(tokenizer)
+}
+
+/// The tokens that are looked for in the text as it came; none where one of them depends on its neighbours.
+fn seams(added: &[Added]) -> Option<AddedTokens> {
+    let first: Vec<&Added> = added.iter().filter(|token| !token.normalized.unwrap_or(!token.special)).collect();
+    let alone = first.iter().all(|token| !token.single_word);
+    alone.then(|| AddedTokens::new(first.into_iter().map(|token| (token.content.clone(), token.id))))
 }
 
 /// Which field of a file that serde refused is to blame; for the message only.
@@ -269,12 +284,13 @@ fn build_model(path: &Path, model: Model) -> Result<ModelWrapper> {
     let inferred = match (&model.vocab, &model.merges) {
         (Vocabulary::Scores(_), _) => "Unigram",
         (Vocabulary::Ids(_), Some(_)) => "BPE",
+        (Vocabulary::Ids(_), None) if model.max_input_chars_per_word.is_some() => "WordPiece",
         (Vocabulary::Ids(_), None) => "WordLevel",
     };
     let kind = model.r#type.as_deref().unwrap_or(inferred);
     if kind != inferred {
         let why = format!(
-            "is {kind:?}; BPE (with a map and merges), WordLevel (with a map) and Unigram (with a list) are supported, and this file has the parts of {inferred}"
+            "is {kind:?}; BPE (with a map and merges), WordPiece (with a map and max_input_chars_per_word), WordLevel (with a map) and Unigram (with a list) are supported, and this file has the parts of {inferred}"
         );
         return Err(bad("model.type", why));
     }
@@ -287,6 +303,22 @@ fn build_model(path: &Path, model: Model) -> Result<ModelWrapper> {
             Unigram::from(scores, model.unk_id, model.byte_fallback).map_err(failed)?.into()
         }
         Vocabulary::Ids(vocab) => match model.merges {
+            None if kind == "WordPiece" => {
+                let longest = model.max_input_chars_per_word.unwrap_or(0);
+                if longest > MAX_WORD_CHARS {
+                    let why = format!("is {longest}, at most {MAX_WORD_CHARS} are allowed");
+                    return Err(bad("model.max_input_chars_per_word", why));
+                }
+                let prefix = model.continuing_subword_prefix;
+                WordPiece::builder()
+                    .vocab(vocab.into_iter().collect::<bpe::Vocab>())
+                    .unk_token(model.unk_token.unwrap_or_else(|| "[UNK]".to_owned()))
+                    .continuing_subword_prefix(prefix.unwrap_or_else(|| tokenizer_wordpiece::CONTINUING.to_owned()))
+                    .max_input_chars_per_word(longest)
+                    .build()
+                    .map_err(failed)?
+                    .into()
+            }
             None => {
                 let unk = model.unk_token.unwrap_or_else(|| "<unk>".to_owned());
                 WordLevel::builder().vocab(vocab.into_iter().collect()).unk_token(unk).build().map_err(failed)?.into()
@@ -390,7 +422,7 @@ fn check_parts(path: &Path, file: &File) -> Result<()> {
 }
 
 /// How the vocabulary writes the bytes of a text, read from the file's decoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Spelling {
     /// One printable character a byte.
     ByteLevel,
@@ -398,6 +430,10 @@ enum Spelling {
     Sentencepiece { byte_fallback: bool, strip_leading_space: bool },
     /// Plain words with spaces between: no decoder at all.
     Words,
+    /// Words with spaces between; what goes on with one begins with this.
+    WordPiece { prefix: String, cleanup: bool },
+    /// What ends a word ends with this.
+    Suffix(String),
 }
 
 impl Spelling {
@@ -411,6 +447,11 @@ impl Spelling {
         for step in steps(decoder, "decoders") {
             match kind(step) {
                 "ByteLevel" => return Ok(Self::ByteLevel),
+                "WordPiece" => {
+                    let prefix = step["prefix"].as_str().unwrap_or(tokenizer_wordpiece::CONTINUING).to_owned();
+                    return Ok(Self::WordPiece { prefix, cleanup: step["cleanup"].as_bool().unwrap_or(true) });
+                }
+                "BPEDecoder" => return Ok(Self::Suffix(step["suffix"].as_str().unwrap_or("</w>").to_owned())),
                 "ByteFallback" => byte_fallback = true,
                 "Metaspace" => {
                     let never = step["prepend_scheme"] == "never" || step["add_prefix_space"] == false;
@@ -421,7 +462,7 @@ impl Spelling {
                 "Fuse" => {}
                 other => {
                     let why = format!(
-                        "has a step {other:?}; ByteLevel, Metaspace, ByteFallback, Fuse, Strip of spaces and Replace of ▁ are supported"
+                        "has a step {other:?}; ByteLevel, Metaspace, ByteFallback, Fuse, Strip of spaces, Replace of ▁, WordPiece and BPEDecoder are supported"
                     );
                     return Err(Error::bad_file(path, "decoder", why));
                 }
@@ -430,31 +471,34 @@ impl Spelling {
         Ok(Self::Sentencepiece { byte_fallback, strip_leading_space })
     }
 
-    fn strips_leading_space(self) -> bool {
+    fn strips_leading_space(&self) -> bool {
         match self {
-            Self::ByteLevel => false,
-            Self::Sentencepiece { strip_leading_space, .. } => strip_leading_space,
-            Self::Words => true,
+            Self::ByteLevel | Self::Suffix(_) => false,
+            Self::Sentencepiece { strip_leading_space, .. } => *strip_leading_space,
+            Self::Words | Self::WordPiece { .. } => true,
         }
     }
 
     /// The bytes of a token of the model.
-    fn bytes(self, token: &str) -> Vec<u8> {
+    fn bytes(&self, token: &str) -> Vec<u8> {
         match self {
             Self::ByteLevel => byte_level_bytes(token),
-            Self::Sentencepiece { byte_fallback, .. } => match byte_of_token(token).filter(|_| byte_fallback) {
+            Self::Sentencepiece { byte_fallback, .. } => match byte_of_token(token).filter(|_| *byte_fallback) {
                 Some(byte) => vec![byte],
                 None => sentencepiece_bytes(token),
             },
             Self::Words => format!(" {token}").into_bytes(),
+            Self::WordPiece { prefix, cleanup } => tokenizer_wordpiece::bytes(token, prefix, *cleanup),
+            Self::Suffix(suffix) if suffix.is_empty() => token.as_bytes().to_vec(),
+            Self::Suffix(suffix) => token.replace(suffix, " ").into_bytes(),
         }
     }
 
     /// The bytes of an added token, which the file writes as it stands in a text.
-    fn added_bytes(self, token: &str, special: bool) -> Vec<u8> {
+    fn added_bytes(&self, token: &str, special: bool) -> Vec<u8> {
         match self {
             Self::Sentencepiece { .. } if !special => self.bytes(token),
-            Self::Words => self.bytes(token),
+            Self::Words | Self::WordPiece { .. } | Self::Suffix(_) => self.bytes(token),
             _ => token.as_bytes().to_vec(),
         }
     }

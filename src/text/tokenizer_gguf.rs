@@ -1,18 +1,15 @@
 //! Builds a tokenizer from a GGUF file's metadata.
 //!
-//! GGUF names its pre-tokenizer (`tokenizer.ggml.pre`) instead of writing it down, so the patterns stand here. Each is
-//! the one of the family's own `tokenizer.json`, which the name stands for.
+//! `llama` and `t5` are sentencepiece's BPE and unigram, `gpt2` is byte-level BPE cut as its family does (`families`),
+//! `gemma4` is BPE over plain text, `bert` is WordPiece.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use tokenizers::{
-    AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior,
+    AddedToken,
     models::bpe::{BPE, Vocab},
-    pre_tokenizers::{
-        byte_level::ByteLevel,
-        sequence::Sequence,
-        split::{Split, SplitPattern},
-    },
+    normalizers::replace::Replace,
+    pre_tokenizers::byte_level::ByteLevel,
 };
 
 use crate::{
@@ -22,80 +19,125 @@ use crate::{
 
 use super::{
     added_tokens::AddedTokens,
-    sentencepiece::Sentencepiece,
+    families::{self, Family},
+    sentencepiece::{Algorithm, Definition, Sentencepiece},
+    sentencepiece_normalizer::{Charsmap, Normalizer},
+    tiktoken::Tiktoken,
     token_table::{MAX_VOCAB, TokenTable, byte_level_bytes, byte_of_token, sentencepiece_bytes},
     tokenizer::{Encoder, Tokenizer},
     tokenizer_file::CACHED_WORDS,
+    tokenizer_split::{Cutter, Pipeline},
+    tokenizer_wordpiece,
     vocab::{GgufVocab, TokenType},
 };
 
-/// How a family cuts text before byte-level BPE.
-struct Family {
-    /// Applied one after another, each to the pieces that the one before left; every match is a piece of its own.
-    patterns: &'static [&'static str],
-    /// A piece that is a token is taken whole, whatever the merges say.
-    ignore_merges: bool,
-    /// Begins with the begin token where the file does not say.
+/// One of the kinds of `tokenizer.ggml.model`.
+struct Kind {
+    name: &'static str,
+    /// Ids of begin, end, unknown and separator token where the file leaves them out.
+    bos: Option<u32>,
+    eos: Option<u32>,
+    unk: Option<u32>,
+    sep: Option<u32>,
+    /// What frames a text where the file does not say.
     add_bos: bool,
+    add_eos: bool,
+    add_sep: bool,
+    spelling: Spelling,
 }
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-const DIGIT: &str = r"\p{N}";
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const DEEPSEEK3: &[&str] = &[
-    r"\p{N}{1,3}",
-    r"[一-龥぀-ゟ゠-ヿ]+",
-    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
+/// How tokens write what they stand for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spelling {
+    ByteLevel,
+    Sentencepiece,
+    /// A word begins with `▁`; anything else but `[CLS]` and the like goes on with one.
+    WordPiece,
+}
+
+/// The defaults are those of the specification's reference implementation.
+static KINDS: &[Kind] = &[
+    Kind {
+        bos: Some(1),
+        eos: Some(2),
+        unk: Some(0),
+        add_bos: true,
+        spelling: Spelling::Sentencepiece,
+        ..kind("llama")
+    },
+    Kind { eos: Some(1), unk: Some(2), add_eos: true, spelling: Spelling::Sentencepiece, ..kind("t5") },
+    kind("gpt2"),
+    Kind { spelling: Spelling::Sentencepiece, ..kind("gemma4") },
+    Kind {
+        bos: Some(101),
+        unk: Some(100),
+        sep: Some(102),
+        add_bos: true,
+        add_sep: true,
+        spelling: Spelling::WordPiece,
+        ..kind("bert")
+    },
 ];
 
-const fn family(patterns: &'static [&'static str]) -> Family {
-    Family { patterns, ignore_merges: false, add_bos: false }
+const fn kind(name: &'static str) -> Kind {
+    Kind {
+        name,
+        bos: None,
+        eos: None,
+        unk: None,
+        sep: None,
+        add_bos: false,
+        add_eos: false,
+        add_sep: false,
+        spelling: Spelling::ByteLevel,
+    }
 }
-
-const fn whole_words(patterns: &'static [&'static str]) -> Family {
-    Family { patterns, ignore_merges: true, add_bos: true }
-}
-
-/// What `tokenizer.ggml.pre` stands for.
-static FAMILIES: &[(&[&str], Family)] = &[
-    (
-        &[
-            "gpt-2",
-            "gpt2",
-            "phi-2",
-            "mpt",
-            "olmo",
-            "jais",
-            "jina-es",
-            "jina-de",
-            "jina-v2-es",
-            "jina-v2-de",
-            "gigachat",
-            "a.x-4.0",
-            "mellum",
-        ],
-        family(&[GPT2]),
-    ),
-    (
-        &["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
-        whole_words(&[LLAMA3]),
-    ),
-    (&["dbrx", "smaug-bpe", "glm4", "chatglm-bpe"], family(&[LLAMA3])),
-    (&["qwen2", "deepseek-r1-qwen", "kormo", "stablelm2", "hunyuan", "megrez"], family(&[QWEN2])),
-    (&["qwen35"], family(&[QWEN35])),
-    (&["tekken"], whole_words(&[TEKKEN])),
-    (&["gpt-4o", "llama4", "kanana2"], family(&[GPT4O])),
-    (&["starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"], family(&[DIGIT, GPT2])),
-    (&["deepseek-v3"], family(DEEPSEEK3)),
-];
 
 /// Checks the metadata and builds the tokenizer.
 pub(super) fn load(mut vocab: GgufVocab) -> Result<Tokenizer> {
+    let path = vocab.path.clone();
+    let bad = |field: &str, why: String| Error::bad_file(&path, format!("tokenizer.ggml.{field}"), why);
+    let Some(kind) = KINDS.iter().find(|kind| kind.name == vocab.model) else {
+        let names: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
+        let why = format!(
+            "is {:?}; {} are supported: put the model's tokenizer.json beside the file instead",
+            vocab.model,
+            names.join(", ")
+        );
+        return Err(bad("model", why));
+    };
+    check_lists(&mut vocab, kind)?;
+    let family = family_of(&vocab);
+    let encoder = match kind.name {
+        "llama" | "t5" => sentencepiece(&mut vocab, kind)?,
+        "bert" => wordpiece(&mut vocab)?,
+        "gpt2" if vocab.merges.is_empty() && vocab.pre.as_deref() == Some("kimi-k2") => by_rank(&vocab, family)?,
+        _ => byte_pairs(&vocab, kind, family)?,
+    };
+    let table = table(&vocab, if family.plain_text { Spelling::Sentencepiece } else { kind.spelling })?;
+    let frame = |add: Option<bool>, default: bool, id: Option<u32>| id.map(TokenId).filter(|_| add.unwrap_or(default));
+    let is_sentencepiece = matches!(kind.name, "llama" | "t5");
+    let end = frame(vocab.add_eos, kind.add_eos, vocab.eos);
+    let max_text_bytes = match &encoder {
+        Encoder::Pipeline(pipeline) if pipeline.get_pre_tokenizer().is_some_and(Cutter::backtracks) => {
+            super::pattern::MAX_BACKTRACKING_TEXT_BYTES
+        }
+        _ => super::MAX_TEXT_BYTES,
+    };
+    Ok(Tokenizer {
+        strip_leading_space: kind.name == "bert" || is_sentencepiece && vocab.add_space_prefix.unwrap_or(true),
+        bos: vocab.bos.map(TokenId),
+        eos: vocab.eos.map(TokenId),
+        prefix: frame(vocab.add_bos, kind.add_bos || kind.name == "gpt2" && family.add_bos, vocab.bos),
+        suffix: end.or(frame(vocab.add_sep, kind.add_sep || kind.name == "gpt2" && family.add_sep, vocab.sep)),
+        seams: Some(AddedTokens::new(added(&vocab).map(|(id, token)| (token.clone(), id as u32)))),
+        max_text_bytes,
+        ..Tokenizer::new(&path, encoder, table)
+    })
+}
+
+/// Makes all lists as long as the vocabulary and all ids lie in it.
+fn check_lists(vocab: &mut GgufVocab, kind: &Kind) -> Result<()> {
     let path = vocab.path.clone();
     let bad = |field: &str, why: String| Error::bad_file(&path, format!("tokenizer.ggml.{field}"), why);
     let size = vocab.tokens.len();
@@ -108,94 +150,157 @@ pub(super) fn load(mut vocab: GgufVocab) -> Result<Tokenizer> {
     if vocab.token_types.len() != size {
         return Err(bad("token_type", format!("has {} entries for {size} tokens", vocab.token_types.len())));
     }
-    let is_sentencepiece = vocab.model == "llama";
     for (field, id, default) in [
-        ("bos_token_id", &mut vocab.bos, 1),
-        ("eos_token_id", &mut vocab.eos, 2),
-        ("unknown_token_id", &mut vocab.unk, 0),
+        ("bos_token_id", &mut vocab.bos, kind.bos),
+        ("eos_token_id", &mut vocab.eos, kind.eos),
+        ("unknown_token_id", &mut vocab.unk, kind.unk),
+        ("seperator_token_id", &mut vocab.sep, kind.sep),
     ] {
-        // Writers spell "none" as -1. Sentencepiece files may leave out the ids that Llama 2 has.
-        *id =
-            id.filter(|&id| id != u32::MAX).or_else(|| (is_sentencepiece && default < size as u32).then_some(default));
+        // Writers spell "none" as -1. Files may leave out the ids that the first model of their kind has.
+        *id = id.filter(|&id| id != u32::MAX).or(default.filter(|&id| (id as usize) < size));
         if let Some(id) = id.filter(|&id| id as usize >= size) {
             return Err(bad(field, format!("is {id}, but there are {size} tokens")));
         }
     }
-    let special = |id: usize| matches!(vocab.token_types[id], TokenType::Control | TokenType::Unknown);
-    let is_added = |id: usize| special(id) || vocab.token_types[id] == TokenType::UserDefined;
-    let added = || (0..size).filter(|&id| is_added(id) && !vocab.tokens[id].is_empty());
+    Ok(())
+}
 
-    let (encoder, add_bos) = match vocab.model.as_str() {
-        "llama" => {
-            if vocab.scores.len() != size {
-                return Err(bad("scores", format!("has {} entries for {size} tokens", vocab.scores.len())));
-            }
-            let added = AddedTokens::new(added().map(|id| (vocab.tokens[id].clone(), id as u32)));
-            (Encoder::Sentencepiece { model: Sentencepiece::new(&vocab)?, added }, true)
-        }
-        "gpt2" => {
-            let family = family_of(&vocab);
-            let mut pipeline = tokenizers::Tokenizer::new(byte_level_bpe(&vocab, family)?);
-            pipeline.with_pre_tokenizer(Some(pre_tokenizer(family).map_err(|error| bad("pre", error.to_string()))?));
-            let added: Vec<_> =
-                added().map(|id| AddedToken::from(vocab.tokens[id].clone(), special(id)).normalized(false)).collect();
-            pipeline.add_tokens(added).map_err(|error| bad("tokens", error.to_string()))?;
-            (Encoder::Pipeline(Box::new(pipeline)), family.add_bos)
-        }
-        other => {
-            let why = format!(
-                "is {other:?}; llama (sentencepiece) and gpt2 (byte-level BPE) are supported: put the model's tokenizer.json beside the file instead"
-            );
-            return Err(bad("model", why));
-        }
+fn is_special(vocab: &GgufVocab, id: usize) -> bool {
+    matches!(vocab.token_types[id], TokenType::Control | TokenType::Unknown)
+}
+
+/// Tokens that are always whole: id and text.
+fn added(vocab: &GgufVocab) -> impl Iterator<Item = (usize, &String)> {
+    let whole = |id: &usize| is_special(vocab, *id) || vocab.token_types[*id] == TokenType::UserDefined;
+    (0..vocab.tokens.len()).filter(whole).map(|id| (id, &vocab.tokens[id])).filter(|(_, token)| !token.is_empty())
+}
+
+fn sentencepiece(vocab: &mut GgufVocab, kind: &Kind) -> Result<Encoder> {
+    let path = vocab.path.clone();
+    let bad = |field: &str, why: String| Error::bad_file(&path, format!("tokenizer.ggml.{field}"), why);
+    if vocab.scores.len() != vocab.tokens.len() {
+        return Err(bad("scores", format!("has {} entries for {} tokens", vocab.scores.len(), vocab.tokens.len())));
+    }
+    let charsmap = std::mem::take(&mut vocab.precompiled_charsmap);
+    let added = AddedTokens::new(added(vocab).map(|(id, token)| (token.clone(), id as u32)));
+    let model = Sentencepiece::new(Definition {
+        algorithm: if kind.name == "t5" { Algorithm::Unigram } else { Algorithm::Bpe },
+        pieces: vocab.tokens.clone(),
+        scores: std::mem::take(&mut vocab.scores),
+        types: vocab.token_types.clone(),
+        unk: vocab.unk,
+        match_user_defined: false,
+        normalizer: Normalizer {
+            charsmap: Charsmap::new(&charsmap).map_err(|why| bad("precompiled_charsmap", why))?,
+            add_dummy_prefix: vocab.add_space_prefix.unwrap_or(true),
+            remove_extra_whitespaces: vocab.remove_extra_whitespaces.unwrap_or(false),
+            treat_whitespace_as_suffix: false,
+            escape_whitespaces: true,
+        },
+    });
+    let model = Box::new(model.map_err(|why| bad("tokens", why))?);
+    Ok(Encoder::Sentencepiece { model, added })
+}
+
+/// BERT's tokens, back in BERT's own spelling.
+fn wordpiece(vocab: &mut GgufVocab) -> Result<Encoder> {
+    let bad = |why: String| Error::bad_file(&vocab.path, "tokenizer.ggml.tokens", why);
+    let unk = vocab.unk.ok_or_else(|| bad("has no unknown token".to_owned()))? as usize;
+    let written = |(id, token): (usize, &String)| match token.strip_prefix('\u{2581}') {
+        Some(word) => word.to_owned(),
+        None if is_special(vocab, id) || token.starts_with('[') && token.ends_with(']') => token.clone(),
+        None => format!("{}{token}", tokenizer_wordpiece::CONTINUING),
     };
-    let table = TokenTable::build(size, |id| {
+    let tokens: Vec<String> = vocab.tokens.iter().enumerate().map(written).collect();
+    let mut pipeline =
+        tokenizer_wordpiece::pipeline(&tokens, |id| tokens[id].starts_with('['), &tokens[unk]).map_err(bad)?;
+    add_tokens(&mut pipeline, vocab)?;
+    Ok(Encoder::Pipeline(Box::new(pipeline)))
+}
+
+/// Byte-level BPE without merges: a token's id is its rank.
+fn by_rank(vocab: &GgufVocab, family: &Family) -> Result<Encoder> {
+    let normal = |id: &usize| vocab.token_types[*id] == TokenType::Normal;
+    let ranks: HashMap<Vec<u8>, u32> =
+        (0..vocab.tokens.len()).filter(normal).map(|id| (byte_level_bytes(&vocab.tokens[id]), id as u32)).collect();
+    let bad = |why: String| Error::bad_file(&vocab.path, "tokenizer.ggml.tokens", why);
+    Ok(Encoder::Tiktoken {
+        model: Box::new(Tiktoken::new(ranks, family.patterns).map_err(bad)?),
+        added: AddedTokens::new(added(vocab).map(|(id, token)| (token.clone(), id as u32))),
+    })
+}
+
+fn byte_pairs(vocab: &GgufVocab, kind: &Kind, family: &Family) -> Result<Encoder> {
+    let bad = |field: &str, why: String| Error::bad_file(&vocab.path, format!("tokenizer.ggml.{field}"), why);
+    let plain_text = family.plain_text || kind.name == "gemma4";
+    let mut pipeline = Pipeline::new(bpe(vocab, family, plain_text)?.into());
+    let cut_at = |patterns| match plain_text {
+        false => Cutter::byte_level(ByteLevel::new(false, true, false), patterns),
+        true => Cutter::patterns(patterns),
+    };
+    if plain_text {
+        let spaces = Replace::new(" ", "\u{2581}").map_err(|error| bad("pre", error.to_string()))?;
+        pipeline.with_normalizer(Some(spaces)).map_err(|error| bad("pre", error.to_string()))?;
+    }
+    pipeline.with_pre_tokenizer(Some(cut_at(family.patterns).map_err(|why| bad("pre", why))?));
+    add_tokens(&mut pipeline, vocab)?;
+    Ok(Encoder::Pipeline(Box::new(pipeline)))
+}
+
+fn add_tokens(pipeline: &mut Pipeline, vocab: &GgufVocab) -> Result<()> {
+    let tokens: Vec<_> = added(vocab)
+        .map(|(id, token)| AddedToken::from(token.clone(), is_special(vocab, id)).normalized(false))
+        .collect();
+    let failed = |error: tokenizers::Error| Error::bad_file(&vocab.path, "tokenizer.ggml.tokens", error.to_string());
+    pipeline.add_tokens(tokens).map(|_| ()).map_err(failed)
+}
+
+/// The bytes of every token.
+fn table(vocab: &GgufVocab, spelling: Spelling) -> Result<TokenTable> {
+    TokenTable::build(vocab.tokens.len(), |id| {
         let token = &vocab.tokens[id];
-        let bytes = match vocab.token_types[id] {
-            _ if is_added(id) => token.as_bytes().to_vec(),
-            _ if !is_sentencepiece => byte_level_bytes(token),
-            TokenType::Byte => {
-                vec![byte_of_token(token).ok_or_else(|| {
-                    bad(
-                        &format!("tokens[{id}]"),
-                        format!("is {token:?}, of type 6 (byte), which must look like <0x0A>"),
-                    )
-                })?]
+        let special = is_special(vocab, id);
+        let bytes = match (vocab.token_types[id], spelling) {
+            (TokenType::UserDefined, _) => token.as_bytes().to_vec(),
+            _ if special => token.as_bytes().to_vec(),
+            (_, Spelling::ByteLevel) => byte_level_bytes(token),
+            (_, Spelling::WordPiece) => {
+                let written = match token.strip_prefix('\u{2581}') {
+                    Some(word) => word.to_owned(),
+                    None => format!("{}{token}", tokenizer_wordpiece::CONTINUING),
+                };
+                tokenizer_wordpiece::bytes(&written, tokenizer_wordpiece::CONTINUING, true)
             }
-            _ => sentencepiece_bytes(token),
+            (TokenType::Byte, Spelling::Sentencepiece) => vec![byte_of_token(token).ok_or_else(|| {
+                let why = format!("is {token:?}, of type 6 (byte), which must look like <0x0A>");
+                Error::bad_file(&vocab.path, format!("tokenizer.ggml.tokens[{id}]"), why)
+            })?],
+            (_, Spelling::Sentencepiece) => sentencepiece_bytes(token),
         };
-        Ok((bytes, special(id)))
-    })?;
-    let frame = |add: Option<bool>, default: bool, id: Option<u32>| id.map(TokenId).filter(|_| add.unwrap_or(default));
-    Ok(Tokenizer {
-        encoder,
-        table,
-        strip_leading_space: is_sentencepiece && vocab.add_space_prefix.unwrap_or(true),
-        bos: vocab.bos.map(TokenId),
-        eos: vocab.eos.map(TokenId),
-        prefix: frame(vocab.add_bos, add_bos, vocab.bos),
-        suffix: frame(vocab.add_eos, false, vocab.eos),
-        path,
+        Ok((bytes, special))
     })
 }
 
 /// The family that the file names; GPT-2's way, with a warning, for one we do not know.
 fn family_of(vocab: &GgufVocab) -> &'static Family {
-    let name = vocab.pre.as_deref().unwrap_or("default");
-    let known = FAMILIES.iter().find(|(names, _)| names.contains(&name));
-    &known
-        .unwrap_or_else(|| {
+    let name = match vocab.model.as_str() {
+        "gemma4" => "gemma4",
+        _ => vocab.pre.as_deref().unwrap_or("default"),
+    };
+    families::family(name).unwrap_or_else(|| {
+        if vocab.model == "gpt2" {
             tracing::warn!(
                 file = %vocab.path.display(),
                 pre = name,
                 "tokenizer.ggml.pre is not known: text is cut as GPT-2 does, ids may differ from those the model was trained on"
             );
-            &FAMILIES[0]
-        })
-        .1
+        }
+        families::gpt2_family()
+    })
 }
 
-fn byte_level_bpe(vocab: &GgufVocab, family: &Family) -> Result<BPE> {
+/// The model, with every merge checked first.
+fn bpe(vocab: &GgufVocab, family: &Family, plain_text: bool) -> Result<BPE> {
     let tokens: HashSet<&str> = vocab.tokens.iter().map(String::as_str).collect();
     let bad = |field: String, why: String| Error::bad_file(&vocab.path, field, why);
     let mut merges = Vec::with_capacity(vocab.merges.len());
@@ -213,20 +318,14 @@ fn byte_level_bpe(vocab: &GgufVocab, family: &Family) -> Result<BPE> {
         merges.push((left.to_owned(), right.to_owned()));
     }
     let ids: Vocab = vocab.tokens.iter().enumerate().map(|(id, token)| (token.clone(), id as u32)).collect();
-    BPE::builder()
+    let mut builder = BPE::builder()
         .vocab_and_merges(ids, merges)
         .cache_capacity(CACHED_WORDS)
         .ignore_merges(family.ignore_merges)
-        .build()
-        .map_err(|error| bad("tokenizer.ggml.merges".to_owned(), error.to_string()))
-}
-
-fn pre_tokenizer(family: &Family) -> tokenizers::Result<PreTokenizerWrapper> {
-    let mut steps: Vec<PreTokenizerWrapper> = Vec::new();
-    for pattern in family.patterns {
-        let pattern = SplitPattern::Regex((*pattern).to_owned());
-        steps.push(Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?.into());
+        .byte_fallback(plain_text)
+        .fuse_unk(plain_text);
+    if let Some(unk) = vocab.unk.filter(|_| plain_text) {
+        builder = builder.unk_token(vocab.tokens[unk as usize].clone());
     }
-    steps.push(ByteLevel::new(false, true, false).into());
-    Ok(Sequence::new(steps).into())
+    builder.build().map_err(|error| bad("tokenizer.ggml.merges".to_owned(), error.to_string()))
 }

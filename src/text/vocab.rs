@@ -43,7 +43,7 @@ impl TokenType {
 pub struct GgufVocab {
     /// The file, for messages.
     pub path: PathBuf,
-    /// `tokenizer.ggml.model`: `llama` (sentencepiece) or `gpt2` (byte-level BPE).
+    /// `tokenizer.ggml.model`: `llama` (sentencepiece), `gpt2` (byte-level BPE), `t5` (unigram) or `bert` (WordPiece).
     pub model: String,
     /// `tokenizer.ggml.pre`: which pre-tokenizer splits the text before byte-level BPE.
     pub pre: Option<String>,
@@ -61,6 +61,8 @@ pub struct GgufVocab {
     pub eos: Option<u32>,
     /// `tokenizer.ggml.unknown_token_id`.
     pub unk: Option<u32>,
+    /// `tokenizer.ggml.seperator_token_id`, as the specification spells it.
+    pub sep: Option<u32>,
     /// `tokenizer.ggml.padding_token_id`.
     pub pad: Option<u32>,
     /// `tokenizer.ggml.add_bos_token`; without it, as the model family has it.
@@ -69,6 +71,12 @@ pub struct GgufVocab {
     pub add_eos: Option<bool>,
     /// `tokenizer.ggml.add_space_prefix`; without it, yes (sentencepiece only).
     pub add_space_prefix: Option<bool>,
+    /// `tokenizer.ggml.add_sep_token`; without it, as the model family has it.
+    pub add_sep: Option<bool>,
+    /// `tokenizer.ggml.remove_extra_whitespaces`; without it, no.
+    pub remove_extra_whitespaces: Option<bool>,
+    /// `tokenizer.ggml.precompiled_charsmap`; empty without it.
+    pub precompiled_charsmap: Vec<u8>,
     /// `tokenizer.chat_template`.
     pub chat_template: Option<String>,
 }

@@ -23,8 +23,6 @@ pub struct ModelDirectory {
     pub config_json: PathBuf,
     /// `model.safetensors`, or `model.safetensors.index.json` where the weights are in several files.
     pub safetensors: Option<PathBuf>,
-    /// `tokenizer.json`.
-    pub tokenizer_json: Option<PathBuf>,
     /// `generation_config.json`.
     pub generation_config: Option<PathBuf>,
     /// `tokenizer_config.json`.
@@ -54,7 +52,6 @@ pub fn model_files(path: &Path) -> Result<ModelFiles> {
             path: path.to_owned(),
             config_json,
             safetensors: existing(WEIGHTS_FILE).or_else(|| existing(INDEX_FILE)),
-            tokenizer_json: existing("tokenizer.json"),
             generation_config: existing("generation_config.json"),
             tokenizer_config: existing("tokenizer_config.json"),
             chat_template: existing("chat_template.jinja"),
@@ -98,7 +95,7 @@ mod tests {
             panic!("is a directory");
         };
         assert_eq!(files.safetensors, Some(directory.path().join("model.safetensors.index.json")));
-        assert_eq!(files.tokenizer_json, Some(directory.path().join("tokenizer.json")));
+        assert_eq!(files.tokenizer_config, None);
         assert_eq!(files.chat_template, None);
     }
 

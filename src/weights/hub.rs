@@ -19,10 +19,15 @@ use hf_hub::{
 use crate::error::{Code, Error, Result};
 
 /// What is taken of a repository: what [`model_files`](super::files::model_files) looks for, and no more.
-const WANTED: [&str; 7] = [
+const WANTED: [&str; 12] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tiktoken.model",
+    "*.tiktoken",
     "tokenizer_config.json",
     "chat_template.jinja",
     "*.safetensors",

@@ -1,9 +1,24 @@
-//! What Hugging Face and GGUF call the same tensor, for Llama, Mistral, Qwen2 and Qwen3.
+//! What Hugging Face and GGUF call the same tensor, family by family.
 //!
-//! GGUF's names are those of the GGUF specification, "Standardized tensor names".
+//! GGUF's names are those of the GGUF specification, "Standardized tensor names", and of llama.cpp's `gguf` package.
 
-/// Tensors that a model has once, as (Hugging Face, GGUF), without `.weight` or `.bias`.
-const MODEL: [(&str, &str); 4] = [
+/// Tensors as (Hugging Face, GGUF), without `.weight` or `.bias`.
+type Rows = &'static [(&'static str, &'static str)];
+
+/// Where a family's names differ from Llama's.
+struct Family {
+    /// `general.architecture` of its GGUF files.
+    architectures: &'static [&'static str],
+    /// What a layer's number follows in Hugging Face's names.
+    hf_layer: &'static str,
+    /// Tensors that a model has once.
+    model: Rows,
+    /// Tensors of each layer.
+    layer: Rows,
+}
+
+/// Tensors that a model has once.
+const MODEL: Rows = &[
     ("model.embed_tokens", "token_embd"),
     ("model.norm", "output_norm"),
     ("lm_head", "output"),
@@ -13,7 +28,7 @@ const MODEL: [(&str, &str); 4] = [
 ];
 
 /// Tensors of each decoder layer, after `model.layers.N.` and `blk.N.`.
-const LAYER: [(&str, &str); 11] = [
+const LAYER: Rows = &[
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
@@ -27,21 +42,151 @@ const LAYER: [(&str, &str); 11] = [
     ("mlp.down_proj", "ffn_down"),
 ];
 
-const HF_LAYER: &str = "model.layers.";
+/// Llama's names, but for experts, which Mixtral's files have.
+const LLAMA: Family = Family {
+    architectures: &["llama"],
+    hf_layer: "model.layers.",
+    model: &[],
+    layer: &[
+        ("block_sparse_moe.gate", "ffn_gate_inp"),
+        ("block_sparse_moe.experts.w1", "ffn_gate_exps"),
+        ("block_sparse_moe.experts.w3", "ffn_up_exps"),
+        ("block_sparse_moe.experts.w2", "ffn_down_exps"),
+    ],
+};
+
+const FAMILIES: &[Family] = &[
+    LLAMA,
+    Family {
+        architectures: &["qwen3moe"],
+        layer: &[
+            ("mlp.gate", "ffn_gate_inp"),
+            ("mlp.experts.gate_proj", "ffn_gate_exps"),
+            ("mlp.experts.up_proj", "ffn_up_exps"),
+            ("mlp.experts.down_proj", "ffn_down_exps"),
+        ],
+        ..LLAMA
+    },
+    Family {
+        architectures: &["gpt-oss"],
+        layer: &[
+            ("post_attention_layernorm", "post_attention_norm"),
+            ("mlp.router", "ffn_gate_inp"),
+            ("mlp.experts.gate_proj", "ffn_gate_exps"),
+            ("mlp.experts.up_proj", "ffn_up_exps"),
+            ("mlp.experts.down_proj", "ffn_down_exps"),
+        ],
+        ..LLAMA
+    },
+    Family {
+        architectures: &["phi3"],
+        layer: &[("self_attn.qkv_proj", "attn_qkv"), ("mlp.gate_up_proj", "ffn_up")],
+        ..LLAMA
+    },
+    Family {
+        architectures: &["gemma2", "gemma3"],
+        layer: &[
+            ("post_attention_layernorm", "post_attention_norm"),
+            ("pre_feedforward_layernorm", "ffn_norm"),
+            ("post_feedforward_layernorm", "post_ffw_norm"),
+        ],
+        ..LLAMA
+    },
+    Family {
+        architectures: &["olmo2", "exaone4"],
+        layer: &[("post_attention_layernorm", "post_attention_norm"), ("post_feedforward_layernorm", "post_ffw_norm")],
+        ..LLAMA
+    },
+    Family {
+        architectures: &["glm4"],
+        layer: &[
+            ("post_self_attn_layernorm", "post_attention_norm"),
+            ("post_mlp_layernorm", "post_ffw_norm"),
+            ("mlp.gate_up_proj", "ffn_up"),
+        ],
+        ..LLAMA
+    },
+    Family { architectures: &["starcoder2"], layer: &[("mlp.c_fc", "ffn_up"), ("mlp.c_proj", "ffn_down")], ..LLAMA },
+    Family {
+        architectures: &["gpt2"],
+        hf_layer: "transformer.h.",
+        model: &[
+            ("transformer.wte", "token_embd"),
+            ("transformer.wpe", "position_embd"),
+            ("transformer.ln_f", "output_norm"),
+        ],
+        layer: &[
+            ("ln_1", "attn_norm"),
+            ("attn.c_attn", "attn_qkv"),
+            ("attn.c_proj", "attn_output"),
+            ("ln_2", "ffn_norm"),
+            ("mlp.c_fc", "ffn_up"),
+            ("mlp.c_proj", "ffn_down"),
+        ],
+    },
+    Family {
+        architectures: &["gptneox"],
+        hf_layer: "gpt_neox.layers.",
+        model: &[
+            ("gpt_neox.embed_in", "token_embd"),
+            ("gpt_neox.final_layer_norm", "output_norm"),
+            ("embed_out", "output"),
+        ],
+        layer: &[
+            ("attention.query_key_value", "attn_qkv"),
+            ("attention.dense", "attn_output"),
+            ("mlp.dense_h_to_4h", "ffn_up"),
+            ("mlp.dense_4h_to_h", "ffn_down"),
+        ],
+    },
+];
+
+/// Tensors of a layer whose names have no kind in Hugging Face's files.
+const BARE: Rows = &[("self_attn.sinks", "attn_sinks.weight")];
+
 const GGUF_LAYER: &str = "blk.";
 
-/// GGUF's name of a tensor that Hugging Face calls `name`, where the table has it.
-#[must_use]
-pub fn to_gguf(name: &str) -> Option<String> {
-    let find = |table: &[(&str, &'static str)], stem: &str| table.iter().find(|row| row.0 == stem).map(|row| row.1);
-    translate(name, HF_LAYER, GGUF_LAYER, |stem| find(&MODEL, stem), |stem| find(&LAYER, stem))
+/// The family of GGUF files of this architecture: Llama's where the table has none.
+fn family(architecture: &str) -> &'static Family {
+    FAMILIES.iter().find(|family| family.architectures.contains(&architecture)).unwrap_or(&LLAMA)
 }
 
-/// Hugging Face's name of a tensor that GGUF calls `name`, where the table has it.
+/// GGUF's name of a tensor that Hugging Face calls `name`, in files of this architecture, where the table has it.
 #[must_use]
-pub fn to_hf(name: &str) -> Option<String> {
-    let find = |table: &[(&'static str, &str)], stem: &str| table.iter().find(|row| row.1 == stem).map(|row| row.0);
-    translate(name, GGUF_LAYER, HF_LAYER, |stem| find(&MODEL, stem), |stem| find(&LAYER, stem))
+pub fn to_gguf(architecture: &str, name: &str) -> Option<String> {
+    let family = family(architecture);
+    let find = |own: Rows, all: Rows, stem: &str| own.iter().chain(all).find(|row| row.0 == stem).map(|row| row.1);
+    if let Some((number, stem)) = name.strip_prefix(family.hf_layer).and_then(|rest| rest.split_once('.'))
+        && let Some((_, bare)) = BARE.iter().find(|row| row.0 == stem)
+    {
+        return Some(format!("{GGUF_LAYER}{number}.{bare}"));
+    }
+    translate(
+        name,
+        family.hf_layer,
+        GGUF_LAYER,
+        |stem| find(family.model, MODEL, stem),
+        |stem| find(family.layer, LAYER, stem),
+    )
+}
+
+/// Hugging Face's name of a tensor that files of this architecture call `name`, where the table has it.
+#[must_use]
+pub fn to_hf(architecture: &str, name: &str) -> Option<String> {
+    let family = family(architecture);
+    let find = |own: Rows, all: Rows, stem: &str| own.iter().chain(all).find(|row| row.1 == stem).map(|row| row.0);
+    if let Some((number, stem)) = name.strip_prefix(GGUF_LAYER).and_then(|rest| rest.split_once('.'))
+        && let Some((bare, _)) = BARE.iter().find(|row| row.1 == stem)
+    {
+        return Some(format!("{}{number}.{bare}", family.hf_layer));
+    }
+    translate(
+        name,
+        GGUF_LAYER,
+        family.hf_layer,
+        |stem| find(family.model, MODEL, stem),
+        |stem| find(family.layer, LAYER, stem),
+    )
 }
 
 fn translate(
@@ -78,8 +223,26 @@ mod tests {
             ("model.layers.127.mlp.down_proj.weight", "blk.127.ffn_down.weight"),
             ("rope_freqs.weight", "rope_freqs.weight"),
         ] {
-            assert_eq!(to_gguf(hf).as_deref(), Some(gguf));
-            assert_eq!(to_hf(gguf).as_deref(), Some(hf));
+            assert_eq!(to_gguf("llama", hf).as_deref(), Some(gguf));
+            assert_eq!(to_hf("qwen3", gguf).as_deref(), Some(hf));
+        }
+    }
+
+    #[test]
+    fn each_family_has_its_own_names_and_no_two_for_one_tensor() {
+        for (family, hf, gguf) in [
+            ("gemma2", "model.layers.1.pre_feedforward_layernorm.weight", "blk.1.ffn_norm.weight"),
+            ("gemma3", "model.layers.1.post_attention_layernorm.weight", "blk.1.post_attention_norm.weight"),
+            ("glm4", "model.layers.1.post_attention_layernorm.weight", "blk.1.ffn_norm.weight"),
+            ("gpt2", "transformer.h.2.attn.c_attn.bias", "blk.2.attn_qkv.bias"),
+            ("gpt2", "transformer.wpe.weight", "position_embd.weight"),
+            ("gpt-oss", "model.layers.0.self_attn.sinks", "blk.0.attn_sinks.weight"),
+            ("gpt-oss", "model.layers.0.mlp.experts.gate_proj.bias", "blk.0.ffn_gate_exps.bias"),
+            ("llama", "model.layers.0.block_sparse_moe.experts.w2.weight", "blk.0.ffn_down_exps.weight"),
+            ("gptneox", "embed_out.weight", "output.weight"),
+        ] {
+            assert_eq!(to_gguf(family, hf).as_deref(), Some(gguf));
+            assert_eq!(to_hf(family, gguf).as_deref(), Some(hf));
         }
     }
 
@@ -87,8 +250,8 @@ mod tests {
     fn unknown_names_translate_to_nothing() {
         for name in ["", ".", "blk.", "blk..attn_q.weight", "blk.+1.attn_q.weight", "blk.1.attn_q", "blk.1.nope.weight"]
         {
-            assert_eq!(to_hf(name), None, "{name}");
+            assert_eq!(to_hf("llama", name), None, "{name}");
         }
-        assert_eq!(to_gguf("model.layers.x.mlp.up_proj.weight"), None);
+        assert_eq!(to_gguf("llama", "model.layers.x.mlp.up_proj.weight"), None);
     }
 }

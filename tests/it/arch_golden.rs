@@ -4,7 +4,9 @@
 mod crowd;
 mod driver;
 mod gguf;
+mod gguf_file;
 mod oracle;
+mod quality;
 mod runner;
 mod stories;
 
@@ -16,7 +18,35 @@ use std::{
 use candlewick::{config::Dtype, ids::TokenId, layers::context::LinearObserver};
 use driver::{Ask, Driver, argmax, distance, golden, load_model, tokens};
 
-const CHECKPOINTS: [&str; 5] = ["llama", "llama3-rope", "mistral", "qwen2", "qwen3"];
+const CHECKPOINTS: [&str; 27] = [
+    "llama",
+    "llama3-rope",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "phi3",
+    "gemma2",
+    "gemma3_text",
+    "smollm3",
+    "olmo2",
+    "granite",
+    "glm4",
+    "starcoder2",
+    "gpt2",
+    "mixtral",
+    "qwen3_moe",
+    "gpt_oss",
+    "cohere2",
+    "exaone4",
+    "stablelm",
+    "stablelm-parallel",
+    "gpt_neox",
+    "ministral",
+    "llama-linear",
+    "llama-dynamic",
+    "qwen3-yarn",
+    "phi3-longrope",
+];
 
 #[test]
 fn float32_logits_match_the_reference_in_one_piece_and_in_chunks() {
@@ -123,11 +153,18 @@ fn every_linear_runs_once_a_step_over_all_scheduled_tokens_together() {
             Ask { sequence: &mut c, tokens: &ids[..20], all_logits: false },
         ]);
         let counts = std::mem::take(&mut *counts.0.lock().expect("no panic"));
-        assert_eq!(counts.len(), 4 * layers + 1, "{name}: {:?}", counts.keys());
-        for (linear, runs) in counts {
+        let (experts, all): (Vec<_>, Vec<_>) = counts.into_iter().partition(|(linear, _)| linear.contains(".experts."));
+        // A router stands for the two Linears of a layer without experts.
+        let each = if experts.is_empty() { 4 } else { 3 };
+        assert_eq!(all.len(), each * layers + 1, "{name}: {all:?}");
+        for (linear, runs) in all {
             // The head alone runs over fewer: the three tokens whose logits were asked for.
-            let rows = if linear == "lm_head" { 3 } else { 28 };
+            let rows = if linear == "lm_head" || linear == "embed_out" { 3 } else { 28 };
             assert_eq!(runs, [rows], "{name}: {linear}");
         }
+        // Two experts a token, each of two Linears, which run once over all of their tokens.
+        assert!(experts.iter().all(|(_, runs)| runs.len() == 1), "{name}: {experts:?}");
+        let rows: usize = experts.iter().flat_map(|(_, runs)| runs).sum();
+        assert_eq!(rows, if experts.is_empty() { 0 } else { 2 * 2 * 28 * layers }, "{name}");
     }
 }

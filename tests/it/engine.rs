@@ -93,7 +93,7 @@ async fn read(
     let mut tokens = Vec::new();
     while let Some(event) = stream.next().await {
         match event {
-            Ok(Event::Started(_)) => {}
+            Ok(Event::Started(_) | Event::Prompt(_)) => {}
             Ok(Event::Delta(delta)) => tokens.extend(delta.tokens.iter().map(|token| token.id)),
             Ok(Event::Finished(finished)) => return (tokens, Ok(finished.reason)),
             Err(error) => return (tokens, Err(error)),
@@ -343,7 +343,7 @@ async fn bad_requests_are_refused_by_the_field_that_is_bad() {
         assert_eq!(error.code, Code::InvalidArgument, "{shown}");
         assert_eq!(error.violations[0].field, field, "{shown}");
     }
-    for prompt in [Prompt::Text("hello".into()), Prompt::Chat(Vec::new())] {
+    for prompt in [Prompt::Text("hello".into()), Prompt::Chat(Vec::new().into())] {
         let error = engine.generate(Request::new(prompt)).await.err().unwrap();
         assert_eq!(error.code, Code::FailedPrecondition);
     }

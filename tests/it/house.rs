@@ -28,11 +28,21 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("engine/fake", POLICY),
     ("engine/runner", &["base", "kernels", "layers", "arch", "sampling", "engine/executor"]),
     ("engine", &["base", "kernels", "weights", "layers", "arch", "sampling", "text", "engine"]),
+    ("server/backend", SERVED),
+    ("server/events", SERVED),
+    ("server/http", JSON_FACE),
+    ("server/openai", JSON_FACE),
+    ("server/anthropic", JSON_FACE),
+    ("server/ollama", JSON_FACE),
     ("server", &["base", "engine", "text", "proto"]),
     ("cli", &["base", "engine", "text", "proto", "server", "weights", "kernels", "arch"]),
     ("main", &["cli"]),
 ];
 const BASE: &[&str] = &["base"];
+/// What all faces share knows none of them.
+const SERVED: &[&str] = &["base", "engine", "text", "server/backend", "server/events", "server/closing"];
+/// Faces that speak JSON know no gRPC, and not each other.
+const JSON_FACE: &[&str] = &["base", "engine", "text", "server/backend", "server/events", "server/http"];
 /// Policy knows no tensors, no tasks and no wire.
 const POLICY: &[&str] = &[
     "base",
@@ -47,9 +57,12 @@ const BASE_MODULES: &[&str] = &["error", "ids", "params", "config", "telemetry"]
 
 /// A library, and the only places that may name it.
 const LIBRARIES: &[(&str, &[&str])] = &[
-    ("tonic", &["server", "proto", "cli/connect"]),
+    ("tonic", &["server/grpc", "server/vllm_engine", "server/metrics", "proto", "cli/connect"]),
     ("axum", &["server"]),
     ("tokenizers", &["text/tokenizer"]),
+    ("regex_automata", &["text/pattern"]),
+    ("fancy_regex", &["text/pattern"]),
+    ("base64", &["text/tiktoken_file"]),
     ("minijinja", &["text/chat_template"]),
     ("llguidance", &["sampling/grammar"]),
     ("toktrie", &["sampling/grammar"]),

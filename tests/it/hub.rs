@@ -110,7 +110,7 @@ fn a_model_is_downloaded_once_and_then_found_offline() {
     assert_eq!(last, DownloadProgress { bytes: 2 + 7 + 4096, total_bytes: 2 + 7 + 4096 });
     let Ok(ModelFiles::Directory(files)) = model_files(&path) else { panic!("is a model") };
     assert_eq!(std::fs::read(files.safetensors.expect("weights")).expect("is readable"), [7; 4096]);
-    assert!(files.tokenizer_json.is_some() && files.chat_template.is_none());
+    assert!(files.path.join("tokenizer.json").is_file() && files.chat_template.is_none());
     assert_eq!(hub.downloads.load(Ordering::Relaxed), 3, "neither other formats nor other files are taken");
 
     assert_eq!(resolve("org/name", &options, &mut |_| {}).expect("is there"), path);

@@ -3,6 +3,7 @@
 // What cannot be had fails the test, in its fixtures too; and nothing here is for anybody else.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod allocations;
 mod arch_golden;
 mod cli;
 mod engine;
@@ -12,5 +13,8 @@ mod house;
 mod hub;
 mod model_config;
 mod model_files;
+mod openai;
+mod real_formats;
 mod structured_outputs;
 mod text_vectors;
+mod tokenizers;

@@ -57,7 +57,7 @@ fn what_a_file_may_leave_out_follows_from_the_rest() {
         "bos_token_id": null, "rope_theta": null, "rms_norm_eps": null})))
     .unwrap();
     assert_eq!((config.head_dim, config.num_key_value_heads), (16, 4));
-    assert_eq!((config.rope.theta, config.rope.rotary_dim, config.rms_norm_eps), (10_000.0, 16, 1e-6));
+    assert_eq!((config.rope.theta, config.rope.rotary_dim, config.norm_eps), (10_000.0, 16, 1e-6));
     assert_eq!((config.eos_token_ids, config.bos_token_id), (vec![], None));
     let several = read(&with(json!({"eos_token_id": [2, 7], "partial_rotary_factor": 0.5}))).unwrap();
     assert_eq!(several.eos_token_ids, [TokenId(2), TokenId(7)]);
@@ -87,9 +87,10 @@ fn an_impossible_field_is_named_with_its_file() {
     for (field, value, says) in [
         ("architectures", json!(null), "is missing"),
         ("architectures", json!([]), "is missing"),
-        ("architectures", json!(["GPT2LMHeadModel"]), "supported are LlamaForCausalLM"),
+        ("architectures", json!(["XLNetLMHeadModel"]), "supported are LlamaForCausalLM"),
         ("architectures", json!("LlamaForCausalLM"), "list of strings"),
-        ("hidden_act", json!("gelu"), "only silu"),
+        ("hidden_act", json!("mish"), "supported are silu"),
+        ("qk_layernorm", json!(true), "not supported"),
         ("hidden_size", json!(null), "is missing"),
         ("hidden_size", json!(0), "from 1"),
         ("hidden_size", json!(-64), "from 1"),
@@ -129,8 +130,13 @@ fn an_impossible_field_is_named_with_its_file() {
         assert!(error.message.contains(says), "{field}: {error}");
     }
     for (scaling, field) in [
-        (json!({"rope_type": "yarn"}), "rope_type"),
-        (json!({"type": "dynamic"}), "type"),
+        (json!({"rope_type": "ntk"}), "rope_type"),
+        (json!({"type": "ntk"}), "type"),
+        (json!({"type": "dynamic"}), "factor"),
+        (json!({"rope_type": "yarn", "factor": 0}), "factor"),
+        (json!({"rope_type": "yarn", "factor": 2, "truncate": 1}), "truncate"),
+        (json!({"rope_type": "longrope", "short_factor": [1.0]}), "short_factor"),
+        (json!({"rope_type": "longrope", "short_factor": vec![1.0; 16], "long_factor": vec![0.0; 16]}), "long_factor"),
         (json!({"rope_type": "linear"}), "factor"),
         (json!({"rope_type": "linear", "factor": 0}), "factor"),
         (json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}), "high_freq_factor"),

@@ -21,7 +21,7 @@ use crate::{
     error::{Code, Error, Result},
     ids::TokenId,
     kernels::{machine::use_instructions, pool::Pool},
-    text::{ChatTemplate, Tokenizer, TokenizerConfig},
+    text::{ChatTemplate, TOKENIZER_FILES, Tokenizer, TokenizerConfig},
     weights::{
         TensorSource, Weights,
         file::read_small,
@@ -117,6 +117,7 @@ pub fn load(
             ModelFiles::Gguf(path) => gguf_parts(file_name(&path), Gguf::open(&path)?)?,
         },
     };
+    let parts = with_chat_options(parts, args)?;
     let report = RefCell::new(progress);
     let packed = |tensors: usize, total: usize| (report.borrow_mut())(LoadProgress::Loading { tensors, total });
     let pool = Pool::new(args.threads.unwrap_or(0))?;
@@ -125,6 +126,28 @@ pub fn load(
         name.clone_into(&mut loaded.info.name);
     }
     Ok(loaded)
+}
+
+/// Loads a tokenizer alone: that of a model's directory or GGUF file, a `tokenizer.json`, `.model` or `.tiktoken` file, or
+/// of the model inside the program where nothing is named.
+///
+/// # Errors
+/// `FailedPrecondition` that names the file and the field at fault, or says that there is no tokenizer.
+pub fn load_tokenizer(path: Option<&Path>) -> Result<Tokenizer> {
+    let Some(path) = path else {
+        return demo::parts()?.tokenizer.ok_or_else(|| Error::internal("the built-in model has no tokenizer"));
+    };
+    let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    let found = if path.is_dir() {
+        Tokenizer::from_directory(path)?
+    } else if is_gguf {
+        vocab::gguf_vocab(&Gguf::open(path)?)?.map(Tokenizer::from_gguf).transpose()?
+    } else {
+        Some(Tokenizer::from_file(path)?)
+    };
+    found.ok_or_else(|| {
+        Error::bad_file(path, "tokenizer", format!("is missing: none of {}", TOKENIZER_FILES.join(", ")))
+    })
 }
 
 /// The directory or file of a model: its path, or where the hub's files are kept once they are here.
@@ -211,7 +234,7 @@ fn directory_parts(files: &ModelDirectory, load_format: LoadFormat) -> Result<Pa
         name: file_name(&files.path),
         path: files.path.clone(),
         weights: Weights::new(source),
-        tokenizer: files.tokenizer_json.as_deref().map(Tokenizer::from_file).transpose()?,
+        tokenizer: Tokenizer::from_directory(&files.path)?,
         chat_template: directory_template(files, tokenizer_config.as_ref()),
         config,
         generation,
@@ -251,6 +274,28 @@ fn gguf_parts(name: String, gguf: Gguf) -> Result<Parts> {
         generation: GenerationDefaults::from_gguf(&gguf)?,
         weights: Weights::new(Box::new(GgufSource::new(gguf)?)),
     })
+}
+
+/// The template and formats that the flags name, in place of the model's own.
+fn with_chat_options(mut parts: Parts, args: &ModelArgs) -> Result<Parts> {
+    if let Some(path) = &args.chat_template {
+        let token =
+            |id: Option<TokenId>| id.and_then(|id| parts.tokenizer.as_ref()?.id_to_token(id)).unwrap_or_default();
+        let (bos, eos) = match &parts.chat_template {
+            Some(template) => (template.tokens().0.to_owned(), template.tokens().1.to_owned()),
+            None => (
+                token(parts.tokenizer.as_ref().and_then(Tokenizer::bos)),
+                token(parts.tokenizer.as_ref().and_then(Tokenizer::eos)),
+            ),
+        };
+        parts.chat_template = Some(ChatTemplate::from_file(path, &bos, &eos)?);
+    }
+    if let Some(template) = parts.chat_template.take() {
+        let (calls, reasoning) = (args.tool_call_parser.as_deref(), args.reasoning_parser.as_deref());
+        let format = template.output_format().with_names(calls, reasoning)?;
+        parts.chat_template = Some(template.with_output_format(format));
+    }
+    Ok(parts)
 }
 
 /// A model whose chat template cannot be used still serves prompts and token ids.

@@ -73,7 +73,7 @@ impl Engine {
             match event {
                 Event::Started { cached_tokens, .. } => cached = Some(cached_tokens),
                 Event::Tokens { tokens, .. } => got.extend(tokens.iter().map(|token| token.id)),
-                Event::Ended { .. } => {}
+                Event::Prompt { .. } | Event::Ended { .. } => {}
             }
         }
         if got != FakeExecutor::expected(FakeOptions::default().vocab_size, prompt, 2) {

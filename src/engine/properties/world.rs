@@ -83,6 +83,9 @@ struct Client {
     alone: (Vec<TokenId>, FinishReason),
     received: Vec<TokenId>,
     started: bool,
+    /// The prompt, and the position of the next of its tokens whose log-probability must come; its end if none must.
+    prompt: Vec<TokenId>,
+    next_prompt_logprob: usize,
 }
 
 macro_rules! coverage {
@@ -123,6 +126,9 @@ coverage!(
     several_tokens_at_once,
     late_tokens,
     finished,
+    group,
+    prompt_logprobs,
+    prompt_logprobs_after_preemption,
 );
 
 impl fmt::Display for Coverage {
@@ -215,6 +221,9 @@ impl World {
             if self.chance(6) {
                 self.fork()?;
             }
+            if self.chance(5) {
+                self.arrive_together()?;
+            }
             if self.chance(12) {
                 self.leave()?;
             }
@@ -245,6 +254,7 @@ impl World {
             max_tokens: Some(max_tokens),
             min_tokens: self.random.below(max_tokens as usize / 2 + 1) as u32,
             ignore_eos: self.chance(30),
+            prompt_logprobs: self.chance(15).then_some(0),
             stop_token_ids: if self.chance(20) {
                 vec![TokenId(self.random.below(VOCAB as usize) as u32)]
             } else {
@@ -256,16 +266,55 @@ impl World {
 
     fn request(&mut self, prompt: Vec<TokenId>) -> (Sequence, Client) {
         let params = Arc::new(self.params());
+        self.request_with(prompt, params)
+    }
+
+    fn request_with(&mut self, prompt: Vec<TokenId>, params: Arc<SamplingParams>) -> (Sequence, Client) {
         let alone = alone(&prompt, &params);
-        let outbox = Arc::new(Outbox::new(self.options.max_tokens_per_step + self.random.below(6)));
+        let least = self.options.max_tokens_per_step + usize::from(params.prompt_logprobs.is_some());
+        let outbox = Arc::new(Outbox::new(least + self.random.below(6)));
+        let next_prompt_logprob = if params.prompt_logprobs.is_some() { 1 } else { prompt.len() };
         self.next_id += 1;
-        let mut sequence = Sequence::new(SequenceId(self.next_id), prompt.into(), params, outbox.clone());
+        let mut sequence = Sequence::new(SequenceId(self.next_id), prompt.clone().into(), params, outbox.clone());
         sequence.eos = [EOS].into();
         sequence.priority = [0, 0, 0, -1, 1][self.random.below(5)];
         sequence.salt = [None, None, Some("a"), Some("b")][self.random.below(4)].map(Arc::from);
         let pace =
             [Pace::Prompt, Pace::Prompt, Pace::Prompt, Pace::Slow, Pace::Slow, Pace::Never][self.random.below(6)];
-        (sequence, Client { outbox, pace, alone, received: Vec::new(), started: false })
+        (sequence, Client { outbox, pace, alone, received: Vec::new(), started: false, prompt, next_prompt_logprob })
+    }
+
+    /// Several clients with one prompt, whose sequences come as a group.
+    fn arrive_together(&mut self) -> Result<(), String> {
+        let text = self.random.below(self.texts.len());
+        let prompt = self.texts[text][..1 + self.random.below(20)].to_vec();
+        let (first, client) = self.request(prompt.clone());
+        let most = prompt.len() + first.params.max_tokens.unwrap_or(0) as usize;
+        let (params, priority, salt) = (first.params.clone(), first.priority, first.salt.clone());
+        let mut group = vec![(first, client)];
+        for _ in 0..1 + self.random.below(3) {
+            let (sequence, client) = self.request_with(prompt.clone(), params.clone());
+            group.push((Sequence { priority, salt: salt.clone(), ..sequence }, client));
+        }
+        let (sequences, clients): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+        let ids: Vec<_> = sequences.iter().map(|sequence| sequence.id).collect();
+        let places = self.config.max_num_seqs + self.config.max_waiting;
+        let fits = most <= self.limit() && self.clients.len() + ids.len() <= places;
+        match self.scheduler.add_group(sequences) {
+            Ok(()) if fits => {
+                self.coverage.group += 1;
+                self.clients.extend(ids.into_iter().zip(clients));
+            }
+            Err(error) if !fits && matches!(error.code, Code::InvalidArgument | Code::ResourceExhausted) => {}
+            other => return Err(format!("a group of {} (fits: {fits}): {other:?}", ids.len())),
+        }
+        self.scheduler.audit()
+    }
+
+    /// Tokens that a sequence may have.
+    fn limit(&self) -> usize {
+        let cache = self.config.num_blocks * self.config.block_size + 1 - self.options.max_tokens_per_step;
+        self.config.max_model_len.min(cache)
     }
 
     fn arrive(&mut self) -> Result<(), String> {
@@ -306,12 +355,9 @@ impl World {
         client: Client,
         add: impl FnOnce(&mut Scheduler, Sequence) -> crate::error::Result<()>,
     ) -> Result<(), String> {
-        let limit = self
-            .config
-            .max_model_len
-            .min(self.config.num_blocks * self.config.block_size + 1 - self.options.max_tokens_per_step);
+        let limit = self.limit();
         let most = sequence.prompt.len() + sequence.params.max_tokens.unwrap_or(0) as usize;
-        let (id, is_full) = (sequence.id, self.scheduler.len() >= self.config.max_num_seqs + self.config.max_waiting);
+        let (id, is_full) = (sequence.id, self.clients.len() >= self.config.max_num_seqs + self.config.max_waiting);
         match add(&mut self.scheduler, sequence) {
             Ok(()) if most <= limit && !is_full => {
                 self.clients.insert(id, client);
@@ -325,7 +371,8 @@ impl World {
 
     /// A client goes away, in whatever state its sequence is: half of them say so, half are found to be gone.
     fn leave(&mut self) -> Result<(), String> {
-        let live: Vec<_> = self.clients.keys().copied().collect();
+        // Those that wait for another one's prompt are not there to be seen.
+        let live: Vec<_> = self.scheduler.sequences().map(|sequence| sequence.id).collect();
         let Some(&id) = live.get(self.random.below(live.len().max(1))) else { return Ok(()) };
         let Some(sequence) = self.scheduler.sequences().find(|sequence| sequence.id == id) else {
             return Err(format!("sequence {id} was lost"));
@@ -401,7 +448,8 @@ impl World {
     /// Counts what planning did.
     fn compare(&mut self, before: &BTreeMap<SequenceId, (bool, u32)>) {
         for sequence in self.scheduler.sequences() {
-            let (was_stalled, num_preemptions) = before[&sequence.id];
+            // Who joined because the one it waited for has ended was not there before.
+            let Some(&(was_stalled, num_preemptions)) = before.get(&sequence.id) else { continue };
             let was_preempted = sequence.num_preemptions > num_preemptions;
             self.coverage.stalled_reader += u64::from(sequence.is_stalled() && !was_stalled);
             self.coverage.stalled_reader_came_back += u64::from(was_stalled && !sequence.is_stalled());
@@ -428,7 +476,10 @@ impl World {
 
     fn deliver(&mut self, events: Vec<Event>) -> Result<(), String> {
         for event in events {
-            let (Event::Started { id, .. } | Event::Tokens { id, .. } | Event::Ended { id, .. }) = event;
+            let (Event::Started { id, .. }
+            | Event::Prompt { id, .. }
+            | Event::Tokens { id, .. }
+            | Event::Ended { id, .. }) = event;
             let client = self.clients.get_mut(&id).ok_or_else(|| format!("{event:?} for nobody"))?;
             match event {
                 Event::Started { cached_tokens, .. } => {
@@ -439,7 +490,23 @@ impl World {
                     let wholly = cached_tokens as usize % self.config.block_size == self.config.block_size - 1;
                     self.coverage.wholly_cached_prompt += u64::from(cached_tokens > 0 && wholly);
                 }
+                Event::Prompt { prompt, .. } => {
+                    client.outbox.send(1)?;
+                    let start = prompt.start as usize;
+                    let known = client.prompt.get(start..start + prompt.tokens.len()).unwrap_or_default();
+                    let same = known.iter().eq(prompt.tokens.iter().map(|token| &token.id));
+                    if start != client.next_prompt_logprob || prompt.tokens.is_empty() || !same {
+                        return Err(format!("sequence {id} got {prompt:?} at {}", client.next_prompt_logprob));
+                    }
+                    client.next_prompt_logprob = start + prompt.tokens.len();
+                    self.coverage.prompt_logprobs += 1;
+                    let preempted = self.scheduler.sequences().any(|other| other.id == id && other.num_preemptions > 0);
+                    self.coverage.prompt_logprobs_after_preemption += u64::from(preempted);
+                }
                 Event::Tokens { tokens, .. } => {
+                    if client.next_prompt_logprob < client.prompt.len() {
+                        return Err(format!("sequence {id} answers before all of its prompt was reported"));
+                    }
                     client.outbox.send(tokens.len())?;
                     client.received.extend(tokens.iter().map(|token| token.id));
                     if !client.alone.0.starts_with(&client.received) {

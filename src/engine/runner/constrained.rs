@@ -7,7 +7,7 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::{
     engine::executor::{AdmittedSequence, FinishReason, PlannedRow, SampledToken},
-    error::{Code, Error, Result},
+    error::{Error, Result},
     ids::{SequenceId, TokenId},
     params::SamplingParams,
     sampling::{
@@ -16,8 +16,7 @@ use crate::{
     },
 };
 
-/// New tokens of a row, and the end of its sequence where nothing may follow them.
-type Sampled = (SmallVec<[SampledToken; 1]>, Option<Result<FinishReason>>);
+use super::Sampled;
 
 /// All of a runner's sequences that have a grammar.
 #[derive(Default)]
@@ -30,15 +29,25 @@ pub(super) struct Constraints {
 /// A sequence between two of its rows.
 struct Waiting {
     mask: PendingMask,
-    logprobs: bool,
+    /// No token comes without a forward pass.
+    each: bool,
 }
 
 /// A sequence's place in its grammar and what may come next, while its row is sampled.
 pub(super) struct Constrained {
     matcher: Box<Matcher>,
     next: Next,
-    /// Every token is wanted with its probability, so that none comes without a forward pass.
-    logprobs: bool,
+    /// No token comes without a forward pass.
+    each: bool,
+}
+
+/// Whether each token must be sampled, forced or not: its probability is wanted, or the samplers have a say in it.
+fn samples_each(params: &SamplingParams) -> bool {
+    params.logprobs.is_some()
+        || params.mirostat != 0
+        || params.min_tokens > 0
+        || !params.allowed_token_ids.is_empty()
+        || !params.banned_token_ids.is_empty()
 }
 
 impl Constraints {
@@ -53,9 +62,9 @@ impl Constraints {
             none => none.insert(MaskWorkers::new()?),
         };
         let params: Arc<SamplingParams> = sequence.params.clone();
-        let logprobs = params.logprobs.is_some();
+        let each = samples_each(&params);
         let mask = workers.start(grammar.clone(), params, eos.into());
-        self.waiting.insert(sequence.id, Waiting { mask, logprobs });
+        self.waiting.insert(sequence.id, Waiting { mask, each });
         Ok(())
     }
 
@@ -67,15 +76,15 @@ impl Constraints {
     /// What may come next for a sequence; `None` where it has no grammar. Waits only where the forward pass was faster
     /// than the mask.
     pub(super) fn wait_for(&mut self, id: SequenceId) -> Option<Result<Constrained>> {
-        let Waiting { mask, logprobs } = self.waiting.remove(&id)?;
-        let answer = mask.wait().and_then(|(matcher, next)| Ok(Constrained { matcher, next: next?, logprobs }));
+        let Waiting { mask, each } = self.waiting.remove(&id)?;
+        let answer = mask.wait().and_then(|(matcher, next)| Ok(Constrained { matcher, next: next?, each }));
         Some(answer)
     }
 
     /// Begins a sequence's next mask.
     pub(super) fn go_on(&mut self, id: SequenceId, constrained: Option<Result<Constrained>>) {
-        if let (Some(Ok(Constrained { matcher, logprobs, .. })), Some(workers)) = (constrained, &self.workers) {
-            self.waiting.insert(id, Waiting { mask: workers.next(matcher), logprobs });
+        if let (Some(Ok(Constrained { matcher, each, .. })), Some(workers)) = (constrained, &self.workers) {
+            self.waiting.insert(id, Waiting { mask: workers.next(matcher), each });
         }
     }
 }
@@ -84,16 +93,8 @@ impl Constrained {
     /// Chooses a row's next token from its logits, `[vocab_size]`, and takes the tokens that follow from it.
     ///
     /// # Errors
-    /// `Internal` where the logits are no logits. What is wrong with the request ends its sequence alone.
+    /// `Internal` where the logits are no logits; `Aborted` and `InvalidArgument` where it is the request's own doing.
     pub(super) fn sample(&mut self, row: &PlannedRow, logits: &mut [f32], sampler: &mut Sampler) -> Result<Sampled> {
-        match self.advance(row, logits, sampler) {
-            Ok(sampled) => Ok(sampled),
-            Err(error) if error.code == Code::InvalidArgument => Ok((SmallVec::new(), Some(Err(error)))),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn advance(&mut self, row: &PlannedRow, logits: &mut [f32], sampler: &mut Sampler) -> Result<Sampled> {
         let mut tokens: SmallVec<[SampledToken; 1]> = SmallVec::new();
         let index = row.num_output_tokens;
         match &self.next {
@@ -103,7 +104,7 @@ impl Constrained {
                 self.matcher.accept(token.id)?;
                 tokens.push(token);
             }
-            Next::Forced if self.logprobs => {
+            Next::Forced if self.each => {
                 let forced = self.matcher.first_forced().ok_or_else(|| Error::internal("nothing is forced"))?;
                 let token = sampler.sample_masked(logits, index, Some(&TokenMask::only(forced, logits.len())))?;
                 self.matcher.take_forced(1).for_each(drop);
@@ -111,13 +112,13 @@ impl Constrained {
             }
             Next::Forced => {}
         }
-        if !self.logprobs {
+        if !self.each {
             for id in self.matcher.take_forced(row.max_new_tokens.saturating_sub(tokens.len())) {
-                sampler.observe(id);
+                sampler.observe_forced(id);
                 tokens.push(SampledToken { id, logprobs: None });
             }
         }
         let complete = matches!(self.next, Next::Complete) || self.matcher.is_complete();
-        Ok((tokens, complete.then_some(Ok(FinishReason::GrammarComplete))))
+        Ok((tokens, complete.then_some(FinishReason::GrammarComplete)))
     }
 }

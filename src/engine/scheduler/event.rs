@@ -6,7 +6,7 @@ use crate::{
     engine::executor::SampledToken,
     error::Error,
     ids::SequenceId,
-    params::{FinishReason, Usage},
+    params::{FinishReason, PromptLogprobs, Usage},
 };
 
 /// What happened to a sequence. All of one sequence's events come in order; `Ended` is its last.
@@ -18,6 +18,13 @@ pub enum Event {
         id: SequenceId,
         /// Tokens of its prompt that the prefix cache had.
         cached_tokens: u32,
+    },
+    /// Log-probabilities of its prompt: the reader has room for them, which is that of one token.
+    Prompt {
+        /// Whose.
+        id: SequenceId,
+        /// A stretch of the prompt, after the one before.
+        prompt: PromptLogprobs,
     },
     /// New tokens: the reader has room for them.
     Tokens {

@@ -1,5 +1,7 @@
 //! Writing the chosen sequences into a step's plan.
 
+use std::ops::Range;
+
 use super::Event;
 use crate::{
     engine::{
@@ -21,6 +23,7 @@ pub(super) fn start(sequence: &mut Sequence, blocks: &mut BlockManager, plan: &m
         id: sequence.id,
         params: sequence.params.clone(),
         prompt: sequence.prompt.clone(),
+        dry_breakers: sequence.dry_breakers.clone(),
         grammar: sequence.grammar.clone(),
     });
 }
@@ -56,7 +59,9 @@ pub(super) fn pack_row(
         context_len: context_len as u32,
         samples,
         num_output_tokens: sequence.num_output_tokens() as u32,
-        max_new_tokens: sequence.num_acceptable_tokens(),
+        // Before what may come of the row: the log-probabilities take room as well.
+        prompt_targets: prompt_targets(sequence, context_len, end),
+        max_new_tokens: sequence.num_acceptable_tokens().max(1),
     });
     sequence.num_computed_tokens = end;
     sequence.ready = false;
@@ -65,10 +70,23 @@ pub(super) fn pack_row(
     }
 }
 
+/// The prompt's tokens that a query from `context_len` to `end` predicts and that have not been reported.
+fn prompt_targets(sequence: &mut Sequence, context_len: usize, end: usize) -> Range<u32> {
+    let first = sequence.next_prompt_logprob.max(context_len + 1);
+    let last = sequence.prompt.len().min(end + 1);
+    if first >= last {
+        return 0..0;
+    }
+    sequence.next_prompt_logprob = last;
+    sequence.prompts_under_way += 1;
+    first as u32..last as u32
+}
+
 /// Empties a plan, keeping its buffers.
 pub(super) fn clear(plan: &mut StepPlan) {
     plan.admitted.clear();
     plan.retired.clear();
+    plan.rewinds.clear();
     plan.block_copies.clear();
     plan.rows.clear();
     plan.token_ids.clear();

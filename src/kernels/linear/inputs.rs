@@ -8,8 +8,9 @@ use candle_core::Tensor;
 use crate::{
     error::{Error, Result},
     kernels::{
+        activation::{self, Activation, Gate},
         cpu_tensor::{Rows, cpu_storage, with_contiguous_rows},
-        rms_norm, silu_mul,
+        layer_norm, rms_norm,
         simd::Simd,
     },
 };
@@ -28,8 +29,21 @@ pub enum Inputs<'a> {
         /// What is added to the mean of squares.
         eps: f64,
     },
-    /// [`silu(gate) * up`](mod@crate::kernels::silu_mul) of rows `[m, 2 * in_features]`, each its gate and then its up half.
-    Gated(&'a Tensor),
+    /// The [layer norms](mod@crate::kernels::layer_norm) of rows, with a weight `[in_features]` and perhaps a bias.
+    LayerNormed {
+        /// The rows.
+        x: &'a Tensor,
+        /// The norm's weight.
+        weight: &'a Tensor,
+        /// The norm's bias.
+        bias: Option<&'a Tensor>,
+        /// What is added to the variance.
+        eps: f64,
+    },
+    /// The [gates](mod@crate::kernels::activation) of rows `[m, 2 * in_features]`, each its gate and then its up half.
+    Gated(&'a Tensor, Gate),
+    /// The [activations](mod@crate::kernels::activation) of rows.
+    Activated(&'a Tensor, Activation),
 }
 
 impl<'a> Inputs<'a> {
@@ -37,7 +51,11 @@ impl<'a> Inputs<'a> {
     #[must_use]
     pub fn rows(&self) -> &'a Tensor {
         match *self {
-            Self::Rows(x) | Self::Normed { x, .. } | Self::Gated(x) => x,
+            Self::Rows(x)
+            | Self::Normed { x, .. }
+            | Self::LayerNormed { x, .. }
+            | Self::Gated(x, _)
+            | Self::Activated(x, _) => x,
         }
     }
 
@@ -47,10 +65,15 @@ impl<'a> Inputs<'a> {
     /// `Internal` where the shapes do not fit.
     pub(super) fn dims(&self) -> Result<(usize, usize)> {
         match (self, self.rows().dims()) {
-            (Self::Rows(_), &[m, width]) => Ok((m, width)),
+            (Self::Rows(_) | Self::Activated(..), &[m, width]) => Ok((m, width)),
             (Self::Normed { weight, .. }, &[m, width]) if width > 0 && weight.dims() == [width] => Ok((m, width)),
-            (Self::Gated(_), &[m, width]) if width.is_multiple_of(2) => Ok((m, width / 2)),
-            (Self::Normed { weight, .. }, dims) => {
+            (Self::LayerNormed { weight, bias, .. }, &[m, width])
+                if width > 0 && weight.dims() == [width] && bias.is_none_or(|bias| bias.dims() == [width]) =>
+            {
+                Ok((m, width))
+            }
+            (Self::Gated(..), &[m, width]) if width.is_multiple_of(2) => Ok((m, width / 2)),
+            (Self::Normed { weight, .. } | Self::LayerNormed { weight, .. }, dims) => {
                 Err(Error::internal(format!("linear: x has shape {dims:?}, its norm {:?}", weight.dims())))
             }
             (_, dims) => Err(Error::internal(format!("linear: x has shape {dims:?}, must have rows"))),
@@ -58,11 +81,16 @@ impl<'a> Inputs<'a> {
     }
 
     /// As a tensor of its own, by operations of their own.
-    pub(super) fn tensor(&self) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// `Internal` where the shapes do not fit.
+    pub fn tensor(&self) -> Result<Tensor> {
         match *self {
             Self::Rows(x) => Ok(x.clone()),
             Self::Normed { x, weight, eps } => rms_norm::rms_norm(x, weight, eps),
-            Self::Gated(x) => silu_mul::silu_mul(x),
+            Self::LayerNormed { x, weight, bias, eps } => layer_norm::layer_norm(x, weight, bias, eps),
+            Self::Gated(x, gate) => activation::gated(x, gate),
+            Self::Activated(x, activation) => activation::activated(x, activation),
         }
     }
 
@@ -73,10 +101,18 @@ impl<'a> Inputs<'a> {
         let rows = Rows::new(cpu_storage(&storage)?, layout)?;
         match self {
             Self::Rows(_) => run(&Source::Rows(rows)),
-            Self::Gated(_) => run(&Source::Gated(rows)),
+            Self::Gated(_, gate) => run(&Source::Gated(rows, *gate)),
+            Self::Activated(_, activation) => run(&Source::Activated(rows, *activation)),
             Self::Normed { weight, eps, .. } => {
                 let (storage, layout) = weight.storage_and_layout();
                 run(&Source::Normed { x: rows, weight: Rows::vector(cpu_storage(&storage)?, layout)?, eps: *eps })
+            }
+            Self::LayerNormed { weight, bias, eps, .. } => {
+                let (storage, layout) = weight.storage_and_layout();
+                let weight = Rows::vector(cpu_storage(&storage)?, layout)?;
+                let bias = bias.map(Tensor::storage_and_layout);
+                let bias = bias.as_ref().map(|(storage, layout)| Rows::vector(cpu_storage(storage)?, layout));
+                run(&Source::LayerNormed { x: rows, weight, bias: bias.transpose()?, eps: *eps })
             }
         }
     }
@@ -86,22 +122,28 @@ impl<'a> Inputs<'a> {
 pub(super) enum Source<'a> {
     Rows(Rows<'a>),
     Normed { x: Rows<'a>, weight: &'a [f32], eps: f64 },
-    Gated(Rows<'a>),
+    LayerNormed { x: Rows<'a>, weight: &'a [f32], bias: Option<&'a [f32]>, eps: f64 },
+    Gated(Rows<'a>, Gate),
+    Activated(Rows<'a>, Activation),
 }
 
 impl Source<'_> {
     /// How many rows there are.
     pub(super) fn count(&self) -> usize {
         match self {
-            Self::Rows(x) | Self::Normed { x, .. } | Self::Gated(x) => x.count,
+            Self::Rows(x)
+            | Self::Normed { x, .. }
+            | Self::LayerNormed { x, .. }
+            | Self::Gated(x, _)
+            | Self::Activated(x, _) => x.count,
         }
     }
 
     /// Inputs a row.
     pub(super) fn width(&self) -> usize {
         match self {
-            Self::Rows(x) | Self::Normed { x, .. } => x.width,
-            Self::Gated(x) => x.width / 2,
+            Self::Rows(x) | Self::Normed { x, .. } | Self::LayerNormed { x, .. } | Self::Activated(x, _) => x.width,
+            Self::Gated(x, _) => x.width / 2,
         }
     }
 
@@ -111,10 +153,14 @@ impl Source<'_> {
         match self {
             Self::Rows(x) => return x.row(row),
             Self::Normed { x, weight, eps } => rms_norm::cpu::norm(simd, x.row(row), weight, *eps, room),
-            Self::Gated(x) => {
-                let (gate, up) = x.row(row).split_at(x.width / 2);
-                silu_mul::cpu::gate(simd, gate, up, room);
+            Self::LayerNormed { x, weight, bias, eps } => {
+                layer_norm::cpu::norm(simd, x.row(row), weight, *bias, *eps, room);
             }
+            Self::Gated(x, kind) => {
+                let (gate, up) = x.row(row).split_at(x.width / 2);
+                activation::cpu::gate_row(simd, *kind, gate, up, room);
+            }
+            Self::Activated(x, kind) => activation::cpu::activate_row(simd, *kind, x.row(row), room),
         }
         room
     }

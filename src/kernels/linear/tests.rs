@@ -16,8 +16,11 @@ use super::{
 use crate::{
     error::Code,
     ids::TokenId,
-    kernels::test_data::{
-        assert_close, assert_close_beside, assert_tensors_close, bits, floats, on_threads, random, rng, values,
+    kernels::{
+        activation::{Activation, Gate},
+        test_data::{
+            assert_close, assert_close_beside, assert_tensors_close, bits, floats, on_threads, random, rng, values,
+        },
     },
 };
 
@@ -217,10 +220,18 @@ fn what_is_made_of_rows_on_the_way_is_what_operations_of_their_own_make() {
         let (both, norm) = (random(&mut rng, &[rows, 2 * inputs]), random(&mut rng, &[inputs]));
         let bias = random(&mut rng, &[37]);
         let normed = crate::kernels::rms_norm::rms_norm(&x, &norm, 1e-6).unwrap();
-        let gated = crate::kernels::silu_mul::silu_mul(&both).unwrap();
-        let [fused_norm, fused_gate] = [Inputs::Normed { x: &x, weight: &norm, eps: 1e-6 }, Inputs::Gated(&both)];
+        let silu = Gate::Of(Activation::Silu);
+        let gated = crate::kernels::activation::gated(&both, silu).unwrap();
+        let layer_normed = crate::kernels::layer_norm::layer_norm(&x, &norm, Some(&norm), 1e-6).unwrap();
+        let relu = crate::kernels::activation::activated(&x, Activation::Relu).unwrap();
+        let made = [
+            (Inputs::Normed { x: &x, weight: &norm, eps: 1e-6 }, &normed),
+            (Inputs::LayerNormed { x: &x, weight: &norm, bias: Some(&norm), eps: 1e-6 }, &layer_normed),
+            (Inputs::Gated(&both, silu), &gated),
+            (Inputs::Activated(&x, Activation::Relu), &relu),
+        ];
         for level in Level::available() {
-            for (fused, apart) in [(fused_norm, &normed), (fused_gate, &gated)] {
+            for (fused, apart) in made {
                 let want = linear_at(level, Inputs::Rows(apart), &packed, with_bias(&bias)).unwrap();
                 let extras = Extras { onto: Some(&onto), ..with_bias(&bias) };
                 let got = linear_at(level, fused, &packed, extras).unwrap();
@@ -327,7 +338,12 @@ fn inputs_that_do_not_fit_are_refused() {
     let narrow = random(&mut rng(9), &[9]);
     let normed = Inputs::Normed { x: &x, weight: &narrow, eps: 1e-6 };
     assert!(linear(normed, &packed, Extras::default()).unwrap_err().message.contains("its norm [9]"));
-    assert!(linear(Inputs::Gated(&x), &packed, Extras::default()).unwrap_err().message.contains("[2, 5]"));
+    assert!(
+        linear(Inputs::Gated(&x, Gate::Of(Activation::Silu)), &packed, Extras::default())
+            .unwrap_err()
+            .message
+            .contains("[2, 5]")
+    );
     let extras = Extras { onto: Some(&x), ..Extras::default() };
     assert!(linear(Inputs::Rows(&x), &packed, extras).unwrap_err().message.contains("must be [2, 4]"));
     assert!(packed.gather_rows(&[TokenId(4)]).unwrap_err().message.contains("token 4"));

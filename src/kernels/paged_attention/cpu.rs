@@ -71,7 +71,7 @@ fn attend<E: CacheElement>(op: &PagedAttention<'_>, q: Rows<'_>, keys: &[E], val
             for kv_head in kv_heads.clone() {
                 let next = (kv_head + 1 < kv_heads.end).then(|| cache(kv_head + 1));
                 let queries = queries.clone();
-                let task = Task { config, kv_head, row, queries, group, q, scoring: &op.scoring, out };
+                let task = Task { config, kv_head, row, queries, group, q, scoring: op.scoring, out };
                 run(op.level, &task, &cache(kv_head), next.as_ref());
             }
         });

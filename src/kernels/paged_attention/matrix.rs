@@ -82,8 +82,7 @@ impl<E: CacheElement> Matrix<'_, E> {
         }
         sums.clear();
         sums.resize(pairs * parts, [Sums::ZERO; PAIR * PAIR]);
-        softmax.clear();
-        softmax.resize(vectors, Softmax::NEW);
+        self.task.begin_softmax(softmax);
         for vector in 0..vectors {
             let (pair, row) = (vector / PAIR_ROWS, vector % PAIR_ROWS);
             let (whole, rest) = self.task.query(vector).as_chunks::<GROUP>();

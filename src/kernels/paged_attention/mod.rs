@@ -27,6 +27,8 @@ mod task;
 mod tests;
 mod widened;
 
+use std::sync::Arc;
+
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor};
 
 use super::{
@@ -45,7 +47,7 @@ const KEYS: usize = 64;
 const KEY_VECTORS: usize = KEYS / LANES;
 
 /// What becomes of `q kᵀ` before the softmax.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Scoring {
     /// It is multiplied with this.
     pub scale: f32,
@@ -53,13 +55,15 @@ pub struct Scoring {
     pub softcap: Option<f32>,
     /// Keys that a query sees, itself the last of them: at least one; `usize::MAX` for all before it.
     pub window: usize,
+    /// A score a query head that takes part in the softmax and has no value (gpt-oss, arXiv:2508.10925): `[heads]`.
+    pub sinks: Option<Arc<[f32]>>,
 }
 
 impl Scoring {
-    /// All keys, no cap.
+    /// All keys, no cap, no sinks.
     #[must_use]
     pub fn plain(scale: f32) -> Self {
-        Self { scale, softcap: None, window: usize::MAX }
+        Self { scale, softcap: None, window: usize::MAX, sinks: None }
     }
 }
 
@@ -151,11 +155,14 @@ fn paged_attention_at(
         let message = format!("paged_attention: q has shape {:?}, scoring {scoring:?}, the cache {config:?}", q.dims());
         return Err(Error::internal(message));
     }
+    if let Some(sinks) = scoring.sinks.as_ref().filter(|sinks| sinks.len() != heads) {
+        return Err(Error::internal(format!("paged_attention: {} sinks for {heads} heads", sinks.len())));
+    }
     let rows = meta.rows(n, config.block_size, config.num_blocks)?;
     if !matches!(q.device(), Device::Cpu) {
         return portable::paged_attention(q, cache, &rows, scoring);
     }
-    let op = PagedAttention { level, cache, rows: &rows, heads, scoring: *scoring };
+    let op = PagedAttention { level, cache, rows: &rows, heads, scoring };
     Ok(with_contiguous_rows(q)?.apply_op1_no_bwd(&op)?)
 }
 
@@ -164,7 +171,7 @@ struct PagedAttention<'a> {
     cache: &'a KvLayer,
     rows: &'a [Row<'a>],
     heads: usize,
-    scoring: Scoring,
+    scoring: &'a Scoring,
 }
 
 impl CustomOp1 for PagedAttention<'_> {

@@ -19,7 +19,7 @@ pub(super) fn paged_attention(q: &Tensor, cache: &KvLayer, rows: &[Row<'_>], sco
 }
 
 fn attend(q: &Tensor, cache: &KvLayer, row: &Row<'_>, scoring: &Scoring) -> Result<Tensor> {
-    let &Scoring { scale, softcap, window } = scoring;
+    let &Scoring { scale, softcap, window, .. } = scoring;
     let config = cache.config();
     let (n, heads, head_dim) = q.dims3()?;
     let group = heads / config.kv_heads;
@@ -46,8 +46,15 @@ fn attend(q: &Tensor, cache: &KvLayer, row: &Row<'_>, scoring: &Scoring) -> Resu
     });
     let mask = Tensor::from_iter(hidden, q.device())?.reshape((1, n, len))?;
     let scores = scores.broadcast_add(&mask)?;
+    let scores = match &scoring.sinks {
+        Some(sinks) => {
+            let sinks = Tensor::from_slice(sinks, (heads, 1, 1), q.device())?.broadcast_as((heads, n, 1))?;
+            Tensor::cat(&[&scores, &sinks.contiguous()?], 2)?
+        }
+        None => scores,
+    };
     let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
-    let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
+    let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?.narrow(2, 0, len)?.contiguous()?;
     let out = weights.reshape((config.kv_heads, group * n, len))?.matmul(&values)?;
     Ok(out.reshape((heads, n, head_dim))?.transpose(0, 1)?.contiguous()?)
 }

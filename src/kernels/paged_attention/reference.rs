@@ -2,9 +2,17 @@
 
 use super::Scoring;
 
-/// `q` `[n, head_dim]` at positions `context_len..`; `keys` and `values` `[context_len + n, head_dim]`.
-pub(super) fn attention(q: &[f32], keys: &[f32], values: &[f32], head_dim: usize, scoring: &Scoring) -> Vec<f64> {
-    let &Scoring { scale, softcap, window } = scoring;
+/// `q` `[n, head_dim]` of head `head` at positions `context_len..`; `keys` and `values` `[context_len + n, head_dim]`.
+pub(super) fn attention(
+    q: &[f32],
+    keys: &[f32],
+    values: &[f32],
+    head_dim: usize,
+    scoring: &Scoring,
+    head: usize,
+) -> Vec<f64> {
+    let &Scoring { scale, softcap, window, .. } = scoring;
+    let sink = scoring.sinks.as_ref().map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
     let n = q.len() / head_dim;
     let context_len = keys.len() / head_dim - n;
     let row = |x: &[f32], index: usize| -> Vec<f64> {
@@ -18,9 +26,9 @@ pub(super) fn attention(q: &[f32], keys: &[f32], values: &[f32], head_dim: usize
         let dot = |key| q.iter().zip(row(keys, key)).map(|(a, b)| a * b).sum::<f64>() * f64::from(scale);
         let capped = |score: f64| softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh());
         let scores: Vec<f64> = visible.clone().map(dot).map(capped).collect();
-        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let max = scores.iter().copied().fold(sink, f64::max);
         let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-        let total: f64 = weights.iter().sum();
+        let total = weights.iter().sum::<f64>() + (sink - max).exp();
         let mut sum = vec![0.0; head_dim];
         for (weight, key) in weights.iter().zip(visible) {
             for (sum, value) in sum.iter_mut().zip(row(values, key)) {

@@ -16,6 +16,13 @@ impl Softmax {
     /// Of no scores.
     pub(super) const NEW: Self = Self { max: f32::NEG_INFINITY, weights: [0.0; LANES] };
 
+    /// Of a sink alone, which has a weight and no value.
+    pub(super) fn of_sink(sink: f32) -> Self {
+        let mut weights = [0.0; LANES];
+        weights[0] = 1.0;
+        Self { max: sink, weights }
+    }
+
     /// Turns the scores of a tile, of which some are `visible`, into weights; the others' are zero. Also gives what the sums
     /// of earlier tiles are to be multiplied with, where the maximum rose.
     ///

@@ -2,7 +2,7 @@
 
 use std::{mem::MaybeUninit, ops::Range};
 
-use super::{KEYS, Row, Scoring, register_tile::Vector};
+use super::{KEYS, Row, Scoring, register_tile::Vector, softmax::Softmax};
 use crate::kernels::{
     cpu_tensor::{Rows, SharedMatrix},
     simd::{LANES, Simd},
@@ -64,6 +64,18 @@ impl Task<'_> {
     pub(super) fn visible_in_tile(&self, vector: usize, start: usize) -> Range<usize> {
         let Range { start: first, end } = self.visible(vector);
         first.clamp(start, start + KEYS) - start..end.clamp(start, start + KEYS) - start
+    }
+
+    /// Puts a softmax for each query vector into `all`, before it has seen a key.
+    pub(super) fn begin_softmax(&self, all: &mut Vec<Softmax>) {
+        all.clear();
+        match &self.scoring.sinks {
+            None => all.resize(self.vectors(), Softmax::NEW),
+            Some(sinks) => {
+                let sinks = &sinks[self.kv_head * self.group..][..self.group];
+                all.extend(sinks.iter().cycle().take(self.vectors()).map(|&sink| Softmax::of_sink(sink)));
+            }
+        }
     }
 
     /// A query vector.

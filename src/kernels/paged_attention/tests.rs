@@ -101,7 +101,7 @@ impl Sequences {
         for head in 0..heads {
             let part = |x: &Tensor, head| values(&x.narrow(1, head, 1).unwrap().contiguous().unwrap());
             let (q, k, v) = (part(q, head), part(k, head / group), part(v, head / group));
-            let one = reference::attention(&q, &k, &v, head_dim, &self.scoring);
+            let one = reference::attention(&q, &k, &v, head_dim, &self.scoring, head);
             for (query, one) in one.chunks_exact(head_dim).enumerate() {
                 out[(query * heads + head) * head_dim..][..head_dim].copy_from_slice(one);
             }
@@ -226,7 +226,7 @@ fn metadata_that_does_not_fit_is_refused() {
         let error = paged_attention(&q, &sequences.cache, &meta, &sequences.scoring).unwrap_err();
         assert!(error.message.contains(message), "{error}");
     }
-    let (narrow, blind) = (q.narrow(2, 0, 32).unwrap(), Scoring { window: 0, ..sequences.scoring });
+    let (narrow, blind) = (q.narrow(2, 0, 32).unwrap(), Scoring { window: 0, ..sequences.scoring.clone() });
     assert!(paged_attention(&narrow, &sequences.cache, &good, &sequences.scoring).is_err());
     assert!(paged_attention(&q, &sequences.cache, &good, &blind).is_err());
 }
@@ -237,4 +237,37 @@ fn a_step_without_queries_gives_nothing() {
     let meta = AttentionMetadata { block_size: 16, cu_seqlens: vec![0], cu_blocks: vec![0], ..Default::default() };
     let q = sequences.all[0][0].narrow(0, 0, 0).unwrap();
     assert_eq!(paged_attention(&q, &sequences.cache, &meta, &sequences.scoring).unwrap().dims(), [0, 4 * 64]);
+}
+
+#[test]
+fn a_sink_takes_its_part_of_the_softmax_on_every_path() {
+    for (index, shape) in SHAPES.iter().enumerate() {
+        let mut sequences = Sequences::new(&mut rng(8), shape, &[150, 3], [usize::MAX, 40][index % 2]);
+        // Far below the scores, among them and far above.
+        let sinks: Vec<f32> = (0..shape.heads).map(|head| [-30.0, 0.5, 3.0][head % 3]).collect();
+        sequences.scoring.sinks = Some(sinks.into());
+        let rows = [(0, 0..150), (1, 0..3)];
+        let all = sequences.attend(&rows);
+        let want = [sequences.reference(0), sequences.reference(1)].concat();
+        assert_close(
+            &values(&all),
+            &want,
+            if shape.dtype == DType::F32 || shape.dtype == DType::F16 { 1e-5 } else { 2e-2 },
+        );
+        assert_close(&values(&sequences.portable(&rows)), &want, 1e-4);
+        for level in Level::available() {
+            assert_eq!(bits(&sequences.attend_at(level, &rows)), bits(&all), "{level:?}, heads of {}", shape.head_dim);
+            let last = sequences.attend_at(level, &[(0, 149..150)]);
+            assert_eq!(bits(&last), bits(&all.narrow(0, 149, 1).unwrap()), "{level:?}, heads of {}", shape.head_dim);
+        }
+    }
+}
+
+#[test]
+fn sinks_that_are_not_one_a_head_are_refused() {
+    let mut sequences = Sequences::new(&mut rng(9), &SHAPES[0], &[4], usize::MAX);
+    sequences.scoring.sinks = Some([0.0; 3].into());
+    let (q, meta) = sequences.step(&[(0, 0..4)]);
+    let error = paged_attention(&q, &sequences.cache, &meta, &sequences.scoring).unwrap_err();
+    assert!(error.message.contains("3 sinks for 4 heads"), "{error}");
 }

@@ -47,8 +47,7 @@ impl Scratch {
         self.scores.resize(self.scores.len().max(vectors), [0.0; KEYS]);
         self.sums.clear();
         self.sums.resize(vectors * panels, [0.0; LANES]);
-        self.softmax.clear();
-        self.softmax.resize(vectors, Softmax::NEW);
+        task.begin_softmax(&mut self.softmax);
         for tile in 0..vectors.div_ceil(tile_rows) {
             let range = tile_range(vectors, tile_rows, tile);
             for (column, vector) in range.clone().enumerate() {

@@ -8,6 +8,8 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
+
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor};
 
 use super::{
@@ -41,9 +43,23 @@ impl RopeTable {
     /// # Errors
     /// `Internal` where the device has no room.
     pub fn new(inv_freq: &[f32], max_positions: usize, attention_factor: f32, device: &Device) -> Result<Self> {
-        let pairs = inv_freq.len();
+        Self::by_position(inv_freq.len(), |_| inv_freq.into(), max_positions, attention_factor, device)
+    }
+
+    /// The same where each position has frequencies of its own, `[pairs]`.
+    ///
+    /// # Errors
+    /// `Internal` where the device has no room.
+    pub fn by_position<'a>(
+        pairs: usize,
+        inv_freq: impl Fn(usize) -> Cow<'a, [f32]>,
+        max_positions: usize,
+        attention_factor: f32,
+        device: &Device,
+    ) -> Result<Self> {
         let mut table = Vec::with_capacity(2 * pairs * max_positions);
         for position in 0..max_positions {
+            let inv_freq = inv_freq(position);
             let angle = |inv_freq: &f32| f64::from(position as f32 * inv_freq);
             table.extend(inv_freq.iter().map(|f| angle(f).cos() as f32 * attention_factor));
             table.extend(inv_freq.iter().map(|f| angle(f).sin() as f32 * attention_factor));

@@ -537,8 +537,9 @@ impl TileSimd {
     pub(crate) fn store_cut(self, halves: __m512i, to: &mut [u16; 2 * LANES]) {
         // SAFETY: `self` proves that the CPU has the instructions; the reference covers 64 bytes.
         unsafe {
-            let rounded = _mm512_add_epi16(halves, _mm512_set1_epi16(4));
-            let cut = _mm512_and_si512(_mm512_srai_epi16::<3>(rounded), _mm512_set1_epi16(!0x7000));
+            // A rounding product with 2^-3 is the shift, half of the last place added, in one.
+            let rounded = _mm512_mulhrs_epi16(halves, _mm512_set1_epi16(1 << 12));
+            let cut = _mm512_and_si512(rounded, _mm512_set1_epi16(!0x7000));
             _mm512_storeu_si512(to.as_mut_ptr().cast(), cut);
         }
     }

@@ -1,63 +1,18 @@
 //! Between the messages of `candlewick.v1` and the engine's types, one function a message.
 
-use std::{
-    hash::{BuildHasher, RandomState},
-    sync::{
-        LazyLock,
-        atomic::{AtomicU64, Ordering},
-    },
-};
-
-use super::{status::cut, structured_outputs};
+use super::structured_outputs;
 use crate::{
     engine::{self, ModelInfo, Prompt, Request},
     error::{Code, Error, Result},
     ids::TokenId,
-    params::{FinishReason, SampledToken, SamplingParams, Usage},
+    params::{FinishReason, PromptLogprobs, SampledToken, SamplerKind, SamplingParams, Usage},
     proto::candlewick::v1 as wire,
+    server::{
+        backend::{check_model, name, request_id},
+        events::WholeOutput,
+    },
+    text::Piece,
 };
-
-/// Bytes a name that a client gives: request id, model, cache salt.
-const NAME_BYTES: usize = 256;
-
-/// A request id of the server's own drawing: unique in this process, and hardly ever drawn by another.
-pub(crate) fn draw_request_id() -> String {
-    static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one("request ids"));
-    static DRAWN: AtomicU64 = AtomicU64::new(1);
-    format!("{:016x}-{}", *PROCESS, DRAWN.fetch_add(1, Ordering::Relaxed))
-}
-
-/// The client's request id, or one drawn for it.
-///
-/// # Errors
-/// `InvalidArgument` where it is too long.
-pub(crate) fn request_id(field: &str, given: Option<String>) -> Result<String> {
-    match given.filter(|id| !id.is_empty()) {
-        Some(id) => name(field, id),
-        None => Ok(draw_request_id()),
-    }
-}
-
-fn name(field: &str, value: String) -> Result<String> {
-    if value.len() > NAME_BYTES {
-        return Err(Error::invalid(field, format!("has {} bytes, at most {NAME_BYTES} are allowed", value.len())));
-    }
-    Ok(value)
-}
-
-/// Whether the server serves `model`; none means the one it serves.
-///
-/// # Errors
-/// `NotFound`, which names the model served.
-pub(crate) fn check_model(model: Option<&str>, info: &ModelInfo) -> Result<()> {
-    match model {
-        Some(model) if model != info.name => Err(Error::new(
-            Code::NotFound,
-            format!("model {:?} is not served here; {:?} is", cut(model, NAME_BYTES), info.name),
-        )),
-        _ => Ok(()),
-    }
-}
 
 /// A request of `candlewick.v1`. The deadline is left open.
 ///
@@ -68,7 +23,7 @@ pub(crate) fn request(prompt: Prompt, options: Option<wire::RequestOptions>, inf
     check_model(options.model.as_deref(), info)?;
     let mut set = options.sampling.unwrap_or_default();
     let structured_outputs = structured_outputs::from_wire(set.structured_outputs.take())?;
-    let mut params = sampling(set, &info.default_params);
+    let mut params = sampling(set, &info.default_params)?;
     params.structured_outputs = structured_outputs.or(params.structured_outputs);
     let cache_salt = options.cache_salt.filter(|salt| !salt.is_empty());
     Ok(Request {
@@ -94,7 +49,10 @@ pub(crate) fn prompt(prompt: Option<wire::Prompt>) -> Result<Prompt> {
 }
 
 /// Sampling parameters: what is set over the server's defaults. Ranges are the engine's to check.
-fn sampling(set: wire::SamplingParams, defaults: &SamplingParams) -> SamplingParams {
+///
+/// # Errors
+/// `InvalidArgument` where a sampler's name is unknown.
+fn sampling(set: wire::SamplingParams, defaults: &SamplingParams) -> Result<SamplingParams> {
     let mut logit_bias: Vec<_> = set.logit_bias.into_iter().map(|(id, bias)| (TokenId(id), bias)).collect();
     // A map of the wire has no order; what depends on one here must not differ from run to run.
     logit_bias.sort_unstable_by_key(|&(id, _)| id);
@@ -102,7 +60,9 @@ fn sampling(set: wire::SamplingParams, defaults: &SamplingParams) -> SamplingPar
         true => default.to_vec(),
         false => list.into_iter().map(TokenId).collect(),
     };
-    SamplingParams {
+    let strings_or = |list: Vec<String>, default: &[String]| if list.is_empty() { default.to_vec() } else { list };
+    let samplers = SamplerKind::parse_list(&set.samplers).map_err(|error| SAMPLING_PATH.locate(error))?;
+    Ok(SamplingParams {
         temperature: set.temperature.unwrap_or(defaults.temperature),
         top_k: set.top_k.unwrap_or(defaults.top_k),
         top_p: set.top_p.unwrap_or(defaults.top_p),
@@ -114,14 +74,36 @@ fn sampling(set: wire::SamplingParams, defaults: &SamplingParams) -> SamplingPar
         seed: set.seed.or(defaults.seed),
         max_tokens: set.max_tokens.or(defaults.max_tokens),
         min_tokens: set.min_tokens.unwrap_or(defaults.min_tokens),
-        stop: if set.stop.is_empty() { defaults.stop.clone() } else { set.stop },
+        stop: strings_or(set.stop, &defaults.stop),
         stop_token_ids: list_or(set.stop_token_ids, &defaults.stop_token_ids),
         include_stop_str_in_output: set.include_stop_str_in_output.unwrap_or(defaults.include_stop_str_in_output),
         ignore_eos: set.ignore_eos.unwrap_or(defaults.ignore_eos),
         skip_special_tokens: set.skip_special_tokens.unwrap_or(defaults.skip_special_tokens),
         logprobs: set.logprobs.or(defaults.logprobs),
+        dynatemp_range: set.dynatemp_range.unwrap_or(defaults.dynatemp_range),
+        dynatemp_exponent: set.dynatemp_exponent.unwrap_or(defaults.dynatemp_exponent),
+        typical_p: set.typical_p.unwrap_or(defaults.typical_p),
+        top_n_sigma: set.top_n_sigma.unwrap_or(defaults.top_n_sigma),
+        xtc_probability: set.xtc_probability.unwrap_or(defaults.xtc_probability),
+        xtc_threshold: set.xtc_threshold.unwrap_or(defaults.xtc_threshold),
+        mirostat: set.mirostat.unwrap_or(defaults.mirostat),
+        mirostat_tau: set.mirostat_tau.unwrap_or(defaults.mirostat_tau),
+        mirostat_eta: set.mirostat_eta.unwrap_or(defaults.mirostat_eta),
+        dry_multiplier: set.dry_multiplier.unwrap_or(defaults.dry_multiplier),
+        dry_base: set.dry_base.unwrap_or(defaults.dry_base),
+        dry_allowed_length: set.dry_allowed_length.unwrap_or(defaults.dry_allowed_length),
+        dry_penalty_last_n: set.dry_penalty_last_n.unwrap_or(defaults.dry_penalty_last_n),
+        dry_sequence_breakers: strings_or(set.dry_sequence_breakers, &defaults.dry_sequence_breakers),
+        allowed_token_ids: list_or(set.allowed_token_ids, &defaults.allowed_token_ids),
+        banned_token_ids: list_or(set.banned_token_ids, &defaults.banned_token_ids),
+        bad_words: strings_or(set.bad_words, &defaults.bad_words),
+        samplers: if samplers.is_empty() { defaults.samplers.clone() } else { samplers },
+        prompt_logprobs: set.prompt_logprobs.or(defaults.prompt_logprobs),
+        n: set.n.unwrap_or(defaults.n),
+        best_of: set.best_of.or(defaults.best_of),
+        thinking_budget: defaults.thinking_budget.clone(),
         structured_outputs: defaults.structured_outputs.clone(),
-    }
+    })
 }
 
 /// The first event, with every parameter in force.
@@ -153,17 +135,74 @@ fn effective(params: SamplingParams) -> wire::SamplingParams {
         ignore_eos: Some(params.ignore_eos),
         skip_special_tokens: Some(params.skip_special_tokens),
         logprobs: params.logprobs,
+        dynatemp_range: Some(params.dynatemp_range),
+        dynatemp_exponent: Some(params.dynatemp_exponent),
+        typical_p: Some(params.typical_p),
+        top_n_sigma: Some(params.top_n_sigma),
+        xtc_probability: Some(params.xtc_probability),
+        xtc_threshold: Some(params.xtc_threshold),
+        mirostat: Some(params.mirostat),
+        mirostat_tau: Some(params.mirostat_tau),
+        mirostat_eta: Some(params.mirostat_eta),
+        dry_multiplier: Some(params.dry_multiplier),
+        dry_base: Some(params.dry_base),
+        dry_allowed_length: Some(params.dry_allowed_length),
+        dry_penalty_last_n: Some(params.dry_penalty_last_n),
+        dry_sequence_breakers: params.dry_sequence_breakers,
+        allowed_token_ids: params.allowed_token_ids.into_iter().map(|id| id.0).collect(),
+        banned_token_ids: params.banned_token_ids.into_iter().map(|id| id.0).collect(),
+        bad_words: params.bad_words,
+        samplers: params.samplers.into_iter().map(|kind| kind.name().to_owned()).collect(),
+        prompt_logprobs: params.prompt_logprobs,
+        n: Some(params.n),
+        best_of: params.best_of,
         structured_outputs: params.structured_outputs.map(structured_outputs::to_wire),
     }
 }
 
 /// New tokens.
-pub(crate) fn delta(text: String, tokens: Vec<SampledToken>) -> wire::Delta {
+pub(crate) fn delta(index: u32, text: String, tokens: Vec<SampledToken>) -> wire::Delta {
     wire::Delta {
+        index,
         text,
+        reasoning: String::new(),
+        tool_calls: Vec::new(),
         token_ids: tokens.iter().map(|token| token.id.0).collect(),
         logprobs: tokens.into_iter().filter_map(position_logprobs).collect(),
     }
+}
+
+/// New tokens of a chat, with what they say by kind.
+pub(crate) fn chat_delta(delta: engine::Delta) -> wire::Delta {
+    sorted_delta(delta.index, delta.text, delta.pieces, delta.tokens)
+}
+
+fn sorted_delta(index: u32, text: String, pieces: Vec<Piece>, tokens: Vec<SampledToken>) -> wire::Delta {
+    let mut out = delta(index, text, tokens);
+    let number = |index: usize| u32::try_from(index).unwrap_or(u32::MAX);
+    for piece in pieces {
+        match piece {
+            // The delta's text is all of these.
+            Piece::Text(_) => {}
+            Piece::Reasoning(text) => out.reasoning.push_str(&text),
+            Piece::ToolCall { index, id, name } => out.tool_calls.push(wire::ToolCallDelta {
+                index: number(index),
+                id: Some(id),
+                name: Some(name),
+                arguments: String::new(),
+            }),
+            Piece::Arguments { index, delta } => match out.tool_calls.last_mut() {
+                Some(call) if call.index == number(index) => call.arguments.push_str(&delta),
+                _ => out.tool_calls.push(wire::ToolCallDelta {
+                    index: number(index),
+                    id: None,
+                    name: None,
+                    arguments: delta,
+                }),
+            },
+        }
+    }
+    out
 }
 
 fn position_logprobs(token: SampledToken) -> Option<wire::PositionLogprobs> {
@@ -183,7 +222,29 @@ pub(crate) fn finished(finished: engine::Finished) -> wire::Finished {
         FinishReason::GrammarComplete => (Reason::Stop, None),
         FinishReason::Length => (Reason::Length, None),
     };
-    wire::Finished { finish: Some(wire::Finish { reason: reason.into(), matched }), usage: Some(usage(finished.usage)) }
+    let reason = if finished.tool_calls { Reason::ToolCalls } else { reason };
+    wire::Finished {
+        finish: Some(wire::Finish { reason: reason.into(), matched }),
+        usage: Some(usage(finished.usage)),
+        index: finished.index,
+    }
+}
+
+/// A stretch of the prompt.
+pub(crate) fn prompt_logprobs(prompt: PromptLogprobs) -> wire::PromptLogprobs {
+    wire::PromptLogprobs {
+        start: prompt.start,
+        logprobs: prompt.tokens.into_iter().filter_map(position_logprobs).collect(),
+    }
+}
+
+/// The sequences after the first.
+pub(crate) fn alternatives(others: Vec<WholeOutput>) -> Vec<wire::Alternative> {
+    let alternative = |WholeOutput { text, pieces, tokens, finished: end }| wire::Alternative {
+        output: Some(sorted_delta(end.index, text, pieces, tokens)),
+        finished: Some(finished(end)),
+    };
+    others.into_iter().map(alternative).collect()
 }
 
 fn usage(usage: Usage) -> wire::Usage {
@@ -215,7 +276,13 @@ impl FieldPaths {
     }
 
     fn path(&self, field: &str) -> String {
-        let renamed = self.renamed.iter().find_map(|(from, to)| Some(format!("{to}{}", field.strip_prefix(from)?)));
+        // A whole name, not the beginning of a longer one.
+        let ends = |from: &str, rest: &str| from.ends_with('.') || rest.is_empty() || rest.starts_with(['.', '[']);
+        let rename = |(from, to): &(&str, &str)| {
+            let rest = field.strip_prefix(from).filter(|rest| ends(from, rest))?;
+            Some(format!("{to}{rest}"))
+        };
+        let renamed = self.renamed.iter().find_map(rename);
         if let Some(renamed) = renamed {
             return renamed;
         }
@@ -224,8 +291,11 @@ impl FieldPaths {
     }
 }
 
+/// For complaints of what is converted here.
+const SAMPLING_PATH: FieldPaths = FieldPaths { sampling: "options.sampling", renamed: &[] };
+
 /// The fields of [`SamplingParams`] as errors name them.
-const SAMPLING_FIELDS: [&str; 18] = [
+const SAMPLING_FIELDS: [&str; 39] = [
     "temperature",
     "top_k",
     "top_p",
@@ -243,5 +313,26 @@ const SAMPLING_FIELDS: [&str; 18] = [
     "ignore_eos",
     "skip_special_tokens",
     "logprobs",
+    "dynatemp_range",
+    "dynatemp_exponent",
+    "typical_p",
+    "top_n_sigma",
+    "xtc_probability",
+    "xtc_threshold",
+    "mirostat",
+    "mirostat_tau",
+    "mirostat_eta",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_penalty_last_n",
+    "dry_sequence_breakers",
+    "allowed_token_ids",
+    "banned_token_ids",
+    "bad_words",
+    "samplers",
+    "prompt_logprobs",
+    "n",
+    "best_of",
     "structured_outputs",
 ];

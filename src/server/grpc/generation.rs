@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status, codegen::BoxStream, metadata::MetadataMap};
 
-use super::{Backend, FieldPaths, convert, deadline::deadline, status::status, stream::Events};
+use super::{Backend, FieldPaths, convert, deadline::deadline, status::status, stream};
 use crate::{
     engine::{Event, Request as EngineRequest},
     error::Result,
@@ -10,6 +10,7 @@ use crate::{
         GenerateRequest, GenerateResponse, GenerateStreamRequest, GenerateStreamResponse, Prompt, RequestOptions,
         generate_stream_response::Event as WireEvent, generation_server::Generation,
     },
+    server::events::Events,
 };
 
 /// Where an engine's complaints belong in these requests.
@@ -34,7 +35,7 @@ impl GenerationService {
     ) -> Result<(String, Events)> {
         let request = self.request(metadata, prompt, options).map_err(|error| self.backend.refused(error))?;
         let id = request.request_id.clone();
-        Ok((id, Events::open(&self.backend, request, &PATHS).await?))
+        Ok((id, stream::open(&self.backend, request, &PATHS).await?))
     }
 
     fn request(
@@ -56,8 +57,10 @@ impl Generation for GenerationService {
         let whole = events.whole().await.map_err(status)?;
         Ok(Response::new(GenerateResponse {
             started: Some(convert::started(&id, &self.backend.engine.info().name, whole.started)),
-            output: Some(convert::delta(whole.text, whole.tokens)),
-            finished: Some(convert::finished(whole.finished)),
+            output: Some(convert::delta(0, whole.first.text, whole.first.tokens)),
+            finished: Some(convert::finished(whole.first.finished)),
+            alternatives: convert::alternatives(whole.others),
+            prompt_logprobs: whole.prompt.map(convert::prompt_logprobs),
         }))
     }
 
@@ -70,10 +73,11 @@ impl Generation for GenerationService {
         let (metadata, _, message) = request.into_parts();
         let (id, events) = self.open(&metadata, message.prompt, message.options).await.map_err(status)?;
         let engine = self.backend.engine.clone();
-        Ok(Response::new(events.respond(move |seq, event| {
+        Ok(Response::new(stream::respond(events, move |seq, event| {
             let event = match event {
                 Event::Started(event) => WireEvent::Started(convert::started(&id, &engine.info().name, event)),
-                Event::Delta(event) => WireEvent::Delta(convert::delta(event.text, event.tokens)),
+                Event::Prompt(prompt) => WireEvent::PromptLogprobs(convert::prompt_logprobs(prompt)),
+                Event::Delta(event) => WireEvent::Delta(convert::delta(event.index, event.text, event.tokens)),
                 Event::Finished(event) => WireEvent::Finished(convert::finished(event)),
             };
             Some(GenerateStreamResponse { seq, event: Some(event) })

@@ -1,6 +1,7 @@
 //! gRPC: the services of `candlewick.v1`, health and reflection, over one engine.
 
 pub(crate) mod chat;
+mod chat_convert;
 pub(crate) mod convert;
 pub(crate) mod deadline;
 pub(crate) mod generation;
@@ -14,9 +15,9 @@ pub(crate) mod tokens;
 use tonic::service::Routes;
 
 pub(crate) use self::convert::FieldPaths;
-use super::{closing::Closing, vllm_engine};
+pub(crate) use super::backend::Backend;
+use super::vllm_engine;
 use crate::{
-    engine::Engine,
     error::{Error, Result},
     proto::{
         FILE_DESCRIPTOR_SET,
@@ -40,21 +41,6 @@ const SERVICES: [&str; 6] = [
     "candlewick.v1.Tokens",
     "vllm.grpc.engine.VllmEngine",
 ];
-
-/// What every service holds: the engine, and how the server goes down.
-#[derive(Clone)]
-pub(crate) struct Backend {
-    pub(crate) engine: Engine,
-    pub(crate) closing: Closing,
-}
-
-impl Backend {
-    /// The same error, counted as a refusal. The engine counts its own.
-    pub(crate) fn refused(&self, error: Error) -> Error {
-        self.engine.telemetry().record_refused(error.code);
-        error
-    }
-}
 
 /// All services.
 ///

@@ -2,10 +2,11 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Backend, convert, status::status};
+use super::{Backend, status::status};
 use crate::{
     engine::Engine,
     proto::candlewick::v1::{GetRequest, GetResponse, ListRequest, ListResponse, Model, models_server::Models},
+    server::backend::check_model,
 };
 
 pub(super) struct ModelsService {
@@ -42,7 +43,7 @@ impl Models for ModelsService {
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
         let engine = &self.backend.engine;
-        convert::check_model(Some(&request.get_ref().name), engine.info()).map_err(status)?;
+        check_model(Some(&request.get_ref().name), engine.info()).map_err(status)?;
         Ok(Response::new(GetResponse { model: Some(model(engine)) }))
     }
 }

@@ -5,7 +5,10 @@ use std::{collections::HashMap, time::Duration};
 use tonic::Status;
 use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt};
 
-use crate::error::{Code, Error};
+use crate::{
+    error::{Code, Error},
+    server::backend::cut,
+};
 
 /// `domain` of every `ErrorInfo`.
 pub const DOMAIN: &str = "candlewick";
@@ -65,11 +68,6 @@ pub(crate) fn status(error: Error) -> Status {
         cut(&error.message, MESSAGE_BYTES)
     };
     Status::with_error_details(code, message, details)
-}
-
-/// The longest start of `text` that has at most `bytes` bytes and ends between two characters.
-pub(super) fn cut(text: &str, bytes: usize) -> &str {
-    (0..=bytes.min(text.len())).rev().find_map(|end| text.get(..end)).unwrap_or_default()
 }
 
 #[cfg(test)]

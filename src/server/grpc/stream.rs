@@ -1,121 +1,31 @@
-//! From a request to its events, and from events to a response stream.
-//!
-//! A call that is refused fails at once with its status. A call that is admitted gets its response headers at once,
-//! before its first event: routers give up on a worker that stays silent while it computes.
+//! From a request to its events, and from events to a gRPC response stream.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-};
-
-use futures::{
-    FutureExt, Stream, StreamExt,
-    future::{BoxFuture, ready, select},
-};
-use tokio::time::timeout_at;
+use futures::{StreamExt, future::ready};
 use tonic::codegen::BoxStream;
 
 use super::{Backend, FieldPaths, status::status};
 use crate::{
-    engine::{Event, Finished, Generation, Request, Started},
-    error::{Code, Error, Result},
-    params::SampledToken,
+    engine::{Event, Request},
+    error::Result,
+    server::events::Events,
 };
 
-/// The events of one call: the engine's, until they end or are ended. Dropping them cancels the request.
-pub(crate) struct Events {
-    generation: Option<Generation>,
-    /// Resolves with the error that ends the call before its time.
-    ending: BoxFuture<'static, Error>,
+/// Has the engine admit a request; what it complains of is named by the wire's paths.
+///
+/// # Errors
+/// As [`Events::open`].
+pub(crate) async fn open(backend: &Backend, request: Request, paths: &FieldPaths) -> Result<Events> {
+    Events::open(backend, request).await.map_err(|error| paths.locate(error))
 }
 
-/// All events of a call, put together.
-pub(crate) struct Whole {
-    pub(crate) started: Started,
-    pub(crate) text: String,
-    pub(crate) tokens: Vec<SampledToken>,
-    pub(crate) finished: Finished,
-}
-
-impl Events {
-    /// Has the engine admit a request.
-    ///
-    /// # Errors
-    /// The engine's, where it refuses the request; `DeadlineExceeded` where it does not admit it in time.
-    pub(crate) async fn open(backend: &Backend, request: Request, paths: &FieldPaths) -> Result<Self> {
-        let deadline = request.deadline;
-        let admission = backend.engine.generate(request);
-        let admitted = match deadline {
-            Some(deadline) => timeout_at(deadline, admission).await.unwrap_or_else(|_| {
-                let late = Error::new(Code::DeadlineExceeded, "the deadline passed before the request was admitted");
-                Err(backend.refused(late))
-            }),
-            None => admission.await,
-        };
-        let generation = admitted.map_err(|error| paths.locate(error))?;
-        let closing = backend.closing.clone();
-        let ending = async move {
-            closing.cut().await;
-            Error::new(Code::Unavailable, "the server shut down before this stream had ended: ask another one")
-        };
-        Ok(Self { generation: Some(generation), ending: Box::pin(ending) })
-    }
-
-    /// The same events, ended by the error that `ending` brings, should it come.
-    pub(crate) fn end_with(mut self, ending: impl Future<Output = Error> + Send + 'static) -> Self {
-        self.ending = Box::pin(select(self.ending, Box::pin(ending)).map(|first| first.factor_first().0));
-        self
-    }
-
-    /// The response stream: `message` makes an event, with its number from 1, into what goes out for it.
-    pub(crate) fn respond<M: Send + 'static>(
-        self,
-        mut message: impl FnMut(u64, Event) -> Option<M> + Send + 'static,
-    ) -> BoxStream<M> {
-        let mut seq = 0;
-        Box::pin(self.filter_map(move |event| {
-            seq += 1;
-            ready(event.map(|event| message(seq, event)).map_err(status).transpose())
-        }))
-    }
-
-    /// Waits for all events.
-    ///
-    /// # Errors
-    /// The error that ended the stream.
-    pub(crate) async fn whole(mut self) -> Result<Whole> {
-        let (mut started, mut text, mut tokens) = (None, String::new(), Vec::new());
-        while let Some(event) = self.next().await {
-            match event? {
-                Event::Started(event) => started = Some(event),
-                Event::Delta(delta) => {
-                    text.push_str(&delta.text);
-                    tokens.extend(delta.tokens);
-                }
-                Event::Finished(finished) => {
-                    let started = started.ok_or_else(|| Error::internal("a stream finished before it started"))?;
-                    return Ok(Whole { started, text, tokens, finished });
-                }
-            }
-        }
-        Err(Error::internal("a stream ended without a last event"))
-    }
-}
-
-impl Stream for Events {
-    type Item = Result<Event>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Some(generation) = &mut self.generation else { return Poll::Ready(None) };
-        let mut polled = generation.poll_next_unpin(cx);
-        if polled.is_pending()
-            && let Poll::Ready(error) = self.ending.as_mut().poll(cx)
-        {
-            polled = Poll::Ready(Some(Err(error)));
-        }
-        if let Poll::Ready(Some(Err(_)) | None) = polled {
-            self.generation = None;
-        }
-        polled
-    }
+/// The response stream: `message` makes an event, with its number from 1, into what goes out for it.
+pub(crate) fn respond<M: Send + 'static>(
+    events: Events,
+    mut message: impl FnMut(u64, Event) -> Option<M> + Send + 'static,
+) -> BoxStream<M> {
+    let mut seq = 0;
+    Box::pin(events.filter_map(move |event| {
+        seq += 1;
+        ready(event.map(|event| message(seq, event)).map_err(status).transpose())
+    }))
 }

@@ -1,12 +1,12 @@
 //! Between the messages of `vllm.grpc.engine` and the engine's types.
 
 use crate::{
-    engine::{Prompt, Request},
+    engine::{Delta, Finished, Prompt, Request},
     error::{Error, Result},
     ids::TokenId,
-    params::{Constraint, FinishReason, SampledToken, SamplingParams, StructuredOutputs, Usage},
+    params::{Constraint, FinishReason, PromptLogprobs, SampledToken, SamplingParams, StructuredOutputs},
     proto::vllm::grpc::engine as wire,
-    server::grpc::convert::request_id,
+    server::backend::request_id,
 };
 
 /// A generation request. The deadline is left open.
@@ -49,11 +49,7 @@ fn refuse(fields: &[(&str, bool)]) -> Result<()> {
 
 /// Sampling parameters. Unset means vLLM's own defaults, not the model's: routers apply those themselves.
 fn sampling(set: wire::SamplingParams) -> Result<SamplingParams> {
-    refuse(&[
-        ("sampling_params.n", set.n > 1),
-        ("sampling_params.prompt_logprobs", set.prompt_logprobs.is_some()),
-        ("sampling_params.truncate_prompt_tokens", set.truncate_prompt_tokens.is_some()),
-    ])?;
+    refuse(&[("sampling_params.truncate_prompt_tokens", set.truncate_prompt_tokens.is_some())])?;
     let or_one = |value: f32| if value == 0.0 { 1.0 } else { value };
     let natural = |field: &str, value: i32| {
         u32::try_from(value).map_err(|_| Error::invalid(field, format!("is {value}, must be at least 0")))
@@ -82,7 +78,10 @@ fn sampling(set: wire::SamplingParams) -> Result<SamplingParams> {
         ignore_eos: set.ignore_eos,
         skip_special_tokens: set.skip_special_tokens,
         logprobs: set.logprobs.map(|n| natural("sampling_params.logprobs", n)).transpose()?,
+        prompt_logprobs: set.prompt_logprobs.map(|n| natural("sampling_params.prompt_logprobs", n)).transpose()?,
+        n: set.n.max(1),
         structured_outputs: set.constraint.and_then(structured_outputs),
+        ..SamplingParams::default()
     })
 }
 
@@ -102,7 +101,8 @@ fn structured_outputs(set: wire::sampling_params::Constraint) -> Option<Structur
 }
 
 /// New tokens. The count is of these tokens alone: routers add up.
-pub(super) fn chunk(tokens: Vec<SampledToken>, usage: Usage) -> wire::GenerateResponse {
+pub(super) fn chunk(delta: Delta, prompt: Option<PromptLogprobs>) -> wire::GenerateResponse {
+    let Delta { index, tokens, usage, .. } = delta;
     let token_ids: Vec<_> = tokens.iter().map(|token| token.id.0).collect();
     let chunk = wire::GenerateStreamChunk {
         prompt_tokens: usage.prompt_tokens,
@@ -110,8 +110,8 @@ pub(super) fn chunk(tokens: Vec<SampledToken>, usage: Usage) -> wire::GenerateRe
         cached_tokens: usage.cached_tokens,
         token_ids,
         output_logprobs: output_logprobs(tokens),
-        input_logprobs: None,
-        index: 0,
+        input_logprobs: prompt.map(input_logprobs),
+        index,
     };
     wire::GenerateResponse { response: Some(wire::generate_response::Response::Chunk(chunk)) }
 }
@@ -120,9 +120,10 @@ pub(super) fn chunk(tokens: Vec<SampledToken>, usage: Usage) -> wire::GenerateRe
 pub(super) fn complete(
     output_ids: Vec<u32>,
     tokens: Vec<SampledToken>,
-    reason: FinishReason,
-    usage: Usage,
+    finished: Finished,
+    prompt: Option<PromptLogprobs>,
 ) -> wire::GenerateResponse {
+    let Finished { index, reason, usage, .. } = finished;
     use wire::generate_complete::MatchedStop;
     let (finish_reason, matched_stop) = match reason {
         // As vLLM has it, the model's own end matches nothing that the request named.
@@ -138,6 +139,8 @@ pub(super) fn complete(
         completion_tokens: usage.completion_tokens,
         cached_tokens: usage.cached_tokens,
         output_logprobs: output_logprobs(tokens),
+        input_logprobs: prompt.map(input_logprobs),
+        index,
         matched_stop,
         ..wire::GenerateComplete::default()
     };
@@ -154,6 +157,19 @@ fn output_logprobs(tokens: Vec<SampledToken>) -> Option<wire::OutputLogProbs> {
         all.top_logprobs.push(wire::TopLogProbs { values, token_ids });
     }
     (!all.token_ids.is_empty()).then_some(all)
+}
+
+/// The prompt's first token, which nothing predicts, is left out here: its id is the client's own.
+fn input_logprobs(prompt: PromptLogprobs) -> wire::InputLogProbs {
+    let mut all = wire::InputLogProbs::default();
+    for token in prompt.tokens {
+        let Some(logprobs) = token.logprobs else { continue };
+        all.token_ids.push(token.id.0);
+        all.token_logprobs.push(wire::InputTokenLogProb { value: Some(logprobs.chosen) });
+        let (token_ids, values) = logprobs.top.into_iter().map(|(id, logprob)| (id.0, logprob)).unzip();
+        all.top_logprobs.push(wire::TopLogProbs { values, token_ids });
+    }
+    all
 }
 
 /// The recommended parameters that differ from vLLM's own, as a JSON object; empty where none does.
@@ -201,8 +217,7 @@ mod tests {
             change(&mut params);
             sampling(params).unwrap_err().violations.remove(0).field
         };
-        assert_eq!(sampling_params(|p| p.n = 2), "sampling_params.n");
-        assert_eq!(sampling_params(|p| p.prompt_logprobs = Some(1)), "sampling_params.prompt_logprobs");
+        assert_eq!(sampling_params(|p| p.prompt_logprobs = Some(-1)), "sampling_params.prompt_logprobs");
         assert_eq!(sampling_params(|p| p.logprobs = Some(-1)), "sampling_params.logprobs");
         assert_eq!(sampling_params(|p| p.truncate_prompt_tokens = Some(3)), "sampling_params.truncate_prompt_tokens");
         assert_eq!(sampling_params(|p| p.logit_bias = [(-1, 1.0)].into()), "sampling_params.logit_bias");

@@ -5,16 +5,20 @@
 mod aborts;
 mod convert;
 
-use std::{path::Path, time::Instant};
+use std::{collections::HashMap, path::Path, time::Instant};
 
 use futures::{StreamExt, stream};
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
 use self::aborts::Aborts;
-use super::grpc::{Backend, FieldPaths, deadline::deadline, status::status, stream::Events};
+use super::{
+    events::{Events, Whole, WholeOutput},
+    grpc::{Backend, FieldPaths, deadline::deadline, status::status, stream as responses},
+};
 use crate::{
     engine::{Event, Health},
     error::{Code, Error, Result},
+    params::{PromptLogprobs, SampledToken},
     proto::{
         smg::grpc::common::{
             FlushCacheRequest, FlushCacheResponse, GetTokenizerChunk, GetTokenizerRequest, KvEventBatch,
@@ -63,7 +67,7 @@ impl VllmEngineService {
             .and_then(|request| Ok(crate::engine::Request { deadline: deadline(&metadata)?, ..request }));
         let request = request.map_err(|error| self.backend.refused(error))?;
         let id = request.request_id.clone();
-        let events = Events::open(&self.backend, request, &PATHS).await?;
+        let events = responses::open(&self.backend, request, &PATHS).await?;
         Ok(events.end_with(self.aborts.enter(&id)))
     }
 }
@@ -85,24 +89,39 @@ impl VllmEngine for VllmEngineService {
         let streams = request.get_ref().stream;
         let events = self.open(request).await.map_err(status)?;
         if !streams {
-            let whole = stream::once(events.whole()).map(|whole| {
-                let whole = whole.map_err(status)?;
-                let ids = whole.tokens.iter().map(|token| token.id.0).collect();
-                Ok(convert::complete(ids, whole.tokens, whole.finished.reason, whole.finished.usage))
+            // One complete message a sequence; the first has the prompt's log-probabilities.
+            let whole = stream::once(events.whole()).flat_map(|whole| {
+                let all = whole.map_err(status).map(|Whole { mut prompt, first, others, .. }| {
+                    let complete = |WholeOutput { tokens, finished, .. }| {
+                        let ids = tokens.iter().map(|token: &SampledToken| token.id.0).collect();
+                        Ok(convert::complete(ids, tokens, finished, prompt.take()))
+                    };
+                    std::iter::once(first).chain(others).map(complete).collect::<Vec<_>>()
+                });
+                stream::iter(all.unwrap_or_else(|status| vec![Err(status)]))
             });
             return Ok(Response::new(Box::pin(whole)));
         }
-        let mut output_ids = Vec::new();
-        Ok(Response::new(events.respond(move |_, event| match event {
+        let mut output_ids: HashMap<u32, Vec<u32>> = HashMap::new();
+        let mut prompt = None::<PromptLogprobs>;
+        Ok(Response::new(responses::respond(events, move |_, event| match event {
             Event::Started(_) => None,
+            Event::Prompt(more) => {
+                match &mut prompt {
+                    Some(prompt) => prompt.tokens.extend(more.tokens),
+                    None => prompt = Some(more),
+                }
+                None
+            }
             // Text alone, which was held back: routers make their own.
             Event::Delta(delta) if delta.tokens.is_empty() => None,
             Event::Delta(delta) => {
-                output_ids.extend(delta.tokens.iter().map(|token| token.id.0));
-                Some(convert::chunk(delta.tokens, delta.usage))
+                output_ids.entry(delta.index).or_default().extend(delta.tokens.iter().map(|token| token.id.0));
+                Some(convert::chunk(delta, prompt.take()))
             }
             Event::Finished(end) => {
-                Some(convert::complete(std::mem::take(&mut output_ids), Vec::new(), end.reason, end.usage))
+                let ids = output_ids.remove(&end.index).unwrap_or_default();
+                Some(convert::complete(ids, Vec::new(), end, None))
             }
         })))
     }

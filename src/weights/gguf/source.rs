@@ -11,7 +11,7 @@ use crate::{
 
 /// Architectures whose query and key rows GGUF's converter interleaves: a head's row `i` of its first half is followed
 /// by row `i` of its second, so that rotary pairs are neighbours. Hugging Face keeps the halves apart.
-const INTERLEAVED: [&str; 2] = ["llama", "mistral3"];
+const INTERLEAVED: [&str; 3] = ["llama", "mistral3", "granite"];
 
 /// The tensors of a GGUF file, as [`TensorSource`] gives them. A name that the table of [`names`] does not have stays
 /// as it is.
@@ -35,9 +35,11 @@ impl GgufSource {
             let why = format!("says that this is one of {parts} files: merge them first (llama-gguf-split --merge)");
             return Err(wrong("metadata split.count", why));
         }
+        let architecture = gguf.string("general.architecture")?;
+        let architecture = architecture.ok_or_else(|| wrong("metadata general.architecture", "is missing".into()))?;
         let mut gguf_names = BTreeMap::new();
         for (name, _) in gguf.tensors() {
-            let hf_name = names::to_hf(name).unwrap_or_else(|| name.to_owned());
+            let hf_name = names::to_hf(architecture, name).unwrap_or_else(|| name.to_owned());
             if gguf_names.insert(hf_name, name.to_owned()).is_some() {
                 return Err(wrong(
                     &format!("tensor {}", shown(name)),
@@ -45,8 +47,6 @@ impl GgufSource {
                 ));
             }
         }
-        let architecture = gguf.string("general.architecture")?;
-        let architecture = architecture.ok_or_else(|| wrong("metadata general.architecture", "is missing".into()))?;
         let interleaved_heads = if INTERLEAVED.contains(&architecture) {
             let heads = |key: &str| {
                 let key = format!("{architecture}.attention.{key}");

@@ -128,6 +128,11 @@ impl TensorSource for SafetensorsSource {
         self.tensors.get(name).is_some_and(|tensor| weight_format(&tensor.entry.dtype).is_some())
     }
 
+    fn octets(&self, name: &str) -> Option<&[u8]> {
+        let Located { shard, entry } = self.tensors.get(name).filter(|tensor| tensor.entry.dtype == "U8")?;
+        self.shards.get(*shard)?.get(entry.bytes.clone())
+    }
+
     fn refusal(&self, name: &str) -> Option<String> {
         let dtype = &self.tensors.get(name)?.entry.dtype;
         let unread = weight_format(dtype).is_none();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candlewick::{
     arch::Model,
-    config::Dtype,
+    config::{Dtype, ModelArgs},
     engine::{
         executor::{AdmittedSequence, BlockCopy, Executor, PlannedRow, StepOutput, StepPlan},
         runner::{Runner, RunnerConfig},
@@ -15,6 +15,7 @@ use candlewick::{
 };
 
 use super::driver::{BLOCK_SIZE, golden, load_model, tokens};
+use crate::allocations;
 
 fn runner(model: Arc<dyn Model>, num_threads: usize) -> Runner {
     let config = RunnerConfig { num_blocks: 64, block_size: BLOCK_SIZE, num_threads, eos_token_ids: vec![TokenId(2)] };
@@ -26,8 +27,13 @@ fn greedy() -> SamplingParams {
 }
 
 fn admit(plan: &mut StepPlan, id: u64, params: SamplingParams, prompt: &[TokenId]) {
-    let (params, prompt) = (Arc::new(params), prompt.into());
-    plan.admitted.push(AdmittedSequence { id: SequenceId(id), params, prompt, grammar: None });
+    plan.admitted.push(AdmittedSequence {
+        id: SequenceId(id),
+        params: Arc::new(params),
+        prompt: prompt.into(),
+        dry_breakers: [].into(),
+        grammar: None,
+    });
 }
 
 /// Adds a row: `tokens` after `context_len` others, in these blocks.
@@ -45,6 +51,7 @@ fn schedule(plan: &mut StepPlan, id: u64, tokens: &[TokenId], context_len: usize
         context_len: context_len as u32,
         samples,
         num_output_tokens: 0,
+        prompt_targets: 0..0,
         max_new_tokens: 1,
     });
 }
@@ -178,4 +185,33 @@ fn a_cache_of_impossible_size_is_refused() {
         let error = Runner::new(Arc::clone(&model), &config).err().expect("refused");
         assert_eq!(error.code, Code::InvalidArgument, "{num_blocks} x {block_size}");
     }
+}
+
+#[test]
+fn steady_decoding_asks_the_allocator_for_nothing_large() {
+    // The demo's rows are 1 KiB, so that every tensor of a step counts.
+    let loaded = candlewick::engine::load::load(&ModelArgs::default(), None, &mut |_| ()).expect("the demo");
+    let mut runner = runner(loaded.model, 1);
+    const SEQUENCES: u64 = 16;
+    let step = |plan: &mut StepPlan, context_len: usize| {
+        for id in 0..SEQUENCES {
+            let blocks = [3 * id as u32, 3 * id as u32 + 1, 3 * id as u32 + 2];
+            schedule(plan, id, &[TokenId(300 + id as u32)], context_len, &blocks, true);
+        }
+    };
+    let mut largest = Vec::new();
+    for context_len in 0..40 {
+        let mut plan = StepPlan::default();
+        if context_len == 0 {
+            let params =
+                |id| SamplingParams { temperature: 0.8, seed: Some(id), top_k: 40, ..SamplingParams::default() };
+            (0..SEQUENCES).for_each(|id| admit(&mut plan, id, params(id), &[TokenId(300)]));
+        }
+        step(&mut plan, context_len);
+        let (output, measured) = allocations::measure(|| run(&mut runner, &plan));
+        assert_eq!(output.expect("a step").sequences.len(), SEQUENCES as usize);
+        largest.push(measured.largest_bytes);
+    }
+    let steady = &largest[8..];
+    assert!(steady.iter().all(|bytes| *bytes < 1024), "largest requests of the steps from the ninth on: {steady:?}");
 }

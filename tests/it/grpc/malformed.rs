@@ -104,8 +104,8 @@ async fn text_without_a_tokenizer_is_a_failed_precondition() {
     assert_eq!(tokenize.unwrap_err().code(), Code::FailedPrecondition);
     let detokenize = tokens.detokenize(DetokenizeRequest { token_ids: vec![1], ..DetokenizeRequest::default() }).await;
     assert_eq!(detokenize.unwrap_err().code(), Code::FailedPrecondition);
-    let messages = vec![Message { role: Role::User.into(), content: "hello".into() }];
-    let chat = ChatClient::new(channel).complete(CompleteRequest { messages, options: None }).await;
+    let messages = vec![Message { role: Role::User.into(), content: "hello".into(), ..Message::default() }];
+    let chat = ChatClient::new(channel).complete(CompleteRequest { messages, options: None, chat: None }).await;
     assert_eq!(chat.unwrap_err().code(), Code::FailedPrecondition);
 }
 
@@ -115,10 +115,10 @@ async fn messages_without_a_role_or_none_at_all_are_refused_by_their_path() {
     let mut chat = ChatClient::new(server.channel().await);
     let refused = chat.complete(CompleteRequest::default()).await.unwrap_err();
     assert_eq!((refused.code(), field(&refused).as_str()), (Code::InvalidArgument, "messages"));
-    let user = Message { role: Role::User.into(), content: "hello".into() };
+    let user = Message { role: Role::User.into(), content: "hello".into(), ..Message::default() };
     for role in [0, 77] {
-        let messages = vec![user.clone(), Message { role, content: String::new() }];
-        let refused = chat.complete(CompleteRequest { messages, options: None }).await.unwrap_err();
+        let messages = vec![user.clone(), Message { role, ..Message::default() }];
+        let refused = chat.complete(CompleteRequest { messages, options: None, chat: None }).await.unwrap_err();
         assert_eq!((refused.code(), field(&refused).as_str()), (Code::InvalidArgument, "messages[1].role"));
     }
 }

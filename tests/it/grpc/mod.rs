@@ -4,7 +4,8 @@ mod drain;
 mod faces;
 mod malformed;
 mod streams;
-mod text;
+pub(crate) mod text;
+mod tools;
 mod trouble;
 mod vllm;
 
@@ -180,6 +181,7 @@ pub(crate) async fn read(mut stream: Streaming<GenerateStreamResponse>) -> Read 
                 match response.event.unwrap() {
                     Event::Started(started) => assert!(read.started.replace(started).is_none() && next_seq == 2),
                     Event::Delta(delta) => read.deltas.push(delta),
+                    Event::PromptLogprobs(_) => panic!("nobody asked for these"),
                     Event::Finished(finished) => read.finished = Some(finished),
                 }
             }

@@ -3,7 +3,10 @@
 use std::{path::Path, sync::Arc};
 
 use candlewick::{
-    engine::{ModelInfo, ModelText, fake::FakeExecutor, fake::FakeOptions},
+    engine::{
+        ModelInfo, ModelText,
+        fake::{FakeExecutor, FakeOptions, Gate, Mishap},
+    },
     ids::TokenId,
     proto::candlewick::v1::{
         CompleteRequest, CompleteStreamRequest, DetokenizeRequest, FinishReason, GenerateRequest,
@@ -19,7 +22,7 @@ use tonic_types::StatusExt;
 use super::{Server, config, info, options, read, soon};
 
 /// Ids that the fake draws from: ASCII, so that every token is a character.
-const ASCII: u32 = 128;
+pub(crate) const ASCII: u32 = 128;
 
 /// The character that byte-level vocabularies write for a byte (GPT-2's `bytes_to_unicode`).
 fn byte_char(byte: u8) -> char {
@@ -33,7 +36,7 @@ fn byte_char(byte: u8) -> char {
     }
 }
 
-fn tokenizer() -> Arc<Tokenizer> {
+pub(crate) fn tokenizer() -> Arc<Tokenizer> {
     let vocab: serde_json::Map<_, _> = (0..=255).map(|b| (byte_char(b).to_string(), b.into())).collect();
     let byte_level =
         serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
@@ -45,7 +48,17 @@ fn tokenizer() -> Arc<Tokenizer> {
     Arc::new(Tokenizer::from_json_bytes(Path::new("tokenizer.json"), json.to_string().as_bytes()).unwrap())
 }
 
-async fn server() -> Server {
+pub(crate) async fn server() -> Server {
+    server_with(None).await
+}
+
+/// One whose engine hangs in step `step` until the gate is opened.
+pub(crate) async fn server_that_hangs(step: u64) -> (Server, Arc<Gate>) {
+    let gate = Arc::new(Gate::default());
+    (server_with(Some((step, Mishap::Hang(gate.clone())))).await, gate)
+}
+
+async fn server_with(mishap: Option<(u64, Mishap)>) -> Server {
     let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>";
     let template = ChatTemplate::new(template, "", "").unwrap();
     let text = ModelText { tokenizer: Some(tokenizer()), chat_template: Some(Arc::new(template)) };
@@ -54,14 +67,14 @@ async fn server() -> Server {
     // The fakes of the other tests draw from a larger vocabulary.
     let limits = config.clone();
     let factory = Arc::new(move || {
-        let options = FakeOptions { vocab_size: ASCII, ..FakeOptions::default() };
+        let options = FakeOptions { vocab_size: ASCII, mishap: mishap.clone(), ..FakeOptions::default() };
         Ok(Box::new(FakeExecutor::new(&limits, options)) as _)
     });
     Server::with(info, text, config, factory, ServeOptions::default()).await
 }
 
 /// What the fake makes of a text.
-fn continued(prompt: &str, n: usize) -> String {
+pub(crate) fn continued(prompt: &str, n: usize) -> String {
     let ids: Vec<_> = prompt.bytes().map(|b| TokenId(b.into())).collect();
     FakeExecutor::expected(ASCII, &ids, n).into_iter().map(|id| char::from(id.0 as u8)).collect()
 }
@@ -103,18 +116,18 @@ async fn messages_are_rendered_with_the_template_and_answered() {
     let server = server().await;
     let mut chat = ChatClient::new(server.channel().await);
     let messages = vec![
-        Message { role: Role::System.into(), content: "Be brief.".into() },
-        Message { role: Role::User.into(), content: "Hi".into() },
+        Message { role: Role::System.into(), content: "Be brief.".into(), ..Message::default() },
+        Message { role: Role::User.into(), content: "Hi".into(), ..Message::default() },
     ];
     let rendered = "<system>Be brief.<user>Hi<assistant>";
-    let request = CompleteRequest { messages: messages.clone(), options: Some(options(20)) };
+    let request = CompleteRequest { messages: messages.clone(), options: Some(options(20)), chat: None };
     let answer = chat.complete(request).await.unwrap().into_inner();
     assert_eq!(answer.started.unwrap().prompt_tokens as usize, rendered.len());
     let message = answer.message.unwrap();
     assert_eq!((message.role(), message.content), (Role::Assistant, continued(rendered, 20)));
     assert_eq!(answer.output.unwrap().token_ids.len(), 20);
 
-    let request = CompleteStreamRequest { messages, options: Some(options(20)) };
+    let request = CompleteStreamRequest { messages, options: Some(options(20)), chat: None };
     let mut stream = chat.complete_stream(request).await.unwrap().into_inner();
     let (mut told, mut seq) = (String::new(), 0);
     while let Some(response) = soon("an event", stream.message()).await.unwrap() {
@@ -145,4 +158,49 @@ async fn tokenizing_and_back_gives_the_same_text() {
     assert_eq!(refused.get_details_bad_request().unwrap().field_violations[0].field, "token_ids[1]");
     let other = TokenizeRequest { model: Some("other".into()), ..TokenizeRequest::default() };
     assert_eq!(tokens.tokenize(other).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_banned_string_is_taken_back_before_anybody_sees_a_part_of_it() {
+    let server = server().await;
+    let plain = continued("prompt", 40);
+    for at in [0, 3, 20] {
+        let banned = plain[at..at + 4].to_owned();
+        let mut options = options(40);
+        options.sampling.as_mut().unwrap().bad_words = vec![banned.clone(), "\u{7f}\u{7f}never".into()];
+        let request = GenerateStreamRequest { prompt: text("prompt"), options: Some(options) };
+        let mut client = server.generation().await;
+        let told = read(client.generate_stream(request).await.unwrap().into_inner()).await;
+        let said: String = told.deltas.iter().map(|delta| delta.text.as_str()).collect();
+        assert!(!said.contains(&banned), "{said:?} says {banned:?}");
+        assert_eq!((said.len(), &said[..at]), (40, &plain[..at]), "it went back to where the string began");
+        assert_ne!(said.as_bytes()[at], plain.as_bytes()[at]);
+        assert_eq!(told.finished.unwrap().usage.unwrap().completion_tokens, 40);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_sequences_and_the_prompts_log_probabilities_come_in_one_answer() {
+    let server = server().await;
+    let mut options = options(12);
+    let sampling = options.sampling.as_mut().unwrap();
+    (sampling.n, sampling.prompt_logprobs) = (Some(3), Some(0));
+    let request = GenerateRequest { prompt: text("prompt"), options: Some(options) };
+    let whole = server.generation().await.generate(request).await.unwrap().into_inner();
+    assert_eq!(whole.alternatives.len(), 2);
+    let others = whole.alternatives.iter().map(|other| other.output.clone().unwrap());
+    let all: Vec<_> = std::iter::once(whole.output.unwrap()).chain(others).collect();
+    for (index, output) in all.iter().enumerate() {
+        // The fake knows no seeds: all say the same.
+        assert_eq!((output.index as usize, &output.text), (index, &continued("prompt", 12)));
+    }
+    let prompt = whole.prompt_logprobs.unwrap();
+    let ids: Vec<_> = prompt.logprobs.iter().map(|position| position.chosen.unwrap().token_id as u8).collect();
+    assert_eq!((prompt.start, ids), (1, b"rompt".to_vec()));
+    // All have gone with their request.
+    let mut options = super::options(12);
+    options.sampling.as_mut().unwrap().n = Some(129);
+    let request = GenerateRequest { prompt: text("prompt"), options: Some(options) };
+    let status = server.generation().await.generate(request).await.unwrap_err();
+    assert_eq!(status.get_error_details().bad_request().unwrap().field_violations[0].field, "options.sampling.n");
 }

@@ -1,6 +1,5 @@
 //! Files that lie: each gives an error that names the file and the field, never a panic, never a huge allocation.
 
-mod allocations;
 mod gguf;
 mod gguf_file;
 mod mutations;
@@ -12,7 +11,7 @@ use std::path::Path;
 
 use candlewick::error::{Code, Error};
 
-use self::allocations::Measured;
+use crate::allocations::{self, Measured};
 
 /// No reading of a file of a few kilobytes may take more than this.
 const ALLOCATION_CAP_BYTES: usize = 64 << 20;

@@ -100,7 +100,11 @@ fn ids_that_do_not_fit_are_refused() {
 
 #[test]
 fn parts_that_cannot_run_are_refused() {
-    assert_refused(&with("/pre_tokenizer/pretokenizers/0/pattern/Regex", json!("(a")), "pre_tokenizer", "arsing error");
+    assert_refused(
+        &with("/pre_tokenizer/pretokenizers/0/pattern/Regex", json!("(a")),
+        "pre_tokenizer",
+        "unclosed group",
+    );
     assert_refused(
         &with("/pre_tokenizer/pretokenizers/0/pattern/Regex", json!("((a{999}){999}){999}")),
         "pre_tokenizer",

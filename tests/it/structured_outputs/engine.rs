@@ -4,23 +4,27 @@ use std::{sync::Arc, time::Duration};
 
 use candlewick::{
     config::EngineConfig,
-    engine::{Engine, Event, Finished, Prompt, Request},
+    engine::{Engine, Event, Finished, Prompt, Request, load::LoadedModel},
     error::{Code, Error},
+    ids::TokenId,
     params::{Constraint, FinishReason, SamplingParams, StructuredOutputs},
     telemetry::Telemetry,
 };
 use futures::StreamExt;
 use serde_json::Value;
 
-use super::{demo, params};
+use super::{demo, params, validity::check};
 
 async fn engine(config: EngineConfig) -> Engine {
-    let loaded = demo();
+    start(demo(), config).await
+}
+
+pub(super) async fn start(loaded: LoadedModel, config: EngineConfig) -> Engine {
     let factory = loaded.executor_factory(&config, Some(2));
     Engine::start(loaded.info, loaded.text, config, Arc::new(Telemetry::new("demo")), factory).await.unwrap()
 }
 
-fn config() -> EngineConfig {
+pub(super) fn config() -> EngineConfig {
     EngineConfig {
         num_blocks: 512,
         max_num_seqs: 16,
@@ -47,7 +51,7 @@ async fn answer(engine: &Engine, params: SamplingParams) -> Result<Answer, Error
     let (mut text, mut tokens, mut deliveries) = (String::new(), Vec::new(), Vec::new());
     while let Some(event) = stream.next().await {
         match event? {
-            Event::Started(_) => {}
+            Event::Started(_) | Event::Prompt(_) => {}
             Event::Delta(delta) => {
                 text += &delta.text;
                 tokens.extend(delta.tokens.iter().map(|token| token.id.0));
@@ -77,12 +81,12 @@ fn schema(seed: u64) -> SamplingParams {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_are_what_was_asked_for_and_end_by_themselves() {
     let engine = engine(config()).await;
-    let validator = jsonschema::validator_for(&serde_json::from_str(SCHEMA).unwrap()).unwrap();
+    let wanted: Value = serde_json::from_str(SCHEMA).unwrap();
     for seed in 0..4 {
         let answer = answer(&engine, schema(seed)).await.unwrap();
         let value: Value =
             serde_json::from_str(&answer.text).unwrap_or_else(|error| panic!("{error}: {}", answer.text));
-        assert!(validator.is_valid(&value), "{value}");
+        check(&value, &wanted).unwrap();
         assert_eq!(answer.finished.reason, FinishReason::GrammarComplete);
         assert_eq!(answer.finished.usage.completion_tokens as usize, answer.tokens.len());
         assert!(answer.deliveries.iter().any(|&tokens| tokens > 1), "keys are forced, so they come many at a time");
@@ -160,7 +164,7 @@ async fn other_limits_hold_as_well() {
     assert_eq!((ended.text.len(), eos.contains(&ended_by(&ended.finished))), (4, true), "{}", ended.text);
 }
 
-fn ended_by(finished: &Finished) -> candlewick::ids::TokenId {
+fn ended_by(finished: &Finished) -> TokenId {
     match finished.reason {
         FinishReason::EndOfSequence(id) => id,
         ref other => panic!("{other:?}"),
@@ -216,7 +220,7 @@ async fn parameters_that_leave_no_token_end_their_stream_alone() {
     // Every token that may come ends the sequence, and none may before two of them.
     let tokenizer = engine.text().tokenizer.clone().unwrap();
     let starts_with_a = (0..engine.info().vocab_size as u32)
-        .map(candlewick::ids::TokenId)
+        .map(TokenId)
         .filter(|&id| tokenizer.token_bytes(id).starts_with(b"a"))
         .take(candlewick::params::limits::STOP_TOKEN_IDS)
         .collect();
@@ -226,7 +230,13 @@ async fn parameters_that_leave_no_token_end_their_stream_alone() {
         ..params(Constraint::Choice(vec!["a".into(), "aa".into()]))
     };
     let error = answer(&engine, contradiction).await.err().unwrap();
-    assert_eq!((error.code, error.violations[0].field.as_str()), (Code::InvalidArgument, "structured_outputs"));
+    assert_eq!(error.code, Code::Aborted, "{error}");
+    // What is forced is not above the other parameters either.
+    let banned = (0..engine.info().vocab_size as u32).map(TokenId);
+    let banned = banned.filter(|&id| tokenizer.token_bytes(id).contains(&b'f')).collect();
+    let forced = SamplingParams { banned_token_ids: banned, ..params(Constraint::Regex("a fox".into())) };
+    let error = answer(&engine, forced).await.err().unwrap();
+    assert_eq!(error.code, Code::Aborted, "{error}");
     let mut last = None;
     while let Some(event) = other.next().await {
         last = Some(event.unwrap());
@@ -248,4 +258,47 @@ async fn the_same_constraint_is_compiled_once_and_many_push_out_the_oldest() {
             assert_eq!(text.trim_end(), k.to_string());
         }
     }
+}
+
+/// The text of each sequence of a request.
+async fn answers(engine: &Engine, params: SamplingParams) -> Vec<String> {
+    let mut texts = vec![String::new(); params.n as usize];
+    let mut stream = engine.generate(request(params)).await.unwrap();
+    while let Some(event) = stream.next().await {
+        if let Event::Delta(delta) = event.unwrap() {
+            texts[delta.index as usize] += &delta.text;
+        }
+    }
+    texts
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_sequence_of_a_request_follows_the_grammar_by_itself() {
+    let engine = engine(config()).await;
+    let wanted: Value = serde_json::from_str(SCHEMA).unwrap();
+    let mut alone = Vec::new();
+    for seed in 10..13 {
+        alone.push(answer(&engine, schema(seed)).await.unwrap().text);
+    }
+    assert_eq!(answers(&engine, SamplingParams { n: 3, ..schema(10) }).await, alone);
+    for text in answers(&engine, SamplingParams { n: 2, best_of: Some(4), ..schema(10) }).await {
+        check(&serde_json::from_str(&text).unwrap(), &wanted).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_goes_back_or_forces_tokens_of_its_own_is_refused_beside_a_grammar() {
+    let engine = engine(config()).await;
+    let bad_words = SamplingParams { bad_words: vec!["no".into()], ..schema(1) };
+    let error = answer(&engine, bad_words).await.err().unwrap();
+    assert_eq!((error.code, error.violations[0].field.as_str()), (Code::InvalidArgument, "bad_words"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_prompts_log_probabilities_come_beside_what_is_forced() {
+    // A reader with little room, so that both kinds compete for it.
+    let engine = engine(EngineConfig { stream_capacity_tokens: 4, ..config() }).await;
+    let plain = answer(&engine, schema(3)).await.unwrap();
+    let both = answer(&engine, SamplingParams { prompt_logprobs: Some(1), ..schema(3) }).await.unwrap();
+    assert_eq!(both.tokens, plain.tokens);
 }

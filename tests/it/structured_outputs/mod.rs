@@ -2,6 +2,8 @@
 
 mod engine;
 mod random_schemas;
+mod tool_choice;
+mod validity;
 mod vocabularies;
 
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use candlewick::{
     ids::TokenId,
     params::{Constraint, SamplingParams, StructuredOutputs},
     sampling::{
-        Sampler,
+        Sampler, SamplingContext,
         grammar::{Grammar, Matcher, Next},
     },
     text::Tokenizer,
@@ -37,7 +39,8 @@ fn random_text(
     let params = SamplingParams { seed: Some(seed), ..SamplingParams::default() };
     let eos = [tokenizer.eos().expect("an end")];
     let mut matcher = Matcher::new(grammar, &params, &eos).expect("a start");
-    let mut sampler = Sampler::new(&params, &[], &eos, vocab_size).expect("a sampler");
+    let context = SamplingContext { eos_token_ids: &eos, vocab_size, ..SamplingContext::default() };
+    let mut sampler = Sampler::new(&params, &context).expect("a sampler");
     let mut random = SmallRng::seed_from_u64(seed);
     let mut tokens: Vec<TokenId> = Vec::new();
     while tokens.len() < max_tokens {

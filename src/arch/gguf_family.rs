@@ -1,0 +1,93 @@
+//! What GGUF files of a family leave unsaid, and the keys that only some families have.
+
+use crate::{
+    arch::{
+        config::{Multipliers, limits},
+        gguf_config::Keys,
+        moe_config::MoeConfig,
+    },
+    error::{Error, Result},
+    kernels::activation::Activation,
+};
+
+/// What files of a family leave unsaid, as llama.cpp has it in code.
+pub(super) struct Family {
+    /// `general.architecture`.
+    name: &'static str,
+    /// The nonlinearity of its feed-forward layers.
+    pub(super) activation: Activation,
+    /// The base of wavelengths in layers with a window.
+    pub(super) local_theta: Option<f64>,
+    /// Whether YaRN's ramp begins and ends at whole frequencies.
+    pub(super) truncates_yarn: bool,
+    /// Blocks of the one size whose scores are divided by the root of the model's width a head, not of the head's.
+    scaled_by_width: usize,
+    /// Whether the logits' scale divides.
+    divides_logits: bool,
+}
+
+const USUAL: Family = Family {
+    name: "",
+    activation: Activation::Silu,
+    local_theta: None,
+    truncates_yarn: true,
+    scaled_by_width: 0,
+    divides_logits: false,
+};
+
+const FAMILIES: &[Family] = &[
+    Family { name: "gemma2", activation: Activation::GeluTanh, scaled_by_width: 46, ..USUAL },
+    Family {
+        name: "gemma3",
+        activation: Activation::GeluTanh,
+        local_theta: Some(10_000.0),
+        scaled_by_width: 62,
+        ..USUAL
+    },
+    Family { name: "starcoder2", activation: Activation::GeluTanh, ..USUAL },
+    Family { name: "gpt2", activation: Activation::GeluTanh, ..USUAL },
+    Family { name: "gptneox", activation: Activation::Gelu, ..USUAL },
+    Family { name: "gpt-oss", truncates_yarn: false, ..USUAL },
+    Family { name: "granite", divides_logits: true, ..USUAL },
+];
+
+impl Family {
+    /// Of files that call themselves `name`.
+    pub(super) fn of(name: &str) -> &'static Self {
+        FAMILIES.iter().find(|family| family.name == name).unwrap_or(&USUAL)
+    }
+}
+
+impl Keys<'_> {
+    /// Experts, where the file has such.
+    pub(super) fn moe(&self) -> Result<Option<MoeConfig>> {
+        let Some(num_experts) = self.size("expert_count", 0..=4096)?.filter(|&count| count > 0) else {
+            return Ok(None);
+        };
+        Ok(Some(MoeConfig {
+            num_experts,
+            experts_per_token: self.required_size("expert_used_count", 1..=num_experts)?,
+            intermediate_size: self.size("expert_feed_forward_length", limits::INTERMEDIATE)?,
+            renormalize: self.gguf.bool(&self.key("expert_weights_norm"))?,
+            dense_layers: Vec::new(),
+            sparse_step: 1,
+        }))
+    }
+
+    /// `width_a_head` is the model's width over its heads.
+    pub(super) fn multipliers(&self, family: &Family, layers: usize, width_a_head: usize) -> Result<Multipliers> {
+        let number = |name: &str| Ok::<_, Error>(self.positive(name)?.map(f64::from));
+        let logits = number("logit_scale")?;
+        Ok(Multipliers {
+            embedding: number("embedding_scale")?,
+            residual: number("residual_scale")?,
+            attention: number("attention.scale")?,
+            query_pre_attn_scalar: (layers == family.scaled_by_width).then_some(width_a_head as f64),
+            logits_divisor: logits.filter(|_| family.divides_logits),
+            logits: logits.filter(|_| !family.divides_logits),
+            attention_softcap: number("attn_logit_softcapping")?,
+            logit_softcap: number("final_logit_softcapping")?,
+            swiglu_limit: None,
+        })
+    }
+}

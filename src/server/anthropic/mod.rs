@@ -1,0 +1,71 @@
+//! Anthropic's Messages API over HTTP: `/v1/messages` and `/v1/messages/count_tokens`.
+
+mod answer;
+mod error;
+mod request;
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, Request, State},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use serde_json::{Value, json};
+
+use self::{
+    answer::{MessageEvents, Stamp},
+    error::Anthropic,
+    request::{Conversation, Messages},
+};
+use super::http::{
+    Http,
+    call::{Call, ContentType, MAX_BODY_BYTES},
+    choices::Choices,
+    failure::{Failed, method_not_allowed},
+    frames::Telling,
+    paths::Renames,
+    prompt::chat_ids,
+};
+use crate::{engine::Request as EngineRequest, error::Result};
+
+/// What the engine calls a field, and what this API does.
+const RENAMES: Renames = &[("stop", "stop_sequences"), ("prompt.text", "messages"), ("prompt", "messages")];
+
+/// The routes.
+pub(super) fn routes(http: Http) -> Router {
+    Router::new()
+        .route("/v1/messages", post(create))
+        .route("/v1/messages/count_tokens", post(count_tokens))
+        .method_not_allowed_fallback(method_not_allowed::<Anthropic>)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(http)
+}
+
+/// `POST /v1/messages`.
+async fn create(State(http): State<Http>, request: Request) -> Result<Response, Failed<Anthropic>> {
+    let call = Call::read(&http, request, ContentType::Json).await?;
+    let info = http.backend.engine.info();
+    let asked = || -> Result<(bool, EngineRequest)> {
+        let (conversation, messages): (Conversation, Messages) = (call.parse()?, call.parse()?);
+        let turns = conversation.turns(info)?;
+        Ok((messages.stream == Some(true), messages.request(&call.request_id, turns, &info.default_params)?))
+    };
+    let (stream, request) = asked().map_err(|error| http.backend.refused(error))?;
+    let choices = Choices::open(&http.backend, vec![request], RENAMES).await?;
+    let stamp = Stamp { id: format!("msg_{}", call.request_id), model: info.name.clone() };
+    drop(call);
+    if stream {
+        return Ok(Telling::new(choices, MessageEvents::new(stamp)).sse());
+    }
+    let (whole, finished) = choices.one().await?;
+    Ok(Json(stamp.message(&whole.text, Some(&finished.reason), finished.usage)).into_response())
+}
+
+/// `POST /v1/messages/count_tokens`.
+async fn count_tokens(State(http): State<Http>, request: Request) -> Result<Json<Value>, Failed<Anthropic>> {
+    let call = Call::read(&http, request, ContentType::Json).await?;
+    let turns = call.parse::<Conversation>().and_then(|conversation| conversation.turns(http.backend.engine.info()));
+    let turns = turns.map_err(|error| http.backend.refused(error))?;
+    let ids = chat_ids(&http.backend, turns, true).await?;
+    Ok(Json(json!({"input_tokens": ids.len()})))
+}

@@ -1,0 +1,116 @@
+//! What every face holds and checks: the engine, how the server goes down, and the names that clients give.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::{sync::Semaphore, task::spawn_blocking};
+
+use super::closing::Closing;
+use crate::{
+    engine::{Engine, ModelInfo},
+    error::{Code, Error, Result},
+    text::Tokenizer,
+};
+
+/// Calls that tokenize at once, beside those that generate: it takes a core, and generation needs them.
+const TOKENIZING_AT_ONCE: usize = 2;
+
+/// What every service holds. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Backend {
+    pub(crate) engine: Engine,
+    pub(crate) closing: Closing,
+    turns: Arc<Semaphore>,
+}
+
+impl Backend {
+    pub(crate) fn new(engine: Engine, closing: Closing) -> Self {
+        Self { engine, closing, turns: Arc::new(Semaphore::new(TOKENIZING_AT_ONCE)) }
+    }
+
+    /// The same error, counted as a refusal. The engine counts its own.
+    pub(crate) fn refused(&self, error: Error) -> Error {
+        self.engine.telemetry().record_refused(error.code);
+        error
+    }
+
+    /// The model's tokenizer.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` where it came without.
+    pub(crate) fn tokenizer(&self) -> Result<Arc<Tokenizer>> {
+        let tokenizer = self.engine.text().tokenizer.clone();
+        tokenizer.ok_or_else(|| Error::new(Code::FailedPrecondition, "the model came without a tokenizer"))
+    }
+
+    /// Runs work on text beside the tasks that stream, in its turn.
+    ///
+    /// # Errors
+    /// The work's.
+    pub(crate) async fn work<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        let failed = |error: &dyn std::fmt::Display| Error::internal(format!("tokenization: {error}"));
+        // The permit goes along with the work, which goes on where the caller goes away.
+        let turn = self.turns.clone().acquire_owned().await.map_err(|error| failed(&error))?;
+        let work = spawn_blocking(move || {
+            let _turn = turn;
+            work()
+        });
+        work.await.map_err(|error| failed(&error))?
+    }
+}
+
+/// Bytes a name that a client gives: request id, model, cache salt.
+const NAME_BYTES: usize = 256;
+
+/// A request id of the server's own drawing: unique in this process, and hardly ever drawn by another.
+pub(crate) fn draw_request_id() -> String {
+    static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one("request ids"));
+    static DRAWN: AtomicU64 = AtomicU64::new(1);
+    format!("{:016x}-{}", *PROCESS, DRAWN.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The client's request id, or one drawn for it.
+///
+/// # Errors
+/// `InvalidArgument` where it is too long.
+pub(crate) fn request_id(field: &str, given: Option<String>) -> Result<String> {
+    match given.filter(|id| !id.is_empty()) {
+        Some(id) => name(field, id),
+        None => Ok(draw_request_id()),
+    }
+}
+
+/// A name that a client gives.
+///
+/// # Errors
+/// `InvalidArgument` where it is too long.
+pub(crate) fn name(field: &str, value: String) -> Result<String> {
+    if value.len() > NAME_BYTES {
+        return Err(Error::invalid(field, format!("has {} bytes, at most {NAME_BYTES} are allowed", value.len())));
+    }
+    Ok(value)
+}
+
+/// Whether the server serves `model`; none means the one it serves.
+///
+/// # Errors
+/// `NotFound`, which names the model served.
+pub(crate) fn check_model(model: Option<&str>, info: &ModelInfo) -> Result<()> {
+    match model {
+        Some(model) if model != info.name => Err(Error::new(
+            Code::NotFound,
+            format!("model {:?} is not served here; {:?} is", cut(model, NAME_BYTES), info.name),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The longest start of `text` that has at most `bytes` bytes and ends between two characters.
+pub(crate) fn cut(text: &str, bytes: usize) -> &str {
+    (0..=bytes.min(text.len())).rev().find_map(|end| text.get(..end)).unwrap_or_default()
+}

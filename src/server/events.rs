@@ -1,0 +1,134 @@
+//! From a request to its events, whatever face it came in by.
+//!
+//! A call that is refused fails at once with its status. A call that is admitted gets its response headers at once,
+//! before its first event: routers give up on a worker that stays silent while it computes.
+
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use futures::{
+    FutureExt, Stream, StreamExt,
+    future::{BoxFuture, select},
+};
+use tokio::time::timeout_at;
+
+use super::backend::Backend;
+use crate::{
+    engine::{Event, Finished, Generation, Request, Started},
+    error::{Code, Error, Result},
+    params::{PromptLogprobs, SampledToken},
+    text::Piece,
+};
+
+/// The events of one call: the engine's, until they end or are ended. Dropping them cancels the request.
+pub(crate) struct Events {
+    generation: Option<Generation>,
+    /// Resolves with the error that ends the call before its time.
+    ending: BoxFuture<'static, Error>,
+}
+
+/// All events of a call, put together.
+pub(crate) struct Whole {
+    pub(crate) started: Started,
+    /// Of the prompt, where they were asked for.
+    pub(crate) prompt: Option<PromptLogprobs>,
+    /// Index 0.
+    pub(crate) first: WholeOutput,
+    /// The others, by their index.
+    pub(crate) others: Vec<WholeOutput>,
+}
+
+/// All of one sequence.
+pub(crate) struct WholeOutput {
+    pub(crate) text: String,
+    /// Of a chat, all that was said, by kind.
+    pub(crate) pieces: Vec<Piece>,
+    pub(crate) tokens: Vec<SampledToken>,
+    pub(crate) finished: Finished,
+}
+
+impl Events {
+    /// Has the engine admit a request.
+    ///
+    /// # Errors
+    /// The engine's, where it refuses the request; `DeadlineExceeded` where it does not admit it in time.
+    pub(crate) async fn open(backend: &Backend, request: Request) -> Result<Self> {
+        let deadline = request.deadline;
+        let admission = backend.engine.generate(request);
+        let admitted = match deadline {
+            Some(deadline) => timeout_at(deadline, admission).await.unwrap_or_else(|_| {
+                let late = Error::new(Code::DeadlineExceeded, "the deadline passed before the request was admitted");
+                Err(backend.refused(late))
+            }),
+            None => admission.await,
+        };
+        let generation = admitted?;
+        let closing = backend.closing.clone();
+        let ending = async move {
+            closing.cut().await;
+            Error::new(Code::Unavailable, "the server shut down before this stream had ended: ask another one")
+        };
+        Ok(Self { generation: Some(generation), ending: Box::pin(ending) })
+    }
+
+    /// The same events, ended by the error that `ending` brings, should it come.
+    pub(crate) fn end_with(mut self, ending: impl Future<Output = Error> + Send + 'static) -> Self {
+        self.ending = Box::pin(select(self.ending, Box::pin(ending)).map(|first| first.factor_first().0));
+        self
+    }
+
+    /// Waits for all events.
+    ///
+    /// # Errors
+    /// The error that ended the stream.
+    pub(crate) async fn whole(mut self) -> Result<Whole> {
+        let broken = || Error::internal("a stream that ended without all its events");
+        let (mut started, mut prompt) = (None, None::<PromptLogprobs>);
+        let mut said: BTreeMap<u32, (String, Vec<Piece>, Vec<SampledToken>)> = BTreeMap::new();
+        let mut outputs = BTreeMap::new();
+        while let Some(event) = self.next().await {
+            match event? {
+                Event::Started(event) => started = Some(event),
+                Event::Prompt(more) => match &mut prompt {
+                    Some(prompt) => prompt.tokens.extend(more.tokens),
+                    None => prompt = Some(more),
+                },
+                Event::Delta(delta) => {
+                    let (text, pieces, tokens) = said.entry(delta.index).or_default();
+                    text.push_str(&delta.text);
+                    tokens.extend(delta.tokens);
+                    pieces.extend(delta.pieces);
+                }
+                Event::Finished(finished) => {
+                    let (text, pieces, tokens) = said.remove(&finished.index).unwrap_or_default();
+                    outputs.insert(finished.index, WholeOutput { text, pieces, tokens, finished });
+                }
+            }
+        }
+        let started = started.ok_or_else(broken)?;
+        let complete = outputs.len() == started.params.n as usize;
+        let mut outputs = outputs.into_values().filter(|_| complete);
+        Ok(Whole { started, prompt, first: outputs.next().ok_or_else(broken)?, others: outputs.collect() })
+    }
+}
+
+impl Stream for Events {
+    type Item = Result<Event>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(generation) = &mut self.generation else { return Poll::Ready(None) };
+        let mut polled = generation.poll_next_unpin(cx);
+        if polled.is_pending()
+            && let Poll::Ready(error) = self.ending.as_mut().poll(cx)
+        {
+            polled = Poll::Ready(Some(Err(error)));
+        }
+        if let Poll::Ready(Some(Err(_)) | None) = polled {
+            self.generation = None;
+        }
+        polled
+    }
+}

@@ -1,0 +1,109 @@
+//! One call: its id and its JSON body, read within bounds of size, time and memory.
+
+use std::time::Duration;
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, Request},
+    http::{
+        HeaderMap, StatusCode,
+        header::{CONTENT_LENGTH, CONTENT_TYPE},
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::{sync::OwnedSemaphorePermit, time::timeout};
+
+use super::{Http, failure::Failure, request_id::RequestId};
+use crate::error::{Code, Error, Result};
+
+/// Bytes of the largest body, as over gRPC.
+pub(crate) const MAX_BODY_BYTES: usize = 4 << 20;
+/// KiB of bodies that are being read at once, over all calls.
+pub(crate) const BODIES_KIB: usize = 128 << 10;
+/// How long a client may take to send one.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What bodies must call themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ContentType {
+    /// `application/json`: pages of other sites cannot send that without being asked.
+    Json,
+    /// Whatever: clients of this face send JSON without saying so.
+    Any,
+}
+
+/// A call with its body.
+pub(crate) struct Call {
+    pub(crate) request_id: String,
+    body: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Call {
+    /// Reads a call.
+    ///
+    /// # Errors
+    /// 413 beyond [`MAX_BODY_BYTES`], 415 where it is not JSON by its own account, 408 where it does not come, 429 while
+    /// too many others are read.
+    pub(crate) async fn read(http: &Http, request: Request, content_type: ContentType) -> Result<Self, Failure> {
+        if content_type == ContentType::Json && !says_json(request.headers()) {
+            let why = "the body must be JSON: send the header content-type: application/json";
+            return Err(Failure::of_http(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
+        }
+        let length = announced_bytes(request.headers()).unwrap_or(MAX_BODY_BYTES);
+        if length > MAX_BODY_BYTES {
+            return Err(too_large());
+        }
+        let kib = u32::try_from(length.div_ceil(1024)).unwrap_or(u32::MAX);
+        let room = http.bodies.clone().try_acquire_many_owned(kib).map_err(|_| {
+            let full = Error::new(Code::ResourceExhausted, "too many request bodies are being read: try again later");
+            http.backend.refused(full)
+        })?;
+        let request_id = request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default();
+        let body = timeout(BODY_TIMEOUT, Bytes::from_request(request, &()))
+            .await
+            .map_err(|_| Failure::of_http(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"))?;
+        let body = body.map_err(|broken| match broken.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => too_large(),
+            status => Failure::of_http(status, "the body could not be read"),
+        })?;
+        Ok(Self { request_id, body, _room: room })
+    }
+
+    /// The id alone; the body is let go.
+    pub(crate) fn into_id(self) -> String {
+        self.request_id
+    }
+
+    /// Reads the fields of `T` from the body. Others are let be, so that several types can share one body.
+    ///
+    /// # Errors
+    /// `InvalidArgument` with the path of the field that is not what it must be.
+    pub(crate) fn parse<T: DeserializeOwned>(&self) -> Result<T> {
+        let mut deserializer = serde_json::Deserializer::from_slice(&self.body);
+        let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+            let path = error.path().to_string();
+            let why = error.into_inner();
+            let broken = why.is_syntax() || why.is_eof();
+            let field = if broken || path == "." { "body".to_owned() } else { path };
+            Error::invalid(field, why.to_string())
+        })?;
+        deserializer.end().map_err(|error| Error::invalid("body", error.to_string()))?;
+        Ok(parsed)
+    }
+}
+
+fn too_large() -> Failure {
+    let why = format!("the body is too large: at most {MAX_BODY_BYTES} bytes are allowed");
+    Failure::of_http(StatusCode::PAYLOAD_TOO_LARGE, why)
+}
+
+fn says_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = value.split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/json")
+}
+
+fn announced_bytes(headers: &HeaderMap) -> Option<usize> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}

@@ -1,0 +1,103 @@
+//! Several generations that one call asks for: several prompts, several answers to each.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use futures::{
+    Stream, StreamExt,
+    stream::{BoxStream, SelectAll},
+};
+
+use super::paths::{Renames, rename};
+use crate::{
+    engine::{Event, Finished, Request},
+    error::{Error, Result},
+    params::SampledToken,
+    server::{backend::Backend, events::Events},
+    text::Piece,
+};
+
+/// Generations a call.
+pub(crate) const MAX_CHOICES: usize = 128;
+
+/// The events of all choices, each with its choice's index, as they come. Dropping them cancels all.
+pub(crate) struct Choices {
+    events: SelectAll<BoxStream<'static, (usize, Result<Event>)>>,
+    number: usize,
+}
+
+/// One choice, put together.
+#[derive(Debug, Default)]
+pub(crate) struct Whole {
+    pub(crate) text: String,
+    /// Of a chat, all that was said, by kind.
+    pub(crate) pieces: Vec<Piece>,
+    pub(crate) tokens: Vec<SampledToken>,
+    /// Set once it has ended.
+    pub(crate) finished: Option<Finished>,
+}
+
+impl Choices {
+    /// Has the engine admit `requests`, all or none.
+    ///
+    /// # Errors
+    /// The engine's for the first one that it refuses, with fields by the face's names.
+    pub(crate) async fn open(backend: &Backend, requests: Vec<Request>, renames: Renames) -> Result<Self> {
+        let mut choices = Self { events: SelectAll::new(), number: requests.len() };
+        for (index, request) in requests.into_iter().enumerate() {
+            let events = Events::open(backend, request).await.map_err(|error| rename(error, renames))?;
+            choices.events.push(events.map(move |event| (index, event)).boxed());
+        }
+        Ok(choices)
+    }
+
+    /// How many choices there are.
+    pub(crate) fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Waits for all choices.
+    ///
+    /// # Errors
+    /// The first error of any.
+    pub(crate) async fn whole(mut self) -> Result<Vec<(Whole, Finished)>> {
+        let mut wholes: Vec<Whole> = (0..self.number).map(|_| Whole::default()).collect();
+        while let Some((index, event)) = self.next().await {
+            let Some(whole) = wholes.get_mut(index) else { continue };
+            match event? {
+                Event::Started(_) | Event::Prompt(_) => {}
+                Event::Delta(delta) => {
+                    whole.text.push_str(&delta.text);
+                    whole.pieces.extend(delta.pieces);
+                    whole.tokens.extend(delta.tokens);
+                }
+                Event::Finished(finished) => whole.finished = Some(finished),
+            }
+        }
+        let ended = |mut whole: Whole| {
+            let finished =
+                whole.finished.take().ok_or_else(|| Error::internal("a stream ended without a last event"))?;
+            Ok((whole, finished))
+        };
+        wholes.into_iter().map(ended).collect()
+    }
+
+    /// Waits for the only choice.
+    ///
+    /// # Errors
+    /// Its error.
+    pub(crate) async fn one(self) -> Result<(Whole, Finished)> {
+        let only = self.whole().await?.into_iter().next();
+        only.ok_or_else(|| Error::internal("a call without a generation was waited for"))
+    }
+}
+
+impl Stream for Choices {
+    type Item = (usize, Result<Event>);
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.events.poll_next_unpin(cx)
+    }
+}

@@ -1,0 +1,37 @@
+//! What the faces that speak JSON over HTTP share: bodies with bounds, request ids, statuses, and streams of frames.
+//!
+//! Each face has its own shape of requests, answers and errors in a folder beside this one.
+
+pub(crate) mod call;
+pub(crate) mod choices;
+pub(crate) mod content;
+pub(crate) mod failure;
+pub(crate) mod frames;
+pub(crate) mod paths;
+pub(crate) mod prompt;
+pub(crate) mod request_id;
+
+use std::sync::Arc;
+
+use axum::{Router, middleware};
+use tokio::sync::Semaphore;
+
+use super::{anthropic, backend::Backend, ollama, openai};
+
+/// What every JSON face holds. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Http {
+    pub(crate) backend: Backend,
+    /// A permit a KiB of request bodies that are being read and understood.
+    bodies: Arc<Semaphore>,
+}
+
+/// The routes of all faces.
+pub(crate) fn routes(backend: &Backend) -> Router {
+    let http = Http { backend: backend.clone(), bodies: Arc::new(Semaphore::new(call::BODIES_KIB)) };
+    Router::new()
+        .merge(openai::routes(http.clone()))
+        .merge(anthropic::routes(http.clone()))
+        .merge(ollama::routes(http))
+        .layer(middleware::from_fn(request_id::name))
+}

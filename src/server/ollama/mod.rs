@@ -1,0 +1,103 @@
+//! Ollama's API over HTTP: `/api/chat`, `/api/generate`, and what is served. Streams are lines of JSON.
+
+mod answer;
+mod models;
+mod request;
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, Request, State},
+    response::{IntoResponse, Response},
+    routing::{any, get, post},
+};
+use serde_json::{Value, json};
+
+use self::{
+    answer::{Lines, Words},
+    request::{Chat, Generate, Options},
+};
+use super::http::{
+    Http,
+    call::{Call, ContentType, MAX_BODY_BYTES},
+    choices::Choices,
+    failure::{Failed, Failure, Shape, method_not_allowed, no_such_path},
+    frames::Telling,
+    paths::Renames,
+};
+use crate::{engine, error::Result};
+
+/// What the engine calls a field, and what this API does.
+const RENAMES: Renames = &[
+    ("prompt.text", "prompt"),
+    ("max_tokens", "options.num_predict"),
+    ("repetition_penalty", "options.repeat_penalty"),
+    ("temperature", "options.temperature"),
+    ("top_p", "options.top_p"),
+    ("min_p", "options.min_p"),
+    ("stop", "options.stop"),
+    ("frequency_penalty", "options.frequency_penalty"),
+    ("presence_penalty", "options.presence_penalty"),
+];
+
+/// Ollama's shape of errors: `{"error": "…"}`.
+struct Ollama;
+
+impl Shape for Ollama {
+    fn body(failure: &Failure) -> Value {
+        json!({"error": failure.message})
+    }
+}
+
+/// The routes.
+pub(super) fn routes(http: Http) -> Router {
+    Router::new()
+        .route("/api/chat", post(chat))
+        .route("/api/generate", post(generate))
+        .route("/api/tags", get(models::tags))
+        .route("/api/ps", get(models::running))
+        .route("/api/show", post(models::show))
+        .route("/api/version", get(models::version))
+        .route("/api/{*path}", any(no_such_path::<Ollama>))
+        .method_not_allowed_fallback(method_not_allowed::<Ollama>)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(http)
+}
+
+/// `POST /api/chat`.
+async fn chat(State(http): State<Http>, request: Request) -> Result<Response, Failed<Ollama>> {
+    let call = Call::read(&http, request, ContentType::Any).await?;
+    let asked = call.parse::<Chat>().and_then(|chat| chat.read(http.backend.engine.info()));
+    let (prompt, options) = asked.map_err(|error| http.backend.refused(error))?;
+    answer(&http, call, Words::Chat, prompt, options).await
+}
+
+/// `POST /api/generate`.
+async fn generate(State(http): State<Http>, request: Request) -> Result<Response, Failed<Ollama>> {
+    let call = Call::read(&http, request, ContentType::Any).await?;
+    let templated = http.backend.engine.text().chat_template.is_some();
+    let asked = call.parse::<Generate>().and_then(|generate| generate.read(http.backend.engine.info(), templated));
+    let (prompt, options) = asked.map_err(|error| http.backend.refused(error))?;
+    answer(&http, call, Words::Generate, prompt, options).await
+}
+
+/// Without a prompt the call asks for the model to be loaded, which it is.
+async fn answer(
+    http: &Http,
+    call: Call,
+    words: Words,
+    prompt: Option<engine::Prompt>,
+    options: Options,
+) -> Result<Response, Failed<Ollama>> {
+    let info = http.backend.engine.info();
+    let mut lines = Lines::new(words, info.name.clone());
+    let Some(prompt) = prompt else { return Ok(Json(lines.loaded()).into_response()) };
+    let stream = options.stream;
+    let params = options.params(&info.default_params).map_err(|error| http.backend.refused(error))?;
+    let request = engine::Request { request_id: call.into_id(), params, ..engine::Request::new(prompt) };
+    let choices = Choices::open(&http.backend, vec![request], RENAMES).await?;
+    if stream {
+        return Ok(Telling::new(choices, lines).lines());
+    }
+    let (whole, finished) = choices.one().await?;
+    Ok(Json(lines.last(&whole.text, &finished)).into_response())
+}

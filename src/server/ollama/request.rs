@@ -1,0 +1,212 @@
+//! Requests of Ollama's API.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::{
+    engine::{ModelInfo, Prompt},
+    error::{Error, Result},
+    params::SamplingParams,
+    server::{
+        backend::{check_model, cut},
+        http::prompt::{conversation, role},
+    },
+    text::{ChatMessage, Role},
+};
+
+/// `POST /api/chat`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Chat {
+    model: String,
+    #[serde(default)]
+    messages: Vec<Message>,
+    #[serde(default)]
+    tools: Option<Vec<Value>>,
+    #[serde(flatten)]
+    shared: Shared,
+}
+
+#[derive(Debug, Deserialize)]
+struct Message {
+    role: String,
+    #[serde(default)]
+    content: String,
+    #[serde(default)]
+    images: Option<Vec<Value>>,
+}
+
+/// `POST /api/generate`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Generate {
+    model: String,
+    #[serde(default)]
+    prompt: String,
+    #[serde(default)]
+    system: Option<String>,
+    #[serde(default)]
+    suffix: Option<String>,
+    #[serde(default)]
+    template: Option<String>,
+    #[serde(default)]
+    images: Option<Vec<Value>>,
+    /// The prompt goes to the model as it is.
+    #[serde(default)]
+    raw: bool,
+    #[serde(flatten)]
+    shared: Shared,
+}
+
+/// What both have.
+#[derive(Debug, Deserialize)]
+struct Shared {
+    #[serde(default)]
+    stream: Option<bool>,
+    #[serde(default)]
+    format: Option<Value>,
+    #[serde(default)]
+    think: Option<Value>,
+    #[serde(default)]
+    options: Option<Map<String, Value>>,
+}
+
+/// How to go on.
+#[derive(Debug)]
+pub(super) struct Options {
+    pub(super) stream: bool,
+    sampling: Sampling,
+}
+
+/// The options that concern sampling; those that concern how a model is loaded are the server's affair.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Sampling {
+    /// Negative: to the end of the context.
+    num_predict: Option<i64>,
+    temperature: Option<f32>,
+    top_k: Option<u32>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+    repeat_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    seed: Option<i64>,
+    stop: Option<Vec<String>>,
+}
+
+/// Whether `name` is the model served. Ollama's clients may add `:latest`.
+///
+/// # Errors
+/// `NotFound`.
+pub(super) fn check(name: &str, info: &ModelInfo) -> Result<()> {
+    check_model(Some(name.strip_suffix(":latest").filter(|short| *short == info.name).unwrap_or(name)), info)
+}
+
+fn not_offered(field: &str) -> Error {
+    Error::invalid(field, "is not offered by this server: leave it out")
+}
+
+fn some(list: Option<&Vec<Value>>) -> bool {
+    list.is_some_and(|list| !list.is_empty())
+}
+
+impl Shared {
+    fn read(self) -> Result<Options> {
+        let set =
+            |value: &Option<Value>| value.as_ref().is_some_and(|value| *value != Value::from("") && *value != false);
+        if set(&self.format) {
+            return Err(not_offered("format"));
+        }
+        if set(&self.think) {
+            return Err(not_offered("think"));
+        }
+        let options = Value::Object(self.options.unwrap_or_default());
+        let sampling = serde_path_to_error::deserialize(options)
+            .map_err(|error| Error::invalid(format!("options.{}", error.path()), error.inner().to_string()))?;
+        // Ollama streams unless told not to.
+        Ok(Options { stream: self.stream != Some(false), sampling })
+    }
+}
+
+impl Chat {
+    /// The prompt, unless the call asks for nothing; and how to go on.
+    ///
+    /// # Errors
+    /// `NotFound` for another model, `InvalidArgument` by the field's name.
+    pub(super) fn read(self, info: &ModelInfo) -> Result<(Option<Prompt>, Options)> {
+        check(&self.model, info)?;
+        if some(self.tools.as_ref()) {
+            return Err(not_offered("tools"));
+        }
+        let turn = |(k, message): (usize, Message)| {
+            if some(message.images.as_ref()) {
+                return Err(not_offered(&format!("messages[{k}].images")));
+            }
+            let role = role(&message.role).ok_or_else(|| {
+                let why = format!("is {:?}, must be system, user, assistant or tool", cut(&message.role, 64));
+                Error::invalid(format!("messages[{k}].role"), why)
+            })?;
+            Ok(ChatMessage::new(role, message.content))
+        };
+        let turns = self.messages.into_iter().enumerate().map(turn).collect::<Result<Vec<_>>>()?;
+        Ok(((!turns.is_empty()).then(|| conversation(turns)), self.shared.read()?))
+    }
+}
+
+impl Generate {
+    /// As [`Chat::read`]. The prompt is a turn of a chat where the model has a template, unless it is raw.
+    ///
+    /// # Errors
+    /// As [`Chat::read`].
+    pub(super) fn read(self, info: &ModelInfo, templated: bool) -> Result<(Option<Prompt>, Options)> {
+        check(&self.model, info)?;
+        for (field, asked) in [
+            ("images", some(self.images.as_ref())),
+            ("suffix", self.suffix.is_some_and(|suffix| !suffix.is_empty())),
+            ("template", self.template.is_some_and(|template| !template.is_empty())),
+        ] {
+            if asked {
+                return Err(not_offered(field));
+            }
+        }
+        let prompt = match self.prompt {
+            prompt if prompt.is_empty() => None,
+            prompt if self.raw || !templated => Some(Prompt::Text(prompt)),
+            prompt => {
+                let system = self.system.filter(|system| !system.is_empty());
+                let mut turns: Vec<_> =
+                    system.into_iter().map(|system| ChatMessage::new(Role::System, system)).collect();
+                turns.push(ChatMessage::new(Role::User, prompt));
+                Some(conversation(turns))
+            }
+        };
+        Ok((prompt, self.shared.read()?))
+    }
+}
+
+impl Options {
+    /// The sampling parameters: what is set over the model's defaults.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a number of tokens that cannot be.
+    pub(super) fn params(self, defaults: &SamplingParams) -> Result<SamplingParams> {
+        let set = self.sampling;
+        let max_tokens = match set.num_predict {
+            None => defaults.max_tokens,
+            Some(n) if n < 0 => None,
+            Some(n) => Some(u32::try_from(n).map_err(|_| Error::invalid("options.num_predict", "is too large"))?),
+        };
+        Ok(SamplingParams {
+            max_tokens,
+            temperature: set.temperature.unwrap_or(defaults.temperature),
+            top_k: set.top_k.unwrap_or(defaults.top_k),
+            top_p: set.top_p.unwrap_or(defaults.top_p),
+            min_p: set.min_p.unwrap_or(defaults.min_p),
+            repetition_penalty: set.repeat_penalty.unwrap_or(defaults.repetition_penalty),
+            frequency_penalty: set.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+            presence_penalty: set.presence_penalty.unwrap_or(defaults.presence_penalty),
+            seed: set.seed.map(i64::cast_unsigned).or(defaults.seed),
+            stop: set.stop.unwrap_or_else(|| defaults.stop.clone()),
+            ..defaults.clone()
+        })
+    }
+}

@@ -1,0 +1,185 @@
+//! The fields that completions and chat completions share: sampling, streaming, and vLLM's additions.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::{
+    engine::{Engine, Prompt, Request},
+    error::{Error, Result},
+    ids::TokenId,
+    params::SamplingParams,
+    server::{
+        backend::{check_model, name},
+        http::choices::MAX_CHOICES,
+    },
+};
+
+/// Every field may be left out, or null.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Fields {
+    pub(super) model: Option<String>,
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    n: Option<u32>,
+    best_of: Option<u32>,
+    use_beam_search: Option<bool>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    /// -1 and 0 keep all.
+    top_k: Option<i64>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    /// Token ids are the keys of a map, so they are strings.
+    logit_bias: Option<BTreeMap<String, f32>>,
+    seed: Option<i64>,
+    max_tokens: Option<u32>,
+    max_completion_tokens: Option<u32>,
+    min_tokens: Option<u32>,
+    stop: Option<OneOrMany>,
+    stop_token_ids: Option<Vec<u32>>,
+    include_stop_str_in_output: Option<bool>,
+    ignore_eos: Option<bool>,
+    skip_special_tokens: Option<bool>,
+    priority: Option<i32>,
+    cache_salt: Option<String>,
+    pub(super) return_tokens_as_token_ids: Option<bool>,
+}
+
+/// What a stream carries besides text.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct StreamOptions {
+    /// A last chunk with the usage of the whole call.
+    pub(super) include_usage: Option<bool>,
+    /// Every chunk with the usage of its choice so far.
+    pub(super) continuous_usage_stats: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "must be a string or an array of strings")]
+pub(super) enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl From<OneOrMany> for Vec<String> {
+    fn from(some: OneOrMany) -> Self {
+        match some {
+            OneOrMany::One(one) => vec![one],
+            OneOrMany::Many(many) => many,
+        }
+    }
+}
+
+impl Fields {
+    /// What the stream is to carry, where the answer is to be one.
+    pub(super) fn streams(&self) -> Option<StreamOptions> {
+        (self.stream == Some(true)).then(|| self.stream_options.unwrap_or_default())
+    }
+
+    /// Answers a prompt.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for none, or more than a call may have; and for what is not offered.
+    pub(super) fn answers(&self) -> Result<usize> {
+        let n = self.n.unwrap_or(1);
+        if n == 0 || n as usize > MAX_CHOICES {
+            return Err(Error::invalid("n", format!("is {n}, must be 1 to {MAX_CHOICES}")));
+        }
+        if self.best_of.is_some_and(|best_of| best_of != n) {
+            return Err(Error::invalid("best_of", "is not offered: leave it out, and use n"));
+        }
+        if self.use_beam_search == Some(true) {
+            return Err(Error::invalid("use_beam_search", "is not offered"));
+        }
+        Ok(n as usize)
+    }
+
+    /// The sampling parameters: what is set over the model's defaults.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what cannot be read; ranges are the engine's to check.
+    pub(super) fn params(&mut self, defaults: &SamplingParams) -> Result<SamplingParams> {
+        let defaults = defaults.clone();
+        let top_k = self.top_k.map(|k| u32::try_from(k.max(0)).unwrap_or(u32::MAX));
+        if let Some(k) = self.top_k.filter(|&k| k < -1) {
+            return Err(Error::invalid("top_k", format!("is {k}, must be -1 or more")));
+        }
+        let stop_token_ids = self.stop_token_ids.take().map(|ids| ids.into_iter().map(TokenId).collect());
+        Ok(SamplingParams {
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            top_k: top_k.unwrap_or(defaults.top_k),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
+            logit_bias: self.logit_bias.take().map(logit_bias).transpose()?.unwrap_or(defaults.logit_bias),
+            // Negative seeds are seeds too.
+            seed: self.seed.map(i64::cast_unsigned).or(defaults.seed),
+            max_tokens: self.max_completion_tokens.or(self.max_tokens).or(defaults.max_tokens),
+            min_tokens: self.min_tokens.unwrap_or(defaults.min_tokens),
+            stop: self.stop.take().map(Vec::from).unwrap_or(defaults.stop),
+            stop_token_ids: stop_token_ids.unwrap_or(defaults.stop_token_ids),
+            include_stop_str_in_output: self.include_stop_str_in_output.unwrap_or(defaults.include_stop_str_in_output),
+            ignore_eos: self.ignore_eos.unwrap_or(defaults.ignore_eos),
+            skip_special_tokens: self.skip_special_tokens.unwrap_or(defaults.skip_special_tokens),
+            ..defaults
+        })
+    }
+
+    /// The engine's requests: `answers` for each prompt, one after another. Those of a seeded call have seeds of their
+    /// own, counted up from it.
+    ///
+    /// # Errors
+    /// `NotFound` for another model, `InvalidArgument` for too many requests.
+    pub(super) fn requests(
+        &self,
+        engine: &Engine,
+        request_id: &str,
+        prompts: Vec<Prompt>,
+        params: &SamplingParams,
+        answers: usize,
+    ) -> Result<Vec<Request>> {
+        check_model(self.model.as_deref(), engine.info())?;
+        let most = MAX_CHOICES.min(engine.config().max_live());
+        let number = prompts.len().saturating_mul(answers);
+        if number > most {
+            let field = if answers > most { "n" } else { "prompt" };
+            return Err(Error::invalid(field, format!("asks for {number} answers, at most {most} are allowed")));
+        }
+        let cache_salt = self.cache_salt.clone().filter(|salt| !salt.is_empty());
+        let cache_salt = cache_salt.map(|salt| name("cache_salt", salt)).transpose()?;
+        let request = |(k, prompt): (usize, &Prompt)| Request {
+            request_id: if number == 1 { request_id.to_owned() } else { format!("{request_id}-{k}") },
+            prompt: prompt.clone(),
+            params: SamplingParams { seed: seed(params.seed, k % answers), ..params.clone() },
+            priority: self.priority.unwrap_or(0),
+            cache_salt: cache_salt.clone(),
+            deadline: None,
+        };
+        let repeated = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, answers));
+        Ok(repeated.enumerate().map(request).collect())
+    }
+}
+
+/// The seed of the `k`-th answer.
+fn seed(seed: Option<u64>, k: usize) -> Option<u64> {
+    seed.map(|seed| seed.wrapping_add(k as u64))
+}
+
+fn logit_bias(bias: BTreeMap<String, f32>) -> Result<Vec<(TokenId, f32)>> {
+    let entry = |(token, bias): (String, f32)| match token.parse() {
+        Ok(id) => Ok((TokenId(id), bias)),
+        Err(_) => Err(Error::invalid("logit_bias", "must have token ids as its keys")),
+    };
+    let mut entries = bias.into_iter().map(entry).collect::<Result<Vec<_>>>()?;
+    // "7" and "07" are one token.
+    entries.sort_by_key(|&(id, _)| id);
+    entries.dedup_by_key(|&mut (id, _)| id);
+    Ok(entries)
+}

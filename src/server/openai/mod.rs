@@ -1,0 +1,57 @@
+//! OpenAI's API over HTTP, with vLLM's additions, thin over the engine.
+//!
+//! Requests are read in `fields` (what all have in common), `completions`, `chat` and `responses`; answers are written in
+//! the same files, their shared parts in `answer` and `logprobs`.
+
+mod answer;
+mod chat;
+mod chunks;
+mod completions;
+mod error;
+mod features;
+mod fields;
+mod logprobs;
+mod messages;
+mod models;
+mod prompts;
+mod responses;
+mod tokens;
+mod tools;
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    routing::{any, get, post},
+};
+
+use self::error::OpenAi;
+use super::http::{
+    Http,
+    call::MAX_BODY_BYTES,
+    failure::{Failed, method_not_allowed, no_such_path},
+};
+use crate::error::{Code, Error};
+
+/// The routes.
+pub(super) fn routes(http: Http) -> Router {
+    Router::new()
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*model}", get(models::one))
+        .route("/v1/completions", post(completions::create))
+        .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/embeddings", post(embeddings))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/version", get(models::version))
+        .route("/ping", get(models::ping).post(models::ping))
+        .route("/v1/{*path}", any(no_such_path::<OpenAi>))
+        .method_not_allowed_fallback(method_not_allowed::<OpenAi>)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(http.clone())
+        .merge(responses::routes(http))
+}
+
+/// The engine generates text and nothing else.
+async fn embeddings() -> Failed<OpenAi> {
+    Error::new(Code::Unimplemented, "embeddings are not offered: the engine serves models that generate text").into()
+}

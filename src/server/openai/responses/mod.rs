@@ -1,0 +1,174 @@
+//! `/v1/responses`: answers that the server keeps, so that a conversation can go on from one by its id, and that can be
+//! made in the background.
+
+mod answer;
+mod events;
+mod request;
+mod store;
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, FromRef, Path, Request, State},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde_json::{Value, json};
+
+use self::{
+    answer::{Draft, Outcome},
+    events::ResponseEvents,
+    request::{Asked, Mode},
+    store::{Record, Store},
+};
+use super::error::OpenAi;
+use crate::{
+    engine::{Engine, Request as EngineRequest},
+    error::{Code, Error, Result},
+    server::{
+        backend::{check_model, cut},
+        http::{
+            Http,
+            call::{Call, ContentType, MAX_BODY_BYTES},
+            choices::Choices,
+            failure::{Failed, Failure, method_not_allowed},
+            frames::Telling,
+            paths::Renames,
+            prompt::conversation,
+        },
+    },
+    text::{ChatMessage, Role},
+};
+
+const RENAMES: Renames = &[("max_tokens", "max_output_tokens"), ("prompt.text", "input"), ("prompt", "input")];
+
+/// What these calls hold.
+#[derive(Clone)]
+struct Responses {
+    http: Http,
+    store: Arc<Store>,
+}
+
+impl FromRef<Responses> for Arc<Store> {
+    fn from_ref(responses: &Responses) -> Self {
+        responses.store.clone()
+    }
+}
+
+/// The routes.
+pub(super) fn routes(http: Http) -> Router {
+    Router::new()
+        .route("/v1/responses", post(create))
+        .route("/v1/responses/{id}", get(retrieve).delete(delete))
+        .route("/v1/responses/{id}/cancel", post(cancel))
+        .route("/v1/responses/{id}/input_items", get(input_items))
+        .method_not_allowed_fallback(method_not_allowed::<OpenAi>)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(Responses { http, store: Arc::default() })
+}
+
+/// A call that was understood: what the engine is asked, and what is kept of it.
+struct Prepared {
+    mode: Mode,
+    store: bool,
+    request: EngineRequest,
+    draft: Draft,
+    turns: Vec<ChatMessage>,
+    input: Vec<Value>,
+}
+
+fn prepare(engine: &Engine, store: &Store, call: &Call) -> Result<Prepared> {
+    let asked: Asked = call.parse()?;
+    check_model(asked.model(), engine.info())?;
+    let mode = asked.check()?;
+    let mut turns = match asked.previous() {
+        Some(id) => store.turns(id).ok_or_else(|| gone("previous_response_id", id))?,
+        None => Vec::new(),
+    };
+    let params = asked.params(&engine.info().default_params);
+    let id = format!("resp_{}", call.request_id);
+    let draft = Draft::new(id, &engine.info().name, &asked, &params);
+    let (keep, instructions) = (asked.keeps(), asked.instructions());
+    let (new, input) = asked.input(&call.request_id)?;
+    turns.extend(new);
+    let said = instructions.map(|text| ChatMessage::new(Role::System, text)).into_iter().chain(turns.clone());
+    let request = EngineRequest {
+        request_id: call.request_id.clone(),
+        params,
+        ..EngineRequest::new(conversation(said.collect()))
+    };
+    Ok(Prepared { mode, store: keep, request, draft, turns, input })
+}
+
+/// `POST /v1/responses`.
+async fn create(State(state): State<Responses>, request: Request) -> Result<Response, Failed<OpenAi>> {
+    let Responses { http, store } = state;
+    let call = Call::read(&http, request, ContentType::Json).await?;
+    let prepared = prepare(&http.backend.engine, &store, &call).map_err(|error| http.backend.refused(error))?;
+    let Prepared { mode, store: keep, request, draft, turns, input } = prepared;
+    let choices = Choices::open(&http.backend, vec![request], RENAMES).await?;
+    drop(call);
+    let record = Record::new(draft.unfinished("in_progress"), turns, input);
+    match mode {
+        Mode::Stream => {
+            let keeping = keep.then_some((store, record));
+            Ok(Telling::new(choices, ResponseEvents::new(draft, keeping)).sse())
+        }
+        Mode::Background => {
+            let answer = record.response.clone();
+            store.spawn(draft.id.clone(), record, choices.one(), draft);
+            Ok(Json(answer).into_response())
+        }
+        Mode::Wait => {
+            let (whole, finished) = choices.one().await?;
+            let answer = draft.finished(&whole.text, &Outcome::Ended(finished));
+            if keep {
+                store.keep(&draft.id, record, answer.clone(), whole.text);
+            }
+            Ok(Json(answer).into_response())
+        }
+    }
+}
+
+/// `GET /v1/responses/{id}`.
+async fn retrieve(State(store): State<Arc<Store>>, Path(id): Path<String>) -> Result<Json<Value>, Failed<OpenAi>> {
+    Ok(Json(store.response(&id).ok_or_else(|| gone("response_id", &id))?))
+}
+
+/// `DELETE /v1/responses/{id}`; one that is being made is cancelled.
+async fn delete(State(store): State<Arc<Store>>, Path(id): Path<String>) -> Result<Json<Value>, Failed<OpenAi>> {
+    if !store.remove(&id) {
+        return Err(gone("response_id", &id).into());
+    }
+    Ok(Json(json!({"id": id, "object": "response", "deleted": true})))
+}
+
+/// `POST /v1/responses/{id}/cancel`.
+async fn cancel(State(store): State<Arc<Store>>, Path(id): Path<String>) -> Result<Json<Value>, Failed<OpenAi>> {
+    let response = store.response(&id).ok_or_else(|| gone("response_id", &id))?;
+    if response["background"] != true {
+        return Err(Error::invalid("response_id", "is of a response that is not made in the background").into());
+    }
+    Ok(Json(store.cancel(&id).ok_or_else(|| gone("response_id", &id))?))
+}
+
+/// `GET /v1/responses/{id}/input_items`.
+async fn input_items(State(store): State<Arc<Store>>, Path(id): Path<String>) -> Result<Json<Value>, Failed<OpenAi>> {
+    let items = store.input(&id).ok_or_else(|| gone("response_id", &id))?;
+    let end = |item: Option<&Value>| item.and_then(|item| item["id"].as_str()).unwrap_or_default().to_owned();
+    let (first, last) = (end(items.first()), end(items.last()));
+    Ok(Json(json!({"object": "list", "data": items, "first_id": first, "last_id": last, "has_more": false})))
+}
+
+fn gone(field: &str, id: &str) -> Error {
+    let why = format!("no response {:?} is kept here: it never was, or newer ones took its place", cut(id, 128));
+    let mut error = Error::invalid(field, why);
+    error.code = Code::NotFound;
+    error
+}
+
+/// What a client is told of an answer that failed after it was admitted.
+fn told(error: Error) -> Outcome {
+    Outcome::Failed(Failure::from(error).message)
+}

@@ -1,0 +1,195 @@
+//! Requests for a response: the input, and how to go on.
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    error::{Error, Result},
+    params::SamplingParams,
+    server::{
+        backend::cut,
+        http::{content::Content, prompt::role},
+    },
+    text::ChatMessage,
+};
+
+/// The fields.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Asked {
+    model: Option<String>,
+    input: Option<Input>,
+    instructions: Option<String>,
+    max_output_tokens: Option<u32>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    stream: Option<bool>,
+    store: Option<bool>,
+    background: Option<bool>,
+    previous_response_id: Option<String>,
+    pub(super) metadata: Option<Map<String, Value>>,
+    text: Option<Text>,
+    tools: Option<Vec<Value>>,
+    tool_choice: Option<Value>,
+    top_logprobs: Option<u32>,
+    truncation: Option<String>,
+    conversation: Option<Value>,
+    prompt: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "must be a string or an array of messages")]
+enum Input {
+    Text(String),
+    Items(Vec<Item>),
+}
+
+#[derive(Debug, Deserialize)]
+struct Item {
+    #[serde(default, rename = "type")]
+    kind: Option<String>,
+    #[serde(default)]
+    role: Option<String>,
+    #[serde(default)]
+    content: Option<Content>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Text {
+    #[serde(default)]
+    format: Option<Format>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Format {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+/// How the answer is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// When it is whole.
+    Wait,
+    /// As it comes.
+    Stream,
+    /// Later, by its id.
+    Background,
+}
+
+impl Asked {
+    pub(super) fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+
+    pub(super) fn previous(&self) -> Option<&str> {
+        self.previous_response_id.as_deref()
+    }
+
+    pub(super) fn instructions(&self) -> Option<String> {
+        self.instructions.clone()
+    }
+
+    /// Whether the answer is to be kept, as it is unless the request says otherwise.
+    pub(super) fn keeps(&self) -> bool {
+        self.store != Some(false)
+    }
+
+    /// How the answer is wanted.
+    ///
+    /// # Errors
+    /// `InvalidArgument` by the name of a field that asks for what is not offered.
+    pub(super) fn check(&self) -> Result<Mode> {
+        let format = self.text.as_ref().and_then(|text| text.format.as_ref());
+        let choice = self.tool_choice.as_ref().is_some_and(|choice| choice != "none" && choice != "auto");
+        for (field, asked) in [
+            ("tools", self.tools.as_ref().is_some_and(|tools| !tools.is_empty())),
+            ("tool_choice", choice),
+            ("text.format", format.is_some_and(|format| format.kind != "text")),
+            ("top_logprobs", self.top_logprobs.is_some_and(|n| n > 0)),
+            ("truncation", self.truncation.as_ref().is_some_and(|kind| kind != "disabled")),
+            ("conversation", self.conversation.is_some()),
+            ("prompt", self.prompt.is_some()),
+        ] {
+            if asked {
+                return Err(Error::invalid(field, "is not offered by this server: leave it out"));
+            }
+        }
+        match (self.stream == Some(true), self.background == Some(true)) {
+            (true, true) => Err(Error::invalid("background", "is not offered for a stream")),
+            (true, false) => Ok(Mode::Stream),
+            (false, true) if !self.keeps() => {
+                Err(Error::invalid("store", "must not be false for a background response"))
+            }
+            (false, true) => Ok(Mode::Background),
+            (false, false) => Ok(Mode::Wait),
+        }
+    }
+
+    /// The sampling parameters: what is set over the model's defaults.
+    pub(super) fn params(&self, defaults: &SamplingParams) -> SamplingParams {
+        SamplingParams {
+            max_tokens: self.max_output_tokens.or(defaults.max_tokens),
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            ..defaults.clone()
+        }
+    }
+
+    /// What repeats the request in its answer.
+    pub(super) fn repeated(&self, params: &SamplingParams) -> Value {
+        json!({
+            "instructions": self.instructions,
+            "previous_response_id": self.previous_response_id,
+            "metadata": self.metadata.clone().unwrap_or_default(),
+            "background": self.background == Some(true),
+            "store": self.keeps(),
+            "max_output_tokens": self.max_output_tokens,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+        })
+    }
+
+    /// The new turns, and the items that they are to those who ask for them.
+    ///
+    /// # Errors
+    /// `InvalidArgument` by the path of what is wrong.
+    pub(super) fn input(self, request_id: &str) -> Result<(Vec<ChatMessage>, Vec<Value>)> {
+        let items = match self.input.ok_or_else(|| Error::invalid("input", "must be set"))? {
+            Input::Text(text) => {
+                vec![Item { kind: None, role: Some("user".into()), content: Some(Content::Text(text)) }]
+            }
+            Input::Items(items) => items,
+        };
+        if items.is_empty() {
+            return Err(Error::invalid("input", "is empty, must have at least one message"));
+        }
+        let turns = items.into_iter().enumerate().map(|(k, item)| item.turn(k)).collect::<Result<Vec<_>>>()?;
+        let item = |(k, turn): (usize, &ChatMessage)| {
+            let kind = if turn.role.name() == "assistant" { "output_text" } else { "input_text" };
+            let mut part = json!({"type": kind, "text": turn.content});
+            if kind == "output_text" {
+                (part["annotations"], part["logprobs"]) = (json!([]), json!([]));
+            }
+            let id = format!("msg_{request_id}_{k}");
+            json!({"id": id, "type": "message", "role": turn.role.name(), "status": "completed", "content": [part]})
+        };
+        let items = turns.iter().enumerate().map(item).collect();
+        Ok((turns, items))
+    }
+}
+
+impl Item {
+    fn turn(self, k: usize) -> Result<ChatMessage> {
+        let path = format!("input[{k}]");
+        if let Some(other) = self.kind.filter(|kind| kind != "message") {
+            let why = format!("is {:?}, must be message", cut(&other, 64));
+            return Err(Error::invalid(format!("{path}.type"), why));
+        }
+        let named = role(self.role.as_deref().unwrap_or_default());
+        let role = named
+            .ok_or_else(|| Error::invalid(format!("{path}.role"), "must be system, developer, user or assistant"))?;
+        let content = self.content.ok_or_else(|| Error::invalid(format!("{path}.content"), "must be set"))?;
+        Ok(ChatMessage::new(role, content.text(&format!("{path}.content"))?))
+    }
+}

@@ -1,0 +1,212 @@
+//! Tools in OpenAI's shapes: what a request offers and which calls it brings along, and the calls and the reasoning of an
+//! answer.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    error::{Error, Result},
+    server::backend::cut,
+    text::{ChatPrompt, Piece, Tool, ToolCall, ToolChoice},
+};
+
+/// What a chat is told besides its messages.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Around {
+    tools: Option<Vec<OfferedTool>>,
+    tool_choice: Option<Value>,
+    documents: Option<Vec<Map<String, Value>>>,
+    chat_template_kwargs: Option<Map<String, Value>>,
+    add_generation_prompt: Option<bool>,
+    continue_final_message: Option<bool>,
+    thinking_token_budget: Option<u32>,
+}
+
+/// An entry of `tools`.
+#[derive(Debug, Deserialize)]
+struct OfferedTool {
+    #[serde(rename = "type")]
+    kind: String,
+    function: Tool,
+}
+
+impl Around {
+    /// Tells the conversation.
+    ///
+    /// # Errors
+    /// `InvalidArgument` by the path of what cannot be read.
+    pub(super) fn tell(self, prompt: &mut ChatPrompt) -> Result<()> {
+        for (k, tool) in self.tools.unwrap_or_default().into_iter().enumerate() {
+            if tool.kind != "function" {
+                let why = format!("is {:?}, must be function", cut(&tool.kind, 64));
+                return Err(Error::invalid(format!("tools[{k}].type"), why));
+            }
+            prompt.tools.push(tool.function);
+        }
+        prompt.tool_choice = choice(self.tool_choice.as_ref())?;
+        prompt.documents = self.documents.unwrap_or_default();
+        prompt.chat_template_kwargs = self.chat_template_kwargs.unwrap_or_default();
+        prompt.continue_final_message = self.continue_final_message.unwrap_or(false);
+        prompt.add_generation_prompt = self.add_generation_prompt.unwrap_or(!prompt.continue_final_message);
+        prompt.thinking_token_budget = self.thinking_token_budget;
+        Ok(())
+    }
+}
+
+fn choice(choice: Option<&Value>) -> Result<ToolChoice> {
+    let named = |value: &Value| Some(value.get("function")?.get("name")?.as_str()?.to_owned());
+    match choice {
+        None | Some(Value::Null) => Ok(ToolChoice::Auto),
+        Some(Value::String(word)) => match word.as_str() {
+            "auto" => Ok(ToolChoice::Auto),
+            "none" => Ok(ToolChoice::None),
+            "required" => Ok(ToolChoice::Required),
+            other => {
+                let why = format!("is {:?}, must be auto, none, required or a function", cut(other, 64));
+                Err(Error::invalid("tool_choice", why))
+            }
+        },
+        Some(value) => named(value)
+            .map(ToolChoice::Named)
+            .ok_or_else(|| Error::invalid("tool_choice", "must name a function: {\"function\": {\"name\": …}}")),
+    }
+}
+
+/// An entry of a message's `tool_calls`.
+#[derive(Debug, Deserialize)]
+pub(super) struct MadeCall {
+    #[serde(default)]
+    id: String,
+    function: CalledFunction,
+}
+
+#[derive(Debug, Deserialize)]
+struct CalledFunction {
+    name: String,
+    #[serde(default)]
+    arguments: String,
+}
+
+impl From<MadeCall> for ToolCall {
+    fn from(call: MadeCall) -> Self {
+        Self { id: call.id, name: call.function.name, arguments: call.function.arguments }
+    }
+}
+
+/// What an answer holds besides its text.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Beside {
+    /// What the model thought before it answered, as vLLM has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    /// Calls, or in a stream calls that begin and more of their arguments.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<Value>,
+}
+
+impl Beside {
+    /// Whether there is nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.reasoning_content.is_none() && self.tool_calls.is_empty()
+    }
+
+    /// Whether there are calls.
+    pub(super) fn calls(&self) -> bool {
+        !self.tool_calls.is_empty()
+    }
+
+    /// What a delta brings.
+    pub(super) fn of_delta(pieces: &[Piece]) -> Self {
+        let call = |piece: &Piece| match piece {
+            Piece::ToolCall { index, id, name } => Some(json!({
+                "index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""},
+            })),
+            Piece::Arguments { index, delta } => Some(json!({"index": index, "function": {"arguments": delta}})),
+            Piece::Text(_) | Piece::Reasoning(_) => None,
+        };
+        Self { reasoning_content: reasoning(pieces), tool_calls: pieces.iter().filter_map(call).collect() }
+    }
+
+    /// What a whole answer holds.
+    pub(super) fn of_whole(pieces: &[Piece]) -> Self {
+        let arguments = |call: usize| {
+            let of = |piece: &Piece| match piece {
+                Piece::Arguments { index, delta } if *index == call => Some(delta.clone()),
+                _ => None,
+            };
+            pieces.iter().filter_map(of).collect::<String>()
+        };
+        let call = |piece: &Piece| match piece {
+            Piece::ToolCall { index, id, name } => Some(json!({
+                "id": id, "type": "function", "function": {"name": name, "arguments": arguments(*index)},
+            })),
+            _ => None,
+        };
+        Self { reasoning_content: reasoning(pieces), tool_calls: pieces.iter().filter_map(call).collect() }
+    }
+}
+
+fn reasoning(pieces: &[Piece]) -> Option<String> {
+    let of = |piece: &Piece| match piece {
+        Piece::Reasoning(text) => Some(text.clone()),
+        _ => None,
+    };
+    Some(pieces.iter().filter_map(of).collect::<String>()).filter(|text| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces() -> Vec<Piece> {
+        let call = |index, name: &str| Piece::ToolCall { index, id: format!("call_{index}"), name: name.into() };
+        let arguments = |index, delta: &str| Piece::Arguments { index, delta: delta.into() };
+        vec![
+            Piece::Reasoning("first ".into()),
+            Piece::Reasoning("this".into()),
+            Piece::Text("well".into()),
+            call(0, "add"),
+            arguments(0, "{\"a\":"),
+            arguments(0, " 1}"),
+            call(1, "stop"),
+            arguments(1, "{}"),
+        ]
+    }
+
+    #[test]
+    fn a_whole_answer_has_its_calls_with_their_whole_arguments() {
+        let beside = serde_json::to_value(Beside::of_whole(&pieces())).unwrap();
+        assert_eq!(
+            beside,
+            json!({"reasoning_content": "first this", "tool_calls": [
+                {"id": "call_0", "type": "function", "function": {"name": "add", "arguments": "{\"a\": 1}"}},
+                {"id": "call_1", "type": "function", "function": {"name": "stop", "arguments": "{}"}},
+            ]})
+        );
+    }
+
+    #[test]
+    fn a_delta_has_calls_that_begin_and_more_of_their_arguments() {
+        let beside = serde_json::to_value(Beside::of_delta(&pieces()[3..5])).unwrap();
+        assert_eq!(
+            beside,
+            json!({"tool_calls": [
+                {"index": 0, "id": "call_0", "type": "function", "function": {"name": "add", "arguments": ""}},
+                {"index": 0, "function": {"arguments": "{\"a\":"}},
+            ]})
+        );
+        assert!(Beside::of_delta(&[Piece::Text("well".into())]).is_empty());
+    }
+
+    #[test]
+    fn a_choice_is_a_word_or_a_function() {
+        assert_eq!(choice(None).unwrap(), ToolChoice::Auto);
+        assert_eq!(choice(Some(&json!("required"))).unwrap(), ToolChoice::Required);
+        let named = json!({"type": "function", "function": {"name": "add"}});
+        assert_eq!(choice(Some(&named)).unwrap(), ToolChoice::Named("add".into()));
+        for wrong in [json!("sometimes"), json!({"function": "add"}), json!(3)] {
+            assert!(choice(Some(&wrong)).unwrap_err().to_string().contains("tool_choice"), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! A conversation as requests bring it: messages, and what the template is told beside them.
+
+use serde_json::{Map, Value};
+
+use super::{Tool, ToolCall, ToolChoice};
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Instructions to the model.
+    System,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+    /// The answer of a tool that the model called.
+    Tool,
+}
+
+impl Role {
+    /// The name that templates know the role by.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+            Self::Tool => "tool",
+        }
+    }
+}
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChatMessage {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+    /// What the model thought before it said so.
+    pub reasoning: Option<String>,
+    /// The tools that the model called.
+    pub tool_calls: Vec<ToolCall>,
+    /// The call that this is a tool's answer to.
+    pub tool_call_id: Option<String>,
+    /// The name of the tool that answers, or of the person who speaks.
+    pub name: Option<String>,
+}
+
+impl ChatMessage {
+    /// A message of `role` that says `content`.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self { role, content: content.into(), reasoning: None, tool_calls: Vec::new(), tool_call_id: None, name: None }
+    }
+
+    /// As chat templates know messages; what is not there is left out.
+    pub(super) fn for_template(&self) -> Value {
+        let mut message = Map::new();
+        message.insert("role".into(), self.role.name().into());
+        message.insert("content".into(), self.content.as_str().into());
+        if !self.tool_calls.is_empty() {
+            let calls = self.tool_calls.iter().map(ToolCall::for_template);
+            message.insert("tool_calls".into(), calls.collect());
+        }
+        let texts =
+            [("reasoning_content", &self.reasoning), ("tool_call_id", &self.tool_call_id), ("name", &self.name)];
+        for (key, text) in texts {
+            if let Some(text) = text {
+                message.insert(key.into(), text.as_str().into());
+            }
+        }
+        Value::Object(message)
+    }
+}
+
+/// A conversation to go on with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatPrompt {
+    /// What was said.
+    pub messages: Vec<ChatMessage>,
+    /// What the model may call.
+    pub tools: Vec<Tool>,
+    /// Whether it does.
+    pub tool_choice: ToolChoice,
+    /// Documents for templates that know of them, each a map.
+    pub documents: Vec<Map<String, Value>>,
+    /// Further variables for the template (`enable_thinking`); they win over ours.
+    pub chat_template_kwargs: Map<String, Value>,
+    /// Which of the model's templates; by default `tool_use` where there are tools and it is one, else `default`.
+    pub chat_template: Option<String>,
+    /// End the prompt with the start of an answer.
+    pub add_generation_prompt: bool,
+    /// Go on with the last message instead of answering it.
+    pub continue_final_message: bool,
+    /// Most tokens of reasoning; then its end is forced.
+    pub thinking_token_budget: Option<u32>,
+}
+
+impl From<Vec<ChatMessage>> for ChatPrompt {
+    fn from(messages: Vec<ChatMessage>) -> Self {
+        Self {
+            messages,
+            tools: Vec::new(),
+            tool_choice: ToolChoice::Auto,
+            documents: Vec::new(),
+            chat_template_kwargs: Map::new(),
+            chat_template: None,
+            add_generation_prompt: true,
+            continue_final_message: false,
+            thinking_token_budget: None,
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Grammars of tool calls, as Lark in llguidance's dialect: what a structured-output engine enforces.
+
+use serde_json::Value;
+
+use crate::{
+    ids::TokenId,
+    text::{Tool, reasoning::ReasoningFormat},
+};
+
+/// A string that stands as plain text between tags, and ends where the next tag begins.
+const FREE_TEXT: &str = "/[^<]*/";
+
+/// Writes the parts of a grammar.
+///
+/// A mark is a literal, or the token itself where it is a special one, which no text can spell.
+pub struct Grammar<'a> {
+    pub(super) special: &'a dyn Fn(&str) -> Option<TokenId>,
+}
+
+impl<'a> Grammar<'a> {
+    /// `special` gives the id of a text that is a special token.
+    #[must_use]
+    pub fn new(special: &'a dyn Fn(&str) -> Option<TokenId>) -> Self {
+        Self { special }
+    }
+
+    /// A text as it stands.
+    pub(super) fn literal(text: &str) -> String {
+        Value::from(text).to_string()
+    }
+
+    /// A mark: its token, or its text.
+    pub(super) fn marker(&self, mark: &str) -> String {
+        match (self.special)(mark) {
+            Some(id) => format!("<[{}]>", id.0),
+            None => Self::literal(mark),
+        }
+    }
+
+    /// A text in which some of these marks stand.
+    pub(super) fn marked(&self, text: &str, marks: &[&str]) -> String {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while !rest.is_empty() {
+            let next = marks.iter().filter_map(|mark| Some((rest.find(mark)?, *mark))).min();
+            let (at, mark) = next.unwrap_or((rest.len(), ""));
+            if at > 0 {
+                parts.push(Self::literal(&rest[..at]));
+            }
+            if !mark.is_empty() {
+                parts.push(self.marker(mark));
+            }
+            rest = &rest[at + mark.len()..];
+        }
+        parts.join(" ")
+    }
+
+    /// A tool's arguments, by its schema.
+    pub(super) fn arguments(tool: &Tool) -> String {
+        let schema = tool.parameters.clone().map_or_else(|| serde_json::json!({ "type": "object" }), Value::Object);
+        format!("%json {schema}")
+    }
+
+    /// A call as one object, with these keys.
+    pub(super) fn envelope(tool: &Tool, name_key: &str, arguments_key: &str) -> String {
+        let head = format!("{{\"{name_key}\": {}, \"{arguments_key}\": ", Self::literal(&tool.name));
+        format!("{} {} \"}}\"", Self::literal(&head), Self::arguments(tool))
+    }
+
+    /// A call as tags, an argument each: those that the schema asks for must be there, in its order.
+    pub(super) fn tagged(
+        tool: &Tool,
+        open: &str,
+        argument: impl Fn(&str, bool) -> String,
+        argument_end: &str,
+        close: &str,
+    ) -> String {
+        let parts = Self::tagged_parts(tool, |key, value| {
+            let open = Self::literal(&argument(key, tool.takes_string(key)));
+            // Free text takes the line break before its end along: a lexer cannot give it back.
+            let end = if value == FREE_TEXT { argument_end.trim_start() } else { argument_end };
+            format!("{open} {value} {}", Self::literal(end))
+        });
+        format!("{} {parts} {}", Self::literal(open), Self::literal(close))
+    }
+
+    /// The arguments of a call as `write` writes each, from its name and the grammar of its value.
+    pub(super) fn tagged_parts(tool: &Tool, write: impl Fn(&str, &str) -> String) -> String {
+        let Some(schema) = &tool.parameters else { return String::new() };
+        let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return String::new() };
+        let required = schema.get("required").and_then(Value::as_array);
+        let part = |(key, schema): (&String, &Value)| {
+            let value = match tool.takes_string(key) {
+                true => match schema.get("enum").and_then(Value::as_array) {
+                    Some(texts) => {
+                        let texts = texts.iter().filter_map(Value::as_str).map(Self::literal);
+                        format!("({})", texts.collect::<Vec<_>>().join(" | "))
+                    }
+                    None => FREE_TEXT.to_owned(),
+                },
+                false => format!("%json {schema}"),
+            };
+            let written = write(key, &value);
+            let needed = required.is_some_and(|required| required.iter().any(|each| each == key));
+            if needed { written } else { format!("({written})?") }
+        };
+        properties.iter().map(part).collect::<Vec<_>>().join(" ")
+    }
+
+    /// One of the tools, as `write` writes it.
+    pub(super) fn any(tools: &[Tool], write: impl Fn(&Tool) -> String) -> String {
+        tools.iter().map(|tool| format!("({})", write(tool))).collect::<Vec<_>>().join(" | ")
+    }
+
+    /// What comes before the calls where the model reasons: an expression, and the rules that it needs.
+    pub(super) fn reasoning(&self, format: &ReasoningFormat, prompt: &str) -> (String, String) {
+        let (expression, rules) = match (self.special)(format.end()) {
+            // No text can spell the token, so the thought ends where it comes.
+            Some(id) => (format!("thought <[{}]> gap", id.0), "thought: /(?s:.*)/".to_owned()),
+            None => {
+                let end = format.end().replace('/', "\\/").replace('|', "\\|").replace('[', "\\[").replace(']', "\\]");
+                ("thought gap".to_owned(), format!("thought[lazy]: /(?s:.*){end}/"))
+            }
+        };
+        let rules = format!("{rules}\ngap: /\\s*/");
+        if format.begins_inside(prompt) {
+            (expression, rules)
+        } else {
+            (format!("({} {expression})?", self.marker(format.start())), rules)
+        }
+    }
+}

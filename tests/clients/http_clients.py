@@ -1,0 +1,263 @@
+#!/usr/bin/env python3
+"""The stock Python clients of OpenAI, Anthropic and Ollama against the built-in model.
+
+    python3 -m venv .venv && .venv/bin/pip install -r tests/clients/requirements-http.txt
+    .venv/bin/python tests/clients/http_clients.py target/release/candlewick [--schema openapi.json]
+
+Starts the server, asks it in every way that these clients have for what it offers, and ends with 0 where every answer is as
+it must be. With OpenAI's own schema (openapi.json of its repository openai-openapi) every answer and every chunk is also
+checked against it.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+
+import anthropic
+import jsonschema
+import ollama
+import openai
+
+DOCUMENT = pathlib.Path(__file__).resolve().parents[2] / "docs" / "openai.md"
+MODEL_QUESTION = [{"role": "user", "content": "What is candlewick?"}]
+PROMPT = "Once upon a time"
+
+
+class Schemas:
+    """OpenAI's schemas; without a file nothing is checked."""
+
+    def __init__(self, path):
+        self.document = self.nullable(json.load(open(path))) if path else None
+        self.checked = 0
+
+    def nullable(self, node):
+        """OpenAPI 3.0's `nullable`, which JSON schema does not have, as a type."""
+        if isinstance(node, list):
+            return [self.nullable(entry) for entry in node]
+        if not isinstance(node, dict):
+            return node
+        node = {key: self.nullable(value) for key, value in node.items()}
+        return {"anyOf": [node, {"type": "null"}]} if node.pop("nullable", False) is True else node
+
+    def check(self, name, message):
+        if self.document is None:
+            return
+        if hasattr(message, "model_dump"):
+            # What came over the wire, and not what the client made of it.
+            message = message.model_dump(mode="json", exclude_unset=True, by_alias=True, warnings=False)
+        schema = {"$ref": f"#/components/schemas/{name}", "components": self.document["components"]}
+        error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(message))
+        assert error is None, f"{name}: {error.json_path}: {error.message}\n{json.dumps(message)[:2000]}"
+        self.checked += 1
+
+
+def refused(kind, call, **expected):
+    """The call fails with this error of the client's, whose fields are as expected."""
+    try:
+        call()
+    except kind as error:
+        for name, value in expected.items():
+            assert getattr(error, name) == value, f"{name} is {getattr(error, name)!r} in {error!r}"
+        return error
+    raise AssertionError(f"expected {kind.__name__}")
+
+
+def metric(base, name):
+    text = urllib.request.urlopen(f"{base}/metrics").read().decode()
+    return sum(float(value) for value in re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
+
+
+def becomes(what, holds):
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.02)
+
+
+def openai_models_and_errors(client, model, schemas):
+    models = client.models.list()
+    assert [entry.id for entry in models.data] == [model]
+    schemas.check("ListModelsResponse", models)
+    schemas.check("Model", client.models.retrieve(model))
+    ask = client.chat.completions.create
+    error = refused(openai.NotFoundError, lambda: ask(model="other", messages=MODEL_QUESTION), status_code=404)
+    schemas.check("ErrorResponse", json.loads(error.response.text))
+    wrong = lambda: ask(model=model, messages=MODEL_QUESTION, top_p=7)
+    error = refused(openai.BadRequestError, wrong, param="top_p", type="invalid_request_error")
+    schemas.check("ErrorResponse", json.loads(error.response.text))
+    image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
+    refused(openai.BadRequestError, lambda: ask(model=model, messages=image), param="messages[0].content[0].type")
+    refused(openai.APIStatusError, lambda: client.embeddings.create(model=model, input="x"), status_code=501)
+
+
+def openai_chat(client, model, schemas):
+    ask = lambda **more: client.chat.completions.create(
+        model=model, messages=MODEL_QUESTION, temperature=0, max_completion_tokens=40, **more
+    )
+    whole = ask(logprobs=True, top_logprobs=2)
+    schemas.check("CreateChatCompletionResponse", whole)
+    choice = whole.choices[0]
+    assert "candlewick" in choice.message.content.lower() and choice.finish_reason in ("stop", "length"), choice
+    assert all(len(entry.top_logprobs) == 2 and entry.logprob <= 0 for entry in choice.logprobs.content)
+    assert all(entry.token == entry.top_logprobs[0].token for entry in choice.logprobs.content), "greedy is the likeliest"
+    chunks = list(ask(stream=True, stream_options={"include_usage": True}))
+    for chunk in chunks:
+        schemas.check("CreateChatCompletionStreamResponse", chunk)
+    told = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert told == choice.message.content
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    several = ask(n=2, seed=7)
+    assert [choice.message.content for choice in several.choices] == [told, told], "greedy, whatever the seed"
+
+
+def openai_completions(client, model, schemas):
+    ask = lambda **more: client.completions.create(model=model, **{"prompt": PROMPT, "max_tokens": 24, **more})
+    seeded = [ask(temperature=1, seed=5).choices[0].text for _ in range(2)]
+    assert seeded[0] == seeded[1], seeded
+    batch = ask(prompt=[PROMPT, "The sun"], temperature=0, echo=True)
+    schemas.check("CreateCompletionResponse", batch)
+    assert [choice.text.startswith(start) for choice, start in zip(batch.choices, (PROMPT, "The sun"))] == [True, True]
+    logprobs = ask(temperature=0, logprobs=3).choices[0].logprobs
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == 24
+    plain = ask(temperature=0).choices[0].text
+    assert "".join(chunk.choices[0].text for chunk in ask(temperature=0, stream=True)) == plain
+    word = plain.split()[3]
+    stopped = ask(temperature=0, stop=[word]).choices[0]
+    assert stopped.finish_reason == "stop" and stopped.text == plain.split(word)[0]
+    ids = client.post("/../tokenize", body={"prompt": PROMPT}, cast_to=object)["tokens"]
+    assert client.post("/../detokenize", body={"tokens": ids}, cast_to=object)["prompt"].endswith(PROMPT)
+    assert ask(prompt=ids, temperature=0).choices[0].text == plain
+    ban = ask(temperature=0, max_tokens=1, logprobs=0, extra_body={"return_tokens_as_token_ids": True})
+    banned = ban.choices[0].logprobs.tokens[0].removeprefix("token_id:")
+    other = ask(temperature=0, max_tokens=1, logit_bias={banned: -100})
+    assert other.choices[0].text != plain[: len(other.choices[0].text)] or other.choices[0].text == ""
+    long = ask(temperature=0, max_tokens=60, extra_body={"ignore_eos": True, "min_tokens": 60, "top_k": 1, "min_p": 0.1})
+    assert long.usage.completion_tokens == 60
+
+
+def openai_cancel(client, model, base):
+    # Long enough that reading the metrics comes in between.
+    ask = lambda: client.completions.create(
+        model=model, prompt=PROMPT, max_tokens=480, stream=True, extra_body={"ignore_eos": True}
+    )
+    before = metric(base, "vllm:request_success_total")
+    for _ in range(5):
+        stream = ask()
+        next(iter(stream))
+        stream.close()
+    becomes("the sequences are freed", lambda: metric(base, "vllm:num_requests_running") == 0)
+    becomes("their ends are counted", lambda: metric(base, "vllm:request_success_total") >= before + 5)
+
+
+def openai_responses(client, model, schemas):
+    ask = lambda **more: client.responses.create(
+        model=model, **{"input": "What is candlewick?", "temperature": 0, "max_output_tokens": 40, **more}
+    )
+    first = ask()
+    schemas.check("Response", first)
+    assert "candlewick" in first.output_text.lower()
+    assert client.responses.retrieve(first.id).output_text == first.output_text
+    schemas.check("ResponseItemList", client.responses.input_items.list(first.id))
+    second = ask(input="Who are you?", previous_response_id=first.id)
+    assert second.usage.input_tokens > first.usage.input_tokens
+    events = list(ask(stream=True))
+    for event in events:
+        schemas.check("ResponseStreamEvent", event)
+    told = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert told == first.output_text and events[-1].response.output_text == told
+    later = ask(background=True)
+    schemas.check("Response", later)
+    becomes("the response is made", lambda: client.responses.retrieve(later.id).status != "in_progress")
+    assert client.responses.retrieve(later.id).output_text == told
+    client.responses.delete(later.id)
+    refused(openai.NotFoundError, lambda: client.responses.retrieve(later.id), status_code=404)
+
+
+def anthropic_messages(client, model):
+    # Sampling is in the API, but no longer in this client.
+    asked = {"model": model, "max_tokens": 40, "messages": MODEL_QUESTION, "extra_body": {"temperature": 0}}
+    whole = client.messages.create(**asked)
+    assert whole.content[0].type == "text" and "candlewick" in whole.content[0].text.lower()
+    with client.messages.stream(**asked) as stream:
+        told = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert told == whole.content[0].text == final.content[0].text
+    assert (final.stop_reason, final.usage.output_tokens) == (whole.stop_reason, whole.usage.output_tokens)
+    assert client.messages.count_tokens(model=model, messages=MODEL_QUESTION).input_tokens > 0
+    refused(anthropic.NotFoundError, lambda: client.messages.create(**{**asked, "model": "other"}), status_code=404)
+    refused(anthropic.BadRequestError, lambda: client.messages.create(**{**asked, "extra_body": {"top_p": 7}}), status_code=400)
+
+
+def ollama_chat(client, model):
+    options = {"temperature": 0, "num_predict": 40}
+    whole = client.chat(model=model, messages=MODEL_QUESTION, options=options)
+    assert "candlewick" in whole.message.content.lower() and whole.done
+    lines = list(client.chat(model=model, messages=MODEL_QUESTION, options=options, stream=True))
+    assert "".join(line.message.content for line in lines) == whole.message.content
+    assert lines[-1].eval_count == whole.eval_count > 0
+    assert client.generate(model=model, prompt="What is candlewick?", options=options).response == whole.message.content
+    assert [entry.model for entry in client.list().models] == [model]
+    assert client.show(model).details.family == "llama"
+    assert [entry.model for entry in client.ps().models] == [model]
+    refused(ollama.ResponseError, lambda: client.chat(model="other", messages=MODEL_QUESTION), status_code=404)
+
+
+def documented_examples(base):
+    """What docs/openai.md shows works as it stands, but for the port."""
+    text = DOCUMENT.read_text().replace("http://127.0.0.1:50051", base)
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", text, re.DOTALL)
+    assert {language for language, _ in blocks} == {"sh", "python"}
+    shared = {}
+    for language, code in blocks:
+        said = io.StringIO()
+        if language == "sh":
+            run = subprocess.run(["sh", "-ec", code], capture_output=True, text=True)
+            assert run.returncode == 0, run.stderr
+            said.write(run.stdout)
+        else:
+            with contextlib.redirect_stdout(said):
+                exec(code, shared)
+        assert len(said.getvalue()) > 20 and "error" not in said.getvalue(), (code, said.getvalue())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("binary", help="the candlewick program")
+    parser.add_argument("--schema", help="OpenAI's openapi.json")
+    arguments = parser.parse_args()
+    schemas = Schemas(arguments.schema)
+    command = [arguments.binary, "serve", "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            line = server.stdout.readline()
+            model, address = re.match(r"candlewick serves (\S+) on (\S+):", line).groups()
+            base = f"http://{address}"
+            client = openai.OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0)
+            claude = anthropic.Anthropic(base_url=base, api_key="none", max_retries=0)
+            parts = [
+                ("openai: models and errors", lambda: openai_models_and_errors(client, model, schemas)),
+                ("openai: chat", lambda: openai_chat(client, model, schemas)),
+                ("openai: completions", lambda: openai_completions(client, model, schemas)),
+                ("openai: a client that goes away", lambda: openai_cancel(client, model, base)),
+                ("openai: responses", lambda: openai_responses(client, model, schemas)),
+                ("anthropic: messages", lambda: anthropic_messages(claude, model)),
+                ("the examples of docs/openai.md", lambda: documented_examples(base)),
+                ("ollama: chat, generate, models", lambda: ollama_chat(ollama.Client(host=base), model)),
+            ]
+            for name, part in parts:
+                part()
+                print(f"ok    {name}", flush=True)
+        finally:
+            server.terminate()
+    print(f"{schemas.checked} messages are as OpenAI's schema has them" if schemas.document else "no schema was given")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

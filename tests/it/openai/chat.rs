@@ -1,0 +1,63 @@
+//! `/v1/chat/completions`: whole and streamed, contents in parts, several answers.
+
+use serde_json::{Value, json};
+
+use super::http::post;
+use crate::grpc::text::{continued, server};
+
+const PATH: &str = "/v1/chat/completions";
+const RENDERED: &str = "<system>Be brief.<user>Hi there<assistant>";
+
+fn body() -> Value {
+    json!({"model": "fake", "max_completion_tokens": 20, "messages": [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Hi "}, {"type": "text", "text": "there"}]},
+    ]})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_are_rendered_and_answered() {
+    let server = server().await;
+    let answer = post(server.address, PATH, &body().to_string()).await;
+    assert_eq!(answer.status, 200);
+    let whole = answer.json().await;
+    assert_eq!(whole["object"], "chat.completion");
+    assert!(whole["id"].as_str().unwrap().starts_with("chatcmpl-"));
+    let choice = &whole["choices"][0];
+    assert_eq!(choice["message"], json!({"role": "assistant", "content": continued(RENDERED, 20), "refusal": null}));
+    assert_eq!((&choice["finish_reason"], &choice["logprobs"]), (&json!("length"), &Value::Null));
+    assert_eq!(whole["usage"]["prompt_tokens"], RENDERED.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_opens_with_the_role_and_closes_with_the_reason() {
+    let server = server().await;
+    let mut body = body();
+    body["stream"] = true.into();
+    body["n"] = 3.into();
+    body["stream_options"] = json!({"include_usage": true});
+    let chunks = post(server.address, PATH, &body.to_string()).await.chunks().await;
+    for index in 0..3 {
+        let mine: Vec<_> = chunks.iter().filter(|chunk| chunk["choices"][0]["index"] == index).collect();
+        let (first, last) = (&mine[0]["choices"][0], &mine[mine.len() - 1]["choices"][0]);
+        assert_eq!(first["delta"], json!({"role": "assistant", "content": ""}));
+        assert_eq!((&last["delta"], &last["finish_reason"]), (&json!({}), &json!("length")));
+        let told: String = mine.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
+        assert_eq!(told, continued(RENDERED, 20));
+        assert!(mine[..mine.len() - 1].iter().all(|chunk| chunk["choices"][0]["finish_reason"].is_null()));
+    }
+    let usage = &chunks.last().unwrap()["usage"];
+    assert_eq!((&usage["prompt_tokens"], &usage["completion_tokens"]), (&json!(RENDERED.len()), &json!(60)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_carries_the_id_that_the_client_gave() {
+    let server = server().await;
+    let headers = "content-type: application/json; charset=utf-8\r\nx-request-id: mine-7\r\n";
+    let answer = super::http::post_with(server.address, PATH, headers, &body().to_string()).await;
+    assert_eq!(answer.header("x-request-id"), Some("mine-7"));
+    assert_eq!(answer.json().await["id"], "chatcmpl-mine-7");
+    let headers = "content-type: application/json\r\nx-request-id: no (word)\r\n";
+    let answer = super::http::post_with(server.address, PATH, headers, "{").await;
+    assert!(answer.header("x-request-id").is_some_and(|id| !id.contains('(')), "errors have one too");
+}

@@ -1,0 +1,81 @@
+//! `/api/chat`, `/api/generate` and what is served, as lines of JSON or whole.
+
+use serde_json::{Value, json};
+
+use super::http::{get, post_with};
+use crate::grpc::{
+    Server,
+    text::{continued, server},
+};
+
+/// Without a type of content, as Ollama's documentation has it.
+async fn ask(server: &Server, path: &str, body: &Value) -> super::http::Answer {
+    post_with(server.address, path, "", &body.to_string()).await
+}
+
+async fn lines(server: &Server, path: &str, body: &Value) -> Vec<Value> {
+    let answer = ask(server, path, body).await;
+    assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/x-ndjson")), "{body}");
+    answer.text().await.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chat_streams_lines_and_the_last_one_counts() {
+    let server = server().await;
+    let body = json!({"model": "fake:latest", "messages": [{"role": "user", "content": "Hi"}],
+                      "options": {"num_predict": 20, "num_ctx": 4096}});
+    let lines = lines(&server, "/api/chat", &body).await;
+    let told: String = lines.iter().map(|line| line["message"]["content"].as_str().unwrap()).collect();
+    assert_eq!(told, continued("<user>Hi<assistant>", 20));
+    let (last, others) = lines.split_last().unwrap();
+    assert!(others.iter().all(|line| line["done"] == false));
+    assert_eq!((&last["done"], &last["done_reason"]), (&json!(true), &json!("length")));
+    assert_eq!((&last["prompt_eval_count"], &last["eval_count"]), (&json!(19), &json!(20)));
+    assert!(last["total_duration"].as_u64() >= last["eval_duration"].as_u64());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prompt_is_a_turn_of_a_chat_unless_it_is_raw() {
+    let server = server().await;
+    for (raw, read) in [(false, "<system>S<user>Hi<assistant>"), (true, "Hi")] {
+        let options = json!({"num_predict": 9});
+        let body =
+            json!({"model": "fake", "prompt": "Hi", "system": "S", "raw": raw, "stream": false, "options": options});
+        let whole = ask(&server, "/api/generate", &body).await.json().await;
+        assert_eq!((&whole["response"], &whole["done"]), (&json!(continued(read, 9)), &json!(true)));
+    }
+    let loaded = ask(&server, "/api/generate", &json!({"model": "fake"})).await.json().await;
+    assert_eq!(loaded["done_reason"], "load");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_model_is_listed_and_shown() {
+    let server = server().await;
+    for path in ["/api/tags", "/api/ps"] {
+        assert_eq!(get(server.address, path).await.json().await["models"][0]["name"], "fake", "{path}");
+    }
+    assert!(get(server.address, "/api/version").await.json().await["version"].is_string());
+    let shown = ask(&server, "/api/show", &json!({"model": "fake"})).await.json().await;
+    assert_eq!(shown["model_info"]["fake.context_length"], 1024);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_work_is_refused_in_ollamas_shape() {
+    let server = server().await;
+    let messages = json!([{"role": "user", "content": "Hi"}]);
+    for (status, path, body) in [
+        (404, "/api/chat", json!({"model": "other", "messages": messages})),
+        (400, "/api/chat", json!({"model": "fake", "messages": [{"role": "king"}]})),
+        (400, "/api/chat", json!({"model": "fake", "messages": messages, "format": "json"})),
+        (400, "/api/chat", json!({"model": "fake", "messages": messages, "options": {"temperature": "hot"}})),
+        (400, "/api/chat", json!({"model": "fake", "messages": messages, "options": {"top_p": 7}})),
+        (400, "/api/generate", json!({"model": "fake", "prompt": "x", "images": ["aGk="]})),
+        (400, "/api/generate", json!({"prompt": "x"})),
+        (404, "/api/show", json!({"model": "other"})),
+        (404, "/api/pull", json!({"model": "fake"})),
+    ] {
+        let refused = ask(&server, path, &body).await;
+        assert_eq!(refused.status, status, "{path} {body}");
+        assert!(refused.json().await["error"].is_string());
+    }
+}

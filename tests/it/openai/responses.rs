@@ -1,0 +1,134 @@
+//! `/v1/responses`: kept, gone on from, streamed, made in the background, cancelled, deleted.
+
+use serde_json::{Value, json};
+
+use super::http::{get, post, send};
+use crate::grpc::{
+    Server,
+    text::{continued, server, server_that_hangs},
+    until,
+};
+
+const PATH: &str = "/v1/responses";
+
+async fn create(server: &Server, body: Value) -> Value {
+    let answer = post(server.address, PATH, &body.to_string()).await;
+    assert_eq!(answer.status, 200, "{body}");
+    answer.json().await
+}
+
+fn text(response: &Value) -> &str {
+    response["output"][0]["content"][0]["text"].as_str().unwrap()
+}
+
+fn id(response: &Value) -> String {
+    response["id"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_conversation_goes_on_from_a_response_by_its_id_without_its_instructions() {
+    let server = server().await;
+    let first = create(&server, json!({"input": "Hi", "instructions": "Be brief.", "max_output_tokens": 9})).await;
+    let said = continued("<system>Be brief.<user>Hi<assistant>", 9);
+    assert_eq!((text(&first), first["status"].as_str()), (said.as_str(), Some("incomplete")));
+    assert_eq!(first["incomplete_details"]["reason"], "max_output_tokens");
+    assert_eq!(get(server.address, &format!("{PATH}/{}", id(&first))).await.json().await, first);
+    let items = get(server.address, &format!("{PATH}/{}/input_items", id(&first))).await.json().await;
+    assert_eq!(items["data"][0]["content"][0]["text"], "Hi");
+
+    let input = json!([{"role": "user", "content": [{"type": "input_text", "text": "More"}]}]);
+    let body = json!({"input": input, "previous_response_id": id(&first), "max_output_tokens": 9});
+    let second = create(&server, body).await;
+    assert_eq!(text(&second), continued(&format!("<user>Hi<assistant>{said}<user>More<assistant>"), 9));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_is_the_events_that_build_the_response_which_is_kept_at_its_end() {
+    let server = server().await;
+    let body = json!({"input": "Hi", "stream": true, "max_output_tokens": 9}).to_string();
+    let events = post(server.address, PATH, &body).await.events().await;
+    let events: Vec<(String, Value)> =
+        events.into_iter().map(|(name, data)| (name.unwrap(), serde_json::from_str(&data).unwrap())).collect();
+    for (k, (name, data)) in events.iter().enumerate() {
+        assert_eq!((data["type"].as_str(), data["sequence_number"].as_u64()), (Some(name.as_str()), Some(k as u64)));
+    }
+    let is_delta = |name: &str| name == "response.output_text.delta";
+    let names: Vec<_> = events.iter().map(|(name, _)| name.as_str()).filter(|name| !is_delta(name)).collect();
+    let expected = [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.incomplete",
+    ];
+    assert_eq!(names, expected);
+    let told: String = events.iter().filter_map(|(_, data)| data["delta"].as_str()).collect();
+    let response = &events.last().unwrap().1["response"];
+    assert_eq!((told.as_str(), text(response)), (continued("<user>Hi<assistant>", 9).as_str(), told.as_str()));
+    assert_eq!(get(server.address, &format!("{PATH}/{}", id(response))).await.json().await, *response);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_background_response_is_made_while_nobody_waits() {
+    let server = server().await;
+    let begun = create(&server, json!({"input": "Hi", "background": true, "max_output_tokens": 9})).await;
+    assert_eq!((&begun["status"], &begun["output"]), (&json!("in_progress"), &json!([])));
+    server.idle().await;
+    let path = format!("{PATH}/{}", id(&begun));
+    let mut response = get(server.address, &path).await.json().await;
+    while response["status"] == "in_progress" {
+        tokio::task::yield_now().await;
+        response = get(server.address, &path).await.json().await;
+    }
+    assert_eq!(text(&response), continued("<user>Hi<assistant>", 9));
+    let cancelled = post(server.address, &format!("{path}/cancel"), "").await.json().await;
+    assert_eq!(cancelled, response, "what is whole stays as it is");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cancelling_or_deleting_a_background_response_frees_its_sequence() {
+    for delete in [false, true] {
+        let (server, gate) = server_that_hangs(5).await;
+        let begun = create(&server, json!({"input": "Hi", "background": true, "max_output_tokens": 400})).await;
+        let path = format!("{PATH}/{}", id(&begun));
+        until("it runs", || server.engine.telemetry().generated_tokens() > 0).await;
+        if delete {
+            let request = format!("DELETE {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+            assert_eq!(send(server.address, request.as_bytes()).await.json().await["deleted"], true);
+            assert_eq!(get(server.address, &path).await.status, 404);
+        } else {
+            let cancelled = post(server.address, &format!("{path}/cancel"), "").await.json().await;
+            assert_eq!(cancelled["status"], "cancelled");
+        }
+        let aborted = "finished_reason=\"abort\"} 1";
+        until("it is aborted", || server.engine.telemetry().encode().contains(aborted)).await;
+        gate.open();
+        server.idle().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_work_or_is_not_kept_is_refused_by_its_name() {
+    let server = server().await;
+    for (status, param, body) in [
+        (400, "input", json!({})),
+        (400, "input", json!({"input": []})),
+        (400, "input", json!({"input": 7})),
+        (400, "input[0].role", json!({"input": [{"role": "king", "content": "x"}]})),
+        (400, "input[0].type", json!({"input": [{"type": "item_reference", "id": "x"}]})),
+        (400, "tools", json!({"input": "x", "tools": [{"type": "web_search"}]})),
+        (400, "max_output_tokens", json!({"input": "x", "max_output_tokens": 0})),
+        (400, "background", json!({"input": "x", "background": true, "stream": true})),
+        (400, "store", json!({"input": "x", "background": true, "store": false})),
+        (404, "previous_response_id", json!({"input": "x", "previous_response_id": "resp_none"})),
+    ] {
+        let refused = post(server.address, PATH, &body.to_string()).await;
+        assert_eq!(refused.status, status, "{body}");
+        assert_eq!(refused.json().await["error"]["param"], param, "{body}");
+    }
+    let unkept = create(&server, json!({"input": "x", "store": false, "max_output_tokens": 2})).await;
+    assert_eq!(get(server.address, &format!("{PATH}/{}", id(&unkept))).await.status, 404);
+}

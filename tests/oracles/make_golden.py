@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Makes tests/fixtures/golden/NAME: a small random checkpoint of a Hugging Face architecture, and what transformers makes
+of it in float32 on the CPU: the last logits, the best token at each position and 32 greedy tokens for four prompts.
+
+usage: make_golden.py [NAME ...]      default: all of CASES
+needs: transformers, torch
+
+A seed is taken whose two best logits are never nearer than MARGIN, so that the best token does not hang on the order of
+additions. Tokens are run one at a time where a case says `stepwise`: transformers turns the tokens of a prompt by the
+prompt's length under a dynamic scaling, we turn each as if it were the last.
+"""
+
+import json
+import pathlib
+import sys
+
+import torch
+import transformers
+
+MARGIN = 2e-3
+LENGTHS = [1, 7, 33, 80]
+GREEDY = 32
+OUT = pathlib.Path(__file__).parent.parent / "fixtures" / "golden"
+
+USUAL = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}
+ROPE = {"rope_theta": 10000.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, **ROPE}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, **ROPE}
+LONG = {
+    "rope_type": "longrope", "original_max_position_embeddings": 4, **ROPE,
+    "short_factor": [1.0 + k / 8 for k in range(8)], "long_factor": [1.0 + k for k in range(8)],
+}
+CASES = {
+    "cohere2": ("Cohere2", {"sliding_window": 24, "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+                            "num_hidden_layers": 4, "logit_scale": 0.25, "head_dim": 16}, {}),
+    "exaone4": ("Exaone4", {"sliding_window": 24, "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+                            "num_hidden_layers": 4, "sliding_window_pattern": "LLLG", "head_dim": 16}, {}),
+    "stablelm": ("StableLm", {"use_qkv_bias": True}, {}),
+    "stablelm-parallel": ("StableLm", {"use_parallel_residual": True}, {}),
+    # It has as many of both, and its class reads no such field.
+    "gpt_neox": ("GPTNeoX", {"num_key_value_heads": 4}, {}),
+    "llama-linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, **ROPE}}, {}),
+    "llama-dynamic": ("Llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 48}, {"stepwise": True}),
+    "qwen3-yarn": ("Qwen3", {"rope_parameters": YARN, "head_dim": 32}, {}),
+    "phi3-longrope": ("Phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 4},
+                      {"lengths": [6, 7, 33, 80]}),
+    "ministral": ("Ministral", {"sliding_window": 24, "head_dim": 16,
+                                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, {}),
+}
+
+
+def checkpoint(name, seed):
+    """A model whose weights are as bfloat16 holds them, in float32."""
+    kind, fields, _ = CASES[name]
+    config = getattr(transformers, f"{kind}Config")(**{**USUAL, **fields})
+    torch.manual_seed(seed)
+    classes = [f"{kind}ForCausalLM", f"{kind}LMHeadModel"]
+    model = next(getattr(transformers, c) for c in classes if hasattr(transformers, c))(config)
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if "norm" in key and key.endswith("weight"):
+                weight.copy_(1 + 0.2 * torch.randn_like(weight))
+            else:
+                weight.copy_(torch.randn_like(weight) * (0.1 if weight.dim() == 1 else weight.shape[-1] ** -0.5))
+        for weight in model.parameters():
+            weight.copy_(weight.bfloat16().float())
+    model.set_attn_implementation("eager")
+    return model.eval()
+
+
+def run(model, ids, stepwise, greedy=0):
+    """Logits at every position of the ids and of as many greedy tokens, and all ids."""
+    cache, rows, ids = transformers.DynamicCache(), [], list(ids)
+    chunks = [[token] for token in ids] if stepwise else [ids]
+    position, end = 0, len(ids) + greedy
+    while chunks:
+        chunk = chunks.pop(0)
+        places = torch.arange(position, position + len(chunk))[None]
+        out = model(torch.tensor([chunk]), past_key_values=cache, use_cache=True, position_ids=places)
+        cache, position = out.past_key_values, position + len(chunk)
+        rows.append(out.logits[0])
+        if not chunks and position < end:
+            ids.append(int(out.logits[0, -1].argmax()))
+            chunks.append(ids[-1:])
+    return torch.cat(rows), ids
+
+
+def prompts(model, name, seed):
+    """The results of every prompt, and the least margin of all."""
+    options = CASES[name][2]
+    stepwise = options.get("stepwise", False)
+    draw = torch.Generator().manual_seed(seed)
+    results = []
+    for length in options.get("lengths", LENGTHS):
+        ids = torch.randint(3, USUAL["vocab_size"], (length,), generator=draw).tolist()
+        every, all_ids = run(model, ids, stepwise, GREEDY)
+        logits = every[:length]
+        best = every.topk(2, dim=-1).values
+        results.append({
+            "ids": ids,
+            "last_logits": logits[-1].tolist(),
+            "argmax": logits.argmax(-1).tolist(),
+            "greedy": all_ids[length:],
+            "min_margin": float((best[:, 0] - best[:, 1]).min()),
+        })
+    return results
+
+
+def make(name):
+    for seed in range(1, 200):
+        model = checkpoint(name, seed)
+        with torch.no_grad():
+            results = prompts(model, name, seed)
+        if min(result["min_margin"] for result in results) > MARGIN:
+            break
+    else:
+        raise SystemExit(f"{name}: no seed keeps the margin")
+    out = OUT / name
+    out.mkdir(parents=True, exist_ok=True)
+    model.bfloat16().save_pretrained(out)
+    (out / "generation_config.json").unlink(missing_ok=True)
+    reference = f"transformers {transformers.__version__}, torch {torch.__version__}, float32 eager on bf16 weights"
+    golden = {"architecture": type(model).__name__, "reference": reference, "prompts": results}
+    (out / "golden.json").write_text(json.dumps(golden))
+    print(f"{name}: seed {seed}, {sum(p.stat().st_size for p in out.iterdir())} bytes")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for name in sys.argv[1:] or CASES:
+        make(name)
