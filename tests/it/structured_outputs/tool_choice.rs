@@ -13,13 +13,16 @@ use serde_json::{Value, json};
 
 use super::{demo, engine::start, params, validity::check};
 
-/// Teaches Hermes' format of calls, and reasoning.
-const TEMPLATE: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}\
-    {{ '<tool_call>' if tools }}<assistant>{{ '<think>\n' if thinks }}";
+/// Teaches Hermes' format of calls.
+const CALLS: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}\
+    {{ '<tool_call>' if tools }}<assistant>";
+/// The same, and reasoning, which it begins.
+const THINKS: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}\
+    {{ '<tool_call>' if tools }}<assistant><think>\n";
 
-async fn engine() -> Engine {
+async fn engine(template: &str) -> Engine {
     let mut loaded = demo();
-    loaded.text.chat_template = Some(Arc::new(ChatTemplate::new(TEMPLATE, "", "").unwrap()));
+    loaded.text.chat_template = Some(Arc::new(ChatTemplate::new(template, "", "").unwrap()));
     start(loaded, super::engine::config()).await
 }
 
@@ -70,13 +73,18 @@ fn seeded(seed: u64) -> SamplingParams {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_required_or_named_call_is_made() {
-    let engine = engine().await;
+    let engine = engine(CALLS).await;
+    // Ends as soon as it may: after the first call.
+    let end = |seed| SamplingParams {
+        logit_bias: engine.info().eos_token_ids.iter().map(|&id| (id, 100.0)).collect(),
+        ..seeded(seed)
+    };
     let mut whole = 0;
     for seed in 0..4 {
         for (choice, names) in
             [(ToolChoice::Required, &["weather", "trains"][..]), (ToolChoice::Named("trains".into()), &["trains"])]
         {
-            let answer = answer(&engine, chat(choice), seeded(seed)).await.unwrap();
+            let answer = answer(&engine, chat(choice), end(seed)).await.unwrap();
             assert_eq!(answer.text, "", "{:?}", answer.calls);
             if !answer.finished.tool_calls {
                 continue; // Cut off.
@@ -94,7 +102,7 @@ async fn a_required_or_named_call_is_made() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_cannot_be_asked_for_is_refused_by_name() {
-    let engine = engine().await;
+    let engine = engine(THINKS).await;
     let refused = async |chat: ChatPrompt, params: SamplingParams| {
         let error = answer(&engine, chat, params).await.err().unwrap();
         assert_eq!(error.code, Code::InvalidArgument, "{error}");
@@ -113,9 +121,8 @@ async fn a_call_that_cannot_be_asked_for_is_refused_by_name() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_of_a_form_is_no_reasoning_even_where_the_template_began_one() {
-    let engine = engine().await;
-    let mut chat = ChatPrompt::from(vec![ChatMessage::new(Role::User, "Tell me about a fox.")]);
-    chat.chat_template_kwargs.insert("thinks".into(), true.into());
+    let engine = engine(THINKS).await;
+    let chat = ChatPrompt::from(vec![ChatMessage::new(Role::User, "Tell me about a fox.")]);
     let answer = answer(&engine, chat, params(Constraint::Choice(vec!["yes".into(), "no".into()]))).await.unwrap();
     assert!(["yes", "no"].contains(&answer.text.as_str()) && answer.reasoning.is_empty(), "{}", answer.text);
 }
