@@ -139,6 +139,7 @@ fn measure_ours(model: &Arc<dyn Model>, streams: usize) -> Outcome<Rates> {
             params: Arc::clone(&params),
             prompt: prompt.as_slice().into(),
             dry_breakers: [].into(),
+            grammar: None,
         });
         schedule(&mut plan, stream, blocks_each, prompt, 0, 0);
         runner.submit(&plan)?;
@@ -184,6 +185,7 @@ fn schedule(
         samples: true,
         num_output_tokens: num_output_tokens as u32,
         prompt_targets: 0..0,
+        max_new_tokens: 1,
     });
 }
 

@@ -1,5 +1,9 @@
 //! What a request may ask of generation: the one `SamplingParams` that every face fills in.
 
+mod structured_outputs;
+
+pub use structured_outputs::{Constraint, StructuredOutputs};
+
 use crate::{
     error::{Error, Result},
     ids::TokenId,
@@ -27,6 +31,12 @@ pub mod limits {
     pub const DRY_SEQUENCE_BREAKERS: usize = 16;
     /// Bytes a sequence breaker.
     pub const DRY_SEQUENCE_BREAKER_BYTES: usize = 64;
+    /// Bytes of a schema, a regular expression, a grammar, or all choices together.
+    pub const CONSTRAINT_BYTES: usize = 256 << 10;
+    /// Bytes of a pattern for white space.
+    pub const WHITESPACE_PATTERN_BYTES: usize = 256;
+    /// Strings to choose from.
+    pub const CHOICES: usize = 1024;
 }
 
 /// How tokens are chosen and when to stop. Names, defaults and ranges are vLLM's; of knobs that vLLM does not have,
@@ -111,6 +121,8 @@ pub struct SamplingParams {
     pub best_of: Option<u32>,
     /// Ends the reasoning of a chat after so many tokens. Filled in where the chat's prompt is rendered.
     pub thinking_budget: Option<ThinkingBudget>,
+    /// What the text must look like.
+    pub structured_outputs: Option<StructuredOutputs>,
 }
 
 /// How long a model may reason, and how the reasoning is told.
@@ -238,6 +250,7 @@ impl Default for SamplingParams {
             n: 1,
             best_of: None,
             thinking_budget: None,
+            structured_outputs: None,
         }
     }
 }
@@ -367,7 +380,22 @@ impl SamplingParams {
                 Err(Error::invalid("best_of", why))
             }
             _ => Ok(()),
+        }?;
+        self.validate_structured_outputs()
+    }
+
+    /// A sequence under a grammar never goes back, and nothing but the grammar forces a token.
+    fn validate_structured_outputs(&self) -> Result<()> {
+        let Some(outputs) = &self.structured_outputs else { return Ok(()) };
+        let why =
+            "cannot be used with structured output (structured_outputs, response_format, a tool_choice of a tool)";
+        if !self.bad_words.is_empty() {
+            return Err(Error::invalid("bad_words", why));
         }
+        if self.thinking_budget.is_some() {
+            return Err(Error::invalid("thinking_token_budget", why));
+        }
+        outputs.validate()
     }
 }
 
@@ -380,6 +408,8 @@ pub enum FinishReason {
     StopToken(TokenId),
     /// A string of `stop`.
     StopString(String),
+    /// The text is all that `structured_outputs` asks for, and nothing may follow.
+    GrammarComplete,
     /// `max_tokens`, or the end of the context.
     Length,
 }

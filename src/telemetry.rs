@@ -87,7 +87,10 @@ pub enum Outcome {
 impl From<&FinishReason> for Outcome {
     fn from(reason: &FinishReason) -> Self {
         match reason {
-            FinishReason::EndOfSequence(_) | FinishReason::StopToken(_) | FinishReason::StopString(_) => Self::Stop,
+            FinishReason::EndOfSequence(_)
+            | FinishReason::StopToken(_)
+            | FinishReason::StopString(_)
+            | FinishReason::GrammarComplete => Self::Stop,
             FinishReason::Length => Self::Length,
         }
     }

@@ -173,6 +173,7 @@ fn reason(finish: pb::Finish, eos_token_ids: &[u32]) -> FinishReason {
         Some(Matched::TokenId(id)) if eos_token_ids.contains(&id) => FinishReason::EndOfSequence(TokenId(id)),
         Some(Matched::TokenId(id)) => FinishReason::StopToken(TokenId(id)),
         Some(Matched::Stop(stop)) => FinishReason::StopString(stop),
+        None if finish.reason() == pb::FinishReason::Stop => FinishReason::GrammarComplete,
         None => FinishReason::Length,
     }
 }
@@ -240,6 +241,8 @@ mod tests {
         for (matched, expected) in cases {
             assert_eq!(reason(finish(matched), &[2]), expected);
         }
+        let complete = pb::Finish { reason: pb::FinishReason::Stop.into(), matched: None };
+        assert_eq!(reason(complete, &[]), FinishReason::GrammarComplete);
     }
 
     #[test]

@@ -197,7 +197,7 @@ fn logprobs_json(token: &SampledToken) -> Value {
 /// As vLLM says it: `finish_reason`, and `stop_reason`, which tells what of the request's own matched.
 fn finish_reason(reason: &FinishReason) -> (&'static str, Value) {
     match reason {
-        FinishReason::EndOfSequence(_) => ("stop", Value::Null),
+        FinishReason::EndOfSequence(_) | FinishReason::GrammarComplete => ("stop", Value::Null),
         FinishReason::StopToken(id) => ("stop", json!(id.0)),
         FinishReason::StopString(stop) => ("stop", json!(stop)),
         FinishReason::Length => ("length", Value::Null),

@@ -18,6 +18,7 @@ mod quantize;
 mod sampling_args;
 mod serve;
 mod start;
+mod structured_args;
 mod tokenize;
 
 use std::{

@@ -3,10 +3,12 @@
 
 use clap::Args;
 
+use super::structured_args::StructuredArgs;
 use crate::{
     ids::TokenId,
     params::{SamplerKind, SamplingParams},
     proto::candlewick::v1 as pb,
+    server::grpc::structured_outputs::to_wire,
 };
 
 /// How tokens are chosen and when to stop, as far as the command line says.
@@ -118,6 +120,8 @@ pub(super) struct SamplingArgs {
     /// The order of the samplers, those not named left out, such as top_k,top_p,temperature.
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = sampler)]
     samplers: Vec<SamplerKind>,
+    #[command(flatten)]
+    structured: StructuredArgs,
 }
 
 impl SamplingArgs {
@@ -165,6 +169,7 @@ impl SamplingArgs {
             n: defaults.n,
             best_of: defaults.best_of,
             thinking_budget: defaults.thinking_budget.clone(),
+            structured_outputs: args.structured.outputs().or_else(|| defaults.structured_outputs.clone()),
         }
     }
 
@@ -210,6 +215,7 @@ impl SamplingArgs {
             prompt_logprobs: None,
             n: None,
             best_of: None,
+            structured_outputs: args.structured.outputs().map(to_wire),
         }
     }
 }
@@ -300,6 +306,7 @@ mod tests {
             n: 1,
             best_of: None,
             thinking_budget: None,
+            structured_outputs: None,
         };
         assert_eq!(parse(ALL).over(&SamplingParams::default()), expected);
         // And without any flag those very values stay.

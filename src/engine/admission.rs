@@ -15,6 +15,7 @@ use super::{
     best_of::BestOf,
     channel::ReaderControl,
     chat,
+    grammars::Grammars,
     sequence::{Guard, Sequence},
     stream::{Event, Generation, Output, Started, TextOut, timer},
     supervisor::Life,
@@ -24,7 +25,7 @@ use crate::{
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
     params::{SamplingParams, Usage},
-    sampling,
+    sampling::{self, grammar::Grammar},
     text::{Detokenizer, OutputParser, StopMatcher, Tokenizer, token_runs},
 };
 
@@ -51,6 +52,7 @@ pub(super) struct Admitted {
     /// For each sequence its own.
     text: Vec<Option<TextOut>>,
     dry_breakers: Arc<[Vec<TokenId>]>,
+    grammar: Option<Arc<Grammar>>,
 }
 
 impl Admitted {
@@ -61,6 +63,7 @@ impl Admitted {
     pub(super) async fn new(
         info: &ModelInfo,
         text: &ModelText,
+        grammars: &Grammars,
         config: &EngineConfig,
         request: Request,
     ) -> Result<Self> {
@@ -77,8 +80,10 @@ impl Admitted {
             return Err(Error::invalid("stop", "the model has no tokenizer; use stop_token_ids"));
         }
         params.seed = params.seed.or_else(|| Some(random_seed()));
+        let asked_for_form = params.structured_outputs.is_some();
         let Tokenized { prompt, parsers, markers } = tokenize(text, config, prompt, &mut params).await?;
-        if params.thinking_budget.is_some() {
+        // What a chat has set.
+        if params.thinking_budget.is_some() || params.structured_outputs.is_some() {
             sampling::validate(&params, &info.eos_token_ids, info.vocab_size)?;
         }
         if let Some((k, id)) = prompt.iter().enumerate().find(|(_, id)| id.index() >= info.vocab_size) {
@@ -99,6 +104,13 @@ impl Admitted {
             let why = format!("is {}, but the context has room for {room}", params.min_tokens);
             return Err(Error::invalid("min_tokens", why));
         }
+        let grammar = match &params.structured_outputs {
+            Some(outputs) => Some(grammars.get(outputs, deadline).await.map_err(|error| match asked_for_form {
+                true => error,
+                false => of_tool_choice(error),
+            })?),
+            None => None,
+        };
         let params = Arc::new(params);
         let mut parsers = parsers.into_iter();
         let text_out = |tokenizer, parser| TextOut {
@@ -111,7 +123,7 @@ impl Admitted {
         let text = (0..params.num_sequences())
             .map(|_| text.tokenizer.as_ref().map(|tokenizer| text_out(tokenizer, parsers.next())))
             .collect();
-        Ok(Self { prompt: prompt.into(), params, priority, cache_salt, deadline, text, dry_breakers })
+        Ok(Self { prompt: prompt.into(), params, priority, cache_salt, deadline, text, dry_breakers, grammar })
     }
 
     /// Queues the sequences, of which `id` is the first one's, and opens their stream. `permits` are as many.
@@ -146,6 +158,7 @@ impl Admitted {
                 eos: eos.clone(),
                 salt: salt.clone(),
                 dry_breakers: self.dry_breakers.clone(),
+                grammar: self.grammar.clone(),
                 guard: guard.map(|guard| Box::new(guard) as _),
                 ..Sequence::new(id, self.prompt.clone(), params, control.clone())
             };
@@ -189,6 +202,14 @@ fn params_of(params: &Arc<SamplingParams>, index: usize) -> Arc<SamplingParams> 
         logprobs: params.logprobs.or(is_ranked.then_some(0)),
         ..SamplingParams::clone(params)
     })
+}
+
+/// The same complaint of a grammar that the request knows nothing of.
+fn of_tool_choice(error: Error) -> Error {
+    match error.violations.first() {
+        Some(violation) => Error::invalid("tool_choice", format!("cannot be enforced: {}", violation.description)),
+        None => error,
+    }
 }
 
 /// The tokens of `dry_sequence_breakers`.

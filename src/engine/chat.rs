@@ -6,7 +6,7 @@ use super::ModelText;
 use crate::{
     error::{Code, Error, Result},
     ids::TokenId,
-    params::{SamplingParams, ThinkingBudget},
+    params::{Constraint, SamplingParams, ThinkingBudget},
     text::{ChatPrompt, Grammar, OutputFormat, OutputParser, Tokenizer, ToolChoice, validate_tools},
 };
 
@@ -33,9 +33,13 @@ pub(super) fn render(
     seed: u64,
 ) -> Result<RenderedChat> {
     let template = text.chat_template.as_ref().ok_or_else(no_template)?;
-    let format = template.output_format();
+    let mut format = template.output_format();
     let prompt = template.render_prompt(chat, SystemTime::now())?;
     let special = |text: &str| tokenizer.token_to_id(text).filter(|&id| tokenizer.is_special(id));
+    if params.structured_outputs.is_some() && format.reasoning.is_some_and(|kind| kind.begins_inside(&prompt)) {
+        // What must look like something is the answer from its first token; it never comes to end a reasoning.
+        format.reasoning = None;
+    }
     if let Some(grammar) = constraint(&format, chat, &prompt, &special)? {
         constrain(params, grammar)?;
     }
@@ -89,13 +93,18 @@ fn constraint(
     calls.constraint(&chat.tools, &chat.tool_choice, format.reasoning, prompt, &Grammar::new(special))
 }
 
-/// THE SEAM to structured output: has sampling follow a Lark grammar.
+/// The seam to structured output: has sampling follow a Lark grammar.
 ///
 /// # Errors
-/// `Unimplemented` as long as sampling has no grammars: a choice that is not enforced is refused, not ignored.
-fn constrain(_params: &mut SamplingParams, _lark: String) -> Result<()> {
-    let why = "tool_choice: required and named tools need structured output, which this build does not have; use auto";
-    Err(Error::new(Code::Unimplemented, why))
+/// `InvalidArgument` where the request has a form of its own for the answer: it cannot have both.
+fn constrain(params: &mut SamplingParams, lark: String) -> Result<()> {
+    if params.structured_outputs.is_some() {
+        let why =
+            "asks for a tool call, and structured output (structured_outputs, response_format) for something else";
+        return Err(Error::invalid("tool_choice", why));
+    }
+    params.structured_outputs = Some(Constraint::Grammar(lark).into());
+    Ok(())
 }
 
 /// The budget with the tokens that it is kept by.
@@ -149,8 +158,11 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_that_cannot_be_enforced_is_refused() {
-        let error = constrain(&mut SamplingParams::default(), String::new()).unwrap_err();
-        assert_eq!(error.code, Code::Unimplemented);
+    fn a_choice_of_tools_and_another_form_exclude_each_other() {
+        let mut params = SamplingParams::default();
+        constrain(&mut params, "start: \"a\"".into()).unwrap();
+        assert_eq!(params.structured_outputs, Some(Constraint::Grammar("start: \"a\"".into()).into()));
+        let error = constrain(&mut params, "start: \"a\"".into()).unwrap_err();
+        assert_eq!(error.violations[0].field, "tool_choice");
     }
 }

@@ -13,9 +13,10 @@ use crate::{
     error::{Error, Result},
     ids::{BlockId, SequenceId, Slot, TokenId},
     params::{PromptLogprobs, SamplingParams},
+    sampling::grammar::Grammar,
 };
 
-pub use crate::params::{SampledToken, TokenLogprobs};
+pub use crate::params::{FinishReason, SampledToken, TokenLogprobs};
 
 /// Everything one step computes, flattened: the buffers are reused from step to step, so planning allocates nothing
 /// once they have grown.
@@ -66,6 +67,8 @@ pub struct PlannedRow {
     /// Positions of the prompt's tokens whose log-probabilities are asked for: each is predicted by the token before
     /// it, which is in the query. Mostly empty.
     pub prompt_targets: Range<u32>,
+    /// Most tokens that may come of this row: its reader has room for them, and its limit of length allows them.
+    pub max_new_tokens: usize,
 }
 
 /// What an executor must know of a sequence to sample for it.
@@ -79,6 +82,8 @@ pub struct AdmittedSequence {
     pub prompt: Arc<[TokenId]>,
     /// Its `dry_sequence_breakers`, tokenized.
     pub dry_breakers: Arc<[Vec<TokenId>]>,
+    /// What its output must match.
+    pub grammar: Option<Arc<Grammar>>,
 }
 
 /// A sequence that goes back, and on differently.
@@ -108,17 +113,23 @@ pub struct StepOutput {
     pub sequences: Vec<SequenceOutput>,
     /// Log-probabilities of prompts, as the rows asked for.
     pub prompts: Vec<(SequenceId, PromptLogprobs)>,
-    /// Sequences that sampled and whose own parameters left nothing to choose: they end with this error, alone.
+    /// Sequences that sampled and whose own parameters left nothing to choose, or whose grammar
+    /// cannot be followed any further: they end with this error, alone.
     pub failed: Vec<(SequenceId, Error)>,
 }
 
-/// New tokens of one sequence. Of `k` tokens the keys and values of all but the last have been written.
+/// New tokens of one sequence.
 #[derive(Clone, Debug)]
 pub struct SequenceOutput {
     /// Whose.
     pub id: SequenceId,
-    /// In order; at most `max_tokens_per_step`.
+    /// In order; at most the row's `max_new_tokens`. None only where the sequence ends.
     pub tokens: SmallVec<[SampledToken; 1]>,
+    /// Of how many of them the keys and values have been written, fewer than `max_tokens_per_step` and never of the
+    /// last. The others, which a grammar forced, are computed together by the sequence's next row.
+    pub num_written: usize,
+    /// Set where the executor knows that nothing may follow these tokens.
+    pub end: Option<FinishReason>,
 }
 
 /// Runs steps. Lives on the engine thread; may panic or hang without taking the process along.
@@ -135,7 +146,7 @@ pub trait Executor {
     /// As [`submit`](Self::submit).
     fn collect(&mut self) -> Result<StepOutput>;
 
-    /// Most tokens a sequence can gain in a step; the scheduler reserves slots for them.
+    /// Most tokens a sequence can gain in a step by speculation; the scheduler reserves slots for them.
     fn max_tokens_per_step(&self) -> usize {
         1
     }

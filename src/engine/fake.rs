@@ -301,7 +301,7 @@ impl FakeExecutor {
         if let Some(known) = self.sequences.get_mut(&row.id) {
             known.tokens.extend(tokens.iter().map(|token| token.id));
         }
-        Ok(SequenceOutput { id: row.id, tokens })
+        Ok(SequenceOutput { id: row.id, num_written: tokens.len() - 1, tokens, end: None })
     }
 
     /// The log-probability of a token is its position, negated.
@@ -428,6 +428,7 @@ mod tests {
                 params: Arc::default(),
                 prompt: prompt.clone(),
                 dry_breakers: [].into(),
+                grammar: None,
             }],
             rows: vec![PlannedRow {
                 id: SequenceId(1),
@@ -437,6 +438,7 @@ mod tests {
                 samples: true,
                 num_output_tokens: 0,
                 prompt_targets: 0..0,
+                max_new_tokens: 1,
             }],
             token_ids: prompt.to_vec(),
             positions: vec![0, 1, 2],

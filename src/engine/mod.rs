@@ -12,6 +12,7 @@ mod chat;
 pub mod executor;
 pub mod fake;
 mod faults;
+mod grammars;
 pub mod load;
 mod outbox;
 #[cfg(test)]
@@ -32,9 +33,11 @@ use tokio::{sync::watch, time::Instant};
 
 use self::{
     admission::Admitted,
+    grammars::Grammars,
     supervisor::{Life, Supervised},
 };
 pub use self::{
+    grammars::vocabulary,
     stream::{Delta, Event, Finished, Generation, Started},
     supervisor::ExecutorFactory,
 };
@@ -144,6 +147,7 @@ pub struct Engine {
 struct Inner {
     info: ModelInfo,
     text: ModelText,
+    grammars: Grammars,
     supervised: Arc<Supervised>,
     next_sequence: AtomicU64,
 }
@@ -172,7 +176,8 @@ impl Engine {
         telemetry.set_cache_config(config.block_size, config.num_blocks);
         let supervised = Supervised::new(config, telemetry);
         supervised.start(factory).await?;
-        Ok(Self { inner: Arc::new(Inner { info, text, supervised, next_sequence: AtomicU64::new(0) }) })
+        let grammars = Grammars::new(&info, &text);
+        Ok(Self { inner: Arc::new(Inner { info, text, grammars, supervised, next_sequence: AtomicU64::new(0) }) })
     }
 
     /// What is served.
@@ -273,7 +278,8 @@ impl Engine {
         if request.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the request was admitted"));
         }
-        let admitted = Admitted::new(&self.inner.info, &self.inner.text, self.config(), request).await?;
+        let Inner { info, text, grammars, .. } = &*self.inner;
+        let admitted = Admitted::new(info, text, grammars, self.config(), request).await?;
         let id = SequenceId(self.inner.next_sequence.fetch_add(sequences as u64, Ordering::Relaxed));
         let generation = admitted.submit(id, &life, self.clone(), permits)?;
         self.telemetry().record_prompt(generation.usage().prompt_tokens as usize);

@@ -1,5 +1,8 @@
 //! The real [`Executor`]: packs a [`StepPlan`] into what the model takes, runs it, and samples.
 
+mod constrained;
+
+use self::constrained::{Constrained, Constraints};
 use std::{
     collections::{HashMap, VecDeque},
     ops::Range,
@@ -7,11 +10,11 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
-use smallvec::smallvec;
+use smallvec::{SmallVec, smallvec};
 
 use crate::{
     arch::Model,
-    engine::executor::{Executor, PlannedRow, Rewind, SequenceOutput, StepOutput, StepPlan},
+    engine::executor::{Executor, FinishReason, PlannedRow, Rewind, SequenceOutput, StepOutput, StepPlan},
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
     kernels::{
@@ -48,6 +51,8 @@ pub struct Runner {
     eos_token_ids: Vec<TokenId>,
     /// Of the sequences that were admitted and not retired.
     samplers: HashMap<SequenceId, Box<Sampling>>,
+    /// Of those whose output must match a grammar: where in it they stand.
+    constraints: Constraints,
     /// Steps submitted and not collected.
     outputs: VecDeque<StepOutput>,
     /// Reused from step to step.
@@ -69,6 +74,7 @@ impl Runner {
             pool: Arc::new(pool),
             eos_token_ids: config.eos_token_ids.clone(),
             samplers: HashMap::new(),
+            constraints: Constraints::default(),
             outputs: VecDeque::new(),
             attention: AttentionMetadata::default(),
             observer: None,
@@ -89,6 +95,7 @@ impl Runner {
     fn run(&mut self, plan: &StepPlan) -> Result<StepOutput> {
         for id in &plan.retired {
             self.samplers.remove(id);
+            self.constraints.remove(*id);
         }
         let vocab_size = self.model.config().vocab_size;
         for sequence in &plan.admitted {
@@ -100,7 +107,8 @@ impl Runner {
             };
             let sampler = Sampler::new(&sequence.params, &context)?;
             let prompt = sequence.params.prompt_logprobs.map(|n| (sequence.prompt.clone(), n as usize));
-            self.samplers.insert(sequence.id, Box::new(Sampling { sampler, prompt, sampled: None }));
+            self.samplers.insert(sequence.id, Box::new(Sampling { sampler, prompt, constrained: None, sampled: None }));
+            self.constraints.admit(sequence, &self.eos_token_ids)?;
         }
         for Rewind { id, index, removed } in &plan.rewinds {
             if let Some(sequence) = self.samplers.get_mut(id) {
@@ -165,27 +173,31 @@ impl Runner {
 
     /// Samples a token for each row from its logits, which are overwritten, rows in parallel.
     fn sample(&mut self, rows: &[&PlannedRow], logits: &mut [f32], vocab_size: usize) -> Result<StepOutput> {
-        // Each row takes its own sampler out of the map, so that they can run side by side.
+        // Each row takes its own sampler and place in its grammar out of the maps, so that they can run side by side.
         let mut work = Vec::with_capacity(rows.len());
         for (row, logits) in rows.iter().zip(logits.chunks_exact_mut(vocab_size)) {
-            let sampler = self.samplers.remove(&row.id);
-            let sampler = sampler.ok_or_else(|| Error::internal(format!("sequence {} was never admitted", row.id)))?;
-            work.push((*row, logits, sampler));
+            let sampling = self.samplers.remove(&row.id);
+            let mut sampling =
+                sampling.ok_or_else(|| Error::internal(format!("sequence {} was never admitted", row.id)))?;
+            sampling.constrained = self.constraints.wait_for(row.id);
+            work.push((*row, logits, sampling));
         }
-        for_each_mut(&mut work, |(row, logits, sampling)| {
-            // A NaN is an error of ours; the sampler says so rather than choosing an arbitrary token.
-            let token = sampling.sampler.sample(logits, row.num_output_tokens);
-            sampling.sampled = Some(token.map_err(|e| e.context(format_args!("sequence {}", row.id))));
-        });
+        for_each_mut(&mut work, |(row, logits, sampling)| sampling.sample(row, logits));
         let mut output = StepOutput { sequences: Vec::with_capacity(work.len()), ..StepOutput::default() };
         let mut broken = Ok(());
         for (row, _, mut sampling) in work {
-            let sampled = sampling.sampled.take();
+            let (constrained, sampled) = (sampling.constrained.take(), sampling.sampled.take());
+            let of_grammar = constrained.as_ref().is_some_and(Result::is_err);
             self.samplers.insert(row.id, sampling);
+            self.constraints.go_on(row.id, constrained);
             match sampled {
-                Some(Ok(token)) => output.sequences.push(SequenceOutput { id: row.id, tokens: smallvec![token] }),
+                Some(Ok((tokens, end))) => {
+                    output.sequences.push(SequenceOutput { id: row.id, tokens, num_written: 0, end });
+                }
                 // The request's own doing, and its own end.
-                Some(Err(error)) if error.code == Code::Aborted => output.failed.push((row.id, error)),
+                Some(Err(error)) if of_grammar || matches!(error.code, Code::Aborted | Code::InvalidArgument) => {
+                    output.failed.push((row.id, error));
+                }
                 Some(Err(error)) => broken = broken.and(Err(error)),
                 None => broken = broken.and(Err(Error::internal("a row was not sampled"))),
             }
@@ -193,6 +205,9 @@ impl Runner {
         broken.map(|()| output)
     }
 }
+
+/// New tokens of a row, and the end of its sequence where nothing may follow them.
+type Sampled = (SmallVec<[SampledToken; 1]>, Option<FinishReason>);
 
 /// Rows of logits that are held at once for a prompt's log-probabilities.
 const PROMPT_ROWS: u32 = 32;
@@ -202,11 +217,25 @@ struct Sampling {
     sampler: Sampler,
     /// The prompt, and how many alternatives are reported a token, where its log-probabilities are asked for.
     prompt: Option<(Arc<[TokenId]>, usize)>,
+    /// Its place in its grammar while its row is sampled, where it has one.
+    constrained: Option<Result<Constrained>>,
     /// What a step chose, until it is collected.
-    sampled: Option<Result<SampledToken>>,
+    sampled: Option<Result<Sampled>>,
 }
 
 impl Sampling {
+    /// Chooses a row's next tokens from its logits.
+    fn sample(&mut self, row: &PlannedRow, logits: &mut [f32]) {
+        let Self { sampler, constrained, sampled, .. } = self;
+        let chosen = match constrained {
+            // A NaN is an error of ours; the sampler says so rather than choosing an arbitrary token.
+            None => sampler.sample(logits, row.num_output_tokens).map(|token| (smallvec![token], None)),
+            Some(Ok(constrained)) => constrained.sample(row, logits, sampler),
+            Some(Err(error)) => Err(error.clone()),
+        };
+        *sampled = Some(chosen.map_err(|e| e.context(format_args!("sequence {}", row.id))));
+    }
+
     /// The prompt's tokens at `positions` with their log-probabilities, from the logits that predict them.
     fn given(&self, positions: Range<u32>, logits: &[f32]) -> Result<Vec<SampledToken>> {
         let (prompt, n) = self.prompt.as_ref().ok_or_else(|| Error::internal("a prompt that was not kept"))?;

@@ -13,6 +13,7 @@ use super::block_manager::BlockTable;
 use crate::{
     ids::{SequenceId, TokenId},
     params::{FinishReason, SampledToken, SamplingParams, Usage},
+    sampling::grammar::Grammar,
 };
 
 /// Whoever takes a sequence's tokens, as the scheduler sees it. A sequence samples only while its reader has room, so
@@ -94,6 +95,8 @@ pub struct Sequence {
     pub dry_breakers: Arc<[Vec<TokenId>]>,
     /// Keeps tenants apart in the prefix cache: only sequences of the same salt share blocks.
     pub salt: Option<Arc<str>>,
+    /// What its output must match; the executor keeps where in it the sequence stands.
+    pub grammar: Option<Arc<Grammar>>,
     /// Takes the tokens.
     pub reader: Arc<dyn Reader>,
     /// Keeps it from saying some things.
@@ -147,6 +150,7 @@ impl Sequence {
             eos: Arc::new([]),
             dry_breakers: Arc::new([]),
             salt: None,
+            grammar: None,
             reader,
             guard: None,
             prompts_under_way: 0,
@@ -175,8 +179,15 @@ impl Sequence {
         self.tokens.len() - self.prompt.len()
     }
 
+    /// Tokens that it can take now: its reader has room for them, and they do not go beyond its end.
+    #[must_use]
+    pub fn num_acceptable_tokens(&self) -> usize {
+        let room = self.reader.room().saturating_sub(self.room_needed(0));
+        room.min(self.max_len.saturating_sub(self.tokens.len()))
+    }
+
     /// Known tokens that no step has been asked to compute. 0 while its next tokens are on their way, 1 for a
-    /// decode, more for a prefill.
+    /// decode, more for a prefill or where a grammar forced some.
     #[must_use]
     pub fn num_uncomputed_tokens(&self) -> usize {
         self.tokens.len() - self.num_computed_tokens

@@ -8,6 +8,8 @@
 //! likely one is built. llama.cpp's default chain instead truncates first and divides by the temperature last, so that
 //! the same `top_p` keeps more tokens there when the temperature is high.
 //!
+//! Where the output must match a grammar ([`grammar`]), the tokens that may not come are taken out before everything.
+//!
 //! # Adding a sampler
 //!
 //! One file that implements [`LogitsProcessor`], one row in a table, one field of
@@ -18,6 +20,7 @@ mod candidates;
 mod draw;
 mod dry;
 mod dynamic_temperature;
+pub mod grammar;
 mod largest;
 #[cfg(test)]
 mod llama_cpp;

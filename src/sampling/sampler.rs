@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use super::{
     Candidate, Candidates, LogitsProcessor, SamplingContext, chain,
     draw::{self, Purpose},
+    grammar::TokenMask,
     is_greedy,
     largest::{all_sound, largest},
     logprobs,
@@ -97,6 +98,16 @@ impl Sampler {
     /// `Internal` where the logits are not as many as the vocabulary, hold a NaN or `+inf`, or are all `-inf`;
     /// `Aborted` where the request's own wishes leave no token to choose.
     pub fn sample(&mut self, logits: &mut [f32], index: u32) -> Result<SampledToken> {
+        self.sample_masked(logits, index, None)
+    }
+
+    /// The same among the tokens that `mask` allows, which everything else comes after. Log-probabilities are those of
+    /// the model, before the mask.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample); `Aborted` too where the request's other parameters leave none of the tokens that the
+    /// mask allows.
+    pub fn sample_masked(&mut self, logits: &mut [f32], index: u32, mask: Option<&TokenMask>) -> Result<SampledToken> {
         if logits.len() != self.vocab_size {
             let why = format!("{} logits for a vocabulary of {}", logits.len(), self.vocab_size);
             return Err(Error::internal(why));
@@ -107,14 +118,28 @@ impl Sampler {
                 scratch.raw.clear();
                 scratch.raw.extend_from_slice(logits);
             }
+            if let Some(mask) = mask {
+                mask.apply(logits);
+            }
             let id = self.choose(logits, index, scratch)?;
             let logprobs = self.logprobs.map(|n| logprobs::of_token(&scratch.raw, max, id, n, &mut scratch.kept));
             Some(SampledToken { id, logprobs: logprobs.map(Box::new) })
         });
         token.ok_or_else(|| {
-            let why = "no token is left to choose: what is allowed and banned, bad_words too, excludes them all";
+            let why = match mask {
+                None => "no token is left to choose: what is allowed and banned, bad_words too, excludes them all",
+                Some(_) => "no token is left to choose: structured_outputs allows none that the other parameters allow",
+            };
             Error::new(Code::Aborted, why)
         })
+    }
+
+    /// Learns of a token that came without being sampled, so that there were no candidates.
+    pub fn observe_forced(&mut self, token: TokenId) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let none = Candidates::new(&mut [], &mut scratch.kept);
+            self.processors.iter_mut().for_each(|processor| processor.observe(token, &none));
+        });
     }
 
     /// The next token; every processor has then learned of it.

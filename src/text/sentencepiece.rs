@@ -140,7 +140,19 @@ impl Sentencepiece {
 
     /// Appends the ids of a stretch of text that holds no added token.
     pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) {
-        let text = self.normalizer.normalize(text, &self.kept);
+        self.encode_spelled(&self.normalizer.normalize(text, &self.kept), ids);
+    }
+
+    /// Appends the ids of a text that goes on from other text, so that no space comes before it, and as it stands.
+    pub(super) fn encode_continuation(&self, text: &str, ids: &mut Vec<u32>) {
+        match self.normalizer.escape_whitespaces {
+            true => self.encode_spelled(&text.replace(' ', &SPACE.to_string()), ids),
+            false => self.encode_spelled(text, ids),
+        }
+    }
+
+    /// Of a text in normal form.
+    fn encode_spelled(&self, text: &str, ids: &mut Vec<u32>) {
         // Neighbouring unknown pieces are one unknown token.
         let mut after_unknown = false;
         let mut spell = |piece: &str, id: Option<u32>| {
@@ -154,12 +166,12 @@ impl Sentencepiece {
         };
         match &self.unigram {
             Some(unigram) => {
-                for (start, end, id) in unigram.best_path(&text) {
+                for (start, end, id) in unigram.best_path(text) {
                     spell(&text[start..end], id);
                 }
             }
             None => {
-                let mut rest = text.as_str();
+                let mut rest = text;
                 while !rest.is_empty() {
                     let (word, after) = rest.split_at(self.first_word(rest));
                     self.merge(word, &mut |piece| spell(piece, self.ids.get(piece).copied()));

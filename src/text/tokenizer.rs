@@ -191,6 +191,18 @@ impl Tokenizer {
         Ok(frame(self.prefix).into_iter().chain(ids.into_iter().map(TokenId)).chain(frame(self.suffix)).collect())
     }
 
+    /// The ids of a text that goes on from other text: nothing is put before or after it, no space either where our own
+    /// sentencepiece encodes it. A file's own pipeline may still put one.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_continuation(&self, text: &str) -> Result<Vec<TokenId>> {
+        let Encoder::Sentencepiece { model, .. } = &self.encoder else { return self.encode(text, false) };
+        let mut ids = Vec::new();
+        model.encode_continuation(text, &mut ids);
+        Ok(ids.into_iter().map(TokenId).collect())
+    }
+
     fn cannot_encode(&self, why: &str) -> Error {
         Error::internal(format!("{}: the tokenizer cannot encode this text: {why}", self.path.display()))
     }

@@ -22,7 +22,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sampling", &["base", "kernels"]),
     ("text", BASE),
     ("convert", &["base", "kernels", "weights", "layers", "arch", "text"]),
-    ("engine/executor", BASE),
+    ("engine/executor", &["base", "sampling/grammar"]),
     ("engine/sequence", POLICY),
     ("engine/block_manager", POLICY),
     ("engine/scheduler", POLICY),
@@ -40,13 +40,20 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
 ];
 const BASE: &[&str] = &["base"];
-/// Policy knows no tensors, no tasks and no wire.
-const POLICY: &[&str] =
-    &["base", "engine/executor", "engine/sequence", "engine/block_manager", "engine/scheduler", "engine/faults"];
 /// What all faces share knows none of them.
 const SERVED: &[&str] = &["base", "engine", "text", "server/backend", "server/events", "server/closing"];
 /// Faces that speak JSON know no gRPC, and not each other.
 const JSON_FACE: &[&str] = &["base", "engine", "text", "server/backend", "server/events", "server/http"];
+/// Policy knows no tensors, no tasks and no wire.
+const POLICY: &[&str] = &[
+    "base",
+    "sampling/grammar", // Carried, never looked into.
+    "engine/executor",
+    "engine/sequence",
+    "engine/block_manager",
+    "engine/scheduler",
+    "engine/faults",
+];
 const BASE_MODULES: &[&str] = &["error", "ids", "params", "config", "telemetry"];
 
 /// A library, and the only places that may name it.
@@ -58,6 +65,8 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("fancy_regex", &["text/pattern"]),
     ("base64", &["text/tiktoken_file"]),
     ("minijinja", &["text/chat_template"]),
+    ("llguidance", &["sampling/grammar"]),
+    ("toktrie", &["sampling/grammar"]),
     ("clap", &["cli", "config", "main"]),
     ("hf_hub", &["weights/hub"]),
     ("prometheus_client", &["telemetry"]),

@@ -15,5 +15,6 @@ mod model_config;
 mod model_files;
 mod openai;
 mod real_formats;
+mod structured_outputs;
 mod text_vectors;
 mod tokenizers;

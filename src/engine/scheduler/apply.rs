@@ -4,6 +4,7 @@ use super::{End, Event, Scheduler};
 use crate::{
     engine::executor::{Rewind, SequenceOutput, StepOutput},
     error::{Code, Error, Result},
+    params::FinishReason,
 };
 
 /// Times that a sequence may take tokens back, so that none goes on forever.
@@ -39,14 +40,17 @@ impl Scheduler {
     }
 
     fn apply_to_sequence(&mut self, output: SequenceOutput, events: &mut Vec<Event>) -> Result<()> {
-        let SequenceOutput { id, tokens } = output;
+        let SequenceOutput { id, tokens, num_written, end } = output;
         let Some(key) = self.sequences.key(id) else { return Ok(()) }; // Aborted meanwhile.
         let sequence = &mut self.sequences[key];
-        if tokens.is_empty() {
+        if tokens.is_empty() && end.is_none() {
             return Ok(());
         }
-        if tokens.len() > self.max_tokens_per_step {
-            return Err(Error::internal(format!("{} tokens in one step for sequence {id}", tokens.len())));
+        let num_tokens = tokens.len();
+        let acceptable = sequence.num_acceptable_tokens().max(self.max_tokens_per_step);
+        if num_tokens > acceptable || num_written >= num_tokens.clamp(1, self.max_tokens_per_step) {
+            let why = format!("{num_tokens} tokens, {num_written} of them written, in one step for sequence {id}");
+            return Err(Error::internal(why));
         }
         let Some(num_preemptions) = sequence.outstanding.take() else {
             return Err(Error::internal(format!("tokens for sequence {id}, which did not sample")));
@@ -59,7 +63,7 @@ impl Scheduler {
         let is_rewind = !taken.removed.is_empty();
         let same_life = num_preemptions == sequence.num_preemptions;
         if same_life {
-            sequence.num_computed_tokens += taken.count - 1;
+            sequence.num_computed_tokens += num_written.min(taken.count.saturating_sub(1));
         }
         if is_rewind {
             // The last token is always computed: its logits choose the next one.
@@ -76,7 +80,12 @@ impl Scheduler {
         if !taken.released.is_empty() {
             events.push(Event::Tokens { id, tokens: taken.released });
         }
-        if let Some(reason) = taken.finish {
+        // Where the executor ends a sequence at the very token that its length does, it is the executor that counts.
+        let finish = match (taken.finish, end) {
+            (None | Some(FinishReason::Length), Some(end)) if taken.count == num_tokens && !is_rewind => Some(end),
+            (finish, _) => finish,
+        };
+        if let Some(reason) = finish {
             self.end(key, End::Finished(reason), events);
         } else if gave_up {
             let why = "every way to go on came to say what bad_words bans: gave up";

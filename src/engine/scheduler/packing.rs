@@ -24,6 +24,7 @@ pub(super) fn start(sequence: &mut Sequence, blocks: &mut BlockManager, plan: &m
         params: sequence.params.clone(),
         prompt: sequence.prompt.clone(),
         dry_breakers: sequence.dry_breakers.clone(),
+        grammar: sequence.grammar.clone(),
     });
 }
 
@@ -58,7 +59,9 @@ pub(super) fn pack_row(
         context_len: context_len as u32,
         samples,
         num_output_tokens: sequence.num_output_tokens() as u32,
+        // Before what may come of the row: the log-probabilities take room as well.
         prompt_targets: prompt_targets(sequence, context_len, end),
+        max_new_tokens: sequence.num_acceptable_tokens().max(1),
     });
     sequence.num_computed_tokens = end;
     sequence.ready = false;

@@ -41,6 +41,7 @@ impl Stamp {
 fn stop(reason: &FinishReason) -> (Option<&'static str>, Option<&str>) {
     match reason {
         FinishReason::EndOfSequence(_) | FinishReason::StopToken(_) => (Some("end_turn"), None),
+        FinishReason::GrammarComplete => (Some("end_turn"), None),
         FinishReason::StopString(stop) => (Some("stop_sequence"), Some(stop)),
         FinishReason::Length => (Some("max_tokens"), None),
     }

@@ -19,7 +19,7 @@ type Asked = (Vec<Message>, Option<RequestOptions>, Option<ChatOptions>);
 /// Where an engine's complaints belong in these requests.
 const PATHS: FieldPaths = FieldPaths {
     sampling: "options.sampling",
-    prompt: &[
+    renamed: &[
         ("prompt.text", "messages"),
         ("prompt", "messages"),
         ("tools", "chat.tools"),

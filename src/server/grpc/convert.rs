@@ -1,5 +1,6 @@
 //! Between the messages of `candlewick.v1` and the engine's types, one function a message.
 
+use super::structured_outputs;
 use crate::{
     engine::{self, ModelInfo, Prompt, Request},
     error::{Code, Error, Result},
@@ -20,11 +21,15 @@ use crate::{
 pub(crate) fn request(prompt: Prompt, options: Option<wire::RequestOptions>, info: &ModelInfo) -> Result<Request> {
     let options = options.unwrap_or_default();
     check_model(options.model.as_deref(), info)?;
+    let mut set = options.sampling.unwrap_or_default();
+    let structured_outputs = structured_outputs::from_wire(set.structured_outputs.take())?;
+    let mut params = sampling(set, &info.default_params)?;
+    params.structured_outputs = structured_outputs.or(params.structured_outputs);
     let cache_salt = options.cache_salt.filter(|salt| !salt.is_empty());
     Ok(Request {
         request_id: request_id("options.request_id", options.request_id)?,
         prompt,
-        params: sampling(options.sampling.unwrap_or_default(), &info.default_params)?,
+        params,
         priority: options.priority.unwrap_or(0),
         cache_salt: cache_salt.map(|salt| name("options.cache_salt", salt)).transpose()?,
         deadline: None,
@@ -97,6 +102,7 @@ fn sampling(set: wire::SamplingParams, defaults: &SamplingParams) -> Result<Samp
         n: set.n.unwrap_or(defaults.n),
         best_of: set.best_of.or(defaults.best_of),
         thinking_budget: defaults.thinking_budget.clone(),
+        structured_outputs: defaults.structured_outputs.clone(),
     })
 }
 
@@ -150,6 +156,7 @@ fn effective(params: SamplingParams) -> wire::SamplingParams {
         prompt_logprobs: params.prompt_logprobs,
         n: Some(params.n),
         best_of: params.best_of,
+        structured_outputs: params.structured_outputs.map(structured_outputs::to_wire),
     }
 }
 
@@ -212,6 +219,7 @@ pub(crate) fn finished(finished: engine::Finished) -> wire::Finished {
     let (reason, matched) = match finished.reason {
         FinishReason::EndOfSequence(id) | FinishReason::StopToken(id) => (Reason::Stop, Some(Matched::TokenId(id.0))),
         FinishReason::StopString(stop) => (Reason::Stop, Some(Matched::Stop(stop))),
+        FinishReason::GrammarComplete => (Reason::Stop, None),
         FinishReason::Length => (Reason::Length, None),
     };
     let reason = if finished.tool_calls { Reason::ToolCalls } else { reason };
@@ -251,8 +259,8 @@ fn usage(usage: Usage) -> wire::Usage {
 pub(crate) struct FieldPaths {
     /// What stands before the name of a sampling parameter.
     pub(crate) sampling: &'static str,
-    /// What the engine calls parts of the prompt, and what this wire does; the first that fits counts.
-    pub(crate) prompt: &'static [(&'static str, &'static str)],
+    /// What the engine calls parts of a request, and what this wire does; the first that fits counts.
+    pub(crate) renamed: &'static [(&'static str, &'static str)],
 }
 
 impl FieldPaths {
@@ -268,20 +276,26 @@ impl FieldPaths {
     }
 
     fn path(&self, field: &str) -> String {
-        let name = field.split(['.', '[']).next().unwrap_or(field);
-        if SAMPLING_FIELDS.contains(&name) {
-            return format!("{}.{field}", self.sampling);
+        // A whole name, not the beginning of a longer one.
+        let ends = |from: &str, rest: &str| from.ends_with('.') || rest.is_empty() || rest.starts_with(['.', '[']);
+        let rename = |(from, to): &(&str, &str)| {
+            let rest = field.strip_prefix(from).filter(|rest| ends(from, rest))?;
+            Some(format!("{to}{rest}"))
+        };
+        let renamed = self.renamed.iter().find_map(rename);
+        if let Some(renamed) = renamed {
+            return renamed;
         }
-        let renamed = self.prompt.iter().find_map(|(from, to)| Some(format!("{to}{}", field.strip_prefix(from)?)));
-        renamed.unwrap_or_else(|| field.to_owned())
+        let name = field.split(['.', '[']).next().unwrap_or(field);
+        if SAMPLING_FIELDS.contains(&name) { format!("{}.{field}", self.sampling) } else { field.to_owned() }
     }
 }
 
 /// For complaints of what is converted here.
-const SAMPLING_PATH: FieldPaths = FieldPaths { sampling: "options.sampling", prompt: &[] };
+const SAMPLING_PATH: FieldPaths = FieldPaths { sampling: "options.sampling", renamed: &[] };
 
 /// The fields of [`SamplingParams`] as errors name them.
-const SAMPLING_FIELDS: [&str; 38] = [
+const SAMPLING_FIELDS: [&str; 39] = [
     "temperature",
     "top_k",
     "top_p",
@@ -320,4 +334,5 @@ const SAMPLING_FIELDS: [&str; 38] = [
     "prompt_logprobs",
     "n",
     "best_of",
+    "structured_outputs",
 ];

@@ -15,7 +15,7 @@ use crate::{
 
 /// Where an engine's complaints belong in these requests.
 const PATHS: FieldPaths =
-    FieldPaths { sampling: "options.sampling", prompt: &[("prompt.token_ids", "prompt.token_ids.ids")] };
+    FieldPaths { sampling: "options.sampling", renamed: &[("prompt.token_ids", "prompt.token_ids.ids")] };
 
 pub(super) struct GenerationService {
     backend: Backend,

@@ -9,6 +9,7 @@ pub(crate) mod health;
 pub(crate) mod models;
 pub mod status;
 pub(crate) mod stream;
+pub(crate) mod structured_outputs;
 pub(crate) mod tokens;
 
 use tonic::service::Routes;

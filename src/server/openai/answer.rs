@@ -74,6 +74,7 @@ pub(super) fn finish_reason(finished: &Finished) -> &'static str {
     match finished.reason {
         _ if finished.tool_calls => "tool_calls",
         FinishReason::EndOfSequence(_) | FinishReason::StopToken(_) | FinishReason::StopString(_) => "stop",
+        FinishReason::GrammarComplete => "stop",
         FinishReason::Length => "length",
     }
 }
@@ -83,6 +84,6 @@ pub(super) fn stop_reason(reason: &FinishReason) -> Option<Value> {
     match reason {
         FinishReason::StopToken(id) => Some(json!(id.0)),
         FinishReason::StopString(stop) => Some(json!(stop)),
-        FinishReason::EndOfSequence(_) | FinishReason::Length => None,
+        FinishReason::EndOfSequence(_) | FinishReason::GrammarComplete | FinishReason::Length => None,
     }
 }

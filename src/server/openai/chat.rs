@@ -34,6 +34,14 @@ use crate::{
 
 const ROLE: &str = "assistant";
 const RENAMES: Renames = &[("prompt.text", "messages"), ("prompt", "messages"), ("logprobs", "top_logprobs")];
+/// Where the form of the answer is OpenAI's `response_format`.
+const FORMAT_RENAMES: Renames = &[
+    ("prompt.text", "messages"),
+    ("prompt", "messages"),
+    ("logprobs", "top_logprobs"),
+    ("structured_outputs.json", "response_format.json_schema.schema"),
+    ("structured_outputs", "response_format"),
+];
 
 /// What only chats have.
 #[derive(Debug, Deserialize)]
@@ -93,6 +101,7 @@ struct Asked {
     stream: Option<StreamOptions>,
     requests: Vec<engine::Request>,
     as_token_ids: Option<bool>,
+    renames: Renames,
 }
 
 /// Handles a call.
@@ -100,7 +109,7 @@ pub(super) async fn create(State(http): State<Http>, request: Request) -> Result
     let call = Call::read(&http, request, ContentType::Json).await?;
     let (backend, engine) = (&http.backend, &http.backend.engine);
     let asked = read(engine, &call).map_err(|error| backend.refused(error))?;
-    let choices = Choices::open(backend, asked.requests, RENAMES).await?;
+    let choices = Choices::open(backend, asked.requests, asked.renames).await?;
     let writer = Writer { names: TokenNames::new(engine.text().tokenizer.clone(), asked.as_token_ids) };
     let stamp = Stamp::new("chatcmpl-", &call.request_id, &engine.info().name);
     drop(call);
@@ -115,6 +124,7 @@ fn read(engine: &Engine, call: &Call) -> Result<Asked> {
     let (mut fields, chat, features): (Fields, Chat, Features) = (call.parse()?, call.parse()?, call.parse()?);
     let around: Around = call.parse()?;
     features.check()?;
+    let renames = if features.has_response_format() { FORMAT_RENAMES } else { RENAMES };
     if chat.top_logprobs.is_some_and(|n| n > 0) && chat.logprobs != Some(true) {
         return Err(Error::invalid("top_logprobs", "needs logprobs to be true"));
     }
@@ -122,12 +132,14 @@ fn read(engine: &Engine, call: &Call) -> Result<Asked> {
     if chat.logprobs == Some(true) {
         params.logprobs = Some(chat.top_logprobs.unwrap_or(0));
     }
+    params.structured_outputs = features.structured_outputs()?.or(params.structured_outputs);
     let mut prompt = ChatPrompt::from(turns(chat.messages)?);
     around.tell(&mut prompt)?;
     Ok(Asked {
         stream: fields.streams(),
         requests: fields.requests(engine, &call.request_id, vec![Prompt::Chat(prompt)], &params, answers)?,
         as_token_ids: fields.return_tokens_as_token_ids,
+        renames,
     })
 }
 

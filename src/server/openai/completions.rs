@@ -35,6 +35,13 @@ const OBJECT: &str = "text_completion";
 /// Tokens an answer where the request does not say, as in OpenAI's API.
 const MAX_TOKENS: u32 = 16;
 const RENAMES: Renames = &[("prompt.token_ids", "prompt"), ("prompt.text", "prompt")];
+/// Where the form of the answer is OpenAI's `response_format`.
+const FORMAT_RENAMES: Renames = &[
+    ("prompt.token_ids", "prompt"),
+    ("prompt.text", "prompt"),
+    ("structured_outputs.json", "response_format.json_schema.schema"),
+    ("structured_outputs", "response_format"),
+];
 
 /// What only completions have.
 #[derive(Debug, Default, Deserialize)]
@@ -63,6 +70,7 @@ struct Asked {
     answers: usize,
     echo: bool,
     as_token_ids: Option<bool>,
+    renames: Renames,
 }
 
 /// Handles a call.
@@ -74,7 +82,7 @@ pub(super) async fn create(State(http): State<Http>, request: Request) -> Result
     for request in asked.requests.iter().step_by(asked.answers).filter(|_| asked.echo) {
         echoes.push(text_of(&http, &request.prompt).await?);
     }
-    let choices = Choices::open(backend, asked.requests, RENAMES).await?;
+    let choices = Choices::open(backend, asked.requests, asked.renames).await?;
     let names = TokenNames::new(engine.text().tokenizer.clone(), asked.as_token_ids);
     let writer = Writer { echoes, answers: asked.answers, offsets: vec![0; choices.number()], names };
     let stamp = Stamp::new("cmpl-", &call.request_id, &engine.info().name);
@@ -91,9 +99,11 @@ pub(super) async fn create(State(http): State<Http>, request: Request) -> Result
 fn read(engine: &Engine, call: &Call) -> Result<Asked> {
     let (mut fields, own, features): (Fields, Completion, Features) = (call.parse()?, call.parse()?, call.parse()?);
     features.check()?;
+    let renames = if features.has_response_format() { FORMAT_RENAMES } else { RENAMES };
     own.check()?;
     let (answers, mut params) = (fields.answers()?, fields.params(&engine.info().default_params)?);
     params.max_tokens = params.max_tokens.or(Some(MAX_TOKENS));
+    params.structured_outputs = features.structured_outputs()?.or(params.structured_outputs);
     params.logprobs = own.logprobs.or(params.logprobs);
     Ok(Asked {
         stream: fields.streams(),
@@ -101,6 +111,7 @@ fn read(engine: &Engine, call: &Call) -> Result<Asked> {
         answers,
         echo: own.echo == Some(true),
         as_token_ids: fields.return_tokens_as_token_ids,
+        renames,
     })
 }
 

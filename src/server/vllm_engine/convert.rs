@@ -4,7 +4,7 @@ use crate::{
     engine::{Delta, Finished, Prompt, Request},
     error::{Error, Result},
     ids::TokenId,
-    params::{FinishReason, PromptLogprobs, SampledToken, SamplingParams},
+    params::{Constraint, FinishReason, PromptLogprobs, SampledToken, SamplingParams, StructuredOutputs},
     proto::vllm::grpc::engine as wire,
     server::backend::request_id,
 };
@@ -49,10 +49,7 @@ fn refuse(fields: &[(&str, bool)]) -> Result<()> {
 
 /// Sampling parameters. Unset means vLLM's own defaults, not the model's: routers apply those themselves.
 fn sampling(set: wire::SamplingParams) -> Result<SamplingParams> {
-    refuse(&[
-        ("sampling_params.truncate_prompt_tokens", set.truncate_prompt_tokens.is_some()),
-        (constraint(set.constraint.as_ref()), set.constraint.is_some()),
-    ])?;
+    refuse(&[("sampling_params.truncate_prompt_tokens", set.truncate_prompt_tokens.is_some())])?;
     let or_one = |value: f32| if value == 0.0 { 1.0 } else { value };
     let natural = |field: &str, value: i32| {
         u32::try_from(value).map_err(|_| Error::invalid(field, format!("is {value}, must be at least 0")))
@@ -83,21 +80,24 @@ fn sampling(set: wire::SamplingParams) -> Result<SamplingParams> {
         logprobs: set.logprobs.map(|n| natural("sampling_params.logprobs", n)).transpose()?,
         prompt_logprobs: set.prompt_logprobs.map(|n| natural("sampling_params.prompt_logprobs", n)).transpose()?,
         n: set.n.max(1),
+        structured_outputs: set.constraint.and_then(structured_outputs),
         ..SamplingParams::default()
     })
 }
 
-fn constraint(constraint: Option<&wire::sampling_params::Constraint>) -> &'static str {
-    use wire::sampling_params::Constraint;
-    match constraint {
-        Some(Constraint::JsonSchema(_)) => "sampling_params.json_schema",
-        Some(Constraint::Regex(_)) => "sampling_params.regex",
-        Some(Constraint::Grammar(_)) => "sampling_params.grammar",
-        Some(Constraint::StructuralTag(_)) => "sampling_params.structural_tag",
-        Some(Constraint::JsonObject(_)) => "sampling_params.json_object",
-        Some(Constraint::Choice(_)) => "sampling_params.choice",
-        None => "sampling_params.constraint",
-    }
+/// What the output must match; `json_object: false` says nothing.
+fn structured_outputs(set: wire::sampling_params::Constraint) -> Option<StructuredOutputs> {
+    use wire::sampling_params::Constraint as Wire;
+    let constraint = match set {
+        Wire::JsonSchema(schema) => Constraint::Json(schema),
+        Wire::Regex(regex) => Constraint::Regex(regex),
+        Wire::Grammar(grammar) => Constraint::Grammar(grammar),
+        Wire::StructuralTag(tag) => Constraint::StructuralTag(tag),
+        Wire::JsonObject(true) => Constraint::JsonObject,
+        Wire::JsonObject(false) => return None,
+        Wire::Choice(choice) => Constraint::Choice(choice.choices),
+    };
+    Some(constraint.into())
 }
 
 /// New tokens. The count is of these tokens alone: routers add up.
@@ -127,7 +127,7 @@ pub(super) fn complete(
     use wire::generate_complete::MatchedStop;
     let (finish_reason, matched_stop) = match reason {
         // As vLLM has it, the model's own end matches nothing that the request named.
-        FinishReason::EndOfSequence(_) => ("stop", None),
+        FinishReason::EndOfSequence(_) | FinishReason::GrammarComplete => ("stop", None),
         FinishReason::StopToken(id) => ("stop", Some(MatchedStop::MatchedTokenId(id.0))),
         FinishReason::StopString(stop) => ("stop", Some(MatchedStop::MatchedStopStr(stop))),
         FinishReason::Length => ("length", None),
@@ -212,7 +212,6 @@ mod tests {
 
     #[test]
     fn what_the_server_does_not_do_is_refused_by_name() {
-        use wire::sampling_params::Constraint;
         let sampling_params = |change: fn(&mut wire::SamplingParams)| {
             let mut params = wire::SamplingParams::default();
             change(&mut params);
@@ -222,7 +221,27 @@ mod tests {
         assert_eq!(sampling_params(|p| p.logprobs = Some(-1)), "sampling_params.logprobs");
         assert_eq!(sampling_params(|p| p.truncate_prompt_tokens = Some(3)), "sampling_params.truncate_prompt_tokens");
         assert_eq!(sampling_params(|p| p.logit_bias = [(-1, 1.0)].into()), "sampling_params.logit_bias");
-        assert_eq!(sampling_params(|p| p.constraint = Some(Constraint::Regex("a+".into()))), "sampling_params.regex");
+    }
+
+    #[test]
+    fn each_constraint_is_taken_for_what_it_is() {
+        use wire::sampling_params::Constraint as Wire;
+        let cases = [
+            (Wire::JsonSchema("{}".into()), Some(Constraint::Json("{}".into()))),
+            (Wire::Regex("a+".into()), Some(Constraint::Regex("a+".into()))),
+            (Wire::Grammar("g".into()), Some(Constraint::Grammar("g".into()))),
+            (Wire::StructuralTag("t".into()), Some(Constraint::StructuralTag("t".into()))),
+            (Wire::JsonObject(true), Some(Constraint::JsonObject)),
+            (Wire::JsonObject(false), None),
+            (
+                Wire::Choice(wire::ChoiceConstraint { choices: vec!["a".into()] }),
+                Some(Constraint::Choice(vec!["a".into()])),
+            ),
+        ];
+        for (sent, expected) in cases {
+            let params = wire::SamplingParams { constraint: Some(sent), ..wire::SamplingParams::default() };
+            assert_eq!(sampling(params).unwrap().structured_outputs, expected.map(StructuredOutputs::from));
+        }
     }
 
     #[test]

@@ -35,7 +35,15 @@ use crate::{
 /// Where an engine's complaints belong in a GenerateRequest.
 const PATHS: FieldPaths = FieldPaths {
     sampling: "sampling_params",
-    prompt: &[("prompt.token_ids", "tokenized.input_ids"), ("prompt.text", "text"), ("prompt", "tokenized.input_ids")],
+    renamed: &[
+        ("prompt.token_ids", "tokenized.input_ids"),
+        ("prompt.text", "text"),
+        ("prompt", "tokenized.input_ids"),
+        ("structured_outputs.json_object", "sampling_params.json_object"),
+        ("structured_outputs.json", "sampling_params.json_schema"),
+        ("structured_outputs.", "sampling_params."),
+        ("structured_outputs", "sampling_params.constraint"),
+    ],
 };
 
 pub(super) struct VllmEngineService {

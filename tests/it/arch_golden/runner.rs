@@ -32,6 +32,7 @@ fn admit(plan: &mut StepPlan, id: u64, params: SamplingParams, prompt: &[TokenId
         params: Arc::new(params),
         prompt: prompt.into(),
         dry_breakers: [].into(),
+        grammar: None,
     });
 }
 
@@ -51,6 +52,7 @@ fn schedule(plan: &mut StepPlan, id: u64, tokens: &[TokenId], context_len: usize
         samples,
         num_output_tokens: 0,
         prompt_targets: 0..0,
+        max_new_tokens: 1,
     });
 }
 

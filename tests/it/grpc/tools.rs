@@ -37,8 +37,12 @@ impl Executor for Scripted {
         let says = |n: u32| self.script.as_bytes().get(n as usize).copied().unwrap_or(END);
         let token = |n| SampledToken { id: TokenId(says(n).into()), logprobs: None };
         let rows = plan.rows.iter().filter(|row| row.samples);
-        let sequences =
-            rows.map(|row| SequenceOutput { id: row.id, tokens: [token(row.num_output_tokens)].into_iter().collect() });
+        let sequences = rows.map(|row| SequenceOutput {
+            id: row.id,
+            tokens: [token(row.num_output_tokens)].into_iter().collect(),
+            num_written: 0,
+            end: None,
+        });
         self.outputs.push_back(StepOutput { sequences: sequences.collect(), ..StepOutput::default() });
         Ok(())
     }

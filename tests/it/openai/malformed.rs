@@ -59,6 +59,9 @@ async fn a_wrong_field_is_refused_by_its_name() {
         ("cache_salt", json!("x".repeat(1000))),
         ("stream", json!("yes")),
         ("response_format.type", json!({"type": "poem"})),
+        ("response_format.json_schema.schema", json!({"type": "json_schema"})),
+        ("response_format.json_schema.schema", json!({"type": "json_schema", "json_schema": {"schema": {"what": 1}}})),
+        ("structured_outputs.regex", json!({"regex": "("})),
         ("modalities", json!(["audio"])),
     ];
     for (param, value) in wrong {

@@ -1,0 +1,128 @@
+//! Calls that a request asks for come, whatever the model would have said.
+
+use std::sync::Arc;
+
+use candlewick::{
+    engine::{Engine, Event, Finished, Prompt, Request},
+    error::{Code, Error},
+    params::{Constraint, SamplingParams},
+    text::{ChatMessage, ChatPrompt, ChatTemplate, Piece, Role, Tool, ToolChoice},
+};
+use futures::StreamExt;
+use serde_json::{Value, json};
+
+use super::{demo, engine::start, params, validity::check};
+
+/// Teaches Hermes' format of calls.
+const CALLS: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}\
+    {{ '<tool_call>' if tools }}<assistant>";
+/// The same, and reasoning, which it begins.
+const THINKS: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}\
+    {{ '<tool_call>' if tools }}<assistant><think>\n";
+
+async fn engine(template: &str) -> Engine {
+    let mut loaded = demo();
+    loaded.text.chat_template = Some(Arc::new(ChatTemplate::new(template, "", "").unwrap()));
+    start(loaded, super::engine::config()).await
+}
+
+fn schema() -> Value {
+    json!({"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}, "days": {"type": "integer",
+        "minimum": 1, "maximum": 9}}, "required": ["city", "days"], "additionalProperties": false})
+}
+
+fn chat(choice: ToolChoice) -> ChatPrompt {
+    let tool = |name: &str| Tool { name: name.into(), description: None, parameters: schema().as_object().cloned() };
+    ChatPrompt {
+        tools: vec![tool("weather"), tool("trains")],
+        tool_choice: choice,
+        ..vec![ChatMessage::new(Role::User, "Tell me about a fox.")].into()
+    }
+}
+
+struct Answer {
+    text: String,
+    reasoning: String,
+    /// Names and arguments.
+    calls: Vec<(String, String)>,
+    finished: Finished,
+}
+
+async fn answer(engine: &Engine, chat: ChatPrompt, params: SamplingParams) -> Result<Answer, Error> {
+    let params = SamplingParams { max_tokens: Some(700), ..params };
+    let mut stream = engine.generate(Request { params, ..Request::new(Prompt::Chat(chat)) }).await?;
+    let (mut text, mut reasoning, mut calls) = (String::new(), String::new(), Vec::new());
+    while let Some(event) = stream.next().await {
+        match event? {
+            Event::Delta(delta) => delta.pieces.into_iter().for_each(|piece| match piece {
+                Piece::Text(more) => text += &more,
+                Piece::Reasoning(more) => reasoning += &more,
+                Piece::ToolCall { name, .. } => calls.push((name, String::new())),
+                Piece::Arguments { index, delta } => calls[index].1 += &delta,
+            }),
+            Event::Finished(finished) => return Ok(Answer { text, reasoning, calls, finished }),
+            _ => {}
+        }
+    }
+    Err(Error::internal("the stream ended without an end"))
+}
+
+fn seeded(seed: u64) -> SamplingParams {
+    SamplingParams { seed: Some(seed), ..SamplingParams::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_required_or_named_call_is_made() {
+    let engine = engine(CALLS).await;
+    // Ends as soon as it may: after the first call.
+    let end = |seed| SamplingParams {
+        logit_bias: engine.info().eos_token_ids.iter().map(|&id| (id, 100.0)).collect(),
+        ..seeded(seed)
+    };
+    let mut whole = 0;
+    for seed in 0..4 {
+        for (choice, names) in
+            [(ToolChoice::Required, &["weather", "trains"][..]), (ToolChoice::Named("trains".into()), &["trains"])]
+        {
+            let answer = answer(&engine, chat(choice), end(seed)).await.unwrap();
+            assert_eq!(answer.text, "", "{:?}", answer.calls);
+            if !answer.finished.tool_calls {
+                continue; // Cut off.
+            }
+            whole += 1;
+            assert!(!answer.calls.is_empty());
+            for (name, arguments) in answer.calls {
+                assert!(names.contains(&name.as_str()), "{name}");
+                check(&serde_json::from_str(&arguments).unwrap(), &schema()).unwrap();
+            }
+        }
+    }
+    assert!(whole >= 4, "{whole} of 8 were whole: too few to show anything");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_cannot_be_asked_for_is_refused_by_name() {
+    let engine = engine(THINKS).await;
+    let refused = async |chat: ChatPrompt, params: SamplingParams| {
+        let error = answer(&engine, chat, params).await.err().unwrap();
+        assert_eq!(error.code, Code::InvalidArgument, "{error}");
+        error.violations[0].field.clone()
+    };
+    let required = || chat(ToolChoice::Required);
+    assert_eq!(refused(required(), params(Constraint::JsonObject)).await, "tool_choice");
+    let banning = SamplingParams { bad_words: vec!["no".into()], ..seeded(1) };
+    assert_eq!(refused(required(), banning).await, "bad_words");
+    let thrifty = ChatPrompt { thinking_token_budget: Some(5), ..required() };
+    assert_eq!(refused(thrifty, seeded(1)).await, "thinking_token_budget");
+    let mut unfollowable = required();
+    unfollowable.tools[0].parameters = json!({"type": "array", "uniqueItems": true}).as_object().cloned();
+    assert_eq!(refused(unfollowable, seeded(1)).await, "tool_choice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_of_a_form_is_no_reasoning_even_where_the_template_began_one() {
+    let engine = engine(THINKS).await;
+    let chat = ChatPrompt::from(vec![ChatMessage::new(Role::User, "Tell me about a fox.")]);
+    let answer = answer(&engine, chat, params(Constraint::Choice(vec!["yes".into(), "no".into()]))).await.unwrap();
+    assert!(["yes", "no"].contains(&answer.text.as_str()) && answer.reasoning.is_empty(), "{}", answer.text);
+}
