@@ -155,6 +155,57 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load_bytes(self, from: &[[u8; 4]; LANES]) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe { _mm512_set1_epi32(x) }
+    }
+
+    #[inline(always)]
+    fn sub_bytes(self, x: __m512i, y: u8) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe { _mm512_sub_epi8(x, _mm512_set1_epi8(y as i8)) }
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, sum: __m512i, weights: __m512i, x: [i8; 4]) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe {
+            // Magnitudes, at most 128, times what has their signs: a pair's sum is below 2^15.
+            let x = _mm512_set1_epi32(i32::from_le_bytes(x.map(|x| x as u8)));
+            let x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(weights), _mm512_setzero_si512(), x);
+            let pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(weights), x);
+            _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+        }
+    }
+
+    #[inline(always)]
+    fn sum_integers(self, x: __m512i) -> i32 {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe { _mm512_reduce_add_epi32(x) }
+    }
+
+    #[inline(always)]
+    fn largest_magnitude(self, a: __m512, b: __m512) -> u32 {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe {
+            let (a, b) = (_mm512_castps_si512(_mm512_abs_ps(a)), _mm512_castps_si512(_mm512_abs_ps(b)));
+            _mm512_reduce_max_epu32(_mm512_max_epu32(a, b))
+        }
+    }
+
+    #[inline(always)]
+    fn store_low_bytes(self, x: __m512i, to: &mut [i8; LANES]) {
+        // SAFETY: `self` proves that the CPU has the instructions; the reference covers sixteen bytes.
+        unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(x)) }
+    }
+
+    #[inline(always)]
     fn and(self, x: __m512i, mask: i32) -> __m512i {
         // SAFETY: `self` proves that the CPU has the instructions.
         unsafe { _mm512_and_si512(x, _mm512_set1_epi32(mask)) }

@@ -124,6 +124,29 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn load_bytes(self, from: &[[u8; 4]; LANES]) -> Self::I {
+        from.map(i32::from_le_bytes)
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> Self::I {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn sub_bytes(self, x: Self::I, y: u8) -> Self::I {
+        x.map(|x| i32::from_le_bytes(x.to_le_bytes().map(|byte| byte.wrapping_sub(y))))
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, sum: Self::I, weights: Self::I, x: [i8; 4]) -> Self::I {
+        zip(sum, weights, |sum, weights| {
+            let products = weights.to_le_bytes().into_iter().zip(x).map(|(w, x)| i32::from(w as i8) * i32::from(x));
+            sum.wrapping_add(products.sum::<i32>())
+        })
+    }
+
+    #[inline(always)]
     fn and(self, x: Self::I, mask: i32) -> Self::I {
         x.map(|x| x & mask)
     }
