@@ -18,9 +18,7 @@ use crate::{
     ids::TokenId,
     kernels::{
         activation::{Activation, Gate},
-        test_data::{
-            assert_close, assert_tensors_close, bits, floats, on_threads, random, rng, values,
-        },
+        test_data::{assert_close, assert_tensors_close, bits, floats, on_threads, random, rng, values},
     },
 };
 

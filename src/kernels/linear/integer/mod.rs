@@ -38,7 +38,7 @@ use inputs::Rows;
 const MAGIC: f32 = 12_582_912.0;
 /// Most rows that take less time with vectors than with tiles.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-const FEW_ROWS: usize = 4;
+const FEW_ROWS: usize = 8;
 
 /// Rows as the products take them.
 pub(super) struct Inputs {

@@ -37,7 +37,11 @@ fn a_row_has_the_same_bits_among_1_7_32_and_512() {
             for level in Level::available() {
                 for (first, count) in [(0, 1), (511, 1), (100, 7), (3, 32), (480, 32)] {
                     let got = some(level, &x, &packed, first, count, terms);
-                    assert_eq!(got, all[first * 70..(first + count) * 70], "{format}, {level:?}, {count} rows, {terms:?}");
+                    assert_eq!(
+                        got,
+                        all[first * 70..(first + count) * 70],
+                        "{format}, {level:?}, {count} rows, {terms:?}"
+                    );
                 }
             }
         }
