@@ -57,7 +57,7 @@ impl Inputs {
         let height = match level {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Level::Amx(_) => tiles::HEIGHT,
-            _ => vector::height(x.count()),
+            _ => vector::height(level, x.count()),
         };
         let rows = with_quantized!(weight.format, F => Rows::new(level, x, height, terms, F::OFFSET, F::GROUP));
         Self { rows, level }

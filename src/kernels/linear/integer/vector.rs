@@ -15,12 +15,14 @@ use super::{
     inputs::{Rows, Step},
 };
 use crate::kernels::simd::{
-    LANES, Simd,
+    LANES, Level, Simd,
     integers::{IntegerKernel, Integers},
 };
 
-/// Heights that passes are compiled for, as far as sums stay in registers.
-const HEIGHTS: [usize; 4] = [1, 2, 4, 8];
+/// Heights that passes are compiled for where many sums stay in registers, and elsewhere.
+const HEIGHTS: [&[usize]; 2] = [&[1, 2, 4, 8], &[1, 4]];
+/// Sums in registers that are many.
+const MANY_SUMS: usize = 24;
 /// Bytes of rows that stay in the second-level cache while the weights pass by.
 const ROW_BLOCK_BYTES: usize = 1024 * 1024;
 /// How far ahead of a pass its weights are asked for.
@@ -29,8 +31,9 @@ const PREFETCH_BYTES: usize = 3072;
 const LINE: usize = 64;
 
 /// Rows a tile, if there are so many.
-pub(super) fn height(rows: usize) -> usize {
-    HEIGHTS.into_iter().find(|&height| height >= rows).unwrap_or(HEIGHTS[HEIGHTS.len() - 1])
+pub(super) fn height(level: Level, rows: usize) -> usize {
+    let heights = HEIGHTS[usize::from(level.sums() < MANY_SUMS)];
+    heights.iter().copied().find(|&height| height >= rows).unwrap_or(heights[heights.len() - 1])
 }
 
 /// Some groups of panels, all rows.
@@ -44,11 +47,14 @@ pub(super) struct Task<'a, F: Quantized> {
 impl<F: Quantized> IntegerKernel for Task<'_, F> {
     #[inline(always)]
     fn run<D: Integers>(self, integers: D) {
+        // A height that the instruction set does not have is not compiled for it.
         match self.rows.height {
-            1 => self.passes::<D, 1, 4>(integers),
-            2 => self.passes::<D, 2, 2>(integers),
-            4 => self.passes::<D, 4, 2>(integers),
-            8 => self.passes::<D, 8, 1>(integers),
+            1 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 1, 4>(integers),
+            2 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 2, 2>(integers),
+            4 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 4, 2>(integers),
+            8 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 8, 1>(integers),
+            1 if const { D::S::SUMS < MANY_SUMS } => self.passes::<D, 1, 1>(integers),
+            4 if const { D::S::SUMS < MANY_SUMS } => self.passes::<D, 4, 1>(integers),
             height => unreachable!("a tile of {height} rows"),
         }
     }
