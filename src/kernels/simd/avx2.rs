@@ -44,15 +44,6 @@ impl Simd for Avx2 {
     const SUMS: usize = 4;
 
     #[inline(always)]
-    fn round_f16(self, x: F) -> F {
-        // SAFETY: `self` proves that the CPU has the instructions.
-        unsafe {
-            let (low, high) = (_mm256_cvtps_ph::<0>(x.0), _mm256_cvtps_ph::<0>(x.1));
-            F(_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
-        }
-    }
-
-    #[inline(always)]
     fn splat(self, x: f32) -> F {
         // SAFETY: `self` proves that the CPU has the instructions.
         unsafe { F(_mm256_set1_ps(x), _mm256_set1_ps(x)) }
@@ -135,35 +126,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn load_u16_pairs(self, from: &[[u16; 2]; LANES]) -> I {
-        // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
-        unsafe {
-            let from = from.as_ptr().cast::<__m256i>();
-            I(_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1)))
-        }
-    }
-
-    #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> I {
         // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
         unsafe {
             let bytes = _mm_loadu_si128(from.as_ptr().cast());
             I(_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes)))
-        }
-    }
-
-    #[inline(always)]
-    fn load_i8_pairs(self, from: &[[i8; 2]; LANES]) -> [I; 2] {
-        // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
-        unsafe {
-            let from = from.as_ptr().cast::<__m128i>();
-            let (low, high) =
-                (_mm256_cvtepi8_epi16(_mm_loadu_si128(from)), _mm256_cvtepi8_epi16(_mm_loadu_si128(from.add(1))));
-            let first = (_mm256_slli_epi32::<16>(low), _mm256_slli_epi32::<16>(high));
-            [
-                I(_mm256_srai_epi32::<16>(first.0), _mm256_srai_epi32::<16>(first.1)),
-                I(_mm256_srai_epi32::<16>(low), _mm256_srai_epi32::<16>(high)),
-            ]
         }
     }
 

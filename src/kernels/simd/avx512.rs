@@ -41,12 +41,6 @@ impl Simd for Avx512 {
     const SUMS: usize = 24;
 
     #[inline(always)]
-    fn round_f16(self, x: __m512) -> __m512 {
-        // SAFETY: `self` proves that the CPU has the instructions.
-        unsafe { _mm512_cvtph_ps(_mm512_cvtps_ph::<0>(x)) }
-    }
-
-    #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         // SAFETY: `self` proves that the CPU has the instructions.
         unsafe { _mm512_set1_ps(x) }
@@ -128,24 +122,9 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn load_u16_pairs(self, from: &[[u16; 2]; LANES]) -> __m512i {
-        // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
-        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
-    }
-
-    #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> __m512i {
         // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
         unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast())) }
-    }
-
-    #[inline(always)]
-    fn load_i8_pairs(self, from: &[[i8; 2]; LANES]) -> [__m512i; 2] {
-        // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
-        unsafe {
-            let words = _mm512_cvtepi8_epi16(_mm256_loadu_si256(from.as_ptr().cast()));
-            [_mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(words)), _mm512_srai_epi32::<16>(words)]
-        }
     }
 
     #[inline(always)]

@@ -32,8 +32,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Running sums that stay in registers while weights are widened beside them.
     const SUMS: usize;
 
-    /// The nearest IEEE half, ties to even.
-    fn round_f16(self, x: Self::F) -> Self::F;
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::F;
     /// Reads sixteen floats.
@@ -64,12 +62,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// `a < b ? a : b`: a NaN in `b` stays, one in `a` does not.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
 
-    /// Sixteen pairs of 16 bits, the first of each in the low half.
-    fn load_u16_pairs(self, from: &[[u16; 2]; LANES]) -> Self::I;
     /// Widens sixteen signed bytes.
     fn load_i8(self, from: &[i8; LANES]) -> Self::I;
-    /// Widens sixteen pairs of signed bytes: the first of each, and the second.
-    fn load_i8_pairs(self, from: &[[i8; 2]; LANES]) -> [Self::I; 2];
     /// Widens sixteen unsigned bytes.
     fn load_u8(self, from: &[u8; LANES]) -> Self::I;
     /// Reads sixteen times four bytes.
@@ -384,9 +378,6 @@ mod tests {
                 s.splat(s.sum(v)),
                 s.splat(s.max_lane(v)),
                 s.round_bf16(v),
-                s.round_f16(v),
-                s.to_f32(s.load_i8_pairs(&b.map(|x| [x as i8, !x as i8]))[0]),
-                s.to_f32(s.load_i8_pairs(&b.map(|x| [x as i8, !x as i8]))[1]),
                 s.to_f32(s.add_integers(bytes, signed)),
                 s.splat(s.sum_integers(signed) as f32),
                 s.splat(s.largest_magnitude(v, half) as f32),
@@ -395,7 +386,7 @@ mod tests {
                     s.sub_bytes(s.as_integers(v), 77),
                     [b[0], b[1], b[2], b[3]].map(|x| (x as i8).max(-127)),
                 )),
-                s.as_floats(s.shr::<3>(s.load_u16_pairs(&h.map(|half| [half, half / 3])))),
+                s.as_floats(s.shr::<3>(s.load_bytes(&b.map(|x| [x, !x, x / 3, x & 0x1f])))),
             ]
             .map(|x| s.to_array(x).map(f32::to_bits))
             .to_vec()

@@ -37,11 +37,6 @@ impl Simd for Scalar {
     const SUMS: usize = 4;
 
     #[inline(always)]
-    fn round_f16(self, x: Self::F) -> Self::F {
-        x.map(|x| half::f16::from_f32(x).to_f32())
-    }
-
-    #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         [x; LANES]
     }
@@ -104,18 +99,8 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn load_u16_pairs(self, from: &[[u16; 2]; LANES]) -> Self::I {
-        from.map(|[low, high]| i32::from(low) | i32::from(high) << 16)
-    }
-
-    #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> Self::I {
         from.map(i32::from)
-    }
-
-    #[inline(always)]
-    fn load_i8_pairs(self, from: &[[i8; 2]; LANES]) -> [Self::I; 2] {
-        [from.map(|[first, _]| i32::from(first)), from.map(|[_, second]| i32::from(second))]
     }
 
     #[inline(always)]

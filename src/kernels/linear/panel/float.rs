@@ -176,7 +176,7 @@ impl Float for Bf16 {
     #[inline(always)]
     fn unpack<S: Simd>(simd: S, packed: &Self::Panel, sink: &mut impl Sink<S>) {
         for (pair, both) in packed.iter().enumerate() {
-            let both = simd.load_u16_pairs(both);
+            let both = simd.load_bytes(bytemuck::cast_ref(both));
             let even = simd.as_floats(simd.shl::<16>(both));
             sink.put(pair, even, simd.as_floats(simd.and(both, -0x1_0000)));
         }
