@@ -5,7 +5,7 @@
 //! signed bytes and float32 scales, which stay in the first-level cache, and all tiles of rows are taken over them, with the
 //! sums put aside in between; meanwhile the next steps' weights are asked for.
 
-use std::ops::Range;
+use std::{cell::Cell, ops::Range};
 
 use super::{
     super::{
@@ -39,6 +39,11 @@ const LINE: usize = 64;
 
 /// Sixteen rows' running sums of a panel.
 type Sums = [[f32; LANES]; HEIGHT];
+
+thread_local! {
+    /// Where the last sums were put aside, for the next: `[row tile][panel]`.
+    static SUMS: Cell<Vec<[Sums; PAIR]>> = const { Cell::new(Vec::new()) };
+}
 
 /// Some groups of panels, all rows.
 pub(super) struct Task<'a, F: Quantized> {
@@ -118,14 +123,15 @@ impl<F: Quantized> IntegerTileKernel for Task<'_, F> {
         let tile_bytes = self.rows.steps * self.rows.terms * HEIGHT * size_of::<Step>();
         let block = (ROW_BLOCK_BYTES / tile_bytes.max(1)).clamp(1, ROW_BLOCK_TILES);
         let count = self.rows.tiles();
-        // `[row tile][panel]`.
-        let mut sums = vec![[[[0.0; LANES]; HEIGHT]; PAIR]; count.min(block)];
+        let mut sums = SUMS.take();
+        sums.resize(sums.len().max(count.min(block)), [[[0.0; LANES]; HEIGHT]; PAIR]);
         let mut chunks = [Chunk::ZERO; PAIR];
         for first in (0..count).step_by(block) {
             for pair in self.groups.start * PANEL_GROUP / PAIR..self.groups.end * PANEL_GROUP / PAIR {
                 self.pair(simd, tiles, pair, first..count.min(first + block), &mut chunks, &mut sums);
             }
         }
+        SUMS.set(sums);
     }
 }
 
