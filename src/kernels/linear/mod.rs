@@ -54,14 +54,14 @@ pub struct Extras<'a> {
     pub bias: Option<&'a Tensor>,
     /// Float32 `[m, out_features]`, added last: the residual stream.
     pub onto: Option<&'a Tensor>,
-    /// What is kept of inputs that are rounded to be multiplied.
+    /// What is kept of inputs that are multiplied as bfloat16.
     pub terms: Terms,
 }
 
-/// What is kept of inputs that are rounded to be multiplied.
+/// What is kept of inputs that are multiplied as bfloat16.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Terms {
-    /// The nearest bfloat16, or integer: 8 bits.
+    /// The nearest bfloat16: 8 bits.
     #[default]
     One,
     /// That and the nearest to what is left: 16 bits, multiplied twice. For products whose errors are magnified, such as
@@ -128,7 +128,7 @@ fn on_cpu(level: Level, x: &Source<'_>, weight: &Packed, added: &Added<'_>, term
         let outputs = Outputs { data, width, added };
         match level {
             level if !weight.format.is_float() => {
-                let x = integer::Inputs::new(level, x, weight, terms);
+                let x = integer::Inputs::new(level, x, weight);
                 for_each_task(tasks, parallel, |task| x.linear(weight, groups(task), &outputs));
             }
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

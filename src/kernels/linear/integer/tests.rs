@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use candle_core::{Device, Tensor};
 
 use super::super::{
-    Extras, Inputs, PackedWeight, Terms,
+    Extras, Inputs, PackedWeight,
     format::{RawTensor, WeightFormat},
     linear_at,
     tests::{pack, weight},
@@ -20,9 +20,9 @@ fn quantized() -> impl Iterator<Item = WeightFormat> {
 }
 
 /// Rows `first..first + count` by themselves.
-fn some(level: Level, x: &Tensor, weight: &PackedWeight, first: usize, count: usize, terms: Terms) -> Vec<u32> {
+fn some(level: Level, x: &Tensor, weight: &PackedWeight, first: usize, count: usize) -> Vec<u32> {
     let x = x.narrow(0, first, count).unwrap();
-    bits(&linear_at(level, Inputs::Rows(&x), weight, Extras { terms, ..Extras::default() }).unwrap())
+    bits(&linear_at(level, Inputs::Rows(&x), weight, Extras::default()).unwrap())
 }
 
 #[test]
@@ -32,17 +32,11 @@ fn a_row_has_the_same_bits_among_1_7_32_and_512() {
         // More steps than are unpacked at once, and panels that fill no group.
         let packed = pack(&weight(&mut rng, format, 70, 768));
         let x = random(&mut rng, &[512, 768]);
-        for terms in [Terms::One, Terms::Two] {
-            let all = some(Level::best(), &x, &packed, 0, 512, terms);
-            for level in Level::available() {
-                for (first, count) in [(0, 1), (511, 1), (100, 7), (3, 32), (480, 32)] {
-                    let got = some(level, &x, &packed, first, count, terms);
-                    assert_eq!(
-                        got,
-                        all[first * 70..(first + count) * 70],
-                        "{format}, {level:?}, {count} rows, {terms:?}"
-                    );
-                }
+        let all = some(Level::best(), &x, &packed, 0, 512);
+        for level in Level::available() {
+            for (first, count) in [(0, 1), (511, 1), (100, 7), (3, 32), (480, 32)] {
+                let got = some(level, &x, &packed, first, count);
+                assert_eq!(got, all[first * 70..(first + count) * 70], "{format}, {level:?}, {count} rows");
             }
         }
     }

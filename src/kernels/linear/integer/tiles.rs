@@ -120,7 +120,7 @@ impl<F: Quantized> IntegerTileKernel for Task<'_, F> {
 
     #[inline(always)]
     fn run(self, simd: Avx512, tiles: &mut IntegerTiles) {
-        let tile_bytes = self.rows.steps * self.rows.terms * HEIGHT * size_of::<Step>();
+        let tile_bytes = self.rows.steps * HEIGHT * size_of::<Step>();
         let block = (ROW_BLOCK_BYTES / tile_bytes.max(1)).clamp(1, ROW_BLOCK_TILES);
         let count = self.rows.tiles();
         let mut sums = SUMS.take();
@@ -147,7 +147,7 @@ impl<F: Quantized> Task<'_, F> {
         chunks: &mut [Chunk; PAIR],
         sums: &mut [[Sums; PAIR]],
     ) {
-        let (steps, terms) = (self.rows.steps, self.rows.terms);
+        let steps = self.rows.steps;
         let blocks = self.panels.pair(pair);
         for start in (0..steps).step_by(CHUNK_STEPS) {
             let end = steps.min(start + CHUNK_STEPS);
@@ -155,11 +155,11 @@ impl<F: Quantized> Task<'_, F> {
             for (panel, chunk) in chunks.iter_mut().enumerate() {
                 chunk.fill::<F>(simd, blocks, panel);
             }
-            let products = rows.len() * PAIR * (end - start) * terms * (STEP / F::GROUP);
+            let products = rows.len() * PAIR * (end - start) * (STEP / F::GROUP);
             let lines = size_of_val(blocks).div_ceil(LINE).div_ceil(products);
             let mut ahead = Ahead { next: blocks.as_ptr().cast::<u8>().wrapping_add(size_of_val(blocks)), lines };
             for (tile, sums) in rows.clone().zip(sums.iter_mut()) {
-                let x = &self.rows.tile::<HEIGHT>(tile)[start * terms..end * terms];
+                let x = &self.rows.tile::<HEIGHT>(tile)[start..end];
                 for panel in 0..PAIR {
                     if start == 0 {
                         sums[panel] = [[0.0; LANES]; HEIGHT];
@@ -194,18 +194,16 @@ impl<F: Quantized> Task<'_, F> {
             sums[r] = simd.load(&kept[r]);
         }
         let mut ring = [IntegerSums::ZERO; RING];
-        let step_of = |index: usize| if self.rows.terms == 1 { index } else { index / self.rows.terms };
         let products = x.len() * groups;
         for product in 0..products + LAG {
             if product < products {
-                let (index, group) = (product / groups, product % groups);
-                let step = step_of(index);
+                let (step, group) = (product / groups, product % groups);
                 let weights = match F::tile(&blocks[step / F::STEPS], panel) {
                     Some(weights) => weights,
                     None => &chunk.quants[step],
                 };
                 let weights = &weights[group * quads..(group + 1) * quads];
-                let (rows, to) = (bytemuck::cast_ref(&x[index]), &mut ring[product % RING]);
+                let (rows, to) = (bytemuck::cast_ref(&x[step]), &mut ring[product % RING]);
                 if product % 2 == 0 {
                     tiles.product::<false>(rows, group * quads, weights, to);
                 } else {
@@ -214,15 +212,15 @@ impl<F: Quantized> Task<'_, F> {
                 ahead.ask(simd);
             }
             if let Some(product) = product.checked_sub(LAG) {
-                let (index, group) = (product / groups, product % groups);
-                let (dots, x) = (&ring[product % RING].0, &x[index]);
-                let scales = simd.load(&chunk.scales[step_of(index)][group]);
+                let (step, group) = (product / groups, product % groups);
+                let (dots, x) = (&ring[product % RING].0, &x[step]);
+                let scales = simd.load(&chunk.scales[step][group]);
                 for r in 0..HEIGHT {
                     let dot = simd.to_f32(simd.as_integers(simd.load(bytemuck::cast_ref(&dots[r]))));
                     sums[r] = simd.fma(simd.mul(dot, scales), simd.splat(x[r].scale), sums[r]);
                 }
                 if const { F::HAS_MINS } {
-                    let mins = simd.load(&chunk.mins[step_of(index)]);
+                    let mins = simd.load(&chunk.mins[step]);
                     for r in 0..HEIGHT {
                         sums[r] = simd.fma(mins, simd.splat(x[r].minus_sum), sums[r]);
                     }

@@ -65,7 +65,7 @@ impl<F: Quantized> Task<'_, F> {
     #[inline(always)]
     fn passes<D: Integers, const R: usize, const P: usize>(&self, integers: D) {
         let pairs = self.groups.start * PANEL_GROUP / PAIR..self.groups.end * PANEL_GROUP / PAIR;
-        let tile_bytes = self.rows.steps * self.rows.terms * R * size_of::<Step>();
+        let tile_bytes = self.rows.steps * R * size_of::<Step>();
         let block = (ROW_BLOCK_BYTES / tile_bytes.max(1)).max(1);
         for first in (0..self.rows.tiles()).step_by(block) {
             let tiles = first..self.rows.tiles().min(first + block);
@@ -89,11 +89,10 @@ impl<F: Quantized> Task<'_, F> {
     fn pass<D: Integers, const R: usize, const P: usize>(&self, integers: D, first: usize, tile: usize) {
         let simd = integers.simd();
         let mut sums = [[[simd.zero(); R]; PAIR]; P];
-        let terms = self.rows.terms;
         let x = self.rows.tile::<R>(tile);
         let pairs: [&[F::Block]; P] = std::array::from_fn(|p| self.panels.pair(first + p));
-        for (index, x) in x.chunks(F::STEPS * terms).enumerate() {
-            for (step, x) in x.chunks_exact(terms).enumerate() {
+        for (index, x) in x.chunks(F::STEPS).enumerate() {
+            for (step, x) in x.iter().enumerate() {
                 for p in 0..P {
                     self.prefetch(simd, pairs[p], index, step, P);
                     for panel in 0..PAIR {
@@ -126,7 +125,7 @@ impl<F: Quantized> Task<'_, F> {
     }
 }
 
-/// Adds the products of a step, `x` `[term][row]`, with a panel.
+/// Adds the products of a step of some rows with a panel.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
 fn add_step<D: Integers, F: Quantized, const R: usize>(
@@ -134,7 +133,7 @@ fn add_step<D: Integers, F: Quantized, const R: usize>(
     block: &F::Block,
     panel: usize,
     step: usize,
-    x: &[[Step; R]],
+    x: &[Step; R],
     sums: &mut [<D::S as Simd>::F; R],
 ) {
     let simd = integers.simd();
@@ -145,25 +144,23 @@ fn add_step<D: Integers, F: Quantized, const R: usize>(
         }
     }
     let quads = const { F::GROUP / 4 };
-    for x in x {
-        for group in 0..const { STEP / F::GROUP } {
-            let scales = F::scales(simd, block, panel, step, group);
-            let minus_magic = simd.mul(scales, simd.splat(-MAGIC));
-            for r in 0..R {
-                let begin = if const { D::UNSIGNED } { x[r].begins[group] } else { MAGIC.to_bits() as i32 };
-                let mut dot = simd.splat_i32(begin);
-                for k in group * quads..(group + 1) * quads {
-                    dot = integers.dot(dot, weights[k], x[r].quants.as_chunks().0[k]);
-                }
-                let product = simd.fma(simd.as_floats(dot), scales, minus_magic);
-                sums[r] = simd.fma(product, simd.splat(x[r].scale), sums[r]);
+    for group in 0..const { STEP / F::GROUP } {
+        let scales = F::scales(simd, block, panel, step, group);
+        let minus_magic = simd.mul(scales, simd.splat(-MAGIC));
+        for r in 0..R {
+            let begin = if const { D::UNSIGNED } { x[r].begins[group] } else { MAGIC.to_bits() as i32 };
+            let mut dot = simd.splat_i32(begin);
+            for k in group * quads..(group + 1) * quads {
+                dot = integers.dot(dot, weights[k], x[r].quants.as_chunks().0[k]);
             }
+            let product = simd.fma(simd.as_floats(dot), scales, minus_magic);
+            sums[r] = simd.fma(product, simd.splat(x[r].scale), sums[r]);
         }
-        if const { F::HAS_MINS } {
-            let mins = F::mins(simd, block, panel, step);
-            for r in 0..R {
-                sums[r] = simd.fma(mins, simd.splat(x[r].minus_sum), sums[r]);
-            }
+    }
+    if const { F::HAS_MINS } {
+        let mins = F::mins(simd, block, panel, step);
+        for r in 0..R {
+            sums[r] = simd.fma(mins, simd.splat(x[r].minus_sum), sums[r]);
         }
     }
 }
