@@ -83,6 +83,7 @@ function change(conversation: Conversation, turn: Turn, to: Partial<Turn>): void
 async function wait(run: Run, failed: Failure, attempt: number): Promise<void> {
   const pause = PAUSES[Math.min(attempt, PAUSES.length - 1)]!;
   const length = Math.max(failed.retryAfter ?? 0, pause) * (1 + Math.random() / 5);
+  const gone = new AbortController();
   await new Promise<void>((resolve) => {
     const timer = setTimeout(resolve, length);
     const now = (): void => {
@@ -90,9 +91,10 @@ async function wait(run: Run, failed: Failure, attempt: number): Promise<void> {
       resolve();
     };
     run.waiting = { why: failed.message, kind: failed.kind, until: Date.now() + length, now };
-    addEventListener("online", now, { once: true });
+    addEventListener("online", now, { once: true, signal: gone.signal });
     touch();
   });
+  gone.abort();
   delete run.waiting;
   touch();
 }

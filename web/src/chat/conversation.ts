@@ -127,7 +127,7 @@ export function fork(conversation: Conversation, turn: Turn): Conversation {
     if (added.state === "running") added.state = "stopped";
     parent = added.id;
   }
-  copy.title = conversation.title;
+  copy.title = conversation.title && `${conversation.title.replace(/ \(fork\)$/, "")} (fork)`;
   if (conversation.named) copy.named = true;
   if (conversation.dropped) copy.dropped = conversation.dropped;
   return copy;

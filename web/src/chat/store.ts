@@ -8,6 +8,10 @@ const PREFIX = "candlewick.conversation.";
 /** All, by id. The objects change in place; `changed` says that they have. */
 export const conversations = new Map<string, Conversation>();
 export const changed = signal(0);
+/** Has the component that calls this drawn again at each change: its properties stay the same objects. */
+export function watch(): void {
+  changed.value;
+}
 /** Something that the person must know of storage. */
 export const trouble = signal("");
 
@@ -60,9 +64,12 @@ function merge(own: Conversation, other: Conversation): void {
 }
 
 const writes = new Map<string, number>();
+/** What was deleted, here or in another tab: an answer under way must not bring it back. */
+const removed = new Set<string>();
 
 /** Writes a conversation down, now or within a second. */
 export function keep(conversation: Conversation, now = true): void {
+  if (removed.has(conversation.id)) return;
   conversations.set(conversation.id, conversation);
   touch();
   window.clearTimeout(writes.get(conversation.id));
@@ -98,6 +105,7 @@ export function fresh(): void {
 }
 
 export function remove(id: string): void {
+  removed.add(id);
   conversations.delete(id);
   window.clearTimeout(writes.get(id));
   try {
@@ -113,7 +121,10 @@ export function remove(id: string): void {
 export function restore(text: string): number {
   const value: unknown = JSON.parse(text);
   const found = (Array.isArray(value) ? value : [value]).flatMap((each) => understand(JSON.stringify(each)) ?? []);
-  for (const conversation of found) keep(conversation);
+  for (const conversation of found) {
+    removed.delete(conversation.id);
+    keep(conversation);
+  }
   return found.length;
 }
 
@@ -140,6 +151,7 @@ addEventListener("storage", (event) => {
   const id = event.key.slice(PREFIX.length);
   const other = understand(event.newValue);
   if (!other) {
+    removed.add(id);
     conversations.delete(id);
     if (selected.value === id) fresh();
   } else {

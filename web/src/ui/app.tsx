@@ -3,7 +3,7 @@ import { signal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { runs, stop } from "../chat/answer.js";
 import { type Conversation, path } from "../chat/conversation.js";
-import { changed, current, fresh } from "../chat/store.js";
+import { current, fresh, watch } from "../chat/store.js";
 import { set, settings, type Theme } from "../settings.js";
 import { model, reach } from "../status.js";
 import { Composer, offer } from "./composer.js";
@@ -19,7 +19,7 @@ const panel = signal(false);
 const STARTS = ["What is candlewick?", "Tell me a story about a lighthouse.", "How does continuous batching work?", "What is 17 + 25?"];
 
 export function App() {
-  changed.value;
+  watch();
   const conversation = current.value;
   const { sidebar } = settings.value;
   useEffect(() => keys(), []);
@@ -49,6 +49,7 @@ const THEMES: Record<Theme, { next: Theme; icon: IconName; label: string }> = {
 };
 
 function Head({ conversation }: { conversation: Conversation }) {
+  watch();
   const theme = THEMES[settings.value.theme];
   const there = path(conversation).length > 0;
   return (
@@ -72,6 +73,7 @@ function Head({ conversation }: { conversation: Conversation }) {
 }
 
 function Thread({ conversation }: { conversation: Conversation }) {
+  watch();
   const box = useRef<HTMLDivElement>(null);
   const [away, setAway] = useState(false);
   const follows = useRef(true);

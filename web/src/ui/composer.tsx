@@ -3,7 +3,7 @@ import { signal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { answer, runs, stop } from "../chat/answer.js";
 import { add, type Conversation, path } from "../chat/conversation.js";
-import { keep, select } from "../chat/store.js";
+import { keep, select, watch } from "../chat/store.js";
 import { model, reach } from "../status.js";
 import { Icon } from "./icons.js";
 import { editing } from "./turn.js";
@@ -14,6 +14,7 @@ const drafts = new Map<string, string>();
 export const offer = signal("");
 
 export function Composer({ conversation }: { conversation: Conversation }) {
+  watch();
   const area = useRef<HTMLTextAreaElement>(null);
   const run = runs.get(conversation.id);
 
@@ -97,6 +98,7 @@ export function Composer({ conversation }: { conversation: Conversation }) {
 
 /** How much of the context the conversation takes, as of its last answer. */
 function Context({ conversation }: { conversation: Conversation }) {
+  watch();
   const most = model.value?.maxModelLen ?? 0;
   const stats = path(conversation).findLast((turn) => turn.stats)?.stats;
   if (reach.value === "gone") return <span class="context gone">Server not reached, looking for it…</span>;

@@ -2,7 +2,7 @@
 import { useState } from "preact/hooks";
 import { runs, stop } from "../chat/answer.js";
 import { type Conversation, markdown } from "../chat/conversation.js";
-import { conversations, current, fresh, keep, list, remove, restore, select, trouble } from "../chat/store.js";
+import { conversations, current, fresh, keep, list, remove, restore, select, trouble, watch } from "../chat/store.js";
 import { set } from "../settings.js";
 import { Button, Flame, Icon } from "./icons.js";
 
@@ -41,6 +41,7 @@ export function Sidebar() {
 }
 
 function Entry({ conversation, onOpen }: { conversation: Conversation; onOpen: () => void }) {
+  watch();
   const [mode, setMode] = useState<"" | "rename" | "delete">("");
   const shown = current.value.id === conversation.id;
   if (mode === "rename") {

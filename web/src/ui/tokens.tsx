@@ -3,6 +3,7 @@ import { signal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { tokens as service } from "../api.js";
 import type { TokenChance } from "../chat/conversation.js";
+import { watch } from "../chat/store.js";
 import { settings } from "../settings.js";
 
 /** Texts of tokens, by id. One model is served at a time; where another is chosen they are asked for anew. */
@@ -53,6 +54,7 @@ function shade(logprob: number): number {
 }
 
 export function TokenView({ chances, model }: { chances: TokenChance[]; model: string }) {
+  watch();
   known.value;
   useEffect(() => {
     void learn(new Set(chances.flatMap(({ id, top }) => [id, ...top.map(([rival]) => rival)])), model);

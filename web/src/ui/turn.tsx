@@ -1,9 +1,9 @@
 // One turn of a conversation with what can be done to it.
 import { signal } from "@preact/signals";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { answer, runs, stop } from "../chat/answer.js";
 import { add, type Conversation, fork, type ToolCall, type Turn, versions } from "../chat/conversation.js";
-import { keep, select } from "../chat/store.js";
+import { keep, select, watch } from "../chat/store.js";
 import { render } from "../markdown.js";
 import { settings } from "../settings.js";
 import { Button, Flame, Icon } from "./icons.js";
@@ -19,6 +19,7 @@ interface Props {
 }
 
 export function TurnView(props: Props) {
+  watch();
   const { turn } = props;
   if (turn.role === "assistant") return <Answer {...props} />;
   return editing.value === turn.id ? <Editor {...props} /> : <Said {...props} />;
@@ -60,6 +61,7 @@ export async function toClipboard(text: string): Promise<void> {
 }
 
 function Versions({ conversation, turn }: { conversation: Conversation; turn: Turn }) {
+  watch();
   const all = versions(conversation, turn);
   if (all.length < 2) return null;
   const at = all.findIndex(({ id }) => id === turn.id);
@@ -80,6 +82,7 @@ function Versions({ conversation, turn }: { conversation: Conversation; turn: Tu
 }
 
 function Said({ conversation, turn }: Props) {
+  watch();
   const running = runs.has(conversation.id);
   return (
     <article class={`turn ${turn.role}`}>
@@ -135,6 +138,7 @@ function Editor({ conversation, turn }: Props) {
 }
 
 function Answer({ conversation, turn, last }: Props) {
+  watch();
   const run = runs.get(conversation.id);
   const mine = run?.turn === turn;
   const streaming = mine && !run.waiting;
@@ -163,7 +167,7 @@ function Answer({ conversation, turn, last }: Props) {
 }
 
 function Text({ text, growing }: { text: string; growing: boolean }) {
-  const blocks = render(text, growing);
+  const blocks = useMemo(() => render(text, growing), [text, growing]);
   return (
     <div class={growing ? "prose growing" : "prose"}>
       {blocks.map((html, k) => (
@@ -192,6 +196,7 @@ function pretty(json: string): string {
 }
 
 function Call({ call, conversation, turn, open }: { call: ToolCall; conversation: Conversation; turn: Turn; open: boolean }) {
+  watch();
   const area = useRef<HTMLTextAreaElement>(null);
   const send = () => {
     const text = area.current?.value ?? "";
@@ -229,6 +234,7 @@ function draftKey(turn: Turn): string {
 }
 
 function Waiting({ conversation }: { conversation: Conversation }) {
+  watch();
   const [, tick] = useState(0);
   useEffect(() => {
     const timer = setInterval(() => tick((n) => n + 1), 250);
@@ -275,8 +281,10 @@ interface FootProps extends Props {
 }
 
 function Foot({ conversation, turn, last, tokens, onView }: FootProps) {
+  watch();
   const running = runs.has(conversation.id);
-  const unfinished = turn.state !== "done" || turn.finish === "length";
+  const elsewhere = turn.state === "running";
+  const unfinished = !elsewhere && (turn.state !== "done" || turn.finish === "length");
   return (
     <footer class="foot">
       <div class={last ? "actions shown" : "actions"}>
@@ -295,13 +303,14 @@ function Foot({ conversation, turn, last, tokens, onView }: FootProps) {
           <Button icon="more" label="Continue" text="Continue" disabled={running} onClick={() => void answer(conversation, turn)} />
         )}
       </div>
-      <Figures turn={turn} />
+      {elsewhere ? <span class="figures">Another tab receives this answer</span> : <Figures turn={turn} />}
     </footer>
   );
 }
 
 /** Tokens a second, time to the first token, and what came from the cache. */
 function Figures({ turn }: { turn: Turn }) {
+  watch();
   const { stats } = turn;
   if (!stats || stats.firstToken === undefined) return null;
   const { promptTokens, cachedTokens, completionTokens, firstToken, decoding } = stats;
