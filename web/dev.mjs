@@ -23,6 +23,8 @@ export async function serve(context, files) {
     call.on("response", (answer) => {
       response.writeHead(answer.statusCode, answer.headers);
       answer.pipe(response);
+      // A call that breaks off breaks off here too.
+      answer.on("close", () => answer.complete || response.destroy());
     });
     call.on("error", () => response.destroy());
     response.on("close", () => call.destroy());

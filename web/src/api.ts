@@ -47,7 +47,9 @@ export function failure(thrown: unknown, signal?: AbortSignal): Failure {
       return { kind: "key", message };
     case Code.InvalidArgument: {
       const [violation] = error.findDetails(BadRequestSchema).flatMap((bad) => bad.fieldViolations);
-      return { kind: "refused", message: violation ? `${violation.field} ${violation.description}` : message };
+      // The page's own messages are one field of the request; a person knows them by another name.
+      const field = violation?.field === "messages" ? "The conversation" : violation?.field;
+      return { kind: "refused", message: violation ? sentence(`${field} ${violation.description}`) : message };
     }
     default:
       // What the server has not said itself (it always gives details) was said by a network that broke.

@@ -91,13 +91,16 @@ const limit = async (page, tokens) => {
 test("a conversation streams, with its figures", async (server) => {
   const page = await open(server);
   await shot(page, "welcome");
-  await say(page, "What is candlewick?");
-  const seen = new Set();
-  await until("the answer is there", async () => {
-    seen.add(await prose(page));
-    return (await last(page).locator(".foot").count()) > 0;
+  // Every state of the answer that is ever drawn.
+  await page.evaluate(() => {
+    window.seen = new Set();
+    const look = () => window.seen.add(document.querySelector(".turn.assistant .prose")?.textContent ?? "");
+    new MutationObserver(look).observe(document.body, { childList: true, subtree: true, characterData: true });
   });
-  assert.ok(seen.size >= 3, `the answer came in ${seen.size} pieces`);
+  await say(page, "What is candlewick?");
+  await answered(page);
+  const seen = await page.evaluate(() => window.seen.size);
+  assert.ok(seen >= 5, `the answer came in ${seen} pieces`);
   await say(page, STORY);
   await answered(page);
   assert.equal(await page.locator(".turn").count(), 4);
@@ -220,6 +223,13 @@ test("token probabilities show what else was likely", async (server) => {
   await say(page, STORY);
   await answered(page);
   await until("the tokens have their texts", async () => (await page.locator(".token", { hasText: "…" }).count()) === 0);
+  // Together they are the answer.
+  const told = (await page.locator(".token").allTextContents()).join("").replaceAll("⏎", "\n");
+  const kept = await page.evaluate(() => {
+    const key = Object.keys(localStorage).find((key) => key.startsWith("candlewick.conversation."));
+    return Object.values(JSON.parse(localStorage.getItem(key)).turns).find((turn) => turn.role === "assistant").text;
+  });
+  assert.equal(told.trim(), kept.trim());
   const warm = page.locator(".token:not(.shade-1)").nth(2);
   await warm.hover();
   await page.locator(".popover .chance").first().waitFor();
@@ -277,6 +287,7 @@ test("what a model writes is shown, not run", async (server) => {
     "https://example.org/", null, "https://example.org/pixel.png",
   ]);
   assert.ok((await page.locator(".code .hljs-keyword").count()) > 0);
+  assert.equal(await page.locator(".prose input[type=checkbox][disabled]").count(), 2);
   await page.locator(".reasoning summary").click();
   await shot(page, "markdown");
   await page.getByRole("textbox", { name: "Result of weather" }).fill("Rain.");
@@ -334,7 +345,7 @@ test("keys: slash writes, shift and enter begins a line", async (server) => {
 
 test("connect-web and grpc-web talk from a page of another site, and only where it is listed", async (server) => {
   const gen = join(here, "../../../web/src/gen");
-  const alias = { name: "gen", setup: (build) => build.onResolve({ filter: /^\.\/gen\// }, ({ path }) => ({ path: join(gen, path.slice(6).replace(/\.js$/, ".ts")) })) };
+  const alias = { name: "gen", setup: (build) => build.onResolve({ filter: /^\.\/gen\/candlewick\// }, ({ path }) => ({ path: join(gen, path.slice(6).replace(/\.js$/, ".ts")) })) };
   const bundle = await build({ entryPoints: [join(here, "clients.mjs")], bundle: true, write: false, format: "esm", plugins: [alias], nodePaths: [join(here, "node_modules")] });
   const script = bundle.outputFiles[0].text;
   const site = http.createServer((request, response) => {

@@ -11,6 +11,7 @@ import {
 } from "../gen/candlewick/v1/chat_pb.js";
 import { type Delta, type Finished, FinishReason, type SamplingParams } from "../gen/candlewick/v1/common_pb.js";
 import { settings } from "../settings.js";
+import { look, reach } from "../status.js";
 import { type Conversation, type Turn, upTo } from "./conversation.js";
 import { keep, touch } from "./store.js";
 
@@ -25,6 +26,8 @@ const ATTEMPTS = 20;
 interface Run {
   turn: Turn;
   abort: AbortController;
+  /** It broke off with something said, and no token has come since. */
+  broken?: boolean;
   /** It waits to ask again: why, until when, and what ends the wait. */
   waiting?: { why: string; kind: Failure["kind"]; until: number; now: () => void };
 }
@@ -33,6 +36,12 @@ interface Run {
 export const runs = new Map<string, Run>();
 /** What the server fills in where nothing is set, as it said last. */
 export const effective = signal<SamplingParams | undefined>(undefined);
+
+// Who waits for a server that has come back need not wait any longer.
+reach.subscribe((now) => {
+  if (now !== "there") return;
+  for (const { waiting } of runs.values()) if (waiting?.kind === "lost") waiting.now();
+});
 
 export function stop(conversation: Conversation): void {
   const run = runs.get(conversation.id);
@@ -57,12 +66,13 @@ export async function answer(conversation: Conversation, turn: Turn): Promise<vo
       Object.assign(turn, failed.kind === "stopped" ? { state: "stopped" } : { state: "failed", error: failed.message });
       break;
     }
+    if (failed.kind === "lost") void look();
     await wait(run, failed, attempt);
     if (run.abort.signal.aborted) {
       turn.state = "stopped";
       break;
     }
-    if (failed.kind === "lost" && length(turn) > 0) turn.resumed = (turn.resumed ?? 0) + 1;
+    run.broken ||= failed.kind === "lost" && length(turn) > 0;
   }
   runs.delete(conversation.id);
   turn.rev += 1;
@@ -115,6 +125,8 @@ async function ask(conversation: Conversation, run: Run): Promise<Failure | unde
           break;
         case "delta":
           clock.tokens(event.value.tokenIds.length);
+          if (run.broken) turn.resumed = (turn.resumed ?? 0) + 1;
+          run.broken = false;
           take(turn, event.value);
           break;
         case "finished":

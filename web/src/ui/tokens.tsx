@@ -25,7 +25,8 @@ async function learn(ids: Set<number>, model: string): Promise<void> {
   asking = service
     .detokenize({ tokenIds: unknown, returnTokenStrs: true, ...(chosen ? { model: chosen } : {}) })
     .then(({ tokenStrs }) => {
-      unknown.forEach((id, k) => texts.set(id, tokenStrs[k] ?? ""));
+      // A server of before this field gives none: the numbers stay.
+      unknown.forEach((id, k) => texts.set(id, tokenStrs[k] ?? `#${id}`));
     })
     .catch(() => undefined)
     .finally(() => {

@@ -2,7 +2,7 @@
 import { signal } from "@preact/signals";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { answer, runs, stop } from "../chat/answer.js";
-import { add, type Conversation, fork, type ToolCall, type Turn, versions } from "../chat/conversation.js";
+import { add, type Conversation, fork, type ToolCall, type Turn, upTo, versions } from "../chat/conversation.js";
 import { keep, select, watch } from "../chat/store.js";
 import { render } from "../markdown.js";
 import { settings } from "../settings.js";
@@ -88,7 +88,7 @@ function Said({ conversation, turn }: Props) {
     <article class={`turn ${turn.role}`}>
       <div class="bubble">
         {turn.role === "tool" && <div class="who"><Icon name="tool" /> Result</div>}
-        <div class="plain">{turn.text}</div>
+        <Long text={turn.text} />
       </div>
       <div class="actions">
         <Versions conversation={conversation} turn={turn} />
@@ -97,6 +97,22 @@ function Said({ conversation, turn }: Props) {
         <Button icon="fork" label="Fork into a new chat" onClick={() => forkAt(conversation, turn)} />
       </div>
     </article>
+  );
+}
+
+/** Characters and lines of which a message is shown at once. */
+const SHOWN = { characters: 2400, lines: 24 };
+
+function Long({ text }: { text: string }) {
+  const [whole, setWhole] = useState(false);
+  const start = text.split("\n", SHOWN.lines).join("\n").slice(0, SHOWN.characters);
+  return (
+    <div class="plain">
+      {whole || start.length === text.length ? text : `${start}…`}
+      {!whole && start.length < text.length && (
+        <button type="button" class="small all" onClick={() => setWhole(true)}>Show all</button>
+      )}
+    </div>
   );
 }
 
@@ -257,7 +273,9 @@ function Waiting({ conversation }: { conversation: Conversation }) {
 }
 
 function Problem({ conversation, turn, last }: Props) {
-  const full = /context|max_model_len|too long/i.test(turn.error ?? "");
+  // Something must be left to answer.
+  const more = upTo(conversation, turn.parent).length - (conversation.dropped ?? 0) > 2;
+  const full = more && /context/i.test(turn.error ?? "");
   const drop = () => {
     conversation.dropped = (conversation.dropped ?? 0) + 2;
     void answer(conversation, turn);
