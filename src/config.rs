@@ -4,6 +4,8 @@
 //! in force ([`EngineConfig`]) given the model and the machine, and is pure. Flag names are vLLM's where it has the
 //! same thing. Every flag is an environment variable too ([`with_environment`]); the command line wins.
 
+mod browsers;
+
 use std::{path::PathBuf, time::Duration};
 
 use clap::{
@@ -11,6 +13,7 @@ use clap::{
     builder::{FalseyValueParser, RangedU64ValueParser},
 };
 
+pub use self::browsers::{AllowedOrigins, BrowserArgs};
 use crate::error::{Error, Result};
 
 /// Limits of one engine, resolved: every field is in force as it stands.
@@ -268,6 +271,9 @@ pub struct ServeArgs {
     /// Name that requests use; the model's own if left out.
     #[arg(long, value_name = "NAME", help_heading = "Server")]
     pub served_model_name: Option<String>,
+    /// Who may call from a browser.
+    #[command(flatten)]
+    pub browsers: BrowserArgs,
     /// Time that streams have to end after Ctrl-C or SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, help_heading = "Server")]
     pub drain_timeout: Duration,

@@ -8,6 +8,7 @@ pub(crate) mod text;
 mod tools;
 mod trouble;
 mod vllm;
+mod web;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
