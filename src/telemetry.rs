@@ -52,6 +52,8 @@ pub struct EngineState {
     pub num_running: u64,
     /// Requests that wait to run, preempted ones included.
     pub num_waiting: u64,
+    /// Tokens that they bring and that have yet to be computed.
+    pub num_waiting_tokens: u64,
     /// Share of the KV blocks that sequences hold, 0 to 1; cached blocks that nobody refers to do not count.
     pub kv_cache_usage: f64,
 }
@@ -113,6 +115,7 @@ pub struct Telemetry {
     registry: Registry,
     num_requests_running: Gauge<u64, AtomicU64>,
     num_requests_waiting: Gauge<u64, AtomicU64>,
+    waiting_tokens: Gauge<u64, AtomicU64>,
     kv_cache_usage_perc: Gauge<f64, AtomicU64>,
     num_preemptions: Counter,
     prefix_cache_queries: Counter,
@@ -140,6 +143,7 @@ impl Telemetry {
             registry: Registry::with_labels(labels.into_iter()),
             num_requests_running: Gauge::default(),
             num_requests_waiting: Gauge::default(),
+            waiting_tokens: Gauge::default(),
             kv_cache_usage_perc: Gauge::default(),
             num_preemptions: Counter::default(),
             prefix_cache_queries: Counter::default(),
@@ -182,6 +186,7 @@ impl Telemetry {
         r.register("vllm:inter_token_latency_seconds", "Token to token", self.inter_token_latency.clone());
         r.register("vllm:e2e_request_latency_seconds", "Arrival to end", self.e2e_request_latency.clone());
         r.register("vllm:request_queue_time_seconds", "Arrival to first scheduling", self.request_queue_time.clone());
+        r.register("candlewick:waiting_tokens", "Tokens that waiting requests bring", self.waiting_tokens.clone());
         r.register("candlewick:block_copies", "Blocks copied on write", self.block_copies.clone());
         r.register("candlewick:block_evictions", "Cached blocks given to others", self.block_evictions.clone());
         r.register("candlewick:engine_restarts", "Times the engine came back", self.engine_restarts.clone());
@@ -199,6 +204,7 @@ impl Telemetry {
     pub fn set_state(&self, state: EngineState) {
         self.num_requests_running.set(state.num_running);
         self.num_requests_waiting.set(state.num_waiting);
+        self.waiting_tokens.set(state.num_waiting_tokens);
         self.kv_cache_usage_perc.set(state.kv_cache_usage);
     }
 
@@ -208,6 +214,7 @@ impl Telemetry {
         EngineState {
             num_running: self.num_requests_running.get(),
             num_waiting: self.num_requests_waiting.get(),
+            num_waiting_tokens: self.waiting_tokens.get(),
             kv_cache_usage: self.kv_cache_usage_perc.get(),
         }
     }
@@ -350,8 +357,10 @@ mod tests {
         telemetry.record_refused(Code::ResourceExhausted);
         telemetry.record_end(Outcome::Length, Duration::from_millis(30));
         let totals = EngineTotals { preemptions: 3, ..EngineTotals::default() };
-        Reporter::new(telemetry.clone())
-            .report(EngineState { num_running: 2, num_waiting: 1, kv_cache_usage: 0.25 }, totals);
+        Reporter::new(telemetry.clone()).report(
+            EngineState { num_running: 2, num_waiting: 1, num_waiting_tokens: 7, kv_cache_usage: 0.25 },
+            totals,
+        );
         let text = telemetry.encode();
         for line in [
             "vllm:num_requests_running{model_name=\"demo\"} 2",
