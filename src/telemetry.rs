@@ -132,6 +132,8 @@ pub struct Telemetry {
     inter_token_latency: Histogram,
     e2e_request_latency: Histogram,
     request_queue_time: Histogram,
+    request_prefill_time: Histogram,
+    request_decode_time: Histogram,
 }
 
 impl Telemetry {
@@ -160,6 +162,8 @@ impl Telemetry {
             inter_token_latency: Histogram::new(INTER_TOKEN_SECONDS),
             e2e_request_latency: Histogram::new(REQUEST_SECONDS),
             request_queue_time: Histogram::new(REQUEST_SECONDS),
+            request_prefill_time: Histogram::new(REQUEST_SECONDS),
+            request_decode_time: Histogram::new(REQUEST_SECONDS),
         };
         telemetry.register();
         // A series that is absent until its first event reads as a gap: let all of them start at zero.
@@ -186,6 +190,8 @@ impl Telemetry {
         r.register("vllm:inter_token_latency_seconds", "Token to token", self.inter_token_latency.clone());
         r.register("vllm:e2e_request_latency_seconds", "Arrival to end", self.e2e_request_latency.clone());
         r.register("vllm:request_queue_time_seconds", "Arrival to first scheduling", self.request_queue_time.clone());
+        r.register("vllm:request_prefill_time_seconds", "Scheduled to token 1", self.request_prefill_time.clone());
+        r.register("vllm:request_decode_time_seconds", "Token 1 to end", self.request_decode_time.clone());
         r.register("candlewick:waiting_tokens", "Tokens that waiting requests bring", self.waiting_tokens.clone());
         r.register("candlewick:block_copies", "Blocks copied on write", self.block_copies.clone());
         r.register("candlewick:block_evictions", "Cached blocks given to others", self.block_evictions.clone());
@@ -246,9 +252,15 @@ impl Telemetry {
         self.request_queue_time.observe(waited.as_secs_f64());
     }
 
-    /// A request got its first token, this long after it arrived.
-    pub fn record_first_token(&self, since_arrival: Duration) {
+    /// A request got its first token, this long after it arrived, and after it first ran.
+    pub fn record_first_token(&self, since_arrival: Duration, since_scheduled: Duration) {
         self.time_to_first_token.observe(since_arrival.as_secs_f64());
+        self.request_prefill_time.observe(since_scheduled.as_secs_f64());
+    }
+
+    /// A request that had tokens ended, this long after the first of them.
+    pub fn record_decode(&self, since_first_token: Duration) {
+        self.request_decode_time.observe(since_first_token.as_secs_f64());
     }
 
     /// A request got another token, this long after the one before.

@@ -12,6 +12,7 @@ mod events;
 pub mod grpc;
 mod http;
 mod metrics;
+mod oip;
 mod ollama;
 mod openai;
 mod vllm_engine;

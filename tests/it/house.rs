@@ -58,7 +58,7 @@ const BASE_MODULES: &[&str] = &["error", "ids", "params", "config", "telemetry"]
 
 /// A library, and the only places that may name it.
 const LIBRARIES: &[(&str, &[&str])] = &[
-    ("tonic", &["server/grpc", "server/vllm_engine", "server/metrics", "proto", "cli/connect"]),
+    ("tonic", &["server/grpc", "server/vllm_engine", "server/oip", "server/metrics", "proto", "cli/connect"]),
     ("axum", &["server"]),
     ("tokenizers", &["text/tokenizer"]),
     ("regex_automata", &["text/pattern"]),
