@@ -12,6 +12,7 @@ Listens on the loopback interface alone, ends by itself within minutes, and ends
 
 import argparse
 import json
+import os
 import pathlib
 import random
 import signal
@@ -60,6 +61,23 @@ class Process:
         self.log = open(log, "ab")
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
 
+    def cpu_seconds(self):
+        """What it and its children have used so far (Linux)."""
+        wanted, found, seconds = {self.process.pid}, True, {}
+        while found:
+            found = False
+            for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+                try:
+                    fields = stat.read_text().rsplit(")", 1)[1].split()
+                except OSError:
+                    continue
+                pid = int(stat.parent.name)
+                if pid not in seconds and (pid in wanted or int(fields[1]) in wanted):
+                    wanted.add(pid)
+                    seconds[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+                    found = True
+        return sum(seconds.values())
+
     def stop(self, patience_s=60):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -72,14 +90,15 @@ class Process:
 
 
 class Worker:
-    def __init__(self, binary, folder, flags=()):
-        self.binary, self.folder, self.flags, self.port = binary, folder, list(flags), free_port()
+    def __init__(self, binary, folder, flags=(), blocks=512):
+        self.binary, self.folder, self.port = binary, folder, free_port()
+        self.flags = ["--num-gpu-blocks-override", str(blocks), *flags]
         self.url = f"grpc://127.0.0.1:{self.port}"
         self.start()
 
     def start(self):
         command = [self.binary, "serve", "--listen", f"127.0.0.1:{self.port}", "--served-model-name", "demo",
-                   "--threads", "1", "--num-gpu-blocks-override", "512", *self.flags]
+                   "--threads", "1", *self.flags]
         self.process = Process(command, self.folder / f"worker-{self.port}.log")
         until("the worker serves", lambda: get(f"http://127.0.0.1:{self.port}/health"))
 
@@ -195,13 +214,14 @@ def constraints(report, binary, folder):
 
 
 def affinity(report, binary, folder):
-    """The same load three times: groups of requests with a long common beginning, in one random order, one by one."""
+    """The same load three times: groups of requests with a long common beginning, in one random order, one by one, over
+    workers each of whose caches holds less than all of them."""
     groups, each = 9, 6
     found = {}
     for name, policy, flags in [("cache events", "cache_aware", ["--enable-kv-cache-events=true"]),
                                 ("no cache events", "cache_aware", ["--enable-kv-cache-events=false"]),
                                 ("in turns", "round_robin", [])]:
-        workers = [Worker(binary, folder, flags) for _ in range(3)]
+        workers = [Worker(binary, folder, flags, blocks=64) for _ in range(3)]
         router = Router(workers, folder, policy)
         try:
             order = [group for group in range(groups) for _ in range(each)]
@@ -261,7 +281,56 @@ def rolling_restart(report, binary, folder):
         [worker.stop() for worker in workers]
 
 
-CHECKS = {"streams": streams, "constraints": constraints, "affinity": affinity, "rolling_restart": rolling_restart}
+def figures(report, binary, folder):
+    """Measures; checks nothing. Workers and router share the machine's cores, and so does whatever else runs on it."""
+    workers = [Worker(binary, folder) for _ in range(3)]
+    try:
+        for count in (1, 2, 3):
+            router = Router(workers[:count], folder, "round_robin")
+            try:
+                done, began, busy = [], time.monotonic(), router.process.cpu_seconds()
+
+                def load(k):
+                    for n in range(6):
+                        done.append(router.chat(f"story {k} {n}", max_tokens=64, ignore_eos=True)["usage"]["completion_tokens"])
+
+                threads = [threading.Thread(target=load, args=(k,)) for k in range(12)]
+                [thread.start() for thread in threads]
+                [thread.join() for thread in threads]
+                print(f"     {count} workers: {sum(done) / (time.monotonic() - began):.0f} tokens a second, 12 clients; "
+                      f"the router computed {1e6 * (router.process.cpu_seconds() - busy) / sum(done):.0f} µs a token")
+                if count == 1:
+                    paths = {"straight to the worker": workers[0].port, "through the router": router.port}
+                    waits = {name: tokens_apart(port) for name, port in paths.items()}
+                    print("     one stream, median time from token to token: " + ", ".join(f"{1e3 * wait:.2f} ms {name}" for name, wait in waits.items()))
+                    text = "This is a long beginning that many prompts share. " * 28
+                    times = []
+                    for tail in ("One.", "Two.", "Three."):
+                        began = time.monotonic()
+                        cached = router.chat(text + tail, max_tokens=1)["usage"]
+                        times.append((time.monotonic() - began, (cached.get("prompt_tokens_details") or {}).get("cached_tokens"), cached["prompt_tokens"]))
+                    print("     time to one token: " + ", ".join(f"{1e3 * wait:.0f} ms with {cached} of {prompt} tokens cached" for wait, cached, prompt in times))
+            finally:
+                router.stop()
+    finally:
+        [worker.stop() for worker in workers]
+
+
+def tokens_apart(port):
+    """The median time between two tokens of a stream of OpenAI's, in seconds."""
+    body = {"model": "demo", "messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 300, "temperature": 0,
+            "ignore_eos": True, "stream": True}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"})
+    arrivals = []
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+        for line in answer:
+            if line.startswith(b"data: {"):
+                arrivals.append(time.monotonic())
+    apart = sorted(after - before for before, after in zip(arrivals, arrivals[1:]))
+    return apart[len(apart) // 2]
+
+
+CHECKS = {"streams": streams, "constraints": constraints, "affinity": affinity, "rolling_restart": rolling_restart, "figures": figures}
 
 
 def main():
