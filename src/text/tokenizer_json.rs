@@ -187,7 +187,7 @@ fn cutter(part: &Cutter) -> serde_json::Result<Value> {
                 let behavior = serde_json::to_value(behavior)?;
                 out.push(split(expression, behavior.as_str().unwrap_or("Isolated"), *invert));
             }
-            // A ByteLevel that cuts nothing puts the space and spells; only one of them may spell, which comes after.
+            // The only step of the library that puts a space before a text and does nothing else.
             Cutter::PrefixSpace => {
                 out.push(json!({"type": "Metaspace", "replacement": " ", "prepend_scheme": "always", "split": false}))
             }

@@ -96,11 +96,16 @@ impl VllmEngine for VllmEngineService {
 
     async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
         let streams = request.get_ref().stream;
+        // Nothing predicts it, so the engine says nothing of it; readers count on its place in the list.
+        let mut first_of_prompt = convert::first_token(request.get_ref());
         let events = self.open(request).await.map_err(status)?;
         if !streams {
             // One complete message a sequence; the first has the prompt's log-probabilities.
-            let whole = stream::once(events.whole()).flat_map(|whole| {
+            let whole = stream::once(events.whole()).flat_map(move |whole| {
                 let all = whole.map_err(status).map(|Whole { mut prompt, first, others, .. }| {
+                    if let Some(prompt) = &mut prompt {
+                        prompt.tokens.splice(0..0, first_of_prompt.take());
+                    }
                     let complete = |WholeOutput { tokens, finished, .. }| {
                         let ids = tokens.iter().map(|token: &SampledToken| token.id.0).collect();
                         Ok(convert::complete(ids, tokens, finished, prompt.take()))
@@ -118,7 +123,10 @@ impl VllmEngine for VllmEngineService {
             Event::Prompt(more) => {
                 match &mut prompt {
                     Some(prompt) => prompt.tokens.extend(more.tokens),
-                    None => prompt = Some(more),
+                    None => {
+                        let tokens = first_of_prompt.take().into_iter().chain(more.tokens).collect();
+                        prompt = Some(PromptLogprobs { tokens, ..more });
+                    }
                 }
                 None
             }

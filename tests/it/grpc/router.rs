@@ -260,7 +260,12 @@ async fn each_of_several_answers_has_its_index_its_complete_and_its_log_probabil
                     (&logprobs.token_ids, logprobs.token_logprobs.len()),
                     (&chunk.token_ids, chunk.token_ids.len())
                 );
-                prompt_logprobs += chunk.input_logprobs.map_or(0, |logprobs| logprobs.token_logprobs.len());
+                if let Some(logprobs) = chunk.input_logprobs {
+                    assert_eq!(logprobs.token_ids, prompt);
+                    let values: Vec<_> = logprobs.token_logprobs.iter().map(|entry| entry.value.is_some()).collect();
+                    assert_eq!(values.iter().position(|&has| has), Some(1), "nothing predicts the first");
+                    prompt_logprobs += values.len();
+                }
                 tokens[chunk.index as usize].extend(chunk.token_ids);
             }
             Response::Complete(complete) => {
@@ -272,7 +277,7 @@ async fn each_of_several_answers_has_its_index_its_complete_and_its_log_probabil
     }
     ended.sort_unstable();
     assert_eq!(ended, [0, 1, 2]);
-    assert_eq!(prompt_logprobs, 19, "of all but the first token, once");
+    assert_eq!(prompt_logprobs, 20, "once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
