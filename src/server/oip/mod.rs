@@ -197,7 +197,7 @@ struct Conversation {
 impl Conversation {
     async fn next(&mut self) -> Option<Result<ModelStreamInferResponse, Status>> {
         loop {
-            let has_room = self.under_way.len() < REQUESTS_AT_ONCE;
+            let (has_room, listens) = (self.under_way.len() < REQUESTS_AT_ONCE, self.requests.is_some());
             let requests = self.requests.as_mut().filter(|_| has_room);
             if requests.is_none() && self.under_way.is_empty() {
                 return None;
@@ -210,7 +210,7 @@ impl Conversation {
             };
             tokio::select! {
                 Some(answer) = self.under_way.next() => return Some(answer),
-                () = &mut self.leaving, if self.requests.is_some() => self.requests = None,
+                () = &mut self.leaving, if listens => self.requests = None,
                 asked = asked => match asked {
                     Ok(Some(message)) => self.under_way.push(self.service.answers(message, self.deadline)),
                     Ok(None) => self.requests = None,

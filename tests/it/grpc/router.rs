@@ -157,8 +157,8 @@ async fn a_cache_that_goes_down_with_its_engine_is_told_cleared() {
     // The next step panics.
     let mut failed = client.generate(request(&ids(4, 40), 5, |_| {})).await.unwrap().into_inner();
     while let Ok(Some(_)) = soon("the end", failed.message()).await {}
-    let cleared = next(&mut events).await;
-    assert!(matches!(cleared.events[0].data, Some(Data::Cleared(_))), "{cleared:?}");
+    // Perhaps after what the failed one had stored.
+    while !matches!(next(&mut events).await.events[0].data, Some(Data::Cleared(_))) {}
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -185,9 +185,8 @@ async fn a_subscription_does_not_hold_up_the_end_of_the_server() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn loads_tell_who_runs_who_waits_and_how_much_room_there_is() {
     let config = EngineConfig { max_num_seqs: 2, ..config() };
-    let server = Server::start(config.clone(), fakes(&config, |_| FakeOptions::default())).await;
+    let (server, gate) = Server::hung(config, 3).await;
     let mut client = client(&server).await;
-    // Nobody reads these: two run until their readers have no room, and leave their rows to the third.
     let mut streams = Vec::new();
     for seed in 0..3 {
         streams.push(client.generate(request(&ids(seed, 60), 900, |_| {})).await.unwrap());
@@ -201,6 +200,7 @@ async fn loads_tell_who_runs_who_waits_and_how_much_room_there_is() {
     until("somebody holds blocks", || engine.telemetry().state().kv_cache_usage > 0.0).await;
     let load = client.get_loads(GetLoadsRequest::default()).await.unwrap().into_inner().loads[0];
     assert!(load.num_used_tokens > 0 && load.num_total_reqs > 0, "{load:?}");
+    gate.open();
     drop(streams);
     server.idle().await;
     let load = client.get_loads(GetLoadsRequest::default()).await.unwrap().into_inner().loads[0];
