@@ -59,10 +59,6 @@ impl Answer {
     }
 
     /// The next chunk of a body that comes in chunks; none at its end.
-    pub(crate) async fn chunk(&mut self) -> Option<String> {
-        self.chunk_bytes().await.map(|chunk| String::from_utf8(chunk).unwrap())
-    }
-
     pub(crate) async fn chunk_bytes(&mut self) -> Option<Vec<u8>> {
         let mut size = String::new();
         soon("the size of a chunk", self.stream.read_line(&mut size)).await.unwrap();
