@@ -4,13 +4,15 @@
 //! in force ([`EngineConfig`]) given the model and the machine, and is pure. Flag names are vLLM's where it has the
 //! same thing. Every flag is an environment variable too ([`with_environment`]); the command line wins.
 
+mod streams;
+mod values;
+
 use std::{path::PathBuf, time::Duration};
 
-use clap::{
-    ArgAction, Args, Command, ValueEnum,
-    builder::{FalseyValueParser, RangedU64ValueParser},
-};
+use clap::{ArgAction, Args, Command, ValueEnum, builder::FalseyValueParser};
 
+pub use self::streams::StreamArgs;
+use self::values::{count, number_with_unit, seconds};
 use crate::error::{Error, Result};
 
 /// Limits of one engine, resolved: every field is in force as it stands.
@@ -36,9 +38,25 @@ pub struct EngineConfig {
     pub stall_timeout: Duration,
     /// A step that takes this long is given up and the engine restarted.
     pub step_timeout: Duration,
+    /// Share of the blocks, in percent, that sessions may keep between two turns.
+    pub leased_kv_percent: usize,
+    /// Share of the blocks, in percent, that sessions may pin.
+    pub pinned_kv_percent: usize,
 }
 
 impl EngineConfig {
+    /// Blocks that sessions may keep between two turns.
+    #[must_use]
+    pub fn max_leased_blocks(&self) -> usize {
+        self.num_blocks.saturating_mul(self.leased_kv_percent) / 100
+    }
+
+    /// Blocks, among those, that go last.
+    #[must_use]
+    pub fn max_pinned_blocks(&self) -> usize {
+        self.num_blocks.saturating_mul(self.pinned_kv_percent.min(self.leased_kv_percent)) / 100
+    }
+
     /// Requests that may be here at once, running or waiting.
     #[must_use]
     pub fn max_live(&self) -> usize {
@@ -59,6 +77,8 @@ impl Default for EngineConfig {
             enable_prefix_caching: true,
             stall_timeout: Duration::from_secs(120),
             step_timeout: Duration::from_secs(120),
+            leased_kv_percent: 50,
+            pinned_kv_percent: 25,
         }
     }
 }
@@ -251,6 +271,12 @@ pub struct EngineArgs {
     /// A step that takes this long is given up and the engine restarted.
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     pub step_timeout: Duration,
+    /// Share of the KV blocks that sessions may keep between two turns; others take them back when they need them.
+    #[arg(long, value_name = "PERCENT", default_value = "50", value_parser = count(0, 100))]
+    pub leased_kv_percent: usize,
+    /// Share of the KV blocks that sessions may pin: those are taken back only where nothing else could run.
+    #[arg(long, value_name = "PERCENT", default_value = "25", value_parser = count(0, 100))]
+    pub pinned_kv_percent: usize,
 }
 
 /// What `serve` takes.
@@ -262,6 +288,9 @@ pub struct ServeArgs {
     /// The engine's limits.
     #[command(flatten)]
     pub engine: EngineArgs,
+    /// Bounds of streams and sessions.
+    #[command(flatten)]
+    pub streams: StreamArgs,
     /// Address and port to listen on, for everything.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051", help_heading = "Server")]
     pub listen: String,
@@ -332,6 +361,8 @@ pub fn resolve(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts) ->
         enable_prefix_caching: args.enable_prefix_caching && !args.no_enable_prefix_caching,
         stall_timeout: args.stall_timeout,
         step_timeout: args.step_timeout,
+        leased_kv_percent: args.leased_kv_percent,
+        pinned_kv_percent: args.pinned_kv_percent,
     })
 }
 
@@ -406,39 +437,6 @@ pub fn with_environment(command: Command) -> Command {
         .mut_subcommands(with_environment)
 }
 
-/// A count within bounds.
-fn count(least: u64, most: u64) -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(least..=most)
-}
-
-/// A number with an optional unit, as vLLM reads them: `k m g t` are powers of 1000, `K M G T` of 1024.
-fn number_with_unit(text: &str) -> Result<usize, String> {
-    let (digits, unit) = match text.char_indices().next_back() {
-        Some((at, unit)) if unit.is_ascii_alphabetic() => (&text[..at], Some(unit)),
-        _ => (text, None),
-    };
-    let (base, exponent) = match unit {
-        None => (1, 0),
-        Some(unit) => {
-            let exponent =
-                "kmgt".find(unit.to_ascii_lowercase()).ok_or("the unit must be one of k, m, g, t, K, M, G, T")?;
-            (if unit.is_ascii_lowercase() { 1000usize } else { 1024 }, exponent as u32 + 1)
-        }
-    };
-    let number: usize =
-        digits.parse().map_err(|_| "must be a whole number, with or without a unit (16384, 16K, 2G)")?;
-    base.checked_pow(exponent).and_then(|unit| number.checked_mul(unit)).ok_or_else(|| String::from("is too large"))
-}
-
-/// A duration in seconds, above zero, with or without a fraction.
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "must be a number of seconds")?;
-    if !(0.001..=1e9).contains(&seconds) {
-        return Err("must be between 0.001 and 1000000000 seconds".into());
-    }
-    Ok(Duration::from_secs_f64(seconds))
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -468,6 +466,7 @@ mod tests {
         let args = parse("").unwrap();
         assert_eq!(args.listen, "127.0.0.1:50051");
         assert_eq!(args.drain_timeout, Duration::from_secs(30));
+        assert_eq!(args.streams, StreamArgs::default());
         assert_eq!((args.model.dtype, args.model.device), (Dtype::Auto, DeviceKind::Cpu));
         let big = MachineFacts { available_memory_bytes: Some(1 << 40) };
         let facts = ModelFacts { max_position_embeddings: 4096, kv_bytes_per_token: 64 };
@@ -568,18 +567,6 @@ mod tests {
         }
         assert_eq!(parse("--dtype float").unwrap().model.dtype, Dtype::Float32);
         assert_eq!(parse("--stall-timeout 0.25").unwrap().engine.stall_timeout, Duration::from_millis(250));
-    }
-
-    #[test]
-    fn units_are_those_of_vllm() {
-        for (text, number) in
-            [("7", 7), ("1k", 1000), ("1K", 1024), ("2m", 2_000_000), ("2G", 2 << 30), ("1t", 1_000_000_000_000)]
-        {
-            assert_eq!(number_with_unit(text).unwrap(), number, "{text}");
-        }
-        for text in ["", "K", "1KB", "-1", "1.5G", "１"] {
-            assert!(number_with_unit(text).is_err(), "{text}");
-        }
     }
 
     #[test]

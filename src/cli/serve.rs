@@ -46,7 +46,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Stop> {
         server::serve(
             engine,
             listener,
-            ServeOptions { drain_timeout: args.drain_timeout, ..ServeOptions::default() },
+            ServeOptions { drain_timeout: args.drain_timeout, streams: args.streams, ..ServeOptions::default() },
             shutdown,
         )
         .await?;

@@ -14,6 +14,7 @@ mod http;
 mod metrics;
 mod ollama;
 mod openai;
+mod ring;
 mod vllm_engine;
 
 use std::{sync::Arc, time::Duration};
@@ -27,7 +28,7 @@ use tokio::{
 };
 
 use self::{backend::Backend, closing::Closer};
-use crate::{engine::Engine, error::Result};
+use crate::{config::StreamArgs, engine::Engine, error::Result};
 
 /// Connections at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 4096;
@@ -45,11 +46,13 @@ pub struct ServeOptions {
     pub drain_grace: Duration,
     /// How long streams under way may go on once shutdown begins.
     pub drain_timeout: Duration,
+    /// Bounds of streams that outlive their connection, and of sessions.
+    pub streams: StreamArgs,
 }
 
 impl Default for ServeOptions {
     fn default() -> Self {
-        Self { drain_grace: DRAIN_GRACE, drain_timeout: Duration::from_secs(30) }
+        Self { drain_grace: DRAIN_GRACE, drain_timeout: Duration::from_secs(30), streams: StreamArgs::default() }
     }
 }
 
@@ -64,7 +67,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let closer = Closer::new();
-    let backend = Backend::new(engine.clone(), closer.watch());
+    let backend = Backend::new(engine.clone(), closer.watch(), options.streams);
     let router = grpc::routes(&backend)?.into_axum_router().merge(metrics::routes(engine.clone()));
     let router = router.merge(http::routes(&backend));
     let router = router.fallback(metrics::unknown);

@@ -40,6 +40,7 @@ pub(crate) fn info() -> ModelInfo {
         weight_bytes: 0,
         kv_bytes_per_token: 0,
         dtype: "float32".into(),
+        weights_hash: "f00d".into(),
         default_params: SamplingParams::default(),
     }
 }
