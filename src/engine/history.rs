@@ -74,3 +74,63 @@ impl History {
         self.ids.len() - self.ids.iter().zip(prompt).take_while(|(before, now)| before == now).count()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Letters, `ab` in one piece, and a mark that parts turns.
+    fn tokenizer() -> Tokenizer {
+        let json = serde_json::json!({
+            "version": "1.0", "normalizer": null, "post_processor": null, "pre_tokenizer": null, "decoder": null,
+            "added_tokens": [{"id": 4, "content": "<|>", "special": true, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false}],
+            "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "c": 3}, "merges": ["a b"]},
+        });
+        Tokenizer::from_json_bytes(Path::new("tokenizer.json"), json.to_string().as_bytes()).unwrap()
+    }
+
+    fn ids(ids: &[u32]) -> Vec<TokenId> {
+        ids.iter().copied().map(TokenId).collect()
+    }
+
+    fn after_one_turn(output: &[u32]) -> (Tokenizer, History) {
+        let (tokenizer, mut history) = (tokenizer(), History::default());
+        let prompt = history.encode(&tokenizer, "c<|>").unwrap();
+        assert_eq!(prompt, ids(&[3, 4]));
+        history.push(&tokenizer, ("c<|>", &prompt), &ids(output));
+        (tokenizer, history)
+    }
+
+    #[test]
+    fn generated_ids_are_kept_though_the_tokenizer_would_cut_their_text_differently() {
+        // The model said "ab" in two pieces.
+        let (tokenizer, history) = after_one_turn(&[0, 1, 4]);
+        let next = history.encode(&tokenizer, "c<|>ab<|>ab<|>").unwrap();
+        assert_eq!(next, ids(&[3, 4, 0, 1, 4, 2, 4]));
+        assert_eq!(history.num_rewritten(&next), 0);
+    }
+
+    #[test]
+    fn what_the_template_writes_differently_is_encoded_anew_and_counted() {
+        let (tokenizer, history) = after_one_turn(&[0, 1, 4]);
+        let next = history.encode(&tokenizer, "c<|>b<|>c").unwrap();
+        assert_eq!(next, ids(&[3, 4, 1, 4, 3]));
+        assert_eq!(history.num_rewritten(&next), 3);
+    }
+
+    #[test]
+    fn going_back_forgets_what_came_after() {
+        let (tokenizer, mut history) = after_one_turn(&[0, 4]);
+        let marks = history.num_marks();
+        let prompt = history.encode(&tokenizer, "c<|>a<|>b<|>").unwrap();
+        history.push(&tokenizer, ("c<|>a<|>b<|>", &prompt), &ids(&[3, 4]));
+        assert_eq!(history.ids(), ids(&[3, 4, 0, 4, 1, 4, 3, 4]));
+        history.truncate(marks);
+        assert_eq!(history.ids(), ids(&[3, 4, 0, 4]));
+        history.truncate(0);
+        assert_eq!((history.ids().len(), history.num_marks()), (0, 0));
+    }
+}

@@ -51,6 +51,8 @@ struct State<T> {
     detached: Instant,
     /// The attachment that was asked to end without an error.
     let_go: u64,
+    /// Nobody can come back to it.
+    forgotten: bool,
 }
 
 impl<T> State<T> {
@@ -86,6 +88,13 @@ impl<T> Drop for Attachment<T> {
     }
 }
 
+impl<T> Ring<T> {
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        // Valid between any two statements, so a panicking holder leaves it usable.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl<T: Clone> Ring<T> {
     pub(crate) fn new(limits: RingLimits) -> Arc<Self> {
         let state = State {
@@ -97,13 +106,9 @@ impl<T: Clone> Ring<T> {
             cursor: None,
             detached: Instant::now(),
             let_go: 0,
+            forgotten: false,
         };
         Arc::new(Self { limits, state: Mutex::new(state), changed: Notify::new() })
-    }
-
-    fn state(&self) -> MutexGuard<'_, State<T>> {
-        // Valid between any two statements, so a panicking holder leaves it usable.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds an event of this size; the oldest ones make room.
@@ -169,13 +174,24 @@ impl<T: Clone> Ring<T> {
         .await;
     }
 
-    /// Returns when nobody has been attached for `ttl`.
+    /// Has it abandoned at once.
+    pub(crate) fn forget(&self) {
+        self.state().forgotten = true;
+        self.changed.notify_waiters();
+    }
+
+    /// Returns when nobody has been attached for `ttl`, or it was forgotten.
     pub(crate) async fn abandoned(&self, ttl: Duration) {
+        let due = |state: &State<T>| match (state.forgotten, state.cursor) {
+            (true, _) => Some(state.detached),
+            (false, Some(_)) => None,
+            (false, None) => Some(state.detached + ttl),
+        };
         loop {
-            let due = self.until(|state| state.cursor.is_none().then_some(state.detached + ttl)).await;
+            let at = self.until(|state| due(state)).await;
             tokio::select! {
-                () = sleep_until(due) => return,
-                () = self.until(|state| (state.cursor.is_some() || state.detached + ttl != due).then_some(())) => {}
+                () = sleep_until(at) => return,
+                () = self.until(|state| (due(state) != Some(at)).then_some(())) => {}
             }
         }
     }
@@ -234,7 +250,7 @@ impl<T: Clone> Attachment<T> {
     where
         T: Send + 'static,
     {
-        stream::unfold(Some(self), |attachment| async {
+        stream::unfold(Some(self), |attachment| async move {
             let attachment = attachment?;
             match attachment.next().await? {
                 Ok(event) => Some((Ok(event), Some(attachment))),

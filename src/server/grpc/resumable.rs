@@ -122,7 +122,9 @@ impl Resumables {
                 let why = format!("{} resumable streams are kept already", self.limits.max_resumable_streams);
                 return Err(Error::new(Code::ResourceExhausted, why));
             };
-            streams.remove(&id);
+            if let Some(entry) = streams.remove(&id) {
+                entry.ring.forget();
+            }
         }
         let limits = RingLimits { events: self.limits.resume_ring_events, bytes: self.limits.resume_ring_bytes };
         let (id, ring) = (draw_id(), Ring::new(limits));

@@ -21,7 +21,7 @@ const FIELD_BYTES: usize = 128;
 const VIOLATIONS: usize = 4;
 
 /// The table: what each code is on the wire, and its `reason` in `ErrorInfo`.
-pub(super) fn row(code: Code) -> (tonic::Code, &'static str) {
+fn row(code: Code) -> (tonic::Code, &'static str) {
     match code {
         Code::InvalidArgument => (tonic::Code::InvalidArgument, "INVALID_REQUEST"),
         Code::NotFound => (tonic::Code::NotFound, "NOT_FOUND"),

@@ -9,13 +9,13 @@ use tokio::{
     time::Instant,
 };
 
+use super::super::{
+    Backend, convert,
+    status::status,
+    stream::{Teller, Telling, timings_to_wire},
+    told::Told as Heard,
+};
 use super::{
-    super::{
-        Backend, convert,
-        status::status,
-        stream::{self, Teller, Telling, timings_to_wire},
-        told::Told as Heard,
-    },
     Place,
     open::{self, Opened, TURN_PATHS},
     turn::Running,
