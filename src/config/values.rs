@@ -1,4 +1,4 @@
-//! Values of arguments: counts, numbers with units, durations.
+//! How the values of flags are read.
 
 use std::time::Duration;
 
@@ -35,21 +35,4 @@ pub(super) fn seconds(text: &str) -> Result<Duration, String> {
         return Err("must be between 0.001 and 1000000000 seconds".into());
     }
     Ok(Duration::from_secs_f64(seconds))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn units_are_those_of_vllm() {
-        for (text, number) in
-            [("7", 7), ("1k", 1000), ("1K", 1024), ("2m", 2_000_000), ("2G", 2 << 30), ("1t", 1_000_000_000_000)]
-        {
-            assert_eq!(number_with_unit(text).unwrap(), number, "{text}");
-        }
-        for text in ["", "K", "1KB", "-1", "1.5G", "１"] {
-            assert!(number_with_unit(text).is_err(), "{text}");
-        }
-    }
 }

@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use sha2::{Digest, Sha256};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
@@ -208,7 +207,7 @@ impl Admitted {
             };
             group.push((sequence, control.clone()));
             let usage = Usage { prompt_tokens, ..Usage::default() };
-            let hash = Sha256::new();
+            let hash = Default::default();
             outputs.push(Output { deliveries, control, text, usage, hash, done: false, _registration: registration });
         }
         match life.requests.try_send(group) {

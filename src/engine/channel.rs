@@ -90,9 +90,8 @@ pub(super) struct ReaderControl {
     arrived: Instant,
     /// When the sequence first ran, in microseconds after arrival; 0 before. Written by the engine thread only.
     started_us: AtomicU64,
-    /// When the first token went out, likewise; written by the fan-out only.
+    /// When its first and its newest token went out, likewise. Written by the fan-out only.
     first_token_us: AtomicU64,
-    /// When the newest token went out, in microseconds after arrival; 0 before the first. Written by the fan-out only.
     newest_token_us: AtomicU64,
     /// Tokens of the prompt, those of them that the cache had, and those whose keys and values are there now.
     prompt_tokens: u32,
@@ -271,20 +270,24 @@ impl ReaderControl {
         if let Some(waited) = delivery.waited {
             telemetry.record_queue_time(waited);
         }
+        let now_us = self.age_us();
+        if !delivery.tokens.is_empty() {
+            telemetry.record_generated(delivery.tokens.len());
+            match self.newest_token_us.swap(now_us, Ordering::Relaxed) {
+                0 => {
+                    let prefill_us = now_us.saturating_sub(self.started_us.load(Ordering::Relaxed));
+                    telemetry.record_first_token(Duration::from_micros(now_us), Duration::from_micros(prefill_us));
+                    self.first_token_us.store(now_us, Ordering::Relaxed);
+                }
+                before => telemetry.record_inter_token(Duration::from_micros(now_us.saturating_sub(before))),
+            }
+        }
         if let Some(end) = &delivery.end {
             telemetry.record_end(end.as_ref().map_or(Outcome::Error, Outcome::from), self.arrived.elapsed());
-        }
-        if delivery.tokens.is_empty() {
-            return;
-        }
-        telemetry.record_generated(delivery.tokens.len());
-        let now_us = self.age_us();
-        match self.newest_token_us.swap(now_us, Ordering::Relaxed) {
-            0 => {
-                self.first_token_us.store(now_us, Ordering::Release);
-                telemetry.record_first_token(Duration::from_micros(now_us));
+            let first_us = self.first_token_us.load(Ordering::Relaxed);
+            if first_us > 0 {
+                telemetry.record_decode(Duration::from_micros(now_us.saturating_sub(first_us)));
             }
-            before => telemetry.record_inter_token(Duration::from_micros(now_us.saturating_sub(before))),
         }
     }
 }

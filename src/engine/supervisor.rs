@@ -24,6 +24,7 @@ use super::{
     Health,
     channel::{Bell, Delivery, ReaderControl},
     executor::Executor,
+    kv_log::KvLog,
     outbox::{self, Outbox},
     rates::{Ahead, Rates},
     scheduler::Scheduler,
@@ -147,12 +148,8 @@ struct Running {
 
 impl Running {
     /// Starts the engine thread and the task that fills the readers' channels.
-    fn start(
-        executor: Box<dyn Executor + Send>,
-        config: &EngineConfig,
-        telemetry: &Arc<Telemetry>,
-        rates: &Arc<Rates>,
-    ) -> Result<Self> {
+    fn start(executor: Box<dyn Executor + Send>, shared: &Supervised) -> Result<Self> {
+        let Supervised { config, telemetry, rates, .. } = shared;
         let max_live = config.max_live();
         let (requests, receiver) = sync_channel(max_live);
         let (commands, commanded) = sync_channel(COMMANDS);
@@ -186,7 +183,7 @@ impl Running {
                 });
             })
             .map_err(|error| Error::internal(format!("the engine thread does not start: {error}")))?;
-        let fan_out = tokio::spawn(outbox::fan_out(batches, telemetry.clone()));
+        let fan_out = tokio::spawn(outbox::fan_out(batches, telemetry.clone(), shared.kv_log.clone()));
         Ok(Self { life, ending, fan_out })
     }
 
@@ -235,6 +232,8 @@ pub(super) struct Supervised {
     pub telemetry: Arc<Telemetry>,
     pub rates: Arc<Rates>,
     pub health: watch::Sender<Health>,
+    /// What the prefix cache holds, whichever life it belongs to.
+    pub kv_log: Arc<KvLog>,
     /// The engine's present life; none between two.
     life: Mutex<Option<Arc<Life>>>,
     announced: AtomicBool,
@@ -248,6 +247,7 @@ impl Supervised {
             telemetry,
             rates: Arc::default(),
             health: watch::Sender::new(Health::Serving),
+            kv_log: Arc::default(),
             life: Mutex::new(None),
             announced: AtomicBool::new(false),
             draining: AtomicBool::new(false),
@@ -301,7 +301,8 @@ impl Supervised {
         let executor = tokio::task::spawn_blocking(move || make())
             .await
             .map_err(|panic| Error::internal(format!("the executor does not start: {panic}")))??;
-        let running = Running::start(executor, &self.config, &self.telemetry, &self.rates)?;
+        self.kv_log.clear();
+        let running = Running::start(executor, self)?;
         self.set_life(Some(running.life.clone()));
         Ok(running)
     }

@@ -156,18 +156,18 @@ impl<T: Clone> Ring<T> {
         Ok(Attachment { ring: self.clone(), number: state.attachment })
     }
 
-    /// Ends the reader's stream without an error; it can come back.
-    pub(crate) fn let_go(&self) {
-        let mut state = self.state();
-        state.let_go = state.attachment;
+    /// Ends the stream of the reader of this number without an error, if it still is the one; it can come back.
+    pub(crate) fn let_go(&self, number: u64) {
+        self.state().let_go = number;
         self.changed.notify_waiters();
     }
 
     /// Returns when the producer may go on: nobody is attached, or not far behind.
     pub(crate) async fn room(&self) {
+        let max_lag = MAX_LAG.min(self.limits.events as u64 / 2).max(1);
         self.until(|state| {
             let fits = |cursor: u64| {
-                state.newest.saturating_sub(cursor) < MAX_LAG && state.unread_bytes(cursor) <= self.limits.bytes / 2
+                state.newest.saturating_sub(cursor) < max_lag && state.unread_bytes(cursor) <= self.limits.bytes / 2
             };
             state.cursor.is_none_or(fits).then_some(())
         })
@@ -217,6 +217,11 @@ impl<T: Clone> Ring<T> {
 }
 
 impl<T: Clone> Attachment<T> {
+    /// Counts the readers of the ring.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// The next event with its number; none at the end.
     async fn next(&self) -> Option<Result<(u64, T)>> {
         self.ring

@@ -73,7 +73,8 @@ fn escaped(text: &str) -> String {
     text.chars()
         .map(|c| match c {
             '\n' => "\\n".into(),
-            c if c.is_ascii_alphanumeric() || !c.is_ascii() => c.to_string(),
+            // A bracket with a backslash would be the edge of a word.
+            c if c.is_ascii_alphanumeric() || !c.is_ascii() || matches!(c, '<' | '>') => c.to_string(),
             c if c.is_ascii_graphic() => format!("\\{c}"),
             c => format!("\\x{:02x}", c as u32),
         })

@@ -107,7 +107,7 @@ fn a_mask_has_exactly_the_tokens_that_can_go_on() {
     assert!(matcher.is_complete() && matches!(matcher.next().unwrap(), Next::Complete));
 
     let mut regex = self::matcher(Constraint::Regex("a+".into()));
-    regex.accept(id_of("a")).unwrap();
+    assert_eq!(regex.take_forced(9).count(), 1, "the first of them must come");
     assert_eq!(allowed(&mut regex), texts(&["a", "a", "<end>"]));
 }
 
@@ -124,7 +124,7 @@ fn a_mask_lets_characters_be_spelled_byte_by_byte() {
 
 #[test]
 fn the_end_is_allowed_where_the_text_is_complete_and_never_with_ignore_eos() {
-    let grammar = grammar(Constraint::Regex("a{1,3}".into()));
+    let grammar = grammar(Constraint::Regex("[ab]{1,3}".into()));
     let stop = SamplingParams { stop_token_ids: vec![TokenId(1)], ignore_eos: true, ..SamplingParams::default() };
     let mut plain = Matcher::new(&grammar, &SamplingParams::default(), &[EOS]).unwrap();
     let mut ignoring = Matcher::new(&grammar, &stop, &[EOS]).unwrap();
@@ -178,7 +178,7 @@ fn a_grammar_is_taken_in_lark_and_in_ebnf() {
 fn a_special_token_comes_only_where_a_grammar_names_it() {
     let mut matcher = matcher(lark("start: <tool> /a+/"));
     let Next::Mask(mask) = matcher.next().unwrap() else {
-        assert_eq!(matcher.take_forced(9).collect::<Vec<_>>(), [TokenId(1)]);
+        assert_eq!(matcher.take_forced(9).next(), Some(TokenId(1)));
         return;
     };
     assert!(mask.allows(TokenId(1)) && !mask.allows(TokenId(0)));
@@ -198,7 +198,7 @@ fn a_structural_tag_is_free_until_its_trigger() {
 fn white_space_is_as_free_as_asked() {
     let json = Constraint::Json(r#"{"type":"array","items":{"type":"null"},"maxItems":2}"#.into());
     let spaced = "[ null ,\n\tnull ]";
-    check(json.clone(), &[spaced, "[null,null]"], &["[null null]"]);
+    check(json.clone(), &[spaced, "[null,null]"], &["[null null]", "[null,\n\nnull]", "[  null]"]);
     let takes = |outputs: StructuredOutputs, text: &str| {
         let grammar = compiler().compile(&outputs).unwrap();
         let mut matcher = Matcher::new(&grammar, &SamplingParams::default(), &[EOS]).unwrap();
@@ -268,7 +268,6 @@ fn what_would_cost_too_much_is_refused() {
         assert!(error.message.len() < 1000, "{error}");
     };
     refused(Constraint::Regex("(".repeat(50_000)));
-    refused(Constraint::Regex("((a{1,500}){1,500}){1,500}".into()));
     refused(lark(&format!("start: {}\"a\"{}", "(".repeat(20_000), ")".repeat(20_000))));
     refused(Constraint::Json(format!("{}{{}}{}", r#"{"items":"#.repeat(5000), "}".repeat(5000))));
     refused(Constraint::Json(r#"{"type":"string","minLength":100000000,"pattern":"(a|b)*"}"#.into()));

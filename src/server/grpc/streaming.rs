@@ -1,7 +1,6 @@
 //! What the two streaming calls have in common: a stream that ends with its connection, or one that outlives it.
 
 use prost::Message as _;
-use sha2::{Digest, Sha256};
 use tonic::codegen::BoxStream;
 
 use super::{
@@ -65,8 +64,12 @@ fn fingerprint(options: Option<&wire::RequestOptions>, rest: &str) -> [u8; 32] {
     bias.sort_unstable_by_key(|&(id, _): &(u32, f32)| id);
     // Each attempt may have its own.
     options.request_id = None;
-    let hash = Sha256::new().chain_update(options.encode_to_vec()).chain_update(rest);
-    bias.into_iter().fold(hash, |hash, (id, bias)| hash.chain_update(format!("{id}:{bias};"))).finalize().into()
+    let mut hash = blake3::Hasher::new();
+    hash.update(&options.encode_to_vec()).update(rest.as_bytes());
+    for (id, bias) in bias {
+        hash.update(format!("{id}:{bias};").as_bytes());
+    }
+    hash.finalize().into()
 }
 
 /// Admits a request and streams what comes of it.

@@ -3,14 +3,18 @@
 mod drain;
 mod faces;
 mod malformed;
+mod metrics;
+mod oip;
 mod quotes;
 mod resume;
+mod router;
 mod sessions;
 mod streams;
 pub(crate) mod text;
 mod tools;
 mod trouble;
 mod vllm;
+mod web;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 

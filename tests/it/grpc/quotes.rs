@@ -33,7 +33,8 @@ async fn a_quote_says_what_a_request_would_meet_with_and_runs_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn those_before_it_count_in_a_quote() {
     let config = EngineConfig { max_num_seqs: 1, ..config() };
-    let (server, gate) = Server::hung(config, 0).await;
+    // The first has run a step.
+    let (server, gate) = Server::hung(config, 1).await;
     let mut client = server.generation().await;
     let mut streams = Vec::new();
     for k in 0..3 {

@@ -98,7 +98,7 @@ async fn a_ring_that_has_moved_on_says_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_nobody_comes_back_to_is_cancelled() {
-    let streams = StreamArgs { resume_ttl: std::time::Duration::from_millis(1), ..StreamArgs::default() };
+    let streams = StreamArgs { resume_ttl: std::time::Duration::ZERO, ..StreamArgs::default() };
     let server = server(streams).await;
     let mut client = server.generation().await;
     let started = begun(&mut client, resumable(&ids(2, 9), 900), 2).await;

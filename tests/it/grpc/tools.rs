@@ -41,7 +41,7 @@ impl Executor for Scripted {
             id: row.id,
             tokens: [token(row.num_output_tokens)].into_iter().collect(),
             num_written: 0,
-            end: None,
+            complete: false,
         });
         self.outputs.push_back(StepOutput { sequences: sequences.collect(), ..StepOutput::default() });
         Ok(())
@@ -109,7 +109,7 @@ async fn reasoning_text_and_calls_come_apart_at_once_and_piece_by_piece() {
     let mut reason = None;
     while let Some(response) = soon("an event", stream.message()).await.unwrap() {
         match response.event.unwrap() {
-            Event::Started(_) | Event::PromptLogprobs(_) => {}
+            Event::Started(_) | Event::Progress(_) | Event::PromptLogprobs(_) => {}
             Event::Delta(delta) => {
                 text += &delta.text;
                 reasoning += &delta.reasoning;

@@ -31,8 +31,8 @@ use crate::{
 /// What a connection has for the session.
 pub(super) enum Command {
     Asked(Asked),
-    /// The client will say nothing more on this connection.
-    NothingMore,
+    /// The client will say nothing more on the connection with this reader.
+    NothingMore(u64),
 }
 
 /// What a turn is asked with.
@@ -62,7 +62,7 @@ pub(super) struct Actor {
     /// Times that its keys and values have gone, as far as they were told.
     lease_losses: u64,
     /// The client of this connection has said all it wants to: it is let go when nothing is under way.
-    nothing_more: bool,
+    nothing_more: Option<u64>,
 }
 
 /// What woke the task.
@@ -83,7 +83,7 @@ impl Actor {
     ) -> Self {
         let Opened { session, defaults, heartbeat, ttl, policy, credits } = opened;
         let lease = session.lease();
-        let (running, nothing_more) = (None, false);
+        let (running, nothing_more) = (None, None);
         let actor = Self {
             backend,
             place,
@@ -148,9 +148,8 @@ impl Actor {
                 Woken::Lease => self.tell_of_lease(),
                 Woken::End(error) => break error.map_or(Ok(()), Err),
             }
-            if self.nothing_more && self.running.is_none() {
-                self.nothing_more = false;
-                self.ring.let_go();
+            if let Some(reader) = self.nothing_more.take_if(|_| self.running.is_none()) {
+                self.ring.let_go(reader);
             }
         };
         self.ring.end(end);
@@ -183,12 +182,11 @@ impl Actor {
     async fn obey(&mut self, command: Command) {
         let event = match command {
             Command::Asked(event) => event,
-            Command::NothingMore => {
-                self.nothing_more = true;
+            Command::NothingMore(reader) => {
+                self.nothing_more = Some(reader);
                 return;
             }
         };
-        self.nothing_more = false;
         let done = match event {
             Asked::Open(_) => Err(Error::invalid("open", "must be the first event of a connection, and is there once")),
             Asked::User(user) => self.user(user).await,

@@ -138,13 +138,14 @@ async fn listen(
         Ok(Err(_)) => return,
         Err(_) => Err(Error::new(Code::DeadlineExceeded, "no event came: a session begins with open")),
     };
-    let handle = match open {
+    let (handle, number) = match open {
         Ok(open) => match sessions.open(&backend, open).await {
             Ok((handle, attachment)) => {
+                let number = attachment.number();
                 if opened.send(Ok(attachment)).is_err() {
                     return;
                 }
-                handle
+                (handle, number)
             }
             Err(error) => return drop(opened.send(Err(error))),
         },
@@ -157,5 +158,5 @@ async fn listen(
         }
     }
     // Either the client has said all it wants to, or it is gone, and its reader with it.
-    let _over = handle.commands.send(Command::NothingMore).await;
+    let _over = handle.commands.send(Command::NothingMore(number)).await;
 }
