@@ -35,6 +35,8 @@ pub struct EngineConfig {
     pub stream_capacity_tokens: usize,
     /// Whether full blocks are kept and shared by content.
     pub enable_prefix_caching: bool,
+    /// Whether routers can be told what the prefix cache holds.
+    pub enable_kv_cache_events: bool,
     /// A reader that takes nothing for this long loses its stream (`ABORTED`).
     pub stall_timeout: Duration,
     /// A step that takes this long is given up and the engine restarted.
@@ -60,6 +62,7 @@ impl Default for EngineConfig {
             max_waiting: 1024,
             stream_capacity_tokens: 64,
             enable_prefix_caching: true,
+            enable_kv_cache_events: true,
             stall_timeout: Duration::from_secs(120),
             step_timeout: Duration::from_secs(120),
         }
@@ -235,19 +238,16 @@ pub struct EngineArgs {
     pub stream_capacity_tokens: usize,
     /// Share the KV blocks of common prefixes; on unless turned off.
     #[arg(
-        long,
-        value_name = "BOOL",
-        default_value = "true",
-        default_missing_value = "true",
-        num_args = 0..=1,
-        require_equals = true,
-        action = ArgAction::Set,
-        overrides_with = "no_enable_prefix_caching"
+        long, value_name = "BOOL", default_value = "true", default_missing_value = "true", num_args = 0..=1,
+        require_equals = true, action = ArgAction::Set, overrides_with = "no_enable_prefix_caching"
     )]
     pub enable_prefix_caching: bool,
     /// Do not share the KV blocks of common prefixes.
     #[arg(long, overrides_with = "enable_prefix_caching")]
     pub no_enable_prefix_caching: bool,
+    /// Tell routers that subscribe what the prefix cache holds.
+    #[arg(long, value_name = "BOOL", default_value = "true", action = ArgAction::Set)]
+    pub enable_kv_cache_events: bool,
     /// A reader that takes nothing for this long loses its stream.
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     pub stall_timeout: Duration,
@@ -336,6 +336,7 @@ pub fn resolve(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts) ->
         max_waiting: args.max_waiting,
         stream_capacity_tokens: args.stream_capacity_tokens,
         enable_prefix_caching: args.enable_prefix_caching && !args.no_enable_prefix_caching,
+        enable_kv_cache_events: args.enable_kv_cache_events,
         stall_timeout: args.stall_timeout,
         step_timeout: args.step_timeout,
     })

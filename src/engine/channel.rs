@@ -87,7 +87,10 @@ pub(super) struct ReaderControl {
     /// A place among the live requests: free again when both the reader and the engine have let go.
     _permit: OwnedSemaphorePermit,
     arrived: Instant,
-    /// When the newest token went out, in microseconds after arrival; 0 before the first. Written by the fan-out only.
+    /// When the sequence first ran, and when its first and its newest token went out, in microseconds after arrival; 0
+    /// before. Written by the fan-out only.
+    started_us: AtomicU64,
+    first_token_us: AtomicU64,
     newest_token_us: AtomicU64,
 }
 
@@ -109,6 +112,8 @@ impl ReaderControl {
             bell,
             _permit: permit,
             arrived: Instant::now(),
+            started_us: AtomicU64::new(0),
+            first_token_us: AtomicU64::new(0),
             newest_token_us: AtomicU64::new(0),
         };
         (Arc::new(control), receiver)
@@ -159,20 +164,29 @@ impl ReaderControl {
     }
 
     fn measure(&self, delivery: &Delivery, telemetry: &Telemetry) {
+        let us = |elapsed: Duration| u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1);
         if let Some(waited) = delivery.waited {
             telemetry.record_queue_time(waited);
+            self.started_us.store(us(waited), Ordering::Relaxed);
+        }
+        let now_us = us(self.arrived.elapsed());
+        if !delivery.tokens.is_empty() {
+            telemetry.record_generated(delivery.tokens.len());
+            match self.newest_token_us.swap(now_us, Ordering::Relaxed) {
+                0 => {
+                    let prefill_us = now_us.saturating_sub(self.started_us.load(Ordering::Relaxed));
+                    telemetry.record_first_token(Duration::from_micros(now_us), Duration::from_micros(prefill_us));
+                    self.first_token_us.store(now_us, Ordering::Relaxed);
+                }
+                before => telemetry.record_inter_token(Duration::from_micros(now_us.saturating_sub(before))),
+            }
         }
         if let Some(end) = &delivery.end {
             telemetry.record_end(end.as_ref().map_or(Outcome::Error, Outcome::from), self.arrived.elapsed());
-        }
-        if delivery.tokens.is_empty() {
-            return;
-        }
-        telemetry.record_generated(delivery.tokens.len());
-        let now_us = u64::try_from(self.arrived.elapsed().as_micros()).unwrap_or(u64::MAX).max(1);
-        match self.newest_token_us.swap(now_us, Ordering::Relaxed) {
-            0 => telemetry.record_first_token(Duration::from_micros(now_us)),
-            before => telemetry.record_inter_token(Duration::from_micros(now_us.saturating_sub(before))),
+            let first_us = self.first_token_us.load(Ordering::Relaxed);
+            if first_us > 0 {
+                telemetry.record_decode(Duration::from_micros(now_us.saturating_sub(first_us)));
+            }
         }
     }
 }

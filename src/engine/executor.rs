@@ -127,9 +127,9 @@ pub struct SequenceOutput {
     pub tokens: SmallVec<[SampledToken; 1]>,
     /// Of how many of them the keys and values have been written, fewer than `max_tokens_per_step` and never of the
     /// last. The others, which a grammar forced, are computed together by the sequence's next row.
-    pub num_written: usize,
-    /// Set where the executor knows that nothing may follow these tokens.
-    pub end: Option<FinishReason>,
+    pub num_written: u32,
+    /// Whether the text is complete: nothing that its grammar allows may follow.
+    pub complete: bool,
 }
 
 /// Runs steps. Lives on the engine thread; may panic or hang without taking the process along.

@@ -301,7 +301,7 @@ impl FakeExecutor {
         if let Some(known) = self.sequences.get_mut(&row.id) {
             known.tokens.extend(tokens.iter().map(|token| token.id));
         }
-        Ok(SequenceOutput { id: row.id, num_written: tokens.len() - 1, tokens, end: None })
+        Ok(SequenceOutput { id: row.id, num_written: tokens.len() as u32 - 1, tokens, complete: false })
     }
 
     /// The log-probability of a token is its position, negated.

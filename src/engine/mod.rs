@@ -13,6 +13,7 @@ pub mod executor;
 pub mod fake;
 mod faults;
 mod grammars;
+mod kv_log;
 pub mod load;
 mod outbox;
 #[cfg(test)]
@@ -37,7 +38,9 @@ use self::{
     supervisor::{Life, Supervised},
 };
 pub use self::{
+    block_manager::BlockEvent,
     grammars::vocabulary,
+    kv_log::{KvBatch, KvRead, KvSubscription},
     stream::{Delta, Event, Finished, Generation, Started},
     supervisor::ExecutorFactory,
 };
@@ -213,6 +216,20 @@ impl Engine {
     /// Turns health to [`Health::Draining`], so that who watches it sends nothing new; what comes is still taken.
     pub fn announce_drain(&self) {
         self.inner.supervised.announce_drain();
+    }
+
+    /// A reader of what the prefix cache holds, from behind batch `after` of its log.
+    ///
+    /// # Errors
+    /// `Unimplemented` where the cache or its log is turned off, `ResourceExhausted` where there are too many readers.
+    pub fn subscribe_kv_events(&self, after: Option<u64>) -> Result<KvSubscription> {
+        if !self.config().enable_prefix_caching || !self.config().enable_kv_cache_events {
+            return Err(Error::new(
+                Code::Unimplemented,
+                "this server was started without prefix caching or its events",
+            ));
+        }
+        self.inner.supervised.kv_log.subscribe(after)
     }
 
     /// From now on every new request is refused with `UNAVAILABLE`; those under way go on.

@@ -14,7 +14,7 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::{
     arch::Model,
-    engine::executor::{Executor, FinishReason, PlannedRow, Rewind, SequenceOutput, StepOutput, StepPlan},
+    engine::executor::{Executor, PlannedRow, Rewind, SequenceOutput, StepOutput, StepPlan},
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
     kernels::{
@@ -191,8 +191,8 @@ impl Runner {
             self.samplers.insert(row.id, sampling);
             self.constraints.go_on(row.id, constrained);
             match sampled {
-                Some(Ok((tokens, end))) => {
-                    output.sequences.push(SequenceOutput { id: row.id, tokens, num_written: 0, end });
+                Some(Ok((tokens, complete))) => {
+                    output.sequences.push(SequenceOutput { id: row.id, tokens, num_written: 0, complete });
                 }
                 // The request's own doing, and its own end.
                 Some(Err(error)) if of_grammar || matches!(error.code, Code::Aborted | Code::InvalidArgument) => {
@@ -206,8 +206,8 @@ impl Runner {
     }
 }
 
-/// New tokens of a row, and the end of its sequence where nothing may follow them.
-type Sampled = (SmallVec<[SampledToken; 1]>, Option<FinishReason>);
+/// New tokens of a row, and whether nothing may follow them.
+type Sampled = (SmallVec<[SampledToken; 1]>, bool);
 
 /// Rows of logits that are held at once for a prompt's log-probabilities.
 const PROMPT_ROWS: u32 = 32;
@@ -229,7 +229,7 @@ impl Sampling {
         let Self { sampler, constrained, sampled, .. } = self;
         let chosen = match constrained {
             // A NaN is an error of ours; the sampler says so rather than choosing an arbitrary token.
-            None => sampler.sample(logits, row.num_output_tokens).map(|token| (smallvec![token], None)),
+            None => sampler.sample(logits, row.num_output_tokens).map(|token| (smallvec![token], false)),
             Some(Ok(constrained)) => constrained.sample(row, logits, sampler),
             Some(Err(error)) => Err(error.clone()),
         };

@@ -25,7 +25,7 @@ use std::{
 };
 
 use super::{
-    block_manager::{BlockHasher, BlockManager, BlockTable, blake3_128},
+    block_manager::{BlockEvent, BlockHasher, BlockManager, BlockTable, blake3_128},
     executor::{BlockCopy, Rewind, StepPlan},
     faults::{Fault, planted},
     sequence::{Key, Order, Sequence, Sequences, Status},
@@ -103,7 +103,8 @@ impl Scheduler {
             max_len: config.max_model_len.min(cache_tokens.saturating_sub(max_tokens_per_step - 1)),
             max_tokens_per_step,
             stall_timeout: config.stall_timeout,
-            blocks: BlockManager::new(config.num_blocks, config.block_size, config.enable_prefix_caching, hasher),
+            blocks: BlockManager::new(config.num_blocks, config.block_size, config.enable_prefix_caching, hasher)
+                .with_events(config.enable_kv_cache_events),
             sequences: Sequences::default(),
             waiting: BTreeMap::new(),
             running: Vec::with_capacity(config.max_num_seqs),
@@ -220,6 +221,7 @@ impl Scheduler {
         let counters = self.blocks.counters();
         SchedulerStats {
             waiting: self.waiting.len() + self.num_siblings(),
+            waiting_tokens: self.waiting.values().map(|&key| self.sequences[key].num_uncomputed_tokens()).sum(),
             running: self.running.len(),
             stalled: self.stalled.len(),
             num_blocks: self.blocks.num_blocks(),
@@ -230,6 +232,17 @@ impl Scheduler {
             evictions: counters.evictions,
             block_copies: counters.copies,
         }
+    }
+
+    /// Whether anything has changed in the prefix cache that [`take_block_events`](Self::take_block_events) would give.
+    #[must_use]
+    pub fn has_block_events(&self) -> bool {
+        self.blocks.has_events()
+    }
+
+    /// What has changed in the prefix cache since the last call, in order.
+    pub fn take_block_events(&mut self) -> Vec<BlockEvent> {
+        self.blocks.take_events()
     }
 
     // ---- The passes of a step.

@@ -86,7 +86,7 @@ impl StepLoop {
             if self.progress.abandoned.load(Ordering::Acquire) {
                 return Ok(());
             }
-            let delivered = self.outbox.send();
+            let delivered = self.outbox.send(&mut self.scheduler);
             if !runs {
                 if !open {
                     return Ok(());
@@ -134,6 +134,7 @@ impl StepLoop {
             EngineState {
                 num_running: (stats.running + stats.stalled) as u64,
                 num_waiting: stats.waiting as u64,
+                num_waiting_tokens: stats.waiting_tokens as u64,
                 kv_cache_usage: stats.used_blocks as f64 / stats.num_blocks.max(1) as f64,
             },
             EngineTotals {

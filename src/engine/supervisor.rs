@@ -24,6 +24,7 @@ use super::{
     Health,
     channel::{Bell, Delivery, ReaderControl},
     executor::Executor,
+    kv_log::KvLog,
     outbox::{self, Outbox},
     scheduler::Scheduler,
     step::{Progress, Queued, StepLoop},
@@ -106,7 +107,8 @@ struct Running {
 
 impl Running {
     /// Starts the engine thread and the task that fills the readers' channels.
-    fn start(executor: Box<dyn Executor + Send>, config: &EngineConfig, telemetry: &Arc<Telemetry>) -> Result<Self> {
+    fn start(executor: Box<dyn Executor + Send>, shared: &Supervised) -> Result<Self> {
+        let Supervised { config, telemetry, .. } = shared;
         let max_live = config.max_live();
         let (requests, receiver) = sync_channel(max_live);
         let (fan_out, batches) = mpsc::channel(FAN_OUT_DEPTH);
@@ -136,7 +138,7 @@ impl Running {
                 });
             })
             .map_err(|error| Error::internal(format!("the engine thread does not start: {error}")))?;
-        let fan_out = tokio::spawn(outbox::fan_out(batches, telemetry.clone()));
+        let fan_out = tokio::spawn(outbox::fan_out(batches, telemetry.clone(), shared.kv_log.clone()));
         Ok(Self { life, ending, fan_out })
     }
 
@@ -184,6 +186,8 @@ pub(super) struct Supervised {
     pub config: EngineConfig,
     pub telemetry: Arc<Telemetry>,
     pub health: watch::Sender<Health>,
+    /// What the prefix cache holds, whichever life it belongs to.
+    pub kv_log: Arc<KvLog>,
     /// The engine's present life; none between two.
     life: Mutex<Option<Arc<Life>>>,
     announced: AtomicBool,
@@ -196,6 +200,7 @@ impl Supervised {
             config,
             telemetry,
             health: watch::Sender::new(Health::Serving),
+            kv_log: Arc::default(),
             life: Mutex::new(None),
             announced: AtomicBool::new(false),
             draining: AtomicBool::new(false),
@@ -249,7 +254,8 @@ impl Supervised {
         let executor = tokio::task::spawn_blocking(move || make())
             .await
             .map_err(|panic| Error::internal(format!("the executor does not start: {panic}")))??;
-        let running = Running::start(executor, &self.config, &self.telemetry)?;
+        self.kv_log.clear();
+        let running = Running::start(executor, self)?;
         self.set_life(Some(running.life.clone()));
         Ok(running)
     }

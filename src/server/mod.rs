@@ -13,6 +13,7 @@ mod events;
 pub mod grpc;
 mod http;
 mod metrics;
+mod oip;
 mod ollama;
 mod openai;
 #[cfg(feature = "web")]

@@ -154,6 +154,15 @@ impl ChatTemplate {
         self
     }
 
+    /// Name and source of each template; the first is taken where nobody says which.
+    #[must_use]
+    pub fn sources(&self) -> Vec<(String, String)> {
+        let mut sources: Vec<_> = self.environment.templates().collect();
+        sources.sort_by_key(|(name, _)| (*name != NAME, *name));
+        let called = |name: &str| if name == NAME { DEFAULT.to_owned() } else { name.to_owned() };
+        sources.into_iter().map(|(name, template)| (called(name), template.source().to_owned())).collect()
+    }
+
     /// The texts of the begin and end tokens.
     #[must_use]
     pub fn tokens(&self) -> (&str, &str) {

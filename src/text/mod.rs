@@ -35,6 +35,7 @@ mod tokenizer_config;
 mod tokenizer_directory;
 mod tokenizer_file;
 mod tokenizer_gguf;
+mod tokenizer_json;
 mod tokenizer_reuse;
 mod tokenizer_split;
 mod tokenizer_wordpiece;

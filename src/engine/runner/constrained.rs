@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 use smallvec::{SmallVec, smallvec};
 
 use crate::{
-    engine::executor::{AdmittedSequence, FinishReason, PlannedRow, SampledToken},
+    engine::executor::{AdmittedSequence, PlannedRow, SampledToken},
     error::{Error, Result},
     ids::{SequenceId, TokenId},
     params::SamplingParams,
@@ -119,6 +119,6 @@ impl Constrained {
             }
         }
         let complete = matches!(self.next, Next::Complete) || self.matcher.is_complete();
-        Ok((tokens, complete.then_some(FinishReason::GrammarComplete)))
+        Ok((tokens, complete))
     }
 }

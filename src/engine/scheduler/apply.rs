@@ -40,10 +40,11 @@ impl Scheduler {
     }
 
     fn apply_to_sequence(&mut self, output: SequenceOutput, events: &mut Vec<Event>) -> Result<()> {
-        let SequenceOutput { id, tokens, num_written, end } = output;
+        let SequenceOutput { id, tokens, num_written, complete } = output;
+        let num_written = num_written as usize;
         let Some(key) = self.sequences.key(id) else { return Ok(()) }; // Aborted meanwhile.
         let sequence = &mut self.sequences[key];
-        if tokens.is_empty() && end.is_none() {
+        if tokens.is_empty() && !complete {
             return Ok(());
         }
         let num_tokens = tokens.len();
@@ -81,9 +82,11 @@ impl Scheduler {
             events.push(Event::Tokens { id, tokens: taken.released });
         }
         // Where the executor ends a sequence at the very token that its length does, it is the executor that counts.
-        let finish = match (taken.finish, end) {
-            (None | Some(FinishReason::Length), Some(end)) if taken.count == num_tokens && !is_rewind => Some(end),
-            (finish, _) => finish,
+        let finish = match taken.finish {
+            None | Some(FinishReason::Length) if complete && taken.count == num_tokens && !is_rewind => {
+                Some(FinishReason::GrammarComplete)
+            }
+            finish => finish,
         };
         if let Some(reason) = finish {
             self.end(key, End::Finished(reason), events);

@@ -60,6 +60,9 @@ pub enum End {
 pub struct SchedulerStats {
     /// Sequences in line.
     pub waiting: usize,
+    /// Tokens that those in line bring and that nobody has computed for them; what the prefix cache will have of them is
+    /// not known before their turn.
+    pub waiting_tokens: usize,
     /// Sequences in the batch.
     pub running: usize,
     /// Sequences whose reader has no room.

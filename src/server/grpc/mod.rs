@@ -18,7 +18,7 @@ use tonic_web::GrpcWebLayer;
 
 pub(crate) use self::convert::FieldPaths;
 pub(crate) use super::backend::Backend;
-use super::vllm_engine;
+use super::{oip, vllm_engine};
 use crate::{
     error::{Error, Result},
     proto::{
@@ -27,6 +27,7 @@ use crate::{
             chat_server::ChatServer, generation_server::GenerationServer, models_server::ModelsServer,
             tokens_server::TokensServer,
         },
+        inference::grpc_inference_service_server::GrpcInferenceServiceServer,
         vllm::grpc::engine::vllm_engine_server::VllmEngineServer,
     },
 };
@@ -35,13 +36,14 @@ use crate::{
 const MAX_REQUEST_BYTES: usize = 4 << 20;
 
 /// The services whose health clients may ask for; the empty name is the server as a whole.
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 7] = [
     "",
     "candlewick.v1.Generation",
     "candlewick.v1.Chat",
     "candlewick.v1.Models",
     "candlewick.v1.Tokens",
     "vllm.grpc.engine.VllmEngine",
+    "inference.GRPCInferenceService",
 ];
 
 /// All services, to clients of gRPC and, binary and text, to browsers.
@@ -59,6 +61,7 @@ pub(super) fn routes(backend: &Backend) -> Result<Router> {
     let chat = chat::ChatService::new(backend.clone());
     let models = models::ModelsService::new(backend.clone());
     let tokens = tokens::TokensService::new(backend.clone());
+    let inference = oip::InferenceService::new(backend.clone());
     let vllm = vllm_engine::VllmEngineService::new(backend.clone());
     let routes = Routes::new(health::service(backend))
         .add_service(GenerationServer::new(generation).max_decoding_message_size(MAX_REQUEST_BYTES))
@@ -66,6 +69,7 @@ pub(super) fn routes(backend: &Backend) -> Result<Router> {
         .add_service(ModelsServer::new(models))
         .add_service(TokensServer::new(tokens).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(VllmEngineServer::new(vllm).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(GrpcInferenceServiceServer::new(inference).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(reflection().build_v1().map_err(unreadable)?)
         .add_service(reflection().build_v1alpha().map_err(unreadable)?);
     Ok(routes.into_axum_router().layer(GrpcWebLayer::new()))

@@ -3,6 +3,9 @@
 mod drain;
 mod faces;
 mod malformed;
+mod metrics;
+mod oip;
+mod router;
 mod streams;
 pub(crate) mod text;
 mod tools;

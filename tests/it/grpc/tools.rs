@@ -41,7 +41,7 @@ impl Executor for Scripted {
             id: row.id,
             tokens: [token(row.num_output_tokens)].into_iter().collect(),
             num_written: 0,
-            end: None,
+            complete: false,
         });
         self.outputs.push_back(StepOutput { sequences: sequences.collect(), ..StepOutput::default() });
         Ok(())
