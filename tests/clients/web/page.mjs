@@ -31,10 +31,12 @@ const only = option("--only");
 const executablePath = process.env.CHROMIUM ?? ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 const tests = [];
+/** A fast machine would have told its stories before anybody could stop them. */
+const SLOW = ["--threads", "1"];
 
 /** A server. With --source its page comes from web/src as it is, and not from the binary. */
 async function start(flags = []) {
-  const server = await new Server(binary, await freePort(), flags).start();
+  const server = await new Server(binary, await freePort(), [...SLOW, ...flags]).start();
   if (!rest.includes("--source")) return server;
   const port = await freePort();
   const build = spawn("node", [join(here, "../../../web/build.mjs"), "--serve", server.origin], { env: { ...process.env, PORT: port }, stdio: ["ignore", "pipe", "inherit"] });
@@ -120,8 +122,11 @@ test("stop stops, on the server too, and continue goes on", async (server) => {
   const page = await open(server);
   await say(page, STORY);
   await begun(page);
+  // Held still, so that the answer cannot end before it is stopped.
+  server.process.kill("SIGSTOP");
   await page.keyboard.press("Escape");
   await answered(page);
+  server.process.kill("SIGCONT");
   const text = await prose(page);
   await until("the server does nothing", async () => (await busy(server)) === 0);
   assert.equal(await prose(page), text);
