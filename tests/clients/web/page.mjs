@@ -29,6 +29,8 @@ if (shots) mkdirSync(shots, { recursive: true });
 const only = option("--only");
 
 const executablePath = process.env.CHROMIUM ?? ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
+for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(1));
+process.setMaxListeners(100);
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 const tests = [];
 /** A fast machine would have told its stories before anybody could stop them. */
