@@ -1,4 +1,4 @@
-//! What flags take beside words: counts, numbers with units, durations.
+//! How the values of flags are read.
 
 use std::time::Duration;
 

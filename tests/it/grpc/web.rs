@@ -171,7 +171,7 @@ async fn a_tab_that_is_closed_frees_what_it_held() {
     let prompt = ids(5, 20);
     let endless = GenerateStreamRequest { ..request(&prompt, 900) };
     let mut answer = call(&server, STREAM, "application/grpc-web+proto", "", &frame(&endless)).await;
-    assert!(answer.chunk().await.is_some());
+    assert!(answer.chunk_bytes().await.is_some());
     drop(answer);
     server.idle().await;
 }

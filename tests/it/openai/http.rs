@@ -59,7 +59,7 @@ impl Answer {
     }
 
     /// The next chunk of a body that comes in chunks; none at its end.
-    pub(crate) async fn chunk(&mut self) -> Option<Vec<u8>> {
+    pub(crate) async fn chunk_bytes(&mut self) -> Option<Vec<u8>> {
         let mut size = String::new();
         soon("the size of a chunk", self.stream.read_line(&mut size)).await.unwrap();
         let size = usize::from_str_radix(size.trim(), 16).ok()?;
@@ -80,7 +80,7 @@ impl Answer {
             return body;
         }
         let mut body = Vec::new();
-        while let Some(chunk) = self.chunk().await {
+        while let Some(chunk) = self.chunk_bytes().await {
             body.extend(chunk);
         }
         body
