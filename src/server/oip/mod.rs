@@ -199,7 +199,8 @@ impl Conversation {
         loop {
             let (has_room, listens) = (self.under_way.len() < REQUESTS_AT_ONCE, self.requests.is_some());
             let requests = self.requests.as_mut().filter(|_| has_room);
-            if requests.is_none() && self.under_way.is_empty() {
+            let answers = !self.under_way.is_empty();
+            if requests.is_none() && !answers {
                 return None;
             }
             let asked = async {
@@ -209,7 +210,11 @@ impl Conversation {
                 }
             };
             tokio::select! {
-                Some(answer) = self.under_way.next() => return Some(answer),
+                answer = self.under_way.next(), if answers => match answer {
+                    Some(answer) => return Some(answer),
+                    // The last one under way has ended.
+                    None => {}
+                },
                 () = &mut self.leaving, if listens => self.requests = None,
                 asked = asked => match asked {
                     Ok(Some(message)) => self.under_way.push(self.service.answers(message, self.deadline)),

@@ -12,8 +12,8 @@ use candlewick::{
     proto::{
         smg::grpc::common::{GetTokenizerRequest, KvEventBatch, SubscribeKvEventsRequest, kv_cache_event::Data},
         vllm::grpc::engine::{
-            GenerateRequest, GetLoadsRequest, SamplingParams, TokenizedInput, generate_request::Input,
-            generate_response::Response, vllm_engine_client::VllmEngineClient,
+            GenerateRequest, GetLoadsRequest, GetModelInfoRequest, SamplingParams, TokenizedInput,
+            generate_request::Input, generate_response::Response, vllm_engine_client::VllmEngineClient,
         },
     },
     server::ServeOptions,
@@ -290,6 +290,6 @@ async fn a_model_file_is_named_only_where_a_router_could_read_it() {
         ServeOptions::default(),
     )
     .await;
-    let model = client(&server).await.get_model_info(Default::default()).await.unwrap().into_inner();
+    let model = client(&server).await.get_model_info(GetModelInfoRequest {}).await.unwrap().into_inner();
     assert_eq!(model.tokenizer_path, "", "then it asks for the archive");
 }
