@@ -122,7 +122,8 @@ impl Report {
             report.add(tensor.dtype, &tensor.shape, tensor.format.into(), tensor.bytes);
         }
         report.unread = source.unread();
-        report.tokenizer = TOKENIZER_FILES.iter().find(|name| files.path.join(name).is_file()).map(|name| (*name).to_owned());
+        report.tokenizer =
+            TOKENIZER_FILES.iter().find(|name| files.path.join(name).is_file()).map(|name| (*name).to_owned());
         let config = files.tokenizer_config.as_deref().map(|path| read_small(path, MAX_CONFIG_BYTES)).transpose()?;
         let config: Value = config.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         report.has_chat_template = files.chat_template.is_some() || !config["chat_template"].is_null();

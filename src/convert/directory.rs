@@ -97,10 +97,8 @@ fn keys(path: &Path, architecture: &str, config: &ModelConfig) -> Vec<(String, N
     ];
     // Sizes are within limits far below 2^32.
     keys.extend(numbers.map(|(key, number)| (format!("{architecture}.{key}"), NewValue::u32(number as u32))));
-    let floats = [
-        ("attention.layer_norm_rms_epsilon", config.norm_eps as f32),
-        ("rope.freq_base", config.rope.theta as f32),
-    ];
+    let floats =
+        [("attention.layer_norm_rms_epsilon", config.norm_eps as f32), ("rope.freq_base", config.rope.theta as f32)];
     keys.extend(floats.map(|(key, number)| (format!("{architecture}.{key}"), NewValue::f32(number))));
     if let RopeScaling::Linear { factor } = config.rope.scaling {
         keys.push((format!("{architecture}.rope.scaling.type"), NewValue::string("linear")));

@@ -60,6 +60,8 @@ const BASE_MODULES: &[&str] = &["error", "ids", "params", "config", "telemetry"]
 const LIBRARIES: &[(&str, &[&str])] = &[
     ("tonic", &["server/grpc", "server/vllm_engine", "server/oip", "server/metrics", "proto", "cli/connect"]),
     ("axum", &["server"]),
+    ("tonic_web", &["server/grpc"]),
+    ("tower_http", &["server/cors"]),
     ("tokenizers", &["text/tokenizer"]),
     ("regex_automata", &["text/pattern"]),
     ("fancy_regex", &["text/pattern"]),

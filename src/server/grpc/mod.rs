@@ -1,4 +1,4 @@
-//! gRPC: the services of `candlewick.v1`, health and reflection, over one engine.
+//! gRPC and gRPC-Web: the services of `candlewick.v1`, health and reflection, over one engine.
 
 pub(crate) mod chat;
 mod chat_convert;
@@ -12,7 +12,9 @@ pub(crate) mod stream;
 pub(crate) mod structured_outputs;
 pub(crate) mod tokens;
 
+use axum::Router;
 use tonic::service::Routes;
+use tonic_web::GrpcWebLayer;
 
 pub(crate) use self::convert::FieldPaths;
 pub(crate) use super::backend::Backend;
@@ -44,11 +46,11 @@ const SERVICES: [&str; 7] = [
     "inference.GRPCInferenceService",
 ];
 
-/// All services.
+/// All services, to clients of gRPC and, binary and text, to browsers.
 ///
 /// # Errors
 /// `Internal` where the descriptors that were built in cannot be read.
-pub(super) fn routes(backend: &Backend) -> Result<Routes> {
+pub(super) fn routes(backend: &Backend) -> Result<Router> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -61,7 +63,7 @@ pub(super) fn routes(backend: &Backend) -> Result<Routes> {
     let tokens = tokens::TokensService::new(backend.clone());
     let inference = oip::InferenceService::new(backend.clone());
     let vllm = vllm_engine::VllmEngineService::new(backend.clone());
-    Ok(Routes::new(health::service(backend))
+    let routes = Routes::new(health::service(backend))
         .add_service(GenerationServer::new(generation).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(ChatServer::new(chat).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(ModelsServer::new(models))
@@ -69,5 +71,6 @@ pub(super) fn routes(backend: &Backend) -> Result<Routes> {
         .add_service(VllmEngineServer::new(vllm).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(GrpcInferenceServiceServer::new(inference).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(reflection().build_v1().map_err(unreadable)?)
-        .add_service(reflection().build_v1alpha().map_err(unreadable)?))
+        .add_service(reflection().build_v1alpha().map_err(unreadable)?);
+    Ok(routes.into_axum_router().layer(GrpcWebLayer::new()))
 }

@@ -11,6 +11,7 @@ pub(crate) mod text;
 mod tools;
 mod trouble;
 mod vllm;
+mod web;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 

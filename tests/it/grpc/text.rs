@@ -150,7 +150,17 @@ async fn tokenizing_and_back_gives_the_same_text() {
     let token_ids = tokens.tokenize(request).await.unwrap().into_inner().token_ids;
     assert_eq!(token_ids.len(), text.len());
     let request = DetokenizeRequest { token_ids, ..DetokenizeRequest::default() };
-    assert_eq!(tokens.detokenize(request).await.unwrap().into_inner().text, text);
+    let plain = tokens.detokenize(request).await.unwrap().into_inner();
+    assert_eq!((plain.text, plain.token_strs.len()), (text, 0));
+
+    // A byte a token here: of a character of two, neither half is one.
+    let token_ids = "aé".bytes().map(u32::from).collect();
+    let request = DetokenizeRequest { token_ids, return_token_strs: Some(true), ..DetokenizeRequest::default() };
+    let apart = tokens.detokenize(request).await.unwrap().into_inner();
+    assert_eq!(
+        (apart.text.as_str(), apart.token_strs),
+        ("aé", ["a", "\u{fffd}", "\u{fffd}"].map(String::from).to_vec())
+    );
 
     let beyond = DetokenizeRequest { token_ids: vec![1, 256], ..DetokenizeRequest::default() };
     let refused = tokens.detokenize(beyond).await.unwrap_err();
