@@ -1,4 +1,4 @@
-//! `inference.GRPCInferenceService`: the Open Inference Protocol, with Triton's stream, so that its clients work unchanged.
+//! `inference.GRPCInferenceService`: the Open Inference Protocol with Triton's stream, so that clients work unchanged.
 //!
 //! The tensors are those of Triton's vLLM backend: a text and JSON parameters in, text out, a delta a response where
 //! `stream` is set. Requests of one stream run beside each other; what is wrong with one is said on the stream, which
