@@ -4,14 +4,21 @@
 //! in force ([`EngineConfig`]) given the model and the machine, and is pure. Flag names are vLLM's where it has the
 //! same thing. Every flag is an environment variable too ([`with_environment`]); the command line wins.
 
+mod browsers;
+mod resolve;
+mod streams;
+#[cfg(test)]
+mod tests;
+mod values;
+
 use std::{path::PathBuf, time::Duration};
 
-use clap::{
-    ArgAction, Args, Command, ValueEnum,
-    builder::{FalseyValueParser, RangedU64ValueParser},
-};
+use clap::{ArgAction, Args, Command, ValueEnum, builder::FalseyValueParser};
 
-use crate::error::{Error, Result};
+pub use self::browsers::{AllowedOrigins, BrowserArgs};
+pub use self::resolve::{MachineFacts, ModelFacts, resolve};
+pub use self::streams::StreamArgs;
+use self::values::{count, number_with_unit, seconds};
 
 /// Limits of one engine, resolved: every field is in force as it stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,13 +39,31 @@ pub struct EngineConfig {
     pub stream_capacity_tokens: usize,
     /// Whether full blocks are kept and shared by content.
     pub enable_prefix_caching: bool,
+    /// Whether routers can be told what the prefix cache holds.
+    pub enable_kv_cache_events: bool,
     /// A reader that takes nothing for this long loses its stream (`ABORTED`).
     pub stall_timeout: Duration,
     /// A step that takes this long is given up and the engine restarted.
     pub step_timeout: Duration,
+    /// Share of the blocks, in percent, that sessions may keep between two turns.
+    pub leased_kv_percent: usize,
+    /// Share of the blocks, in percent, that sessions may pin.
+    pub pinned_kv_percent: usize,
 }
 
 impl EngineConfig {
+    /// Blocks that sessions may keep between two turns.
+    #[must_use]
+    pub fn max_leased_blocks(&self) -> usize {
+        self.num_blocks.saturating_mul(self.leased_kv_percent) / 100
+    }
+
+    /// Blocks, among those, that go last.
+    #[must_use]
+    pub fn max_pinned_blocks(&self) -> usize {
+        self.num_blocks.saturating_mul(self.pinned_kv_percent.min(self.leased_kv_percent)) / 100
+    }
+
     /// Requests that may be here at once, running or waiting.
     #[must_use]
     pub fn max_live(&self) -> usize {
@@ -57,8 +82,11 @@ impl Default for EngineConfig {
             max_waiting: 1024,
             stream_capacity_tokens: 64,
             enable_prefix_caching: true,
+            enable_kv_cache_events: true,
             stall_timeout: Duration::from_secs(120),
             step_timeout: Duration::from_secs(120),
+            leased_kv_percent: 50,
+            pinned_kv_percent: 25,
         }
     }
 }
@@ -235,25 +263,28 @@ pub struct EngineArgs {
     pub stream_capacity_tokens: usize,
     /// Share the KV blocks of common prefixes; on unless turned off.
     #[arg(
-        long,
-        value_name = "BOOL",
-        default_value = "true",
-        default_missing_value = "true",
-        num_args = 0..=1,
-        require_equals = true,
-        action = ArgAction::Set,
-        overrides_with = "no_enable_prefix_caching"
+        long, value_name = "BOOL", default_value = "true", default_missing_value = "true", num_args = 0..=1,
+        require_equals = true, action = ArgAction::Set, overrides_with = "no_enable_prefix_caching"
     )]
     pub enable_prefix_caching: bool,
     /// Do not share the KV blocks of common prefixes.
     #[arg(long, overrides_with = "enable_prefix_caching")]
     pub no_enable_prefix_caching: bool,
+    /// Tell routers that subscribe what the prefix cache holds.
+    #[arg(long, value_name = "BOOL", default_value = "true", action = ArgAction::Set)]
+    pub enable_kv_cache_events: bool,
     /// A reader that takes nothing for this long loses its stream.
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     pub stall_timeout: Duration,
     /// A step that takes this long is given up and the engine restarted.
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     pub step_timeout: Duration,
+    /// Share of the KV blocks that sessions may keep between two turns; others take them back when they need them.
+    #[arg(long, value_name = "PERCENT", default_value = "50", value_parser = count(0, 100))]
+    pub leased_kv_percent: usize,
+    /// Share of the KV blocks that sessions may pin: those are taken back only where nothing else could run.
+    #[arg(long, value_name = "PERCENT", default_value = "25", value_parser = count(0, 100))]
+    pub pinned_kv_percent: usize,
 }
 
 /// What `serve` takes.
@@ -265,12 +296,18 @@ pub struct ServeArgs {
     /// The engine's limits.
     #[command(flatten)]
     pub engine: EngineArgs,
+    /// Bounds of streams and sessions.
+    #[command(flatten)]
+    pub streams: StreamArgs,
     /// Address and port to listen on, for everything.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051", help_heading = "Server")]
     pub listen: String,
     /// Name that requests use; the model's own if left out.
     #[arg(long, value_name = "NAME", help_heading = "Server")]
     pub served_model_name: Option<String>,
+    /// Who may call from a browser.
+    #[command(flatten)]
+    pub browsers: BrowserArgs,
     /// Time that streams have to end after Ctrl-C or SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, help_heading = "Server")]
     pub drain_timeout: Duration,
@@ -282,111 +319,6 @@ pub struct LogArgs {
     /// What to log: a level (error, warn, info, debug, trace), or directives such as `info,candlewick=debug`.
     #[arg(long = "log-level", id = "log", value_name = "LEVEL", global = true, help_heading = "Logging")]
     pub log: Option<String>,
-}
-
-/// What [`resolve`] must know of a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ModelFacts {
-    /// Positions the model can tell apart.
-    pub max_position_embeddings: usize,
-    /// Bytes that one token's keys and values take, all layers together.
-    pub kv_bytes_per_token: usize,
-}
-
-/// What [`resolve`] must know of the machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MachineFacts {
-    /// Memory that is free on the device, once the weights are loaded; `None` where nobody can say.
-    pub available_memory_bytes: Option<usize>,
-}
-
-/// Share of the free memory that the KV cache takes unless told otherwise, its cap, and what it takes where nobody
-/// knows how much is free.
-const DEFAULT_KV_SHARE: usize = 4;
-const DEFAULT_KV_CAP_BYTES: usize = 4 << 30;
-const UNKNOWN_MEMORY_KV_BYTES: usize = 1 << 30;
-
-const MAX_MODEL_LEN: &str = "--max-model-len";
-
-/// What is in force for this model on this machine.
-///
-/// The number of blocks is `--num-gpu-blocks-override`, or what fits into `--kv-cache-memory-bytes`, or what fits into
-/// a quarter of the free memory and 4 GiB, but then no more than `--max-num-seqs` sequences of full length can use.
-/// Without `--max-model-len` a sequence may be as long as the model's context and the KV cache allow.
-///
-/// # Errors
-/// `InvalidArgument` that names the flag and says which value would do.
-pub fn resolve(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts) -> Result<EngineConfig> {
-    let context = model.max_position_embeddings;
-    if let Some(asked) = args.max_model_len.filter(|asked| !(1..=context).contains(asked)) {
-        let why = format!("is {asked}, must be from 1 to the model's context of {context} tokens");
-        return Err(Error::invalid(MAX_MODEL_LEN, why));
-    }
-    let num_blocks = num_blocks(args, model, machine)?;
-    let max_model_len = max_model_len(args, model, num_blocks * args.block_size)?;
-    Ok(EngineConfig {
-        block_size: args.block_size,
-        num_blocks,
-        max_num_batched_tokens: args.max_num_batched_tokens,
-        max_num_seqs: args.max_num_seqs,
-        max_model_len,
-        max_waiting: args.max_waiting,
-        stream_capacity_tokens: args.stream_capacity_tokens,
-        enable_prefix_caching: args.enable_prefix_caching && !args.no_enable_prefix_caching,
-        stall_timeout: args.stall_timeout,
-        step_timeout: args.step_timeout,
-    })
-}
-
-fn num_blocks(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts) -> Result<usize> {
-    let block_bytes = model.kv_bytes_per_token.saturating_mul(args.block_size).max(1);
-    let (flag, blocks) = if let Some(blocks) = args.num_gpu_blocks_override {
-        ("--num-gpu-blocks-override", blocks)
-    } else if let Some(bytes) = args.kv_cache_memory_bytes {
-        ("--kv-cache-memory-bytes", bytes / block_bytes)
-    } else {
-        let bytes = machine
-            .available_memory_bytes
-            .map_or(UNKNOWN_MEMORY_KV_BYTES, |available| (available / DEFAULT_KV_SHARE).min(DEFAULT_KV_CAP_BYTES));
-        let longest = args.max_model_len.unwrap_or(model.max_position_embeddings);
-        let usable = longest.div_ceil(args.block_size).saturating_mul(args.max_num_seqs);
-        ("--kv-cache-memory-bytes", (bytes / block_bytes).min(usable))
-    };
-    if blocks == 0 {
-        let why = format!("is too small for a block of {} tokens, which takes {block_bytes} bytes", args.block_size);
-        return Err(Error::invalid(flag, why));
-    }
-    // Slots are numbered with 32 bits.
-    let most = u32::MAX as usize / args.block_size;
-    if blocks > most {
-        return Err(Error::invalid(flag, format!("makes {blocks} blocks of {}, at most {most} work", args.block_size)));
-    }
-    Ok(blocks)
-}
-
-fn max_model_len(args: &EngineArgs, model: &ModelFacts, capacity_tokens: usize) -> Result<usize> {
-    match args.max_model_len {
-        Some(asked) if asked > capacity_tokens => {
-            let tokens = asked.div_ceil(args.block_size).saturating_mul(args.block_size);
-            let bytes = tokens.saturating_mul(model.kv_bytes_per_token);
-            let why = format!(
-                "is {asked}, but the KV cache holds {capacity_tokens} tokens: ask for at most that many, or make the \
-                 cache larger with --kv-cache-memory-bytes {bytes}"
-            );
-            Err(Error::invalid(MAX_MODEL_LEN, why))
-        }
-        Some(asked) => Ok(asked),
-        None => {
-            let context = model.max_position_embeddings;
-            if capacity_tokens < context {
-                tracing::warn!(
-                    "sequences end at {capacity_tokens} tokens, which is what the KV cache holds; the model could go \
-                     on to {context} (--kv-cache-memory-bytes makes the cache larger)"
-                );
-            }
-            Ok(context.min(capacity_tokens))
-        }
-    }
 }
 
 /// Lets every argument of a command and its subcommands be given as an environment variable as well:
@@ -407,193 +339,4 @@ pub fn with_environment(command: Command) -> Command {
             arg.env(name).hide_env_values(true)
         })
         .mut_subcommands(with_environment)
-}
-
-/// A count within bounds.
-fn count(least: u64, most: u64) -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(least..=most)
-}
-
-/// A number with an optional unit, as vLLM reads them: `k m g t` are powers of 1000, `K M G T` of 1024.
-fn number_with_unit(text: &str) -> Result<usize, String> {
-    let (digits, unit) = match text.char_indices().next_back() {
-        Some((at, unit)) if unit.is_ascii_alphabetic() => (&text[..at], Some(unit)),
-        _ => (text, None),
-    };
-    let (base, exponent) = match unit {
-        None => (1, 0),
-        Some(unit) => {
-            let exponent =
-                "kmgt".find(unit.to_ascii_lowercase()).ok_or("the unit must be one of k, m, g, t, K, M, G, T")?;
-            (if unit.is_ascii_lowercase() { 1000usize } else { 1024 }, exponent as u32 + 1)
-        }
-    };
-    let number: usize =
-        digits.parse().map_err(|_| "must be a whole number, with or without a unit (16384, 16K, 2G)")?;
-    base.checked_pow(exponent).and_then(|unit| number.checked_mul(unit)).ok_or_else(|| String::from("is too large"))
-}
-
-/// A duration in seconds, above zero, with or without a fraction.
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "must be a number of seconds")?;
-    if !(0.001..=1e9).contains(&seconds) {
-        return Err("must be between 0.001 and 1000000000 seconds".into());
-    }
-    Ok(Duration::from_secs_f64(seconds))
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-
-    #[derive(Parser)]
-    struct Serve {
-        #[command(flatten)]
-        args: ServeArgs,
-    }
-
-    fn parse(line: &str) -> Result<ServeArgs, clap::Error> {
-        Serve::try_parse_from(std::iter::once("serve").chain(line.split_whitespace())).map(|serve| serve.args)
-    }
-
-    /// A context of 1000 tokens, 64 bytes a token: 1 KiB a block of 16.
-    const MODEL: ModelFacts = ModelFacts { max_position_embeddings: 1000, kv_bytes_per_token: 64 };
-    const MACHINE: MachineFacts = MachineFacts { available_memory_bytes: Some(1 << 20) };
-
-    fn resolved(line: &str) -> Result<EngineConfig> {
-        resolve(&parse(line).unwrap().engine, &MODEL, &MACHINE)
-    }
-
-    #[test]
-    fn defaults_are_those_of_the_configuration() {
-        let args = parse("").unwrap();
-        assert_eq!(args.listen, "127.0.0.1:50051");
-        assert_eq!(args.drain_timeout, Duration::from_secs(30));
-        assert_eq!((args.model.dtype, args.model.device), (Dtype::Auto, DeviceKind::Cpu));
-        let big = MachineFacts { available_memory_bytes: Some(1 << 40) };
-        let facts = ModelFacts { max_position_embeddings: 4096, kv_bytes_per_token: 64 };
-        // 64 sequences of 4096 tokens is all that can be used, however much memory there is.
-        let expected = EngineConfig { num_blocks: 64 * 4096 / 16, ..EngineConfig::default() };
-        assert_eq!(resolve(&args.engine, &facts, &big).unwrap(), expected);
-    }
-
-    #[test]
-    fn blocks_and_context_follow_from_flags_model_and_memory() {
-        // (flags, blocks, context)
-        let cases = [
-            // A quarter of 1 MiB makes 256 blocks, enough for the context of 1000.
-            ("", 256, 1000),
-            ("--num-gpu-blocks-override 24", 24, 384),
-            ("--num-gpu-blocks-override 24 --max-model-len 384", 24, 384),
-            ("--num-gpu-blocks-override 5000", 5000, 1000),
-            ("--kv-cache-memory-bytes 100K", 100, 1000),
-            ("--kv-cache-memory-bytes 10240", 10, 160),
-            ("--kv-cache-memory-bytes 10k", 9, 144),
-            ("--max-model-len 512", 256, 512),
-            // No more blocks than two sequences of 100 tokens can use.
-            ("--max-model-len 100 --max-num-seqs 2", 14, 100),
-            ("--block-size 1", 4096, 1000),
-            ("--block-size 1024", 4, 1000),
-        ];
-        for (line, num_blocks, max_model_len) in cases {
-            let config = resolved(line).unwrap();
-            assert_eq!((config.num_blocks, config.max_model_len), (num_blocks, max_model_len), "{line}");
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_in_force_is_refused_by_the_name_of_its_flag() {
-        let cases = [
-            ("--max-model-len 1001", "--max-model-len", "context of 1000"),
-            ("--max-model-len 0", "--max-model-len", "from 1 to"),
-            ("--num-gpu-blocks-override 24 --max-model-len 385", "--max-model-len", "--kv-cache-memory-bytes 25600"),
-            ("--kv-cache-memory-bytes 1000", "--kv-cache-memory-bytes", "1024 bytes"),
-            ("--num-gpu-blocks-override 4000000000", "--num-gpu-blocks-override", "at most"),
-        ];
-        for (line, flag, says) in cases {
-            let error = resolved(line).unwrap_err();
-            assert_eq!(error.violations[0].field, flag, "{line}");
-            assert!(error.message.contains(says), "{line}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_machine_that_does_not_say_gets_a_gibibyte() {
-        let facts = ModelFacts { max_position_embeddings: 1 << 20, kv_bytes_per_token: 1 << 16 };
-        let config = resolve(&parse("").unwrap().engine, &facts, &MachineFacts::default()).unwrap();
-        assert_eq!(config.num_blocks * config.block_size * facts.kv_bytes_per_token, 1 << 30);
-        assert_eq!(config.max_model_len, 1 << 14);
-    }
-
-    #[test]
-    fn absurd_models_overflow_nothing() {
-        let facts = ModelFacts { max_position_embeddings: usize::MAX, kv_bytes_per_token: usize::MAX };
-        let error = resolve(&parse("").unwrap().engine, &facts, &MACHINE).unwrap_err();
-        assert_eq!(error.violations[0].field, "--kv-cache-memory-bytes");
-    }
-
-    #[test]
-    fn prefix_caching_follows_the_last_flag() {
-        for (line, enabled) in [
-            ("", true),
-            ("--enable-prefix-caching", true),
-            ("--enable-prefix-caching=false", false),
-            ("--no-enable-prefix-caching", false),
-            ("--enable-prefix-caching --no-enable-prefix-caching", false),
-            ("--no-enable-prefix-caching --enable-prefix-caching", true),
-        ] {
-            assert_eq!(resolved(line).unwrap().enable_prefix_caching, enabled, "{line}");
-        }
-    }
-
-    #[test]
-    fn flags_out_of_range_are_usage_errors() {
-        for line in [
-            "--block-size 0",
-            "--block-size 1025",
-            "--max-num-seqs 0",
-            "--max-num-batched-tokens x",
-            "--kv-cache-memory-bytes 3Q",
-            "--kv-cache-memory-bytes 99999999999T",
-            "--kv-cache-memory-bytes 1G --num-gpu-blocks-override 5",
-            "--drain-timeout 0",
-            "--step-timeout -1",
-            "--step-timeout nan",
-            "--dtype float16",
-            "--device tpu",
-            "--threads 0",
-            "a b",
-            "--no-such-flag",
-        ] {
-            assert!(parse(line).is_err(), "{line}");
-        }
-        assert_eq!(parse("--dtype float").unwrap().model.dtype, Dtype::Float32);
-        assert_eq!(parse("--stall-timeout 0.25").unwrap().engine.stall_timeout, Duration::from_millis(250));
-    }
-
-    #[test]
-    fn units_are_those_of_vllm() {
-        for (text, number) in
-            [("7", 7), ("1k", 1000), ("1K", 1024), ("2m", 2_000_000), ("2G", 2 << 30), ("1t", 1_000_000_000_000)]
-        {
-            assert_eq!(number_with_unit(text).unwrap(), number, "{text}");
-        }
-        for text in ["", "K", "1KB", "-1", "1.5G", "１"] {
-            assert!(number_with_unit(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn every_argument_has_its_variable() {
-        use clap::CommandFactory;
-        let command = with_environment(Serve::command());
-        assert!(command.get_arguments().count() > 20);
-        for arg in command.get_arguments().filter(|arg| arg.get_id() != "no_enable_prefix_caching") {
-            let variable = arg.get_env().unwrap().to_str().unwrap();
-            let name = arg.get_long().unwrap_or("model").replace('-', "_").to_uppercase();
-            assert_eq!(variable, format!("CANDLEWICK_{name}"));
-        }
-    }
 }

@@ -52,6 +52,8 @@ pub struct EngineState {
     pub num_running: u64,
     /// Requests that wait to run, preempted ones included.
     pub num_waiting: u64,
+    /// Tokens that they bring and that have yet to be computed.
+    pub num_waiting_tokens: u64,
     /// Share of the KV blocks that sequences hold, 0 to 1; cached blocks that nobody refers to do not count.
     pub kv_cache_usage: f64,
 }
@@ -113,6 +115,7 @@ pub struct Telemetry {
     registry: Registry,
     num_requests_running: Gauge<u64, AtomicU64>,
     num_requests_waiting: Gauge<u64, AtomicU64>,
+    waiting_tokens: Gauge<u64, AtomicU64>,
     kv_cache_usage_perc: Gauge<f64, AtomicU64>,
     num_preemptions: Counter,
     prefix_cache_queries: Counter,
@@ -129,6 +132,8 @@ pub struct Telemetry {
     inter_token_latency: Histogram,
     e2e_request_latency: Histogram,
     request_queue_time: Histogram,
+    request_prefill_time: Histogram,
+    request_decode_time: Histogram,
 }
 
 impl Telemetry {
@@ -140,6 +145,7 @@ impl Telemetry {
             registry: Registry::with_labels(labels.into_iter()),
             num_requests_running: Gauge::default(),
             num_requests_waiting: Gauge::default(),
+            waiting_tokens: Gauge::default(),
             kv_cache_usage_perc: Gauge::default(),
             num_preemptions: Counter::default(),
             prefix_cache_queries: Counter::default(),
@@ -156,6 +162,8 @@ impl Telemetry {
             inter_token_latency: Histogram::new(INTER_TOKEN_SECONDS),
             e2e_request_latency: Histogram::new(REQUEST_SECONDS),
             request_queue_time: Histogram::new(REQUEST_SECONDS),
+            request_prefill_time: Histogram::new(REQUEST_SECONDS),
+            request_decode_time: Histogram::new(REQUEST_SECONDS),
         };
         telemetry.register();
         // A series that is absent until its first event reads as a gap: let all of them start at zero.
@@ -182,6 +190,9 @@ impl Telemetry {
         r.register("vllm:inter_token_latency_seconds", "Token to token", self.inter_token_latency.clone());
         r.register("vllm:e2e_request_latency_seconds", "Arrival to end", self.e2e_request_latency.clone());
         r.register("vllm:request_queue_time_seconds", "Arrival to first scheduling", self.request_queue_time.clone());
+        r.register("vllm:request_prefill_time_seconds", "Scheduled to token 1", self.request_prefill_time.clone());
+        r.register("vllm:request_decode_time_seconds", "Token 1 to end", self.request_decode_time.clone());
+        r.register("candlewick:waiting_tokens", "Tokens that waiting requests bring", self.waiting_tokens.clone());
         r.register("candlewick:block_copies", "Blocks copied on write", self.block_copies.clone());
         r.register("candlewick:block_evictions", "Cached blocks given to others", self.block_evictions.clone());
         r.register("candlewick:engine_restarts", "Times the engine came back", self.engine_restarts.clone());
@@ -199,6 +210,7 @@ impl Telemetry {
     pub fn set_state(&self, state: EngineState) {
         self.num_requests_running.set(state.num_running);
         self.num_requests_waiting.set(state.num_waiting);
+        self.waiting_tokens.set(state.num_waiting_tokens);
         self.kv_cache_usage_perc.set(state.kv_cache_usage);
     }
 
@@ -208,6 +220,7 @@ impl Telemetry {
         EngineState {
             num_running: self.num_requests_running.get(),
             num_waiting: self.num_requests_waiting.get(),
+            num_waiting_tokens: self.waiting_tokens.get(),
             kv_cache_usage: self.kv_cache_usage_perc.get(),
         }
     }
@@ -239,9 +252,15 @@ impl Telemetry {
         self.request_queue_time.observe(waited.as_secs_f64());
     }
 
-    /// A request got its first token, this long after it arrived.
-    pub fn record_first_token(&self, since_arrival: Duration) {
+    /// A request got its first token, this long after it arrived, and after it first ran.
+    pub fn record_first_token(&self, since_arrival: Duration, since_scheduled: Duration) {
         self.time_to_first_token.observe(since_arrival.as_secs_f64());
+        self.request_prefill_time.observe(since_scheduled.as_secs_f64());
+    }
+
+    /// A request that had tokens ended, this long after the first of them.
+    pub fn record_decode(&self, since_first_token: Duration) {
+        self.request_decode_time.observe(since_first_token.as_secs_f64());
     }
 
     /// A request got another token, this long after the one before.
@@ -350,8 +369,10 @@ mod tests {
         telemetry.record_refused(Code::ResourceExhausted);
         telemetry.record_end(Outcome::Length, Duration::from_millis(30));
         let totals = EngineTotals { preemptions: 3, ..EngineTotals::default() };
-        Reporter::new(telemetry.clone())
-            .report(EngineState { num_running: 2, num_waiting: 1, kv_cache_usage: 0.25 }, totals);
+        Reporter::new(telemetry.clone()).report(
+            EngineState { num_running: 2, num_waiting: 1, num_waiting_tokens: 7, kv_cache_usage: 0.25 },
+            totals,
+        );
         let text = telemetry.encode();
         for line in [
             "vllm:num_requests_running{model_name=\"demo\"} 2",

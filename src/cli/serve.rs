@@ -46,7 +46,12 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Stop> {
         server::serve(
             engine,
             listener,
-            ServeOptions { drain_timeout: args.drain_timeout, ..ServeOptions::default() },
+            ServeOptions {
+                drain_timeout: args.drain_timeout,
+                allowed_origins: args.browsers.allowed_origins,
+                streams: args.streams,
+                ..ServeOptions::default()
+            },
             shutdown,
         )
         .await?;

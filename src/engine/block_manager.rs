@@ -10,8 +10,12 @@
 //! are those looked for: then, by induction, so is everything before it. Prefix caching by chained hashes is vLLM's
 //! idea (`docs/design/prefix_caching.md` there); the serials are what makes it exact.
 
+mod events;
+
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
+pub use self::events::BlockEvent;
+use self::events::Changes;
 use super::{
     executor::BlockCopy,
     faults::{Fault, planted},
@@ -88,6 +92,7 @@ struct Content {
     hash: BlockHash,
     serial: u64,
     parent: Option<u64>,
+    parent_hash: Option<BlockHash>,
     salt: Option<Arc<str>>,
 }
 
@@ -108,6 +113,8 @@ pub struct BlockManager {
     index: HashMap<BlockHash, BlockId>,
     next_serial: u64,
     counters: BlockCounters,
+    /// For those who want to know what can be found.
+    changes: Changes,
 }
 
 impl BlockManager {
@@ -126,6 +133,7 @@ impl BlockManager {
             index: HashMap::with_capacity(cached),
             next_serial: 0,
             counters: BlockCounters::default(),
+            changes: Changes::default(),
         }
     }
 
@@ -189,6 +197,20 @@ impl BlockManager {
         (table.blocks.len() * self.block_size).min(tokens.len().saturating_sub(1))
     }
 
+    /// Of the tokens of a prompt, how many the cache has now: what [`adopt_prefix`](Self::adopt_prefix) would say.
+    pub fn lookup(&mut self, salt: Option<Arc<str>>, tokens: &[TokenId]) -> usize {
+        let mut table = BlockTable::new(salt);
+        if !self.enable_prefix_caching {
+            return 0;
+        }
+        for (i, chunk) in tokens.chunks_exact(self.block_size).enumerate() {
+            let hash = self.hash(&mut table, i, chunk);
+            let Some((_, serial)) = self.find(hash, &table, chunk) else { break };
+            table.serials.push(serial);
+        }
+        (table.serials.len() * self.block_size).min(tokens.len().saturating_sub(1))
+    }
+
     /// Makes the table cover the positions `write` with blocks that can be written: takes free blocks, and replaces
     /// those that others hold too by copies, to be made before the step (pushed on `copies`). Does all or, if there
     /// are too few free blocks, nothing and returns false.
@@ -231,7 +253,7 @@ impl BlockManager {
             let hash = self.hash(table, i, chunk);
             let serial = match self.find(hash, table, chunk) {
                 Some((_, serial)) => serial,
-                None => self.enter(table.blocks[i], hash, table, chunk),
+                None => self.enter(i, hash, table, chunk),
             };
             table.serials.push(serial);
         }
@@ -344,17 +366,21 @@ impl BlockManager {
         None
     }
 
-    /// Registers a block. Whatever had the same hash (another content, or the same after a parent that is no longer
-    /// cached) cannot be found any more.
-    fn enter(&mut self, block: BlockId, hash: BlockHash, table: &BlockTable, chunk: &[TokenId]) -> u64 {
+    /// Registers block `i` of a table. Whatever had the same hash (another content, or the same after a parent that is no
+    /// longer cached) cannot be found any more.
+    fn enter(&mut self, i: usize, hash: BlockHash, table: &BlockTable, chunk: &[TokenId]) -> u64 {
+        let block = table.blocks[i];
         self.forget(block);
-        if let Some(other) = self.index.insert(hash, block) {
-            self.contents[other.index()] = None;
+        if let Some(&other) = self.index.get(&hash) {
+            self.forget(other);
         }
+        self.index.insert(hash, block);
         let serial = self.next_serial;
         self.next_serial += 1;
         let (parent, salt) = (table.serials.last().copied(), table.salt.clone());
-        self.contents[block.index()] = Some(Content { hash, serial, parent, salt });
+        let parent_hash = i.checked_sub(1).map(|before| table.hashes[before]);
+        self.changes.push(salt.as_ref(), || BlockEvent::Stored { hash, parent: parent_hash, tokens: chunk.into() });
+        self.contents[block.index()] = Some(Content { hash, serial, parent, parent_hash, salt });
         self.tokens[block.index() * self.block_size..][..self.block_size].copy_from_slice(chunk);
         serial
     }
@@ -363,6 +389,7 @@ impl BlockManager {
     fn forget(&mut self, block: BlockId) -> bool {
         let Some(content) = self.contents[block.index()].take() else { return false };
         self.index.remove(&content.hash);
+        self.changes.push(content.salt.as_ref(), || BlockEvent::Removed { hash: content.hash });
         true
     }
 

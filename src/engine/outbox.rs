@@ -1,4 +1,5 @@
-//! From the scheduler's events to the readers' channels: one message a step to one task, which fills the channels.
+//! From the scheduler's events to the readers' channels: one message a step to one task, which fills the channels, and
+//! notes in the log what changed in the prefix cache.
 //!
 //! Many small wake-ups slow a memory-bound step more than anything else, so the engine thread wakes a single task.
 
@@ -7,13 +8,21 @@ use std::{collections::HashMap, sync::Arc};
 use tokio::sync::mpsc;
 
 use super::{
+    block_manager::BlockEvent,
     channel::{Delivery, ReaderControl},
-    scheduler::{End, Event},
+    kv_log::KvLog,
+    scheduler::{End, Event, Scheduler},
 };
 use crate::{error::Error, ids::SequenceId, telemetry::Telemetry};
 
-/// What one step brought, reader by reader.
-pub(super) type Batch = Vec<(Arc<ReaderControl>, Delivery)>;
+/// What one step brought.
+#[derive(Default)]
+pub(super) struct Batch {
+    /// Reader by reader.
+    deliveries: Vec<(Arc<ReaderControl>, Delivery)>,
+    /// What changed in the prefix cache.
+    blocks: Vec<BlockEvent>,
+}
 
 struct Addressee {
     reader: Arc<ReaderControl>,
@@ -30,7 +39,7 @@ pub(super) struct Outbox {
 
 impl Outbox {
     pub(super) fn new(fan_out: mpsc::Sender<Batch>) -> Self {
-        Self { readers: HashMap::new(), batch: Batch::new(), fan_out }
+        Self { readers: HashMap::new(), batch: Batch::default(), fan_out }
     }
 
     /// From now on the events of sequence `id` go to `reader`.
@@ -40,7 +49,7 @@ impl Outbox {
 
     /// Ends the stream of a sequence that the scheduler did not take.
     pub(super) fn refuse(&mut self, reader: Arc<ReaderControl>, error: Error) {
-        self.batch.push((reader, Delivery::failed(error)));
+        self.batch.deliveries.push((reader, Delivery::failed(error)));
     }
 
     /// Takes a step's events in. Tokens count as under way from here on.
@@ -50,19 +59,22 @@ impl Outbox {
                 Event::Started { id, cached_tokens } => {
                     let Some(to) = self.readers.get_mut(&id) else { continue };
                     to.cached_tokens = cached_tokens;
+                    to.reader.started(cached_tokens);
                     let waited = Some(to.reader.age());
-                    self.batch.push((to.reader.clone(), Delivery { waited, ..Delivery::default() }));
+                    self.batch.deliveries.push((to.reader.clone(), Delivery { waited, ..Delivery::default() }));
                 }
                 Event::Prompt { id, prompt } => {
                     let Some(to) = self.readers.get(&id) else { continue };
                     to.reader.sent(1);
-                    self.batch.push((to.reader.clone(), Delivery { prompt: Some(prompt), ..Delivery::default() }));
+                    self.batch
+                        .deliveries
+                        .push((to.reader.clone(), Delivery { prompt: Some(prompt), ..Delivery::default() }));
                 }
                 Event::Tokens { id, tokens } => {
                     let Some(to) = self.readers.get(&id) else { continue };
                     to.reader.sent(tokens.len());
                     let delivery = Delivery { cached_tokens: to.cached_tokens, tokens, ..Delivery::default() };
-                    self.batch.push((to.reader.clone(), delivery));
+                    self.batch.deliveries.push((to.reader.clone(), delivery));
                 }
                 Event::Ended { id, end, .. } => {
                     let Some(to) = self.readers.remove(&id) else { continue };
@@ -79,34 +91,39 @@ impl Outbox {
             End::Failed(error) => Err(error),
             End::Cancelled => return,
         };
-        match self.batch.last_mut() {
+        match self.batch.deliveries.last_mut() {
             Some((reader, delivery)) if Arc::ptr_eq(reader, &to.reader) => delivery.end = Some(end),
             _ => {
                 let delivery = Delivery { cached_tokens: to.cached_tokens, end: Some(end), ..Delivery::default() };
-                self.batch.push((to.reader, delivery));
+                self.batch.deliveries.push((to.reader, delivery));
             }
         }
     }
 
-    /// Hands over without waiting; false where the fan-out has no room yet, so that all stays for the next time.
-    pub(super) fn send(&mut self) -> bool {
-        if !self.batch.is_empty() {
+    /// Hands over without waiting, with what has changed in the prefix cache; false where the fan-out has
+    /// no room yet, so that all stays for the next time.
+    pub(super) fn send(&mut self, scheduler: &mut Scheduler) -> bool {
+        if !self.batch.deliveries.is_empty() || scheduler.has_block_events() {
             match self.fan_out.try_reserve() {
-                Ok(permit) => permit.send(std::mem::take(&mut self.batch)),
+                Ok(permit) => {
+                    self.batch.blocks = scheduler.take_block_events();
+                    permit.send(std::mem::take(&mut self.batch));
+                }
                 Err(mpsc::error::TrySendError::Full(())) => return false,
                 // The supervisor has given this life up and ended its streams.
-                Err(mpsc::error::TrySendError::Closed(())) => self.batch.clear(),
+                Err(mpsc::error::TrySendError::Closed(())) => self.batch.deliveries.clear(),
             }
         }
         true
     }
 }
 
-/// Fills the readers' channels from the engine's batches.
-pub(super) async fn fan_out(mut batches: mpsc::Receiver<Batch>, telemetry: Arc<Telemetry>) {
-    while let Some(batch) = batches.recv().await {
-        for (reader, delivery) in batch {
+/// Fills the readers' channels from the engine's batches, and the log.
+pub(super) async fn fan_out(mut batches: mpsc::Receiver<Batch>, telemetry: Arc<Telemetry>, log: Arc<KvLog>) {
+    while let Some(Batch { deliveries, blocks }) = batches.recv().await {
+        for (reader, delivery) in deliveries {
             reader.deliver(delivery, &telemetry);
         }
+        log.append(blocks);
     }
 }

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 pub struct StructuredOutputs {
     /// What the text must match, from its first character to its last.
     pub constraint: Constraint,
-    /// A regular expression for what may stand between two JSON tokens; without it any JSON white space may.
+    /// A regular expression for what may stand between two JSON tokens; without it a blank or a new line and its indentation.
     pub whitespace_pattern: Option<String>,
     /// Nothing stands between two JSON tokens.
     pub disable_any_whitespace: bool,
@@ -33,7 +33,7 @@ pub enum Constraint {
 }
 
 impl From<Constraint> for StructuredOutputs {
-    /// With any JSON white space.
+    /// With the white space that is usual.
     fn from(constraint: Constraint) -> Self {
         Self { constraint, whitespace_pattern: None, disable_any_whitespace: false }
     }

@@ -1,4 +1,5 @@
-//! The plain HTTP pages beside gRPC: `/metrics` for Prometheus, `/health` for load balancers, `/` for people.
+//! The plain HTTP pages beside gRPC: `/metrics` for Prometheus, `/health` for load balancers, and what is where nothing
+//! else is.
 
 use axum::{
     Router,
@@ -15,20 +16,22 @@ use crate::{
 
 /// The pages over one engine.
 pub(super) fn routes(engine: Engine) -> Router {
-    Router::new().route("/", get(root)).route("/health", get(health)).route("/metrics", get(metrics)).with_state(engine)
+    Router::new().route("/health", get(health)).route("/metrics", get(metrics)).with_state(engine)
 }
 
 /// What a path that nobody serves gets: gRPC clients the status that they understand, others 404.
 pub(super) async fn unknown(headers: HeaderMap) -> Response {
-    let grpc = headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-    if grpc {
+    // Of gRPC-Web too: that clients of it read the status from the headers where there is no body.
+    let grpc = headers.get(CONTENT_TYPE).filter(|value| value.as_bytes().starts_with(b"application/grpc"));
+    if let Some(content_type) = grpc {
         let unimplemented = i32::from(tonic::Code::Unimplemented).to_string();
-        return ([("content-type", "application/grpc"), ("grpc-status", unimplemented.as_str())], ()).into_response();
+        return ([(CONTENT_TYPE, content_type.clone())], [("grpc-status", unimplemented)], ()).into_response();
     }
     (StatusCode::NOT_FOUND, "not found\n").into_response()
 }
 
-async fn root(State(engine): State<Engine>) -> String {
+/// What programs are told at `/`.
+pub(super) fn line(engine: &Engine) -> String {
     format!(
         "candlewick {} serves {:?} over gRPC on this port; reflection lists the services. See also /health and /metrics.\n",
         env!("CARGO_PKG_VERSION"),

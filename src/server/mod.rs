@@ -8,12 +8,17 @@ mod anthropic;
 mod backend;
 mod closing;
 mod connection;
+mod cors;
 mod events;
 pub mod grpc;
 mod http;
 mod metrics;
+mod oip;
 mod ollama;
 mod openai;
+#[cfg(feature = "web")]
+mod page;
+mod ring;
 mod vllm_engine;
 
 use std::{sync::Arc, time::Duration};
@@ -27,7 +32,11 @@ use tokio::{
 };
 
 use self::{backend::Backend, closing::Closer};
-use crate::{engine::Engine, error::Result};
+use crate::{
+    config::{AllowedOrigins, StreamArgs},
+    engine::Engine,
+    error::Result,
+};
 
 /// Connections at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 4096;
@@ -39,17 +48,26 @@ const DRAIN_GRACE: Duration = Duration::from_millis(25);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How to serve.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ServeOptions {
     /// How long calls are still taken after health has turned: those that were on their way when shutdown began.
     pub drain_grace: Duration,
     /// How long streams under way may go on once shutdown begins.
     pub drain_timeout: Duration,
+    /// Sites whose pages may call from a browser.
+    pub allowed_origins: AllowedOrigins,
+    /// Bounds of streams that outlive their connection, and of sessions.
+    pub streams: StreamArgs,
 }
 
 impl Default for ServeOptions {
     fn default() -> Self {
-        Self { drain_grace: DRAIN_GRACE, drain_timeout: Duration::from_secs(30) }
+        Self {
+            drain_grace: DRAIN_GRACE,
+            drain_timeout: Duration::from_secs(30),
+            allowed_origins: AllowedOrigins::default(),
+            streams: StreamArgs::default(),
+        }
     }
 }
 
@@ -64,10 +82,10 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let closer = Closer::new();
-    let backend = Backend::new(engine.clone(), closer.watch());
-    let router = grpc::routes(&backend)?.into_axum_router().merge(metrics::routes(engine.clone()));
+    let backend = Backend::new(engine.clone(), closer.watch(), options.streams);
+    let router = grpc::routes(&backend)?.merge(metrics::routes(engine.clone())).merge(root(&engine));
     let router = router.merge(http::routes(&backend));
-    let router = router.fallback(metrics::unknown);
+    let router = cors::open(router.fallback(metrics::unknown), &options.allowed_origins);
     let mut connections = Connections { router, closer, tasks: JoinSet::new(), places: places() };
 
     connections.accept_until(&listener, shutdown).await;
@@ -88,6 +106,16 @@ pub async fn serve(
     drop(listener);
     connections.close(deadline).await;
     Ok(())
+}
+
+/// What is at `/`: the chat page for browsers, a line for programs.
+fn root(engine: &Engine) -> Router {
+    let line = metrics::line(engine);
+    #[cfg(feature = "web")]
+    let router = page::routes(line);
+    #[cfg(not(feature = "web"))]
+    let router = Router::new().route("/", axum::routing::get(|| async { line }));
+    router
 }
 
 fn places() -> Arc<Semaphore> {

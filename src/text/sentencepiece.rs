@@ -138,6 +138,35 @@ impl Sentencepiece {
         self.reserved.get(piece).or_else(|| self.ids.get(piece)).copied()
     }
 
+    /// All pieces by their ids: text, score and kind.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&str, f32, TokenType)> {
+        self.pieces
+            .iter()
+            .zip(&self.scores)
+            .zip(&self.types)
+            .map(|((piece, score), kind)| (piece.as_str(), *score, *kind))
+    }
+
+    /// How it cuts.
+    pub(super) fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The id of what it cannot spell.
+    pub(super) fn unk(&self) -> Option<u32> {
+        self.unk
+    }
+
+    /// Whether it spells what it has no piece for byte by byte.
+    pub(super) fn has_bytes(&self) -> bool {
+        !self.bytes.is_empty()
+    }
+
+    /// What happens to a text first.
+    pub(super) fn normalizer(&self) -> &Normalizer {
+        &self.normalizer
+    }
+
     /// Appends the ids of a stretch of text that holds no added token.
     pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) {
         self.encode_spelled(&self.normalizer.normalize(text, &self.kept), ids);

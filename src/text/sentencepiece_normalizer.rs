@@ -102,6 +102,13 @@ impl Charsmap {
         Ok(Some(Self { units, replacements: replacements.to_vec() }))
     }
 
+    /// The bytes that it was read from.
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let len = (self.units.len() * 4) as u32;
+        let units = self.units.iter().flat_map(|unit| unit.to_le_bytes());
+        len.to_le_bytes().into_iter().chain(units).chain(self.replacements.iter().copied()).collect()
+    }
+
     /// The longest sequence that `text` begins with: what replaces it, and its bytes.
     fn replace(&self, text: &str) -> Option<(&str, usize)> {
         let offset = |unit: u32| ((unit >> 10) << ((unit & (1 << 9)) >> 6)) as usize;

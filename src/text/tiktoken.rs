@@ -15,6 +15,8 @@ use super::{
 pub(super) struct Tiktoken {
     ranks: HashMap<Vec<u8>, u32>,
     patterns: Vec<Pattern>,
+    /// The patterns as they were written.
+    expressions: Vec<String>,
     longest_bytes: usize,
 }
 
@@ -30,6 +32,7 @@ impl Tiktoken {
         Ok(Self {
             longest_bytes: ranks.keys().map(Vec::len).max().unwrap_or(0),
             patterns: patterns.iter().map(|pattern| Pattern::new(pattern)).collect::<Result<_, _>>()?,
+            expressions: patterns.iter().map(|&pattern| pattern.to_owned()).collect(),
             ranks,
         })
     }
@@ -37,6 +40,28 @@ impl Tiktoken {
     /// The id of a token.
     pub(super) fn id(&self, token: &[u8]) -> Option<u32> {
         self.ranks.get(token).copied()
+    }
+
+    /// All tokens with their ranks, in no order.
+    pub(super) fn ranks(&self) -> impl Iterator<Item = (&[u8], u32)> {
+        self.ranks.iter().map(|(token, rank)| (token.as_slice(), *rank))
+    }
+
+    /// The patterns as they were written, in order.
+    pub(super) fn expressions(&self) -> impl Iterator<Item = &str> {
+        self.expressions.iter().map(String::as_str)
+    }
+
+    /// The two tokens that a token is merged from, where merges of lower rank come to two.
+    pub(super) fn halves<'t>(&self, token: &'t [u8], rank: u32) -> Option<(&'t [u8], &'t [u8])> {
+        let mut ends: Vec<usize> = (0..=token.len()).collect();
+        while ends.len() > 3 {
+            let merged = |k: usize| self.ranks.get(&token[ends[k]..ends[k + 2]]).copied().filter(|&r| r < rank);
+            let best = (0..ends.len() - 2).filter_map(|k| Some((merged(k)?, k))).min()?;
+            ends.remove(best.1 + 1);
+        }
+        let &[_, middle, _] = ends.as_slice() else { return None };
+        Some(token.split_at(middle))
     }
 
     /// Appends the ids of a stretch of text that holds no added token.

@@ -60,6 +60,17 @@ pub(super) fn byte_of_char(c: char) -> Option<u8> {
     }
 }
 
+/// The character that the byte-level alphabet spells a byte with.
+pub(super) fn char_of_byte(byte: u8) -> char {
+    let code = match byte {
+        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => u32::from(byte),
+        0..=0x20 => 0x100 + u32::from(byte),
+        0x7f..=0xa0 => 0x121 + u32::from(byte - 0x7f),
+        0xad => 0x143,
+    };
+    char::from_u32(code).unwrap_or_default()
+}
+
 /// The bytes of a byte-level token, or its UTF-8 where a character is outside the alphabet (added tokens).
 pub(super) fn byte_level_bytes(token: &str) -> Vec<u8> {
     token.chars().map(byte_of_char).collect::<Option<_>>().unwrap_or_else(|| token.as_bytes().to_vec())
@@ -90,6 +101,7 @@ mod tests {
             seen[byte as usize] = true;
         }
         assert!(seen.iter().all(|&s| s));
+        assert!((0..=255).all(|byte| byte_of_char(char_of_byte(byte)) == Some(byte)));
         assert_eq!(byte_of_char('Ġ'), Some(b' '));
         assert_eq!(byte_of_char('Ċ'), Some(b'\n'));
         assert_eq!(byte_level_bytes("âĤ¬"), "€".as_bytes());

@@ -21,6 +21,8 @@ pub(super) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s
 pub(super) enum Cutter {
     Split {
         pattern: Pattern,
+        /// The pattern as it was written.
+        expression: String,
         behavior: SplitDelimiterBehavior,
         invert: bool,
     },
@@ -45,7 +47,12 @@ impl Cutter {
                 let expression = part["pattern"]["Regex"].as_str().unwrap_or_default();
                 let behavior = serde_json::from_value(part["behavior"].clone()).map_err(|error| error.to_string())?;
                 let invert = part["invert"].as_bool().unwrap_or(false);
-                Ok(Self::Split { pattern: Pattern::new(expression)?, behavior, invert })
+                Ok(Self::Split {
+                    pattern: Pattern::new(expression)?,
+                    expression: expression.to_owned(),
+                    behavior,
+                    invert,
+                })
             }
             _ => {
                 let library: PreTokenizerWrapper =
@@ -76,7 +83,8 @@ impl Cutter {
     pub(super) fn patterns(patterns: &[&str]) -> Result<Self, String> {
         let split = |expression: &&str| {
             let pattern = Pattern::new(expression)?;
-            Ok(Self::Split { pattern, behavior: SplitDelimiterBehavior::Isolated, invert: false })
+            let (expression, behavior) = ((*expression).to_owned(), SplitDelimiterBehavior::Isolated);
+            Ok(Self::Split { pattern, expression, behavior, invert: false })
         };
         patterns.iter().map(split).collect::<Result<_, String>>().map(Self::Sequence)
     }
@@ -94,7 +102,7 @@ impl Cutter {
 impl PreTokenizer for Cutter {
     fn pre_tokenize(&self, text: &mut PreTokenizedString) -> tokenizers::Result<()> {
         match self {
-            Self::Split { pattern, behavior, invert } => {
+            Self::Split { pattern, behavior, invert, .. } => {
                 text.split(|_, piece| piece.split(Cuts { pattern, invert: *invert }, *behavior))
             }
             Self::PrefixSpace => text.normalize(|piece| {

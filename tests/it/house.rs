@@ -58,12 +58,16 @@ const BASE_MODULES: &[&str] = &["error", "ids", "params", "config", "telemetry"]
 
 /// A library, and the only places that may name it.
 const LIBRARIES: &[(&str, &[&str])] = &[
-    ("tonic", &["server/grpc", "server/vllm_engine", "server/metrics", "proto", "cli/connect"]),
+    ("tonic", &["server/grpc", "server/vllm_engine", "server/oip", "server/metrics", "proto", "cli/connect"]),
     ("axum", &["server"]),
+    ("tonic_web", &["server/grpc"]),
+    ("tower_http", &["server/cors"]),
     ("tokenizers", &["text/tokenizer"]),
     ("regex_automata", &["text/pattern"]),
     ("fancy_regex", &["text/pattern"]),
-    ("base64", &["text/tiktoken_file"]),
+    ("base64", &["text/tiktoken_file", "text/tokenizer_json"]),
+    ("zip", &["server/vllm_engine"]),
+    ("sha2", &["server/vllm_engine", "engine/stream", "text/chat_template", "weights/fingerprint"]),
     ("minijinja", &["text/chat_template"]),
     ("llguidance", &["sampling/grammar"]),
     ("toktrie", &["sampling/grammar"]),

@@ -17,4 +17,5 @@ mod openai;
 mod real_formats;
 mod structured_outputs;
 mod text_vectors;
+mod tokenizer_json;
 mod tokenizers;

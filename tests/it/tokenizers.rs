@@ -23,8 +23,8 @@ fn folder() -> PathBuf {
 }
 
 #[derive(Deserialize)]
-struct Vectors {
-    texts: Vec<String>,
+pub(crate) struct Vectors {
+    pub(crate) texts: Vec<String>,
     expected: BTreeMap<String, Expected>,
 }
 
@@ -34,7 +34,7 @@ struct Expected {
     decoded: Vec<String>,
 }
 
-fn read<T: serde::de::DeserializeOwned>(name: &str) -> T {
+pub(crate) fn read<T: serde::de::DeserializeOwned>(name: &str) -> T {
     serde_json::from_slice(&fs::read(folder().join(name)).unwrap()).unwrap()
 }
 
@@ -46,7 +46,7 @@ fn open(name: &str) -> Tokenizer {
 }
 
 /// Every vocabulary by its name.
-fn all() -> Vec<(String, Arc<Tokenizer>)> {
+pub(crate) fn all() -> Vec<(String, Arc<Tokenizer>)> {
     let names: Vec<String> = read::<Vectors>("vectors.json").expected.into_keys().collect();
     let files = names.into_iter().map(|name| (name.clone(), Arc::new(open(&name))));
     let ggufs = gguf_vocabularies()

@@ -60,6 +60,9 @@ pub enum End {
 pub struct SchedulerStats {
     /// Sequences in line.
     pub waiting: usize,
+    /// Tokens that those in line bring and that nobody has computed for them; what the prefix cache will have of them is
+    /// not known before their turn.
+    pub waiting_tokens: usize,
     /// Sequences in the batch.
     pub running: usize,
     /// Sequences whose reader has no room.
@@ -78,4 +81,6 @@ pub struct SchedulerStats {
     pub evictions: u64,
     /// Blocks copied because they were shared and had to be written, since the start.
     pub block_copies: u64,
+    /// Blocks that conversations keep between two turns; one that two of them share counts twice.
+    pub leased_blocks: usize,
 }

@@ -1,4 +1,4 @@
-//! gRPC: the services of `candlewick.v1`, health and reflection, over one engine.
+//! gRPC and gRPC-Web: the services of `candlewick.v1`, health and reflection, over one engine.
 
 pub(crate) mod chat;
 mod chat_convert;
@@ -7,16 +7,22 @@ pub(crate) mod deadline;
 pub(crate) mod generation;
 pub(crate) mod health;
 pub(crate) mod models;
+mod resumable;
+mod session;
 pub mod status;
 pub(crate) mod stream;
+mod streaming;
 pub(crate) mod structured_outputs;
 pub(crate) mod tokens;
+mod told;
 
+use axum::Router;
 use tonic::service::Routes;
+use tonic_web::GrpcWebLayer;
 
 pub(crate) use self::convert::FieldPaths;
 pub(crate) use super::backend::Backend;
-use super::vllm_engine;
+use super::{oip, vllm_engine};
 use crate::{
     error::{Error, Result},
     proto::{
@@ -25,6 +31,7 @@ use crate::{
             chat_server::ChatServer, generation_server::GenerationServer, models_server::ModelsServer,
             tokens_server::TokensServer,
         },
+        inference::grpc_inference_service_server::GrpcInferenceServiceServer,
         vllm::grpc::engine::vllm_engine_server::VllmEngineServer,
     },
 };
@@ -33,37 +40,43 @@ use crate::{
 const MAX_REQUEST_BYTES: usize = 4 << 20;
 
 /// The services whose health clients may ask for; the empty name is the server as a whole.
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 7] = [
     "",
     "candlewick.v1.Generation",
     "candlewick.v1.Chat",
     "candlewick.v1.Models",
     "candlewick.v1.Tokens",
     "vllm.grpc.engine.VllmEngine",
+    "inference.GRPCInferenceService",
 ];
 
-/// All services.
+/// All services, to clients of gRPC and, binary and text, to browsers.
 ///
 /// # Errors
 /// `Internal` where the descriptors that were built in cannot be read.
-pub(super) fn routes(backend: &Backend) -> Result<Routes> {
+pub(super) fn routes(backend: &Backend) -> Result<Router> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let unreadable = |error| Error::internal(format!("reflection: {error}"));
-    let generation = generation::GenerationService::new(backend.clone());
-    let chat = chat::ChatService::new(backend.clone());
+    let resumables = resumable::Resumables::new(backend.streams);
+    let generation = generation::GenerationService::new(backend.clone(), resumables.clone());
+    let sessions = session::Sessions::new(backend.streams);
+    let chat = chat::ChatService::new(backend.clone(), resumables, sessions);
     let models = models::ModelsService::new(backend.clone());
     let tokens = tokens::TokensService::new(backend.clone());
+    let inference = oip::InferenceService::new(backend.clone());
     let vllm = vllm_engine::VllmEngineService::new(backend.clone());
-    Ok(Routes::new(health::service(backend))
+    let routes = Routes::new(health::service(backend))
         .add_service(GenerationServer::new(generation).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(ChatServer::new(chat).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(ModelsServer::new(models))
         .add_service(TokensServer::new(tokens).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(VllmEngineServer::new(vllm).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(GrpcInferenceServiceServer::new(inference).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(reflection().build_v1().map_err(unreadable)?)
-        .add_service(reflection().build_v1alpha().map_err(unreadable)?))
+        .add_service(reflection().build_v1alpha().map_err(unreadable)?);
+    Ok(routes.into_axum_router().layer(GrpcWebLayer::new()))
 }

@@ -44,7 +44,7 @@ impl Tokens for TokensService {
     }
 
     async fn detokenize(&self, request: Request<DetokenizeRequest>) -> Result<Response<DetokenizeResponse>, Status> {
-        let DetokenizeRequest { model, token_ids, skip_special_tokens } = request.into_inner();
+        let DetokenizeRequest { model, token_ids, skip_special_tokens, return_token_strs } = request.into_inner();
         let tokenizer = self.tokenizer(model.as_deref()).map_err(status)?;
         let vocab_size = self.backend.engine.info().vocab_size;
         if let Some((k, id)) = token_ids.iter().enumerate().find(|&(_, &id)| TokenId(id).index() >= vocab_size) {
@@ -52,7 +52,14 @@ impl Tokens for TokensService {
             return Err(status(Error::invalid(format!("token_ids[{k}]"), why)));
         }
         let ids: Vec<_> = token_ids.into_iter().map(TokenId).collect();
-        let decode = move || Ok(tokenizer.decode(&ids, skip_special_tokens.unwrap_or(false)));
-        Ok(Response::new(DetokenizeResponse { text: self.backend.work(decode).await.map_err(status)? }))
+        let decode = move || {
+            let own = |&id: &TokenId| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
+            let asked = return_token_strs.unwrap_or(false);
+            Ok(DetokenizeResponse {
+                text: tokenizer.decode(&ids, skip_special_tokens.unwrap_or(false)),
+                token_strs: if asked { ids.iter().map(own).collect() } else { Vec::new() },
+            })
+        };
+        Ok(Response::new(self.backend.work(decode).await.map_err(status)?))
     }
 }

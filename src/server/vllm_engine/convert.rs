@@ -1,7 +1,7 @@
 //! Between the messages of `vllm.grpc.engine` and the engine's types.
 
 use crate::{
-    engine::{Delta, Finished, Prompt, Request},
+    engine::{Delta, Finished, Prompt, Request, StreamOptions},
     error::{Error, Result},
     ids::TokenId,
     params::{Constraint, FinishReason, PromptLogprobs, SampledToken, SamplingParams, StructuredOutputs},
@@ -36,6 +36,7 @@ pub(super) fn request(message: wire::GenerateRequest) -> Result<Request> {
         priority: 0,
         cache_salt: None,
         deadline: None,
+        stream: StreamOptions::default(),
     })
 }
 
@@ -100,6 +101,16 @@ fn structured_outputs(set: wire::sampling_params::Constraint) -> Option<Structur
     Some(constraint.into())
 }
 
+/// The first token of a prompt of ids.
+pub(super) fn first_token(message: &wire::GenerateRequest) -> Option<SampledToken> {
+    match &message.input {
+        Some(wire::generate_request::Input::Tokenized(prompt)) => {
+            prompt.input_ids.first().map(|&id| SampledToken { id: TokenId(id), logprobs: None })
+        }
+        _ => None,
+    }
+}
+
 /// New tokens. The count is of these tokens alone: routers add up.
 pub(super) fn chunk(delta: Delta, prompt: Option<PromptLogprobs>) -> wire::GenerateResponse {
     let Delta { index, tokens, usage, .. } = delta;
@@ -159,14 +170,15 @@ fn output_logprobs(tokens: Vec<SampledToken>) -> Option<wire::OutputLogProbs> {
     (!all.token_ids.is_empty()).then_some(all)
 }
 
-/// The prompt's first token, which nothing predicts, is left out here: its id is the client's own.
+/// The prompt's first token, which nothing predicts, has no value.
 fn input_logprobs(prompt: PromptLogprobs) -> wire::InputLogProbs {
     let mut all = wire::InputLogProbs::default();
     for token in prompt.tokens {
-        let Some(logprobs) = token.logprobs else { continue };
         all.token_ids.push(token.id.0);
-        all.token_logprobs.push(wire::InputTokenLogProb { value: Some(logprobs.chosen) });
-        let (token_ids, values) = logprobs.top.into_iter().map(|(id, logprob)| (id.0, logprob)).unzip();
+        let value = token.logprobs.as_ref().map(|logprobs| logprobs.chosen);
+        all.token_logprobs.push(wire::InputTokenLogProb { value });
+        let top = token.logprobs.into_iter().flat_map(|logprobs| logprobs.top);
+        let (token_ids, values) = top.map(|(id, logprob)| (id.0, logprob)).unzip();
         all.top_logprobs.push(wire::TopLogProbs { values, token_ids });
     }
     all

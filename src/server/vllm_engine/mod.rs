@@ -1,16 +1,20 @@
 //! `vllm.grpc.engine.VllmEngine`, as the routers in front of vLLM speak it: token ids in, token ids out.
 //!
-//! Offered: Generate, Abort, HealthCheck, GetModelInfo, GetServerInfo. The rest is `UNIMPLEMENTED`, which routers accept.
+//! Not offered, and `UNIMPLEMENTED`: Embed, FlushCache and the profiler, which routers can do without.
 
 mod aborts;
 mod convert;
+mod kv_events;
+mod loads;
+mod tokenizer;
 
-use std::{collections::HashMap, path::Path, time::Instant};
+use std::{collections::HashMap, path::Path, sync::Arc, time::Instant};
 
 use futures::{StreamExt, stream};
+use tokio::sync::OnceCell;
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
-use self::aborts::Aborts;
+use self::{aborts::Aborts, loads::Throughput, tokenizer::Archive};
 use super::{
     events::{Events, Whole, WholeOutput},
     grpc::{Backend, FieldPaths, deadline::deadline, status::status, stream as responses},
@@ -52,13 +56,18 @@ pub(super) struct VllmEngineService {
     began: Instant,
     /// Where routers on the same machine find the tokenizer's files.
     tokenizer_path: String,
+    /// What routers fetch, once the first has asked.
+    archive: Arc<OnceCell<Archive>>,
+    throughput: Throughput,
 }
 
 impl VllmEngineService {
     pub(super) fn new(backend: Backend) -> Self {
         let path = &backend.engine.info().path;
         let tokenizer_path = if Path::new(path).is_dir() { path.clone() } else { String::new() };
-        Self { backend, aborts: Aborts::default(), began: Instant::now(), tokenizer_path }
+        let began = Instant::now();
+        let throughput = Throughput::since(began);
+        Self { backend, aborts: Aborts::default(), began, tokenizer_path, archive: Arc::default(), throughput }
     }
 
     async fn open(&self, request: Request<GenerateRequest>) -> Result<Events> {
@@ -87,11 +96,16 @@ impl VllmEngine for VllmEngineService {
 
     async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
         let streams = request.get_ref().stream;
+        // Nothing predicts it, so the engine says nothing of it; readers count on its place in the list.
+        let mut first_of_prompt = convert::first_token(request.get_ref());
         let events = self.open(request).await.map_err(status)?;
         if !streams {
             // One complete message a sequence; the first has the prompt's log-probabilities.
-            let whole = stream::once(events.whole()).flat_map(|whole| {
+            let whole = stream::once(events.whole()).flat_map(move |whole| {
                 let all = whole.map_err(status).map(|Whole { mut prompt, first, others, .. }| {
+                    if let Some(prompt) = &mut prompt {
+                        prompt.tokens.splice(0..0, first_of_prompt.take());
+                    }
                     let complete = |WholeOutput { tokens, finished, .. }| {
                         let ids = tokens.iter().map(|token: &SampledToken| token.id.0).collect();
                         Ok(convert::complete(ids, tokens, finished, prompt.take()))
@@ -109,7 +123,10 @@ impl VllmEngine for VllmEngineService {
             Event::Prompt(more) => {
                 match &mut prompt {
                     Some(prompt) => prompt.tokens.extend(more.tokens),
-                    None => prompt = Some(more),
+                    None => {
+                        let tokens = first_of_prompt.take().into_iter().chain(more.tokens).collect();
+                        prompt = Some(PromptLogprobs { tokens, ..more });
+                    }
                 }
                 None
             }
@@ -184,7 +201,7 @@ impl VllmEngine for VllmEngineService {
     }
 
     async fn embed(&self, _: Request<EmbedRequest>) -> Result<Response<EmbedResponse>, Status> {
-        Err(not_offered("Embed"))
+        Err(not_offered("Embed (the models here generate text)"))
     }
 
     async fn flush_cache(&self, _: Request<FlushCacheRequest>) -> Result<Response<FlushCacheResponse>, Status> {
@@ -200,7 +217,7 @@ impl VllmEngine for VllmEngineService {
     }
 
     async fn get_loads(&self, _: Request<GetLoadsRequest>) -> Result<Response<GetLoadsResponse>, Status> {
-        Err(not_offered("GetLoads"))
+        Ok(Response::new(loads::loads(&self.backend.engine, &self.throughput)))
     }
 
     type GetTokenizerStream = BoxStream<GetTokenizerChunk>;
@@ -209,15 +226,22 @@ impl VllmEngine for VllmEngineService {
         &self,
         _: Request<GetTokenizerRequest>,
     ) -> Result<Response<Self::GetTokenizerStream>, Status> {
-        Err(not_offered("GetTokenizer"))
+        let (archive, engine) = (self.archive.clone(), self.backend.engine.clone());
+        let packed = archive.get_or_try_init(|| self.backend.work(move || Archive::of(&engine)));
+        packed.await.map_err(status)?;
+        let chunks = (0..).map_while(move |n| archive.get()?.chunk(n)).map(Ok);
+        Ok(Response::new(Box::pin(stream::iter(chunks))))
     }
 
     type SubscribeKvEventsStream = BoxStream<KvEventBatch>;
 
     async fn subscribe_kv_events(
         &self,
-        _: Request<SubscribeKvEventsRequest>,
+        request: Request<SubscribeKvEventsRequest>,
     ) -> Result<Response<Self::SubscribeKvEventsStream>, Status> {
-        Err(not_offered("SubscribeKvEvents"))
+        let after = Some(request.get_ref().start_sequence_number).filter(|&after| after > 0);
+        let subscription = self.backend.engine.subscribe_kv_events(after).map_err(status)?;
+        let messages = kv_events::messages(subscription).take_until(self.backend.closing.clone().leaving());
+        Ok(Response::new(Box::pin(messages.map(Ok))))
     }
 }

@@ -62,7 +62,11 @@ async fn a_stream_that_outlasts_the_drain_timeout_is_cut_off_with_unavailable() 
         mishap: Some((3, candlewick::engine::fake::Mishap::Hang(held.clone()))),
         ..FakeOptions::default()
     };
-    let options = ServeOptions { drain_grace: Duration::ZERO, drain_timeout: Duration::from_millis(50) };
+    let options = ServeOptions {
+        drain_grace: Duration::ZERO,
+        drain_timeout: Duration::from_millis(50),
+        ..ServeOptions::default()
+    };
     let server = Server::with(info(), ModelText::default(), config(), fakes(&config(), hangs), options).await;
     let stream = server.generation().await.generate_stream(request(&ids(1, 9), 50)).await.unwrap().into_inner();
     let served = server.shut_down();

@@ -1,7 +1,7 @@
 //! The wire of vLLM's engine, as routers use it.
 
 use candlewick::proto::vllm::grpc::engine::{
-    AbortRequest, GenerateRequest, GenerateResponse, GetLoadsRequest, GetModelInfoRequest, GetServerInfoRequest,
+    AbortRequest, EmbedRequest, GenerateRequest, GenerateResponse, GetModelInfoRequest, GetServerInfoRequest,
     HealthCheckRequest, SamplingParams, TokenizedInput, generate_complete::MatchedStop, generate_request::Input,
     generate_response::Response, vllm_engine_client::VllmEngineClient,
 };
@@ -138,8 +138,8 @@ async fn routers_learn_what_they_need_to_register_a_worker() {
     let info = client.get_server_info(GetServerInfoRequest {}).await.unwrap().into_inner();
     assert_eq!((info.server_type.as_str(), info.data_parallel_size, info.block_size), ("vllm-grpc", 1, 16));
     assert_eq!(info.max_num_seqs, 8);
-    let loads = client.get_loads(GetLoadsRequest::default()).await;
-    assert_eq!(loads.unwrap_err().code(), Code::Unimplemented);
+    let embedded = client.embed(EmbedRequest::default()).await;
+    assert_eq!(embedded.unwrap_err().code(), Code::Unimplemented);
     server.engine.begin_drain();
     assert!(!client.health_check(HealthCheckRequest {}).await.unwrap().into_inner().healthy);
 }

@@ -59,25 +59,29 @@ impl Answer {
     }
 
     /// The next chunk of a body that comes in chunks; none at its end.
-    pub(crate) async fn chunk(&mut self) -> Option<String> {
+    pub(crate) async fn chunk_bytes(&mut self) -> Option<Vec<u8>> {
         let mut size = String::new();
         soon("the size of a chunk", self.stream.read_line(&mut size)).await.unwrap();
         let size = usize::from_str_radix(size.trim(), 16).ok()?;
         let mut chunk = vec![0; size + 2];
         soon("a chunk", self.stream.read_exact(&mut chunk)).await.unwrap();
         chunk.truncate(size);
-        (size > 0).then(|| String::from_utf8(chunk).unwrap())
+        (size > 0).then_some(chunk)
     }
 
-    pub(crate) async fn text(mut self) -> String {
+    pub(crate) async fn text(self) -> String {
+        String::from_utf8(self.bytes().await).unwrap()
+    }
+
+    pub(crate) async fn bytes(mut self) -> Vec<u8> {
         if let Some(length) = self.header("content-length") {
             let mut body = vec![0; length.parse().unwrap()];
             soon("the body", self.stream.read_exact(&mut body)).await.unwrap();
-            return String::from_utf8(body).unwrap();
+            return body;
         }
-        let mut body = String::new();
-        while let Some(chunk) = self.chunk().await {
-            body.push_str(&chunk);
+        let mut body = Vec::new();
+        while let Some(chunk) = self.chunk_bytes().await {
+            body.extend(chunk);
         }
         body
     }

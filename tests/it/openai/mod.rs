@@ -3,7 +3,7 @@
 mod anthropic;
 mod chat;
 mod completions;
-mod http;
+pub(crate) mod http;
 mod malformed;
 mod ollama;
 mod responses;

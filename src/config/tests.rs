@@ -1,0 +1,158 @@
+//! What flags are taken, and what comes into force by them.
+
+use std::time::Duration;
+
+use clap::Parser;
+
+use super::{values::number_with_unit, *};
+use crate::error::Result;
+
+#[derive(Parser)]
+struct Serve {
+    #[command(flatten)]
+    args: ServeArgs,
+}
+
+fn parse(line: &str) -> Result<ServeArgs, clap::Error> {
+    Serve::try_parse_from(std::iter::once("serve").chain(line.split_whitespace())).map(|serve| serve.args)
+}
+
+/// A context of 1000 tokens, 64 bytes a token: 1 KiB a block of 16.
+const MODEL: ModelFacts = ModelFacts { max_position_embeddings: 1000, kv_bytes_per_token: 64 };
+const MACHINE: MachineFacts = MachineFacts { available_memory_bytes: Some(1 << 20) };
+
+fn resolved(line: &str) -> Result<EngineConfig> {
+    resolve(&parse(line).unwrap().engine, &MODEL, &MACHINE)
+}
+
+#[test]
+fn defaults_are_those_of_the_configuration() {
+    let args = parse("").unwrap();
+    assert_eq!(args.listen, "127.0.0.1:50051");
+    assert_eq!(args.drain_timeout, Duration::from_secs(30));
+    assert_eq!(args.streams, StreamArgs::default());
+    assert_eq!((args.model.dtype, args.model.device), (Dtype::Auto, DeviceKind::Cpu));
+    let big = MachineFacts { available_memory_bytes: Some(1 << 40) };
+    let facts = ModelFacts { max_position_embeddings: 4096, kv_bytes_per_token: 64 };
+    // 64 sequences of 4096 tokens is all that can be used, however much memory there is.
+    let expected = EngineConfig { num_blocks: 64 * 4096 / 16, ..EngineConfig::default() };
+    assert_eq!(resolve(&args.engine, &facts, &big).unwrap(), expected);
+}
+
+#[test]
+fn blocks_and_context_follow_from_flags_model_and_memory() {
+    // (flags, blocks, context)
+    let cases = [
+        // A quarter of 1 MiB makes 256 blocks, enough for the context of 1000.
+        ("", 256, 1000),
+        ("--num-gpu-blocks-override 24", 24, 384),
+        ("--num-gpu-blocks-override 24 --max-model-len 384", 24, 384),
+        ("--num-gpu-blocks-override 5000", 5000, 1000),
+        ("--kv-cache-memory-bytes 100K", 100, 1000),
+        ("--kv-cache-memory-bytes 10240", 10, 160),
+        ("--kv-cache-memory-bytes 10k", 9, 144),
+        ("--max-model-len 512", 256, 512),
+        // No more blocks than two sequences of 100 tokens can use.
+        ("--max-model-len 100 --max-num-seqs 2", 14, 100),
+        ("--block-size 1", 4096, 1000),
+        ("--block-size 1024", 4, 1000),
+    ];
+    for (line, num_blocks, max_model_len) in cases {
+        let config = resolved(line).unwrap();
+        assert_eq!((config.num_blocks, config.max_model_len), (num_blocks, max_model_len), "{line}");
+    }
+}
+
+#[test]
+fn what_cannot_be_in_force_is_refused_by_the_name_of_its_flag() {
+    let cases = [
+        ("--max-model-len 1001", "--max-model-len", "context of 1000"),
+        ("--max-model-len 0", "--max-model-len", "from 1 to"),
+        ("--num-gpu-blocks-override 24 --max-model-len 385", "--max-model-len", "--kv-cache-memory-bytes 25600"),
+        ("--kv-cache-memory-bytes 1000", "--kv-cache-memory-bytes", "1024 bytes"),
+        ("--num-gpu-blocks-override 4000000000", "--num-gpu-blocks-override", "at most"),
+    ];
+    for (line, flag, says) in cases {
+        let error = resolved(line).unwrap_err();
+        assert_eq!(error.violations[0].field, flag, "{line}");
+        assert!(error.message.contains(says), "{line}: {error}");
+    }
+}
+
+#[test]
+fn a_machine_that_does_not_say_gets_a_gibibyte() {
+    let facts = ModelFacts { max_position_embeddings: 1 << 20, kv_bytes_per_token: 1 << 16 };
+    let config = resolve(&parse("").unwrap().engine, &facts, &MachineFacts::default()).unwrap();
+    assert_eq!(config.num_blocks * config.block_size * facts.kv_bytes_per_token, 1 << 30);
+    assert_eq!(config.max_model_len, 1 << 14);
+}
+
+#[test]
+fn absurd_models_overflow_nothing() {
+    let facts = ModelFacts { max_position_embeddings: usize::MAX, kv_bytes_per_token: usize::MAX };
+    let error = resolve(&parse("").unwrap().engine, &facts, &MACHINE).unwrap_err();
+    assert_eq!(error.violations[0].field, "--kv-cache-memory-bytes");
+}
+
+#[test]
+fn prefix_caching_follows_the_last_flag() {
+    for (line, enabled) in [
+        ("", true),
+        ("--enable-prefix-caching", true),
+        ("--enable-prefix-caching=false", false),
+        ("--no-enable-prefix-caching", false),
+        ("--enable-prefix-caching --no-enable-prefix-caching", false),
+        ("--no-enable-prefix-caching --enable-prefix-caching", true),
+    ] {
+        assert_eq!(resolved(line).unwrap().enable_prefix_caching, enabled, "{line}");
+    }
+}
+
+#[test]
+fn flags_out_of_range_are_usage_errors() {
+    for line in [
+        "--block-size 0",
+        "--block-size 1025",
+        "--max-num-seqs 0",
+        "--max-num-batched-tokens x",
+        "--kv-cache-memory-bytes 3Q",
+        "--kv-cache-memory-bytes 99999999999T",
+        "--kv-cache-memory-bytes 1G --num-gpu-blocks-override 5",
+        "--drain-timeout 0",
+        "--step-timeout -1",
+        "--step-timeout nan",
+        "--dtype float16",
+        "--device tpu",
+        "--threads 0",
+        "a b",
+        "--no-such-flag",
+    ] {
+        assert!(parse(line).is_err(), "{line}");
+    }
+    assert_eq!(parse("--dtype float").unwrap().model.dtype, Dtype::Float32);
+    assert_eq!(parse("--stall-timeout 0.25").unwrap().engine.stall_timeout, Duration::from_millis(250));
+}
+
+#[test]
+fn units_are_those_of_vllm() {
+    for (text, number) in
+        [("7", 7), ("1k", 1000), ("1K", 1024), ("2m", 2_000_000), ("2G", 2 << 30), ("1t", 1_000_000_000_000)]
+    {
+        assert_eq!(number_with_unit(text).unwrap(), number, "{text}");
+    }
+    for text in ["", "K", "1KB", "-1", "1.5G", "１"] {
+        assert!(number_with_unit(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn every_argument_has_its_variable() {
+    use clap::CommandFactory;
+    let command = with_environment(Serve::command());
+    assert!(command.get_arguments().count() > 20);
+    for arg in command.get_arguments().filter(|arg| arg.get_id() != "no_enable_prefix_caching") {
+        let variable = arg.get_env().unwrap().to_str().unwrap();
+        let name = arg.get_long().unwrap_or("model").replace('-', "_").to_uppercase();
+        assert_eq!(variable, format!("CANDLEWICK_{name}"));
+    }
+}

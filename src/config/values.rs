@@ -1,0 +1,38 @@
+//! How the values of flags are read.
+
+use std::time::Duration;
+
+use clap::builder::RangedU64ValueParser;
+
+/// A count within bounds.
+pub(super) fn count(least: u64, most: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(least..=most)
+}
+
+/// A number with an optional unit, as vLLM reads them: `k m g t` are powers of 1000, `K M G T` of 1024.
+pub(super) fn number_with_unit(text: &str) -> Result<usize, String> {
+    let (digits, unit) = match text.char_indices().next_back() {
+        Some((at, unit)) if unit.is_ascii_alphabetic() => (&text[..at], Some(unit)),
+        _ => (text, None),
+    };
+    let (base, exponent) = match unit {
+        None => (1, 0),
+        Some(unit) => {
+            let exponent =
+                "kmgt".find(unit.to_ascii_lowercase()).ok_or("the unit must be one of k, m, g, t, K, M, G, T")?;
+            (if unit.is_ascii_lowercase() { 1000usize } else { 1024 }, exponent as u32 + 1)
+        }
+    };
+    let number: usize =
+        digits.parse().map_err(|_| "must be a whole number, with or without a unit (16384, 16K, 2G)")?;
+    base.checked_pow(exponent).and_then(|unit| number.checked_mul(unit)).ok_or_else(|| String::from("is too large"))
+}
+
+/// A duration in seconds, above zero, with or without a fraction.
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "must be a number of seconds")?;
+    if !(0.001..=1e9).contains(&seconds) {
+        return Err("must be between 0.001 and 1000000000 seconds".into());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
