@@ -17,7 +17,6 @@ pub(super) fn get(packed: &Nibbles, lane: usize, k: usize) -> u8 {
 
 /// All of them, in bytes.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
 pub(super) fn load<S: Simd>(simd: S, packed: &Nibbles) -> [S::I; QUADS] {
     const LOW: i32 = 0x0f0f_0f0f;
     let mut quads = [simd.splat_i32(0); QUADS];
