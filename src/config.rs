@@ -178,7 +178,10 @@ pub enum InstructionSet {
     /// AVX-512 F, BW, DQ and VL.
     #[value(name = "avx512")]
     Avx512,
-    /// Those, and AMX tiles of bfloat16.
+    /// Those, and products of bytes.
+    #[value(name = "avx512-vnni")]
+    Avx512Vnni,
+    /// Those, and AMX tiles.
     #[value(name = "amx")]
     Amx,
 }

@@ -1,4 +1,4 @@
-//! `inference.GRPCInferenceService`: the Open Inference Protocol, with Triton's stream, so that its clients work unchanged.
+//! `inference.GRPCInferenceService`: the Open Inference Protocol with Triton's stream, so that clients work unchanged.
 //!
 //! The tensors are those of Triton's vLLM backend: a text and JSON parameters in, text out, a delta a response where
 //! `stream` is set. Requests of one stream run beside each other; what is wrong with one is said on the stream, which
@@ -200,7 +200,8 @@ impl Conversation {
         loop {
             let (has_room, listens) = (self.under_way.len() < REQUESTS_AT_ONCE, self.requests.is_some());
             let requests = self.requests.as_mut().filter(|_| has_room);
-            if requests.is_none() && self.under_way.is_empty() {
+            let answers = !self.under_way.is_empty();
+            if requests.is_none() && !answers {
                 return None;
             }
             let asked = async {
@@ -210,7 +211,11 @@ impl Conversation {
                 }
             };
             tokio::select! {
-                Some(answer) = self.under_way.next() => return Some(answer),
+                answer = self.under_way.next(), if answers => match answer {
+                    Some(answer) => return Some(answer),
+                    // The last one under way has ended.
+                    None => {}
+                },
                 () = &mut self.leaving, if listens => self.requests = None,
                 asked = asked => match asked {
                     Ok(Some(message)) => self.under_way.push(self.service.answers(message, self.deadline)),

@@ -201,7 +201,7 @@ impl VllmEngine for VllmEngineService {
     }
 
     async fn embed(&self, _: Request<EmbedRequest>) -> Result<Response<EmbedResponse>, Status> {
-        Err(not_offered("Embed"))
+        Err(not_offered("Embed (the models here generate text)"))
     }
 
     async fn flush_cache(&self, _: Request<FlushCacheRequest>) -> Result<Response<FlushCacheResponse>, Status> {

@@ -1,7 +1,8 @@
 //! The model's tokenizer as a router fetches it: a zip of the files that Hugging Face keeps beside a model.
 //!
-//! A router renders templates and tokenizes by itself, so what goes out is what this server works with: the files of the
-//! model's directory where it has them, else files written from the vocabulary in use; always the chat template in use.
+//! A router renders templates and tokenizes by itself, so what goes out is what this server works with: the files of
+//! the model's directory where it has them, else files written from the vocabulary in use; always the chat template in
+//! use.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! The metrics that routers and dashboards read, by name and label: those of the Gateway API inference extension's model
-//! server protocol, and vLLM's that dashboards are drawn from.
+//! The metrics that routers and dashboards read, by name and label: those of the Gateway API inference extension's
+//! model server protocol, and vLLM's that dashboards are drawn from.
 
 use super::{Server, ids, read, request};
 
