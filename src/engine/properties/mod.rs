@@ -4,6 +4,7 @@
 //!
 //! The same suite must fail with any of the planted [faults](super::faults) in force.
 
+mod leases;
 mod scenarios;
 mod world;
 

@@ -23,32 +23,32 @@ pub(super) type Scenario = fn() -> Result<(), String>;
 pub(super) const ALL: &[Scenario] =
     &[cached_prefixes_are_found, a_wholly_cached_prompt_costs_one_token, tenants_do_not_share];
 
-fn config() -> EngineConfig {
+pub(super) fn config() -> EngineConfig {
     EngineConfig { block_size: 4, num_blocks: 32, max_model_len: 64, ..EngineConfig::default() }
 }
 
 /// An engine of one scheduler and one fake, run until nothing is left.
-struct Engine {
-    scheduler: Scheduler,
+pub(super) struct Engine {
+    pub(super) scheduler: Scheduler,
     executor: FakeExecutor,
     plan: StepPlan,
     next_id: u64,
 }
 
 impl Engine {
-    fn new(config: &EngineConfig) -> Self {
+    pub(super) fn new(config: &EngineConfig) -> Self {
         let executor = FakeExecutor::new(config, FakeOptions::default());
         Self { scheduler: Scheduler::new(config, 1), executor, plan: StepPlan::default(), next_id: 0 }
     }
 
-    fn sequence(&mut self, prompt: &[TokenId], max_tokens: u32) -> Sequence {
+    pub(super) fn sequence(&mut self, prompt: &[TokenId], max_tokens: u32) -> Sequence {
         self.next_id += 1;
         let params = SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::default() };
         Sequence::new(SequenceId(self.next_id), prompt.into(), Arc::new(params), Arc::new(Outbox::new(64)))
     }
 
     /// One step; its events and the number of tokens it computed.
-    fn step(&mut self, events: &mut Vec<Event>) -> Result<usize, String> {
+    pub(super) fn step(&mut self, events: &mut Vec<Event>) -> Result<usize, String> {
         if self.scheduler.schedule(Instant::now(), &mut self.plan, events) {
             self.executor.submit(&self.plan).map_err(|error| error.message)?;
             let output = self.executor.collect().map_err(|error| error.message)?;
@@ -62,6 +62,12 @@ impl Engine {
     fn run(&mut self, prompt: &[TokenId], salt: Option<&str>) -> Result<(u32, Vec<TokenId>), String> {
         let mut sequence = self.sequence(prompt, 2);
         sequence.salt = salt.map(Arc::from);
+        self.run_to_end(sequence)
+    }
+
+    /// The same of a sequence of two tokens.
+    pub(super) fn run_to_end(&mut self, sequence: Sequence) -> Result<(u32, Vec<TokenId>), String> {
+        let prompt = sequence.prompt.clone();
         self.scheduler.add(sequence).map_err(|error| error.message)?;
         let mut events = Vec::new();
         while self.scheduler.has_work() {
@@ -76,7 +82,7 @@ impl Engine {
                 Event::Prompt { .. } | Event::Ended { .. } => {}
             }
         }
-        if got != FakeExecutor::expected(FakeOptions::default().vocab_size, prompt, 2) {
+        if got != FakeExecutor::expected(FakeOptions::default().vocab_size, &prompt, 2) {
             return Err(format!("wrong tokens {got:?}"));
         }
         Ok((cached.ok_or("never started")?, got))

@@ -124,7 +124,8 @@ impl Scheduler {
         if let Some(mut older) = self.leases.held.remove(&id) {
             self.blocks.release(&mut older.table);
         }
-        while self.leases.num_blocks() + num_blocks > self.leases.max_blocks && self.evict_lease(false) {}
+        let fits = num_blocks <= self.leases.max_blocks;
+        while fits && self.leases.num_blocks() + num_blocks > self.leases.max_blocks && self.evict_lease(false) {}
         if self.leases.num_blocks() + num_blocks > self.leases.max_blocks {
             self.blocks.release(&mut table);
             holder.lost();
