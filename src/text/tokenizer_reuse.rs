@@ -8,6 +8,7 @@ use crate::{error::Result, ids::TokenId};
 
 use super::{
     added_tokens::Fragment,
+    leading_space::LeadingSpace,
     tokenizer::{Encoder, Tokenizer},
 };
 
@@ -53,7 +54,7 @@ impl Tokenizer {
         };
         let first = added.and_then(|added| added.split(rest).into_iter().next());
         let begins_anew = matches!(first, Some(Fragment::Token(id)) if self.is_special(TokenId(id)));
-        if begins_anew || !self.strips_leading_space() {
+        if begins_anew || self.leading_space() == LeadingSpace::KEPT {
             return self.encode(rest, false).map(Some);
         }
         Ok(None)
