@@ -9,7 +9,7 @@ import {
   Role,
   ToolSchema,
 } from "../gen/candlewick/v1/chat_pb.js";
-import { type Delta, type Finished, FinishReason, type SamplingParams } from "../gen/candlewick/v1/common_pb.js";
+import { type Delta, type Finished, FinishReason, type Progress, type SamplingParams } from "../gen/candlewick/v1/common_pb.js";
 import { settings } from "../settings.js";
 import { look, reach } from "../status.js";
 import { type Conversation, type Turn, upTo } from "./conversation.js";
@@ -28,6 +28,8 @@ interface Run {
   abort: AbortController;
   /** It broke off with something said, and no token has come since. */
   broken?: boolean;
+  /** How far the server says it has come, before the first token. */
+  progress?: string;
   /** It waits to ask again: why, until when, and what ends the wait. */
   waiting?: { why: string; kind: Failure["kind"]; until: number; now: () => void };
 }
@@ -59,6 +61,7 @@ export async function answer(conversation: Conversation, turn: Turn): Promise<vo
   for (let attempt = 0; ; attempt++) {
     const before = length(turn);
     const failed = await ask(conversation, run);
+    delete run.progress;
     if (!failed) break;
     if (length(turn) > before) attempt = 0;
     const again = (failed.kind === "lost" || failed.kind === "busy") && attempt < ATTEMPTS;
@@ -123,7 +126,11 @@ async function ask(conversation: Conversation, run: Run): Promise<Failure | unde
           effective.value = event.value.effective;
           clock.prompt(event.value.promptTokens);
           break;
+        case "progress":
+          run.progress = told(event.value);
+          break;
         case "delta":
+          delete run.progress;
           clock.tokens(event.value.tokenIds.length);
           if (run.broken) turn.resumed = (turn.resumed ?? 0) + 1;
           run.broken = false;
@@ -140,6 +147,20 @@ async function ask(conversation: Conversation, run: Run): Promise<Failure | unde
     return ended || abort.signal.aborted ? (ended ? undefined : { kind: "stopped", message: "" }) : lost();
   } catch (error) {
     return failure(error, abort.signal);
+  }
+}
+
+/** The server's heartbeat in words. */
+function told({ stage }: Progress): string {
+  switch (stage.case) {
+    case "queued": {
+      const { position } = stage.value;
+      return position === 0 ? "Next in the queue" : `In the queue, ${position} before this one`;
+    }
+    case "prefill":
+      return `Reading the conversation, ${stage.value.doneTokens} of ${stage.value.totalTokens} tokens`;
+    default:
+      return "";
   }
 }
 

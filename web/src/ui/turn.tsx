@@ -172,7 +172,7 @@ function Answer({ conversation, turn, last }: Props) {
       {turn.calls?.map((call, k) => (
         <Call key={call.id || k} call={call} conversation={conversation} turn={turn} open={last && !run} />
       ))}
-      {streaming && empty && <div class="thinking" role="status"><Flame /> <span class="unseen">The model is working</span></div>}
+      {streaming && empty && <div class="thinking" role="status"><Flame /> <span class={run.progress ? "note" : "unseen"}>{run.progress || "The model is working"}</span></div>}
       {mine && run.waiting && <Waiting conversation={conversation} />}
       {turn.error && <Problem conversation={conversation} turn={turn} last={last} />}
       {!mine && empty && !turn.error && turn.state === "stopped" && <p class="note">Stopped before the first word.</p>}
