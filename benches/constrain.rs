@@ -110,7 +110,7 @@ fn parts(grammar: &Grammar, vocab_size: usize) -> Outcome<()> {
         for index in 0..60 {
             matcher.take_forced(usize::MAX).for_each(drop);
             let start = Instant::now();
-            let Next::Mask(mask) = matcher.next()? else { break };
+            let Next::Mask(mask) = matcher.what_next()? else { break };
             masks.push(ms(start) * 1e3);
             let mut logits: Vec<f32> = (0..vocab_size).map(|_| random.random_range(-4.0..4.0)).collect();
             let token = sampler.sample_masked(&mut logits, index, Some(&mask))?;

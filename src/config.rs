@@ -6,6 +6,7 @@
 
 mod browsers;
 mod resolve;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -16,6 +17,7 @@ use clap::{ArgAction, Args, Command, ValueEnum, builder::FalseyValueParser};
 
 pub use self::browsers::{AllowedOrigins, BrowserArgs};
 pub use self::resolve::{MachineFacts, ModelFacts, resolve};
+pub use self::streams::StreamArgs;
 use self::values::{count, number_with_unit, seconds};
 
 /// Limits of one engine, resolved: every field is in force as it stands.
@@ -43,9 +45,25 @@ pub struct EngineConfig {
     pub stall_timeout: Duration,
     /// A step that takes this long is given up and the engine restarted.
     pub step_timeout: Duration,
+    /// Share of the blocks, in percent, that sessions may keep between two turns.
+    pub leased_kv_percent: usize,
+    /// Share of the blocks, in percent, that sessions may pin.
+    pub pinned_kv_percent: usize,
 }
 
 impl EngineConfig {
+    /// Blocks that sessions may keep between two turns.
+    #[must_use]
+    pub fn max_leased_blocks(&self) -> usize {
+        self.num_blocks.saturating_mul(self.leased_kv_percent) / 100
+    }
+
+    /// Blocks, among those, that go last.
+    #[must_use]
+    pub fn max_pinned_blocks(&self) -> usize {
+        self.num_blocks.saturating_mul(self.pinned_kv_percent.min(self.leased_kv_percent)) / 100
+    }
+
     /// Requests that may be here at once, running or waiting.
     #[must_use]
     pub fn max_live(&self) -> usize {
@@ -67,6 +85,8 @@ impl Default for EngineConfig {
             enable_kv_cache_events: true,
             stall_timeout: Duration::from_secs(120),
             step_timeout: Duration::from_secs(120),
+            leased_kv_percent: 50,
+            pinned_kv_percent: 25,
         }
     }
 }
@@ -158,7 +178,10 @@ pub enum InstructionSet {
     /// AVX-512 F, BW, DQ and VL.
     #[value(name = "avx512")]
     Avx512,
-    /// Those, and AMX tiles of bfloat16.
+    /// Those, and products of bytes.
+    #[value(name = "avx512-vnni")]
+    Avx512Vnni,
+    /// Those, and AMX tiles.
     #[value(name = "amx")]
     Amx,
 }
@@ -256,6 +279,12 @@ pub struct EngineArgs {
     /// A step that takes this long is given up and the engine restarted.
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     pub step_timeout: Duration,
+    /// Share of the KV blocks that sessions may keep between two turns; others take them back when they need them.
+    #[arg(long, value_name = "PERCENT", default_value = "50", value_parser = count(0, 100))]
+    pub leased_kv_percent: usize,
+    /// Share of the KV blocks that sessions may pin: those are taken back only where nothing else could run.
+    #[arg(long, value_name = "PERCENT", default_value = "25", value_parser = count(0, 100))]
+    pub pinned_kv_percent: usize,
 }
 
 /// What `serve` takes.
@@ -267,6 +296,9 @@ pub struct ServeArgs {
     /// The engine's limits.
     #[command(flatten)]
     pub engine: EngineArgs,
+    /// Bounds of streams and sessions.
+    #[command(flatten)]
+    pub streams: StreamArgs,
     /// Address and port to listen on, for everything.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051", help_heading = "Server")]
     pub listen: String,

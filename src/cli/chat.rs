@@ -214,7 +214,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        engine::{Delta, Finished},
+        engine::{Delta, Finished, Timings},
         params::{FinishReason, Usage},
     };
 
@@ -253,7 +253,14 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_is_what_came_before_the_end() {
-        let finished = Finished { index: 0, reason: FinishReason::Length, tool_calls: false, usage: Usage::default() };
+        let finished = Finished {
+            index: 0,
+            reason: FinishReason::Length,
+            tool_calls: false,
+            usage: Usage::default(),
+            timings: Timings::default(),
+            receipt: None,
+        };
         let events: Events = Box::pin(stream::iter([delta("a"), delta("b\n"), Ok(Event::Finished(finished))]));
         assert_eq!(print_answer(events, std::future::pending()).await.unwrap(), "ab\n");
     }

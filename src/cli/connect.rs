@@ -10,7 +10,7 @@ use tonic::{
 
 use super::sampling_args::SamplingArgs;
 use crate::{
-    engine::{Delta, Event, Finished, Prompt, Started},
+    engine::{Delta, Event, Finished, Prompt, Started, Timings},
     error::{Code, Error, Result},
     ids::TokenId,
     params::{FinishReason, PromptLogprobs, SampledToken, SamplingParams, TokenLogprobs, Usage},
@@ -66,14 +66,14 @@ impl Remote {
                 let messages = chat.messages.into_iter().map(message).collect();
                 let request = pb::CompleteStreamRequest { messages, options, chat: None };
                 let response = ChatClient::new(self.channel.clone()).complete_stream(request).await;
-                return self.events(response, |r: pb::CompleteStreamResponse| r.event.map(Payload::from));
+                return self.events(response, |r: pb::CompleteStreamResponse| r.event.and_then(Payload::of_chat));
             }
             Prompt::Text(text) => PromptKind::Text(text),
             Prompt::Tokens(ids) => PromptKind::TokenIds(pb::TokenIds { ids: ids.into_iter().map(|id| id.0).collect() }),
         };
         let request = pb::GenerateStreamRequest { prompt: Some(pb::Prompt { prompt: Some(prompt) }), options };
         let response = GenerationClient::new(self.channel.clone()).generate_stream(request).await;
-        self.events(response, |r: pb::GenerateStreamResponse| r.event.map(Payload::from))
+        self.events(response, |r: pb::GenerateStreamResponse| r.event.and_then(Payload::of_generate))
     }
 
     fn events<R: Send + 'static>(
@@ -102,29 +102,28 @@ enum Payload {
     Prompt(pb::PromptLogprobs),
 }
 
-impl From<GenerateEvent> for Payload {
-    fn from(event: GenerateEvent) -> Self {
-        match event {
-            GenerateEvent::Started(started) => Self::Started(Box::new(started)),
-            GenerateEvent::Delta(delta) => Self::Delta(delta),
-            GenerateEvent::Finished(finished) => Self::Finished(finished),
-            GenerateEvent::PromptLogprobs(prompt) => Self::Prompt(prompt),
-        }
-    }
-}
-
-impl From<ChatEvent> for Payload {
-    fn from(event: ChatEvent) -> Self {
-        match event {
-            ChatEvent::Started(started) => Self::Started(Box::new(started)),
-            ChatEvent::Delta(delta) => Self::Delta(delta),
-            ChatEvent::Finished(finished) => Self::Finished(finished),
-            ChatEvent::PromptLogprobs(prompt) => Self::Prompt(prompt),
-        }
-    }
-}
-
 impl Payload {
+    /// Heartbeats are nothing to the command line.
+    fn of_generate(event: GenerateEvent) -> Option<Self> {
+        match event {
+            GenerateEvent::Started(started) => Some(Self::Started(Box::new(started))),
+            GenerateEvent::Delta(delta) => Some(Self::Delta(delta)),
+            GenerateEvent::Finished(finished) => Some(Self::Finished(finished)),
+            GenerateEvent::PromptLogprobs(prompt) => Some(Self::Prompt(prompt)),
+            GenerateEvent::Progress(_) => None,
+        }
+    }
+
+    fn of_chat(event: ChatEvent) -> Option<Self> {
+        match event {
+            ChatEvent::Started(started) => Some(Self::Started(Box::new(started))),
+            ChatEvent::Delta(delta) => Some(Self::Delta(delta)),
+            ChatEvent::Finished(finished) => Some(Self::Finished(finished)),
+            ChatEvent::PromptLogprobs(prompt) => Some(Self::Prompt(prompt)),
+            ChatEvent::Progress(_) => None,
+        }
+    }
+
     /// The engine's own event. Parameters that the server echoes are left out: the command line has no use for them.
     fn into_event(self, eos_token_ids: &[u32]) -> Event {
         match self {
@@ -154,7 +153,8 @@ impl Payload {
                 let finish = finished.finish.unwrap_or_default();
                 let tool_calls = finish.reason() == pb::FinishReason::ToolCalls;
                 let reason = reason(finish, eos_token_ids);
-                Event::Finished(Finished { index: finished.index, reason, tool_calls, usage })
+                let (timings, receipt) = (Timings::default(), None);
+                Event::Finished(Finished { index: finished.index, reason, tool_calls, usage, timings, receipt })
             }
             Self::Prompt(prompt) => {
                 let token = |position: pb::PositionLogprobs| SampledToken {

@@ -210,7 +210,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        engine::{Delta, Started},
+        engine::{Delta, Started, Timings},
         error::Code,
         params::{SamplingParams, TokenLogprobs, Usage},
     };
@@ -226,6 +226,8 @@ mod tests {
             reason,
             tool_calls: false,
             usage: Usage { prompt_tokens: 3, cached_tokens: 0, completion_tokens: 3 },
+            timings: Timings::default(),
+            receipt: None,
         })
     }
 

@@ -49,6 +49,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Stop> {
             ServeOptions {
                 drain_timeout: args.drain_timeout,
                 allowed_origins: args.browsers.allowed_origins,
+                streams: args.streams,
                 ..ServeOptions::default()
             },
             shutdown,

@@ -55,6 +55,8 @@ pub fn resolve(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts) ->
         enable_kv_cache_events: args.enable_kv_cache_events,
         stall_timeout: args.stall_timeout,
         step_timeout: args.step_timeout,
+        leased_kv_percent: args.leased_kv_percent,
+        pinned_kv_percent: args.pinned_kv_percent,
     })
 }
 

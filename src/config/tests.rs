@@ -30,6 +30,7 @@ fn defaults_are_those_of_the_configuration() {
     let args = parse("").unwrap();
     assert_eq!(args.listen, "127.0.0.1:50051");
     assert_eq!(args.drain_timeout, Duration::from_secs(30));
+    assert_eq!(args.streams, StreamArgs::default());
     assert_eq!((args.model.dtype, args.model.device), (Dtype::Auto, DeviceKind::Cpu));
     let big = MachineFacts { available_memory_bytes: Some(1 << 40) };
     let facts = ModelFacts { max_position_embeddings: 4096, kv_bytes_per_token: 64 };

@@ -24,9 +24,12 @@ pub(super) fn add(files: &ModelDirectory, config: &ModelConfig, metadata: &mut V
     let path = &files.path.join("tokenizer.json");
     if !path.is_file() {
         let other = TOKENIZER_FILES.iter().find(|name| files.path.join(name).is_file());
-        return other.map_or(Ok(put("ggml.model", NewValue::string("none"))), |name| {
-            Err(Error::bad_file(&files.path.join(name), "tokenizer", "is not converted; a tokenizer.json would be"))
-        });
+        if let Some(name) = other {
+            let why = "is not converted; a tokenizer.json would be";
+            return Err(Error::bad_file(files.path.join(name), "tokenizer", why));
+        }
+        put("ggml.model", NewValue::string("none"));
+        return Ok(());
     }
     let file = json(path, MAX_TOKENIZER_BYTES)?;
     let wrong = |field: &str, why: String| Error::bad_file(path, field, why);
@@ -49,7 +52,7 @@ pub(super) fn add(files: &ModelDirectory, config: &ModelConfig, metadata: &mut V
     let pre = pre_tokenizer_name(&patterns, file["model"]["ignore_merges"] == true);
     let pre = pre.ok_or_else(|| wrong("pre_tokenizer", "is none that has a name in GGUF".into()))?;
 
-    let (add_bos, bos, eos, template) = settings(files)?;
+    let Settings { add_bos, bos, eos, template } = settings(files)?;
     // Where nothing says it, the frame that the tokenizer puts around a text does.
     let framed = bos
         .as_ref()
@@ -107,8 +110,16 @@ fn patterns(step: &Value) -> Vec<String> {
     }
 }
 
-/// Whether texts begin with the begin token, as far as it is said, the names of begin and end token, and the chat template.
-fn settings(files: &ModelDirectory) -> Result<(Option<bool>, Option<String>, Option<String>, Option<String>)> {
+/// What tokenizer_config.json says, as far as it does.
+struct Settings {
+    /// Whether texts begin with the begin token.
+    add_bos: Option<bool>,
+    bos: Option<String>,
+    eos: Option<String>,
+    template: Option<String>,
+}
+
+fn settings(files: &ModelDirectory) -> Result<Settings> {
     let config = match &files.tokenizer_config {
         Some(path) => json(path, MAX_TEXT_BYTES)?,
         None => Value::Null,
@@ -121,5 +132,6 @@ fn settings(files: &ModelDirectory) -> Result<(Option<bool>, Option<String>, Opt
         }
         None => config["chat_template"].as_str().map(str::to_owned),
     };
-    Ok((config["add_bos_token"].as_bool(), token("bos_token"), token("eos_token"), template))
+    let add_bos = config["add_bos_token"].as_bool();
+    Ok(Settings { add_bos, bos: token("bos_token"), eos: token("eos_token"), template })
 }

@@ -10,10 +10,10 @@ use std::{
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
-    Engine, ModelInfo, ModelText, Prompt, Request,
+    Engine, History, ModelInfo, ModelText, Prompt, Request, SlowReader, StreamOptions,
     bad_words::BadWords,
     best_of::BestOf,
-    channel::ReaderControl,
+    channel::{ReaderControl, ReaderSpec},
     chat,
     grammars::Grammars,
     sequence::{Guard, Sequence},
@@ -33,6 +33,8 @@ use crate::{
 pub(super) const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Text longer than this is tokenized on a thread of its own, so that it delays no other task.
 const INLINE_TEXT_BYTES: usize = 4096;
+/// How much further a coalescing reader may fall behind than others.
+const COALESCED: usize = 16;
 /// A character takes four bytes at the most and no vocabulary has tokens of more characters than this, so text beyond
 /// `max_model_len` times as many bytes cannot fit and is refused before it is tokenized.
 const MAX_BYTES_A_TOKEN: usize = 1024;
@@ -49,13 +51,42 @@ pub(super) struct Admitted {
     priority: i32,
     cache_salt: Option<String>,
     deadline: Option<Instant>,
+    stream: StreamOptions,
+    /// A chat's prompt as text, where a conversation wants to know.
+    rendered: Option<String>,
     /// For each sequence its own.
     text: Vec<Option<TextOut>>,
     dry_breakers: Arc<[Vec<TokenId>]>,
     grammar: Option<Arc<Grammar>>,
 }
 
+/// What a request needs of the engine.
+#[derive(Clone)]
+pub(super) struct Needs {
+    pub prompt: Arc<[TokenId]>,
+    /// Who may share its cached blocks.
+    pub salt: Option<Arc<str>>,
+    pub deadline: Option<Instant>,
+    pub priority: i32,
+    /// Tokens that must be generated before the answer can be complete.
+    pub least_tokens: usize,
+}
+
 impl Admitted {
+    /// What it needs of the engine.
+    pub(super) fn needs(&self) -> Needs {
+        let params = &self.params;
+        let nothing_ends_it = params.ignore_eos && params.stop.is_empty() && params.stop_token_ids.is_empty();
+        let least_tokens = if nothing_ends_it { params.max_tokens.unwrap_or(1) } else { params.min_tokens };
+        Needs {
+            prompt: self.prompt.clone(),
+            salt: self.cache_salt.as_deref().map(Arc::from),
+            deadline: self.deadline,
+            priority: self.priority,
+            least_tokens: least_tokens.max(1) as usize,
+        }
+    }
+
     /// Tokenizes and checks.
     ///
     /// # Errors
@@ -67,7 +98,7 @@ impl Admitted {
         config: &EngineConfig,
         request: Request,
     ) -> Result<Self> {
-        let Request { prompt, mut params, priority, cache_salt, deadline, .. } = request;
+        let Request { prompt, mut params, priority, cache_salt, deadline, stream, .. } = request;
         sampling::validate(&params, &info.eos_token_ids, info.vocab_size)?;
         if let Some(k) = params.stop_token_ids.iter().position(|id| id.index() >= info.vocab_size) {
             let why = format!("is {}, but the vocabulary has {} entries", params.stop_token_ids[k], info.vocab_size);
@@ -81,7 +112,9 @@ impl Admitted {
         }
         params.seed = params.seed.or_else(|| Some(random_seed()));
         let asked_for_form = params.structured_outputs.is_some();
-        let Tokenized { prompt, parsers, markers } = tokenize(text, config, prompt, &mut params).await?;
+        let history = stream.history.clone();
+        let tokenized = tokenize(text, config, prompt, &mut params, history).await?;
+        let Tokenized { prompt, parsers, markers, rendered } = tokenized;
         // What a chat has set.
         if params.thinking_budget.is_some() || params.structured_outputs.is_some() {
             sampling::validate(&params, &info.eos_token_ids, info.vocab_size)?;
@@ -118,12 +151,14 @@ impl Admitted {
             matcher: StopMatcher::new(&params.stop, params.include_stop_str_in_output),
             params: params.clone(),
             parser,
+            carried: String::new(),
         };
         let dry_breakers = dry_breakers(text, &params).await?;
         let text = (0..params.num_sequences())
             .map(|_| text.tokenizer.as_ref().map(|tokenizer| text_out(tokenizer, parsers.next())))
             .collect();
-        Ok(Self { prompt: prompt.into(), params, priority, cache_salt, deadline, text, dry_breakers, grammar })
+        let prompt = prompt.into();
+        Ok(Self { prompt, params, priority, cache_salt, deadline, stream, rendered, text, dry_breakers, grammar })
     }
 
     /// Queues the sequences, of which `id` is the first one's, and opens their stream. `permits` are as many.
@@ -133,7 +168,7 @@ impl Admitted {
     pub(super) fn submit(
         self,
         id: SequenceId,
-        life: &Life,
+        life: &Arc<Life>,
         engine: Engine,
         mut permits: OwnedSemaphorePermit,
     ) -> Result<Generation> {
@@ -149,8 +184,14 @@ impl Admitted {
             let guard = guard.map(|text| BadWords::new(bad_words.clone(), text.detokenizer.clone()));
             // Room for what the guard may hold back, and for as many tokens without text among it.
             let most_held = guard.as_ref().map_or(0, |guard| 2 * guard.most_held());
-            let capacity = engine.config().stream_capacity_tokens + most_held;
-            let (control, deliveries) = ReaderControl::new(capacity, life.bell.clone(), permit);
+            let patience = if self.stream.slow_reader == SlowReader::Coalesce { COALESCED } else { 1 };
+            let spec = ReaderSpec {
+                capacity_tokens: engine.config().stream_capacity_tokens * patience + most_held,
+                credits: self.stream.credits,
+                prompt_tokens,
+                place: (self.priority, id),
+            };
+            let (control, deliveries) = ReaderControl::new(spec, life.bell.clone(), permit);
             let registration = life.register(id, &control);
             let params = params_of(&self.params, index);
             let sequence = Sequence {
@@ -160,11 +201,14 @@ impl Admitted {
                 dry_breakers: self.dry_breakers.clone(),
                 grammar: self.grammar.clone(),
                 guard: guard.map(|guard| Box::new(guard) as _),
+                lease: self.stream.lease.clone().map(|lease| lease as _),
+                stall_timeout: (self.stream.slow_reader == SlowReader::Abort).then_some(Duration::ZERO),
                 ..Sequence::new(id, self.prompt.clone(), params, control.clone())
             };
             group.push((sequence, control.clone()));
             let usage = Usage { prompt_tokens, ..Usage::default() };
-            outputs.push(Output { deliveries, control, text, usage, done: false, _registration: registration });
+            let hash = Default::default();
+            outputs.push(Output { deliveries, control, text, usage, hash, done: false, _registration: registration });
         }
         match life.requests.try_send(group) {
             // A life that was given up has ended its streams already, and this one came too late to be among them.
@@ -177,11 +221,18 @@ impl Admitted {
         }
         let (n, of) = (self.params.n as usize, outputs.len());
         let started = Started { prompt_tokens, params: SamplingParams::clone(&self.params) };
+        let best_of = (of > n).then(|| BestOf::new(n, of, self.params.logprobs.is_some()));
         Ok(Generation {
+            prompt: self.prompt,
+            rendered: self.rendered,
+            params: self.params,
+            life: life.clone(),
+            coalesces: self.stream.slow_reader == SlowReader::Coalesce,
+            failed: None,
             ready: VecDeque::from([Event::Started(Box::new(started))]),
             outputs,
             turn: 0,
-            best_of: (of > n).then(|| BestOf::new(n, of, self.params.logprobs.is_some())),
+            best_of,
             deadline: timer(self.deadline),
             done: false,
             engine,
@@ -255,6 +306,8 @@ struct Tokenized {
     parsers: Vec<OutputParser>,
     /// Special tokens that the parser must see.
     markers: Vec<TokenId>,
+    /// A chat's prompt as text, where a conversation wants to know.
+    rendered: Option<String>,
 }
 
 async fn tokenize(
@@ -262,6 +315,7 @@ async fn tokenize(
     config: &EngineConfig,
     prompt: Prompt,
     params: &mut SamplingParams,
+    history: Option<Arc<History>>,
 ) -> Result<Tokenized> {
     let tokenizer = || {
         text.tokenizer.clone().ok_or_else(|| {
@@ -270,7 +324,7 @@ async fn tokenize(
     };
     let (mut parsers, mut markers) = (Vec::new(), Vec::new());
     let (text, add_special_tokens) = match prompt {
-        Prompt::Tokens(prompt) => return Ok(Tokenized { prompt, parsers, markers }),
+        Prompt::Tokens(prompt) => return Ok(Tokenized { prompt, parsers, markers, rendered: None }),
         Prompt::Text(text) => (text, true),
         // The template writes the special tokens itself.
         Prompt::Chat(chat) => {
@@ -296,8 +350,15 @@ async fn tokenize(
         let why = format!("has {} bytes, which cannot fit in a context of {} tokens", text.len(), config.max_model_len);
         return Err(Error::invalid("prompt.text", why));
     }
+    if let Some(history) = history.filter(|_| !add_special_tokens) {
+        let rendered = text.clone();
+        let prompt = tokio::task::spawn_blocking(move || history.encode(&tokenizer, &text))
+            .await
+            .map_err(|panic| Error::internal(format!("tokenization failed: {panic}")))??;
+        return Ok(Tokenized { prompt, parsers, markers, rendered: Some(rendered) });
+    }
     let prompt = encode(tokenizer, text, add_special_tokens).await?;
-    Ok(Tokenized { prompt, parsers, markers })
+    Ok(Tokenized { prompt, parsers, markers, rendered: None })
 }
 
 async fn encode(tokenizer: Arc<Tokenizer>, text: String, add_special_tokens: bool) -> Result<Vec<TokenId>> {

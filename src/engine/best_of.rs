@@ -91,6 +91,8 @@ mod tests {
             reason: FinishReason::Length,
             tool_calls: false,
             usage: Usage::default(),
+            timings: crate::engine::Timings::default(),
+            receipt: None,
         }));
     }
 

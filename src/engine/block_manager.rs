@@ -197,6 +197,20 @@ impl BlockManager {
         (table.blocks.len() * self.block_size).min(tokens.len().saturating_sub(1))
     }
 
+    /// Of the tokens of a prompt, how many the cache has now: what [`adopt_prefix`](Self::adopt_prefix) would say.
+    pub fn lookup(&mut self, salt: Option<Arc<str>>, tokens: &[TokenId]) -> usize {
+        let mut table = BlockTable::new(salt);
+        if !self.enable_prefix_caching {
+            return 0;
+        }
+        for (i, chunk) in tokens.chunks_exact(self.block_size).enumerate() {
+            let hash = self.hash(&mut table, i, chunk);
+            let Some((_, serial)) = self.find(hash, &table, chunk) else { break };
+            table.serials.push(serial);
+        }
+        (table.serials.len() * self.block_size).min(tokens.len().saturating_sub(1))
+    }
+
     /// Makes the table cover the positions `write` with blocks that can be written: takes free blocks, and replaces
     /// those that others hold too by copies, to be made before the step (pushed on `copies`). Does all or, if there
     /// are too few free blocks, nothing and returns false.

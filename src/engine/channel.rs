@@ -7,7 +7,7 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     thread::Thread,
     time::{Duration, Instant},
@@ -16,9 +16,10 @@ use std::{
 use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::sequence::Reader;
+use super::{sequence::Reader, stream::Timings};
 use crate::{
     error::{Error, Result},
+    ids::SequenceId,
     params::{FinishReason, PromptLogprobs, SampledToken},
     telemetry::{Outcome, Telemetry},
 };
@@ -87,20 +88,56 @@ pub(super) struct ReaderControl {
     /// A place among the live requests: free again when both the reader and the engine have let go.
     _permit: OwnedSemaphorePermit,
     arrived: Instant,
-    /// When the sequence first ran, and when its first and its newest token went out, in microseconds after arrival; 0
-    /// before. Written by the fan-out only.
+    /// When the sequence first ran, in microseconds after arrival; 0 before. Written by the engine thread only.
     started_us: AtomicU64,
+    /// When its first and its newest token went out, likewise. Written by the fan-out only.
     first_token_us: AtomicU64,
     newest_token_us: AtomicU64,
+    /// Tokens of the prompt, those of them that the cache had, and those whose keys and values are there now.
+    prompt_tokens: u32,
+    cached_tokens: AtomicU32,
+    computed_tokens: AtomicU32,
+    /// Tokens that the reader allows altogether; `u64::MAX` where it does not count. Raised by the reader.
+    granted_tokens: AtomicU64,
+    /// Tokens handed over since the beginning; written by the engine thread only.
+    sent_tokens: AtomicU64,
+    /// Its place in line, as [`Order`](super::sequence::Order) has it.
+    place: (i32, SequenceId),
+}
+
+/// What a reader's end is made with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReaderSpec {
+    /// Tokens that may be under way to it.
+    pub capacity_tokens: usize,
+    /// Tokens that it allows at first; none where it does not count.
+    pub credits: Option<u64>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// The sequence's priority and id.
+    pub place: (i32, SequenceId),
+}
+
+/// How far a sequence has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// It has run.
+    pub started: bool,
+    /// A token has gone out.
+    pub spoke: bool,
+    pub prompt_tokens: u32,
+    pub cached_tokens: u32,
+    pub computed_tokens: u32,
 }
 
 impl ReaderControl {
-    /// A control for a reader of at most `capacity_tokens` undelivered tokens, and the reader's end.
+    /// A control for a reader, and the reader's end.
     pub(super) fn new(
-        capacity_tokens: usize,
+        spec: ReaderSpec,
         bell: Arc<Bell>,
         permit: OwnedSemaphorePermit,
     ) -> (Arc<Self>, mpsc::Receiver<Delivery>) {
+        let ReaderSpec { capacity_tokens, credits, prompt_tokens, place } = spec;
         // Every delivery but the last takes the room of at least one token, so room bounds messages.
         let (deliveries, receiver) = mpsc::channel(capacity_tokens + 1);
         let control = Self {
@@ -115,6 +152,12 @@ impl ReaderControl {
             started_us: AtomicU64::new(0),
             first_token_us: AtomicU64::new(0),
             newest_token_us: AtomicU64::new(0),
+            prompt_tokens,
+            cached_tokens: AtomicU32::new(0),
+            computed_tokens: AtomicU32::new(0),
+            granted_tokens: AtomicU64::new(credits.unwrap_or(u64::MAX)),
+            sent_tokens: AtomicU64::new(0),
+            place,
         };
         (Arc::new(control), receiver)
     }
@@ -122,6 +165,66 @@ impl ReaderControl {
     /// Engine side: `tokens` are on their way.
     pub(super) fn sent(&self, tokens: usize) {
         self.in_flight_tokens.fetch_add(tokens, Ordering::Relaxed);
+        self.sent_tokens.fetch_add(tokens as u64, Ordering::Relaxed);
+    }
+
+    /// Engine side: the sequence runs for the first time.
+    pub(super) fn started(&self, cached_tokens: u32) {
+        self.cached_tokens.store(cached_tokens, Ordering::Relaxed);
+        self.computed_tokens.fetch_max(cached_tokens, Ordering::Relaxed);
+        self.started_us.store(self.age_us(), Ordering::Release);
+    }
+
+    /// Reader side: so many tokens more may be sent. A reader that did not count begins to with this.
+    pub(super) fn grant(&self, tokens: u64) {
+        let add = |granted: u64| match granted {
+            u64::MAX => Some(self.sent_tokens.load(Ordering::Relaxed).saturating_add(tokens)),
+            granted => Some(granted.saturating_add(tokens).min(u64::MAX - 1)),
+        };
+        let _always_some = self.granted_tokens.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+        self.bell.ring();
+    }
+
+    /// How far the sequence has come.
+    pub(super) fn standing(&self) -> Standing {
+        Standing {
+            started: self.started_us.load(Ordering::Acquire) > 0,
+            spoke: self.newest_token_us.load(Ordering::Relaxed) > 0,
+            prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.cached_tokens.load(Ordering::Relaxed),
+            computed_tokens: self.computed_tokens.load(Ordering::Relaxed).min(self.prompt_tokens),
+        }
+    }
+
+    /// Whether the end was sent, or nobody reads.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire) || self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Its priority and id.
+    pub(super) fn place(&self) -> (i32, SequenceId) {
+        self.place
+    }
+
+    /// Waiting, time to the first token, and the time since, as far as they have come.
+    pub(super) fn timings(&self) -> Timings {
+        let at = |us: &AtomicU64| Duration::from_micros(us.load(Ordering::Acquire));
+        let (queue, total) = (at(&self.started_us), self.age());
+        let (first, newest) = (at(&self.first_token_us), at(&self.newest_token_us));
+        Timings { queue, prefill: first.saturating_sub(queue), decode: newest.saturating_sub(first), total }
+    }
+
+    fn age_us(&self) -> u64 {
+        u64::try_from(self.arrived.elapsed().as_micros()).unwrap_or(u64::MAX).max(1)
+    }
+
+    fn channel_room(&self) -> usize {
+        self.capacity_tokens.saturating_sub(self.in_flight_tokens.load(Ordering::Acquire))
+    }
+
+    fn credit_room(&self) -> usize {
+        let left = self.granted_tokens.load(Ordering::Acquire).saturating_sub(self.sent_tokens.load(Ordering::Relaxed));
+        usize::try_from(left).unwrap_or(usize::MAX)
     }
 
     /// Reader side: `tokens` were taken. Rings where that makes half the room free again.
@@ -164,12 +267,10 @@ impl ReaderControl {
     }
 
     fn measure(&self, delivery: &Delivery, telemetry: &Telemetry) {
-        let us = |elapsed: Duration| u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1);
         if let Some(waited) = delivery.waited {
             telemetry.record_queue_time(waited);
-            self.started_us.store(us(waited), Ordering::Relaxed);
         }
-        let now_us = us(self.arrived.elapsed());
+        let now_us = self.age_us();
         if !delivery.tokens.is_empty() {
             telemetry.record_generated(delivery.tokens.len());
             match self.newest_token_us.swap(now_us, Ordering::Relaxed) {
@@ -193,7 +294,15 @@ impl ReaderControl {
 
 impl Reader for ReaderControl {
     fn room(&self) -> usize {
-        self.capacity_tokens.saturating_sub(self.in_flight_tokens.load(Ordering::Acquire))
+        self.channel_room().min(self.credit_room())
+    }
+
+    fn may_resume(&self, needed: usize) -> bool {
+        self.channel_room() >= needed.max(self.capacity_tokens / 2) && self.credit_room() >= needed
+    }
+
+    fn computed(&self, tokens: usize) {
+        self.computed_tokens.store(u32::try_from(tokens).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 
     fn capacity(&self) -> usize {

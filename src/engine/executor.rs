@@ -35,6 +35,8 @@ pub struct StepPlan {
     pub retired: Vec<SequenceId>,
     /// Sequences that take tokens back, applied in this order, after retirements and admissions.
     pub rewinds: Vec<Rewind>,
+    /// Sequences whose parameters change, applied after the rewinds.
+    pub edits: Vec<ParamsEdit>,
     /// Blocks to copy, all layers, in this order, before anything is written (copy-on-write).
     pub block_copies: Vec<BlockCopy>,
     /// One row a scheduled sequence.
@@ -95,6 +97,21 @@ pub struct Rewind {
     pub index: u32,
     /// The tokens, in order; the first must not be chosen at this index again unless the sequence goes back further.
     pub removed: Vec<TokenId>,
+}
+
+/// A sequence that is sampled differently from its next token on.
+#[derive(Clone, Debug)]
+pub struct ParamsEdit {
+    /// Which.
+    pub id: SequenceId,
+    /// All its parameters, as they are now; the seed is the same.
+    pub params: Arc<SamplingParams>,
+    /// Its prompt, and what it has generated, for whoever remembers.
+    pub prompt: Arc<[TokenId]>,
+    /// Likewise.
+    pub output: Vec<TokenId>,
+    /// Its `dry_sequence_breakers`, tokenized.
+    pub dry_breakers: Arc<[Vec<TokenId>]>,
 }
 
 /// A block whose contents another one takes over.

@@ -13,14 +13,19 @@ pub mod executor;
 pub mod fake;
 mod faults;
 mod grammars;
+mod history;
 mod kv_log;
+mod lease;
 pub mod load;
 mod outbox;
 #[cfg(test)]
 mod properties;
+mod quote;
+pub mod rates;
 pub mod runner;
 pub mod scheduler;
 pub mod sequence;
+mod session;
 mod step;
 mod stream;
 mod supervisor;
@@ -35,13 +40,18 @@ use tokio::{sync::watch, time::Instant};
 use self::{
     admission::Admitted,
     grammars::Grammars,
+    rates::Rates,
     supervisor::{Life, Supervised},
 };
 pub use self::{
     block_manager::BlockEvent,
     grammars::vocabulary,
+    history::History,
     kv_log::{KvBatch, KvRead, KvSubscription},
-    stream::{Delta, Event, Finished, Generation, Started},
+    lease::{LeaseControl, LeaseState},
+    quote::Quote,
+    session::{Session, SessionSettings, Turn, TurnStart, WhenFull},
+    stream::{Delta, Event, Finished, Generation, Progress, Receipt, Started, StreamEdit, Timings},
     supervisor::ExecutorFactory,
 };
 use crate::{
@@ -68,6 +78,33 @@ pub struct Request {
     pub cache_salt: Option<String>,
     /// When the answer is no longer wanted.
     pub deadline: Option<Instant>,
+    /// How its reader is treated, and what it goes on from.
+    pub stream: StreamOptions,
+}
+
+/// How the reader of a stream is treated, and what the stream goes on from.
+#[derive(Clone, Debug, Default)]
+pub struct StreamOptions {
+    /// What becomes of a reader that does not keep up.
+    pub slow_reader: SlowReader,
+    /// Tokens that the reader allows at first; the sequence has no row while none are left. Without, it does not count.
+    pub credits: Option<u64>,
+    /// Keeps the blocks after the end, and may have those of the conversation so far.
+    pub lease: Option<Arc<LeaseControl>>,
+    /// The conversation so far: a chat's prompt keeps its ids where its text begins the same.
+    pub history: Option<Arc<History>>,
+}
+
+/// What becomes of a reader that does not keep up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SlowReader {
+    /// The sequence leaves the batch until half of what waits is taken.
+    #[default]
+    Pause,
+    /// It may fall further behind, and gets what waits in one piece.
+    Coalesce,
+    /// The stream ends with `ABORTED`.
+    Abort,
 }
 
 impl Request {
@@ -75,7 +112,15 @@ impl Request {
     #[must_use]
     pub fn new(prompt: Prompt) -> Self {
         let request_id = format!("{:016x}", admission::random_seed());
-        Self { request_id, prompt, params: SamplingParams::default(), priority: 0, cache_salt: None, deadline: None }
+        Self {
+            request_id,
+            prompt,
+            params: SamplingParams::default(),
+            priority: 0,
+            cache_salt: None,
+            deadline: None,
+            stream: StreamOptions::default(),
+        }
     }
 }
 
@@ -128,6 +173,8 @@ pub struct ModelInfo {
     pub kv_bytes_per_token: u64,
     /// Format of the weights.
     pub dtype: String,
+    /// Tells these weights from others; what it is made of depends on where they came from.
+    pub weights_hash: String,
     /// What requests get where they leave a parameter open.
     pub default_params: SamplingParams,
 }
@@ -153,6 +200,9 @@ struct Inner {
     grammars: Grammars,
     supervised: Arc<Supervised>,
     next_sequence: AtomicU64,
+    next_lease: AtomicU64,
+    /// Of the model's chat templates; empty where there are none.
+    template_hash: String,
 }
 
 impl Drop for Inner {
@@ -180,7 +230,10 @@ impl Engine {
         let supervised = Supervised::new(config, telemetry);
         supervised.start(factory).await?;
         let grammars = Grammars::new(&info, &text);
-        Ok(Self { inner: Arc::new(Inner { info, text, grammars, supervised, next_sequence: AtomicU64::new(0) }) })
+        let template_hash = text.chat_template.as_ref().map(|template| template.hash()).unwrap_or_default();
+        let (next_sequence, next_lease) = (AtomicU64::new(0), AtomicU64::new(0));
+        let inner = Inner { info, text, grammars, supervised, next_sequence, next_lease, template_hash };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// What is served.
@@ -205,6 +258,18 @@ impl Engine {
     #[must_use]
     pub fn telemetry(&self) -> &Arc<Telemetry> {
         &self.inner.supervised.telemetry
+    }
+
+    /// How fast it works, as measured.
+    #[must_use]
+    pub fn rates(&self) -> &Arc<Rates> {
+        &self.inner.supervised.rates
+    }
+
+    /// SHA-256 of the model's chat templates, in hexadecimal; empty where there are none.
+    #[must_use]
+    pub fn template_hash(&self) -> &str {
+        &self.inner.template_hash
     }
 
     /// Whether requests are taken, as it changes.
@@ -265,7 +330,7 @@ impl Engine {
     ///   tokenized, with a hint when to come back.
     /// - `InvalidArgument` naming the field where the request can never work.
     /// - `FailedPrecondition` where it needs a tokenizer or chat template that the model does not have.
-    /// - `DeadlineExceeded` where the deadline has passed.
+    /// - `DeadlineExceeded` where the deadline has passed, or cannot be met at the rates that are measured.
     pub async fn generate(&self, request: Request) -> Result<Generation> {
         let admitted = self.admit(request).await;
         if let Err(error) = &admitted {
@@ -290,14 +355,16 @@ impl Engine {
         let permits = life.live.clone().try_acquire_many_owned(permits).map_err(|_| {
             let waiting = self.config().max_waiting;
             Error::new(Code::ResourceExhausted, format!("the queue is full ({waiting} requests wait): try again later"))
-                .retry_after(admission::RETRY_AFTER)
+                .retry_after(self.rates().retry_after().unwrap_or(admission::RETRY_AFTER))
         })?;
         if request.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the request was admitted"));
         }
         let Inner { info, text, grammars, .. } = &*self.inner;
-        let admitted = Admitted::new(info, text, grammars, self.config(), request).await?;
         let id = SequenceId(self.inner.next_sequence.fetch_add(sequences as u64, Ordering::Relaxed));
+        self.check_queue(&life, &request, id)?;
+        let admitted = Admitted::new(info, text, grammars, self.config(), request).await?;
+        self.check_deadline(&life, admitted.needs(), id).await?;
         let generation = admitted.submit(id, &life, self.clone(), permits)?;
         self.telemetry().record_prompt(generation.usage().prompt_tokens as usize);
         Ok(generation)

@@ -59,6 +59,7 @@ impl Outbox {
                 Event::Started { id, cached_tokens } => {
                     let Some(to) = self.readers.get_mut(&id) else { continue };
                     to.cached_tokens = cached_tokens;
+                    to.reader.started(cached_tokens);
                     let waited = Some(to.reader.age());
                     self.batch.deliveries.push((to.reader.clone(), Delivery { waited, ..Delivery::default() }));
                 }

@@ -14,7 +14,7 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::{
     arch::Model,
-    engine::executor::{Executor, PlannedRow, Rewind, SequenceOutput, StepOutput, StepPlan},
+    engine::executor::{Executor, ParamsEdit, PlannedRow, Rewind, SequenceOutput, StepOutput, StepPlan},
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
     kernels::{
@@ -113,6 +113,11 @@ impl Runner {
         for Rewind { id, index, removed } in &plan.rewinds {
             if let Some(sequence) = self.samplers.get_mut(id) {
                 sequence.sampler.rewind(*index, removed);
+            }
+        }
+        for edit in &plan.edits {
+            if let Some(sequence) = self.samplers.get_mut(&edit.id) {
+                sequence.sampler = self::resumed(edit, &self.eos_token_ids, vocab_size)?;
             }
         }
         let copies = plan.block_copies.iter().map(|copy| (copy.source, copy.destination)).collect::<Vec<_>>();
@@ -270,6 +275,15 @@ fn pack(attention: &mut AttentionMetadata, plan: &StepPlan, block_size: usize) {
     context_lens.clear();
     context_lens.extend(plan.rows.iter().map(|row| row.context_len));
     block_tables.clone_from(&plan.block_tables);
+}
+
+/// A sampler that has seen what the sequence said so far. Mirostat begins anew.
+fn resumed(edit: &ParamsEdit, eos_token_ids: &[TokenId], vocab_size: usize) -> Result<Sampler> {
+    let (prompt, dry_breakers) = (&edit.prompt[..], &edit.dry_breakers[..]);
+    let context = SamplingContext { prompt, eos_token_ids, vocab_size, dry_breakers };
+    let mut sampler = Sampler::new(&edit.params, &context)?;
+    edit.output.iter().for_each(|&token| sampler.observe_forced(token));
+    Ok(sampler)
 }
 
 impl Executor for Runner {

@@ -14,8 +14,10 @@
 mod apply;
 #[cfg(test)]
 mod audit;
+mod edit;
 mod event;
 mod group;
+mod lease;
 mod packing;
 
 use std::{
@@ -26,7 +28,7 @@ use std::{
 
 use super::{
     block_manager::{BlockEvent, BlockHasher, BlockManager, BlockTable, blake3_128},
-    executor::{BlockCopy, Rewind, StepPlan},
+    executor::{BlockCopy, ParamsEdit, Rewind, StepPlan},
     faults::{Fault, planted},
     sequence::{Key, Order, Sequence, Sequences, Status},
 };
@@ -36,6 +38,9 @@ use crate::{
     ids::SequenceId,
 };
 
+use lease::Leases;
+
+pub use edit::Edit;
 pub use event::{End, Event, SchedulerStats};
 
 /// A row of a step in flight: what the cache will hold once the step is collected.
@@ -59,6 +64,7 @@ pub struct Scheduler {
     stall_timeout: Duration,
 
     blocks: BlockManager,
+    leases: Leases,
     sequences: Sequences,
     /// Every sequence is in one of these, as its status says.
     waiting: BTreeMap<Order, Key>,
@@ -77,6 +83,8 @@ pub struct Scheduler {
     retired: Vec<SequenceId>,
     /// Tokens taken back that the executor has not been told of.
     rewinds: Vec<Rewind>,
+    /// Parameters that have changed, and that the executor has not been told of.
+    edits: Vec<ParamsEdit>,
     /// The first in line, if there were too few blocks for it and nobody's blocks have changed hands since: then there
     /// still are, and looking its prompt up again every step would be a waste.
     refused: Option<Order>,
@@ -105,6 +113,7 @@ impl Scheduler {
             stall_timeout: config.stall_timeout,
             blocks: BlockManager::new(config.num_blocks, config.block_size, config.enable_prefix_caching, hasher)
                 .with_events(config.enable_kv_cache_events),
+            leases: Leases::new(config.max_leased_blocks(), config.max_pinned_blocks()),
             sequences: Sequences::default(),
             waiting: BTreeMap::new(),
             running: Vec::with_capacity(config.max_num_seqs),
@@ -115,6 +124,7 @@ impl Scheduler {
             num_outstanding: 0,
             retired: Vec::new(),
             rewinds: Vec::new(),
+            edits: Vec::new(),
             refused: None,
             step: 0,
             preemptions: 0,
@@ -170,10 +180,13 @@ impl Scheduler {
 
         plan.retired.append(&mut self.retired);
         plan.rewinds.append(&mut self.rewinds);
+        plan.edits.append(&mut self.edits);
+        self.warn_leases();
         let waits_for_tokens = self.in_flight.is_empty() && self.num_outstanding > 0;
         let submit = !plan.rows.is_empty()
             || !plan.retired.is_empty()
             || !plan.rewinds.is_empty()
+            || !plan.edits.is_empty()
             || !plan.block_copies.is_empty()
             || waits_for_tokens;
         if submit {
@@ -197,7 +210,7 @@ impl Scheduler {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         let since = |&key: &Key| match self.sequences[key].status {
-            Status::Stalled { since, .. } => since.checked_add(self.stall_timeout),
+            Status::Stalled { since, .. } => since.checked_add(self.patience(key)),
             _ => None,
         };
         self.stalled.iter().filter_map(since).min()
@@ -231,6 +244,7 @@ impl Scheduler {
             prefix_cache_hits_tokens: counters.hits_tokens,
             evictions: counters.evictions,
             block_copies: counters.copies,
+            leased_blocks: self.leases.num_blocks(),
         }
     }
 
@@ -252,19 +266,28 @@ impl Scheduler {
     fn look_after_stalled(&mut self, now: Instant, events: &mut Vec<Event>) {
         for i in (0..self.stalled.len()).rev() {
             let key = self.stalled[i];
+            let patience = self.patience(key);
             let sequence = &mut self.sequences[key];
             let needed = sequence.room_needed(self.max_tokens_per_step);
             let Status::Stalled { since, room } = &mut sequence.status else { continue };
             let room_now = sequence.reader.room();
-            if room_now >= needed.max(sequence.reader.capacity() / 2) {
+            if sequence.reader.may_resume(needed) {
                 self.set_status(key, Status::Waiting);
             } else if room_now > *room {
                 (*since, *room) = (now, room_now);
-            } else if now.saturating_duration_since(*since) >= self.stall_timeout {
-                let message = format!("the reader took nothing for {} s", self.stall_timeout.as_secs_f32());
+            } else if now.saturating_duration_since(*since) >= patience {
+                let message = match patience.is_zero() {
+                    true => "the reader did not keep up, and the stream was to end then".to_owned(),
+                    false => format!("the reader took nothing for {} s", patience.as_secs_f32()),
+                };
                 self.end(key, End::Failed(Error::new(Code::Aborted, message)), events);
             }
         }
+    }
+
+    /// How long a reader may take nothing.
+    fn patience(&self, key: Key) -> Duration {
+        self.sequences[key].stall_timeout.unwrap_or(self.stall_timeout)
     }
 
     /// First pass. Returns what the running sequences leave of the budget, and the first of them that had to go
@@ -347,6 +370,7 @@ impl Scheduler {
                 if sequence.cached_tokens.is_none() {
                     packing::start(sequence, &mut self.blocks, plan, events);
                 }
+                sequence.reader.computed(sequence.num_computed_tokens);
                 packing::pack_row(sequence, num_scheduled, self.max_tokens_per_step, self.blocks.block_size(), plan);
                 self.num_outstanding += usize::from(sequence.outstanding.is_some());
                 rows.push(Computed {
@@ -383,8 +407,14 @@ impl Scheduler {
             if self.blocks.reserve(&mut sequence.table, write, copies) {
                 return true;
             }
-            let Some(victim) = self.victim(order) else { return false };
-            self.preempt(victim);
+            if self.evict_lease(false) {
+                continue;
+            }
+            if let Some(victim) = self.victim(order) {
+                self.preempt(victim);
+            } else if !self.is_alone(key) || !self.evict_lease(true) {
+                return false;
+            }
         }
     }
 
@@ -393,10 +423,18 @@ impl Scheduler {
         let sequence = &mut self.sequences[key];
         let is_new = sequence.table.is_empty();
         // What must be computed for the prompt's log-probabilities is not taken from the cache.
-        if is_new && !sequence.wants_prompt_logprobs() {
-            sequence.num_computed_tokens = self.blocks.adopt_prefix(&mut sequence.table, &sequence.tokens);
+        let wants_cached = is_new && !sequence.wants_prompt_logprobs();
+        let leased = if wants_cached { self.adopt_lease(key) } else { None };
+        let sequence = &mut self.sequences[key];
+        if wants_cached {
+            let cached = leased.unwrap_or_else(|| self.blocks.adopt_prefix(&mut sequence.table, &sequence.tokens));
+            sequence.num_computed_tokens = cached;
         }
         let reserved = self.reserve_blocks(order, key, copies);
+        if let Some(leased) = leased.filter(|_| !reserved) {
+            self.restore_lease(key, leased);
+            return false;
+        }
         let sequence = &mut self.sequences[key];
         if !reserved && is_new {
             self.blocks.release(&mut sequence.table);
@@ -406,6 +444,11 @@ impl Scheduler {
             self.blocks.register(&mut sequence.table, &sequence.tokens, sequence.tokens.len());
         }
         reserved
+    }
+
+    /// Whether nobody else could give it blocks, now or later.
+    fn is_alone(&self, key: Key) -> bool {
+        self.sequences.iter().all(|(other, sequence)| other == key || sequence.table.is_empty())
     }
 
     /// Who gives up blocks for the sequence at `order`: a stalled one, or else the last of those who come later.
@@ -516,6 +559,7 @@ impl Scheduler {
         self.leave_list(key);
         let Some(mut sequence) = self.sequences.remove(key) else { return };
         if !planted(Fault::BlocksLeaked) {
+            self.keep_for_lease(&mut sequence);
             self.blocks.release(&mut sequence.table);
         }
         self.refused = None;

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     ops::{Index, IndexMut},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use smallvec::SmallVec;
@@ -28,9 +28,43 @@ pub trait Reader: Send + Sync {
     /// Tokens that can be sent to a reader that has taken everything; at least the executor's `max_tokens_per_step`.
     fn capacity(&self) -> usize;
 
+    /// Whether a sequence that left the batch for want of room, and needs this much, comes back: not at the first token
+    /// taken, or it would come and go with every one.
+    fn may_resume(&self, needed: usize) -> bool {
+        self.room() >= needed.max(self.capacity() / 2)
+    }
+
+    /// So many of the sequence's tokens have their keys and values: how far its prefill has come.
+    fn computed(&self, _tokens: usize) {}
+
     /// Whether nobody is interested any more. Looked at in
     /// [`sweep_cancelled`](super::scheduler::Scheduler::sweep_cancelled) only.
     fn cancelled(&self) -> bool;
+}
+
+/// Whoever keeps a conversation's keys and values between two of its sequences, as the scheduler sees it.
+pub trait LeaseHolder: Send + Sync {
+    /// Which; unique while the process lives.
+    fn id(&self) -> u64;
+
+    /// Whether its blocks go only when nothing else helps.
+    fn is_pinned(&self) -> bool;
+
+    /// Whether nobody wants the blocks any more. Looked at in
+    /// [`sweep_leases`](super::scheduler::Scheduler::sweep_leases) only.
+    fn is_released(&self) -> bool;
+
+    /// Most tokens that it may hold.
+    fn max_tokens(&self) -> usize;
+
+    /// It holds the first so many tokens of the conversation, from now on; pinned or not.
+    fn holds(&self, tokens: usize, pinned: bool);
+
+    /// It is the next to lose its blocks.
+    fn warned(&self);
+
+    /// It has lost its blocks to others.
+    fn lost(&self);
 }
 
 /// Hears what a sequence says, token by token, and has it take back what must not be said.
@@ -101,6 +135,10 @@ pub struct Sequence {
     pub reader: Arc<dyn Reader>,
     /// Keeps it from saying some things.
     pub guard: Option<Box<dyn Guard>>,
+    /// Keeps its blocks when it ends, and had those of the conversation so far.
+    pub lease: Option<Arc<dyn LeaseHolder>>,
+    /// How long its reader may take nothing before it ends; the scheduler's own patience where not set.
+    pub stall_timeout: Option<Duration>,
 
     /// Prompt and output. Grows in `apply` only.
     pub(super) tokens: Vec<TokenId>,
@@ -153,6 +191,8 @@ impl Sequence {
             grammar: None,
             reader,
             guard: None,
+            lease: None,
+            stall_timeout: None,
             prompts_under_way: 0,
             held: Vec::new(),
             num_rewinds: 0,

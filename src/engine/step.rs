@@ -10,15 +10,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::oneshot;
+
 use super::{
     channel::{Bell, ReaderControl},
-    executor::{Executor, StepPlan},
+    executor::{Executor, PlannedRow, StepPlan},
     outbox::Outbox,
-    scheduler::{Event, Scheduler},
-    sequence::Sequence,
+    rates::Rates,
+    scheduler::{Edit, Event, Scheduler},
+    sequence::{LeaseHolder, Sequence},
 };
 use crate::{
     error::Result,
+    ids::{SequenceId, TokenId},
     telemetry::{EngineState, EngineTotals, Reporter},
 };
 
@@ -29,6 +33,46 @@ const IDLE: Duration = Duration::from_secs(3600);
 
 /// The new sequences of one request, which begin alike, and their readers.
 pub(super) type Queued = Vec<(Sequence, Arc<ReaderControl>)>;
+
+/// What the engine thread does between two steps when asked.
+pub(super) enum Command {
+    /// Changes a sequence.
+    Edit { id: SequenceId, edit: Edit },
+    /// Of a prompt's tokens, how many are cached.
+    Lookup { tokens: Arc<[TokenId]>, salt: Option<Arc<str>>, reply: oneshot::Sender<usize> },
+    /// Has one conversation hold another one's blocks too.
+    ForkLease { parent: u64, child: Arc<dyn LeaseHolder>, num_tokens: usize },
+}
+
+/// Measures steps and ends.
+pub(super) struct Pace {
+    rates: Arc<Rates>,
+    newest_end: Option<Instant>,
+}
+
+impl Pace {
+    pub(super) fn new(rates: Arc<Rates>) -> Self {
+        Self { rates, newest_end: None }
+    }
+
+    fn count_step(&self, elapsed: Duration, plan: &StepPlan) {
+        let is_decode = |row: &&PlannedRow| row.query.len() == 1 && row.num_output_tokens > 0;
+        let decodes = plan.rows.iter().filter(is_decode).count();
+        self.rates.record_step(elapsed, plan.token_ids.len().saturating_sub(decodes), decodes);
+    }
+
+    /// The time between two ends tells how fast places become free only while somebody waits for them.
+    fn count_ends(&mut self, events: &[Event], somebody_waits: bool) {
+        let ends = events.iter().filter(|event| matches!(event, Event::Ended { .. })).count();
+        if ends == 0 {
+            return;
+        }
+        let now = Instant::now();
+        if let Some(newest) = self.newest_end.replace(now).filter(|_| somebody_waits) {
+            self.rates.record_ends(now - newest, ends);
+        }
+    }
+}
 
 /// Where the engine thread stands, for the watchdog: odd while a step runs.
 #[derive(Debug, Default)]
@@ -55,10 +99,12 @@ pub(super) struct StepLoop {
     pub scheduler: Scheduler,
     pub executor: Box<dyn Executor>,
     pub requests: Receiver<Queued>,
+    pub commands: Receiver<Command>,
     pub bell: Arc<Bell>,
     pub progress: Arc<Progress>,
     pub outbox: Outbox,
     pub reporter: Reporter,
+    pub pace: Pace,
 }
 
 impl StepLoop {
@@ -76,12 +122,15 @@ impl StepLoop {
             let open = self.drain();
             if attention {
                 self.scheduler.sweep_cancelled(&mut events);
+                self.scheduler.sweep_leases();
+                self.obey();
             }
             let runs = self.scheduler.schedule(Instant::now(), &mut plan, &mut events);
             if runs {
                 self.execute(&plan, &mut events)?;
             }
             self.report();
+            self.pace.count_ends(&events, self.scheduler.stats().waiting > 0);
             self.outbox.take_in(&mut events);
             if self.progress.abandoned.load(Ordering::Acquire) {
                 return Ok(());
@@ -115,10 +164,29 @@ impl StepLoop {
         }
     }
 
+    /// Does what was asked for. Who asks rings the bell; what was asked before a sequence came is done before it runs.
+    fn obey(&mut self) {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                // A sequence that has ended meanwhile needs no edit; who asked sees its end.
+                Command::Edit { id, edit } => drop(self.scheduler.edit(id, &edit)),
+                Command::Lookup { tokens, salt, reply } => {
+                    // Nobody may be waiting any more.
+                    let _unheard = reply.send(self.scheduler.lookup(salt, &tokens));
+                }
+                Command::ForkLease { parent, child, num_tokens } => {
+                    self.scheduler.fork_lease(parent, child, num_tokens);
+                }
+            }
+        }
+    }
+
     fn execute(&mut self, plan: &StepPlan, events: &mut Vec<Event>) -> Result<()> {
         self.progress.tick();
+        let began = Instant::now();
         self.executor.submit(plan)?;
         let output = self.executor.collect()?;
+        self.pace.count_step(began.elapsed(), plan);
         self.progress.tick();
         self.scheduler.apply(output, events)
     }

@@ -6,9 +6,11 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use futures::Stream;
+use sha2::{Digest, Sha256};
 use tokio::{
     sync::mpsc,
     time::{Instant, Sleep},
@@ -18,14 +20,20 @@ use super::{
     Engine,
     best_of::BestOf,
     channel::{Delivery, ReaderControl},
-    supervisor::Registration,
+    scheduler::Edit,
+    step::Command,
+    supervisor::{Life, Registration},
 };
 use crate::{
     error::{Code, Error, Result},
+    ids::TokenId,
     params::{FinishReason, PromptLogprobs, SampledToken, SamplingParams, Usage},
     telemetry::Outcome,
     text::{Detokenizer, OutputParser, Piece, StopMatcher},
 };
+
+/// Most tokens of one delta of a coalescing stream, so that no message grows without bound.
+const COALESCED_TOKENS: usize = 1024;
 
 /// What a stream tells its reader: one `Started`, deltas, one `Finished` a sequence; or an error, after which nothing
 /// comes.
@@ -66,6 +74,62 @@ pub struct Delta {
     pub usage: Usage,
 }
 
+/// How long the parts of a sequence took, as the engine saw them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// From admission to the first run.
+    pub queue: Duration,
+    /// From there to the first token.
+    pub prefill: Duration,
+    /// From there to the last one.
+    pub decode: Duration,
+    /// From admission to now.
+    pub total: Duration,
+}
+
+/// What proves which answer this was: the same weights, template, seed, parameters and prompt give the same tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The seed that this sequence drew with.
+    pub seed: u64,
+    /// SHA-256 of the prompt's ids, each four bytes, least significant first.
+    pub prompt_hash: [u8; 32],
+    /// The same of the ids generated.
+    pub output_hash: [u8; 32],
+}
+
+/// How far a stream has come that has not said anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// It waits.
+    Queued {
+        /// Requests before it.
+        position: usize,
+        /// When it should run, as far as that can be said.
+        eta: Option<Duration>,
+    },
+    /// Its prompt is computed.
+    Prefill {
+        /// Tokens of the prompt whose keys and values are there.
+        done: u32,
+        /// Of how many.
+        total: u32,
+        /// … of which the cache had so many.
+        cached: u32,
+    },
+    /// Tokens have come.
+    Decode,
+}
+
+/// What changes about a stream under way; what is none stays.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StreamEdit {
+    /// What the engine must know.
+    pub engine: Edit,
+    /// New stop strings.
+    pub stop: Option<Vec<String>>,
+}
+
 /// How a sequence ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finished {
@@ -77,6 +141,10 @@ pub struct Finished {
     pub tool_calls: bool,
     /// What it cost.
     pub usage: Usage,
+    /// How long it took.
+    pub timings: Timings,
+    /// What proves it; none where it was not made here.
+    pub receipt: Option<Box<Receipt>>,
 }
 
 /// Turns the tokens of one stream into text, up to its first stop string.
@@ -86,6 +154,8 @@ pub(super) struct TextOut {
     pub params: Arc<SamplingParams>,
     /// Of a chat.
     pub parser: Option<OutputParser>,
+    /// Text that may be said, before the next.
+    pub carried: String,
 }
 
 /// The text of some tokens.
@@ -107,7 +177,7 @@ struct Said {
 
 impl TextOut {
     fn speak(&mut self, tokens: &[SampledToken], end: &Option<Result<FinishReason>>) -> Spoken {
-        let mut text = String::new();
+        let mut text = std::mem::take(&mut self.carried);
         for (k, token) in tokens.iter().enumerate().take(tokens.len() - self.silent(end).min(tokens.len())) {
             let piece = self.detokenizer.push(token.id);
             if let Some(stop) = self.hear(&piece, &mut text) {
@@ -131,6 +201,16 @@ impl TextOut {
         usize::from(stopped && !self.params.include_stop_str_in_output)
     }
 
+    /// Other stop strings from now on; what was held back for the old ones is said with what comes next.
+    fn edit(&mut self, params: &Arc<SamplingParams>) {
+        if params.stop != self.params.stop {
+            let held = self.matcher.finish();
+            self.matcher = StopMatcher::new(&params.stop, params.include_stop_str_in_output);
+            self.carried.push_str(&self.matcher.push(&held).emit);
+        }
+        self.params = params.clone();
+    }
+
     /// Adds to `text` what may be said now; the stop string that `piece` completes, if it does.
     fn hear(&mut self, piece: &str, text: &mut String) -> Option<String> {
         let step = self.matcher.push(piece);
@@ -145,6 +225,8 @@ pub(super) struct Output {
     pub control: Arc<ReaderControl>,
     pub text: Option<TextOut>,
     pub usage: Usage,
+    /// Of the ids generated so far.
+    pub hash: Sha256,
     pub done: bool,
     /// A place in the list of streams to end if the engine dies.
     pub _registration: Registration,
@@ -162,6 +244,14 @@ pub struct Generation {
     pub(super) best_of: Option<BestOf>,
     pub(super) deadline: Option<Pin<Box<Sleep>>>,
     pub(super) done: bool,
+    pub(super) prompt: Arc<[TokenId]>,
+    pub(super) rendered: Option<String>,
+    pub(super) params: Arc<SamplingParams>,
+    pub(super) life: Arc<Life>,
+    /// Whether what waits comes in one piece.
+    pub(super) coalesces: bool,
+    /// An error that comes after what is ready.
+    pub(super) failed: Option<Error>,
     /// Keeps the engine running.
     pub(super) engine: Engine,
 }
@@ -187,6 +277,7 @@ impl Output {
             None => Spoken { text: String::new(), kept: tokens.len(), stop: None },
         };
         tokens.truncate(kept);
+        tokens.iter().for_each(|token| self.hash.update(token.id.0.to_le_bytes()));
         self.usage.cached_tokens = cached_tokens;
         self.usage.completion_tokens += u32::try_from(tokens.len()).unwrap_or(u32::MAX);
         let (reason, error) = match (stop, end) {
@@ -204,7 +295,9 @@ impl Output {
         }
         let Some(reason) = reason else { return Ok(None) };
         self.done = true;
-        events.push(Event::Finished(Finished { index, reason: reason.clone(), tool_calls, usage: self.usage }));
+        let (usage, timings) = (self.usage, self.control.timings());
+        let finished = Finished { index, reason: reason.clone(), tool_calls, usage, timings, receipt: None };
+        events.push(Event::Finished(finished));
         Ok(Some(reason))
     }
 
@@ -235,6 +328,102 @@ impl Generation {
         let first = self.outputs.first().map(|output| output.usage).unwrap_or_default();
         let completion_tokens = self.outputs.iter().map(|output| output.usage.completion_tokens).sum();
         Usage { completion_tokens, ..first }
+    }
+
+    /// The prompt's ids.
+    #[must_use]
+    pub fn prompt(&self) -> &[TokenId] {
+        &self.prompt
+    }
+
+    /// A chat's prompt as text, where the request brought a history.
+    #[must_use]
+    pub fn rendered(&self) -> Option<&str> {
+        self.rendered.as_deref()
+    }
+
+    /// How far the stream has come; its first sequence speaks for all.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        let Some(first) = self.outputs.first().filter(|first| !first.done) else { return Progress::Decode };
+        let standing = first.control.standing();
+        if standing.spoke {
+            return Progress::Decode;
+        }
+        if standing.started {
+            let (done, total, cached) = (standing.computed_tokens, standing.prompt_tokens, standing.cached_tokens);
+            return Progress::Prefill { done, total, cached };
+        }
+        let ahead = self.life.ahead(first.control.place(), self.engine.config().max_num_seqs);
+        Progress::Queued { position: ahead.requests, eta: self.engine.rates().queue_time(ahead) }
+    }
+
+    /// How long the parts took so far, of the first sequence.
+    #[must_use]
+    pub fn timings(&self) -> Timings {
+        self.outputs.first().map(|output| output.control.timings()).unwrap_or_default()
+    }
+
+    /// Allows so many tokens more. A stream that did not count begins to with this.
+    pub fn grant(&self, tokens: u64) {
+        self.outputs.iter().for_each(|output| output.control.grant(tokens));
+    }
+
+    /// Changes the stream from its next token on.
+    ///
+    /// # Errors
+    /// `InvalidArgument` that names the field; `ResourceExhausted` where the engine has too much to do.
+    pub fn edit(&mut self, edit: StreamEdit) -> Result<()> {
+        let params = SamplingParams {
+            max_tokens: edit.engine.max_tokens.or(self.params.max_tokens),
+            temperature: edit.engine.temperature.unwrap_or(self.params.temperature),
+            stop: edit.stop.clone().unwrap_or_else(|| self.params.stop.clone()),
+            ..SamplingParams::clone(&self.params)
+        };
+        params.validate()?;
+        let params = Arc::new(params);
+        for output in &mut self.outputs {
+            let id = output.control.place().1;
+            self.life.command(Command::Edit { id, edit: edit.engine.clone() })?;
+            if let Some(text) = &mut output.text {
+                text.edit(&params);
+            }
+        }
+        self.params = params;
+        Ok(())
+    }
+
+    fn receipt(&self, k: usize) -> Receipt {
+        let ids = self.prompt.iter().fold(Sha256::new(), |hash, id| hash.chain_update(id.0.to_le_bytes()));
+        let seed = self.params.seed.unwrap_or_default().wrapping_add(k as u64);
+        let output = self.outputs.get(k).map(|output| output.hash.clone()).unwrap_or_default();
+        Receipt { seed, prompt_hash: ids.finalize().into(), output_hash: output.finalize().into() }
+    }
+
+    /// Adds what else is ready of the same sequence to a delta.
+    fn coalesce(&mut self, cx: &mut Context<'_>, delta: &mut Delta) {
+        while delta.tokens.len() < COALESCED_TOKENS {
+            match self.ready.front() {
+                Some(Event::Delta(next)) if next.index == delta.index => {}
+                Some(_) => return,
+                None => match self.poll_outputs(cx) {
+                    Poll::Ready((k, Some(delivery))) => match self.take(k, delivery) {
+                        Ok(()) => continue,
+                        Err(error) => {
+                            self.failed = Some(error);
+                            return;
+                        }
+                    },
+                    Poll::Ready((_, None)) | Poll::Pending => return,
+                },
+            }
+            if let Some(Event::Delta(next)) = self.ready.pop_front() {
+                delta.text.push_str(&next.text);
+                delta.pieces.extend(next.pieces);
+                delta.tokens.extend(next.tokens);
+                delta.usage = next.usage;
+            }
+        }
     }
 
     fn release(&self, outcome: Outcome) {
@@ -273,7 +462,10 @@ impl Generation {
             output.release(&self.engine, Outcome::from(&reason));
         }
         self.done = self.outputs.iter().all(|output| output.done);
-        for event in events {
+        for mut event in events {
+            if let Event::Finished(finished) = &mut event {
+                finished.receipt = Some(Box::new(self.receipt(k)));
+            }
             match (&mut self.best_of, event) {
                 (Some(best_of), event @ (Event::Delta(_) | Event::Finished(_))) => best_of.hold(event),
                 (_, event) => self.ready.push_back(event),
@@ -291,8 +483,14 @@ impl Stream for Generation {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            if let Some(event) = self.ready.pop_front() {
+            if let Some(mut event) = self.ready.pop_front() {
+                if let (true, Event::Delta(delta)) = (self.coalesces, &mut event) {
+                    self.coalesce(cx, delta);
+                }
                 return Poll::Ready(Some(Ok(event)));
+            }
+            if let Some(error) = self.failed.take() {
+                return self.fail(error);
             }
             if self.done {
                 return Poll::Ready(None);

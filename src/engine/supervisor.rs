@@ -8,7 +8,7 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
-        mpsc::{SyncSender, sync_channel},
+        mpsc::{SyncSender, TrySendError, sync_channel},
     },
     thread,
     time::Duration,
@@ -26,12 +26,13 @@ use super::{
     executor::Executor,
     kv_log::KvLog,
     outbox::{self, Outbox},
+    rates::{Ahead, Rates},
     scheduler::Scheduler,
-    step::{Progress, Queued, StepLoop},
+    step::{Command, Pace, Progress, Queued, StepLoop},
 };
 use crate::{
     config::EngineConfig,
-    error::{Error, Result},
+    error::{Code, Error, Result},
     ids::SequenceId,
     telemetry::{Reporter, Telemetry},
 };
@@ -41,6 +42,8 @@ pub type ExecutorFactory = Arc<dyn Fn() -> Result<Box<dyn Executor + Send>> + Se
 
 /// Steps that may wait for the fan-out task before the engine keeps them itself.
 const FAN_OUT_DEPTH: usize = 4;
+/// Commands that may wait for the engine thread.
+const COMMANDS: usize = 1024;
 /// How often the watchdog looks, as a part of the step timeout.
 const WATCH_PARTS: u32 = 8;
 /// First and longest pause between attempts to start an engine that will not start.
@@ -54,6 +57,8 @@ pub(super) struct Life {
     pub live: Arc<Semaphore>,
     /// Has a place for each permit.
     pub requests: SyncSender<Queued>,
+    /// What is asked of sequences and leases that are there.
+    pub commands: SyncSender<Command>,
     pub bell: Arc<Bell>,
     progress: Arc<Progress>,
     readers: Readers,
@@ -76,6 +81,42 @@ impl Life {
     pub(super) fn register(&self, id: SequenceId, reader: &Arc<ReaderControl>) -> Registration {
         locked(&self.readers).insert(id, Arc::downgrade(reader));
         Registration { id, readers: self.readers.clone() }
+    }
+
+    /// What stands before a request at `place` in line.
+    pub(super) fn ahead(&self, place: (i32, SequenceId), max_num_seqs: usize) -> Ahead {
+        let (mut ahead, mut running) = (Ahead::default(), 0);
+        for reader in locked(&self.readers).values().filter_map(Weak::upgrade) {
+            let standing = reader.standing();
+            let left = standing.prompt_tokens.saturating_sub(standing.computed_tokens) as usize;
+            if reader.has_ended() || reader.place() == place {
+                continue;
+            }
+            if standing.started {
+                running += 1;
+                ahead.tokens += if standing.spoke { 0 } else { left };
+            } else if reader.place() < place {
+                ahead.requests += 1;
+                ahead.tokens += left;
+            }
+        }
+        ahead.rows = (running + ahead.requests + 1).saturating_sub(max_num_seqs);
+        ahead
+    }
+
+    /// Has the engine thread do something between two steps.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` where too much was asked of it already, `Unavailable` where it is gone.
+    pub(super) fn command(&self, command: Command) -> Result<()> {
+        self.commands.try_send(command).map_err(|error| match error {
+            TrySendError::Full(_) => {
+                Error::new(Code::ResourceExhausted, "the engine has too much to do between two steps")
+            }
+            TrySendError::Disconnected(_) => Error::new(Code::Unavailable, "the engine is restarting"),
+        })?;
+        self.bell.ring();
+        Ok(())
     }
 
     /// Tells the engine thread to end after its present step.
@@ -108,27 +149,31 @@ struct Running {
 impl Running {
     /// Starts the engine thread and the task that fills the readers' channels.
     fn start(executor: Box<dyn Executor + Send>, shared: &Supervised) -> Result<Self> {
-        let Supervised { config, telemetry, .. } = shared;
+        let Supervised { config, telemetry, rates, .. } = shared;
         let max_live = config.max_live();
         let (requests, receiver) = sync_channel(max_live);
+        let (commands, commanded) = sync_channel(COMMANDS);
         let (fan_out, batches) = mpsc::channel(FAN_OUT_DEPTH);
         let (ended, ending) = oneshot::channel();
         let life = Arc::new(Life {
             live: Arc::new(Semaphore::new(max_live)),
             requests,
+            commands,
             bell: Arc::default(),
             progress: Arc::default(),
             readers: Readers::default(),
         });
         let (bell, progress) = (life.bell.clone(), life.progress.clone());
         let outbox = Outbox::new(fan_out);
+        let pace = Pace::new(rates.clone());
         let (config, reporter) = (config.clone(), Reporter::new(telemetry.clone()));
         thread::Builder::new()
             .name("engine".into())
             .spawn(move || {
                 let outcome = catch_unwind(AssertUnwindSafe(move || {
                     let scheduler = Scheduler::new(&config, executor.max_tokens_per_step());
-                    StepLoop { scheduler, executor, requests: receiver, bell, progress, outbox, reporter }.run()
+                    let (requests, commands) = (receiver, commanded);
+                    StepLoop { scheduler, executor, requests, commands, bell, progress, outbox, reporter, pace }.run()
                 }));
                 // Nobody listens where the supervisor has given this thread up.
                 let _unheard = ended.send(match outcome {
@@ -185,6 +230,7 @@ async fn hung(progress: &Progress, timeout: Duration) {
 pub(super) struct Supervised {
     pub config: EngineConfig,
     pub telemetry: Arc<Telemetry>,
+    pub rates: Arc<Rates>,
     pub health: watch::Sender<Health>,
     /// What the prefix cache holds, whichever life it belongs to.
     pub kv_log: Arc<KvLog>,
@@ -199,6 +245,7 @@ impl Supervised {
         Arc::new(Self {
             config,
             telemetry,
+            rates: Arc::default(),
             health: watch::Sender::new(Health::Serving),
             kv_log: Arc::default(),
             life: Mutex::new(None),

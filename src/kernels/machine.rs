@@ -126,6 +126,8 @@ pub fn use_instructions(set: InstructionSet) -> Result<()> {
         Level::Avx2(_) => set == InstructionSet::Avx2,
         #[cfg(target_arch = "x86_64")]
         Level::Avx512(_) => set == InstructionSet::Avx512,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Vnni(_) => set == InstructionSet::Avx512Vnni,
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         Level::Amx(_) => set == InstructionSet::Amx,
     };

@@ -40,16 +40,10 @@ pub(super) fn on_threads<T: Send>(count: usize, run: impl FnOnce() -> T + Send) 
 /// `‖got − want‖ / ‖want‖` is at most `tolerance`.
 #[track_caller]
 pub(super) fn assert_close(got: &[f32], want: &[f64], tolerance: f64) {
-    assert_close_beside(got, want, want, tolerance);
-}
-
-/// `‖got − want‖ / ‖size‖` is at most `tolerance`: for sums whose terms cancel, with the sums of their magnitudes.
-#[track_caller]
-pub(super) fn assert_close_beside(got: &[f32], want: &[f64], size: &[f64], tolerance: f64) {
     assert_eq!(got.len(), want.len());
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
     let error = norm(&mut got.iter().zip(want).map(|(&g, w)| f64::from(g) - w));
-    let size = norm(&mut size.iter().copied());
+    let size = norm(&mut want.iter().copied());
     assert!(error <= tolerance * size.max(1e-30), "error {error:e} of {size:e} is above {tolerance:e}");
 }
 

@@ -12,6 +12,7 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use super::closing::Closing;
 use crate::{
+    config::StreamArgs,
     engine::{Engine, ModelInfo},
     error::{Code, Error, Result},
     text::Tokenizer,
@@ -25,12 +26,13 @@ const TOKENIZING_AT_ONCE: usize = 2;
 pub(crate) struct Backend {
     pub(crate) engine: Engine,
     pub(crate) closing: Closing,
+    pub(crate) streams: StreamArgs,
     turns: Arc<Semaphore>,
 }
 
 impl Backend {
-    pub(crate) fn new(engine: Engine, closing: Closing) -> Self {
-        Self { engine, closing, turns: Arc::new(Semaphore::new(TOKENIZING_AT_ONCE)) }
+    pub(crate) fn new(engine: Engine, closing: Closing, streams: StreamArgs) -> Self {
+        Self { engine, closing, streams, turns: Arc::new(Semaphore::new(TOKENIZING_AT_ONCE)) }
     }
 
     /// The same error, counted as a refusal. The engine counts its own.

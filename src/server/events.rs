@@ -65,19 +65,28 @@ impl Events {
             }),
             None => admission.await,
         };
-        let generation = admitted?;
+        Ok(Self::of(backend, admitted?))
+    }
+
+    /// Those of a stream that the engine has admitted.
+    pub(crate) fn of(backend: &Backend, generation: Generation) -> Self {
         let closing = backend.closing.clone();
         let ending = async move {
             closing.cut().await;
             Error::new(Code::Unavailable, "the server shut down before this stream had ended: ask another one")
         };
-        Ok(Self { generation: Some(generation), ending: Box::pin(ending) })
+        Self { generation: Some(generation), ending: Box::pin(ending) }
     }
 
     /// The same events, ended by the error that `ending` brings, should it come.
     pub(crate) fn end_with(mut self, ending: impl Future<Output = Error> + Send + 'static) -> Self {
         self.ending = Box::pin(select(self.ending, Box::pin(ending)).map(|first| first.factor_first().0));
         self
+    }
+
+    /// The engine's stream, while it lasts.
+    pub(crate) fn generation(&mut self) -> Option<&mut Generation> {
+        self.generation.as_mut()
     }
 
     /// Waits for all events.

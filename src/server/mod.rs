@@ -18,6 +18,7 @@ mod ollama;
 mod openai;
 #[cfg(feature = "web")]
 mod page;
+mod ring;
 mod vllm_engine;
 
 use std::{sync::Arc, time::Duration};
@@ -31,7 +32,11 @@ use tokio::{
 };
 
 use self::{backend::Backend, closing::Closer};
-use crate::{config::AllowedOrigins, engine::Engine, error::Result};
+use crate::{
+    config::{AllowedOrigins, StreamArgs},
+    engine::Engine,
+    error::Result,
+};
 
 /// Connections at once; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 4096;
@@ -51,6 +56,8 @@ pub struct ServeOptions {
     pub drain_timeout: Duration,
     /// Sites whose pages may call from a browser.
     pub allowed_origins: AllowedOrigins,
+    /// Bounds of streams that outlive their connection, and of sessions.
+    pub streams: StreamArgs,
 }
 
 impl Default for ServeOptions {
@@ -59,6 +66,7 @@ impl Default for ServeOptions {
             drain_grace: DRAIN_GRACE,
             drain_timeout: Duration::from_secs(30),
             allowed_origins: AllowedOrigins::default(),
+            streams: StreamArgs::default(),
         }
     }
 }
@@ -74,7 +82,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let closer = Closer::new();
-    let backend = Backend::new(engine.clone(), closer.watch());
+    let backend = Backend::new(engine.clone(), closer.watch(), options.streams);
     let router = grpc::routes(&backend)?.merge(metrics::routes(engine.clone())).merge(root(&engine));
     let router = router.merge(http::routes(&backend));
     let router = cors::open(router.fallback(metrics::unknown), &options.allowed_origins);

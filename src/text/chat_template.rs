@@ -8,6 +8,7 @@ use std::{error::Error as _, fmt, io, path::Path, time::SystemTime};
 use minijinja::{Environment, ErrorKind, Value as Variable, syntax::SyntaxConfig, value::Serde};
 use serde::Serialize;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::error::{Code, Error, Result};
 
@@ -81,6 +82,7 @@ pub struct ChatTemplate {
     bos: String,
     eos: String,
     output_format: OutputFormat,
+    hash: Sha256,
 }
 
 impl fmt::Debug for ChatTemplate {
@@ -112,6 +114,7 @@ impl ChatTemplate {
             bos: bos.to_owned(),
             eos: eos.to_owned(),
             output_format: OutputFormat::of_template(source),
+            hash: Sha256::new(),
         };
         template.add(NAME, source)?;
         Ok(template)
@@ -138,6 +141,8 @@ impl ChatTemplate {
             let why = format!("has {} bytes, at most {MAX_SOURCE_BYTES} are allowed", source.len());
             return Err(Error::bad_file(NAME, "source", why));
         }
+        self.hash.update(name.as_bytes());
+        self.hash.update(source.as_bytes());
         self.environment.add_template_owned(name.to_owned(), without_generation_tags(source)).map_err(broken)
     }
 
@@ -145,6 +150,12 @@ impl ChatTemplate {
     #[must_use]
     pub fn output_format(&self) -> OutputFormat {
         self.output_format
+    }
+
+    /// SHA-256, in hexadecimal, over the names and sources of all the model's templates.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        self.hash.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The same template, with other formats.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::ids::TokenId;
 
-use super::Tokenizer;
+use super::{Tokenizer, leading_space::LeadingSpace};
 
 /// Turns a stream of tokens into a stream of text.
 ///
@@ -19,23 +19,23 @@ pub struct Detokenizer {
     kept: Vec<TokenId>,
     /// The start of a character that has not ended.
     pending: Vec<u8>,
-    /// The first byte of the text is still to come, and goes if it is a space.
-    strip_space: bool,
+    /// What is still to be taken away of the text's first spaces.
+    space: LeadingSpace,
 }
 
 impl Detokenizer {
     /// For tokens that go on after a prompt: a leading space is part of the text.
     #[must_use]
     pub fn new(tokenizer: Arc<Tokenizer>, skip_special: bool) -> Self {
-        Self { tokenizer, skip_special, kept: Vec::new(), pending: Vec::new(), strip_space: false }
+        Self { tokenizer, skip_special, kept: Vec::new(), pending: Vec::new(), space: LeadingSpace::KEPT }
     }
 
     /// For tokens that begin a text (an empty prompt, or a detokenizing call): the space that sentencepiece puts before
     /// the first word is left out, as [`Tokenizer::decode`] does.
     #[must_use]
     pub fn at_start_of_text(tokenizer: Arc<Tokenizer>, skip_special: bool) -> Self {
-        let strip_space = tokenizer.strips_leading_space();
-        Self { strip_space, ..Self::new(tokenizer, skip_special) }
+        let space = tokenizer.leading_space();
+        Self { space, ..Self::new(tokenizer, skip_special) }
     }
 
     /// The same, but these special tokens come out as text even where special tokens are skipped.
@@ -49,11 +49,7 @@ impl Detokenizer {
         if self.skip_special && self.tokenizer.is_special(id) && !self.kept.contains(&id) {
             return String::new();
         }
-        let mut bytes = self.tokenizer.token_bytes(id);
-        if self.strip_space && !bytes.is_empty() {
-            self.strip_space = false;
-            bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
-        }
+        let bytes = self.space.take_from(id, self.tokenizer.token_bytes(id));
         self.pending.extend_from_slice(bytes);
         let keep = match self.pending.last() {
             Some(b' ') if self.tokenizer.strips_trailing_space() => 1,

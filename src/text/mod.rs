@@ -16,6 +16,7 @@ mod chat_template_continue;
 mod chat_template_json;
 mod detokenizer;
 mod families;
+mod leading_space;
 mod marks;
 mod merge;
 mod messages;

@@ -13,6 +13,7 @@ use crate::{
 
 use super::{
     added_tokens::AddedTokens,
+    leading_space::LeadingSpace,
     sentencepiece::{Algorithm, Definition, Sentencepiece},
     sentencepiece_normalizer::{Charsmap, Normalizer},
     token_table::{MAX_VOCAB, TokenTable, byte_of_token, sentencepiece_bytes},
@@ -125,9 +126,14 @@ pub(super) fn load(path: &Path, bytes: &[u8], config: Option<&TokenizerConfig>) 
     let unk = definition.unk;
     added.extend(config.into_iter().flat_map(|c| c.added_tokens.clone()).filter(|(id, _, _)| Some(*id) != unk));
     let table = table(path, &definition, &added, &unk_surface)?;
-    let strip = definition.normalizer.add_dummy_prefix || definition.normalizer.remove_extra_whitespaces;
+    let normalizer = &definition.normalizer;
     // A space behind the last word stays, as sentencepiece's own decoder has it.
-    let suffix_space = definition.normalizer.treat_whitespace_as_suffix;
+    let strips = normalizer.add_dummy_prefix || normalizer.remove_extra_whitespaces;
+    let leading_space = if strips && !normalizer.treat_whitespace_as_suffix {
+        LeadingSpace::of_sentencepiece(normalizer.remove_extra_whitespaces, unk.map(TokenId))
+    } else {
+        LeadingSpace::KEPT
+    };
     // Models with a begin token want it; those without (T5) want an end.
     let add_bos = config.and_then(|c| c.add_bos_token).unwrap_or(true);
     let add_eos = config.and_then(|c| c.add_eos_token).unwrap_or(bos.is_none());
@@ -137,7 +143,7 @@ pub(super) fn load(path: &Path, bytes: &[u8], config: Option<&TokenizerConfig>) 
         added: AddedTokens::new(added.iter().map(|(id, text, _)| (text.clone(), *id))),
     };
     Ok(Tokenizer {
-        strip_leading_space: strip && !suffix_space,
+        leading_space,
         bos,
         eos,
         prefix: bos.filter(|_| add_bos),

@@ -15,8 +15,9 @@ use crate::{
 };
 
 use super::{
-    added_tokens::AddedTokens, sentencepiece::Sentencepiece, tiktoken::Tiktoken, token_table::TokenTable,
-    tokenizer_config::TokenizerConfig, tokenizer_file, tokenizer_gguf, tokenizer_split::Pipeline, vocab::GgufVocab,
+    added_tokens::AddedTokens, leading_space::LeadingSpace, sentencepiece::Sentencepiece, tiktoken::Tiktoken,
+    token_table::TokenTable, tokenizer_config::TokenizerConfig, tokenizer_file, tokenizer_gguf,
+    tokenizer_split::Pipeline, vocab::GgufVocab,
 };
 
 /// Most bytes of text that one call encodes.
@@ -37,8 +38,8 @@ pub struct Tokenizer {
     pub(super) path: PathBuf,
     pub(super) encoder: Encoder,
     pub(super) table: TokenTable,
-    /// Encoding put a space before the text, so decoding a whole text takes one away.
-    pub(super) strip_leading_space: bool,
+    /// What decoding a whole text takes away of its first spaces.
+    pub(super) leading_space: LeadingSpace,
     /// Words are ended by a space, so decoding a whole text takes the last away.
     pub(super) strip_trailing_space: bool,
     pub(super) bos: Option<TokenId>,
@@ -68,7 +69,7 @@ impl Tokenizer {
             path: path.to_owned(),
             encoder,
             table,
-            strip_leading_space: false,
+            leading_space: LeadingSpace::KEPT,
             strip_trailing_space: false,
             bos: None,
             eos: None,
@@ -225,11 +226,9 @@ impl Tokenizer {
     #[must_use]
     pub fn decode(&self, ids: &[TokenId], skip_special: bool) -> String {
         let kept = ids.iter().filter(|&&id| !(skip_special && self.is_special(id)));
-        let bytes: Vec<u8> = kept.flat_map(|&id| self.token_bytes(id)).copied().collect();
+        let mut space = self.leading_space;
+        let bytes: Vec<u8> = kept.flat_map(|&id| space.take_from(id, self.token_bytes(id))).copied().collect();
         let mut text = bytes.as_slice();
-        if self.strip_leading_space {
-            text = text.strip_prefix(b" ").unwrap_or(text);
-        }
         if self.strip_trailing_space {
             text = text.strip_suffix(b" ").unwrap_or(text);
         }
@@ -241,9 +240,9 @@ impl Tokenizer {
         self.strip_trailing_space
     }
 
-    /// Whether a whole text begins with a space that encoding added; see [`Detokenizer`](super::Detokenizer).
-    pub(super) fn strips_leading_space(&self) -> bool {
-        self.strip_leading_space
+    /// What encoding put before a whole text; see [`Detokenizer`](super::Detokenizer).
+    pub(super) fn leading_space(&self) -> LeadingSpace {
+        self.leading_space
     }
 
     /// One more than the largest id.

@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 
 use super::{
     added_tokens::AddedTokens,
+    leading_space::LeadingSpace,
     pattern::MAX_BACKTRACKING_TEXT_BYTES,
     token_table::{MAX_VOCAB, TokenTable, byte_level_bytes, byte_of_token, sentencepiece_bytes},
     tokenizer::{Encoder, MAX_TEXT_BYTES, Tokenizer, guarded},
@@ -195,7 +196,7 @@ pub(super) fn load(path: &Path, json: &[u8]) -> Result<Tokenizer> {
         })
     })?;
     let tokenizer = Tokenizer {
-        strip_leading_space: spelling.strips_leading_space(),
+        leading_space: LeadingSpace::one_if(spelling.strips_leading_space()),
         seams: seams(&file.added_tokens),
         strip_trailing_space: matches!(spelling, Spelling::Suffix(_)),
         max_text_bytes: if backtracks { MAX_BACKTRACKING_TEXT_BYTES } else { MAX_TEXT_BYTES },

@@ -20,6 +20,7 @@ use crate::{
 use super::{
     added_tokens::AddedTokens,
     families::{self, Family},
+    leading_space::LeadingSpace,
     sentencepiece::{Algorithm, Definition, Sentencepiece},
     sentencepiece_normalizer::{Charsmap, Normalizer},
     tiktoken::Tiktoken,
@@ -125,7 +126,9 @@ pub(super) fn load(mut vocab: GgufVocab) -> Result<Tokenizer> {
         _ => super::MAX_TEXT_BYTES,
     };
     Ok(Tokenizer {
-        strip_leading_space: kind.name == "bert" || is_sentencepiece && vocab.add_space_prefix.unwrap_or(true),
+        leading_space: LeadingSpace::one_if(
+            kind.name == "bert" || is_sentencepiece && vocab.add_space_prefix.unwrap_or(true),
+        ),
         bos: vocab.bos.map(TokenId),
         eos: vocab.eos.map(TokenId),
         prefix: frame(vocab.add_bos, kind.add_bos || kind.name == "gpt2" && family.add_bos, vocab.bos),

@@ -8,6 +8,7 @@ use crate::{error::Result, ids::TokenId};
 
 use super::{
     added_tokens::Fragment,
+    leading_space::LeadingSpace,
     tokenizer::{Encoder, Tokenizer},
 };
 
@@ -26,6 +27,37 @@ impl Tokenizer {
         ids.extend_from_slice(&previous.1[..reused]);
         ids.extend(rest);
         Ok((ids, reused))
+    }
+
+    /// The ids of a text that goes on after a token of a prompt; none where it cannot be encoded apart from what comes
+    /// before it, because the tokenizer would take it for the beginning of a text.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_rest(&self, last: TokenId, rest: &str) -> Result<Option<Vec<TokenId>>> {
+        if rest.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
+        // A special token parts what is before it from what comes after it, so the two can be encoded together.
+        if self.is_special(last)
+            && let Some(token) = self.id_to_token(last)
+        {
+            let mut ids = self.encode(&format!("{token}{rest}"), false)?;
+            if ids.first() == Some(&last) {
+                ids.remove(0);
+                return Ok(Some(ids));
+            }
+        }
+        let added = match &self.encoder {
+            Encoder::Pipeline(_) => self.seams.as_ref(),
+            Encoder::Sentencepiece { added, .. } | Encoder::Tiktoken { added, .. } => Some(added),
+        };
+        let first = added.and_then(|added| added.split(rest).into_iter().next());
+        let begins_anew = matches!(first, Some(Fragment::Token(id)) if self.is_special(TokenId(id)));
+        if begins_anew || self.leading_space() == LeadingSpace::KEPT {
+            return self.encode(rest, false).map(Some);
+        }
+        Ok(None)
     }
 
     /// Where in both texts the last special token stands that they share, and how many ids come before it.

@@ -2,6 +2,7 @@
 
 pub mod file;
 pub mod files;
+mod fingerprint;
 pub mod gguf;
 pub mod hub;
 pub mod names;

@@ -12,7 +12,7 @@ use std::{
 use candlewick::{
     config::EngineConfig,
     engine::{
-        Engine, Event, ExecutorFactory, Health, ModelInfo, ModelText, Prompt, Request,
+        Engine, Event, ExecutorFactory, Health, ModelInfo, ModelText, Prompt, Request, SlowReader,
         fake::{FakeExecutor, FakeOptions, Gate, Mishap},
     },
     error::{Code, Error},
@@ -40,6 +40,7 @@ pub(crate) fn info() -> ModelInfo {
         weight_bytes: 0,
         kv_bytes_per_token: 0,
         dtype: "float32".into(),
+        weights_hash: "f00d".into(),
         default_params: SamplingParams::default(),
     }
 }
@@ -167,6 +168,36 @@ async fn a_reader_that_stalls_too_long_is_aborted() {
         FakeExecutor::expected(VOCAB_SIZE, &prompt(1, 20), tokens.len()),
         "what was computed is not lost"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_is_to_be_cut_off_is_cut_off_as_soon_as_it_does_not_keep_up() {
+    let engine = well().await;
+    let mut asked = request(&prompt(1, 20), 200);
+    asked.stream.slow_reader = SlowReader::Abort;
+    let slow = engine.generate(asked).await.unwrap();
+    until("its blocks are free", || idle(&engine) && engine.telemetry().generated_tokens() > 0).await;
+    let (tokens, end) = read(slow).await;
+    assert_eq!(end.unwrap_err().code, Code::Aborted);
+    assert_eq!(tokens.len(), config().stream_capacity_tokens);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coalescing_reader_falls_further_behind_and_gets_what_waits_in_one_piece() {
+    let engine = well().await;
+    let ids = prompt(1, 20);
+    let mut asked = request(&ids, 200);
+    asked.stream.slow_reader = SlowReader::Coalesce;
+    let mut slow = engine.generate(asked).await.unwrap();
+    until("all is generated", || engine.telemetry().generated_tokens() == 200 && idle(&engine)).await;
+    let mut deltas = Vec::new();
+    while let Some(event) = slow.next().await {
+        if let Event::Delta(delta) = event.unwrap() {
+            deltas.push(delta.tokens.iter().map(|token| token.id).collect::<Vec<_>>());
+        }
+    }
+    assert_eq!(deltas.concat(), FakeExecutor::expected(VOCAB_SIZE, &ids, 200));
+    assert!(deltas.len() <= 2, "{} pieces", deltas.len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

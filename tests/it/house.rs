@@ -67,7 +67,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("fancy_regex", &["text/pattern"]),
     ("base64", &["text/tiktoken_file", "text/tokenizer_json"]),
     ("zip", &["server/vllm_engine"]),
-    ("sha2", &["server/vllm_engine"]),
+    ("sha2", &["server/vllm_engine", "engine/stream", "text/chat_template", "weights/fingerprint"]),
     ("minijinja", &["text/chat_template"]),
     ("llguidance", &["sampling/grammar"]),
     ("toktrie", &["sampling/grammar"]),

@@ -185,7 +185,13 @@ fn assemble(parts: Parts, options: &ModelArgs, progress: &dyn Fn(usize, usize)) 
             eos_token_ids.push(id);
         }
     }
+    let weights_hash = match options.load_format {
+        LoadFormat::Auto => weights.fingerprint(),
+        // Drawn, not read: the seed is all there is to know.
+        LoadFormat::Dummy => format!("dummy-{DUMMY_SEED}"),
+    };
     let info = ModelInfo {
+        weights_hash,
         name,
         path: path.display().to_string(),
         architecture: config.architecture.clone(),

@@ -16,7 +16,8 @@ impl Scheduler {
 
     /// Checks everything that must hold between two calls.
     pub(in crate::engine) fn audit(&self) -> Result<(), String> {
-        self.blocks.audit(self.sequences.iter().map(|(_, sequence)| &sequence.table))?;
+        let leased = self.leases.held.values().map(|held| &held.table);
+        self.blocks.audit(self.sequences.iter().map(|(_, sequence)| &sequence.table).chain(leased))?;
         if self.running.len() > self.max_num_seqs {
             return Err(format!("{} rows, at most {}", self.running.len(), self.max_num_seqs));
         }

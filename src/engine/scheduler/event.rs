@@ -81,4 +81,6 @@ pub struct SchedulerStats {
     pub evictions: u64,
     /// Blocks copied because they were shared and had to be written, since the start.
     pub block_copies: u64,
+    /// Blocks that conversations keep between two turns; one that two of them share counts twice.
+    pub leased_blocks: usize,
 }

@@ -87,6 +87,7 @@ pub(super) fn clear(plan: &mut StepPlan) {
     plan.admitted.clear();
     plan.retired.clear();
     plan.rewinds.clear();
+    plan.edits.clear();
     plan.block_copies.clear();
     plan.rows.clear();
     plan.token_ids.clear();

@@ -13,7 +13,7 @@ use super::{
     inputs::Source,
     outputs::Outputs,
     packed::{PAIR, PANEL_GROUP, Packed, Panels},
-    panel::{PanelFormat, STEP, with_format},
+    panel::{Float, STEP, with_float},
 };
 use crate::kernels::{
     cpu_tensor::{SharedMatrix, for_each_row_range},
@@ -39,9 +39,6 @@ const RING: usize = 4;
 const SUMS: usize = ROWS * PAIR;
 /// Bytes of a cache line.
 const LINE: usize = 64;
-/// The power of two of inputs whose weights come with one: it keeps products from being taken for zero, and the inputs
-/// may be as large as 2^31.
-const INPUT_EXPONENT: i32 = 96;
 /// How far ahead of the products its weights are asked for.
 const PREFETCH_BYTES: usize = 4096;
 
@@ -66,9 +63,8 @@ pub(super) struct RowTiles {
 }
 
 impl RowTiles {
-    pub(super) fn new(amx: Amx, x: &Source<'_>, weight: &Packed, terms: Terms) -> Self {
+    pub(super) fn new(amx: Amx, x: &Source<'_>, terms: Terms) -> Self {
         let terms = terms.count();
-        let scale = with_format!(weight.format, F => power_of_two(input_exponent::<F>()));
         let (rows, width) = (x.count(), x.width());
         let steps = width.div_ceil(STEP);
         let pairs = rows.div_ceil(TILE_ROWS * ROWS);
@@ -80,7 +76,7 @@ impl RowTiles {
             // SAFETY: the ranges do not overlap.
             let tiles = unsafe { shared.slice_mut(range.start * steps * terms, range.len() * steps * terms) };
             let first = range.start * TILE_ROWS * ROWS;
-            x.with_room(|room| amx.run(Round { x, scale, first, steps, terms, room, tiles }));
+            x.with_room(|room| amx.run(Round { x, first, steps, terms, room, tiles }));
         });
         Self { tiles, rows, steps, terms }
     }
@@ -97,19 +93,9 @@ impl RowTiles {
     }
 }
 
-/// For exponents of normal numbers.
-const fn power_of_two(exponent: i32) -> f32 {
-    f32::from_bits(((127 + exponent) as u32) << 23)
-}
-
-const fn input_exponent<F: PanelFormat>() -> i32 {
-    if F::TILE_EXPONENT == 0 { 0 } else { INPUT_EXPONENT }
-}
-
 /// Rounds rows from `first` on into their tiles.
 struct Round<'a> {
     x: &'a Source<'a>,
-    scale: f32,
     first: usize,
     steps: usize,
     terms: usize,
@@ -129,8 +115,8 @@ impl TileKernel for Round<'_> {
                 let (which, row) = ((row - first) / TILE_ROWS, (row - first) % TILE_ROWS);
                 for (terms, inputs) in tiles.chunks_exact_mut(self.terms).zip(whole.iter().chain([&last])) {
                     let (rounded, lost) = terms.split_at_mut(1);
-                    rounded.iter_mut().for_each(|both| simd.store_row(inputs, self.scale, &mut both[which].0[row]));
-                    lost.iter_mut().for_each(|both| simd.store_lost(inputs, self.scale, &mut both[which].0[row]));
+                    rounded.iter_mut().for_each(|both| simd.store_row(inputs, &mut both[which].0[row]));
+                    lost.iter_mut().for_each(|both| simd.store_lost(inputs, &mut both[which].0[row]));
                 }
             }
         }
@@ -139,20 +125,19 @@ impl TileKernel for Round<'_> {
 
 /// Writes `x Wᵀ + bias` of some groups of panels.
 pub(super) fn linear(amx: Amx, x: &RowTiles, weight: &Packed, groups: Range<usize>, out: &Outputs<'_>) {
-    with_format!(weight.format, F => {
-        amx.run(Task::<F> { x, panels: weight.panels::<F>(), scales: &weight.scales, groups, out });
+    with_float!(weight.format, F => {
+        amx.run(Task::<F> { x, panels: weight.panels::<F>(), groups, out });
     });
 }
 
-struct Task<'a, F: PanelFormat> {
+struct Task<'a, F: Float> {
     x: &'a RowTiles,
     panels: Panels<'a, F>,
-    scales: &'a [f32],
     groups: Range<usize>,
     out: &'a Outputs<'a>,
 }
 
-impl<F: PanelFormat> TileKernel for Task<'_, F> {
+impl<F: Float> TileKernel for Task<'_, F> {
     fn rows(&self) -> usize {
         self.x.rows
     }
@@ -168,7 +153,7 @@ impl<F: PanelFormat> TileKernel for Task<'_, F> {
     }
 }
 
-impl<F: PanelFormat> Task<'_, F> {
+impl<F: Float> Task<'_, F> {
     /// One tile of rows, which is all there are, over two pairs of panels.
     #[inline(always)]
     fn one(&self, simd: TileSimd, tiles: &mut Tiles, pair: usize) {
@@ -177,8 +162,8 @@ impl<F: PanelFormat> Task<'_, F> {
         tiles.begin();
         if let [Some(first), Some(second)] = blocks.map(as_tiles::<F>) {
             for (step, (first, second)) in first.iter().zip(second).enumerate() {
-                prefetch(simd, first, 0, 1);
-                prefetch(simd, second, 0, 1);
+                prefetch(simd, first);
+                prefetch(simd, second);
                 x(step).iter().for_each(|x| tiles.multiply_add_one(&x[0], [first, second]));
             }
         } else {
@@ -210,7 +195,7 @@ impl<F: PanelFormat> Task<'_, F> {
         tiles.begin();
         if let Some(weights) = as_tiles::<F>(blocks) {
             for (step, weights) in weights.iter().enumerate() {
-                prefetch(simd, weights, 0, 1);
+                prefetch(simd, weights);
                 x(step).iter().for_each(|x| tiles.multiply_add_two(x, weights));
             }
         } else {
@@ -263,7 +248,7 @@ impl<F: PanelFormat> Task<'_, F> {
     ) {
         let blocks = self.panels.pair(pair);
         let whole = as_tiles::<F>(blocks);
-        let chunk_bytes = size_of::<[F::Block; PAIR]>() * CHUNK_STEPS.div_ceil(F::STEPS);
+        let chunk_bytes = size_of::<F::Block>() * CHUNK_STEPS;
         for start in (0..self.x.steps).step_by(CHUNK_STEPS) {
             let steps = start..self.x.steps.min(start + CHUNK_STEPS);
             let weights = match whole {
@@ -315,43 +300,37 @@ impl<F: PanelFormat> Task<'_, F> {
     /// Writes what a tile of rows gives with a pair of panels.
     #[inline(always)]
     fn store(&self, simd: TileSimd, row_tile: usize, pair: usize, sums: &[Sums; PAIR]) {
-        let undo = const { power_of_two(-F::TILE_EXPONENT - input_exponent::<F>()) };
         let first_row = row_tile * TILE_ROWS;
         let rows = first_row..self.x.rows.min(first_row + TILE_ROWS);
-        let scales = std::array::from_fn(|p| self.scales[pair * PAIR + p] * undo);
-        self.out.store_pair(simd.avx512(), rows, pair * PAIR, sums.each_ref().map(|sums| &sums.0), scales);
+        self.out.store_pair(simd.avx512(), rows, pair * PAIR, sums.each_ref().map(|sums| &sums.0));
     }
 }
 
 /// A pair of panels as the tiles that it is, where it is.
 #[inline(always)]
-fn as_tiles<F: PanelFormat>(blocks: &[[F::Block; PAIR]]) -> Option<&[[Tile; PAIR]]> {
+fn as_tiles<F: Float>(blocks: &[F::Block]) -> Option<&[[Tile; PAIR]]> {
     const { F::IS_TILE }.then(|| bytemuck::cast_slice(blocks))
 }
 
 /// Widens a step of a pair of panels into tiles, and asks for what is to be widened next.
 #[inline(always)]
-fn widen<F: PanelFormat>(simd: TileSimd, blocks: &[[F::Block; PAIR]], step: usize, tiles: &mut [Tile; PAIR]) {
-    let both = &blocks[step / F::STEPS];
-    prefetch(simd, both, step % F::STEPS, F::STEPS);
-    for (block, tile) in both.iter().zip(tiles) {
-        F::write_tile(simd, block, step % F::STEPS, tile);
-    }
+fn widen<F: Float>(simd: TileSimd, blocks: &[F::Block], step: usize, tiles: &mut [Tile; PAIR]) {
+    prefetch(simd, &blocks[step]);
+    widen_only::<F>(simd, blocks, step, tiles);
 }
 
 /// As [`widen`], asking for nothing.
 #[inline(always)]
-fn widen_only<F: PanelFormat>(simd: TileSimd, blocks: &[[F::Block; PAIR]], step: usize, tiles: &mut [Tile; PAIR]) {
-    for (block, tile) in blocks[step / F::STEPS].iter().zip(tiles) {
-        F::write_tile(simd, block, step % F::STEPS, tile);
+fn widen_only<F: Float>(simd: TileSimd, blocks: &[F::Block], step: usize, tiles: &mut [Tile; PAIR]) {
+    for (panel, tile) in blocks[step].iter().zip(tiles) {
+        F::write_tile(simd, panel, tile);
     }
 }
 
-/// Asks for the share that one of `steps` has of what comes as far behind `now` as memory takes.
+/// Asks for what comes as far behind `now` as memory takes.
 #[inline(always)]
-fn prefetch<T>(simd: TileSimd, now: &T, step: usize, steps: usize) {
-    let share = size_of::<T>().div_ceil(steps).next_multiple_of(LINE);
-    simd.prefetch_bytes(std::ptr::from_ref(now).cast::<u8>().wrapping_add(PREFETCH_BYTES + step * share), share);
+fn prefetch<T>(simd: TileSimd, now: &T) {
+    simd.prefetch_bytes(std::ptr::from_ref(now).cast::<u8>().wrapping_add(PREFETCH_BYTES), size_of::<T>());
 }
 
 const _: () = assert!(2 * LANES == STEP);

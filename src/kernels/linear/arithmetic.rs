@@ -10,38 +10,32 @@
 
 use super::{
     format::WeightFormat,
-    panel::{PAIRS, PanelFormat, STEP, Sink},
+    panel::{Float, PAIRS, STEP, Sink},
 };
 use crate::kernels::simd::Simd;
 
-const fn is_float32<F: PanelFormat>() -> bool {
+const fn is_float32<F: Float>() -> bool {
     matches!(F::FORMAT, WeightFormat::F32)
 }
 
 /// Running sums of a row and an output.
-pub(super) const fn chains<F: PanelFormat>() -> usize {
+pub(super) const fn chains<F: Float>() -> usize {
     if is_float32::<F>() { 1 } else { 2 }
 }
 
 /// What an input is rounded to.
-pub(super) fn round<F: PanelFormat>(x: f32) -> f32 {
+pub(super) fn round<F: Float>(x: f32) -> f32 {
     if is_float32::<F>() { x } else { half::bf16::from_f32(x).to_f32() }
 }
 
 /// Adds the products of one step, `x` `[input][row]`, to the sums of `R` rows.
 #[inline(always)]
-pub(super) fn step<S: Simd, F: PanelFormat, const R: usize>(
-    simd: S,
-    block: &F::Block,
-    step: usize,
-    x: &[f32],
-    sums: &mut [S::F; R],
-) {
+pub(super) fn step<S: Simd, F: Float, const R: usize>(simd: S, weights: &F::Panel, x: &[f32], sums: &mut [S::F; R]) {
     if const { is_float32::<F>() } {
-        F::operands(simd, block, step, &mut OneChain { simd, x: rows(x), sums });
+        F::operands(simd, weights, &mut OneChain { simd, x: rows(x), sums });
     } else {
         let mut chains = TwoChains { simd, x: rows(x), even: [simd.zero(); R], odd: [simd.zero(); R] };
-        F::operands(simd, block, step, &mut chains);
+        F::operands(simd, weights, &mut chains);
         for (sum, (even, odd)) in sums.iter_mut().zip(chains.even.into_iter().zip(chains.odd)) {
             *sum = simd.add(simd.add(even, odd), *sum);
         }

@@ -1,8 +1,9 @@
 //! `y = x Wᵀ + b` for a weight in any format, packed once at load.
 //!
-//! A float32 weight is multiplied in float32; every other format is widened to bfloat16 and multiplied with inputs that
-//! are rounded to it, summed in float32. Either way the products are added in a fixed order ([`arithmetic`]), so a row
-//! has the same bits in every batch, on every instruction set. Weights are widened in registers or in the first-level
+//! A float32 weight is multiplied in float32; float16 and bfloat16 as bfloat16, with inputs that are rounded to it, summed in
+//! float32. Those products are added in a fixed order ([`arithmetic`]). Quantized weights are multiplied as the integers that
+//! they are, with inputs that are rounded to integers ([`integer`]), which has no order but between blocks. Either way a row
+//! has the same bits in every batch, on every instruction set. Weights are unpacked in registers or in the first-level
 //! cache, never as a whole.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -11,6 +12,7 @@ mod arithmetic;
 pub mod format;
 mod gather;
 mod inputs;
+mod integer;
 mod outputs;
 mod packed;
 mod panel;
@@ -52,14 +54,14 @@ pub struct Extras<'a> {
     pub bias: Option<&'a Tensor>,
     /// Float32 `[m, out_features]`, added last: the residual stream.
     pub onto: Option<&'a Tensor>,
-    /// What is kept of inputs that are multiplied as bfloat16.
+    /// What is kept of inputs that are rounded to be multiplied.
     pub terms: Terms,
 }
 
-/// What is kept of inputs that are multiplied as bfloat16.
+/// What is kept of inputs that are rounded to be multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Terms {
-    /// The nearest bfloat16: 8 bits.
+    /// The nearest bfloat16, or integer: 8 bits.
     #[default]
     One,
     /// That and the nearest to what is left: 16 bits, multiplied twice. For products whose errors are magnified, such as
@@ -125,9 +127,13 @@ fn on_cpu(level: Level, x: &Source<'_>, weight: &Packed, added: &Added<'_>, term
     let write = |data: &SharedMatrix<'_, _>| {
         let outputs = Outputs { data, width, added };
         match level {
+            level if !weight.format.is_float() => {
+                let x = integer::Inputs::new(level, x, weight, terms);
+                for_each_task(tasks, parallel, |task| x.linear(weight, groups(task), &outputs));
+            }
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Level::Amx(amx) if weight.format != WeightFormat::F32 => {
-                let x = amx::RowTiles::new(amx, x, weight, terms);
+                let x = amx::RowTiles::new(amx, x, terms);
                 for_each_task(tasks, parallel, |task| amx::linear(amx, &x, weight, groups(task), &outputs));
             }
             _ => {

@@ -24,9 +24,9 @@ pub(super) struct Added<'a> {
 }
 
 impl Outputs<'_> {
-    /// Writes the sums of a panel in a row times `scale`, as far as there are outputs, with what is added.
+    /// Writes the sums of a panel in a row, as far as there are outputs, with what is added.
     #[inline(always)]
-    pub(super) fn store<S: Simd>(&self, simd: S, row: usize, panel: usize, sums: &[f32; LANES], scale: f32) {
+    pub(super) fn store<S: Simd>(&self, simd: S, row: usize, panel: usize, sums: &[f32; LANES]) {
         let first = panel * LANES;
         let count = self.width.saturating_sub(first).min(LANES);
         if count == 0 {
@@ -34,7 +34,7 @@ impl Outputs<'_> {
         }
         // SAFETY: each panel is one task's, which holds one such slice at a time.
         let out = unsafe { self.data.slice_mut(row * self.width + first, count) };
-        let mut result = simd.mul(simd.load(sums), simd.splat(scale));
+        let mut result = simd.load(sums);
         if let Some(bias) = self.added.bias {
             result = simd.add(result, load(simd, &bias[first..first + count]));
         }
@@ -55,19 +55,12 @@ pub(super) type PanelSums = [[f32; LANES]; 16];
 impl Outputs<'_> {
     /// As [`store`](Self::store) for some rows and a pair of panels, which are all there but for the last.
     #[inline(always)]
-    pub(super) fn store_pair<S: Simd>(
-        &self,
-        simd: S,
-        rows: Range<usize>,
-        panel: usize,
-        sums: [&PanelSums; PAIR],
-        scales: [f32; PAIR],
-    ) {
+    pub(super) fn store_pair<S: Simd>(&self, simd: S, rows: Range<usize>, panel: usize, sums: [&PanelSums; PAIR]) {
         let first = panel * LANES;
         if first + PAIR * LANES > self.width {
             for (row, r) in rows.zip(0..) {
                 for (p, sums) in sums.iter().enumerate() {
-                    self.store(simd, row, panel + p, &sums[r], scales[p]);
+                    self.store(simd, row, panel + p, &sums[r]);
                 }
             }
             return;
@@ -79,7 +72,7 @@ impl Outputs<'_> {
             let onto = self.added.onto.as_ref().map(|onto| onto.row(row)[columns.clone()].as_chunks().0);
             let bias = self.added.bias.map(|bias| bias[columns.clone()].as_chunks().0);
             for (p, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                let mut result = simd.mul(simd.load(&sums[p][r]), simd.splat(scales[p]));
+                let mut result = simd.load(&sums[p][r]);
                 if let Some(bias) = bias {
                     result = simd.add(result, simd.load(&bias[p]));
                 }

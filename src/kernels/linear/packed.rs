@@ -15,44 +15,37 @@ pub(super) const PANEL_GROUP: usize = 4;
 /// Panels whose blocks lie in turn: what passes with tiles read, in the order in which they read it.
 pub(super) const PAIR: usize = 2;
 
-/// Pairs of panels one after another: `[ceil(out / 64) * 2][blocks a panel][2]` of [`PanelFormat::Block`], missing outputs
-/// and inputs zero.
+/// Pairs of panels one after another: `[ceil(out / 64) * 2][blocks a panel]` of [`PanelFormat::Block`], missing outputs and
+/// inputs zero.
 pub(super) struct Packed {
     pub(super) format: WeightFormat,
     pub(super) out_features: usize,
     pub(super) in_features: usize,
-    /// What each panel's sums are multiplied by, a power of two.
-    pub(super) scales: Vec<f32>,
     bytes: AlignedBytes,
 }
 
 impl Packed {
     pub(super) fn new(rows: &[Row<'_>], in_features: usize, format: WeightFormat) -> Result<Self> {
         with_format!(format, F => {
-            let pair_bytes = in_features.div_ceil(STEP * F::STEPS) * size_of::<[<F as PanelFormat>::Block; PAIR]>();
-            let panels = rows.len().div_ceil(LANES * PANEL_GROUP) * PANEL_GROUP;
-            let mut bytes = AlignedBytes::zeroed(panels / PAIR * pair_bytes);
-            let mut scales = vec![1.0; panels];
+            let pair_bytes = in_features.div_ceil(STEP * F::STEPS) * size_of::<<F as PanelFormat>::Block>();
+            let pairs = rows.len().div_ceil(LANES * PANEL_GROUP) * PANEL_GROUP / PAIR;
+            let mut bytes = AlignedBytes::zeroed(pairs * pair_bytes);
             if pair_bytes > 0 {
                 // What a packed block takes of a row in the file.
                 let part = STEP * F::STEPS / format.block_len() * format.block_bytes();
-                let pairs = bytes.as_mut_slice().chunks_exact_mut(pair_bytes);
-                let work = pairs.zip(scales.chunks_exact_mut(PAIR)).zip(rows.chunks(LANES * PAIR));
-                let mut work = work.map(|pair| (pair, Ok::<_, Error>(()))).collect::<Vec<_>>();
-                let pack = |((pair, scales), rows): &mut ((&mut [u8], &mut [f32]), &[Row<'_>])| {
-                    let blocks: &mut [[<F as PanelFormat>::Block; PAIR]] = bytemuck::cast_slice_mut(pair);
+                let pairs = bytes.as_mut_slice().chunks_exact_mut(pair_bytes).zip(rows.chunks(LANES * PAIR));
+                let mut work = pairs.map(|pair| (pair, Ok::<_, Error>(()))).collect::<Vec<_>>();
+                let pack = |(pair, rows): &mut (&mut [u8], &[Row<'_>])| {
+                    let blocks: &mut [<F as PanelFormat>::Block] = bytemuck::cast_slice_mut(pair);
                     for (panel, rows) in rows.chunks(LANES).enumerate() {
                         let rows = rows.iter().map(|row| row.in_format(in_features, format));
                         let rows = rows.collect::<Result<Vec<_>>>()?;
-                        let rows: Vec<_> = rows.iter().map(|row| &**row).collect();
-                        let exponent = F::exponent(&rows);
-                        scales[panel] = 2f32.powi(-exponent);
                         for (index, block) in blocks.iter_mut().enumerate() {
                             let mut parts = [[].as_slice(); LANES];
                             for (to, row) in parts.iter_mut().zip(&rows) {
                                 *to = &row[index * part..row.len().min((index + 1) * part)];
                             }
-                            F::pack(&parts[..rows.len()], exponent, &mut block[panel]);
+                            F::pack(&parts[..rows.len()], panel, block);
                         }
                     }
                     Ok(())
@@ -60,7 +53,7 @@ impl Packed {
                 for_each_mut(&mut work, |(pair, outcome)| *outcome = pack(pair));
                 work.into_iter().try_for_each(|(_, outcome)| outcome)?;
             }
-            Ok(Self { format, out_features: rows.len(), in_features, scales, bytes })
+            Ok(Self { format, out_features: rows.len(), in_features, bytes })
         })
     }
 
@@ -79,7 +72,7 @@ impl Packed {
 
 /// The blocks of all panels.
 pub(super) struct Panels<'a, F: PanelFormat> {
-    blocks: &'a [[F::Block; PAIR]],
+    blocks: &'a [F::Block],
     blocks_a_panel: usize,
 }
 
@@ -94,14 +87,8 @@ impl<F: PanelFormat> Copy for Panels<'_, F> {}
 impl<'a, F: PanelFormat> Panels<'a, F> {
     /// The blocks of panels `PAIR * pair` and the next.
     #[inline(always)]
-    pub(super) fn pair(&self, pair: usize) -> &'a [[F::Block; PAIR]] {
+    pub(super) fn pair(&self, pair: usize) -> &'a [F::Block] {
         &self.blocks[pair * self.blocks_a_panel..][..self.blocks_a_panel]
-    }
-
-    /// A block of a panel.
-    #[inline(always)]
-    pub(super) fn block(&self, panel: usize, index: usize) -> &'a F::Block {
-        &self.blocks[panel / PAIR * self.blocks_a_panel + index][panel % PAIR]
     }
 }
 

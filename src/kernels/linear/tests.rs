@@ -18,9 +18,7 @@ use crate::{
     ids::TokenId,
     kernels::{
         activation::{Activation, Gate},
-        test_data::{
-            assert_close, assert_close_beside, assert_tensors_close, bits, floats, on_threads, random, rng, values,
-        },
+        test_data::{assert_close, assert_tensors_close, bits, floats, on_threads, random, rng, values},
     },
 };
 
@@ -31,7 +29,7 @@ fn with_bias(bias: &Tensor) -> Extras<'_> {
 }
 
 /// A weight as a file has it: any bits, but for scales, which are small.
-fn weight(rng: &mut StdRng, format: WeightFormat, outputs: usize, inputs: usize) -> RawTensor<'static> {
+pub(super) fn weight(rng: &mut StdRng, format: WeightFormat, outputs: usize, inputs: usize) -> RawTensor<'static> {
     let small = |rng: &mut StdRng| half::f16::from_f32(rng.random_range(-0.01..0.01)).to_le_bytes();
     let scales_at: &[usize] = match format {
         WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => &[],
@@ -63,7 +61,7 @@ fn dequantized(raw: &RawTensor<'_>) -> Vec<f32> {
     values(&QTensor::new(storage, raw.shape.clone()).unwrap().dequantize(&Device::Cpu).unwrap())
 }
 
-fn pack(raw: &RawTensor<'_>) -> PackedWeight {
+pub(super) fn pack(raw: &RawTensor<'_>) -> PackedWeight {
     PackedWeight::pack(raw, raw.format.kept(), &Device::Cpu).unwrap()
 }
 
@@ -78,35 +76,23 @@ fn odd_inputs(format: WeightFormat) -> usize {
 
 /// The inputs that the format's arithmetic multiplies.
 fn rounded_inputs(format: WeightFormat, x: &[f32]) -> Vec<f32> {
-    let round = |&x: &f32| if format == WeightFormat::F32 { x } else { half::bf16::from_f32(x).to_f32() };
-    x.iter().map(round).collect()
+    match format {
+        WeightFormat::F32 => x.to_vec(),
+        WeightFormat::F16 | WeightFormat::BF16 => x.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect(),
+        _ => x.chunks(32).flat_map(bytes_with_a_scale).collect(),
+    }
 }
 
-/// The results are those of [`rounded_weights`] but for the order of additions. The K-quants round on their way, which the
-/// reference does not: what that does shows beside the magnitudes that were added.
-#[track_caller]
-fn assert_sums(format: WeightFormat, got: &[f32], want: &[f64], [x, w]: [&[f32]; 2], inputs: usize) {
-    if matches!(format, WeightFormat::Q4K | WeightFormat::Q5K | WeightFormat::Q6K) {
-        let magnitudes = |x: &[f32]| x.iter().map(|x| x.abs()).collect::<Vec<_>>();
-        let size = reference::linear(&magnitudes(x), &magnitudes(w), None, inputs);
-        assert_close_beside(got, want, &size, 1e-3);
-    } else {
-        assert_close(got, want, 2e-5);
-    }
+/// The nearest multiples of a 127th of the largest.
+fn bytes_with_a_scale(x: &[f32]) -> Vec<f32> {
+    let largest = x.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+    let (scale, inverse) = (largest / 127.0, 127.0 / largest);
+    x.iter().map(|x| (f64::from(*x) * f64::from(inverse)).round_ties_even() as f32 * scale).collect()
 }
 
 /// The weights that the format's arithmetic multiplies.
 fn rounded_weights(format: WeightFormat, w: &[f32]) -> Vec<f32> {
-    // To the 11 bits of a half, then to 8.
-    let by_half = |w: &f32| {
-        let bits = w.to_bits();
-        let half = (bits + 0xfff + (bits >> 13 & 1)) & !0x1fff;
-        f32::from_bits((half + 0x8000) & !0xffff)
-    };
-    match format {
-        WeightFormat::Q8_0 | WeightFormat::Q4_0 => w.iter().map(by_half).collect(),
-        _ => rounded_inputs(format, w),
-    }
+    if format.is_float() { rounded_inputs(format, w) } else { w.to_vec() }
 }
 
 #[test]
@@ -149,10 +135,10 @@ fn it_is_the_reference_for_every_format_and_ragged_shape() {
                 assert_eq!(y.dims(), [m, outputs]);
                 let (x_rounded, w) = (rounded_inputs(format, &values(&x)), rounded_weights(format, &w));
                 let want = reference::linear(&x_rounded, &w, Some(&values(&bias)), inputs);
-                assert_sums(format, &values(&y), &want, [&x_rounded, &w], inputs);
+                assert_close(&values(&y), &want, 2e-5);
                 let plain = linear(Inputs::Rows(&x), &packed, Extras::default()).unwrap();
                 let want = reference::linear(&x_rounded, &w, None, inputs);
-                assert_sums(format, &values(&plain), &want, [&x_rounded, &w], inputs);
+                assert_close(&values(&plain), &want, 2e-5);
             }
         }
     }
@@ -189,7 +175,7 @@ fn a_row_has_the_same_bits_alone_and_in_any_batch_on_every_instruction_set() {
 }
 
 #[test]
-fn inputs_in_two_terms_lose_nothing_that_a_float_has_room_for() {
+fn inputs_in_two_terms_lose_next_to_nothing() {
     let mut rng = rng(10);
     for format in FORMATS {
         let inputs = odd_inputs(format);
@@ -199,7 +185,8 @@ fn inputs_in_two_terms_lose_nothing_that_a_float_has_room_for() {
         let extras = Extras { terms: Terms::Two, ..with_bias(&bias) };
         let all = linear(Inputs::Rows(&x), &packed, extras).unwrap();
         let want = reference::linear(&values(&x), &w, Some(&values(&bias)), inputs);
-        assert_sums(format, &values(&all), &want, [&values(&x), &w], inputs);
+        // Of bytes two terms have 16 bits of the largest of 32.
+        assert_close(&values(&all), &want, if format.is_float() { 2e-5 } else { 1e-4 });
         for level in Level::available() {
             for row in [0, 7, 18] {
                 let alone = x.narrow(0, row, 1).unwrap();
@@ -270,7 +257,7 @@ fn the_portable_form_agrees() {
         let dense = weight::dense_for_tests(&raw);
         let (x, bias) = (random(&mut rng, &[5, inputs]), random(&mut rng, &[37]));
         let want = linear(Inputs::Rows(&x), &packed, with_bias(&bias)).unwrap();
-        // Ours are bfloat16 products, the portable ones float32 or the weight's own.
+        // Ours are products of bfloat16 or bytes, the portable ones float32 or the weight's own.
         let tolerance = if format == WeightFormat::F32 { 1e-5 } else { 2e-2 };
         assert_tensors_close(&portable::linear(&x, &dense, Some(&bias), None).unwrap(), &want, tolerance);
         let ids = [TokenId(36), TokenId(0), TokenId(36)];
@@ -284,20 +271,6 @@ fn an_empty_batch_gives_nothing() {
     let packed = pack(&weight(&mut rng(6), WeightFormat::F32, 20, 10));
     let x = random(&mut rng(6), &[0, 10]);
     assert_eq!(linear(Inputs::Rows(&x), &packed, Extras::default()).unwrap().dims(), [0, 20]);
-}
-
-#[test]
-fn infinite_inputs_stay_in_their_row() {
-    let packed = pack(&weight(&mut rng(7), WeightFormat::Q8_0, 20, 64));
-    let x = random(&mut rng(7), &[3, 64]);
-    let want = linear(Inputs::Rows(&x), &packed, Extras::default()).unwrap();
-    let mut poisoned = values(&x);
-    poisoned[64..128].fill(f32::NAN);
-    let poisoned = Tensor::from_vec(poisoned, (3, 64), &Device::Cpu).unwrap();
-    let got = linear(Inputs::Rows(&poisoned), &packed, Extras::default()).unwrap();
-    for row in [0, 2] {
-        assert_eq!(bits(&got.narrow(0, row, 1).unwrap()), bits(&want.narrow(0, row, 1).unwrap()));
-    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::{
     inputs::Source,
     outputs::Outputs,
     packed::{PAIR, PANEL_GROUP, Packed, Panels},
-    panel::{PanelFormat, STEP, with_format},
+    panel::{Float, STEP, with_float},
 };
 use crate::kernels::{
     cpu_tensor::{SharedMatrix, for_each_row_range},
@@ -23,7 +23,7 @@ use crate::kernels::{
 const ROW_BLOCK_BYTES: usize = 768 * 1024;
 /// Bytes of a tile's inputs that stay in the first-level cache, with the weights and sums that pass by.
 const CHUNK_BYTES: usize = 24 * 1024;
-/// Steps a chunk is a multiple of: a whole number of blocks of every format.
+/// Steps a chunk is a multiple of.
 const CHUNK_STEPS: usize = 8;
 /// Heights that tiles are compiled for, as far as the sums stay in registers.
 const HEIGHTS: [usize; 6] = [1, 2, 4, 8, 16, 24];
@@ -34,8 +34,8 @@ const PREFETCH_BYTES: usize = 2560;
 
 /// Writes `x Wᵀ + bias` of some groups of panels.
 pub(super) fn linear(level: Level, tiles: &Tiles, weight: &Packed, groups: Range<usize>, out: &Outputs<'_>) {
-    with_format!(weight.format, F => {
-        level.run(Task::<F> { tiles, panels: weight.panels::<F>(), scales: &weight.scales, groups, out });
+    with_float!(weight.format, F => {
+        level.run(Task::<F> { tiles, panels: weight.panels::<F>(), groups, out });
     });
 }
 
@@ -54,10 +54,10 @@ pub(super) struct Tiles {
 
 impl Tiles {
     pub(super) fn new(level: Level, x: &Source<'_>, weight: &Packed, terms: Terms) -> Self {
-        with_format!(weight.format, F => Self::rounded::<F>(level, x, terms.count()))
+        with_float!(weight.format, F => Self::rounded::<F>(level, x, terms.count()))
     }
 
-    fn rounded<F: PanelFormat>(level: Level, x: &Source<'_>, terms: usize) -> Self {
+    fn rounded<F: Float>(level: Level, x: &Source<'_>, terms: usize) -> Self {
         let (rows, inputs) = (x.count(), x.width().next_multiple_of(STEP) * terms);
         let heights =
             || HEIGHTS.into_iter().filter(|&height| height <= (level.sums() / arithmetic::chains::<F>()).max(1));
@@ -107,7 +107,7 @@ struct Round<'a, F> {
     format: PhantomData<F>,
 }
 
-impl<F: PanelFormat> Kernel for Round<'_, F> {
+impl<F: Float> Kernel for Round<'_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -127,15 +127,14 @@ impl<F: PanelFormat> Kernel for Round<'_, F> {
 }
 
 /// Some groups of panels, all rows.
-struct Task<'a, F: PanelFormat> {
+struct Task<'a, F: Float> {
     tiles: &'a Tiles,
     panels: Panels<'a, F>,
-    scales: &'a [f32],
     groups: Range<usize>,
     out: &'a Outputs<'a>,
 }
 
-impl<F: PanelFormat> Kernel for Task<'_, F> {
+impl<F: Float> Kernel for Task<'_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -152,7 +151,7 @@ impl<F: PanelFormat> Kernel for Task<'_, F> {
     }
 }
 
-impl<F: PanelFormat> Task<'_, F> {
+impl<F: Float> Task<'_, F> {
     /// All tiles over a group of panels; those that are alike pass over a panel one after another.
     #[inline(always)]
     fn group<S: Simd>(&self, simd: S, first: usize, tiles: Range<usize>) {
@@ -202,7 +201,7 @@ impl<F: PanelFormat> Task<'_, F> {
             }
             for (r, row) in self.tiles.rows_of(tile).enumerate() {
                 for (panel, sums) in sums.iter().enumerate() {
-                    self.out.store(simd, row, first + panel, &sums[r], self.scales[first + panel]);
+                    self.out.store(simd, row, first + panel, &sums[r]);
                 }
             }
         }
@@ -219,7 +218,7 @@ impl<F: PanelFormat> Task<'_, F> {
         steps: Range<usize>,
         kept: &mut [[[f32; LANES]; MAX_HEIGHT]],
     ) {
-        let ahead = PREFETCH_BYTES.div_ceil(PAIR * size_of::<F::Block>()) * PAIR;
+        let ahead = PREFETCH_BYTES.div_ceil(size_of::<F::Block>());
         let mut sums = [[simd.zero(); R]; P];
         if steps.start > 0 {
             for p in 0..P {
@@ -231,14 +230,14 @@ impl<F: PanelFormat> Task<'_, F> {
         let step_len = STEP * R * self.tiles.terms;
         let x = &self.tiles.data_of(tile)[steps.start * step_len..steps.end * step_len];
         for (step, x) in steps.zip(x.chunks_exact(step_len)) {
-            let (block, step) = (step / F::STEPS, step % F::STEPS);
             for p in 0..P {
-                let block = self.panels.block(first + p, block);
-                if step == 0 {
-                    simd.prefetch(std::ptr::from_ref(block).wrapping_add(ahead));
-                }
+                let pair = &self.panels.pair((first + p) / PAIR)[step];
+                let weights = &pair[(first + p) % PAIR];
+                simd.prefetch(
+                    std::ptr::from_ref(pair).wrapping_add(ahead).cast::<F::Panel>().wrapping_add((first + p) % PAIR),
+                );
                 for x in x.chunks_exact(STEP * R) {
-                    arithmetic::step::<S, F, R>(simd, block, step, x, &mut sums[p]);
+                    arithmetic::step::<S, F, R>(simd, weights, x, &mut sums[p]);
                 }
             }
         }

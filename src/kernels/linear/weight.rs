@@ -12,7 +12,6 @@ use super::{
 use crate::{
     error::{Error, Result},
     ids::TokenId,
-    kernels::simd::Level,
 };
 
 /// The weight of a Linear, or an embedding: `[out_features, in_features]`.
@@ -112,7 +111,7 @@ impl PackedWeight {
         }
         match &self.storage {
             Storage::Cpu(packed) => {
-                let rows = gather::gather_rows(Level::best(), packed, ids);
+                let rows = gather::gather_rows(packed, ids);
                 Ok(Tensor::from_vec(rows, (ids.len(), self.in_features), &Device::Cpu)?)
             }
             Storage::Dense(tensor) => portable::gather_rows(tensor, ids),

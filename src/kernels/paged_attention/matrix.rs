@@ -90,7 +90,7 @@ impl<E: CacheElement> Matrix<'_, E> {
             last[..rest.len()].copy_from_slice(rest);
             let to = &mut queries[pair * parts..(pair + 1) * parts];
             for (tiles, part) in to.iter_mut().zip(whole.iter().chain([&last])) {
-                simd.store_row(part, 1.0, &mut tiles[row / TILE_ROWS].0[row % TILE_ROWS]);
+                simd.store_row(part, &mut tiles[row / TILE_ROWS].0[row % TILE_ROWS]);
             }
         }
     }

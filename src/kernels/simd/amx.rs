@@ -8,7 +8,7 @@ use std::{
     marker::PhantomData,
 };
 
-use super::{LANES, avx512::Avx512};
+use super::{LANES, avx512::Avx512, vnni::Vnni};
 
 /// Rows of a tile.
 pub(crate) const TILE_ROWS: usize = 16;
@@ -33,10 +33,10 @@ impl Sums {
     pub(crate) const ZERO: Self = Self([[0.0; LANES]; TILE_ROWS]);
 }
 
-/// Proof that the CPU has AMX-BF16, AVX512-BF16 and AVX512-FP16, and that the kernel lets this process use tiles: made by
+/// Proof that the CPU has AMX-BF16, AMX-INT8, VNNI, AVX512-BF16 and AVX512-FP16, and that the kernel lets this process use tiles: made by
 /// [`Amx::detect`] alone.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Amx(Avx512);
+pub(crate) struct Amx(Vnni);
 
 /// Work with tiles.
 pub(crate) trait TileKernel {
@@ -65,16 +65,22 @@ impl Amx {
     pub(super) fn detect() -> Option<Self> {
         const TILE: u32 = 1 << 24;
         const BF16: u32 = 1 << 22;
-        let avx512 = Avx512::detect()?;
+        const INT8: u32 = 1 << 25;
+        let vnni = Vnni::detect()?;
         let leaf = __cpuid_count(7, 0);
-        let has = leaf.edx & (TILE | BF16) == TILE | BF16
+        let has = leaf.edx & (TILE | BF16 | INT8) == TILE | BF16 | INT8
             && is_x86_feature_detected!("avx512bf16")
             && is_x86_feature_detected!("avx512fp16");
-        (has && request_tile_data()).then_some(Self(avx512))
+        (has && request_tile_data()).then_some(Self(vnni))
     }
 
     /// The vectors beside the tiles.
     pub(crate) fn avx512(self) -> Avx512 {
+        self.0.avx512()
+    }
+
+    /// The vectors' products of bytes.
+    pub(crate) fn vnni(self) -> Vnni {
         self.0
     }
 
@@ -87,7 +93,7 @@ impl Amx {
         }
         let mut tiles = Tiles::configure(self, kernel.rows());
         // SAFETY: `self` proves that the CPU has the instructions.
-        unsafe { compiled(TileSimd(self.0), kernel, &mut tiles) }
+        unsafe { compiled(TileSimd(self.avx512()), kernel, &mut tiles) }
     }
 }
 
@@ -401,146 +407,27 @@ impl TileSimd {
         }
     }
 
-    /// Rounds 32 floats times `scale` to bfloat16.
+    /// Rounds 32 floats to bfloat16.
     #[inline(always)]
-    pub(crate) fn store_row(self, from: &[f32; 2 * LANES], scale: f32, to: &mut [u16; 2 * LANES]) {
+    pub(crate) fn store_row(self, from: &[f32; 2 * LANES], to: &mut [u16; 2 * LANES]) {
         // SAFETY: `self` proves that the CPU has the instructions; the references cover what is read and written.
         unsafe {
-            let scale = _mm512_set1_ps(scale);
-            let low = _mm512_mul_ps(_mm512_loadu_ps(from.as_ptr()), scale);
-            let high = _mm512_mul_ps(_mm512_loadu_ps(from.as_ptr().add(LANES)), scale);
-            self.store_rounded(low, high, to);
+            self.store_rounded(_mm512_loadu_ps(from.as_ptr()), _mm512_loadu_ps(from.as_ptr().add(LANES)), to);
         }
     }
 
-    /// Rounds to bfloat16 what rounding 32 floats times `scale` loses.
+    /// Rounds to bfloat16 what rounding 32 floats loses.
     #[inline(always)]
-    pub(crate) fn store_lost(self, from: &[f32; 2 * LANES], scale: f32, to: &mut [u16; 2 * LANES]) {
+    pub(crate) fn store_lost(self, from: &[f32; 2 * LANES], to: &mut [u16; 2 * LANES]) {
         let lost = |half: usize| {
             // SAFETY: `self` proves that the CPU has the instructions; the reference covers both halves.
             unsafe {
-                let x = _mm512_mul_ps(_mm512_loadu_ps(from.as_ptr().add(half * LANES)), _mm512_set1_ps(scale));
+                let x = _mm512_loadu_ps(from.as_ptr().add(half * LANES));
                 let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
                 let rounded = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded));
                 _mm512_sub_ps(x, _mm512_castsi512_ps(rounded))
             }
         };
         self.store_rounded(lost(0), lost(1), to);
-    }
-
-    /// Each of sixteen halves twice.
-    #[inline(always)]
-    pub(crate) fn twice_each(self, halves: &[u16; LANES]) -> __m512i {
-        // SAFETY: `self` proves that the CPU has the instructions; the reference covers 32 bytes.
-        unsafe {
-            let once = _mm512_cvtepu16_epi32(_mm256_loadu_si256(halves.as_ptr().cast()));
-            _mm512_or_si512(once, _mm512_slli_epi32::<16>(once))
-        }
-    }
-
-    /// 32 signed bytes as halves.
-    #[inline(always)]
-    pub(crate) fn halves_from_i8(self, bytes: &[[i8; 2]; LANES]) -> __m512i {
-        // SAFETY: `self` proves that the CPU has the instructions; the reference covers 32 bytes.
-        unsafe {
-            let words = _mm512_cvtepi8_epi16(_mm256_loadu_si256(bytes.as_ptr().cast()));
-            _mm512_castph_si512(_mm512_cvtepi16_ph(words))
-        }
-    }
-
-    /// Sixteen floats rounded to halves, each twice.
-    #[inline(always)]
-    pub(crate) fn twice_each_rounded(self, floats: __m512) -> __m512i {
-        // SAFETY: `self` proves that the CPU has the instructions.
-        unsafe {
-            let once = _mm512_cvtepu16_epi32(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(floats));
-            _mm512_or_si512(once, _mm512_slli_epi32::<16>(once))
-        }
-    }
-
-    /// What each value of a nibble stands for, as a half: itself plus `offset`.
-    #[inline(always)]
-    pub(crate) fn nibble_table(self, offset: i16) -> __m512i {
-        // The table has 32 places: twice the sixteen, so that the bit above a nibble does not matter.
-        let numbers: [i16; 2 * LANES] = std::array::from_fn(|k| (k % 16) as i16 + offset);
-        // SAFETY: `self` proves that the CPU has the instructions; the array covers 64 bytes.
-        unsafe { _mm512_castph_si512(_mm512_cvtepi16_ph(_mm512_loadu_si512(numbers.as_ptr().cast()))) }
-    }
-
-    /// The table's halves at the low nibbles, and at the high ones.
-    #[inline(always)]
-    pub(crate) fn look_up_nibbles(self, table: __m512i, nibbles: &[[u8; 2]; LANES]) -> [__m512i; 2] {
-        // SAFETY: `self` proves that the CPU has the instructions; the reference covers 32 bytes.
-        unsafe {
-            let words = _mm512_cvtepu8_epi16(_mm256_loadu_si256(nibbles.as_ptr().cast()));
-            [_mm512_permutexvar_epi16(words, table), _mm512_permutexvar_epi16(_mm512_srli_epi16::<4>(words), table)]
-        }
-    }
-
-    /// Pairs of numbers of six bits less 32, as halves: the low four bits of both in a byte of `low`, the others in four bits
-    /// of `high`, from the lowest on or, for the `SECOND` pair of four, from the middle on.
-    #[inline(always)]
-    pub(crate) fn halves_from_six_bits<const SECOND: bool>(self, low: &[u8; LANES], high: &[u8; LANES]) -> __m512i {
-        // SAFETY: `self` proves that the CPU has the instructions; the references cover 16 bytes.
-        unsafe {
-            let [low, high] = [low, high].map(|bytes| _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast())));
-            let low = _mm512_and_si512(_mm512_or_si512(low, _mm512_slli_epi32::<12>(low)), _mm512_set1_epi16(0xf));
-            let high = if const { SECOND } {
-                _mm512_or_si512(high, _mm512_slli_epi32::<14>(high))
-            } else {
-                _mm512_or_si512(_mm512_slli_epi32::<4>(high), _mm512_slli_epi32::<18>(high))
-            };
-            let numbers = _mm512_or_si512(low, _mm512_and_si512(high, _mm512_set1_epi16(0x30)));
-            _mm512_castph_si512(_mm512_cvtepi16_ph(_mm512_sub_epi16(numbers, _mm512_set1_epi16(32))))
-        }
-    }
-
-    /// Pair number `PAIR` of four pairs of numbers of five bits, as halves: `low` has two pairs' low four bits, one in the low
-    /// and one in the high nibbles, `high` the fifth bits of all eight numbers, the first lowest.
-    #[inline(always)]
-    pub(crate) fn halves_from_five_bits<const PAIR: u32>(self, low: &[[u8; 2]; LANES], high: &[u8; LANES]) -> __m512i {
-        // SAFETY: `self` proves that the CPU has the instructions; the references cover 32 and 16 bytes.
-        unsafe {
-            let low = _mm512_cvtepu8_epi16(_mm256_loadu_si256(low.as_ptr().cast()));
-            let low = if const { PAIR % 2 == 1 } { _mm512_srli_epi16::<4>(low) } else { low };
-            let high = _mm512_cvtepu8_epi32(_mm_loadu_si128(high.as_ptr().cast()));
-            // The first number's bit goes to the fifth of the lower word, the second's to that of the upper one.
-            let high = match const { PAIR } {
-                0 => _mm512_or_si512(_mm512_slli_epi32::<4>(high), _mm512_slli_epi32::<19>(high)),
-                1 => _mm512_or_si512(_mm512_slli_epi32::<2>(high), _mm512_slli_epi32::<17>(high)),
-                2 => _mm512_or_si512(high, _mm512_slli_epi32::<15>(high)),
-                _ => _mm512_or_si512(_mm512_srli_epi32::<2>(high), _mm512_slli_epi32::<13>(high)),
-            };
-            let low = _mm512_and_si512(low, _mm512_set1_epi16(0xf));
-            let numbers = _mm512_or_si512(low, _mm512_and_si512(high, _mm512_set1_epi16(0x10)));
-            _mm512_castph_si512(_mm512_cvtepi16_ph(numbers))
-        }
-    }
-
-    /// Products of halves, rounded to halves.
-    #[inline(always)]
-    pub(crate) fn multiply_halves(self, a: __m512i, b: __m512i) -> __m512i {
-        // SAFETY: `self` proves that the CPU has the instructions.
-        unsafe { _mm512_castph_si512(_mm512_mul_ph(_mm512_castsi512_ph(a), _mm512_castsi512_ph(b))) }
-    }
-
-    /// Differences of halves, rounded to halves.
-    #[inline(always)]
-    pub(crate) fn subtract_halves(self, a: __m512i, b: __m512i) -> __m512i {
-        // SAFETY: `self` proves that the CPU has the instructions.
-        unsafe { _mm512_castph_si512(_mm512_sub_ph(_mm512_castsi512_ph(a), _mm512_castsi512_ph(b))) }
-    }
-
-    /// Halves rounded to bfloat16 (ties away from zero), `2^-112` times what they are: a half's exponent has five bits,
-    /// which become the last of a bfloat16's eight.
-    #[inline(always)]
-    pub(crate) fn store_cut(self, halves: __m512i, to: &mut [u16; 2 * LANES]) {
-        // SAFETY: `self` proves that the CPU has the instructions; the reference covers 64 bytes.
-        unsafe {
-            // A rounding product with 2^-3 is the shift, half of the last place added, in one.
-            let rounded = _mm512_mulhrs_epi16(halves, _mm512_set1_epi16(1 << 12));
-            let cut = _mm512_and_si512(rounded, _mm512_set1_epi16(!0x7000));
-            _mm512_storeu_si512(to.as_mut_ptr().cast(), cut);
-        }
     }
 }

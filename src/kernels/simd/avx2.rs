@@ -44,15 +44,6 @@ impl Simd for Avx2 {
     const SUMS: usize = 4;
 
     #[inline(always)]
-    fn round_f16(self, x: F) -> F {
-        // SAFETY: `self` proves that the CPU has the instructions.
-        unsafe {
-            let (low, high) = (_mm256_cvtps_ph::<0>(x.0), _mm256_cvtps_ph::<0>(x.1));
-            F(_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
-        }
-    }
-
-    #[inline(always)]
     fn splat(self, x: f32) -> F {
         // SAFETY: `self` proves that the CPU has the instructions.
         unsafe { F(_mm256_set1_ps(x), _mm256_set1_ps(x)) }
@@ -135,35 +126,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn load_u16_pairs(self, from: &[[u16; 2]; LANES]) -> I {
-        // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
-        unsafe {
-            let from = from.as_ptr().cast::<__m256i>();
-            I(_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1)))
-        }
-    }
-
-    #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> I {
         // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
         unsafe {
             let bytes = _mm_loadu_si128(from.as_ptr().cast());
             I(_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes)))
-        }
-    }
-
-    #[inline(always)]
-    fn load_i8_pairs(self, from: &[[i8; 2]; LANES]) -> [I; 2] {
-        // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
-        unsafe {
-            let from = from.as_ptr().cast::<__m128i>();
-            let (low, high) =
-                (_mm256_cvtepi8_epi16(_mm_loadu_si128(from)), _mm256_cvtepi8_epi16(_mm_loadu_si128(from.add(1))));
-            let first = (_mm256_slli_epi32::<16>(low), _mm256_slli_epi32::<16>(high));
-            [
-                I(_mm256_srai_epi32::<16>(first.0), _mm256_srai_epi32::<16>(first.1)),
-                I(_mm256_srai_epi32::<16>(low), _mm256_srai_epi32::<16>(high)),
-            ]
         }
     }
 
@@ -174,6 +141,44 @@ impl Simd for Avx2 {
             let bytes = _mm_loadu_si128(from.as_ptr().cast());
             I(_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(bytes, bytes)))
         }
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, from: &[[u8; 4]; LANES]) -> I {
+        // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
+        unsafe {
+            let from = from.as_ptr().cast::<__m256i>();
+            I(_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1)))
+        }
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> I {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe { I(_mm256_set1_epi32(x), _mm256_set1_epi32(x)) }
+    }
+
+    #[inline(always)]
+    fn sub_bytes(self, x: I, y: u8) -> I {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe {
+            let y = _mm256_set1_epi8(y as i8);
+            I(_mm256_sub_epi8(x.0, y), _mm256_sub_epi8(x.1, y))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, sum: I, weights: I, x: [i8; 4]) -> I {
+        // Magnitudes, at most 128, times what has their signs: a pair's sum is below 2^15.
+        let dot = |sum: __m256i, weights: __m256i| {
+            // SAFETY: `self` proves that the CPU has the instructions.
+            unsafe {
+                let x = _mm256_sign_epi8(_mm256_set1_epi32(i32::from_le_bytes(x.map(|x| x as u8))), weights);
+                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), x);
+                _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+            }
+        };
+        I(dot(sum.0, weights.0), dot(sum.1, weights.1))
     }
 
     #[inline(always)]

@@ -41,12 +41,6 @@ impl Simd for Avx512 {
     const SUMS: usize = 24;
 
     #[inline(always)]
-    fn round_f16(self, x: __m512) -> __m512 {
-        // SAFETY: `self` proves that the CPU has the instructions.
-        unsafe { _mm512_cvtph_ps(_mm512_cvtps_ph::<0>(x)) }
-    }
-
-    #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         // SAFETY: `self` proves that the CPU has the instructions.
         unsafe { _mm512_set1_ps(x) }
@@ -128,30 +122,66 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn load_u16_pairs(self, from: &[[u16; 2]; LANES]) -> __m512i {
-        // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
-        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
-    }
-
-    #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> __m512i {
         // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
         unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast())) }
     }
 
     #[inline(always)]
-    fn load_i8_pairs(self, from: &[[i8; 2]; LANES]) -> [__m512i; 2] {
+    fn load_u8(self, from: &[u8; LANES]) -> __m512i {
         // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
+        unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, from: &[[u8; 4]; LANES]) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe { _mm512_set1_epi32(x) }
+    }
+
+    #[inline(always)]
+    fn sub_bytes(self, x: __m512i, y: u8) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe { _mm512_sub_epi8(x, _mm512_set1_epi8(y as i8)) }
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, sum: __m512i, weights: __m512i, x: [i8; 4]) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions.
         unsafe {
-            let words = _mm512_cvtepi8_epi16(_mm256_loadu_si256(from.as_ptr().cast()));
-            [_mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(words)), _mm512_srai_epi32::<16>(words)]
+            // Magnitudes, at most 128, times what has their signs: a pair's sum is below 2^15.
+            let x = _mm512_set1_epi32(i32::from_le_bytes(x.map(|x| x as u8)));
+            let x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(weights), _mm512_setzero_si512(), x);
+            let pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(weights), x);
+            _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
         }
     }
 
     #[inline(always)]
-    fn load_u8(self, from: &[u8; LANES]) -> __m512i {
-        // SAFETY: `self` proves that the CPU has the instructions; the reference covers all lanes.
-        unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast())) }
+    fn sum_integers(self, x: __m512i) -> i32 {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe { _mm512_reduce_add_epi32(x) }
+    }
+
+    #[inline(always)]
+    fn largest_magnitude(self, a: __m512, b: __m512) -> u32 {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe {
+            let (a, b) = (_mm512_castps_si512(_mm512_abs_ps(a)), _mm512_castps_si512(_mm512_abs_ps(b)));
+            _mm512_reduce_max_epu32(_mm512_max_epu32(a, b))
+        }
+    }
+
+    #[inline(always)]
+    fn store_low_bytes(self, x: __m512i, to: &mut [i8; LANES]) {
+        // SAFETY: `self` proves that the CPU has the instructions; the reference covers sixteen bytes.
+        unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(x)) }
     }
 
     #[inline(always)]

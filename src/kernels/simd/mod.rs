@@ -5,11 +5,16 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod amx;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) mod amx_integers;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+pub(crate) mod integers;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 use std::{mem::MaybeUninit, sync::OnceLock};
 
@@ -27,8 +32,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Running sums that stay in registers while weights are widened beside them.
     const SUMS: usize;
 
-    /// The nearest IEEE half, ties to even.
-    fn round_f16(self, x: Self::F) -> Self::F;
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::F;
     /// Reads sixteen floats.
@@ -59,14 +62,18 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// `a < b ? a : b`: a NaN in `b` stays, one in `a` does not.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
 
-    /// Sixteen pairs of 16 bits, the first of each in the low half.
-    fn load_u16_pairs(self, from: &[[u16; 2]; LANES]) -> Self::I;
     /// Widens sixteen signed bytes.
     fn load_i8(self, from: &[i8; LANES]) -> Self::I;
-    /// Widens sixteen pairs of signed bytes: the first of each, and the second.
-    fn load_i8_pairs(self, from: &[[i8; 2]; LANES]) -> [Self::I; 2];
     /// Widens sixteen unsigned bytes.
     fn load_u8(self, from: &[u8; LANES]) -> Self::I;
+    /// Reads sixteen times four bytes.
+    fn load_bytes(self, from: &[[u8; 4]; LANES]) -> Self::I;
+    /// `x` in every lane.
+    fn splat_i32(self, x: i32) -> Self::I;
+    /// `x - y` of each byte, wrapping.
+    fn sub_bytes(self, x: Self::I, y: u8) -> Self::I;
+    /// `sum` and the products of each lane's four signed bytes with `x`, none of which is -128.
+    fn dot_bytes(self, sum: Self::I, weights: Self::I, x: [i8; 4]) -> Self::I;
     /// `x & mask`.
     fn and(self, x: Self::I, mask: i32) -> Self::I;
     /// `a | b`.
@@ -160,6 +167,27 @@ pub(crate) trait Simd: Copy + Send + Sync {
         lanes[0]
     }
 
+    /// The sum of the lanes, wrapping.
+    #[inline(always)]
+    fn sum_integers(self, x: Self::I) -> i32 {
+        self.to_array(self.as_floats(x)).into_iter().fold(0, |sum, lane| sum.wrapping_add(lane.to_bits() as i32))
+    }
+
+    /// The largest of the magnitudes of all lanes, as a float's bits: those of infinity, or above for a NaN, where there is
+    /// one.
+    #[inline(always)]
+    fn largest_magnitude(self, a: Self::F, b: Self::F) -> u32 {
+        let bits = |x: f32| x.to_bits() & 0x7fff_ffff;
+        let (a, b) = (self.to_array(a), self.to_array(b));
+        a.into_iter().zip(b).fold(0, |largest, (a, b)| largest.max(bits(a)).max(bits(b)))
+    }
+
+    /// The low byte of each lane.
+    #[inline(always)]
+    fn store_low_bytes(self, x: Self::I, to: &mut [i8; LANES]) {
+        *to = self.to_array(self.as_floats(x)).map(|lane| lane.to_bits() as i8);
+    }
+
     /// The largest lane.
     #[inline(always)]
     fn max_lane(self, x: Self::F) -> f32 {
@@ -231,7 +259,10 @@ pub(crate) enum Level {
     /// AVX-512 F, BW, DQ and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
-    /// Those, and tiles of bfloat16.
+    /// Those, and VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(vnni::Vnni),
+    /// Those, and tiles of bfloat16 and of bytes.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     Amx(amx::Amx),
 }
@@ -254,6 +285,8 @@ impl Level {
             avx2::Avx2::detect().map(Self::Avx2),
             #[cfg(target_arch = "x86_64")]
             avx512::Avx512::detect().map(Self::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            vnni::Vnni::detect().map(Self::Avx512Vnni),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             amx::Amx::detect().map(Self::Amx),
         ];
@@ -270,6 +303,8 @@ impl Level {
             Self::Avx2(simd) => simd.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(simd) => simd.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(vnni) => vnni.avx512().run(kernel),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Self::Amx(amx) => amx.avx512().run(kernel),
         }
@@ -283,6 +318,8 @@ impl Level {
             Self::Avx2(_) => "AVX2",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => "AVX-512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(_) => "AVX-512 and VNNI",
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Self::Amx(_) => "AVX-512 and AMX",
         }
@@ -341,11 +378,15 @@ mod tests {
                 s.splat(s.sum(v)),
                 s.splat(s.max_lane(v)),
                 s.round_bf16(v),
-                s.round_f16(v),
-                s.to_f32(s.load_i8_pairs(&b.map(|x| [x as i8, !x as i8]))[0]),
-                s.to_f32(s.load_i8_pairs(&b.map(|x| [x as i8, !x as i8]))[1]),
                 s.to_f32(s.add_integers(bytes, signed)),
-                s.as_floats(s.shr::<3>(s.load_u16_pairs(&h.map(|half| [half, half / 3])))),
+                s.splat(s.sum_integers(signed) as f32),
+                s.splat(s.largest_magnitude(v, half) as f32),
+                s.to_f32(s.dot_bytes(
+                    bytes,
+                    s.sub_bytes(s.as_integers(v), 77),
+                    [b[0], b[1], b[2], b[3]].map(|x| (x as i8).max(-127)),
+                )),
+                s.as_floats(s.shr::<3>(s.load_bytes(&b.map(|x| [x, !x, x / 3, x & 0x1f])))),
             ]
             .map(|x| s.to_array(x).map(f32::to_bits))
             .to_vec()

@@ -37,11 +37,6 @@ impl Simd for Scalar {
     const SUMS: usize = 4;
 
     #[inline(always)]
-    fn round_f16(self, x: Self::F) -> Self::F {
-        x.map(|x| half::f16::from_f32(x).to_f32())
-    }
-
-    #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         [x; LANES]
     }
@@ -104,23 +99,36 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn load_u16_pairs(self, from: &[[u16; 2]; LANES]) -> Self::I {
-        from.map(|[low, high]| i32::from(low) | i32::from(high) << 16)
-    }
-
-    #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> Self::I {
         from.map(i32::from)
     }
 
     #[inline(always)]
-    fn load_i8_pairs(self, from: &[[i8; 2]; LANES]) -> [Self::I; 2] {
-        [from.map(|[first, _]| i32::from(first)), from.map(|[_, second]| i32::from(second))]
+    fn load_u8(self, from: &[u8; LANES]) -> Self::I {
+        from.map(i32::from)
     }
 
     #[inline(always)]
-    fn load_u8(self, from: &[u8; LANES]) -> Self::I {
-        from.map(i32::from)
+    fn load_bytes(self, from: &[[u8; 4]; LANES]) -> Self::I {
+        from.map(i32::from_le_bytes)
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> Self::I {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn sub_bytes(self, x: Self::I, y: u8) -> Self::I {
+        x.map(|x| i32::from_le_bytes(x.to_le_bytes().map(|byte| byte.wrapping_sub(y))))
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, sum: Self::I, weights: Self::I, x: [i8; 4]) -> Self::I {
+        zip(sum, weights, |sum, weights| {
+            let products = weights.to_le_bytes().into_iter().zip(x).map(|(w, x)| i32::from(w as i8) * i32::from(x));
+            sum.wrapping_add(products.sum::<i32>())
+        })
     }
 
     #[inline(always)]

@@ -74,7 +74,7 @@ mod tests {
     fn only_allowed_logits_are_left() {
         for size in [1, 31, 32, 33, 64, 100] {
             let mut set = SimpleVob::alloc(size + 1);
-            let allowed = |id: usize| id % 3 == 0 || (32..64).contains(&id);
+            let allowed = |id: usize| id.is_multiple_of(3) || (32..64).contains(&id);
             (0..size).filter(|&id| allowed(id)).for_each(|id| set.allow_token(id as u32));
             set.allow_token(size as u32); // Beyond the model's tokens.
             let mask = TokenMask::new(&set, size);

@@ -65,7 +65,7 @@ impl Matcher {
     ///
     /// # Errors
     /// `InvalidArgument` where the grammar asks for more work than one step may cost, or leads nowhere.
-    pub fn next(&mut self) -> Result<Next> {
+    pub fn what_next(&mut self) -> Result<Next> {
         if !self.forced.is_empty() {
             return Ok(Next::Forced);
         }

@@ -44,7 +44,7 @@ fn lark(text: &str) -> Constraint {
 
 /// The texts of the tokens that may come next; `<end>` for the end.
 fn allowed(matcher: &mut Matcher) -> Vec<Vec<u8>> {
-    let Next::Mask(mask) = matcher.next().unwrap() else { return Vec::new() };
+    let Next::Mask(mask) = matcher.what_next().unwrap() else { return Vec::new() };
     let tokens = tokens();
     let mut texts: Vec<_> = (0..tokens.len())
         .filter(|&id| mask.allows(TokenId(id as u32)))
@@ -69,7 +69,7 @@ fn follows(constraint: &Constraint, text: &str) -> bool {
             let Some(after) = rest.strip_prefix(tokens()[id.index()].0.as_slice()) else { return false };
             rest = after;
         }
-        match matcher.next().unwrap() {
+        match matcher.what_next().unwrap() {
             Next::Complete => return rest.is_empty(),
             Next::Forced => unreachable!("all forced tokens were taken"),
             Next::Mask(mask) => match rest {
@@ -104,7 +104,7 @@ fn a_mask_has_exactly_the_tokens_that_can_go_on() {
     assert_eq!(allowed(&mut matcher), texts(&["t", "tr", "true", "a", "a", "ab", "abc"]));
     matcher.accept(id_of("ab")).unwrap();
     assert_eq!(matcher.take_forced(9).collect::<Vec<_>>(), [TokenId(3 + 99), TokenId(3 + 100)], "cd");
-    assert!(matcher.is_complete() && matches!(matcher.next().unwrap(), Next::Complete));
+    assert!(matcher.is_complete() && matches!(matcher.what_next().unwrap(), Next::Complete));
 
     let mut regex = self::matcher(Constraint::Regex("a+".into()));
     assert_eq!(regex.take_forced(9).count(), 1, "the first of them must come");
@@ -130,7 +130,7 @@ fn the_end_is_allowed_where_the_text_is_complete_and_never_with_ignore_eos() {
     let mut ignoring = Matcher::new(&grammar, &stop, &[EOS]).unwrap();
     for n in 0..3 {
         for (matcher, end) in [(&mut plain, EOS), (&mut ignoring, TokenId(1))] {
-            let Next::Mask(mask) = matcher.next().unwrap() else { panic!("a mask after {n}") };
+            let Next::Mask(mask) = matcher.what_next().unwrap() else { panic!("a mask after {n}") };
             assert_eq!([EOS, TokenId(1)].map(|id| mask.allows(id)), [EOS, TokenId(1)].map(|id| n > 0 && id == end));
             matcher.accept(id_of("a")).unwrap();
         }
@@ -147,8 +147,8 @@ fn what_is_forced_does_not_depend_on_how_much_of_it_can_be_sent() {
     let run = |at_most: usize| {
         let mut matcher = Matcher::new(&grammar, &SamplingParams::default(), &[EOS]).unwrap();
         let mut tokens = Vec::new();
-        while !matches!(matcher.next().unwrap(), Next::Complete) {
-            assert!(matches!(matcher.next().unwrap(), Next::Forced), "nothing is left to choose");
+        while !matches!(matcher.what_next().unwrap(), Next::Complete) {
+            assert!(matches!(matcher.what_next().unwrap(), Next::Forced), "nothing is left to choose");
             tokens.extend(matcher.take_forced(at_most));
         }
         tokens
@@ -177,7 +177,7 @@ fn a_grammar_is_taken_in_lark_and_in_ebnf() {
 #[test]
 fn a_special_token_comes_only_where_a_grammar_names_it() {
     let mut matcher = matcher(lark("start: <tool> /a+/"));
-    let Next::Mask(mask) = matcher.next().unwrap() else {
+    let Next::Mask(mask) = matcher.what_next().unwrap() else {
         assert_eq!(matcher.take_forced(9).next(), Some(TokenId(1)));
         return;
     };
@@ -204,7 +204,7 @@ fn white_space_is_as_free_as_asked() {
         let mut matcher = Matcher::new(&grammar, &SamplingParams::default(), &[EOS]).unwrap();
         text.bytes().all(|byte| {
             let id = TokenId(3 + u32::from(byte));
-            match matcher.next().unwrap() {
+            match matcher.what_next().unwrap() {
                 Next::Forced => matcher.take_forced(1).next() == Some(id),
                 Next::Mask(mask) => mask.allows(id) && matcher.accept(id).is_ok(),
                 Next::Complete => false,

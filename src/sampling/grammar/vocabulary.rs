@@ -31,11 +31,7 @@ impl Vocabulary {
     /// The vocabulary of a model with `size` tokens. `spell` gives a token's bytes and whether it is special: a special
     /// token spells nothing, and matches only where a Lark grammar names it (`<|tool|>`).
     #[must_use]
-    pub fn new<'a>(
-        size: usize,
-        spell: impl Fn(TokenId) -> (&'a [u8], bool),
-        encode: Box<dyn Fn(&str) -> Vec<TokenId> + Send + Sync>,
-    ) -> Self {
+    pub fn new<'a>(size: usize, spell: impl Fn(TokenId) -> (&'a [u8], bool), encode: Encode) -> Self {
         let mut single = [false; 256];
         let mut words: Vec<Vec<u8>> = Vec::with_capacity(size + 1);
         for id in 0..size {

@@ -113,7 +113,7 @@ fn work(queue: &Mutex<Receiver<Job>>) {
             Work::Next(matcher) => Ok(matcher),
         };
         let answer = matcher.map(|mut matcher| {
-            let next = matcher.next();
+            let next = matcher.what_next();
             (matcher, next)
         });
         // Nobody waits for a sequence that ended meanwhile.

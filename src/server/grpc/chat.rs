@@ -1,14 +1,22 @@
 //! `candlewick.v1.Chat`: messages in, the assistant's turn out, at once or token by token.
 
-use tonic::{Request, Response, Status, codegen::BoxStream, metadata::MetadataMap};
+use tonic::{Request, Response, Status, Streaming, codegen::BoxStream, metadata::MetadataMap};
 
-use super::{Backend, FieldPaths, chat_convert, convert, deadline::deadline, status::status, stream};
+use super::{
+    Backend, FieldPaths, chat_convert, convert,
+    deadline::deadline,
+    resumable::Resumables,
+    session::Sessions,
+    status::status,
+    stream,
+    streaming::{self, Wishes},
+};
 use crate::{
-    engine::{Event, Prompt, Request as EngineRequest},
+    engine::{Prompt, Request as EngineRequest},
     error::Result,
     proto::candlewick::v1::{
         ChatOptions, CompleteRequest, CompleteResponse, CompleteStreamRequest, CompleteStreamResponse, Message,
-        RequestOptions, chat_server::Chat, complete_stream_response::Event as WireEvent,
+        RequestOptions, SessionRequest, SessionResponse, chat_server::Chat,
     },
     server::events::Events,
 };
@@ -32,11 +40,13 @@ const PATHS: FieldPaths = FieldPaths {
 
 pub(super) struct ChatService {
     backend: Backend,
+    resumables: Resumables,
+    sessions: Sessions,
 }
 
 impl ChatService {
-    pub(super) fn new(backend: Backend) -> Self {
-        Self { backend }
+    pub(super) fn new(backend: Backend, resumables: Resumables, sessions: Sessions) -> Self {
+        Self { backend, resumables, sessions }
     }
 
     /// Admits a request; gives its id and its events.
@@ -58,6 +68,7 @@ impl ChatService {
 impl Chat for ChatService {
     async fn complete(&self, request: Request<CompleteRequest>) -> Result<Response<CompleteResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
+        Wishes::refuse_in_unary(message.options.as_ref()).map_err(status)?;
         let (id, events) =
             self.open(&metadata, (message.messages, message.options, message.chat)).await.map_err(status)?;
         let whole = events.whole().await.map_err(status)?;
@@ -78,17 +89,20 @@ impl Chat for ChatService {
         request: Request<CompleteStreamRequest>,
     ) -> Result<Response<Self::CompleteStreamStream>, Status> {
         let (metadata, _, message) = request.into_parts();
-        let (id, events) =
-            self.open(&metadata, (message.messages, message.options, message.chat)).await.map_err(status)?;
-        let engine = self.backend.engine.clone();
-        Ok(Response::new(stream::respond(events, move |seq, event| {
-            let event = match event {
-                Event::Started(event) => WireEvent::Started(convert::started(&id, &engine.info().name, *event)),
-                Event::Prompt(prompt) => WireEvent::PromptLogprobs(convert::prompt_logprobs(prompt)),
-                Event::Delta(event) => WireEvent::Delta(convert::chat_delta(event)),
-                Event::Finished(event) => WireEvent::Finished(convert::finished(event)),
-            };
-            Some(CompleteStreamResponse { seq, event: Some(event) })
-        })))
+        let CompleteStreamRequest { messages, options, chat } = message;
+        let wishes = Wishes::of_stream(&self.backend, options.as_ref(), || format!("{messages:?}{chat:?}"));
+        let asked = wishes.and_then(|wishes| Ok((wishes, self.request(&metadata, (messages, options, chat))?)));
+        let (wishes, request) = asked.map_err(|error| status(self.backend.refused(error)))?;
+        let response = streaming::respond(&self.backend, &self.resumables, request, &PATHS, wishes).await;
+        Ok(Response::new(response.map_err(status)?))
+    }
+
+    type SessionStream = BoxStream<SessionResponse>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        Ok(Response::new(self.sessions.connect(&self.backend, request.into_inner())))
     }
 }

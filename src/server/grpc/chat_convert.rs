@@ -47,7 +47,7 @@ pub(super) fn prompt(messages: Vec<wire::Message>, options: Option<wire::ChatOpt
     })
 }
 
-fn turn(k: usize, message: wire::Message) -> Result<ChatMessage> {
+pub(super) fn turn(k: usize, message: wire::Message) -> Result<ChatMessage> {
     let role = match message.role() {
         wire::Role::System => Role::System,
         wire::Role::User => Role::User,

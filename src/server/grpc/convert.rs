@@ -2,7 +2,7 @@
 
 use super::structured_outputs;
 use crate::{
-    engine::{self, ModelInfo, Prompt, Request},
+    engine::{self, ModelInfo, Prompt, Request, SlowReader},
     error::{Code, Error, Result},
     ids::TokenId,
     params::{FinishReason, PromptLogprobs, SampledToken, SamplerKind, SamplingParams, Usage},
@@ -25,6 +25,7 @@ pub(crate) fn request(prompt: Prompt, options: Option<wire::RequestOptions>, inf
     let structured_outputs = structured_outputs::from_wire(set.structured_outputs.take())?;
     let mut params = sampling(set, &info.default_params)?;
     params.structured_outputs = structured_outputs.or(params.structured_outputs);
+    let slow_reader = slow_reader(options.slow_reader)?;
     let cache_salt = options.cache_salt.filter(|salt| !salt.is_empty());
     Ok(Request {
         request_id: request_id("options.request_id", options.request_id)?,
@@ -33,7 +34,31 @@ pub(crate) fn request(prompt: Prompt, options: Option<wire::RequestOptions>, inf
         priority: options.priority.unwrap_or(0),
         cache_salt: cache_salt.map(|salt| name("options.cache_salt", salt)).transpose()?,
         deadline: None,
+        stream: engine::StreamOptions { slow_reader, ..engine::StreamOptions::default() },
     })
+}
+
+/// What becomes of a reader that does not keep up.
+///
+/// # Errors
+/// `InvalidArgument` for a policy that this server does not know.
+fn slow_reader(asked: Option<i32>) -> Result<SlowReader> {
+    let Some(asked) = asked else { return Ok(SlowReader::default()) };
+    match wire::SlowReader::try_from(asked) {
+        Ok(wire::SlowReader::Unspecified | wire::SlowReader::Pause) => Ok(SlowReader::Pause),
+        Ok(wire::SlowReader::Coalesce) => Ok(SlowReader::Coalesce),
+        Ok(wire::SlowReader::Abort) => Ok(SlowReader::Abort),
+        Err(_) => Err(Error::invalid("options.slow_reader", format!("is {asked}, which is no SlowReader"))),
+    }
+}
+
+/// The same back.
+pub(super) fn slow_reader_to_wire(policy: SlowReader) -> wire::SlowReader {
+    match policy {
+        SlowReader::Pause => wire::SlowReader::Pause,
+        SlowReader::Coalesce => wire::SlowReader::Coalesce,
+        SlowReader::Abort => wire::SlowReader::Abort,
+    }
 }
 
 /// The prompt of a generation.
@@ -113,10 +138,11 @@ pub(crate) fn started(request_id: &str, model: &str, started: engine::Started) -
         model: model.to_owned(),
         effective: Some(effective(started.params)),
         prompt_tokens: started.prompt_tokens,
+        ..wire::Started::default()
     }
 }
 
-fn effective(params: SamplingParams) -> wire::SamplingParams {
+pub(super) fn effective(params: SamplingParams) -> wire::SamplingParams {
     wire::SamplingParams {
         temperature: Some(params.temperature),
         top_k: Some(params.top_k),
@@ -227,6 +253,7 @@ pub(crate) fn finished(finished: engine::Finished) -> wire::Finished {
         finish: Some(wire::Finish { reason: reason.into(), matched }),
         usage: Some(usage(finished.usage)),
         index: finished.index,
+        ..wire::Finished::default()
     }
 }
 
@@ -247,7 +274,7 @@ pub(crate) fn alternatives(others: Vec<WholeOutput>) -> Vec<wire::Alternative> {
     others.into_iter().map(alternative).collect()
 }
 
-fn usage(usage: Usage) -> wire::Usage {
+pub(super) fn usage(usage: Usage) -> wire::Usage {
     wire::Usage {
         prompt_tokens: usage.prompt_tokens,
         cached_tokens: usage.cached_tokens,

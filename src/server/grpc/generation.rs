@@ -1,14 +1,23 @@
 //! `candlewick.v1.Generation`: a prompt in, tokens out, at once or one by one.
 
+use std::time::Duration;
+
 use tonic::{Request, Response, Status, codegen::BoxStream, metadata::MetadataMap};
 
-use super::{Backend, FieldPaths, convert, deadline::deadline, status::status, stream};
+use super::{
+    Backend, FieldPaths, chat_convert, convert,
+    deadline::deadline,
+    resumable::Resumables,
+    status::status,
+    stream,
+    streaming::{self, Wishes},
+};
 use crate::{
-    engine::{Event, Request as EngineRequest},
-    error::Result,
+    engine::{Prompt as EnginePrompt, Request as EngineRequest},
+    error::{Error, Result},
     proto::candlewick::v1::{
-        GenerateRequest, GenerateResponse, GenerateStreamRequest, GenerateStreamResponse, Prompt, RequestOptions,
-        generate_stream_response::Event as WireEvent, generation_server::Generation,
+        GenerateRequest, GenerateResponse, GenerateStreamRequest, GenerateStreamResponse, Prompt, QuoteRequest,
+        QuoteResponse, RequestOptions, ResumeRequest, ResumeResponse, generation_server::Generation,
     },
     server::events::Events,
 };
@@ -17,13 +26,24 @@ use crate::{
 const PATHS: FieldPaths =
     FieldPaths { sampling: "options.sampling", renamed: &[("prompt.token_ids", "prompt.token_ids.ids")] };
 
+/// The same of a quote, which asks for a prompt or for a chat.
+const QUOTE_PATHS: FieldPaths = FieldPaths {
+    sampling: "options.sampling",
+    renamed: &[
+        ("prompt.token_ids", "prompt.token_ids.ids"),
+        ("tools", "chat.tools"),
+        ("tool_choice", "chat.tool_choice"),
+    ],
+};
+
 pub(super) struct GenerationService {
     backend: Backend,
+    resumables: Resumables,
 }
 
 impl GenerationService {
-    pub(super) fn new(backend: Backend) -> Self {
-        Self { backend }
+    pub(super) fn new(backend: Backend, resumables: Resumables) -> Self {
+        Self { backend, resumables }
     }
 
     /// Admits a request; gives its id and its events.
@@ -53,6 +73,7 @@ impl GenerationService {
 impl Generation for GenerationService {
     async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<GenerateResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
+        Wishes::refuse_in_unary(message.options.as_ref()).map_err(status)?;
         let (id, events) = self.open(&metadata, message.prompt, message.options).await.map_err(status)?;
         let whole = events.whole().await.map_err(status)?;
         Ok(Response::new(GenerateResponse {
@@ -71,16 +92,42 @@ impl Generation for GenerationService {
         request: Request<GenerateStreamRequest>,
     ) -> Result<Response<Self::GenerateStreamStream>, Status> {
         let (metadata, _, message) = request.into_parts();
-        let (id, events) = self.open(&metadata, message.prompt, message.options).await.map_err(status)?;
-        let engine = self.backend.engine.clone();
-        Ok(Response::new(stream::respond(events, move |seq, event| {
-            let event = match event {
-                Event::Started(event) => WireEvent::Started(convert::started(&id, &engine.info().name, *event)),
-                Event::Prompt(prompt) => WireEvent::PromptLogprobs(convert::prompt_logprobs(prompt)),
-                Event::Delta(event) => WireEvent::Delta(convert::delta(event.index, event.text, event.tokens)),
-                Event::Finished(event) => WireEvent::Finished(convert::finished(event)),
-            };
-            Some(GenerateStreamResponse { seq, event: Some(event) })
-        })))
+        let wishes = Wishes::of_stream(&self.backend, message.options.as_ref(), || format!("{:?}", message.prompt));
+        let asked = wishes.and_then(|wishes| Ok((wishes, self.request(&metadata, message.prompt, message.options)?)));
+        let (wishes, request) = asked.map_err(|error| status(self.backend.refused(error)))?;
+        let response = streaming::respond(&self.backend, &self.resumables, request, &PATHS, wishes).await;
+        Ok(Response::new(response.map_err(status)?))
+    }
+
+    type ResumeStream = BoxStream<ResumeResponse>;
+
+    async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<Self::ResumeStream>, Status> {
+        let ResumeRequest { stream_id, after_seq } = request.into_inner();
+        let attachment = self.resumables.resume(&stream_id, after_seq.unwrap_or(0)).map_err(status)?;
+        Ok(Response::new(stream::numbered(attachment.events())))
+    }
+
+    async fn quote(&self, request: Request<QuoteRequest>) -> Result<Response<QuoteResponse>, Status> {
+        let QuoteRequest { prompt, messages, options, chat } = request.into_inner();
+        let prompt = match (prompt, messages.is_empty()) {
+            (Some(_), false) => Err(Error::invalid("messages", "cannot be with prompt: one of them is quoted")),
+            (prompt, true) => convert::prompt(prompt),
+            (None, false) => chat_convert::prompt(messages, chat).map(EnginePrompt::Chat),
+        };
+        let request = prompt.and_then(|prompt| convert::request(prompt, options, self.backend.engine.info()));
+        let quote = self.backend.engine.quote(request.map_err(status)?).await;
+        let quote = quote.map_err(|error| status(QUOTE_PATHS.locate(error)))?;
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let rates = self.backend.engine.rates();
+        Ok(Response::new(QuoteResponse {
+            model: self.backend.engine.info().name.clone(),
+            prompt_tokens: quote.prompt_tokens,
+            cached_tokens: quote.cached_tokens,
+            queue_position: u32::try_from(quote.position).unwrap_or(u32::MAX),
+            estimated_queue_ms: quote.queue_time.map(ms),
+            estimated_ttft_ms: quote.time_to_first_token.map(ms),
+            prefill_tokens_per_second: rates.prefill_tokens_per_second(),
+            decode_tokens_per_second: rates.decode_tokens_per_second(),
+        }))
     }
 }

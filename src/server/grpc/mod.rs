@@ -7,10 +7,14 @@ pub(crate) mod deadline;
 pub(crate) mod generation;
 pub(crate) mod health;
 pub(crate) mod models;
+mod resumable;
+mod session;
 pub mod status;
 pub(crate) mod stream;
+mod streaming;
 pub(crate) mod structured_outputs;
 pub(crate) mod tokens;
+mod told;
 
 use axum::Router;
 use tonic::service::Routes;
@@ -57,8 +61,10 @@ pub(super) fn routes(backend: &Backend) -> Result<Router> {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let unreadable = |error| Error::internal(format!("reflection: {error}"));
-    let generation = generation::GenerationService::new(backend.clone());
-    let chat = chat::ChatService::new(backend.clone());
+    let resumables = resumable::Resumables::new(backend.streams);
+    let generation = generation::GenerationService::new(backend.clone(), resumables.clone());
+    let sessions = session::Sessions::new(backend.streams);
+    let chat = chat::ChatService::new(backend.clone(), resumables, sessions);
     let models = models::ModelsService::new(backend.clone());
     let tokens = tokens::TokensService::new(backend.clone());
     let inference = oip::InferenceService::new(backend.clone());

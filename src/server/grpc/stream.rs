@@ -1,14 +1,25 @@
 //! From a request to its events, and from events to a gRPC response stream.
 
-use futures::{StreamExt, future::ready};
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt, future::ready};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tonic::codegen::BoxStream;
 
-use super::{Backend, FieldPaths, status::status};
+use super::{Backend, FieldPaths, convert, status::status, told::Told};
 use crate::{
-    engine::{Event, Request},
-    error::Result,
+    engine::{Event, Generation, Progress, Receipt, Request, SlowReader, Timings},
+    error::{Error, Result},
+    proto::candlewick::v1 as wire,
     server::events::Events,
 };
+
+/// Longest interval between two heartbeats that a request may ask for.
+const MAX_HEARTBEAT_MS: u32 = 3_600_000;
 
 /// Has the engine admit a request; what it complains of is named by the wire's paths.
 ///
@@ -28,4 +39,185 @@ pub(crate) fn respond<M: Send + 'static>(
         seq += 1;
         ready(event.map(|event| message(seq, event)).map_err(status).transpose())
     }))
+}
+
+/// What goes out for numbered events.
+pub(super) fn numbered<M: From<(u64, Told)> + Send + 'static>(
+    events: impl Stream<Item = Result<(u64, Told)>> + Send + 'static,
+) -> BoxStream<M> {
+    Box::pin(events.map(|event| event.map(M::from).map_err(status)))
+}
+
+/// What of a request the events of its stream repeat, and how often it says that it is alive.
+#[derive(Clone, Debug)]
+pub(super) struct Teller {
+    pub(super) request_id: String,
+    pub(super) priority: i32,
+    pub(super) slow_reader: SlowReader,
+    /// Zero: never.
+    pub(super) heartbeat: Duration,
+    /// Where the stream can be resumed.
+    pub(super) stream_id: Option<String>,
+    /// Whether the answer is a chat's.
+    pub(super) is_chat: bool,
+}
+
+impl Teller {
+    /// Of a request, whose options it looks at before they are taken apart.
+    ///
+    /// # Errors
+    /// `InvalidArgument` with the field's path.
+    pub(super) fn heartbeat(backend: &Backend, options: Option<&wire::RequestOptions>) -> Result<Duration> {
+        let asked = options.and_then(|options| options.heartbeat_interval_ms);
+        if let Some(ms) = asked.filter(|&ms| ms > MAX_HEARTBEAT_MS) {
+            let why = format!("is {ms}, at most {MAX_HEARTBEAT_MS} are allowed");
+            return Err(Error::invalid("options.heartbeat_interval_ms", why));
+        }
+        let ms = asked.map_or(backend.streams.heartbeat_interval_ms as u64, u64::from);
+        Ok(Duration::from_millis(ms))
+    }
+}
+
+/// The events of one stream as they are told: effective parameters first, heartbeats until the first token, receipts last.
+pub(super) struct Telling {
+    events: Events,
+    teller: Teller,
+    backend: Backend,
+    heart: Option<Interval>,
+    /// Kept for the receipts.
+    effective: Option<wire::SamplingParams>,
+}
+
+impl Telling {
+    pub(super) fn new(backend: &Backend, events: Events, teller: Teller) -> Self {
+        let heart = (!teller.heartbeat.is_zero()).then(|| {
+            let mut heart = interval_at(Instant::now() + teller.heartbeat, teller.heartbeat);
+            heart.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            heart
+        });
+        Self { events, teller, backend: backend.clone(), heart, effective: None }
+    }
+
+    /// The stream itself, while it lasts.
+    pub(super) fn generation(&mut self) -> Option<&mut Generation> {
+        self.events.generation()
+    }
+
+    /// The same events, numbered from 1.
+    pub(super) fn numbered(self) -> impl Stream<Item = Result<(u64, Told)>> + Send + 'static {
+        let mut seq = 0;
+        self.map(move |event| {
+            seq += 1;
+            event.map(|event| (seq, event))
+        })
+    }
+
+    fn tell(&mut self, event: Event) -> Told {
+        let info = self.backend.engine.info();
+        match event {
+            Event::Started(event) => {
+                let mut started = convert::started(&self.teller.request_id, &info.name, *event);
+                self.effective.clone_from(&started.effective);
+                started.stream_id.clone_from(&self.teller.stream_id);
+                started.slow_reader = Some(convert::slow_reader_to_wire(self.teller.slow_reader).into());
+                started.priority = Some(self.teller.priority);
+                let ms = u32::try_from(self.teller.heartbeat.as_millis()).unwrap_or(u32::MAX);
+                started.heartbeat_interval_ms = Some(ms);
+                Told::Started(Box::new(started))
+            }
+            Event::Prompt(prompt) => Told::PromptLogprobs(convert::prompt_logprobs(prompt)),
+            Event::Delta(delta) => {
+                self.heart = None;
+                Told::Delta(match self.teller.is_chat {
+                    true => convert::chat_delta(delta),
+                    false => convert::delta(delta.index, delta.text, delta.tokens),
+                })
+            }
+            Event::Finished(mut event) => {
+                let (timings, receipt) = (event.timings, event.receipt.take());
+                let mut finished = convert::finished(event);
+                finished.timings = Some(timings_to_wire(timings));
+                finished.receipt = receipt.map(|receipt| self.receipt(*receipt));
+                Told::Finished(Box::new(finished))
+            }
+        }
+    }
+
+    fn receipt(&self, receipt: Receipt) -> wire::Receipt {
+        let hex = |bytes: [u8; 32]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let engine = &self.backend.engine;
+        wire::Receipt {
+            model: engine.info().name.clone(),
+            weights_hash: engine.info().weights_hash.clone(),
+            template_hash: engine.template_hash().to_owned(),
+            seed: receipt.seed,
+            parameters: self.effective.clone(),
+            prompt_hash: hex(receipt.prompt_hash),
+            output_hash: hex(receipt.output_hash),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// A heartbeat, if one is due and there is anything to wait for.
+    fn beat(&mut self, cx: &mut Context<'_>) -> Option<Told> {
+        let heart = self.heart.as_mut()?;
+        if heart.poll_tick(cx).is_pending() {
+            return None;
+        }
+        let told = progress_to_wire(self.events.generation()?.progress());
+        match told {
+            Some(progress) => {
+                // So that the next tick wakes this task.
+                if let Some(heart) = &mut self.heart {
+                    heart.reset();
+                }
+                Some(Told::Progress(progress))
+            }
+            None => {
+                self.heart = None;
+                None
+            }
+        }
+    }
+}
+
+impl Stream for Telling {
+    type Item = Result<Told>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match self.events.poll_next_unpin(cx) {
+            Poll::Ready(Some(Ok(event))) => Poll::Ready(Some(Ok(self.tell(event)))),
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending => match self.beat(cx) {
+                Some(told) => Poll::Ready(Some(Ok(told))),
+                None => Poll::Pending,
+            },
+        }
+    }
+}
+
+pub(super) fn timings_to_wire(timings: Timings) -> wire::Timings {
+    let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+    wire::Timings {
+        queue_ms: ms(timings.queue),
+        prefill_ms: ms(timings.prefill),
+        decode_ms: ms(timings.decode),
+        total_ms: ms(timings.total),
+    }
+}
+
+fn progress_to_wire(progress: Progress) -> Option<wire::Progress> {
+    use wire::progress::Stage;
+    let stage = match progress {
+        Progress::Queued { position, eta } => Stage::Queued(wire::Queued {
+            position: u32::try_from(position).unwrap_or(u32::MAX),
+            eta_ms: eta.map(|eta| u64::try_from(eta.as_millis()).unwrap_or(u64::MAX)),
+        }),
+        Progress::Prefill { done, total, cached } => {
+            Stage::Prefill(wire::Prefill { done_tokens: done, total_tokens: total, cached_tokens: cached })
+        }
+        Progress::Decode => return None,
+    };
+    Some(wire::Progress { stage: Some(stage) })
 }

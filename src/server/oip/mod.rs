@@ -119,6 +119,7 @@ impl InferenceService {
             priority: 0,
             cache_salt: None,
             deadline,
+            stream: crate::engine::StreamOptions::default(),
         };
         Ok((request, answer))
     }

@@ -161,6 +161,7 @@ impl Fields {
             priority: self.priority.unwrap_or(0),
             cache_salt: cache_salt.clone(),
             deadline: None,
+            stream: crate::engine::StreamOptions::default(),
         };
         let repeated = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, answers));
         Ok(repeated.enumerate().map(request).collect())

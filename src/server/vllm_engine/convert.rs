@@ -1,7 +1,7 @@
 //! Between the messages of `vllm.grpc.engine` and the engine's types.
 
 use crate::{
-    engine::{Delta, Finished, Prompt, Request},
+    engine::{Delta, Finished, Prompt, Request, StreamOptions},
     error::{Error, Result},
     ids::TokenId,
     params::{Constraint, FinishReason, PromptLogprobs, SampledToken, SamplingParams, StructuredOutputs},
@@ -36,6 +36,7 @@ pub(super) fn request(message: wire::GenerateRequest) -> Result<Request> {
         priority: 0,
         cache_salt: None,
         deadline: None,
+        stream: StreamOptions::default(),
     })
 }
 

@@ -9,7 +9,7 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { existsSync, mkdirSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync } from "node:fs";
 import http from "node:http";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -29,12 +29,16 @@ if (shots) mkdirSync(shots, { recursive: true });
 const only = option("--only");
 
 const executablePath = process.env.CHROMIUM ?? ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
+for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(1));
+process.setMaxListeners(100);
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 const tests = [];
+/** A fast machine would have told its stories before anybody could stop them. */
+const SLOW = ["--threads", "1"];
 
 /** A server. With --source its page comes from web/src as it is, and not from the binary. */
 async function start(flags = []) {
-  const server = await new Server(binary, await freePort(), flags).start();
+  const server = await new Server(binary, await freePort(), [...SLOW, ...flags]).start();
   if (!rest.includes("--source")) return server;
   const port = await freePort();
   const build = spawn("node", [join(here, "../../../web/build.mjs"), "--serve", server.origin], { env: { ...process.env, PORT: port }, stdio: ["ignore", "pipe", "inherit"] });
@@ -120,8 +124,11 @@ test("stop stops, on the server too, and continue goes on", async (server) => {
   const page = await open(server);
   await say(page, STORY);
   await begun(page);
+  // Held still, so that the answer cannot end before it is stopped.
+  server.process.kill("SIGSTOP");
   await page.keyboard.press("Escape");
   await answered(page);
+  server.process.kill("SIGCONT");
   const text = await prose(page);
   await until("the server does nothing", async () => (await busy(server)) === 0);
   assert.equal(await prose(page), text);
@@ -201,6 +208,40 @@ test("a server that is gone is said so, and found again", async (server) => {
   await server.start();
   await last(page).getByRole("button", { name: "Continue" }).click();
   await until("it is answered", async () => (await prose(page)).length > 10);
+});
+
+test("a reload in the middle keeps what came, and continue goes on", async (server) => {
+  const page = await open(server);
+  await limit(page, { knobs: { temperature: 0 } });
+  await say(page, STORY);
+  await begun(page);
+  await page.reload();
+  await until("the server does nothing", async () => (await busy(server)) === 0);
+  const text = await prose(page);
+  assert.ok(text.length > 0);
+  await last(page).getByRole("button", { name: "Continue" }).click();
+  await until("it goes on", async () => (await prose(page)).length > text.length + 10);
+});
+
+test("conversations leave as files and come back", async (server) => {
+  const page = await open(server);
+  await say(page, "What is candlewick?");
+  await answered(page);
+  const save = async (name) => {
+    const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name }).click()]);
+    return { name: download.suggestedFilename(), text: readFileSync(await download.path(), "utf8") };
+  };
+  const markdown = await save("Export as Markdown");
+  assert.equal(markdown.name, "what-is-candlewick.md");
+  assert.ok(markdown.text.includes(`**demo**\n\n${await prose(page).then((text) => text.trim())}`), markdown.text);
+  const all = await save("Export all conversations");
+  await page.locator(".entry").hover();
+  await page.getByRole("button", { name: "Delete" }).click();
+  await page.getByRole("button", { name: "Delete?" }).click();
+  await until("none is left", async () => (await page.locator(".entry").count()) === 0);
+  await page.locator('input[type="file"]').setInputFiles({ name: all.name, mimeType: "application/json", buffer: Buffer.from(all.text) });
+  await page.locator(".entry a").click();
+  assert.equal(await page.locator(".turn").count(), 2);
 });
 
 test("a full queue is waited for", async () => {

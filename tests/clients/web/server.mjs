@@ -18,7 +18,9 @@ export class Server {
 
   async start() {
     const flags = ["serve", "--listen", `127.0.0.1:${this.port}`, ...this.flags];
-    this.process = spawn(this.binary, flags, { stdio: ["ignore", "pipe", "inherit"] });
+    const child = spawn(this.binary, flags, { stdio: ["ignore", "pipe", "ignore"] });
+    this.process = child;
+    process.once("exit", () => child.kill("SIGKILL"));
     this.ended = new Promise((ended) => this.process.once("exit", ended));
     await new Promise((up, down) => {
       this.process.stdout.on("data", (text) => String(text).includes("serves") && up());

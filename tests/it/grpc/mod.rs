@@ -5,7 +5,10 @@ mod faces;
 mod malformed;
 mod metrics;
 mod oip;
+mod quotes;
+mod resume;
 mod router;
+mod sessions;
 mod streams;
 pub(crate) mod text;
 mod tools;
@@ -164,6 +167,7 @@ pub(crate) struct Read {
     pub(crate) deltas: Vec<Delta>,
     pub(crate) finished: Option<Finished>,
     pub(crate) error: Option<Status>,
+    pub(crate) heartbeats: usize,
 }
 
 impl Read {
@@ -185,6 +189,7 @@ pub(crate) async fn read(mut stream: Streaming<GenerateStreamResponse>) -> Read 
                 match response.event.unwrap() {
                     Event::Started(started) => assert!(read.started.replace(started).is_none() && next_seq == 2),
                     Event::Delta(delta) => read.deltas.push(delta),
+                    Event::Progress(_) => read.heartbeats += 1,
                     Event::PromptLogprobs(_) => panic!("nobody asked for these"),
                     Event::Finished(finished) => read.finished = Some(finished),
                 }

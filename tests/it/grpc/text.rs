@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use candlewick::{
+    config::{EngineConfig, StreamArgs},
     engine::{
         ModelInfo, ModelText,
         fake::{FakeExecutor, FakeOptions, Gate, Mishap},
@@ -49,28 +50,29 @@ pub(crate) fn tokenizer() -> Arc<Tokenizer> {
 }
 
 pub(crate) async fn server() -> Server {
-    server_with(None).await
+    server_with(None, config(), StreamArgs::default()).await
 }
 
 /// One whose engine hangs in step `step` until the gate is opened.
 pub(crate) async fn server_that_hangs(step: u64) -> (Server, Arc<Gate>) {
     let gate = Arc::new(Gate::default());
-    (server_with(Some((step, Mishap::Hang(gate.clone())))).await, gate)
+    let mishap = Some((step, Mishap::Hang(gate.clone())));
+    (server_with(mishap, config(), StreamArgs::default()).await, gate)
 }
 
-async fn server_with(mishap: Option<(u64, Mishap)>) -> Server {
+/// One with limits of its own.
+pub(crate) async fn server_with(mishap: Option<(u64, Mishap)>, config: EngineConfig, streams: StreamArgs) -> Server {
     let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>";
     let template = ChatTemplate::new(template, "", "").unwrap();
     let text = ModelText { tokenizer: Some(tokenizer()), chat_template: Some(Arc::new(template)) };
     let info = ModelInfo { vocab_size: 256, ..info() };
-    let config = config();
     // The fakes of the other tests draw from a larger vocabulary.
     let limits = config.clone();
     let factory = Arc::new(move || {
         let options = FakeOptions { vocab_size: ASCII, mishap: mishap.clone(), ..FakeOptions::default() };
         Ok(Box::new(FakeExecutor::new(&limits, options)) as _)
     });
-    Server::with(info, text, config, factory, ServeOptions::default()).await
+    Server::with(info, text, config, factory, ServeOptions { streams, ..ServeOptions::default() }).await
 }
 
 /// What the fake makes of a text.

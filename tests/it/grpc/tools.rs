@@ -109,7 +109,7 @@ async fn reasoning_text_and_calls_come_apart_at_once_and_piece_by_piece() {
     let mut reason = None;
     while let Some(response) = soon("an event", stream.message()).await.unwrap() {
         match response.event.unwrap() {
-            Event::Started(_) | Event::PromptLogprobs(_) => {}
+            Event::Started(_) | Event::Progress(_) | Event::PromptLogprobs(_) => {}
             Event::Delta(delta) => {
                 text += &delta.text;
                 reasoning += &delta.reasoning;

@@ -1,15 +1,15 @@
 //! Q6_K: 256 numbers of 6 bits in 16 groups; `w = (scale * group_scale) * (q - 32)`.
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use super::{HALF_EXPONENT, Tile, TileSimd};
 use super::{
-    LANES, NibblePair, PanelFormat, STEP, Simd, Sink, ToBf16ByHalf, WeightFormat, f16_at, half_exponent, nibbles,
-    scaled_half,
+    LANES, PAIR, PanelFormat, QUADS, Quad, Quantized, STEP, Simd, WeightFormat, f16_at,
+    nibbles::{self, Nibbles},
+    scale_at, widened,
 };
 
-const GROUPS: usize = 16;
 const GROUP_LEN: usize = 16;
 const GROUPS_A_STEP: usize = STEP / GROUP_LEN;
+/// Steps a block.
+const STEPS: usize = 8;
 /// Where in the file's block the low nibbles, the high bits, the group scales and the scale begin.
 const LOW_AT: usize = 0;
 const HIGH_AT: usize = 128;
@@ -21,25 +21,17 @@ pub(in super::super) struct Q6K;
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub(in super::super) struct Block {
-    scales: [u16; LANES],
-    groups: [Group; GROUPS],
+    scales: [[u16; LANES]; PAIR],
+    group_scales: [[[[i8; LANES]; GROUPS_A_STEP]; STEPS]; PAIR],
+    quants: [[Step; STEPS]; PAIR],
 }
 
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-struct Group {
-    scales: [i8; LANES],
-    quads: [Quad; GROUP_LEN / 4],
-}
-
-/// Four weights of sixteen outputs.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct Quad {
-    /// The low 4 bits.
-    low: [NibblePair; 2],
-    /// The high 2 bits, the first weight's lowest.
-    high: [u8; LANES],
+struct Step {
+    low: Nibbles,
+    /// The high two bits of four fours of inputs each, the first lowest.
+    high: [Quad; 2],
 }
 
 /// The file takes 128 weights as four runs of 32: two runs share 64 bytes of nibbles (runs 0 and 1 the low ones),
@@ -51,51 +43,23 @@ fn quant(block: &[u8], k: usize) -> u8 {
     low | high << 4
 }
 
-/// Calls `put` with each pair of a step, its group's scale and its numbers less 32.
-macro_rules! for_each_pair {
-    ($simd:expr, $packed:expr, $step:expr, |$pair:ident, $scale:ident, $even:ident, $odd:ident| $put:expr) => {
-        let offset = $simd.splat(-32.0);
-        for (g, group) in $packed.groups[$step * GROUPS_A_STEP..($step + 1) * GROUPS_A_STEP].iter().enumerate() {
-            let $scale = group_scale($simd, $packed, group);
-            for (index, quad) in group.quads.iter().enumerate() {
-                let high = $simd.load_u8(&quad.high);
-                let [low, next] = [$simd.load_u8(&quad.low[0]), $simd.load_u8(&quad.low[1])];
-                let even = $simd.or($simd.and(low, 0xf), $simd.and($simd.shl::<4>(high), 0x30));
-                let odd = $simd.or($simd.shr::<4>(low), $simd.and($simd.shl::<2>(high), 0x30));
-                let [$even, $odd] = [$simd.add($simd.to_f32(even), offset), $simd.add($simd.to_f32(odd), offset)];
-                let $pair = g * (GROUP_LEN / 2) + index * 2;
-                $put;
-                let even = $simd.or($simd.and(next, 0xf), $simd.and(high, 0x30));
-                let odd = $simd.or($simd.shr::<4>(next), $simd.and($simd.shr::<2>(high), 0x30));
-                let [$even, $odd] = [$simd.add($simd.to_f32(even), offset), $simd.add($simd.to_f32(odd), offset)];
-                let $pair = $pair + 1;
-                $put;
-            }
-        }
-    };
-}
-
 impl PanelFormat for Q6K {
     type Block = Block;
     const FORMAT: WeightFormat = WeightFormat::Q6K;
-    const STEPS: usize = GROUPS / GROUPS_A_STEP;
+    const STEPS: usize = STEPS;
 
-    fn exponent(outputs: &[&[u8]]) -> i32 {
-        let blocks = outputs.iter().flat_map(|bytes| bytes.chunks_exact(Self::FORMAT.block_bytes()));
-        // Numbers are at most 32 from zero, scales of groups at most 128.
-        half_exponent(blocks.map(|block| 32.0 * 128.0 * f16_at(block, SCALE_AT).to_f32()))
-    }
-
-    fn pack(outputs: &[&[u8]], exponent: i32, packed: &mut Block) {
+    fn pack(outputs: &[&[u8]], panel: usize, packed: &mut Block) {
         for (lane, block) in outputs.iter().enumerate() {
-            packed.scales[lane] = scaled_half(f16_at(block, SCALE_AT), exponent);
-            for (g, group) in packed.groups.iter_mut().enumerate() {
-                group.scales[lane] = block[SCALES_AT + g] as i8;
-                for (quad_index, quad) in group.quads.iter_mut().enumerate() {
-                    let q: [u8; 4] = std::array::from_fn(|k| quant(block, g * GROUP_LEN + quad_index * 4 + k));
-                    quad.low[0][lane] = nibbles(q[0], q[1]);
-                    quad.low[1][lane] = nibbles(q[2], q[3]);
-                    quad.high[lane] = q[0] >> 4 | q[1] >> 4 << 2 | q[2] >> 4 << 4 | q[3] >> 4 << 6;
+            packed.scales[panel][lane] = scale_at(block, SCALE_AT);
+            for (index, step) in packed.quants[panel].iter_mut().enumerate() {
+                for group in 0..GROUPS_A_STEP {
+                    let scale = block[SCALES_AT + index * GROUPS_A_STEP + group] as i8;
+                    packed.group_scales[panel][index][group][lane] = scale;
+                }
+                for k in 0..STEP {
+                    let quant = quant(block, index * STEP + k);
+                    nibbles::put(&mut step.low, lane, k, quant);
+                    step.high[k / 16][lane][k % 4] |= quant >> 4 << (k / 4 % 4 * 2);
                 }
             }
         }
@@ -109,43 +73,41 @@ impl PanelFormat for Q6K {
         }
     }
 
-    #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Block, step: usize, sink: &mut impl Sink<S>) {
-        for_each_pair!(simd, packed, step, |pair, scale, even, odd| {
-            sink.put(pair, simd.mul(even, scale), simd.mul(odd, scale));
-        });
-    }
-
-    /// The group's scale is rounded to a half.
-    #[inline(always)]
-    fn operands<S: Simd>(simd: S, packed: &Block, step: usize, sink: &mut impl Sink<S>) {
-        let mut sink = ToBf16ByHalf { simd, sink };
-        for_each_pair!(simd, packed, step, |pair, scale, even, odd| {
-            let scale = simd.round_f16(scale);
-            sink.put(pair, simd.mul(even, scale), simd.mul(odd, scale));
-        });
-    }
-
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    const TILE_EXPONENT: i32 = HALF_EXPONENT;
-
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    #[inline(always)]
-    fn write_tile(simd: TileSimd, packed: &Block, step: usize, tile: &mut Tile) {
-        let groups = &packed.groups[step * GROUPS_A_STEP..(step + 1) * GROUPS_A_STEP];
-        for (group, rows) in groups.iter().zip(tile.0.as_chunks_mut::<{ GROUP_LEN / 2 }>().0) {
-            let scales = simd.twice_each_rounded(group_scale(simd.avx512(), packed, group));
-            for (quad, rows) in group.quads.iter().zip(rows.as_chunks_mut::<2>().0) {
-                let first = simd.halves_from_six_bits::<false>(&quad.low[0], &quad.high);
-                simd.store_cut(simd.multiply_halves(first, scales), &mut rows[0]);
-                let second = simd.halves_from_six_bits::<true>(&quad.low[1], &quad.high);
-                simd.store_cut(simd.multiply_halves(second, scales), &mut rows[1]);
-            }
+    fn gather(packed: &Block, panel: usize, lane: usize, weights: &mut [f32]) {
+        let scale = widened(packed.scales[panel][lane]);
+        for (k, weight) in weights.iter_mut().enumerate() {
+            let (index, k) = (k / STEP, k % STEP);
+            let step = &packed.quants[panel][index];
+            let high = step.high[k / 16][lane][k % 4] >> (k / 4 % 4 * 2) & 3;
+            let quant = nibbles::get(&step.low, lane, k) | high << 4;
+            let group_scale = f32::from(packed.group_scales[panel][index][k / GROUP_LEN][lane]);
+            *weight = scale * group_scale * (f32::from(quant) - 32.0);
         }
     }
 }
 
-#[inline(always)]
-fn group_scale<S: Simd>(simd: S, packed: &Block, group: &Group) -> S::F {
-    simd.mul(simd.load_f16(&packed.scales), simd.to_f32(simd.load_i8(&group.scales)))
+impl Quantized for Q6K {
+    const GROUP: usize = GROUP_LEN;
+    const OFFSET: u8 = 32;
+
+    #[inline(always)]
+    fn unsigned<S: Simd>(simd: S, packed: &Block, panel: usize, step: usize) -> [S::I; QUADS] {
+        const HIGH: i32 = 0x3030_3030;
+        let step = &packed.quants[panel][step];
+        let mut quads = nibbles::load(simd, &step.low);
+        for half in 0..2 {
+            let high = simd.load_bytes(&step.high[half]);
+            quads[4 * half] = simd.or(quads[4 * half], simd.and(simd.shl::<4>(high), HIGH));
+            quads[4 * half + 1] = simd.or(quads[4 * half + 1], simd.and(simd.shl::<2>(high), HIGH));
+            quads[4 * half + 2] = simd.or(quads[4 * half + 2], simd.and(high, HIGH));
+            quads[4 * half + 3] = simd.or(quads[4 * half + 3], simd.and(simd.shr::<2>(high), HIGH));
+        }
+        quads
+    }
+
+    #[inline(always)]
+    fn scales<S: Simd>(simd: S, packed: &Block, panel: usize, step: usize, group: usize) -> S::F {
+        let group_scales = simd.to_f32(simd.load_i8(&packed.group_scales[panel][step][group]));
+        simd.mul(simd.load_f16(&packed.scales[panel]), group_scales)
+    }
 }

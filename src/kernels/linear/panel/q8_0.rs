@@ -1,32 +1,26 @@
 //! Q8_0: 32 signed bytes and a half scale; `w = scale * q`.
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use super::{HALF_EXPONENT, Tile, TileSimd};
-use super::{LANES, PAIRS, PanelFormat, Simd, Sink, ToBf16ByHalf, WeightFormat, f16_at, half_exponent, scaled_half};
+use super::{LANES, PAIR, PanelFormat, QUADS, Quad, Quantized, Simd, WeightFormat, f16_at, scale_at, widened};
 
 pub(in super::super) struct Q8_0;
 
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub(in super::super) struct Block {
-    scales: [u16; LANES],
-    quants: [[[i8; 2]; LANES]; PAIRS],
+    scales: [[u16; LANES]; PAIR],
+    /// As the file has them: a tile.
+    quants: [[Quad; QUADS]; PAIR],
 }
 
 impl PanelFormat for Q8_0 {
     type Block = Block;
     const FORMAT: WeightFormat = WeightFormat::Q8_0;
 
-    fn exponent(outputs: &[&[u8]]) -> i32 {
-        let blocks = outputs.iter().flat_map(|bytes| bytes.chunks_exact(Self::FORMAT.block_bytes()));
-        half_exponent(blocks.map(|block| 128.0 * f16_at(block, 0).to_f32()))
-    }
-
-    fn pack(outputs: &[&[u8]], exponent: i32, packed: &mut Block) {
+    fn pack(outputs: &[&[u8]], panel: usize, packed: &mut Block) {
         for (lane, block) in outputs.iter().enumerate() {
-            packed.scales[lane] = scaled_half(f16_at(block, 0), exponent);
-            for (quants, q) in packed.quants.iter_mut().zip(block[2..].as_chunks::<2>().0) {
-                quants[lane] = q.map(|q| q as i8);
+            packed.scales[panel][lane] = scale_at(block, 0);
+            for (quad, q) in packed.quants[panel].iter_mut().zip(block[2..].as_chunks::<4>().0) {
+                quad[lane] = *q;
             }
         }
     }
@@ -38,29 +32,34 @@ impl PanelFormat for Q8_0 {
         }
     }
 
-    #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Block, _: usize, sink: &mut impl Sink<S>) {
-        let scale = simd.load_f16(&packed.scales);
-        for (pair, quants) in packed.quants.iter().enumerate() {
-            let [even, odd] = simd.load_i8_pairs(quants);
-            sink.put(pair, simd.mul(scale, simd.to_f32(even)), simd.mul(scale, simd.to_f32(odd)));
+    fn gather(packed: &Block, panel: usize, lane: usize, weights: &mut [f32]) {
+        let scale = widened(packed.scales[panel][lane]);
+        for (k, weight) in weights.iter_mut().enumerate() {
+            *weight = scale * f32::from(packed.quants[panel][k / 4][lane][k % 4] as i8);
         }
+    }
+}
+
+impl Quantized for Q8_0 {
+    const OFFSET: u8 = 128;
+
+    #[inline(always)]
+    fn unsigned<S: Simd>(simd: S, packed: &Block, panel: usize, _: usize) -> [S::I; QUADS] {
+        let mut quads = [simd.splat_i32(0); QUADS];
+        for k in 0..QUADS {
+            quads[k] = simd.sub_bytes(simd.load_bytes(&packed.quants[panel][k]), Self::OFFSET);
+        }
+        quads
     }
 
     #[inline(always)]
-    fn operands<S: Simd>(simd: S, packed: &Block, step: usize, sink: &mut impl Sink<S>) {
-        Self::unpack(simd, packed, step, &mut ToBf16ByHalf { simd, sink });
+    fn scales<S: Simd>(simd: S, packed: &Block, panel: usize, _: usize, _: usize) -> S::F {
+        simd.load_f16(&packed.scales[panel])
     }
 
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    const TILE_EXPONENT: i32 = HALF_EXPONENT;
-
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[inline(always)]
-    fn write_tile(simd: TileSimd, packed: &Block, _: usize, tile: &mut Tile) {
-        let scales = simd.twice_each(&packed.scales);
-        for (quants, row) in packed.quants.iter().zip(&mut tile.0) {
-            simd.store_cut(simd.multiply_halves(simd.halves_from_i8(quants), scales), row);
-        }
+    fn tile(packed: &Block, panel: usize) -> Option<&[Quad; QUADS]> {
+        Some(&packed.quants[panel])
     }
 }

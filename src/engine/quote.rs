@@ -1,0 +1,106 @@
+//! What a request would cost, without running it, and whether its deadline can be met.
+
+use std::time::Duration;
+
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{
+    Engine, Inner, Request,
+    admission::{Admitted, Needs},
+    rates::Ahead,
+    step::Command,
+    supervisor::Life,
+    unavailable,
+};
+use crate::{
+    error::{Code, Error, Result},
+    ids::SequenceId,
+};
+
+/// What a request would meet with now.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Quote {
+    /// Tokens of its prompt.
+    pub prompt_tokens: u32,
+    /// … of which the prefix cache has this many.
+    pub cached_tokens: u32,
+    /// Requests before it.
+    pub position: usize,
+    /// When it should run; none before anything was measured.
+    pub queue_time: Option<Duration>,
+    /// When its first token should come; likewise.
+    pub time_to_first_token: Option<Duration>,
+}
+
+impl Engine {
+    /// Says what a request would meet with, if it came now. Nothing is queued or run.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate), but a full queue or a deadline refuses nobody.
+    pub async fn quote(&self, request: Request) -> Result<Quote> {
+        let life = self.inner.supervised.life().ok_or_else(|| unavailable("the engine is restarting"))?;
+        let Inner { info, text, grammars, .. } = &*self.inner;
+        let place = (request.priority, SequenceId(u64::MAX));
+        let needs = Admitted::new(info, text, grammars, self.config(), request).await?.needs();
+        let ahead = life.ahead(place, self.config().max_num_seqs);
+        let cached = cached_tokens(&life, &needs).await?;
+        let prompt_tokens = needs.prompt.len();
+        let count = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
+        Ok(Quote {
+            prompt_tokens: count(prompt_tokens),
+            cached_tokens: count(cached),
+            position: ahead.requests,
+            queue_time: self.rates().queue_time(ahead),
+            time_to_first_token: self.rates().time_to_first_token(ahead, prompt_tokens - cached.min(prompt_tokens)),
+        })
+    }
+
+    /// Before anything is tokenized: whether a request would still be waiting at its deadline.
+    ///
+    /// # Errors
+    /// `DeadlineExceeded`.
+    pub(super) fn check_queue(&self, life: &Life, request: &Request, id: SequenceId) -> Result<()> {
+        let Some(deadline) = request.deadline else { return Ok(()) };
+        let ahead = life.ahead((request.priority, id), self.config().max_num_seqs);
+        within(deadline, self.rates().queue_time(ahead))
+    }
+
+    /// Whether a request can be answered before its deadline: its first token, and as many as it cannot do without.
+    ///
+    /// # Errors
+    /// `DeadlineExceeded`.
+    pub(super) async fn check_deadline(&self, life: &Life, needs: Needs, id: SequenceId) -> Result<()> {
+        let Some(deadline) = needs.deadline else { return Ok(()) };
+        let ahead = life.ahead((needs.priority, id), self.config().max_num_seqs);
+        let (prompt, least) = (needs.prompt.len(), needs.least_tokens);
+        if within(deadline, self.time_needed(ahead, prompt, least)).is_ok() {
+            return Ok(());
+        }
+        // What is cached need not be computed; only those that would be refused have to know.
+        let cached = cached_tokens(life, &needs).await?;
+        within(deadline, self.time_needed(ahead, prompt - cached.min(prompt), least))
+    }
+
+    fn time_needed(&self, ahead: Ahead, uncached: usize, least_tokens: usize) -> Option<Duration> {
+        let first = self.rates().time_to_first_token(ahead, uncached)?;
+        Some(first + self.rates().decode_time(least_tokens - 1).unwrap_or_default())
+    }
+}
+
+fn within(deadline: Instant, needed: Option<Duration>) -> Result<()> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    match needed.filter(|&needed| needed > left) {
+        None => Ok(()),
+        Some(needed) => {
+            let why =
+                format!("would take {} ms at the present rates, {} ms are left", needed.as_millis(), left.as_millis());
+            Err(Error::new(Code::DeadlineExceeded, format!("the deadline cannot be met: it {why}")))
+        }
+    }
+}
+
+async fn cached_tokens(life: &Life, needs: &Needs) -> Result<usize> {
+    let (reply, replied) = oneshot::channel();
+    life.command(Command::Lookup { tokens: needs.prompt.clone(), salt: needs.salt.clone(), reply })?;
+    replied.await.map_err(|_| unavailable("the engine is restarting"))
+}

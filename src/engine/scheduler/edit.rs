@@ -1,0 +1,72 @@
+//! Changes to a sequence under way, and a look at what a prompt would find.
+
+use std::sync::Arc;
+
+use super::{Scheduler, Status};
+use crate::{
+    engine::executor::ParamsEdit,
+    ids::{SequenceId, TokenId},
+    params::SamplingParams,
+};
+
+/// What changes about a sequence; what is none stays.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Edit {
+    /// Most tokens to generate, those included that it has generated; a sequence beyond it ends with its next token.
+    pub max_tokens: Option<u32>,
+    /// As [`SamplingParams::temperature`].
+    pub temperature: Option<f32>,
+    /// Its place in line.
+    pub priority: Option<i32>,
+}
+
+impl Scheduler {
+    /// Changes a sequence, from its next token on. False if there is none of that id.
+    pub fn edit(&mut self, id: SequenceId, edit: &Edit) -> bool {
+        let Some(key) = self.sequences.key(id) else { return false };
+        if let Some(priority) = edit.priority {
+            let status = self.sequences[key].status;
+            self.leave_list(key);
+            self.sequences[key].priority = priority;
+            let order = self.sequences[key].order();
+            match status {
+                Status::Waiting => {
+                    self.waiting.insert(order, key);
+                }
+                Status::Running => {
+                    let at = self.running.partition_point(|&(other, _)| other < order);
+                    self.running.insert(at, (order, key));
+                }
+                Status::Stalled { .. } => self.stalled.push(key),
+            }
+            self.refused = None;
+        }
+        let limit = self.max_len;
+        let sequence = &mut self.sequences[key];
+        if let Some(max_tokens) = edit.max_tokens {
+            let asked = sequence.prompt.len().saturating_add(max_tokens as usize);
+            sequence.max_len = asked.min(limit).max(sequence.tokens.len() + 1);
+        }
+        let params = SamplingParams::clone(&sequence.params);
+        sequence.params = Arc::new(SamplingParams {
+            max_tokens: edit.max_tokens.or(params.max_tokens),
+            temperature: edit.temperature.unwrap_or(params.temperature),
+            ..params
+        });
+        if edit.temperature.is_some() && sequence.cached_tokens.is_some() {
+            self.edits.push(ParamsEdit {
+                id,
+                params: sequence.params.clone(),
+                prompt: sequence.prompt.clone(),
+                output: sequence.tokens[sequence.prompt.len()..].to_vec(),
+                dry_breakers: sequence.dry_breakers.clone(),
+            });
+        }
+        true
+    }
+
+    /// Of the tokens of a prompt, how many the prefix cache has now.
+    pub fn lookup(&mut self, salt: Option<Arc<str>>, tokens: &[TokenId]) -> usize {
+        self.blocks.lookup(salt, tokens)
+    }
+}

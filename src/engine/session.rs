@@ -1,0 +1,335 @@
+//! A conversation that the engine remembers: its messages, the ids that the model has seen, and a lease on their blocks.
+//!
+//! One turn at a time. [`Session::begin`] renders all messages and admits them; whoever reads the stream tells
+//! [`Session::end`] what was said. Only what was not computed before is computed: the next prompt keeps the ids of the last
+//! one and of its answer wherever the template lets it ([`History`]), and the lease keeps their blocks.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use tokio::sync::watch;
+
+use super::{
+    Engine, Generation, History, LeaseState, Prompt, Request, StreamOptions, lease::Lease, sequence::LeaseHolder as _,
+    step::Command,
+};
+use crate::{
+    error::{Code, Error, Result},
+    ids::TokenId,
+    text::{ChatMessage, ChatPrompt, Role},
+};
+
+/// What happens where a conversation no longer fits into the context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenFull {
+    /// The turn is refused, and the conversation stays as it was.
+    #[default]
+    Refuse,
+    /// The oldest turns are forgotten, as many as needed; the messages that the session began with stay.
+    DropOldest,
+}
+
+/// What a session is opened with.
+#[derive(Clone, Debug)]
+pub struct SessionSettings {
+    /// Messages before the first turn, tools and variables of the template.
+    pub chat: ChatPrompt,
+    /// Only requests with the same salt share cached prefixes.
+    pub cache_salt: Option<String>,
+    /// Whether its blocks go last.
+    pub pinned: bool,
+    /// Most bytes of keys and values to keep between two turns; none: as many as there are.
+    pub lease_bytes: Option<u64>,
+    /// What happens where it no longer fits.
+    pub when_full: WhenFull,
+    /// Most bytes of its messages.
+    pub max_bytes: usize,
+}
+
+/// What one turn asks beside its messages: the prompt, the salt and the lease are the session's.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    /// Its messages.
+    pub messages: Vec<ChatMessage>,
+    /// Everything else; the prompt is not looked at.
+    pub request: Request,
+}
+
+/// What a turn begins with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TurnStart {
+    /// Counts the turns of the conversation from 0; those that were rewound or forgotten do not count.
+    pub index: usize,
+    /// Tokens of the conversation so far that the template writes differently now, so that they are computed anew.
+    pub rewritten_tokens: usize,
+    /// Turns that were forgotten to make room.
+    pub forgotten_turns: usize,
+}
+
+/// Where a turn begins.
+#[derive(Clone, Copy, Debug)]
+struct Start {
+    messages: usize,
+    marks: usize,
+}
+
+/// A turn under way.
+struct UnderWay {
+    rendered: String,
+    prompt: Vec<TokenId>,
+}
+
+/// See the [module](self).
+pub struct Session {
+    engine: Engine,
+    settings: SessionSettings,
+    history: Arc<History>,
+    turns: Vec<Start>,
+    under_way: Option<UnderWay>,
+    lease: Lease,
+}
+
+impl Engine {
+    /// Opens a conversation. Nothing is computed before its first turn.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` where the model has no tokenizer or chat template, `InvalidArgument` where the messages are
+    /// too long to be held.
+    pub fn open_session(&self, settings: SessionSettings) -> Result<Session> {
+        let text = self.text();
+        if text.tokenizer.is_none() || text.chat_template.is_none() {
+            let why = "a session needs a model with a tokenizer and a chat template: use Generation instead";
+            return Err(Error::new(Code::FailedPrecondition, why));
+        }
+        let per_token = self.info().kv_bytes_per_token.max(1);
+        let most =
+            settings.lease_bytes.map_or(usize::MAX, |bytes| usize::try_from(bytes / per_token).unwrap_or(usize::MAX));
+        let lease = Lease::new(self.clone(), self.next_lease(), settings.pinned, most);
+        let (engine, history, turns) = (self.clone(), Arc::default(), Vec::new());
+        let session = Session { engine, settings, history, turns, under_way: None, lease };
+        session.check_bytes(&[])?;
+        Ok(session)
+    }
+
+    fn next_lease(&self) -> u64 {
+        self.inner.next_lease.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Session {
+    /// What its lease holds, as it changes.
+    #[must_use]
+    pub fn lease(&self) -> watch::Receiver<LeaseState> {
+        self.lease.state()
+    }
+
+    /// Turns that were begun and neither rewound nor forgotten.
+    #[must_use]
+    pub fn num_turns(&self) -> usize {
+        self.turns.len()
+    }
+
+    /// All messages, those of a turn under way included.
+    #[must_use]
+    pub fn messages(&self) -> &[ChatMessage] {
+        &self.settings.chat.messages
+    }
+
+    /// The ids of the last prompt and its answer.
+    #[must_use]
+    pub fn ids(&self) -> &[TokenId] {
+        self.history.ids()
+    }
+
+    /// Calls of the last answer that no tool has answered.
+    #[must_use]
+    pub fn open_calls(&self) -> Vec<&str> {
+        let messages = self.messages();
+        let Some(at) = messages.iter().rposition(|message| message.role == Role::Assistant) else { return Vec::new() };
+        let answered = |id: &str| messages[at..].iter().any(|message| message.tool_call_id.as_deref() == Some(id));
+        messages[at].tool_calls.iter().map(|call| call.id.as_str()).filter(|id| !answered(id)).collect()
+    }
+
+    /// Has the engine admit a turn.
+    ///
+    /// # Errors
+    /// As [`Engine::generate`]; `FailedPrecondition` while a turn is under way, or where the context is full and the
+    /// session was not opened to forget; `ResourceExhausted` where its messages are too many bytes. The conversation is
+    /// then as it was.
+    pub async fn begin(&mut self, turn: Turn) -> Result<(Generation, TurnStart)> {
+        if self.under_way.is_some() {
+            return Err(Error::new(Code::FailedPrecondition, "a turn is under way: wait for its end, or cancel it"));
+        }
+        if turn.request.params.num_sequences() > 1 {
+            return Err(Error::invalid("n", "must be 1 in a session: a conversation goes one way"));
+        }
+        self.check_bytes(&turn.messages)?;
+        let (messages, turns, history) =
+            (self.settings.chat.messages.clone(), self.turns.clone(), self.history.clone());
+        self.turns.push(Start { messages: messages.len(), marks: history.num_marks() });
+        self.settings.chat.messages.extend(turn.messages);
+        let mut forgotten_turns = 0;
+        let admitted = loop {
+            match self.engine.generate(self.request(&turn.request)).await {
+                Err(error)
+                    if is_too_long(&error)
+                        && self.settings.when_full == WhenFull::DropOldest
+                        && self.forget_oldest() =>
+                {
+                    forgotten_turns += 1;
+                }
+                admitted => break admitted,
+            }
+        };
+        match admitted {
+            Ok(generation) => {
+                let prompt = generation.prompt().to_vec();
+                let rendered = generation.rendered().unwrap_or_default().to_owned();
+                let rewritten_tokens = history.num_rewritten(&prompt);
+                self.under_way = Some(UnderWay { rendered, prompt });
+                Ok((generation, TurnStart { index: self.turns.len() - 1, rewritten_tokens, forgotten_turns }))
+            }
+            Err(error) => {
+                (self.settings.chat.messages, self.turns) = (messages, turns);
+                Err(if is_too_long(&error) && self.settings.when_full == WhenFull::Refuse {
+                    full(&error)
+                } else {
+                    error
+                })
+            }
+        }
+    }
+
+    /// The turn under way has ended: the assistant said this, in these tokens. Where it said nothing, the turn is undone:
+    /// no template knows of a question without an answer.
+    pub fn end(&mut self, answer: ChatMessage, output: &[TokenId]) {
+        let Some(UnderWay { rendered, prompt }) = self.under_way.take() else { return };
+        if output.is_empty() {
+            if let Some(start) = self.turns.pop() {
+                self.settings.chat.messages.truncate(start.messages);
+            }
+            return;
+        }
+        self.settings.chat.messages.push(answer);
+        if let Some(tokenizer) = &self.engine.text().tokenizer {
+            Arc::make_mut(&mut self.history).push(tokenizer, (&rendered, &prompt), output);
+        }
+    }
+
+    /// Adds messages that begin no turn: the answers of tools, until the last one is here.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` where its messages are too many bytes.
+    pub fn add(&mut self, message: ChatMessage) -> Result<()> {
+        self.check_bytes(std::slice::from_ref(&message))?;
+        self.settings.chat.messages.push(message);
+        Ok(())
+    }
+
+    /// Goes back to before turn `index`, as if it and those after it had not been.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where there is no such turn, `FailedPrecondition` while one is under way.
+    pub fn rewind(&mut self, index: usize) -> Result<()> {
+        if self.under_way.is_some() {
+            return Err(Error::new(Code::FailedPrecondition, "a turn is under way: wait for its end, or cancel it"));
+        }
+        let Some(&start) = self.turns.get(index) else {
+            let why = format!("is {index}, but the conversation has {} turns", self.turns.len());
+            return Err(Error::invalid("turn", why));
+        };
+        self.turns.truncate(index);
+        self.settings.chat.messages.truncate(start.messages);
+        Arc::make_mut(&mut self.history).truncate(start.marks);
+        Ok(())
+    }
+
+    /// Another conversation that begins as this one does, up to before turn `index`; a turn under way is not part of it.
+    /// The blocks are shared until either writes.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where there is no such turn; `ResourceExhausted` where the engine has too much to do.
+    pub fn fork(&self, index: Option<usize>) -> Result<Self> {
+        let mut fork = Self {
+            engine: self.engine.clone(),
+            settings: self.settings.clone(),
+            history: self.history.clone(),
+            turns: self.turns.clone(),
+            under_way: None,
+            lease: self.lease.sibling(self.engine.next_lease()),
+        };
+        let done = self.turns.len() - usize::from(self.under_way.is_some());
+        match index {
+            Some(index) if index <= done => fork.back_to(index)?,
+            Some(index) => {
+                return Err(Error::invalid("turn", format!("is {index}, but {done} turns have ended")));
+            }
+            None => fork.back_to(done)?,
+        }
+        if let Some(life) = self.engine.inner.supervised.life() {
+            life.command(Command::ForkLease {
+                parent: self.lease.control.id(),
+                child: fork.lease.control.clone(),
+                num_tokens: fork.history.ids().len(),
+            })?;
+        }
+        Ok(fork)
+    }
+
+    /// Before turn `index`, or as it is where that is the next one.
+    fn back_to(&mut self, index: usize) -> Result<()> {
+        if index < self.turns.len() { self.rewind(index) } else { Ok(()) }
+    }
+
+    fn request(&self, request: &Request) -> Request {
+        Request {
+            prompt: Prompt::Chat(self.settings.chat.clone()),
+            cache_salt: self.settings.cache_salt.clone(),
+            stream: StreamOptions {
+                lease: Some(self.lease.control.clone()),
+                history: Some(self.history.clone()),
+                ..request.stream.clone()
+            },
+            ..request.clone()
+        }
+    }
+
+    /// Forgets the oldest turn but the newest; false if there is none.
+    fn forget_oldest(&mut self) -> bool {
+        let (Some(first), Some(second)) = (self.turns.first().copied(), self.turns.get(1).copied()) else {
+            return false;
+        };
+        self.settings.chat.messages.drain(first.messages..second.messages);
+        self.turns.remove(0);
+        let gone = second.messages - first.messages;
+        for turn in &mut self.turns {
+            turn.messages -= gone;
+        }
+        true
+    }
+
+    fn check_bytes(&self, more: &[ChatMessage]) -> Result<()> {
+        let call_bytes = |message: &ChatMessage| -> usize {
+            message.tool_calls.iter().map(|call| call.id.len() + call.name.len() + call.arguments.len()).sum()
+        };
+        let bytes = |message: &ChatMessage| {
+            message.content.len() + message.reasoning.as_ref().map_or(0, String::len) + call_bytes(message) + 64
+        };
+        let total: usize = self.settings.chat.messages.iter().chain(more).map(bytes).sum();
+        if total > self.settings.max_bytes {
+            let why = format!("the conversation would have {total} bytes, a session holds {}", self.settings.max_bytes);
+            return Err(Error::new(Code::ResourceExhausted, why));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a request was refused because its prompt, or its prompt and `max_tokens`, are more than the context.
+fn is_too_long(error: &Error) -> bool {
+    let field = error.violations.first().map(|violation| violation.field.as_str());
+    error.code == Code::InvalidArgument && matches!(field, Some("prompt" | "prompt.text" | "max_tokens"))
+}
+
+fn full(error: &Error) -> Error {
+    let why = "the context is full: rewind, ask for fewer tokens, or open a session that forgets its oldest turns";
+    Error::new(Code::FailedPrecondition, format!("{why} ({})", error.message))
+}

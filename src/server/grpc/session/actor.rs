@@ -1,0 +1,374 @@
+//! The task of one session: obeys what clients say, runs one turn at a time, and tells what comes of it.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use prost::Message as _;
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+
+use super::super::{
+    Backend, convert,
+    status::status,
+    stream::{Teller, Telling, timings_to_wire},
+    told::Told as Heard,
+};
+use super::{
+    Place,
+    open::{self, Opened, TURN_PATHS},
+    turn::Running,
+};
+use crate::{
+    engine::{LeaseState, Session, SlowReader, StreamEdit, Turn, scheduler::Edit},
+    error::{Code, Error, Result},
+    proto::candlewick::v1::{self as wire, session_request::Event as Asked, session_response::Event as Told},
+    server::{backend::request_id, events::Events, ring::Ring},
+    text::{ChatMessage, Role},
+};
+
+/// What a connection has for the session.
+pub(super) enum Command {
+    Asked(Asked),
+    /// The client will say nothing more on the connection with this reader.
+    NothingMore(u64),
+}
+
+/// What a turn is asked with.
+struct Ask {
+    messages: Vec<ChatMessage>,
+    sampling: Option<wire::SamplingParams>,
+    priority: Option<i32>,
+    request_id: Option<String>,
+    timeout: Option<Duration>,
+}
+
+/// See the [module](self).
+pub(super) struct Actor {
+    backend: Backend,
+    place: Place,
+    session: Session,
+    defaults: wire::RequestOptions,
+    heartbeat: Duration,
+    ttl: Duration,
+    policy: wire::ContextPolicy,
+    /// Tokens that may be sent, where the client counts.
+    credits: Option<u64>,
+    commands: mpsc::Receiver<Command>,
+    ring: Arc<Ring<Told>>,
+    running: Option<Running>,
+    lease: watch::Receiver<LeaseState>,
+    /// Times that its keys and values have gone, as far as they were told.
+    lease_losses: u64,
+    /// The client of this connection has said all it wants to: it is let go when nothing is under way.
+    nothing_more: Option<u64>,
+}
+
+/// What woke the task.
+enum Woken {
+    Command(Command),
+    Turn(Option<Result<Heard>>),
+    Lease,
+    End(Option<Error>),
+}
+
+impl Actor {
+    pub(super) fn new(
+        backend: Backend,
+        place: Place,
+        opened: Opened,
+        commands: mpsc::Receiver<Command>,
+        ring: Arc<Ring<Told>>,
+    ) -> Self {
+        let Opened { session, defaults, heartbeat, ttl, policy, credits } = opened;
+        let lease = session.lease();
+        let (running, nothing_more) = (None, None);
+        let actor = Self {
+            backend,
+            place,
+            session,
+            defaults,
+            heartbeat,
+            ttl,
+            policy,
+            credits,
+            commands,
+            ring,
+            running,
+            lease,
+            lease_losses: 0,
+            nothing_more,
+        };
+        actor.announce();
+        actor
+    }
+
+    /// The first event.
+    fn announce(&self) {
+        let engine = &self.backend.engine;
+        let effective = open::request(&self.backend, &self.defaults, None).ok();
+        self.tell(Told::Opened(wire::Opened {
+            session_id: self.place.id.clone(),
+            model: engine.info().name.clone(),
+            effective: effective.map(|request| convert::effective(request.params)),
+            ttl_ms: u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX),
+            context_policy: self.policy.into(),
+            max_model_len: u32::try_from(engine.config().max_model_len).unwrap_or(u32::MAX),
+        }));
+    }
+
+    fn tell(&self, event: Told) {
+        let response = wire::SessionResponse { seq: 0, event: Some(event) };
+        let bytes = response.encoded_len();
+        if let Some(event) = response.event {
+            self.ring.push(bytes, event);
+        }
+    }
+
+    fn tell_error(&self, error: Error, turn_index: Option<u32>) {
+        let retry_after_ms = error.retry_after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+        let fields = error.violations.iter().take(4).map(|violation| wire::FieldError {
+            field: violation.field.clone(),
+            description: violation.description.clone(),
+        });
+        let fields = fields.collect();
+        let status = status(error);
+        let (code, message) = (i32::from(status.code()), status.message().to_owned());
+        self.tell(Told::Error(wire::SessionError { code, message, turn_index, fields, retry_after_ms }));
+    }
+
+    /// Lives until it is closed, or nobody has come back for the time to live, or the server goes down.
+    pub(super) async fn run(mut self) {
+        let end = loop {
+            match self.wake().await {
+                Woken::Command(Command::Asked(Asked::Close(_))) => break Ok(()),
+                Woken::Command(command) => self.obey(command).await,
+                Woken::Turn(event) => self.hear(event),
+                Woken::Lease => self.tell_of_lease(),
+                Woken::End(error) => break error.map_or(Ok(()), Err),
+            }
+            if let Some(reader) = self.nothing_more.take_if(|_| self.running.is_none()) {
+                self.ring.let_go(reader);
+            }
+        };
+        self.ring.end(end);
+    }
+
+    async fn wake(&mut self) -> Woken {
+        let Self { commands, running, ring, lease, backend, ttl, .. } = self;
+        let turn = async {
+            match running {
+                Some(running) => {
+                    ring.room().await;
+                    running.telling.next().await
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = backend.closing.clone().cut() => {
+                let why = "the server shut down: open a session with another one";
+                Woken::End(Some(Error::new(Code::Unavailable, why)))
+            }
+            command = commands.recv() => command.map_or(Woken::End(None), Woken::Command),
+            Ok(()) = lease.changed() => Woken::Lease,
+            event = turn => Woken::Turn(event),
+            () = ring.abandoned(*ttl) => Woken::End(Some(Error::new(Code::NotFound, "the session's lease has ended"))),
+        }
+    }
+
+    async fn obey(&mut self, command: Command) {
+        let event = match command {
+            Command::Asked(event) => event,
+            Command::NothingMore(reader) => {
+                self.nothing_more = Some(reader);
+                return;
+            }
+        };
+        let done = match event {
+            Asked::Open(_) => Err(Error::invalid("open", "must be the first event of a connection, and is there once")),
+            Asked::User(user) => self.user(user).await,
+            Asked::ToolResult(result) => self.tool_result(result).await,
+            Asked::Cancel(_) => self.cancel(),
+            Asked::Rewind(rewind) => self.rewind(rewind),
+            Asked::Fork(fork) => self.fork(fork),
+            Asked::Edit(edit) => self.edit(edit),
+            Asked::Grant(grant) => {
+                self.grant(grant.tokens);
+                Ok(())
+            }
+            Asked::Ack(ack) => {
+                self.ring.ack(ack.seq);
+                Ok(())
+            }
+            // Looked at before.
+            Asked::Close(_) => Ok(()),
+        };
+        if let Err(error) = done {
+            self.tell_error(TURN_PATHS.locate(error), None);
+        }
+    }
+
+    async fn user(&mut self, user: wire::UserTurn) -> Result<()> {
+        let message = ChatMessage { name: user.name, ..ChatMessage::new(Role::User, user.content) };
+        let timeout = user.timeout_ms.map(Duration::from_millis);
+        let (sampling, priority, request_id) = (user.sampling, user.priority, user.request_id);
+        self.begin(Ask { messages: vec![message], sampling, priority, request_id, timeout }).await
+    }
+
+    async fn tool_result(&mut self, result: wire::ToolResult) -> Result<()> {
+        if self.running.is_some() {
+            return Err(Error::new(Code::FailedPrecondition, "a turn is under way: wait for its end, or cancel it"));
+        }
+        let open = self.session.open_calls();
+        if !open.contains(&result.tool_call_id.as_str()) {
+            let why = "is of no call of the last answer that still waits for one";
+            return Err(Error::invalid("tool_result.tool_call_id", why));
+        }
+        let is_last = open.len() == 1;
+        let message = ChatMessage {
+            name: result.name,
+            tool_call_id: Some(result.tool_call_id),
+            ..ChatMessage::new(Role::Tool, result.content)
+        };
+        if !is_last {
+            return self.session.add(message);
+        }
+        let (sampling, messages) = (result.sampling, vec![message]);
+        self.begin(Ask { messages, sampling, priority: None, request_id: None, timeout: None }).await
+    }
+
+    async fn begin(&mut self, ask: Ask) -> Result<()> {
+        let mut request = open::request(&self.backend, &self.defaults, ask.sampling)?;
+        request.request_id = request_id("request_id", ask.request_id)?;
+        request.priority = ask.priority.unwrap_or(request.priority);
+        request.deadline = ask.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        request.params.prompt_logprobs = None;
+        request.stream.credits = self.credits;
+        let teller = Teller {
+            request_id: request.request_id.clone(),
+            priority: request.priority,
+            slow_reader: SlowReader::Pause,
+            heartbeat: self.heartbeat,
+            stream_id: None,
+            is_chat: true,
+        };
+        let known_tokens = self.session.ids().len();
+        let (generation, start) = self.session.begin(Turn { messages: ask.messages, request }).await?;
+        let events = Events::of(&self.backend, generation);
+        let telling = Telling::new(&self.backend, events, teller);
+        self.running = Some(Running::new(telling, start, known_tokens));
+        Ok(())
+    }
+
+    /// One event of the turn under way.
+    fn hear(&mut self, event: Option<Result<Heard>>) {
+        let Some(running) = &mut self.running else { return };
+        match event {
+            Some(Ok(heard)) => {
+                if let Heard::Delta(delta) = &heard
+                    && let Some(credits) = &mut self.credits
+                {
+                    *credits = credits.saturating_sub(delta.token_ids.len() as u64);
+                }
+                if let Some(told) = running.hear(heard) {
+                    self.tell(told);
+                }
+            }
+            Some(Err(error)) => {
+                let index = running.index();
+                self.running = None;
+                self.session.end(ChatMessage::new(Role::Assistant, ""), &[]);
+                self.tell_error(error, Some(index));
+            }
+            None => self.end_turn(),
+        }
+    }
+
+    /// The turn under way is over, finished or not.
+    fn end_turn(&mut self) {
+        let Some(mut running) = self.running.take() else { return };
+        let usage = running.telling.generation().map(|generation| generation.usage()).unwrap_or_default();
+        let timings = running.telling.generation().map(|generation| generation.timings()).unwrap_or_default();
+        let index = running.index();
+        match running.done(usage, timings_to_wire(timings)) {
+            Ok((message, output, done)) => {
+                self.session.end(message, &output);
+                self.tell(Told::TurnDone(done));
+            }
+            Err(error) => {
+                self.session.end(ChatMessage::new(Role::Assistant, ""), &[]);
+                self.tell_error(error, Some(index));
+            }
+        }
+    }
+
+    fn cancel(&mut self) -> Result<()> {
+        if self.running.is_none() {
+            return Err(Error::new(Code::FailedPrecondition, "no turn is under way"));
+        }
+        self.end_turn();
+        Ok(())
+    }
+
+    fn rewind(&mut self, rewind: wire::Rewind) -> Result<()> {
+        let index = usize::try_from(rewind.turn_index).unwrap_or(usize::MAX);
+        self.session.rewind(index)?;
+        self.tell(Told::Rewound(wire::Rewound { turn_index: rewind.turn_index }));
+        Ok(())
+    }
+
+    fn fork(&mut self, fork: wire::Fork) -> Result<()> {
+        let index = fork.turn_index.map(|index| usize::try_from(index).unwrap_or(usize::MAX));
+        let session = self.session.fork(index)?;
+        let turns = u32::try_from(session.num_turns()).unwrap_or(u32::MAX);
+        let opened = Opened {
+            session,
+            defaults: self.defaults.clone(),
+            heartbeat: self.heartbeat,
+            ttl: self.ttl,
+            policy: self.policy,
+            credits: self.credits.map(|_| 0),
+        };
+        let (_, actor) = self.place.all.place(&self.backend, opened)?;
+        let session_id = actor.place.id.clone();
+        actor.start();
+        self.tell(Told::Forked(wire::Forked { session_id, tag: fork.tag, turns }));
+        Ok(())
+    }
+
+    /// Runs as a task of its own.
+    pub(super) fn start(self) {
+        let run: futures::future::BoxFuture<'static, ()> = Box::pin(self.run());
+        tokio::spawn(run);
+    }
+
+    fn edit(&mut self, edit: wire::EditTurn) -> Result<()> {
+        let running = self.running.as_mut().and_then(|running| running.telling.generation());
+        let generation = running.ok_or_else(|| Error::new(Code::FailedPrecondition, "no turn is under way"))?;
+        let wire::EditTurn { max_tokens, temperature, stop, priority } = edit;
+        generation
+            .edit(StreamEdit { engine: Edit { max_tokens, temperature, priority }, stop: stop.map(|stop| stop.stop) })
+    }
+
+    fn grant(&mut self, tokens: u64) {
+        let before = self.credits.unwrap_or(0);
+        self.credits = Some(before.saturating_add(tokens).min(u64::MAX - 1));
+        if let Some(generation) = self.running.as_mut().and_then(|running| running.telling.generation()) {
+            generation.grant(tokens);
+        }
+    }
+
+    fn tell_of_lease(&mut self) {
+        let before = self.lease_losses;
+        let state = *self.lease.borrow_and_update();
+        let lost = state.losses > before;
+        self.lease_losses = state.losses;
+        if lost || state.warned {
+            let reason = wire::EvictionReason::Pressure.into();
+            self.tell(Told::Evicting(wire::Evicting { reason, lost: lost.then_some(true) }));
+        }
+    }
+}

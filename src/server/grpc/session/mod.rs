@@ -1,0 +1,162 @@
+//! `Chat.Session`: conversations that the server remembers, each a task that outlives its connection.
+//!
+//! The task ([`actor`]) owns the engine's session and obeys what clients say; its events go through a [`Ring`], which
+//! numbers them and keeps them for a client that comes back. A connection is two halves that know nothing of each other:
+//! what comes in is handed to the task, what goes out is read from the ring.
+
+mod actor;
+mod open;
+mod turn;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{StreamExt, TryStreamExt, stream};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tonic::{Streaming, codegen::BoxStream};
+
+use self::actor::{Actor, Command};
+use super::{Backend, resumable::draw_id, status::status};
+use crate::{
+    config::StreamArgs,
+    error::{Code, Error, Result},
+    proto::candlewick::v1::{
+        SessionOpen, SessionRequest, SessionResponse, session_request::Event as Asked, session_response::Event as Told,
+    },
+    server::ring::{Attachment, Ring, RingLimits},
+};
+
+/// How long a client may take to say which session it wants.
+const FIRST_WORD: Duration = Duration::from_secs(30);
+/// What clients said that the session's task has not looked at; more waits in the connection.
+const COMMANDS: usize = 16;
+
+/// All sessions. Cheap to clone. Whose they are will be a part of the key, once there are tenants.
+#[derive(Clone)]
+pub(super) struct Sessions {
+    all: Arc<Mutex<HashMap<String, Handle>>>,
+    limits: StreamArgs,
+}
+
+/// A session, as connections see it.
+#[derive(Clone)]
+struct Handle {
+    commands: mpsc::Sender<Command>,
+    ring: Arc<Ring<Told>>,
+}
+
+/// A place among the sessions; free again when its task ends.
+struct Place {
+    all: Sessions,
+    id: String,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.all.all().remove(&self.id);
+    }
+}
+
+impl Sessions {
+    pub(super) fn new(limits: StreamArgs) -> Self {
+        Self { all: Arc::default(), limits }
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<String, Handle>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves a connection. The response begins at once, whatever the first event asks for.
+    pub(super) fn connect(&self, backend: &Backend, inbound: Streaming<SessionRequest>) -> BoxStream<SessionResponse> {
+        let (opened, opens) = oneshot::channel();
+        tokio::spawn(listen(self.clone(), backend.clone(), inbound, opened));
+        let unheard = || Error::new(Code::Cancelled, "the client went away");
+        let opens = async move {
+            let attachment: Result<Attachment<Told>> = opens.await.unwrap_or_else(|_| Err(unheard()));
+            attachment.map(Attachment::events)
+        };
+        let events = stream::once(opens).try_flatten();
+        let response = |(seq, event)| SessionResponse { seq, event: Some(event) };
+        Box::pin(events.map(move |event| event.map(response).map_err(status)))
+    }
+
+    /// Opens a session, or finds the one that is meant, and attaches.
+    async fn open(&self, backend: &Backend, open: SessionOpen) -> Result<(Handle, Attachment<Told>)> {
+        let after_seq = open.after_seq.unwrap_or(0);
+        if let Some(id) = open.session_id.as_deref().filter(|id| !id.is_empty()) {
+            let handle = self.all().get(id).cloned();
+            let handle =
+                handle.ok_or_else(|| Error::new(Code::NotFound, "there is no such session, or not any more"))?;
+            let attachment = handle.ring.attach(after_seq)?;
+            return Ok((handle, attachment));
+        }
+        let opened = open::open(backend, open).map_err(|error| backend.refused(error))?;
+        let (handle, actor) = self.place(backend, opened)?;
+        let attachment = handle.ring.attach(0)?;
+        actor.start();
+        Ok((handle, attachment))
+    }
+
+    /// A place for a session, and its task, which has not begun.
+    fn place(&self, backend: &Backend, opened: open::Opened) -> Result<(Handle, Actor)> {
+        let limits = RingLimits { events: self.limits.resume_ring_events, bytes: self.limits.resume_ring_bytes };
+        let (commands, commanded) = mpsc::channel(COMMANDS);
+        let handle = Handle { commands, ring: Ring::new(limits) };
+        let id = draw_id();
+        {
+            let mut all = self.all();
+            if all.len() >= self.limits.max_sessions {
+                let why = format!("{} sessions are open already", self.limits.max_sessions);
+                return Err(backend.refused(Error::new(Code::ResourceExhausted, why)));
+            }
+            all.insert(id.clone(), handle.clone());
+        }
+        let place = Place { all: self.clone(), id };
+        let actor = Actor::new(backend.clone(), place, opened, commanded, handle.ring.clone());
+        Ok((handle, actor))
+    }
+}
+
+/// Hands what a client says to its session, as long as it says something.
+async fn listen(
+    sessions: Sessions,
+    backend: Backend,
+    mut inbound: Streaming<SessionRequest>,
+    opened: oneshot::Sender<Result<Attachment<Told>>>,
+) {
+    let first = timeout(FIRST_WORD, inbound.message()).await;
+    let open = match first {
+        Ok(Ok(Some(SessionRequest { event: Some(Asked::Open(open)) }))) => Ok(open),
+        Ok(Ok(_)) => Err(Error::invalid("open", "must be the first event of a session")),
+        // The client is gone.
+        Ok(Err(_)) => return,
+        Err(_) => Err(Error::new(Code::DeadlineExceeded, "no event came: a session begins with open")),
+    };
+    let (handle, number) = match open {
+        Ok(open) => match sessions.open(&backend, open).await {
+            Ok((handle, attachment)) => {
+                let number = attachment.number();
+                if opened.send(Ok(attachment)).is_err() {
+                    return;
+                }
+                (handle, number)
+            }
+            Err(error) => return drop(opened.send(Err(error))),
+        },
+        Err(error) => return drop(opened.send(Err(error))),
+    };
+    while let Ok(Some(request)) = inbound.message().await {
+        let Some(event) = request.event else { continue };
+        if handle.commands.send(Command::Asked(event)).await.is_err() {
+            return;
+        }
+    }
+    // Either the client has said all it wants to, or it is gone, and its reader with it.
+    let _over = handle.commands.send(Command::NothingMore(number)).await;
+}

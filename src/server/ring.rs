@@ -1,0 +1,372 @@
+//! Events of a stream that outlives its connection: numbered, kept for a reader that comes back, and bounded.
+//!
+//! One producer pushes; at most one reader is attached. Who attaches takes over from who was there, because a client that
+//! comes back is often the one whose old connection nobody has found dead yet. While a reader is attached the producer
+//! waits for it ([`Ring::room`]), as it would without a ring; while none is, it goes on, and the oldest events make room.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{Stream, stream};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+
+use crate::error::{Code, Error, Result};
+
+/// Events that may wait for an attached reader before the producer waits too.
+const MAX_LAG: u64 = 16;
+
+/// What a ring may hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RingLimits {
+    pub(crate) events: usize,
+    pub(crate) bytes: usize,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct Ring<T> {
+    limits: RingLimits,
+    state: Mutex<State<T>>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    /// With their sizes; the last one has the number `newest`.
+    events: VecDeque<(usize, T)>,
+    bytes: usize,
+    newest: u64,
+    end: Option<Result<()>>,
+    /// Counts attachments.
+    attachment: u64,
+    /// Of the reader that is attached: the number of the newest event that it has.
+    cursor: Option<u64>,
+    /// Since when none is.
+    detached: Instant,
+    /// The attachment that was asked to end without an error.
+    let_go: u64,
+    /// Nobody can come back to it.
+    forgotten: bool,
+}
+
+impl<T> State<T> {
+    fn oldest(&self) -> u64 {
+        self.newest + 1 - self.events.len() as u64
+    }
+
+    fn unread_bytes(&self, cursor: u64) -> usize {
+        let unread = usize::try_from(self.newest.saturating_sub(cursor)).unwrap_or(usize::MAX);
+        self.events.iter().rev().take(unread).map(|(bytes, _)| bytes).sum()
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some((bytes, _)) = self.events.pop_front() {
+            self.bytes -= bytes;
+        }
+    }
+}
+
+/// A reader's place in a ring; dropping it detaches.
+pub(crate) struct Attachment<T> {
+    ring: Arc<Ring<T>>,
+    number: u64,
+}
+
+impl<T> Drop for Attachment<T> {
+    fn drop(&mut self) {
+        let mut state = self.ring.state();
+        if state.attachment == self.number && state.cursor.take().is_some() {
+            state.detached = Instant::now();
+            self.ring.changed.notify_waiters();
+        }
+    }
+}
+
+impl<T> Ring<T> {
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        // Valid between any two statements, so a panicking holder leaves it usable.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Clone> Ring<T> {
+    pub(crate) fn new(limits: RingLimits) -> Arc<Self> {
+        let state = State {
+            events: VecDeque::new(),
+            bytes: 0,
+            newest: 0,
+            end: None,
+            attachment: 0,
+            cursor: None,
+            detached: Instant::now(),
+            let_go: 0,
+            forgotten: false,
+        };
+        Arc::new(Self { limits, state: Mutex::new(state), changed: Notify::new() })
+    }
+
+    /// Adds an event of this size; the oldest ones make room.
+    pub(crate) fn push(&self, bytes: usize, event: T) {
+        let mut state = self.state();
+        state.newest += 1;
+        state.bytes += bytes;
+        state.events.push_back((bytes, event));
+        while state.events.len() > self.limits.events || state.bytes > self.limits.bytes && state.events.len() > 1 {
+            state.drop_oldest();
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Nothing comes after what is here.
+    pub(crate) fn end(&self, end: Result<()>) {
+        self.state().end.get_or_insert(end);
+        self.changed.notify_waiters();
+    }
+
+    /// Forgets the events up to `seq`: their reader has them.
+    pub(crate) fn ack(&self, seq: u64) {
+        let mut state = self.state();
+        while !state.events.is_empty() && state.oldest() <= seq {
+            state.drop_oldest();
+        }
+    }
+
+    /// Attaches a reader behind the event `after_seq`, in the place of the one that is there.
+    ///
+    /// # Errors
+    /// `DataLoss` where the events after that one are gone, `InvalidArgument` where it has not come yet.
+    pub(crate) fn attach(self: &Arc<Self>, after_seq: u64) -> Result<Attachment<T>> {
+        let mut state = self.state();
+        if after_seq > state.newest {
+            let why = format!("is {after_seq}, but the newest event is {}", state.newest);
+            return Err(Error::invalid("after_seq", why));
+        }
+        if after_seq + 1 < state.oldest() {
+            return Err(gone(after_seq, state.oldest()));
+        }
+        state.attachment += 1;
+        state.cursor = Some(after_seq);
+        self.changed.notify_waiters();
+        Ok(Attachment { ring: self.clone(), number: state.attachment })
+    }
+
+    /// Ends the stream of the reader of this number without an error, if it still is the one; it can come back.
+    pub(crate) fn let_go(&self, number: u64) {
+        self.state().let_go = number;
+        self.changed.notify_waiters();
+    }
+
+    /// Returns when the producer may go on: nobody is attached, or not far behind.
+    pub(crate) async fn room(&self) {
+        let max_lag = MAX_LAG.min(self.limits.events as u64 / 2).max(1);
+        self.until(|state| {
+            let fits = |cursor: u64| {
+                state.newest.saturating_sub(cursor) < max_lag && state.unread_bytes(cursor) <= self.limits.bytes / 2
+            };
+            state.cursor.is_none_or(fits).then_some(())
+        })
+        .await;
+    }
+
+    /// Has it abandoned at once.
+    pub(crate) fn forget(&self) {
+        self.state().forgotten = true;
+        self.changed.notify_waiters();
+    }
+
+    /// Returns when nobody has been attached for `ttl`, or it was forgotten.
+    pub(crate) async fn abandoned(&self, ttl: Duration) {
+        let due = |state: &State<T>| match (state.forgotten, state.cursor) {
+            (true, _) => Some(state.detached),
+            (false, Some(_)) => None,
+            (false, None) => Some(state.detached + ttl),
+        };
+        loop {
+            let at = self.until(|state| due(state)).await;
+            tokio::select! {
+                () = sleep_until(at) => return,
+                () = self.until(|state| (due(state) != Some(at)).then_some(())) => {}
+            }
+        }
+    }
+
+    /// Since when nobody is attached to a stream that has ended.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        let state = self.state();
+        (state.end.is_some() && state.cursor.is_none()).then_some(state.detached)
+    }
+
+    async fn until<R>(&self, mut look: impl FnMut(&mut State<T>) -> Option<R>) -> R {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // From here on no change goes unnoticed.
+            changed.as_mut().enable();
+            if let Some(found) = look(&mut self.state()) {
+                return found;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl<T: Clone> Attachment<T> {
+    /// Counts the readers of the ring.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The next event with its number; none at the end.
+    async fn next(&self) -> Option<Result<(u64, T)>> {
+        self.ring
+            .until(|state| {
+                if state.attachment != self.number {
+                    let why = "the stream was resumed elsewhere, and goes on there";
+                    return Some(Some(Err(Error::new(Code::Aborted, why))));
+                }
+                let seq = state.cursor? + 1;
+                if seq < state.oldest() && seq <= state.newest {
+                    return Some(Some(Err(gone(seq - 1, state.oldest()))));
+                }
+                if seq <= state.newest {
+                    let at = usize::try_from(seq - state.oldest()).unwrap_or(usize::MAX);
+                    let event = state.events.get(at).map(|(_, event)| event.clone())?;
+                    state.cursor = Some(seq);
+                    // The producer may be waiting for this.
+                    self.ring.changed.notify_waiters();
+                    return Some(Some(Ok((seq, event))));
+                }
+                if state.let_go == self.number {
+                    return Some(None);
+                }
+                state.end.clone().map(|end| end.err().map(Err))
+            })
+            .await
+    }
+
+    /// All events from here on. An error is the last.
+    pub(crate) fn events(self) -> impl Stream<Item = Result<(u64, T)>> + Send + 'static
+    where
+        T: Send + 'static,
+    {
+        stream::unfold(Some(self), |attachment| async move {
+            let attachment = attachment?;
+            match attachment.next().await? {
+                Ok(event) => Some((Ok(event), Some(attachment))),
+                Err(error) => Some((Err(error), None)),
+            }
+        })
+    }
+}
+
+fn gone(after_seq: u64, oldest: u64) -> Error {
+    let why = format!("the events after {after_seq} are no longer kept: the oldest one is {oldest}");
+    Error::new(Code::DataLoss, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt, StreamExt};
+
+    use super::*;
+
+    const LIMITS: RingLimits = RingLimits { events: 4, bytes: 100 };
+
+    fn ready(stream: &mut (impl Stream<Item = Result<(u64, u32)>> + Unpin)) -> Option<Option<Result<(u64, u32)>>> {
+        stream.next().now_or_never()
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_comes_back_gets_what_came_meanwhile() {
+        let ring = Ring::new(LIMITS);
+        let mut first = Box::pin(ring.attach(0).unwrap().events());
+        ring.push(1, 10);
+        assert_eq!(ready(&mut first).unwrap().unwrap().unwrap(), (1, 10));
+        assert!(ready(&mut first).is_none());
+        drop(first);
+        ring.push(1, 20);
+        ring.push(1, 30);
+        ring.end(Ok(()));
+        let rest: Vec<_> = ring.attach(1).unwrap().events().map(|event| event.unwrap()).collect().await;
+        assert_eq!(rest, [(2, 20), (3, 30)]);
+    }
+
+    #[tokio::test]
+    async fn what_the_ring_let_go_is_said_to_be_lost() {
+        for (bytes, oldest) in [(1, 7), (40, 9)] {
+            let ring = Ring::new(LIMITS);
+            (0..10).for_each(|k| ring.push(bytes, k));
+            assert_eq!(ring.state().oldest(), oldest, "events of {bytes} bytes");
+            assert_eq!(ring.attach(oldest - 2).err().unwrap().code, Code::DataLoss);
+            assert!(ring.attach(oldest - 1).is_ok());
+            assert_eq!(ring.attach(11).err().unwrap().violations[0].field, "after_seq");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_larger_than_the_ring_is_kept_until_the_next() {
+        let ring = Ring::new(LIMITS);
+        ring.push(1000, 1);
+        assert_eq!(ring.state().events.len(), 1);
+        ring.push(1, 2);
+        assert_eq!((ring.state().events.len(), ring.state().bytes), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn who_attaches_takes_over() {
+        let ring = Ring::new(LIMITS);
+        ring.push(1, 1);
+        let mut first = Box::pin(ring.attach(0).unwrap().events());
+        let mut second = Box::pin(ring.attach(0).unwrap().events());
+        assert_eq!(ready(&mut first).unwrap().unwrap().unwrap_err().code, Code::Aborted);
+        assert!(ready(&mut first).unwrap().is_none());
+        drop(first);
+        assert_eq!(ready(&mut second).unwrap().unwrap().unwrap(), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn the_producer_waits_for_a_reader_that_is_there() {
+        let ring = Ring::new(RingLimits { events: 100, bytes: 1000 });
+        assert!(ring.room().now_or_never().is_some());
+        let mut reader = Box::pin(ring.attach(0).unwrap().events());
+        (0..MAX_LAG).for_each(|k| ring.push(1, k as u32));
+        assert!(ring.room().now_or_never().is_none());
+        assert!(ready(&mut reader).is_some());
+        assert!(ring.room().now_or_never().is_some());
+        drop(reader);
+        (0..90).for_each(|k| ring.push(1, k));
+        assert!(ring.room().now_or_never().is_some(), "nobody is there to wait for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ring_is_abandoned_when_nobody_came_back_in_time() {
+        let ring = Ring::<u32>::new(LIMITS);
+        let ttl = Duration::from_secs(60);
+        let began = Instant::now();
+        let reader = ring.attach(0).unwrap();
+        let abandoned = ring.abandoned(ttl);
+        tokio::pin!(abandoned);
+        assert!(tokio::time::timeout(10 * ttl, &mut abandoned).await.is_err());
+        drop(reader);
+        abandoned.await;
+        assert_eq!(began.elapsed().as_secs(), 11 * 60);
+    }
+
+    #[tokio::test]
+    async fn what_was_acknowledged_is_not_kept() {
+        let ring = Ring::new(LIMITS);
+        (0..3).for_each(|k| ring.push(10, k));
+        ring.ack(2);
+        assert_eq!((ring.state().events.len(), ring.state().bytes), (1, 10));
+        assert_eq!(ring.attach(1).err().unwrap().code, Code::DataLoss);
+        assert!(ring.attach(2).is_ok());
+        ring.ack(u64::MAX);
+        assert!(ring.state().events.is_empty());
+    }
+}

@@ -1,0 +1,424 @@
+//! Conversations that the server remembers: what a turn computes, and what clients may do to one.
+
+use candlewick::{
+    config::{EngineConfig, StreamArgs},
+    proto::candlewick::v1::{
+        Ack, CancelTurn, CloseSession, ContextPolicy, EditTurn, FinishReason, Fork, Grant, Lease, Opened,
+        RequestOptions, Rewind, SamplingParams, SessionError, SessionOpen, SessionRequest, SessionResponse, TurnDone,
+        UserTurn, chat_client::ChatClient, session_request::Event as Say, session_response::Event as Told,
+    },
+};
+use futures::channel::mpsc;
+use tonic::{Code, Status, Streaming};
+
+use super::{
+    Server, config, ids, read, request, soon,
+    text::{continued, server, server_with},
+    until,
+};
+
+/// One connection to a session.
+struct Talk {
+    say: mpsc::UnboundedSender<SessionRequest>,
+    hear: Streaming<SessionResponse>,
+    seq: u64,
+}
+
+impl Talk {
+    async fn open(server: &Server, open: SessionOpen) -> (Self, Opened) {
+        let mut talk = Self::connect(server, open).await;
+        match talk.next().await {
+            Told::Opened(opened) => (talk, opened),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn connect(server: &Server, open: SessionOpen) -> Self {
+        let (say, said) = mpsc::unbounded();
+        let seq = open.after_seq.unwrap_or(0);
+        say.unbounded_send(SessionRequest { event: Some(Say::Open(open)) }).unwrap();
+        let mut client = ChatClient::new(server.channel().await);
+        let hear = soon("headers", client.session(said)).await.unwrap().into_inner();
+        Self { say, hear, seq }
+    }
+
+    fn say(&self, event: Say) {
+        self.say.unbounded_send(SessionRequest { event: Some(event) }).unwrap();
+    }
+
+    fn user(&self, content: &str, max_tokens: u32) {
+        let sampling = Some(SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::default() });
+        self.say(Say::User(UserTurn { content: content.into(), sampling, ..UserTurn::default() }));
+    }
+
+    async fn heard(&mut self) -> Result<Option<Told>, Status> {
+        let response = soon("an event", self.hear.message()).await?;
+        Ok(response.map(|response| {
+            self.seq += 1;
+            assert_eq!(response.seq, self.seq, "events are numbered without a hole");
+            response.event.unwrap()
+        }))
+    }
+
+    async fn next(&mut self) -> Told {
+        self.heard().await.unwrap().expect("the session goes on")
+    }
+
+    /// What was said until the turn's end, and its end.
+    async fn turn_done(&mut self) -> (String, TurnDone) {
+        let mut text = String::new();
+        loop {
+            match self.next().await {
+                Told::Delta(delta) => text.push_str(&delta.text),
+                Told::TurnDone(done) => return (text, done),
+                Told::TurnStarted(_) | Told::Progress(_) | Told::Evicting(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    async fn turn(&mut self, content: &str, max_tokens: u32) -> (String, TurnDone) {
+        self.user(content, max_tokens);
+        self.turn_done().await
+    }
+
+    async fn error(&mut self) -> SessionError {
+        match self.next().await {
+            Told::Error(error) => error,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn come_back(opened: &Opened, after_seq: u64) -> SessionOpen {
+    SessionOpen { session_id: Some(opened.session_id.clone()), after_seq: Some(after_seq), ..SessionOpen::default() }
+}
+
+fn prompt_tokens(done: &TurnDone) -> u32 {
+    done.usage.unwrap().prompt_tokens
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_turns_with_other_traffic_compute_only_what_is_new() {
+    let server = server().await;
+    let (mut talk, opened) =
+        Talk::open(&server, SessionOpen { system: Some("Sys".into()), ..SessionOpen::default() }).await;
+    assert_eq!((opened.model.as_str(), opened.max_model_len), ("fake", 1024));
+    let block_size = config().block_size as u32;
+    let (mut conversation, mut before) = ("<system>Sys".to_owned(), 0);
+    for k in 0..20_u32 {
+        let question = format!("question {k}");
+        conversation += &format!("<user>{question}<assistant>");
+        let (said, done) = talk.turn(&question, 12).await;
+        // What the model sees is all that was said so far, to the letter: the fake's answer depends on every id.
+        assert_eq!(said, continued(&conversation, 12), "turn {k}");
+        assert_eq!((done.turn_index, prompt_tokens(&done)), (k, conversation.len() as u32));
+        let new = conversation.len() as u32 - before;
+        assert!(done.computed_tokens <= new + block_size, "turn {k}: {done:?}");
+        assert_eq!(done.recomputed_tokens, u32::from(k > 0), "the last token generated was never computed");
+        conversation += &said;
+        before = conversation.len() as u32;
+        // More than the whole cache, so that nothing stays that nobody holds.
+        for other in 0..8 {
+            let other = ids(1000 * k + other, 600).into_iter().map(|id| id % 128).collect::<Vec<_>>();
+            let answer = server.generation().await.generate_stream(request(&other, 4)).await.unwrap();
+            assert_eq!(read(answer.into_inner()).await.token_ids().len(), 4);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancelled_turn_keeps_what_was_said() {
+    let server = server().await;
+    // With credits for seven tokens the turn stands still there.
+    let (mut talk, _) = Talk::open(&server, SessionOpen { credits: Some(7), ..SessionOpen::default() }).await;
+    talk.user("Hi", 100);
+    let mut said = String::new();
+    while said.len() < 7 {
+        if let Told::Delta(delta) = talk.next().await {
+            said += &delta.text;
+        }
+    }
+    talk.say(Say::Cancel(CancelTurn {}));
+    let (_, done) = talk.turn_done().await;
+    assert_eq!((done.cancelled, done.undone, done.finish), (Some(true), None, None));
+    assert_eq!((done.message.unwrap().content, done.usage.unwrap().completion_tokens), (said.clone(), 7));
+    assert_eq!(said, continued("<user>Hi<assistant>", 7));
+    talk.say(Say::Grant(Grant { tokens: 5 }));
+    let (next, done) = talk.turn("More", 5).await;
+    assert_eq!(next, continued(&format!("<user>Hi<assistant>{said}<user>More<assistant>"), 5));
+    assert_eq!(done.turn_index, 1);
+    talk.say(Say::Cancel(CancelTurn {}));
+    assert_eq!(talk.error().await.code, Code::FailedPrecondition as i32);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_turn_that_said_nothing_is_undone() {
+    let server = server().await;
+    let (mut talk, _) = Talk::open(&server, SessionOpen { credits: Some(0), ..SessionOpen::default() }).await;
+    talk.user("Never mind", 10);
+    assert!(matches!(talk.next().await, Told::TurnStarted(_)));
+    talk.say(Say::Cancel(CancelTurn {}));
+    let (said, done) = talk.turn_done().await;
+    assert_eq!((said.as_str(), done.undone), ("", Some(true)));
+    talk.say(Say::Grant(Grant { tokens: 10 }));
+    let (said, done) = talk.turn("Hi", 10).await;
+    assert_eq!((said, done.turn_index), (continued("<user>Hi<assistant>", 10), 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_credit_a_turn_has_no_row() {
+    let server = server().await;
+    let (mut talk, _) = Talk::open(&server, SessionOpen { credits: Some(5), ..SessionOpen::default() }).await;
+    talk.user("Hi", 20);
+    let mut said = String::new();
+    while said.len() < 5 {
+        if let Told::Delta(delta) = talk.next().await {
+            said += &delta.text;
+        }
+    }
+    // Others run meanwhile; the session does not.
+    let other = request(&[1, 2, 3], 50);
+    let answer = server.generation().await.generate_stream(other).await.unwrap().into_inner();
+    assert_eq!(read(answer).await.token_ids().len(), 50);
+    assert_eq!(server.engine.telemetry().generated_tokens(), 55);
+    talk.say(Say::Grant(Grant { tokens: 100 }));
+    let (rest, done) = talk.turn_done().await;
+    assert_eq!(said + &rest, continued("<user>Hi<assistant>", 20));
+    assert_eq!(done.finish.unwrap().reason(), FinishReason::Length);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rewind_goes_back_and_the_conversation_goes_on_from_there() {
+    let server = server().await;
+    let (mut talk, _) = Talk::open(&server, SessionOpen::default()).await;
+    let (first, _) = talk.turn("One", 8).await;
+    talk.turn("Two", 8).await;
+    talk.turn("Three", 8).await;
+    talk.say(Say::Rewind(Rewind { turn_index: 1 }));
+    assert!(matches!(talk.next().await, Told::Rewound(rewound) if rewound.turn_index == 1));
+    let (said, done) = talk.turn("Other", 8).await;
+    assert_eq!(said, continued(&format!("<user>One<assistant>{first}<user>Other<assistant>"), 8));
+    assert_eq!(done.turn_index, 1);
+    assert!(done.usage.unwrap().cached_tokens > 0, "{done:?}");
+    talk.say(Say::Rewind(Rewind { turn_index: 7 }));
+    let error = talk.error().await;
+    assert_eq!(error.code, Code::InvalidArgument as i32);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fork_shares_what_was_said_and_goes_its_own_way() {
+    let server = server().await;
+    let (mut talk, _) = Talk::open(&server, SessionOpen::default()).await;
+    let (first, _) = talk.turn("A question of some length, to fill blocks", 20).await;
+    talk.say(Say::Fork(Fork { turn_index: None, tag: Some("mine".into()) }));
+    let Told::Forked(forked) = talk.next().await else { panic!("a fork was asked for") };
+    assert_eq!((forked.tag.as_deref(), forked.turns), (Some("mine"), 1));
+    let id = SessionOpen { session_id: Some(forked.session_id), ..SessionOpen::default() };
+    let (mut fork, _) = Talk::open(&server, id).await;
+    let so_far = format!("<user>A question of some length, to fill blocks<assistant>{first}");
+    fork.user("Left", 10);
+    talk.user("Right", 10);
+    let ((left, of_fork), (right, of_first)) = futures::join!(fork.turn_done(), talk.turn_done());
+    assert_eq!(left, continued(&format!("{so_far}<user>Left<assistant>"), 10));
+    assert_eq!(right, continued(&format!("{so_far}<user>Right<assistant>"), 10));
+    assert_eq!((of_fork.recomputed_tokens, of_first.recomputed_tokens), (1, 1), "both had the blocks");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_comes_back_reads_on_and_takes_over() {
+    let server = server().await;
+    let (mut talk, opened) = Talk::open(&server, SessionOpen::default()).await;
+    talk.user("Hi", 200);
+    while talk.seq < 5 {
+        talk.next().await;
+    }
+    drop(talk);
+    let mut again = Talk::connect(&server, come_back(&opened, 5)).await;
+    let (rest, done) = again.turn_done().await;
+    assert_eq!(done.usage.unwrap().completion_tokens, 200, "the turn went on");
+    assert!(continued("<user>Hi<assistant>", 200).ends_with(&rest));
+    let mut third = Talk::connect(&server, come_back(&opened, again.seq)).await;
+    assert_eq!(again.heard().await.unwrap_err().code(), Code::Aborted);
+    let (_, done) = third.turn("More", 3).await;
+    assert_eq!(done.turn_index, 1);
+    // What was acknowledged is not kept.
+    third.say(Say::Ack(Ack { seq: third.seq }));
+    let lost = async {
+        loop {
+            match Talk::connect(&server, come_back(&opened, 1)).await.heard().await {
+                Ok(_) => tokio::task::yield_now().await,
+                Err(status) => break status,
+            }
+        }
+    };
+    assert_eq!(soon("what was acknowledged goes", lost).await.code(), Code::DataLoss);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_ends_with_its_lease_or_when_it_is_closed() {
+    let server = server().await;
+    let lease = Some(Lease { ttl_ms: Some(0), ..Lease::default() });
+    let (talk, opened) = Talk::open(&server, SessionOpen { lease, ..SessionOpen::default() }).await;
+    assert_eq!(opened.ttl_ms, 0);
+    drop(talk);
+    let (mut other, closed) = Talk::open(&server, SessionOpen::default()).await;
+    other.turn("Hi", 3).await;
+    other.say(Say::Close(CloseSession {}));
+    assert!(other.heard().await.unwrap().is_none(), "a closed session ends well");
+    for opened in [opened, closed] {
+        let gone = async {
+            loop {
+                match Talk::connect(&server, come_back(&opened, 0)).await.heard().await {
+                    Err(status) if status.code() == Code::NotFound => break,
+                    _ => tokio::task::yield_now().await,
+                }
+            }
+        };
+        soon("the session is forgotten", gone).await;
+    }
+    server.idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_turn_can_be_edited() {
+    let server = server().await;
+    let (mut talk, _) = Talk::open(&server, SessionOpen { credits: Some(3), ..SessionOpen::default() }).await;
+    talk.user("Hi", 100);
+    let whole = continued("<user>Hi<assistant>", 100);
+    let mut said = String::new();
+    while said.len() < 3 {
+        if let Told::Delta(delta) = talk.next().await {
+            said += &delta.text;
+        }
+    }
+    talk.say(Say::Edit(EditTurn { max_tokens: Some(9), priority: Some(-5), ..EditTurn::default() }));
+    talk.say(Say::Grant(Grant { tokens: 1000 }));
+    let (rest, done) = talk.turn_done().await;
+    assert_eq!(said + &rest, whole[..9]);
+    assert_eq!(done.finish.unwrap().reason(), FinishReason::Length);
+    talk.say(Say::Edit(EditTurn { temperature: Some(0.5), ..EditTurn::default() }));
+    assert_eq!(talk.error().await.code, Code::FailedPrecondition as i32);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_context_is_refused_or_the_oldest_turns_are_forgotten() {
+    let limits = EngineConfig { max_model_len: 160, ..config() };
+    let server = server_with(None, limits, StreamArgs::default()).await;
+    for policy in [ContextPolicy::Refuse, ContextPolicy::DropOldest] {
+        let open = SessionOpen { context_policy: Some(policy.into()), ..SessionOpen::default() };
+        let (mut talk, _) = Talk::open(&server, open).await;
+        let first = "1".repeat(30);
+        let (_, done) = talk.turn(&first, 10).await;
+        assert_eq!(done.forgotten_turns, 0);
+        let second = "2".repeat(30);
+        let (said, _) = talk.turn(&second, 10).await;
+        let third = "3".repeat(30);
+        match policy {
+            ContextPolicy::DropOldest => {
+                let (told, done) = talk.turn(&third, 10).await;
+                assert_eq!(done.forgotten_turns, 1);
+                let kept = format!("<user>{second}<assistant>{said}<user>{third}<assistant>");
+                assert_eq!(told, continued(&kept, 10));
+            }
+            _ => {
+                talk.user(&third, 10);
+                let error = talk.error().await;
+                assert_eq!(error.code, Code::FailedPrecondition as i32);
+                assert!(error.message.contains("context is full"), "{}", error.message);
+                let (_, done) = talk.turn("4", 5).await;
+                assert_eq!(done.turn_index, 2, "the conversation is as it was");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_whose_blocks_were_needed_is_told_and_goes_on_recomputed() {
+    let limits = EngineConfig { num_blocks: 64, ..config() };
+    let server = server_with(None, limits, StreamArgs::default()).await;
+    let (mut talk, _) = Talk::open(&server, SessionOpen::default()).await;
+    let question = "q".repeat(180);
+    let (said, _) = talk.turn(&question, 20).await;
+    let large = ids(1, 950).into_iter().map(|id| id % 128).collect::<Vec<_>>();
+    let answer = server.generation().await.generate_stream(request(&large, 4)).await.unwrap();
+    read(answer.into_inner()).await;
+    loop {
+        match talk.next().await {
+            Told::Evicting(evicting) if evicting.lost == Some(true) => break,
+            Told::Evicting(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let (told, done) = talk.turn("More", 10).await;
+    assert_eq!(told, continued(&format!("<user>{question}<assistant>{said}<user>More<assistant>"), 10));
+    assert!(done.recomputed_tokens > 16, "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_are_bounded_in_number_and_bytes() {
+    let streams = StreamArgs { max_sessions: 1, max_session_bytes: 500, ..StreamArgs::default() };
+    let server = server_with(None, config(), streams).await;
+    let (mut talk, _) = Talk::open(&server, SessionOpen::default()).await;
+    let refused = Talk::connect(&server, SessionOpen::default()).await.heard().await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    talk.user(&"x".repeat(600), 5);
+    assert_eq!(talk.error().await.code, Code::ResourceExhausted as i32);
+    talk.say(Say::Fork(Fork::default()));
+    assert_eq!(talk.error().await.code, Code::ResourceExhausted as i32);
+    let (said, _) = talk.turn("Hi", 5).await;
+    assert_eq!(said, continued("<user>Hi<assistant>", 5));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_client_gets_wrong_is_named_and_the_session_goes_on() {
+    let server = server().await;
+    let named = async |open: SessionOpen| Talk::connect(&server, open).await.heard().await.unwrap_err();
+    let sampling = Some(SamplingParams { top_p: Some(7.0), ..SamplingParams::default() });
+    let options = Some(RequestOptions { sampling: sampling.clone(), ..RequestOptions::default() });
+    let status = named(SessionOpen { options, ..SessionOpen::default() }).await;
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().starts_with("open.options.sampling.top_p"), "{}", status.message());
+    let options = Some(RequestOptions { resumable: Some(true), ..RequestOptions::default() });
+    let status = named(SessionOpen { options, ..SessionOpen::default() }).await;
+    assert!(status.message().starts_with("open.options.resumable"), "{}", status.message());
+    let unknown = SessionOpen { session_id: Some("nobody".into()), ..SessionOpen::default() };
+    assert_eq!(named(unknown).await.code(), Code::NotFound);
+
+    let (mut talk, _) = Talk::open(&server, SessionOpen::default()).await;
+    talk.say(Say::User(UserTurn { content: "Hi".into(), sampling, ..UserTurn::default() }));
+    let error = talk.error().await;
+    assert_eq!((error.code, error.fields[0].field.as_str()), (Code::InvalidArgument as i32, "sampling.top_p"));
+    talk.say(Say::Open(SessionOpen::default()));
+    assert_eq!(talk.error().await.code, Code::InvalidArgument as i32);
+    talk.user("Hi", 400);
+    talk.user("Hi again", 5);
+    let mut refused = None;
+    let mut said = String::new();
+    loop {
+        match talk.next().await {
+            Told::Error(error) => refused = Some(error.code),
+            Told::Delta(delta) => said += &delta.text,
+            Told::TurnDone(_) => break,
+            _ => {}
+        }
+    }
+    assert_eq!(refused, Some(Code::FailedPrecondition as i32), "one turn at a time");
+    assert_eq!(said, continued("<user>Hi<assistant>", 400));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_only_has_one_question_is_let_go_after_the_answer() {
+    let server = server().await;
+    let (mut talk, opened) = Talk::open(&server, SessionOpen::default()).await;
+    talk.user("Hi", 5);
+    talk.say.close_channel();
+    let (said, _) = talk.turn_done().await;
+    assert_eq!(said, continued("<user>Hi<assistant>", 5));
+    assert!(talk.heard().await.unwrap().is_none(), "nothing is under way, and nothing more is said");
+    let mut again = Talk::connect(&server, come_back(&opened, talk.seq)).await;
+    let (_, done) = again.turn("More", 3).await;
+    assert_eq!(done.turn_index, 1, "the session is still there");
+    drop(again);
+    until("nothing runs", || server.engine.telemetry().state().num_running == 0).await;
+}
