@@ -44,7 +44,7 @@ fn random_text(
     let mut random = SmallRng::seed_from_u64(seed);
     let mut tokens: Vec<TokenId> = Vec::new();
     while tokens.len() < max_tokens {
-        match matcher.next().expect("a mask") {
+        match matcher.what_next().expect("a mask") {
             Next::Complete => return Some(tokenizer.decode(&tokens, true)),
             Next::Forced => tokens.extend(matcher.take_forced(usize::MAX)),
             Next::Mask(mask) => {

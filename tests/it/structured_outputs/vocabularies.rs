@@ -58,7 +58,7 @@ fn compare(vocab: &Vocabulary, choices: &[&str]) {
             for forced in matcher.take_forced(usize::MAX).collect::<Vec<_>>() {
                 text.extend_from_slice(bytes(forced));
             }
-            let Next::Mask(mask) = matcher.next().expect("a mask") else { break };
+            let Next::Mask(mask) = matcher.what_next().expect("a mask") else { break };
             masks += 1;
             let goes_on = |id: TokenId| {
                 let longer = [&text, bytes(id)].concat();
