@@ -20,7 +20,7 @@ use candlewick::{
     kernels::machine::keep_freed_memory,
     params::{Constraint, SamplingParams},
     sampling::{
-        Sampler,
+        Sampler, SamplingContext,
         grammar::{Compiler, Grammar, Matcher, Next, Vocabulary},
     },
 };
@@ -103,7 +103,8 @@ fn parts(grammar: &Grammar, vocab_size: usize) -> Outcome<()> {
     let (mut starts, mut masks, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
     for seed in 0..40 {
         let params = SamplingParams { seed: Some(seed), ..SamplingParams::default() };
-        let mut sampler = Sampler::new(&params, &[], &[EOS], vocab_size)?;
+        let context = SamplingContext { eos_token_ids: &[EOS], vocab_size, ..SamplingContext::default() };
+        let mut sampler = Sampler::new(&params, &context)?;
         let start = Instant::now();
         let mut matcher = Matcher::new(grammar, &params, &[EOS])?;
         starts.push(ms(start) * 1e3);

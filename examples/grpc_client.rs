@@ -65,7 +65,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 let usage = finished.usage.unwrap_or_default();
                 eprintln!("{} prompt tokens, {} generated", usage.prompt_tokens, usage.completion_tokens);
             }
-            Some(Event::PromptLogprobs(_)) | None => {}
+            Some(Event::PromptLogprobs(_) | Event::Progress(_)) | None => {}
         }
         std::io::stdout().flush()?;
     }

@@ -98,7 +98,7 @@ impl Remote {
 enum Payload {
     Started(Box<pb::Started>),
     Delta(pb::Delta),
-    Finished(pb::Finished),
+    Finished(Box<pb::Finished>),
     Prompt(pb::PromptLogprobs),
 }
 
@@ -108,7 +108,7 @@ impl Payload {
         match event {
             GenerateEvent::Started(started) => Some(Self::Started(Box::new(started))),
             GenerateEvent::Delta(delta) => Some(Self::Delta(delta)),
-            GenerateEvent::Finished(finished) => Some(Self::Finished(finished)),
+            GenerateEvent::Finished(finished) => Some(Self::Finished(Box::new(finished))),
             GenerateEvent::PromptLogprobs(prompt) => Some(Self::Prompt(prompt)),
             GenerateEvent::Progress(_) => None,
         }
@@ -118,7 +118,7 @@ impl Payload {
         match event {
             ChatEvent::Started(started) => Some(Self::Started(Box::new(started))),
             ChatEvent::Delta(delta) => Some(Self::Delta(delta)),
-            ChatEvent::Finished(finished) => Some(Self::Finished(finished)),
+            ChatEvent::Finished(finished) => Some(Self::Finished(Box::new(finished))),
             ChatEvent::PromptLogprobs(prompt) => Some(Self::Prompt(prompt)),
             ChatEvent::Progress(_) => None,
         }

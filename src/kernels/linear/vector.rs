@@ -209,7 +209,6 @@ impl<F: Float> Task<'_, F> {
 
     /// `R` rows over `P` panels and some of their steps.
     #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
     fn pass<S: Simd, const R: usize, const P: usize>(
         &self,
         simd: S,

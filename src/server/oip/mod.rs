@@ -211,10 +211,9 @@ impl Conversation {
                 }
             };
             tokio::select! {
-                answer = self.under_way.next(), if answers => match answer {
-                    Some(answer) => return Some(answer),
-                    // The last one under way has ended.
-                    None => {}
+                // None where the last one under way has ended.
+                answer = self.under_way.next(), if answers => if answer.is_some() {
+                    return answer;
                 },
                 () = &mut self.leaving, if listens => self.requests = None,
                 asked = asked => match asked {

@@ -175,7 +175,6 @@ impl<F: Quantized> Task<'_, F> {
 
     /// A tile of rows over a chunk of a panel.
     #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "all of them are where the loop is")]
     fn pass(
         &self,
         simd: Avx512,

@@ -30,7 +30,7 @@ use crate::{
 
 /// What a connection has for the session.
 pub(super) enum Command {
-    Asked(Asked),
+    Asked(Box<Asked>),
     /// The client will say nothing more on the connection with this reader.
     NothingMore(u64),
 }
@@ -142,7 +142,7 @@ impl Actor {
     pub(super) async fn run(mut self) {
         let end = loop {
             match self.wake().await {
-                Woken::Command(Command::Asked(Asked::Close(_))) => break Ok(()),
+                Woken::Command(Command::Asked(event)) if matches!(*event, Asked::Close(_)) => break Ok(()),
                 Woken::Command(command) => self.obey(command).await,
                 Woken::Turn(event) => self.hear(event),
                 Woken::Lease => self.tell_of_lease(),
@@ -181,7 +181,7 @@ impl Actor {
 
     async fn obey(&mut self, command: Command) {
         let event = match command {
-            Command::Asked(event) => event,
+            Command::Asked(event) => *event,
             Command::NothingMore(reader) => {
                 self.nothing_more = Some(reader);
                 return;

@@ -153,7 +153,7 @@ async fn listen(
     };
     while let Ok(Some(request)) = inbound.message().await {
         let Some(event) = request.event else { continue };
-        if handle.commands.send(Command::Asked(event)).await.is_err() {
+        if handle.commands.send(Command::Asked(Box::new(event))).await.is_err() {
             return;
         }
     }
