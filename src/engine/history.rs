@@ -84,7 +84,7 @@ mod tests {
     /// Letters, `ab` in one piece, and a mark that parts turns.
     fn tokenizer() -> Tokenizer {
         let json = serde_json::json!({
-            "version": "1.0", "normalizer": null, "post_processor": null, "pre_tokenizer": null, "decoder": null,
+            "version": "1.0", "normalizer": null, "post_processor": null, "pre_tokenizer": null, "decoder": {"type": "Fuse"},
             "added_tokens": [{"id": 4, "content": "<|>", "special": true, "single_word": false, "lstrip": false,
                 "rstrip": false, "normalized": false}],
             "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "c": 3}, "merges": ["a b"]},

@@ -3,6 +3,11 @@
 use super::limits;
 use crate::error::{Error, Result};
 
+/// White space between two parts of JSON where nothing else is asked for, as a regular expression: a blank, or a new line
+/// and its indentation. Were there no bound, a model that has lost its way could go on with blank lines for as long as it
+/// may speak.
+pub const JSON_WHITESPACE: &str = r"[ \t]|\r?\n[ \t]{0,40}";
+
 /// The form of an answer. Exactly one constraint, and how free its white space is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct StructuredOutputs {

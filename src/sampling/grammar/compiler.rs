@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{Vocabulary, ebnf, schema, structural_tag};
 use crate::{
     error::{Error, Result},
-    params::{Constraint, StructuredOutputs},
+    params::{Constraint, JSON_WHITESPACE, StructuredOutputs},
 };
 
 /// Stack that compiling may need: it recurses along references. Only what is touched is taken from memory.
@@ -21,9 +21,6 @@ pub const COMPILER_STACK_BYTES: usize = 512 << 20;
 
 /// States of a lexer, a kilobyte or two each; each sequence has a lexer of its own.
 const MAX_LEXER_STATES: usize = 20_000;
-/// White space between two parts of JSON where nothing else is asked for: a blank, or a new line and its indentation. Were
-/// there no bound, a model that has lost its way could go on with blank lines for as long as it may speak.
-const WHITESPACE: &str = r"[ \t]|\r?\n[ \t]{0,40}";
 /// Brackets within brackets, in grammars and expressions.
 const MAX_NESTING: usize = 100;
 
@@ -135,7 +132,7 @@ fn with_whitespace(schema: Value, outputs: &StructuredOutputs) -> Value {
     let options = match &outputs.whitespace_pattern {
         Some(pattern) => json!({"whitespace_pattern": pattern}),
         None if outputs.disable_any_whitespace => json!({"whitespace_flexible": false}),
-        None => json!({"whitespace_pattern": WHITESPACE}),
+        None => json!({"whitespace_pattern": JSON_WHITESPACE}),
     };
     match schema {
         Value::Object(mut object) => {

@@ -1,14 +1,23 @@
 //! Grammars of tool calls, as Lark in llguidance's dialect: what a structured-output engine enforces.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     ids::TokenId,
+    params::JSON_WHITESPACE,
     text::{Tool, reasoning::ReasoningFormat},
 };
 
 /// A string that stands as plain text between tags, and ends where the next tag begins.
 const FREE_TEXT: &str = "/[^<]*/";
+
+/// JSON of a schema, with the white space that is usual.
+fn json(mut schema: Value) -> String {
+    if let Some(schema) = schema.as_object_mut() {
+        schema.insert("x-guidance".into(), json!({"whitespace_pattern": JSON_WHITESPACE}));
+    }
+    format!("%json {schema}")
+}
 
 /// Writes the parts of a grammar.
 ///
@@ -57,8 +66,8 @@ impl<'a> Grammar<'a> {
 
     /// A tool's arguments, by its schema.
     pub(super) fn arguments(tool: &Tool) -> String {
-        let schema = tool.parameters.clone().map_or_else(|| serde_json::json!({ "type": "object" }), Value::Object);
-        format!("%json {schema}")
+        let schema = tool.parameters.clone().map_or_else(|| json!({ "type": "object" }), Value::Object);
+        json(schema)
     }
 
     /// A call as one object, with these keys.
@@ -98,7 +107,7 @@ impl<'a> Grammar<'a> {
                     }
                     None => FREE_TEXT.to_owned(),
                 },
-                false => format!("%json {schema}"),
+                false => json(schema.clone()),
             };
             let written = write(key, &value);
             let needed = required.is_some_and(|required| required.iter().any(|each| each == key));

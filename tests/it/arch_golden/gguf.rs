@@ -52,7 +52,7 @@ fn a_gguf_file_of_any_format_gives_what_its_safetensors_give() {
             (GgmlDType::F32, "float32", 1e-5),
             (GgmlDType::F16, "float16", 2e-2),
             (GgmlDType::BF16, "bfloat16", 2e-2),
-            (GgmlDType::Q8_0, "q8_0", 0.1),
+            (GgmlDType::Q8_0, "q8_0", 0.15),
         ] {
             write_gguf(name, format, &path).expect("the file is written");
             let model = load_gguf(&path, name, Dtype::Auto);
@@ -82,9 +82,9 @@ fn quantized_weights_as_float32_are_what_candle_dequantizes() {
         let theirs = load_weights(&Weights::new(Box::new(source)), &config(name), Dtype::Float32);
         let far = distance(&ours, &last_logits(theirs, name));
         assert!(far < 1e-5, "{format:?}: {far:e} away");
-        // Run as they are, quantized weights differ by what activations are rounded to.
+        // Run as they are, quantized weights differ by what activations are rounded to: eight bits.
         let far = distance(&last_logits(load_gguf(&path, name, Dtype::Auto), name), &ours);
-        assert!(far < 2e-2, "{format:?} as it is: {far:e} away");
+        assert!(far < 5e-2, "{format:?} as it is: {far:e} away");
     }
 }
 

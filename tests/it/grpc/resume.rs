@@ -1,8 +1,13 @@
 //! Streams that outlive their connection, what every stream says first and last, and heartbeats.
 
+use std::sync::Arc;
+
 use candlewick::{
     config::{EngineConfig, StreamArgs},
-    engine::{ModelText, fake::FakeOptions},
+    engine::{
+        ModelText,
+        fake::{FakeOptions, Gate, Mishap},
+    },
     proto::candlewick::v1::{
         GenerateStreamRequest, ResumeRequest, ResumeResponse, SlowReader, Started, generate_stream_response::Event,
         generation_client::GenerationClient, progress::Stage, resume_response::Event as ResumeEvent,
@@ -158,7 +163,15 @@ async fn a_retry_with_the_same_key_is_the_request_under_way() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn resumable_streams_are_bounded_in_number_and_old_ones_make_room() {
-    let server = server(StreamArgs { max_resumable_streams: 2, ..StreamArgs::default() }).await;
+    let gate = Arc::new(Gate::default());
+    let held = gate.clone();
+    let factory = fakes(&config(), move |_| FakeOptions {
+        mishap: Some((3, Mishap::Hang(held.clone()))),
+        ..FakeOptions::default()
+    });
+    let streams = StreamArgs { max_resumable_streams: 2, ..StreamArgs::default() };
+    let options = ServeOptions { streams, ..ServeOptions::default() };
+    let server = Server::with(info(), ModelText::default(), config(), factory, options).await;
     let mut client = server.generation().await;
     let mut streams = Vec::new();
     for k in 0..2 {
@@ -166,6 +179,7 @@ async fn resumable_streams_are_bounded_in_number_and_old_ones_make_room() {
     }
     let refused = client.generate_stream(resumable(&ids(7, 9), 5)).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
+    gate.open();
     for stream in streams {
         assert_eq!(read(stream).await.token_ids().len(), 5);
     }
