@@ -11,7 +11,7 @@ use std::{path::PathBuf, sync::Arc, time::Instant};
 use candlewick::{
     config::{EngineConfig, LoadFormat, ModelArgs},
     engine::{
-        executor::{Executor, StepPlan},
+        executor::StepPlan,
         load::{LoadedModel, load},
         scheduler::Scheduler,
         sequence::{Reader, Sequence},

@@ -179,7 +179,10 @@ async fn a_reader_that_is_to_be_cut_off_is_cut_off_as_soon_as_it_does_not_keep_u
     until("its blocks are free", || idle(&engine) && engine.telemetry().generated_tokens() > 0).await;
     let (tokens, end) = read(slow).await;
     assert_eq!(end.unwrap_err().code, Code::Aborted);
-    assert_eq!(tokens.len(), config().stream_capacity_tokens);
+    // What a step had under way when it was cut off does not count.
+    let capacity = config().stream_capacity_tokens;
+    assert!((capacity - 1..=capacity).contains(&tokens.len()), "{} tokens", tokens.len());
+    assert_eq!(tokens, FakeExecutor::expected(VOCAB_SIZE, &prompt(1, 20), tokens.len()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
