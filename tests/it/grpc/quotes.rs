@@ -50,7 +50,8 @@ async fn those_before_it_count_in_a_quote() {
     tokio::task::yield_now().await;
     gate.open();
     let position = quotes.await.unwrap().unwrap().into_inner().queue_position;
-    assert!(position <= 2, "{position}");
+    // As many as had not begun when the engine hung.
+    assert!(position <= 3, "{position}");
     assert_eq!(urgent.await.unwrap().unwrap().into_inner().queue_position, 0);
     for stream in streams {
         assert_eq!(read(stream).await.token_ids().len(), 5);
