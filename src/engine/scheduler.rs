@@ -520,11 +520,17 @@ impl Scheduler {
     fn set_status(&mut self, key: Key, status: Status) {
         self.leave_list(key);
         let sequence = &mut self.sequences[key];
-        let order = sequence.order();
         sequence.status = status;
         sequence.ready = false;
+        self.join_list(key);
+    }
+
+    /// Lists a sequence that is in no list where its status and its order put it.
+    fn join_list(&mut self, key: Key) {
+        let sequence = &self.sequences[key];
+        let order = sequence.order();
         self.refused = None;
-        match status {
+        match sequence.status {
             Status::Waiting => {
                 self.waiting.insert(order, key);
             }

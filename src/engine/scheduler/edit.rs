@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Scheduler, Status};
+use super::Scheduler;
 use crate::{
     engine::executor::ParamsEdit,
     ids::{SequenceId, TokenId},
@@ -25,21 +25,9 @@ impl Scheduler {
     pub fn edit(&mut self, id: SequenceId, edit: &Edit) -> bool {
         let Some(key) = self.sequences.key(id) else { return false };
         if let Some(priority) = edit.priority {
-            let status = self.sequences[key].status;
             self.leave_list(key);
             self.sequences[key].priority = priority;
-            let order = self.sequences[key].order();
-            match status {
-                Status::Waiting => {
-                    self.waiting.insert(order, key);
-                }
-                Status::Running => {
-                    let at = self.running.partition_point(|&(other, _)| other < order);
-                    self.running.insert(at, (order, key));
-                }
-                Status::Stalled { .. } => self.stalled.push(key),
-            }
-            self.refused = None;
+            self.join_list(key);
         }
         let limit = self.max_len;
         let sequence = &mut self.sequences[key];
