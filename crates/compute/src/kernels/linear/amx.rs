@@ -11,7 +11,7 @@ use std::{cell::Cell, ops::Range};
 use super::{
     Terms,
     inputs::Source,
-    outputs::Outputs,
+    outputs::{Outputs, WRITTEN},
     packed::{PAIR, PANEL_GROUP, Packed, Panels},
     panel::{Float, STEP, with_float},
 };
@@ -45,7 +45,12 @@ const PREFETCH_BYTES: usize = 4096;
 thread_local! {
     /// What the last rows were kept in, for the next.
     static TILES: Cell<Vec<[Tile; ROWS]>> = const { Cell::new(Vec::new()) };
+    /// Where the last sums were put aside, for the next: `[pair of row tiles]`.
+    static PUT_ASIDE: Cell<Vec<PairSums>> = const { Cell::new(Vec::new()) };
 }
+
+/// A pair of row tiles' sums `[pair of panels][row tile][panel]` of the panels that are written together.
+type PairSums = [[Sums; SUMS]; WRITTEN];
 
 impl Drop for RowTiles {
     fn drop(&mut self) {
@@ -183,7 +188,7 @@ impl<F: Float> Task<'_, F> {
         let mut sums = [Sums::ZERO; SUMS];
         tiles.end(&mut sums);
         for (pair, sums) in (pair..).zip(sums.as_chunks::<PAIR>().0) {
-            self.store(simd, 0, pair, sums);
+            self.store(simd, 0, pair, PAIR, |panel| &sums[panel].0);
         }
     }
 
@@ -214,7 +219,7 @@ impl<F: Float> Task<'_, F> {
         let mut sums = [Sums::ZERO; SUMS];
         tiles.end(&mut sums);
         for (row_tile, sums) in sums.as_chunks::<PAIR>().0.iter().enumerate() {
-            self.store(simd, row_tile, pair, sums);
+            self.store(simd, row_tile, pair, PAIR, |panel| &sums[panel].0);
         }
     }
 
@@ -222,20 +227,31 @@ impl<F: Float> Task<'_, F> {
     #[inline(always)]
     fn many(&self, simd: TileSimd, tiles: &mut Tiles, pairs: Range<usize>, count: usize) {
         let fit = ROW_BLOCK_BYTES / (size_of::<[Tile; ROWS]>() * self.x.steps * self.x.terms).max(1);
-        let block = fit.clamp(1, ROW_BLOCK_TILES / ROWS);
         let count = count.div_ceil(ROWS);
+        // Blocks of about the same size.
+        let block = count.div_ceil(count.div_ceil(fit.clamp(1, ROW_BLOCK_TILES / ROWS)));
         let mut widened = [[Tile::ZERO; PAIR]; CHUNK_STEPS];
-        // `[pair of row tiles][row tile][panel]`.
-        let mut sums = vec![[Sums::ZERO; SUMS]; count.min(block)];
+        let mut sums = PUT_ASIDE.take();
+        sums.resize(sums.len().max(count.min(block)), [[Sums::ZERO; SUMS]; WRITTEN]);
         for start in (0..count).step_by(block) {
             let rows = start..count.min(start + block);
-            for pair in pairs.clone() {
-                self.pair(simd, tiles, pair, rows.clone(), &mut widened, &mut sums);
+            for begin in pairs.clone().step_by(WRITTEN) {
+                let some = begin..pairs.end.min(begin + WRITTEN);
+                for (which, pair) in some.clone().enumerate() {
+                    self.pair(simd, tiles, pair, rows.clone(), &mut widened, (&mut sums, which));
+                }
+                for (row_pair, sums) in rows.clone().zip(&sums) {
+                    for which in 0..ROWS {
+                        let panel = |panel: usize| &sums[panel / PAIR][which * PAIR + panel % PAIR].0;
+                        self.store(simd, row_pair * ROWS + which, begin, some.len() * PAIR, panel);
+                    }
+                }
             }
         }
+        PUT_ASIDE.set(sums);
     }
 
-    /// Some pairs of row tiles over a pair of panels.
+    /// Some pairs of row tiles over a pair of panels, `which` of those that are written together.
     #[inline(always)]
     fn pair(
         &self,
@@ -244,7 +260,7 @@ impl<F: Float> Task<'_, F> {
         pair: usize,
         rows: Range<usize>,
         widened: &mut [[Tile; PAIR]; CHUNK_STEPS],
-        sums: &mut [[Sums; SUMS]],
+        (sums, which): (&mut [PairSums], usize),
     ) {
         let blocks = self.panels.pair(pair).steps;
         let whole = as_tiles::<F>(blocks);
@@ -263,11 +279,10 @@ impl<F: Float> Task<'_, F> {
             // The next steps' weights, which lie behind these, are asked for in equal parts by all pairs of row tiles.
             let next = blocks.as_ptr().cast::<u8>().wrapping_add(chunk_bytes * (start / CHUNK_STEPS + 1));
             let share = chunk_bytes.div_ceil(LINE * rows.len() * steps.len());
-            let is_last = steps.end == self.x.steps;
             for (index, row_pair) in rows.clone().enumerate() {
                 let x = self.x.part(row_pair, steps.clone());
                 let ahead = |lines: usize| next.wrapping_add(index * steps.len() * lines * LINE);
-                let (first, sums_now) = (start == 0, &mut sums[index]);
+                let (first, sums_now) = (start == 0, &mut sums[index][which]);
                 match (self.x.terms, share) {
                     (1, 0..=1) => tiles.multiply::<1, 1>(first, x, weights, sums_now, ahead(1)),
                     (1, 2) => tiles.multiply::<1, 2>(first, x, weights, sums_now, ahead(2)),
@@ -278,31 +293,23 @@ impl<F: Float> Task<'_, F> {
                     (_, 3..=4) => tiles.multiply::<2, 4>(first, x, weights, sums_now, ahead(4)),
                     _ => tiles.multiply::<2, 8>(first, x, weights, sums_now, ahead(8)),
                 }
-                // One behind: sums that were just put aside take a while to be read.
-                if is_last && index > 0 {
-                    self.store_both(simd, row_pair - 1, pair, &sums[index - 1]);
-                }
-            }
-            if is_last {
-                self.store_both(simd, rows.end - 1, pair, &sums[rows.len() - 1]);
             }
         }
     }
 
-    /// Writes what a pair of row tiles gives with a pair of panels.
+    /// Writes what a tile of rows gives with some panels from a pair on.
     #[inline(always)]
-    fn store_both(&self, simd: TileSimd, row_pair: usize, pair: usize, sums: &[Sums; SUMS]) {
-        for (which, sums) in sums.as_chunks::<PAIR>().0.iter().enumerate() {
-            self.store(simd, row_pair * ROWS + which, pair, sums);
-        }
-    }
-
-    /// Writes what a tile of rows gives with a pair of panels.
-    #[inline(always)]
-    fn store(&self, simd: TileSimd, row_tile: usize, pair: usize, sums: &[Sums; PAIR]) {
+    fn store<'s>(
+        &self,
+        simd: TileSimd,
+        row_tile: usize,
+        pair: usize,
+        panels: usize,
+        sums: impl Fn(usize) -> &'s [[f32; LANES]; TILE_ROWS],
+    ) {
         let first_row = row_tile * TILE_ROWS;
         let rows = first_row..self.x.rows.min(first_row + TILE_ROWS);
-        self.out.store_pair(simd.avx512(), rows, pair * PAIR, sums.each_ref().map(|sums| &sums.0));
+        self.out.store_panels(simd.avx512(), rows, pair * PAIR, panels, sums);
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::{mem::MaybeUninit, ops::Range};
 
-use super::packed::PAIR;
 use crate::kernels::{
     cpu_tensor::{Rows, SharedMatrix},
     simd::{LANES, Simd},
@@ -52,27 +51,38 @@ impl Outputs<'_> {
 /// Sixteen rows of a panel's sums.
 pub(super) type PanelSums = [[f32; LANES]; 16];
 
+/// Pairs of panels that are written together: a row's part of the result should be longer than a cache line or two, because
+/// the rows lie in pages of their own.
+pub(super) const WRITTEN: usize = 4;
+
 impl Outputs<'_> {
-    /// As [`store`](Self::store) for some rows and a pair of panels, which are all there but for the last.
+    /// As [`store`](Self::store) for some rows and some panels from `panel` on, which are all there but for the last.
     #[inline(always)]
-    pub(super) fn store_pair<S: Simd>(&self, simd: S, rows: Range<usize>, panel: usize, sums: [&PanelSums; PAIR]) {
+    pub(super) fn store_panels<'s, S: Simd>(
+        &self,
+        simd: S,
+        rows: Range<usize>,
+        panel: usize,
+        panels: usize,
+        sums: impl Fn(usize) -> &'s PanelSums,
+    ) {
         let first = panel * LANES;
-        if first + PAIR * LANES > self.width {
+        let columns = first..first + panels * LANES;
+        if columns.end > self.width {
             for (row, r) in rows.zip(0..) {
-                for (p, sums) in sums.iter().enumerate() {
-                    self.store(simd, row, panel + p, &sums[r]);
+                for p in 0..panels {
+                    self.store(simd, row, panel + p, &sums(p)[r]);
                 }
             }
             return;
         }
-        let columns = first..first + PAIR * LANES;
+        let bias = self.added.bias.map(|bias| bias[columns.clone()].as_chunks().0);
         for (row, r) in rows.zip(0..) {
             // SAFETY: each panel is one task's, which holds one such slice at a time.
-            let out = unsafe { self.data.slice_mut(row * self.width + first, PAIR * LANES) };
+            let out = unsafe { self.data.slice_mut(row * self.width + first, panels * LANES) };
             let onto = self.added.onto.as_ref().map(|onto| onto.row(row)[columns.clone()].as_chunks().0);
-            let bias = self.added.bias.map(|bias| bias[columns.clone()].as_chunks().0);
             for (p, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                let mut result = simd.load(&sums[p][r]);
+                let mut result = simd.load(&sums(p)[r]);
                 if let Some(bias) = bias {
                     result = simd.add(result, simd.load(&bias[p]));
                 }

@@ -9,7 +9,7 @@ use std::{cell::Cell, ops::Range};
 
 use super::{
     super::{
-        outputs::Outputs,
+        outputs::{Outputs, WRITTEN},
         packed::{PAIR, PANEL_GROUP, Panels},
         panel::{QUADS, Quantized, STEP, SUPER_STEPS},
     },
@@ -27,15 +27,24 @@ pub(super) const HEIGHT: usize = TILE_ROWS;
 /// Bytes of rows that stay in the second-level cache while the weights pass by.
 const ROW_BLOCK_BYTES: usize = 1024 * 1024;
 /// Most tiles of rows a block.
-const ROW_BLOCK_TILES: usize = 64;
+const ROW_BLOCK_TILES: usize = 32;
 /// Most tiles of rows that leave the asking for weights to their unpacking.
 const FEW_TILES: usize = 2;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
 thread_local! {
-    /// Where the last sums were put aside, for the next: `[row tile][panel]`.
-    static SUMS: Cell<Vec<[Sums; PAIR]>> = const { Cell::new(Vec::new()) };
+    /// Where the last sums were put aside, for the next.
+    static SUMS: Cell<Vec<TileSums>> = const { Cell::new(Vec::new()) };
+}
+
+/// A tile of rows' sums of the panels that are written together.
+type TileSums = [[Sums; PAIR]; WRITTEN];
+
+/// What passes share: weights as they are multiplied, and what two products gave.
+struct Room {
+    chunks: [Chunk; PAIR],
+    products: [Product; 2],
 }
 
 /// Some groups of panels, all rows.
@@ -176,11 +185,20 @@ impl<F: Quantized> IntegerTileKernel for Task<'_, F> {
         // Blocks of about the same size.
         let block = count.div_ceil(count.div_ceil(most).max(1)).max(1);
         let mut sums = SUMS.take();
-        sums.resize(sums.len().max(count.min(block)), [Sums::ZERO; PAIR]);
-        let mut chunks = [Chunk::ZERO; PAIR];
+        sums.resize(sums.len().max(count.min(block)), [[Sums::ZERO; PAIR]; WRITTEN]);
+        let mut room = Room { chunks: [Chunk::ZERO; PAIR], products: [Product::ZERO, Product::ZERO] };
+        let pairs = self.groups.start * PANEL_GROUP / PAIR..self.groups.end * PANEL_GROUP / PAIR;
         for first in (0..count).step_by(block) {
-            for pair in self.groups.start * PANEL_GROUP / PAIR..self.groups.end * PANEL_GROUP / PAIR {
-                self.pair(simd, tiles, pair, first..count.min(first + block), &mut chunks, &mut sums);
+            let rows = first..count.min(first + block);
+            for begin in pairs.clone().step_by(WRITTEN) {
+                let some = begin..pairs.end.min(begin + WRITTEN);
+                for (which, pair) in some.clone().enumerate() {
+                    self.pair(simd, tiles, pair, rows.clone(), &mut room, (&mut sums, which));
+                }
+                for (tile, sums) in rows.clone().zip(&sums) {
+                    let (rows, panels) = (self.rows.rows_of(tile), sums.as_flattened());
+                    self.out.store_panels(simd, rows, begin * PAIR, some.len() * PAIR, |panel| &panels[panel].0);
+                }
             }
         }
         SUMS.set(sums);
@@ -188,7 +206,7 @@ impl<F: Quantized> IntegerTileKernel for Task<'_, F> {
 }
 
 impl<F: Quantized> Task<'_, F> {
-    /// Some tiles of rows over a pair of panels.
+    /// Some tiles of rows over a pair of panels, `which` of those that are written together.
     #[inline(always)]
     fn pair(
         &self,
@@ -196,25 +214,24 @@ impl<F: Quantized> Task<'_, F> {
         tiles: &mut IntegerTiles,
         pair: usize,
         rows: Range<usize>,
-        chunks: &mut [Chunk; PAIR],
-        sums: &mut [[Sums; PAIR]],
+        room: &mut Room,
+        (sums, which): (&mut [TileSums], usize),
     ) {
         let panels = self.panels.pair(pair);
-        sums[..rows.len()].fill([Sums::ZERO; PAIR]);
+        for sums in &mut sums[..rows.len()] {
+            sums[which] = [Sums::ZERO; PAIR];
+        }
         for (index, (head, steps)) in panels.heads.iter().zip(panels.steps.chunks(SUPER_STEPS)).enumerate() {
             let next = steps.as_ptr_range().end.cast();
             let (fills, products) =
                 if rows.len() <= FEW_TILES { (PAIR * steps.len(), 0) } else { (0, rows.len() * PAIR * PARTS) };
             let mut ahead = Ahead::new(next, size_of_val(steps), fills);
-            for (panel, chunk) in chunks.iter_mut().enumerate() {
+            for (panel, chunk) in room.chunks.iter_mut().enumerate() {
                 chunk.fill::<F>(simd, (head, steps), panel, &mut ahead);
             }
             let ahead = Ahead::new(next, size_of_val(steps), products);
             let parts = steps.len().div_ceil(SUPER_STEPS / PARTS);
-            self.superblock(simd, tiles, (index, parts), rows.clone(), chunks, sums, ahead);
-        }
-        for (tile, sums) in rows.zip(sums.iter()) {
-            self.out.store_pair(simd, self.rows.rows_of(tile), pair * PAIR, sums.each_ref().map(|sums| &sums.0));
+            self.superblock(simd, tiles, (index, parts), rows.clone(), room, (sums, which), ahead);
         }
     }
 
@@ -226,14 +243,13 @@ impl<F: Quantized> Task<'_, F> {
         tiles: &mut IntegerTiles,
         (index, parts): (usize, usize),
         rows: Range<usize>,
-        chunks: &[Chunk; PAIR],
-        sums: &mut [[Sums; PAIR]],
+        Room { chunks, products }: &mut Room,
+        (sums, which): (&mut [TileSums], usize),
         mut ahead: Ahead,
     ) {
-        let mut products = [Product::ZERO, Product::ZERO];
         let count = rows.len() * PAIR;
         for product in 0..=count {
-            let [even, odd] = &mut products;
+            let [even, odd] = products;
             let (to, from) = if product % 2 == 0 { (even, odd) } else { (odd, even) };
             let next = (product < count).then(|| (rows.start + product / PAIR, &chunks[product % PAIR]));
             if next.is_some() {
@@ -249,7 +265,7 @@ impl<F: Quantized> Task<'_, F> {
                     let (tile, panel) = (before / PAIR, before % PAIR);
                     let scales = self.rows.superblock::<HEIGHT>(rows.start + tile, index).scales;
                     let some = part * (HEIGHT / PARTS)..(part + 1) * (HEIGHT / PARTS);
-                    from.add::<F>(simd, &chunks[panel], scales, some, &mut sums[tile][panel]);
+                    from.add::<F>(simd, &chunks[panel], scales, some, &mut sums[tile][which][panel]);
                 }
                 ahead.ask(simd);
             }
