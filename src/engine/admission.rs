@@ -152,6 +152,7 @@ impl Admitted {
             params: params.clone(),
             parser,
             carried: String::new(),
+            found: None,
         };
         let dry_breakers = dry_breakers(text, &params).await?;
         let text = (0..params.num_sequences())
