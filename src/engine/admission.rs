@@ -152,6 +152,7 @@ impl Admitted {
             params: params.clone(),
             parser,
             carried: String::new(),
+            found: None,
         };
         let dry_breakers = dry_breakers(text, &params).await?;
         let text = (0..params.num_sequences())
@@ -202,7 +203,7 @@ impl Admitted {
                 grammar: self.grammar.clone(),
                 guard: guard.map(|guard| Box::new(guard) as _),
                 lease: self.stream.lease.clone().map(|lease| lease as _),
-                stall_timeout: (self.stream.slow_reader == SlowReader::Abort).then_some(Duration::ZERO),
+                is_cut_off: self.stream.slow_reader == SlowReader::Abort,
                 ..Sequence::new(id, self.prompt.clone(), params, control.clone())
             };
             group.push((sequence, control.clone()));

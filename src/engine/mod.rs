@@ -35,7 +35,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 
 use self::{
     admission::Admitted,
@@ -201,6 +204,8 @@ struct Inner {
     supervised: Arc<Supervised>,
     next_sequence: AtomicU64,
     next_lease: AtomicU64,
+    /// One permit a quote that is worked on.
+    quotes: Arc<Semaphore>,
     /// Of the model's chat templates; empty where there are none.
     template_hash: String,
 }
@@ -232,7 +237,8 @@ impl Engine {
         let grammars = Grammars::new(&info, &text);
         let template_hash = text.chat_template.as_ref().map(|template| template.hash()).unwrap_or_default();
         let (next_sequence, next_lease) = (AtomicU64::new(0), AtomicU64::new(0));
-        let inner = Inner { info, text, grammars, supervised, next_sequence, next_lease, template_hash };
+        let quotes = Arc::new(Semaphore::new(quote::QUOTES_AT_ONCE));
+        let inner = Inner { info, text, grammars, supervised, next_sequence, next_lease, quotes, template_hash };
         Ok(Self { inner: Arc::new(inner) })
     }
 

@@ -6,7 +6,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     Engine, Inner, Request,
-    admission::{Admitted, Needs},
+    admission::{Admitted, Needs, RETRY_AFTER},
     rates::Ahead,
     step::Command,
     supervisor::Life,
@@ -16,6 +16,9 @@ use crate::{
     error::{Code, Error, Result},
     ids::SequenceId,
 };
+
+/// Quotes that are worked on at once: each renders and tokenizes a prompt, as a request does.
+pub(super) const QUOTES_AT_ONCE: usize = 64;
 
 /// What a request would meet with now.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,8 +39,23 @@ impl Engine {
     /// Says what a request would meet with, if it came now. Nothing is queued or run.
     ///
     /// # Errors
-    /// As [`generate`](Self::generate), but a full queue or a deadline refuses nobody.
+    /// As [`generate`](Self::generate), but a full queue or a deadline refuses nobody; `ResourceExhausted` where too many
+    /// ask at once, before the text is tokenized.
     pub async fn quote(&self, request: Request) -> Result<Quote> {
+        let permit = self.inner.quotes.clone().try_acquire_owned().map_err(|_| {
+            let why = format!("{QUOTES_AT_ONCE} quotes are being made already: try again later");
+            Error::new(Code::ResourceExhausted, why).retry_after(RETRY_AFTER)
+        })?;
+        let engine = self.clone();
+        // The permit goes along with the work, which goes on where the caller goes away.
+        let quoted = tokio::spawn(async move {
+            let _permit = permit;
+            engine.make_quote(request).await
+        });
+        quoted.await.map_err(|panic| Error::internal(format!("the quote failed: {panic}")))?
+    }
+
+    async fn make_quote(&self, request: Request) -> Result<Quote> {
         let life = self.inner.supervised.life().ok_or_else(|| unavailable("the engine is restarting"))?;
         let Inner { info, text, grammars, .. } = &*self.inner;
         let place = (request.priority, SequenceId(u64::MAX));

@@ -1,38 +1,49 @@
 //! How fast the engine works, measured: what deadlines, quotes and hints when to come back are reckoned from.
 //!
-//! Averages that forget: each new measurement counts an eighth. Nothing is guessed: before the first measurement there
-//! is no estimate, and nobody is refused for want of one.
+//! Averages that forget, in which a step that prefilled more counts more: a prompt of which one token was left to compute
+//! says little about what the tokens of a long one take. Nothing is guessed: before the first measurement there is no
+//! estimate, and nobody is refused for want of one.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
-/// What a new measurement counts against all before it.
-const WEIGHT: f64 = 1.0 / 8.0;
+/// Steps, and ends of requests, that count as much as all before them together.
+const MEMORY: f64 = 7.0;
+/// Tokens of prompts that do.
+const TOKEN_MEMORY: f64 = 4096.0;
 /// Shortest and longest hint when to come back.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
 
 /// An average in nanoseconds; zero before the first measurement. Written by one thread.
 #[derive(Debug, Default)]
-struct Average(AtomicU64);
+struct Average {
+    nanos: AtomicU64,
+    /// What the measurements so far count together, as far as they are not forgotten. Read by the thread that writes.
+    weight: AtomicU64,
+}
 
 impl Average {
-    fn record(&self, nanos: f64) {
-        let before = f64::from_bits(self.0.load(Ordering::Relaxed));
-        let now = if before > 0.0 { before + WEIGHT * (nanos - before) } else { nanos };
-        self.0.store(now.max(1.0).to_bits(), Ordering::Relaxed);
+    /// A measurement that counts `weight`, where all before it count `memory` at the most.
+    fn record(&self, nanos: f64, weight: f64, memory: f64) {
+        let of = |number: &AtomicU64| f64::from_bits(number.load(Ordering::Relaxed));
+        let total = of(&self.weight) * memory / (memory + weight) + weight;
+        let before = of(&self.nanos);
+        let now = before + weight / total * (nanos - before);
+        self.weight.store(total.to_bits(), Ordering::Relaxed);
+        self.nanos.store(now.max(1.0).to_bits(), Ordering::Relaxed);
     }
 
     fn nanos(&self) -> Option<f64> {
-        Some(f64::from_bits(self.0.load(Ordering::Relaxed))).filter(|&nanos| nanos > 0.0)
+        Some(f64::from_bits(self.nanos.load(Ordering::Relaxed))).filter(|&nanos| nanos > 0.0)
     }
 }
 
 /// The measured rates of one engine, over all its lives.
 #[derive(Debug, Default)]
 pub struct Rates {
-    /// A token of a prompt, decodes of the same step included.
+    /// A token of a prompt: of the steps that computed some, the share of these tokens.
     prefill_token: Average,
     /// A step that only decodes: the time between two tokens of a stream.
     decode_step: Average,
@@ -52,20 +63,22 @@ pub struct Ahead {
 }
 
 impl Rates {
-    /// A step took `elapsed` for this many tokens of prompts and rows that decode.
-    pub fn record_step(&self, elapsed: Duration, prefill_tokens: usize, decode_rows: usize) {
+    /// A step took `elapsed` for this many tokens of prompts and others. One without tokens of prompts counts as one that
+    /// decodes.
+    pub fn record_step(&self, elapsed: Duration, prefill_tokens: usize, other_tokens: usize) {
         let nanos = elapsed.as_nanos() as f64;
         if prefill_tokens > 0 {
-            self.prefill_token.record(nanos / prefill_tokens as f64);
-        } else if decode_rows > 0 {
-            self.decode_step.record(nanos);
+            let all_tokens = (prefill_tokens + other_tokens) as f64;
+            self.prefill_token.record(nanos / all_tokens, prefill_tokens as f64, TOKEN_MEMORY);
+        } else if other_tokens > 0 {
+            self.decode_step.record(nanos, 1.0, MEMORY);
         }
     }
 
     /// So many requests have ended, `elapsed` after the last that did, while others were waiting.
     pub fn record_ends(&self, elapsed: Duration, requests: usize) {
         if requests > 0 {
-            self.request.record(elapsed.as_nanos() as f64 / requests as f64);
+            self.request.record(elapsed.as_nanos() as f64 / requests as f64, requests as f64, MEMORY);
         }
     }
 
@@ -131,7 +144,7 @@ mod tests {
     #[test]
     fn a_first_token_waits_for_those_before_it_and_for_its_own_prompt() {
         let rates = Rates::default();
-        rates.record_step(100 * MS, 100, 4);
+        rates.record_step(104 * MS, 100, 4);
         rates.record_step(7 * MS, 0, 4);
         rates.record_ends(500 * MS, 1);
         assert_eq!(rates.time_to_first_token(Ahead::default(), 50), Some(50 * MS));
@@ -144,8 +157,21 @@ mod tests {
     #[test]
     fn old_measurements_are_forgotten() {
         let rates = Rates::default();
-        rates.record_step(1000 * MS, 1, 0);
-        (0..100).for_each(|_| rates.record_step(MS, 1, 0));
+        rates.record_step(1000 * MS, 0, 1);
+        rates.record_step(1_000_000 * MS, 1000, 0);
+        (0..100).for_each(|_| rates.record_step(MS, 0, 1));
+        (0..100).for_each(|_| rates.record_step(1000 * MS, 1000, 0));
+        for measured in [rates.decode_tokens_per_second(), rates.prefill_tokens_per_second()] {
+            assert!((900.0..=1000.0).contains(&measured.unwrap()), "{measured:?}");
+        }
+    }
+
+    #[test]
+    fn a_prompt_that_was_all_but_cached_says_little_about_long_ones() {
+        let rates = Rates::default();
+        rates.record_step(2000 * MS, 2000, 0);
+        // Steps that decode for nine, beside which one token of a prompt is computed.
+        (0..20).for_each(|_| rates.record_step(50 * MS, 1, 9));
         let measured = rates.prefill_tokens_per_second().unwrap();
         assert!((900.0..=1000.0).contains(&measured), "{measured}");
     }

@@ -43,6 +43,9 @@ use lease::Leases;
 pub use edit::Edit;
 pub use event::{End, Event, SchedulerStats};
 
+/// How long a reader that is to be cut off may be behind: long enough for one that keeps up to be woken.
+const CUT_OFF_AFTER: Duration = Duration::from_millis(100);
+
 /// A row of a step in flight: what the cache will hold once the step is collected.
 #[derive(Clone, Copy)]
 struct Computed {
@@ -273,10 +276,10 @@ impl Scheduler {
             let room_now = sequence.reader.room();
             if sequence.reader.may_resume(needed) {
                 self.set_status(key, Status::Waiting);
-            } else if room_now > *room {
+            } else if room_now > *room && !sequence.is_cut_off {
                 (*since, *room) = (now, room_now);
             } else if now.saturating_duration_since(*since) >= patience {
-                let message = match patience.is_zero() {
+                let message = match sequence.is_cut_off {
                     true => "the reader did not keep up, and the stream was to end then".to_owned(),
                     false => format!("the reader took nothing for {} s", patience.as_secs_f32()),
                 };
@@ -285,9 +288,9 @@ impl Scheduler {
         }
     }
 
-    /// How long a reader may take nothing.
+    /// How long a reader may take nothing; one that is to be cut off, less than makes half its room free.
     fn patience(&self, key: Key) -> Duration {
-        self.sequences[key].stall_timeout.unwrap_or(self.stall_timeout)
+        if self.sequences[key].is_cut_off { CUT_OFF_AFTER } else { self.stall_timeout }
     }
 
     /// First pass. Returns what the running sequences leave of the budget, and the first of them that had to go

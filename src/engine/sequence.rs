@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     ops::{Index, IndexMut},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use smallvec::SmallVec;
@@ -137,8 +137,8 @@ pub struct Sequence {
     pub guard: Option<Box<dyn Guard>>,
     /// Keeps its blocks when it ends, and had those of the conversation so far.
     pub lease: Option<Arc<dyn LeaseHolder>>,
-    /// How long its reader may take nothing before it ends; the scheduler's own patience where not set.
-    pub stall_timeout: Option<Duration>,
+    /// Whether it ends where its reader does not keep up, instead of waiting for it.
+    pub is_cut_off: bool,
 
     /// Prompt and output. Grows in `apply` only.
     pub(super) tokens: Vec<TokenId>,
@@ -153,6 +153,9 @@ pub struct Sequence {
     /// Set while a row that samples has been submitted and its tokens have not come back: the number of preemptions
     /// at that time, because the tokens of an earlier life count, its computed tokens do not.
     pub(super) outstanding: Option<u32>,
+    /// Most tokens that may come of the newest row that samples, as its executor was told. The reader's room may shrink
+    /// meanwhile: what was promised stays.
+    pub(super) max_new_tokens: usize,
     /// Times its blocks were taken away.
     pub(super) num_preemptions: u32,
     /// Tokens that the prefix cache had when the sequence first ran; set from then on.
@@ -192,7 +195,7 @@ impl Sequence {
             reader,
             guard: None,
             lease: None,
-            stall_timeout: None,
+            is_cut_off: false,
             prompts_under_way: 0,
             held: Vec::new(),
             num_rewinds: 0,
@@ -201,6 +204,7 @@ impl Sequence {
             status: Status::Waiting,
             ready: false,
             outstanding: None,
+            max_new_tokens: 0,
             num_preemptions: 0,
             cached_tokens: None,
             max_len: usize::MAX,

@@ -76,7 +76,12 @@ struct Start {
 struct UnderWay {
     rendered: String,
     prompt: Vec<TokenId>,
+    /// The conversation before the turn, where turns were forgotten to make room for it.
+    before: Option<Conversation>,
 }
+
+/// What was said, and where each turn begins in it.
+type Conversation = (Vec<ChatMessage>, Vec<Start>);
 
 /// See the [module](self).
 pub struct Session {
@@ -162,22 +167,27 @@ impl Session {
         if turn.request.params.num_sequences() > 1 {
             return Err(Error::invalid("n", "must be 1 in a session: a conversation goes one way"));
         }
+        // What can never work is no matter of how full the context is.
+        turn.request.params.validate()?;
+        let context = self.engine.config().max_model_len;
+        if let Some(max_tokens) = turn.request.params.max_tokens.filter(|&most| most as usize >= context) {
+            let why =
+                format!("is {max_tokens}, but the context of {context} tokens must hold the conversation as well");
+            return Err(Error::invalid("max_tokens", why));
+        }
         self.check_bytes(&turn.messages)?;
-        let (messages, turns, history) =
-            (self.settings.chat.messages.clone(), self.turns.clone(), self.history.clone());
-        self.turns.push(Start { messages: messages.len(), marks: history.num_marks() });
+        let (before, history) = ((self.settings.chat.messages.clone(), self.turns.clone()), self.history.clone());
+        self.turns.push(Start { messages: before.0.len(), marks: history.num_marks() });
         self.settings.chat.messages.extend(turn.messages);
         let mut forgotten_turns = 0;
         let admitted = loop {
-            match self.engine.generate(self.request(&turn.request)).await {
-                Err(error)
-                    if is_too_long(&error)
-                        && self.settings.when_full == WhenFull::DropOldest
-                        && self.forget_oldest() =>
-                {
-                    forgotten_turns += 1;
-                }
-                admitted => break admitted,
+            let admitted = self.engine.generate(self.request(&turn.request)).await;
+            if self.settings.when_full == WhenFull::Refuse || !admitted.as_ref().is_err_and(is_too_long) {
+                break admitted;
+            }
+            match self.forget_oldest() {
+                0 => break admitted,
+                gone => forgotten_turns += gone,
             }
         };
         match admitted {
@@ -185,11 +195,12 @@ impl Session {
                 let prompt = generation.prompt().to_vec();
                 let rendered = generation.rendered().unwrap_or_default().to_owned();
                 let rewritten_tokens = history.num_rewritten(&prompt);
-                self.under_way = Some(UnderWay { rendered, prompt });
+                let before = (forgotten_turns > 0).then_some(before);
+                self.under_way = Some(UnderWay { rendered, prompt, before });
                 Ok((generation, TurnStart { index: self.turns.len() - 1, rewritten_tokens, forgotten_turns }))
             }
             Err(error) => {
-                (self.settings.chat.messages, self.turns) = (messages, turns);
+                (self.settings.chat.messages, self.turns) = before;
                 Err(if is_too_long(&error) && self.settings.when_full == WhenFull::Refuse {
                     full(&error)
                 } else {
@@ -199,12 +210,14 @@ impl Session {
         }
     }
 
-    /// The turn under way has ended: the assistant said this, in these tokens. Where it said nothing, the turn is undone:
-    /// no template knows of a question without an answer.
+    /// The turn under way has ended: the assistant said this, in these tokens. Where it said nothing, the turn is undone,
+    /// and what was forgotten for it is known again: no template knows of a question without an answer.
     pub fn end(&mut self, answer: ChatMessage, output: &[TokenId]) {
-        let Some(UnderWay { rendered, prompt }) = self.under_way.take() else { return };
+        let Some(UnderWay { rendered, prompt, before }) = self.under_way.take() else { return };
         if output.is_empty() {
-            if let Some(start) = self.turns.pop() {
+            if let Some(before) = before {
+                (self.settings.chat.messages, self.turns) = before;
+            } else if let Some(start) = self.turns.pop() {
                 self.settings.chat.messages.truncate(start.messages);
             }
             return;
@@ -249,21 +262,25 @@ impl Session {
     /// # Errors
     /// `InvalidArgument` where there is no such turn; `ResourceExhausted` where the engine has too much to do.
     pub fn fork(&self, index: Option<usize>) -> Result<Self> {
+        let (messages, turns) = self.settled();
+        let done = turns.len();
         let mut fork = Self {
             engine: self.engine.clone(),
-            settings: self.settings.clone(),
+            settings: SessionSettings {
+                chat: ChatPrompt { messages, ..self.settings.chat.clone() },
+                ..self.settings.clone()
+            },
             history: self.history.clone(),
-            turns: self.turns.clone(),
+            turns,
             under_way: None,
             lease: self.lease.sibling(self.engine.next_lease()),
         };
-        let done = self.turns.len() - usize::from(self.under_way.is_some());
         match index {
-            Some(index) if index <= done => fork.back_to(index)?,
-            Some(index) => {
+            Some(index) if index < done => fork.rewind(index)?,
+            Some(index) if index > done => {
                 return Err(Error::invalid("turn", format!("is {index}, but {done} turns have ended")));
             }
-            None => fork.back_to(done)?,
+            _ => {}
         }
         if let Some(life) = self.engine.inner.supervised.life() {
             life.command(Command::ForkLease {
@@ -275,9 +292,16 @@ impl Session {
         Ok(fork)
     }
 
-    /// Before turn `index`, or as it is where that is the next one.
-    fn back_to(&mut self, index: usize) -> Result<()> {
-        if index < self.turns.len() { self.rewind(index) } else { Ok(()) }
+    /// The conversation without the turn under way, and with what was forgotten for it.
+    fn settled(&self) -> Conversation {
+        let before = self.under_way.as_ref().and_then(|turn| turn.before.clone());
+        before.unwrap_or_else(|| {
+            let (mut messages, mut turns) = (self.messages().to_vec(), self.turns.clone());
+            if let Some(start) = turns.pop_if(|_| self.under_way.is_some()) {
+                messages.truncate(start.messages);
+            }
+            (messages, turns)
+        })
     }
 
     fn request(&self, request: &Request) -> Request {
@@ -293,18 +317,18 @@ impl Session {
         }
     }
 
-    /// Forgets the oldest turn but the newest; false if there is none.
-    fn forget_oldest(&mut self) -> bool {
-        let (Some(first), Some(second)) = (self.turns.first().copied(), self.turns.get(1).copied()) else {
-            return false;
-        };
-        self.settings.chat.messages.drain(first.messages..second.messages);
-        self.turns.remove(0);
-        let gone = second.messages - first.messages;
-        for turn in &mut self.turns {
-            turn.messages -= gone;
-        }
-        true
+    /// Forgets the oldest turns up to the next one that the user began, so that no tool answers a call that nobody
+    /// remembers; says how many. None where that is none but the first.
+    fn forget_oldest(&mut self) -> usize {
+        let begins = |turn: &Start| self.messages().get(turn.messages).map(|message| message.role);
+        let next = self.turns.iter().skip(1).position(|turn| begins(turn) == Some(Role::User));
+        let (Some(first), Some(gone)) = (self.turns.first().copied(), next.map(|at| at + 1)) else { return 0 };
+        let kept = self.turns.split_off(gone);
+        let end = kept.first().map_or(first.messages, |next| next.messages);
+        self.settings.chat.messages.drain(first.messages..end);
+        let messages = end - first.messages;
+        self.turns = kept.into_iter().map(|turn| Start { messages: turn.messages - messages, ..turn }).collect();
+        gone
     }
 
     fn check_bytes(&self, more: &[ChatMessage]) -> Result<()> {
@@ -312,7 +336,9 @@ impl Session {
             message.tool_calls.iter().map(|call| call.id.len() + call.name.len() + call.arguments.len()).sum()
         };
         let bytes = |message: &ChatMessage| {
-            message.content.len() + message.reasoning.as_ref().map_or(0, String::len) + call_bytes(message) + 64
+            let others = [&message.reasoning, &message.name, &message.tool_call_id];
+            let others: usize = others.into_iter().flatten().map(String::len).sum();
+            message.content.len() + others + call_bytes(message) + 64
         };
         let total: usize = self.settings.chat.messages.iter().chain(more).map(bytes).sum();
         if total > self.settings.max_bytes {

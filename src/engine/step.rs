@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::{
     channel::{Bell, ReaderControl},
-    executor::{Executor, PlannedRow, StepPlan},
+    executor::{Executor, StepPlan},
     outbox::Outbox,
     rates::Rates,
     scheduler::{Edit, Event, Scheduler},
@@ -56,19 +56,26 @@ impl Pace {
     }
 
     fn count_step(&self, elapsed: Duration, plan: &StepPlan) {
-        let is_decode = |row: &&PlannedRow| row.query.len() == 1 && row.num_output_tokens > 0;
-        let decodes = plan.rows.iter().filter(is_decode).count();
-        self.rates.record_step(elapsed, plan.token_ids.len().saturating_sub(decodes), decodes);
+        let of_prompts = plan.rows.iter().filter(|row| row.num_output_tokens == 0);
+        let prompt_tokens: usize = of_prompts.map(|row| row.query.len()).sum();
+        // What a grammar forced, or a preemption took, is neither a prompt nor what a stream waits for between two tokens.
+        if prompt_tokens > 0 || plan.rows.iter().all(|row| row.query.len() == 1) {
+            self.rates.record_step(elapsed, prompt_tokens, plan.token_ids.len() - prompt_tokens);
+        }
     }
 
     /// The time between two ends tells how fast places become free only while somebody waits for them.
     fn count_ends(&mut self, events: &[Event], somebody_waits: bool) {
+        if !somebody_waits {
+            self.newest_end = None;
+            return;
+        }
         let ends = events.iter().filter(|event| matches!(event, Event::Ended { .. })).count();
         if ends == 0 {
             return;
         }
         let now = Instant::now();
-        if let Some(newest) = self.newest_end.replace(now).filter(|_| somebody_waits) {
+        if let Some(newest) = self.newest_end.replace(now) {
             self.rates.record_ends(now - newest, ends);
         }
     }
@@ -213,5 +220,66 @@ impl StepLoop {
                 block_evictions: stats.evictions,
             },
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        engine::{executor::PlannedRow, scheduler::End},
+        params::{FinishReason, Usage},
+    };
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn pace() -> Pace {
+        Pace::new(Arc::default())
+    }
+
+    /// A step of rows of so many tokens each, of sequences that have generated so many.
+    fn plan(rows: &[(usize, u32)]) -> StepPlan {
+        let mut plan = StepPlan::default();
+        for &(num_tokens, num_output_tokens) in rows {
+            let start = plan.token_ids.len();
+            plan.token_ids.resize(start + num_tokens, TokenId(0));
+            plan.rows.push(PlannedRow {
+                id: SequenceId(plan.rows.len() as u64),
+                query: start..start + num_tokens,
+                blocks: 0..0,
+                context_len: 0,
+                samples: true,
+                num_output_tokens,
+                prompt_targets: 0..0,
+                max_new_tokens: 1,
+            });
+        }
+        plan
+    }
+
+    #[test]
+    fn time_in_which_nobody_waited_says_nothing_of_how_fast_places_become_free() {
+        let mut pace = pace();
+        let end = End::Finished(FinishReason::Length);
+        let ended = [Event::Ended { id: SequenceId(1), end, usage: Usage::default() }];
+        pace.count_ends(&ended, true);
+        pace.count_ends(&[], false);
+        pace.count_ends(&ended, true);
+        assert_eq!(pace.rates.retry_after(), None, "between the two was an idle hour");
+        pace.count_ends(&[], true);
+        pace.count_ends(&ended, true);
+        assert!(pace.rates.retry_after().is_some());
+    }
+
+    #[test]
+    fn forced_and_recomputed_tokens_are_no_prompt() {
+        let pace = pace();
+        pace.count_step(100 * MS, &plan(&[(50, 3), (1, 4)]));
+        assert_eq!((pace.rates.prefill_tokens_per_second(), pace.rates.decode_tokens_per_second()), (None, None));
+        pace.count_step(20 * MS, &plan(&[(1, 3), (1, 4)]));
+        assert_eq!(pace.rates.decode_tokens_per_second().map(f64::round), Some(50.0));
+        pace.count_step(100 * MS, &plan(&[(40, 0), (9, 7), (1, 4)]));
+        // Forty of fifty tokens, so four fifths of the time.
+        assert_eq!(pace.rates.prefill_tokens_per_second().map(f64::round), Some(500.0));
     }
 }

@@ -156,6 +156,8 @@ pub(super) struct TextOut {
     pub parser: Option<OutputParser>,
     /// Text that may be said, before the next.
     pub carried: String,
+    /// A new stop string that stood in what was held back for the old ones: the stream ends there with its next delivery.
+    pub found: Option<String>,
 }
 
 /// The text of some tokens.
@@ -178,6 +180,9 @@ struct Said {
 impl TextOut {
     fn speak(&mut self, tokens: &[SampledToken], end: &Option<Result<FinishReason>>) -> Spoken {
         let mut text = std::mem::take(&mut self.carried);
+        if let Some(stop) = self.found.take() {
+            return Spoken { text, kept: 0, stop: Some(stop) };
+        }
         for (k, token) in tokens.iter().enumerate().take(tokens.len() - self.silent(end).min(tokens.len())) {
             let piece = self.detokenizer.push(token.id);
             if let Some(stop) = self.hear(&piece, &mut text) {
@@ -201,14 +206,18 @@ impl TextOut {
         usize::from(stopped && !self.params.include_stop_str_in_output)
     }
 
-    /// Other stop strings from now on; what was held back for the old ones is said with what comes next.
+    /// Other stop strings from now on. What was held back for the old ones is said with what comes next, up to the first
+    /// of the new ones in it: nobody has seen it yet, and no text that is told holds a stop string.
     fn edit(&mut self, params: &Arc<SamplingParams>) {
-        if params.stop != self.params.stop {
+        let is_new = params.stop != self.params.stop;
+        self.params = params.clone();
+        if is_new && self.found.is_none() {
             let held = self.matcher.finish();
             self.matcher = StopMatcher::new(&params.stop, params.include_stop_str_in_output);
-            self.carried.push_str(&self.matcher.push(&held).emit);
+            let mut carried = std::mem::take(&mut self.carried);
+            self.found = self.hear(&held, &mut carried);
+            self.carried = carried;
         }
-        self.params = params.clone();
     }
 
     /// Adds to `text` what may be said now; the stop string that `piece` completes, if it does.

@@ -2,7 +2,8 @@
 //!
 //! One producer pushes; at most one reader is attached. Who attaches takes over from who was there, because a client that
 //! comes back is often the one whose old connection nobody has found dead yet. While a reader is attached the producer
-//! waits for it ([`Ring::room`]), as it would without a ring; while none is, it goes on, and the oldest events make room.
+//! waits for it ([`Ring::room`]), as it would without a ring, and nothing that it has yet to read goes for its size; while
+//! none is, it goes on, and the oldest events make room.
 
 use std::{
     collections::VecDeque,
@@ -65,6 +66,14 @@ impl<T> State<T> {
         self.events.iter().rev().take(unread).map(|(bytes, _)| bytes).sum()
     }
 
+    /// Whether there is more than there may be, and something that can go. What an attached reader has not read goes only
+    /// for the number of events.
+    fn is_over(&self, limits: RingLimits) -> bool {
+        let waits = self.cursor.is_some_and(|cursor| cursor < self.oldest());
+        let is_too_large = self.bytes > limits.bytes && self.events.len() > 1;
+        self.events.len() > limits.events || is_too_large && !waits
+    }
+
     fn drop_oldest(&mut self) {
         if let Some((bytes, _)) = self.events.pop_front() {
             self.bytes -= bytes;
@@ -117,7 +126,7 @@ impl<T: Clone> Ring<T> {
         state.newest += 1;
         state.bytes += bytes;
         state.events.push_back((bytes, event));
-        while state.events.len() > self.limits.events || state.bytes > self.limits.bytes && state.events.len() > 1 {
+        while state.is_over(self.limits) {
             state.drop_oldest();
         }
         self.changed.notify_waiters();
@@ -158,7 +167,8 @@ impl<T: Clone> Ring<T> {
 
     /// Ends the stream of the reader of this number without an error, if it still is the one; it can come back.
     pub(crate) fn let_go(&self, number: u64) {
-        self.state().let_go = number;
+        let mut state = self.state();
+        state.let_go = state.let_go.max(number);
         self.changed.notify_waiters();
     }
 
@@ -194,6 +204,11 @@ impl<T: Clone> Ring<T> {
                 () = self.until(|state| (due(state) != Some(at)).then_some(())) => {}
             }
         }
+    }
+
+    /// Whether it has ended with an error.
+    pub(crate) fn has_failed(&self) -> bool {
+        matches!(self.state().end, Some(Err(_)))
     }
 
     /// Since when nobody is attached to a stream that has ended.
@@ -313,6 +328,46 @@ mod tests {
             assert!(ring.attach(oldest - 1).is_ok());
             assert_eq!(ring.attach(11).err().unwrap().violations[0].field, "after_seq");
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_reader_has_yet_to_read_stays_whatever_its_size() {
+        let ring = Ring::new(LIMITS);
+        let mut reader = Box::pin(ring.attach(0).unwrap().events());
+        ring.push(40, 1);
+        assert!(ring.room().now_or_never().is_some());
+        // One event may be larger than what is left.
+        ring.push(90, 2);
+        assert!(ring.room().now_or_never().is_none(), "the producer waits");
+        assert_eq!(ready(&mut reader).unwrap().unwrap().unwrap(), (1, 1));
+        assert_eq!(ready(&mut reader).unwrap().unwrap().unwrap(), (2, 2));
+        ring.push(40, 3);
+        assert_eq!(kept(&ring), (1, 40), "what was read makes room");
+        drop(reader);
+        (0..3).for_each(|k| ring.push(40, k));
+        assert_eq!(kept(&ring), (2, 80), "and so does what nobody is there to read");
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_has_yet_to_read_is_bounded_in_events() {
+        let ring = Ring::new(LIMITS);
+        let mut reader = Box::pin(ring.attach(0).unwrap().events());
+        (0..5).for_each(|k| ring.push(1, k));
+        assert_eq!(kept(&ring), (4, 4));
+        assert_eq!(ready(&mut reader).unwrap().unwrap().unwrap_err().code, Code::DataLoss);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_let_go_stays_so_though_an_older_one_is_too() {
+        let ring = Ring::<u32>::new(LIMITS);
+        let _older = ring.attach(0).unwrap();
+        let newer = ring.attach(0).unwrap();
+        let (first, second) = (1, newer.number());
+        let mut newer = Box::pin(newer.events());
+        assert!(ready(&mut newer).is_none());
+        ring.let_go(second);
+        ring.let_go(first);
+        assert!(ready(&mut newer).unwrap().is_none());
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@
 mod allocations;
 mod arch_golden;
 mod cli;
+mod conversations;
 mod engine;
 mod grpc;
 mod hostile_files;

@@ -163,3 +163,33 @@ fn leases_are_bounded_together_and_each() {
     turn(&mut engine, &prompt, &too_long);
     assert_eq!(too_long.lost.load(Ordering::Relaxed), 1, "more than all may have together");
 }
+
+#[test]
+fn a_conversation_that_does_not_fit_beside_the_pinned_ones_costs_nobody_his_blocks() {
+    // Eight blocks for all, four of them pinned.
+    let few = EngineConfig { leased_kv_percent: 25, pinned_kv_percent: 13, ..config() };
+    let mut engine = Engine::new(&few);
+    let (pinned, other, too_long) = (holder(1, true), holder(2, false), holder(3, false));
+    for (first, length, holder) in [(0, 11, &pinned), (50, 9, &other), (100, 25, &too_long)] {
+        let prompt: Vec<_> = (first..first + length).map(TokenId).collect();
+        turn(&mut engine, &prompt, holder);
+    }
+    let lost = [&pinned, &other, &too_long].map(|holder| holder.lost.load(Ordering::Relaxed));
+    assert_eq!((lost, engine.scheduler.num_leased_blocks()), ([0, 0, 1], 6));
+}
+
+#[test]
+fn a_conversation_that_never_held_anything_loses_nothing() {
+    let mut engine = Engine::new(&EngineConfig { max_num_seqs: 1, ..config() });
+    let before = engine.sequence(&[TokenId(1)], 8);
+    engine.scheduler.add(before).unwrap();
+    engine.step(&mut Vec::new()).unwrap();
+    let conversation = holder(1, false);
+    let lease: Arc<dyn LeaseHolder> = conversation.clone();
+    let waits = Sequence { lease: Some(lease), ..engine.sequence(&[TokenId(2)], 8) };
+    let id = waits.id;
+    engine.scheduler.add(waits).unwrap();
+    engine.step(&mut Vec::new()).unwrap();
+    assert!(engine.scheduler.abort(id));
+    assert_eq!(conversation.lost.load(Ordering::Relaxed), 0);
+}

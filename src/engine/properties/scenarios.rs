@@ -1,19 +1,25 @@
 //! Short histories with a known outcome.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Semaphore;
 
 use super::world::{Outbox, tokens};
 use crate::{
     config::EngineConfig,
     engine::{
-        executor::{Executor, StepPlan},
+        channel::{ReaderControl, ReaderSpec},
+        executor::{Executor, SequenceOutput, StepOutput, StepPlan},
         fake::{FakeExecutor, FakeOptions},
         scheduler::{End, Event, Scheduler},
         sequence::Sequence,
     },
     error::Code,
     ids::{SequenceId, TokenId},
-    params::SamplingParams,
+    params::{SampledToken, SamplingParams},
 };
 
 /// A scenario, for the suite that must notice faults.
@@ -207,17 +213,11 @@ fn a_stop_token_counts_only_after_min_tokens_others() {
     }
 }
 
-#[test]
-fn a_reader_that_takes_nothing_loses_its_stream() {
-    let config = config();
-    let mut engine = Engine::new(&config);
-    let mut sequence = engine.sequence(&[TokenId(1)], 8);
-    let outbox = Arc::new(Outbox::new(2));
-    sequence.reader = outbox.clone();
-    engine.scheduler.add(sequence).unwrap();
-    let (start, mut events) = (Instant::now(), Vec::new());
+/// Steps at one and the same time, until the only reader's room is full.
+fn run_until_stalled(engine: &mut Engine, outbox: &Outbox, now: Instant) {
+    let mut events = Vec::new();
     while engine.scheduler.has_work() {
-        if engine.scheduler.schedule(start, &mut engine.plan, &mut events) {
+        if engine.scheduler.schedule(now, &mut engine.plan, &mut events) {
             engine.executor.submit(&engine.plan).unwrap();
             engine.scheduler.apply(engine.executor.collect().unwrap(), &mut events).unwrap();
         }
@@ -227,6 +227,59 @@ fn a_reader_that_takes_nothing_loses_its_stream() {
             }
         }
     }
+}
+
+#[test]
+fn a_reader_that_is_to_be_cut_off_has_a_moment_to_catch_up() {
+    let ms = Duration::from_millis;
+    for (taken, ends) in [(8, false), (1, true)] {
+        let mut engine = Engine::new(&config());
+        let outbox = Arc::new(Outbox::new(8));
+        let sequence = engine.sequence(&[TokenId(1)], 30);
+        engine.scheduler.add(Sequence { reader: outbox.clone(), is_cut_off: true, ..sequence }).unwrap();
+        let (start, mut events) = (Instant::now(), Vec::new());
+        run_until_stalled(&mut engine, &outbox, start);
+        assert!(!engine.scheduler.schedule(start + ms(50), &mut engine.plan, &mut events));
+        outbox.take(taken);
+        let due = engine.scheduler.next_deadline().unwrap();
+        for now in [start + ms(60), due] {
+            engine.scheduler.schedule(now, &mut engine.plan, &mut events);
+        }
+        let ended = events.iter().any(|event| matches!(event, Event::Ended { end: End::Failed(_), .. }));
+        assert_eq!((due - start, ended), (ms(100), ends), "{taken} of 8 tokens taken: {events:?}");
+    }
+}
+
+#[test]
+fn a_reader_that_begins_to_count_within_a_step_gets_what_comes_of_it() {
+    let mut engine = Engine::new(&config());
+    let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+    let spec = ReaderSpec { capacity_tokens: 8, credits: None, prompt_tokens: 1, place: (0, SequenceId(1)) };
+    let (reader, _deliveries) = ReaderControl::new(spec, Arc::default(), permit);
+    let sequence = engine.sequence(&[TokenId(1)], 8);
+    engine.scheduler.add(Sequence { reader: reader.clone(), ..sequence }).unwrap();
+    let mut events = Vec::new();
+    assert!(engine.scheduler.schedule(Instant::now(), &mut engine.plan, &mut events));
+    assert_eq!(engine.plan.rows[0].max_new_tokens, 8);
+    reader.grant(1);
+    // One token, and two that a grammar forces behind it.
+    let tokens = [1, 2, 3].map(|id| SampledToken { id: TokenId(id), logprobs: None }).into_iter().collect();
+    let output = SequenceOutput { id: SequenceId(1), tokens, num_written: 0, complete: false };
+    let output = StepOutput { sequences: vec![output], ..StepOutput::default() };
+    engine.scheduler.apply(output, &mut events).unwrap();
+    assert!(matches!(events.last(), Some(Event::Tokens { tokens, .. }) if tokens.len() == 3), "{events:?}");
+}
+
+#[test]
+fn a_reader_that_takes_nothing_loses_its_stream() {
+    let config = config();
+    let mut engine = Engine::new(&config);
+    let mut sequence = engine.sequence(&[TokenId(1)], 8);
+    let outbox = Arc::new(Outbox::new(2));
+    sequence.reader = outbox.clone();
+    engine.scheduler.add(sequence).unwrap();
+    let (start, mut events) = (Instant::now(), Vec::new());
+    run_until_stalled(&mut engine, &outbox, start);
     let deadline = engine.scheduler.next_deadline().unwrap();
     assert_eq!(deadline, start + config.stall_timeout);
     engine.scheduler.schedule(deadline, &mut engine.plan, &mut events);

@@ -48,7 +48,7 @@ impl Outbox {
         if queued <= self.capacity { Ok(()) } else { Err(format!("{queued} tokens for a reader of {}", self.capacity)) }
     }
 
-    fn take(&self, most: usize) {
+    pub(super) fn take(&self, most: usize) {
         let queued = self.queued.load(Relaxed);
         self.queued.store(queued - queued.min(most), Relaxed);
     }

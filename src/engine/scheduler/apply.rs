@@ -48,7 +48,7 @@ impl Scheduler {
             return Ok(());
         }
         let num_tokens = tokens.len();
-        let acceptable = sequence.num_acceptable_tokens().max(self.max_tokens_per_step);
+        let acceptable = sequence.max_new_tokens.max(self.max_tokens_per_step);
         if num_tokens > acceptable || num_written >= num_tokens.clamp(1, self.max_tokens_per_step) {
             let why = format!("{num_tokens} tokens, {num_written} of them written, in one step for sequence {id}");
             return Err(Error::internal(why));

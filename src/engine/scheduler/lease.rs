@@ -104,8 +104,8 @@ impl Scheduler {
             return;
         }
         if sequence.table.is_empty() {
-            // It never ran, and the lease has what it had; or a preemption took all.
-            if !self.leases.held.contains_key(&holder.id()) {
+            // It never ran, and the lease has what it had, if that was anything; or a preemption took all.
+            if sequence.num_preemptions > 0 && !self.leases.held.contains_key(&holder.id()) {
                 holder.lost();
             }
             return;
@@ -124,7 +124,8 @@ impl Scheduler {
         if let Some(mut older) = self.leases.held.remove(&id) {
             self.blocks.release(&mut older.table);
         }
-        let fits = num_blocks <= self.leases.max_blocks;
+        // Pinned ones do not make room here, and where they leave too little nobody else should in vain.
+        let fits = num_blocks + self.leases.num_pinned_blocks() <= self.leases.max_blocks;
         while fits && self.leases.num_blocks() + num_blocks > self.leases.max_blocks && self.evict_lease(false) {}
         if self.leases.num_blocks() + num_blocks > self.leases.max_blocks {
             self.blocks.release(&mut table);

@@ -52,6 +52,9 @@ pub(super) fn pack_row(
     }));
     let row_blocks = plan.block_tables.len()..plan.block_tables.len() + blocks.len();
     plan.block_tables.extend_from_slice(blocks);
+    // Before what may come of the row: the log-probabilities take room as well.
+    let prompt_targets = prompt_targets(sequence, context_len, end);
+    let max_new_tokens = sequence.num_acceptable_tokens().max(1);
     plan.rows.push(PlannedRow {
         id: sequence.id,
         query,
@@ -59,14 +62,14 @@ pub(super) fn pack_row(
         context_len: context_len as u32,
         samples,
         num_output_tokens: sequence.num_output_tokens() as u32,
-        // Before what may come of the row: the log-probabilities take room as well.
-        prompt_targets: prompt_targets(sequence, context_len, end),
-        max_new_tokens: sequence.num_acceptable_tokens().max(1),
+        prompt_targets,
+        max_new_tokens,
     });
     sequence.num_computed_tokens = end;
     sequence.ready = false;
     if samples {
         sequence.outstanding = Some(sequence.num_preemptions);
+        sequence.max_new_tokens = max_new_tokens;
     }
 }
 

@@ -11,9 +11,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 
-use super::{stream::Telling, told::Told};
+use super::told::Told;
 use crate::{
     config::StreamArgs,
     error::{Code, Error, Result},
@@ -44,6 +44,9 @@ struct Reserved {
     all: Resumables,
     id: String,
     ring: Arc<Ring<Told>>,
+    /// The reader that asked first. It is attached before its stream is admitted, so that a retry takes over from it and
+    /// not the other way round.
+    reader: Option<Attachment<Told>>,
     admitted: bool,
 }
 
@@ -56,6 +59,12 @@ impl Drop for Reserved {
             self.ring.end(Err(Error::new(Code::Unavailable, why)));
         }
     }
+}
+
+/// Where a request finds its stream.
+enum Place {
+    New(Reserved),
+    Known(Arc<Ring<Told>>),
 }
 
 /// A name that nobody can guess.
@@ -73,47 +82,52 @@ impl Resumables {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a stream, or finds the one that its idempotency key stands for. `admit` is given the stream's id.
+    /// Opens a stream, or finds the one that its idempotency key stands for; one that has failed it stands for no longer.
+    /// `admit` is given the stream's id.
     ///
     /// # Errors
     /// Those of `admit`; `ResourceExhausted` where there are too many; `InvalidArgument` where the key stands for another
     /// request; `DataLoss` where it stands for a stream whose beginning is gone.
-    pub(super) async fn open<F>(&self, key: Option<Key>, admit: impl FnOnce(String) -> F) -> Result<Attachment<Told>>
+    pub(super) async fn open<F, S>(&self, key: Option<Key>, admit: impl FnOnce(String) -> F) -> Result<Attachment<Told>>
     where
-        F: Future<Output = Result<Telling>>,
+        F: Future<Output = Result<S>>,
+        S: Stream<Item = Result<Told>> + Send + Unpin + 'static,
     {
         let mut reserved = match self.reserve(key)? {
-            Ok(reserved) => reserved,
-            Err(ring) => return ring.attach(0),
+            Place::New(reserved) => reserved,
+            Place::Known(ring) => return ring.attach(0),
         };
-        let telling = match admit(reserved.id.clone()).await {
-            Ok(telling) => telling,
+        let events = match admit(reserved.id.clone()).await {
+            Ok(events) => events,
             Err(error) => {
                 reserved.ring.end(Err(error.clone()));
                 return Err(error);
             }
         };
+        let reader = reserved.reader.take().ok_or_else(|| Error::internal("a stream reserved without a reader"))?;
         reserved.admitted = true;
-        let attachment = reserved.ring.attach(0);
         let (all, id, ring) = (self.clone(), reserved.id.clone(), reserved.ring.clone());
         tokio::spawn(async move {
-            pump(telling, &ring, &all.limits).await;
+            pump(events, &ring, &all.limits).await;
             all.streams().remove(&id);
         });
-        attachment
+        Ok(reader)
     }
 
     /// A place for a new stream, or the ring of the one that the key stands for.
-    fn reserve(&self, key: Option<Key>) -> Result<Result<Reserved, Arc<Ring<Told>>>> {
+    fn reserve(&self, key: Option<Key>) -> Result<Place> {
         let mut streams = self.streams();
         if let Some(key) = &key {
-            let same_name = |entry: &&Entry| entry.key.as_ref().is_some_and(|other| other.name == key.name);
-            if let Some(entry) = streams.values().find(same_name) {
-                if entry.key.as_ref() != Some(key) {
+            let same_name = |entry: &&mut Entry| entry.key.as_ref().is_some_and(|other| other.name == key.name);
+            match streams.values_mut().find(same_name) {
+                // A retry is there to get what the first attempt did not; by its id the stream can still be read.
+                Some(entry) if entry.ring.has_failed() => entry.key = None,
+                Some(entry) if entry.key.as_ref() == Some(key) => return Ok(Place::Known(entry.ring.clone())),
+                Some(_) => {
                     let why = "stands for another request than this one";
                     return Err(Error::invalid("options.idempotency_key", why));
                 }
-                return Ok(Err(entry.ring.clone()));
+                None => {}
             }
         }
         if streams.len() >= self.limits.max_resumable_streams {
@@ -128,8 +142,9 @@ impl Resumables {
         }
         let limits = RingLimits { events: self.limits.resume_ring_events, bytes: self.limits.resume_ring_bytes };
         let (id, ring) = (draw_id(), Ring::new(limits));
+        let reader = Some(ring.attach(0)?);
         streams.insert(id.clone(), Entry { ring: ring.clone(), key });
-        Ok(Ok(Reserved { all: self.clone(), id, ring, admitted: false }))
+        Ok(Place::New(Reserved { all: self.clone(), id, ring, reader, admitted: false }))
     }
 
     /// Reads a stream on.
@@ -144,13 +159,16 @@ impl Resumables {
 }
 
 /// Moves a stream's events into its ring, and returns when nobody has read them for the time to live.
-async fn pump(mut telling: Telling, ring: &Arc<Ring<Told>>, limits: &StreamArgs) {
+async fn pump<S>(mut events: S, ring: &Arc<Ring<Told>>, limits: &StreamArgs)
+where
+    S: Stream<Item = Result<Told>> + Unpin,
+{
     let abandoned = ring.abandoned(limits.resume_ttl);
     tokio::pin!(abandoned);
     loop {
         let next = async {
             ring.room().await;
-            telling.next().await
+            events.next().await
         };
         let event = tokio::select! {
             event = next => event,
@@ -168,6 +186,70 @@ async fn pump(mut telling: Telling, ring: &Arc<Ring<Told>>, limits: &StreamArgs)
             }
         }
     }
-    drop(telling);
+    drop(events);
     abandoned.await;
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt, stream};
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::proto::candlewick::v1 as wire;
+
+    fn all() -> Resumables {
+        Resumables::new(StreamArgs::default())
+    }
+
+    fn key() -> Option<Key> {
+        Some(Key { name: "once".into(), request: [7; 32] })
+    }
+
+    /// A stream of so many events, and its end.
+    fn said(n: u32, end: Option<Error>) -> impl Stream<Item = Result<Told>> + Send + Unpin + 'static {
+        let delta = |index| Ok(Told::Delta(wire::Delta { index, ..wire::Delta::default() }));
+        stream::iter((0..n).map(delta).chain(end.map(Err)).collect::<Vec<_>>())
+    }
+
+    /// How many events come, and what ends them.
+    async fn heard(attachment: Attachment<Told>) -> (usize, Option<Code>) {
+        let events: Vec<_> = attachment.events().collect().await;
+        let failed = events.last().and_then(|event| event.as_ref().err().map(|error| error.code));
+        (events.len() - usize::from(failed.is_some()), failed)
+    }
+
+    #[tokio::test]
+    async fn a_retry_that_comes_before_the_first_attempt_is_admitted_takes_over() {
+        let all = all();
+        let (admit, admitted) = oneshot::channel::<()>();
+        let mut first = Box::pin(all.open(key(), |_| async {
+            admitted.await.unwrap();
+            Ok(said(3, None))
+        }));
+        assert!((&mut first).now_or_never().is_none());
+        let never = |_| async { Err::<stream::Empty<_>, _>(Error::internal("a retry is not admitted itself")) };
+        let retry = all.open(key(), never).await.unwrap();
+        admit.send(()).unwrap();
+        let first = first.await.unwrap();
+        assert_eq!(heard(retry).await, (3, None));
+        assert_eq!(heard(first).await, (0, Some(Code::Aborted)));
+    }
+
+    #[tokio::test]
+    async fn a_key_does_not_stand_for_a_stream_that_has_failed() {
+        let all = all();
+        let mut id = String::new();
+        let failed = all.open(key(), |drawn| {
+            id = drawn;
+            async { Ok(said(2, Some(Error::internal("the engine failed")))) }
+        });
+        let failed = failed.await.unwrap();
+        assert_eq!(heard(failed).await, (2, Some(Code::Internal)));
+        let again = all.open(key(), |_| async { Ok(said(5, None)) }).await.unwrap();
+        assert_eq!(heard(again).await, (5, None));
+        assert_eq!(heard(all.resume(&id, 0).unwrap()).await, (2, Some(Code::Internal)), "by its id it is still there");
+        let retry = all.open(key(), |_| async { Ok(said(0, None)) }).await.unwrap();
+        assert_eq!(heard(retry).await, (5, None), "one that went well is repeated");
+    }
 }

@@ -1,6 +1,7 @@
 //! From a request to its events, and from events to a gRPC response stream.
 
 use std::{
+    ops::RangeInclusive,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -18,8 +19,9 @@ use crate::{
     server::events::Events,
 };
 
-/// Longest interval between two heartbeats that a request may ask for.
-const MAX_HEARTBEAT_MS: u32 = 3_600_000;
+/// Shortest and longest interval between two heartbeats that a request may ask for. Each looks at all live requests, to
+/// say what stands before this one.
+const HEARTBEAT_MS: RangeInclusive<u32> = 100..=3_600_000;
 
 /// Has the engine admit a request; what it complains of is named by the wire's paths.
 ///
@@ -69,8 +71,9 @@ impl Teller {
     /// `InvalidArgument` with the field's path.
     pub(super) fn heartbeat(backend: &Backend, options: Option<&wire::RequestOptions>) -> Result<Duration> {
         let asked = options.and_then(|options| options.heartbeat_interval_ms);
-        if let Some(ms) = asked.filter(|&ms| ms > MAX_HEARTBEAT_MS) {
-            let why = format!("is {ms}, at most {MAX_HEARTBEAT_MS} are allowed");
+        if let Some(ms) = asked.filter(|ms| *ms != 0 && !HEARTBEAT_MS.contains(ms)) {
+            let (least, most) = HEARTBEAT_MS.into_inner();
+            let why = format!("is {ms}, must be 0 for none, or from {least} to {most}");
             return Err(Error::invalid("options.heartbeat_interval_ms", why));
         }
         let ms = asked.map_or(backend.streams.heartbeat_interval_ms as u64, u64::from);

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use candlewick::{config::EngineConfig, proto::candlewick::v1::QuoteRequest};
+use tokio::task::JoinSet;
 use tonic::{Code, Request};
 use tonic_types::StatusExt;
 
-use super::{Server, config, ids, options, prompt_of, read, request};
+use super::{Server, config, ids, options, prompt_of, read, request, soon};
 
 fn quote(prompt: &[u32]) -> QuoteRequest {
     QuoteRequest { prompt: prompt_of(prompt), options: Some(options(5)), ..QuoteRequest::default() }
@@ -100,4 +101,37 @@ async fn a_full_queue_says_when_a_place_should_be_free() {
     for stream in streams {
         assert_eq!(read(stream).await.token_ids().len(), 5);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quotes_are_bounded_in_number() {
+    let (server, gate) = Server::hung(config(), 0).await;
+    let mut client = server.generation().await;
+    let stream = client.generate_stream(request(&ids(1, 5), 5)).await.unwrap().into_inner();
+    // What the cache has, the engine says when it no longer hangs; until then each quote keeps its place.
+    let mut quotes = JoinSet::new();
+    let ask = |quotes: &mut JoinSet<_>| {
+        let mut client = client.clone();
+        quotes.spawn(async move { client.quote(quote(&ids(2, 5))).await });
+    };
+    (0..65).for_each(|_| ask(&mut quotes));
+    let refused = async {
+        loop {
+            match quotes.join_next().await.unwrap().unwrap() {
+                // Before the engine hung.
+                Ok(_) => ask(&mut quotes),
+                Err(status) => break status,
+            }
+        }
+    };
+    let refused = soon("one too many is refused", refused).await;
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.get_details_retry_info().is_some());
+    gate.open();
+    assert_eq!(quotes.len(), 64);
+    while let Some(quote) = quotes.join_next().await {
+        assert_eq!(quote.unwrap().unwrap().into_inner().prompt_tokens, 5);
+    }
+    assert_eq!(read(stream).await.token_ids().len(), 5);
+    client.quote(quote(&ids(3, 5))).await.unwrap();
 }

@@ -228,7 +228,7 @@ async fn a_stream_that_waits_or_prefills_says_how_far_it_is() {
     for k in 0..3 {
         // 64 tokens a step: the first hangs in the second half of its prompt.
         let mut request = request(&ids(k, 100), 3);
-        request.options.as_mut().unwrap().heartbeat_interval_ms = Some(5);
+        request.options.as_mut().unwrap().heartbeat_interval_ms = Some(100);
         streams.push(client.generate_stream(request).await.unwrap().into_inner());
         until("the engine has it", || server.engine.num_live() as u32 == k + 1).await;
     }
@@ -264,6 +264,23 @@ async fn a_stream_that_waits_or_prefills_says_how_far_it_is() {
             }
         }
         assert_eq!(tokens, expected(&ids(k, 100), 3));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heartbeats_that_would_do_nothing_else_are_refused() {
+    let server = server(StreamArgs::default()).await;
+    let mut client = server.generation().await;
+    for (ms, is_fine) in [(0, true), (1, false), (99, false), (100, true), (3_600_000, true), (3_600_001, false)] {
+        let mut request = request(&ids(1, 5), 2);
+        request.options.as_mut().unwrap().heartbeat_interval_ms = Some(ms);
+        match client.generate_stream(request).await {
+            Ok(stream) => assert!(is_fine && read(stream.into_inner()).await.finished.is_some(), "{ms}"),
+            Err(refused) => {
+                let field = refused.get_error_details().bad_request().unwrap().field_violations[0].field.clone();
+                assert_eq!((field.as_str(), is_fine), ("options.heartbeat_interval_ms", false), "{ms}");
+            }
+        }
     }
 }
 

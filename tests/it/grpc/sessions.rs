@@ -2,18 +2,20 @@
 
 use candlewick::{
     config::{EngineConfig, StreamArgs},
+    engine::Health,
     proto::candlewick::v1::{
         Ack, CancelTurn, CloseSession, ContextPolicy, EditTurn, FinishReason, Fork, Grant, Lease, Opened,
-        RequestOptions, Rewind, SamplingParams, SessionError, SessionOpen, SessionRequest, SessionResponse, TurnDone,
-        UserTurn, chat_client::ChatClient, session_request::Event as Say, session_response::Event as Told,
+        RequestOptions, Rewind, SamplingParams, SessionError, SessionOpen, SessionRequest, SessionResponse,
+        StopStrings, TokenizeRequest, TurnDone, UserTurn, chat_client::ChatClient, finish::Matched,
+        session_request::Event as Say, session_response::Event as Told, tokens_client::TokensClient,
     },
 };
 use futures::channel::mpsc;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status, Streaming, transport::Channel};
 
 use super::{
     Server, config, ids, read, request, soon,
-    text::{continued, server, server_with},
+    text::{continued, server, server_that_hangs, server_with},
     until,
 };
 
@@ -34,10 +36,14 @@ impl Talk {
     }
 
     async fn connect(server: &Server, open: SessionOpen) -> Self {
+        Self::on(server.channel().await, open).await
+    }
+
+    async fn on(channel: Channel, open: SessionOpen) -> Self {
         let (say, said) = mpsc::unbounded();
         let seq = open.after_seq.unwrap_or(0);
         say.unbounded_send(SessionRequest { event: Some(Say::Open(open)) }).unwrap();
-        let mut client = ChatClient::new(server.channel().await);
+        let mut client = ChatClient::new(channel);
         let hear = soon("headers", client.session(said)).await.unwrap().into_inner();
         Self { say, hear, seq }
     }
@@ -302,6 +308,123 @@ async fn a_running_turn_can_be_edited() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_stop_string_in_what_was_held_back_for_an_old_one_ends_the_turn() {
+    let server = server().await;
+    let whole = continued("<user>Hi<assistant>", 100);
+    let (mut talk, _) = Talk::open(&server, SessionOpen { credits: Some(6), ..SessionOpen::default() }).await;
+    // From the third character on all could be its beginning.
+    let stop = vec![format!("{}never", &whole[2..6])];
+    let sampling = Some(SamplingParams { max_tokens: Some(100), stop, ..SamplingParams::default() });
+    talk.say(Say::User(UserTurn { content: "Hi".into(), sampling, ..UserTurn::default() }));
+    let (mut said, mut tokens) = (String::new(), 0);
+    while tokens < 6 {
+        if let Told::Delta(delta) = talk.next().await {
+            said += &delta.text;
+            tokens += delta.token_ids.len();
+        }
+    }
+    assert_eq!(said, whole[..2], "the rest is held back");
+    let stop = whole[3..5].to_owned();
+    talk.say(Say::Edit(EditTurn { stop: Some(StopStrings { stop: vec![stop.clone()] }), ..EditTurn::default() }));
+    talk.say(Say::Grant(Grant { tokens: 1000 }));
+    let (rest, done) = talk.turn_done().await;
+    assert_eq!(said + &rest, whole[..3]);
+    let finish = done.finish.unwrap();
+    assert_eq!((finish.reason(), finish.matched), (FinishReason::Stop, Some(Matched::Stop(stop))));
+    assert_eq!(done.usage.unwrap().completion_tokens, 6, "what came after it does not count");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_stop_strings_hold_nothing_back_that_is_not_theirs() {
+    let server = server().await;
+    let whole = continued("<user>Hi<assistant>", 20);
+    let (mut talk, _) = Talk::open(&server, SessionOpen { credits: Some(6), ..SessionOpen::default() }).await;
+    let sampling = Some(SamplingParams {
+        max_tokens: Some(20),
+        stop: vec![format!("{}never", &whole[2..6])],
+        ..SamplingParams::default()
+    });
+    talk.say(Say::User(UserTurn { content: "Hi".into(), sampling, ..UserTurn::default() }));
+    let (mut said, mut tokens) = (String::new(), 0);
+    while tokens < 6 {
+        if let Told::Delta(delta) = talk.next().await {
+            said += &delta.text;
+            tokens += delta.token_ids.len();
+        }
+    }
+    let stop = StopStrings { stop: vec!["\u{1}never".into()] };
+    talk.say(Say::Edit(EditTurn { stop: Some(stop), ..EditTurn::default() }));
+    talk.say(Say::Grant(Grant { tokens: 1000 }));
+    let (rest, done) = talk.turn_done().await;
+    assert_eq!((said + &rest, done.finish.unwrap().reason()), (whole, FinishReason::Length));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_is_let_go_though_its_old_connection_is_found_dead_later() {
+    let (server, gate) = server_that_hangs(0).await;
+    // Frames of one connection are read in order: what was sent before a call that was answered has arrived.
+    let arrived = async |channel: &Channel| {
+        let request = TokenizeRequest { text: "x".into(), ..TokenizeRequest::default() };
+        TokensClient::new(channel.clone()).tokenize(request).await.unwrap();
+    };
+    let (before, after) = (server.channel().await, server.channel().await);
+    let mut old = Talk::on(before.clone(), SessionOpen::default()).await;
+    let Told::Opened(opened) = old.next().await else { panic!("a session was opened") };
+    let mut new = Talk::on(after.clone(), come_back(&opened, old.seq)).await;
+    new.user("Hi", 5);
+    assert!(matches!(new.next().await, Told::TurnStarted(_)));
+    new.say.close_channel();
+    arrived(&after).await;
+    drop(old);
+    arrived(&before).await;
+    gate.open();
+    let (said, _) = new.turn_done().await;
+    assert_eq!(said, continued("<user>Hi<assistant>", 5));
+    assert!(new.heard().await.unwrap().is_none(), "nothing is under way, and nothing more is said");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_goes_down_with_the_server_as_soon_as_no_turn_is_under_way() {
+    let (server, gate) = server_that_hangs(3).await;
+    let (mut idle, _) = Talk::open(&server, SessionOpen::default()).await;
+    let (mut busy, _) = Talk::open(&server, SessionOpen::default()).await;
+    let (_says_nothing, said) = mpsc::unbounded::<SessionRequest>();
+    let mut silent = ChatClient::new(server.channel().await).session(said).await.unwrap().into_inner();
+    busy.user("Hi", 20);
+    assert!(matches!(busy.next().await, Told::TurnStarted(_)));
+    let mut health = server.engine.health();
+    let served = server.shut_down();
+    soon("health turns", health.wait_for(|health| *health == Health::Draining)).await.unwrap();
+    gate.open();
+    let (said, _) = busy.turn_done().await;
+    assert_eq!(said, continued("<user>Hi<assistant>", 20), "the turn came to its end");
+    for talk in [&mut idle, &mut busy] {
+        assert_eq!(talk.heard().await.unwrap_err().code(), Code::Unavailable);
+    }
+    assert_eq!(soon("its end", silent.message()).await.unwrap_err().code(), Code::Unavailable);
+    soon("the server ends, well before its drain timeout", served).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_that_can_never_fit_are_the_requests_fault_and_not_the_contexts() {
+    let limits = EngineConfig { max_model_len: 160, ..config() };
+    let server = server_with(None, limits, StreamArgs::default()).await;
+    for policy in [ContextPolicy::Refuse, ContextPolicy::DropOldest] {
+        let open = SessionOpen { context_policy: Some(policy.into()), ..SessionOpen::default() };
+        let (mut talk, _) = Talk::open(&server, open).await;
+        talk.turn("Hi", 5).await;
+        for max_tokens in [0, 160, u32::MAX] {
+            talk.user("More", max_tokens);
+            let error = talk.error().await;
+            assert_eq!(error.code, Code::InvalidArgument as i32, "{error:?}");
+            assert_eq!(error.fields[0].field, "sampling.max_tokens");
+        }
+        let (_, done) = talk.turn("More", 5).await;
+        assert_eq!((done.turn_index, done.forgotten_turns), (1, 0), "nothing was forgotten");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_context_is_refused_or_the_oldest_turns_are_forgotten() {
     let limits = EngineConfig { max_model_len: 160, ..config() };
     let server = server_with(None, limits, StreamArgs::default()).await;
@@ -364,6 +487,11 @@ async fn sessions_are_bounded_in_number_and_bytes() {
     assert_eq!(refused.code(), Code::ResourceExhausted);
     talk.user(&"x".repeat(600), 5);
     assert_eq!(talk.error().await.code, Code::ResourceExhausted as i32);
+    for (length, code) in [(250, Code::ResourceExhausted), (257, Code::InvalidArgument)] {
+        let (content, name) = ("x".repeat(200), Some("n".repeat(length)));
+        talk.say(Say::User(UserTurn { content, name, ..UserTurn::default() }));
+        assert_eq!(talk.error().await.code, code as i32, "a name of {length} bytes");
+    }
     talk.say(Say::Fork(Fork::default()));
     assert_eq!(talk.error().await.code, Code::ResourceExhausted as i32);
     let (said, _) = talk.turn("Hi", 5).await;

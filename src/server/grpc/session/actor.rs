@@ -16,7 +16,7 @@ use super::super::{
     told::Told as Heard,
 };
 use super::{
-    Place,
+    Place, going_down,
     open::{self, Opened, TURN_PATHS},
     turn::Running,
 };
@@ -24,7 +24,11 @@ use crate::{
     engine::{LeaseState, Session, SlowReader, StreamEdit, Turn, scheduler::Edit},
     error::{Code, Error, Result},
     proto::candlewick::v1::{self as wire, session_request::Event as Asked, session_response::Event as Told},
-    server::{backend::request_id, events::Events, ring::Ring},
+    server::{
+        backend::{name, request_id},
+        events::Events,
+        ring::Ring,
+    },
     text::{ChatMessage, Role},
 };
 
@@ -157,6 +161,14 @@ impl Actor {
 
     async fn wake(&mut self) -> Woken {
         let Self { commands, running, ring, lease, backend, ttl, .. } = self;
+        let (closing, is_idle) = (backend.closing.clone(), running.is_none());
+        let ends = async {
+            match is_idle {
+                // Nothing is left to finish: who still listens would only hold up the end.
+                true => closing.leaving().await,
+                false => closing.cut().await,
+            }
+        };
         let turn = async {
             match running {
                 Some(running) => {
@@ -168,10 +180,7 @@ impl Actor {
         };
         tokio::select! {
             biased;
-            () = backend.closing.clone().cut() => {
-                let why = "the server shut down: open a session with another one";
-                Woken::End(Some(Error::new(Code::Unavailable, why)))
-            }
+            () = ends => Woken::End(Some(going_down())),
             command = commands.recv() => command.map_or(Woken::End(None), Woken::Command),
             Ok(()) = lease.changed() => Woken::Lease,
             event = turn => Woken::Turn(event),
@@ -183,7 +192,8 @@ impl Actor {
         let event = match command {
             Command::Asked(event) => *event,
             Command::NothingMore(reader) => {
-                self.nothing_more = Some(reader);
+                // An older connection may be found dead after a newer one has said all.
+                self.nothing_more = self.nothing_more.max(Some(reader));
                 return;
             }
         };
@@ -212,7 +222,8 @@ impl Actor {
     }
 
     async fn user(&mut self, user: wire::UserTurn) -> Result<()> {
-        let message = ChatMessage { name: user.name, ..ChatMessage::new(Role::User, user.content) };
+        let name = user.name.map(|given| name("name", given)).transpose()?;
+        let message = ChatMessage { name, ..ChatMessage::new(Role::User, user.content) };
         let timeout = user.timeout_ms.map(Duration::from_millis);
         let (sampling, priority, request_id) = (user.sampling, user.priority, user.request_id);
         self.begin(Ask { messages: vec![message], sampling, priority, request_id, timeout }).await
@@ -229,7 +240,7 @@ impl Actor {
         }
         let is_last = open.len() == 1;
         let message = ChatMessage {
-            name: result.name,
+            name: result.name.map(|given| name("tool_result.name", given)).transpose()?,
             tool_call_id: Some(result.tool_call_id),
             ..ChatMessage::new(Role::Tool, result.content)
         };

@@ -123,14 +123,22 @@ impl Sessions {
     }
 }
 
-/// Hands what a client says to its session, as long as it says something.
+/// How everything ends that has nothing under way when the server goes down.
+fn going_down() -> Error {
+    Error::new(Code::Unavailable, "the server shut down: open a session with another one")
+}
+
+/// Hands what a client says to its session, as long as it says something and the session lasts.
 async fn listen(
     sessions: Sessions,
     backend: Backend,
     mut inbound: Streaming<SessionRequest>,
     opened: oneshot::Sender<Result<Attachment<Told>>>,
 ) {
-    let first = timeout(FIRST_WORD, inbound.message()).await;
+    let first = tokio::select! {
+        first = timeout(FIRST_WORD, inbound.message()) => first,
+        () = backend.closing.clone().leaving() => return drop(opened.send(Err(going_down()))),
+    };
     let open = match first {
         Ok(Ok(Some(SessionRequest { event: Some(Asked::Open(open)) }))) => Ok(open),
         Ok(Ok(_)) => Err(Error::invalid("open", "must be the first event of a session")),
@@ -151,7 +159,13 @@ async fn listen(
         },
         Err(error) => return drop(opened.send(Err(error))),
     };
-    while let Ok(Some(request)) = inbound.message().await {
+    loop {
+        let request = tokio::select! {
+            request = inbound.message() => request,
+            // The session is over. A client that goes on holding the line would hold up the server's end as well.
+            () = handle.commands.closed() => return,
+        };
+        let Ok(Some(request)) = request else { break };
         let Some(event) = request.event else { continue };
         if handle.commands.send(Command::Asked(Box::new(event))).await.is_err() {
             return;

@@ -94,7 +94,8 @@ impl Running {
             receipt: finished.receipt,
             message: Some(self.message.clone()),
             cancelled: cancelled.then_some(true),
-            forgotten_turns: u32::try_from(self.start.forgotten_turns).unwrap_or(u32::MAX),
+            // Of a turn that is undone they are known again.
+            forgotten_turns: if undone { 0 } else { u32::try_from(self.start.forgotten_turns).unwrap_or(u32::MAX) },
             undone: undone.then_some(true),
         };
         Ok((chat_convert::turn(0, self.message)?, self.output, done))
