@@ -18,7 +18,9 @@ use clap::{ArgAction, Args, Command, ValueEnum, builder::FalseyValueParser};
 pub use self::browsers::{AllowedOrigins, BrowserArgs};
 pub use self::resolve::{MachineFacts, ModelFacts, resolve};
 pub use self::streams::StreamArgs;
+pub(crate) use self::values::instruction_set;
 use self::values::{count, number_with_unit, seconds};
+use crate::kernels::machine::InstructionSet;
 
 /// Limits of one engine, resolved: every field is in force as it stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -167,25 +169,6 @@ pub enum DeviceKind {
     Metal,
 }
 
-/// Instructions that the CPU's kernels are made of. All give the same bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum InstructionSet {
-    /// What every CPU of this architecture has.
-    Baseline,
-    /// AVX2, FMA and F16C.
-    #[value(name = "avx2")]
-    Avx2,
-    /// AVX-512 F, BW, DQ and VL.
-    #[value(name = "avx512")]
-    Avx512,
-    /// Those, and products of bytes.
-    #[value(name = "avx512-vnni")]
-    Avx512Vnni,
-    /// Those, and AMX tiles.
-    #[value(name = "amx")]
-    Amx,
-}
-
 /// Which model, and how it is loaded.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Model")]
@@ -211,7 +194,7 @@ pub struct ModelArgs {
     #[arg(long, value_name = "N", value_parser = count(1, 4096))]
     pub threads: Option<usize>,
     /// Instructions to compute with on the CPU; the best that it has if left out.
-    #[arg(long, value_enum, value_name = "SET")]
+    #[arg(long, value_name = "SET", value_parser = instruction_set())]
     pub instruction_set: Option<InstructionSet>,
     /// Chat template to use instead of the model's own: a Jinja file.
     #[arg(long, value_name = "FILE")]

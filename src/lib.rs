@@ -12,6 +12,7 @@
 //! Imports go one way; `tests/it/house.rs` holds the edges:
 //! base ([`error`], [`ids`], [`params`], [`config`], [`proto`], [`telemetry`]) ← [`kernels`] ← [`weights`] ← [`layers`] ←
 //! [`arch`]; base ← [`text`]; base, kernels ← [`sampling`]; all of these ← [`engine`] ← [`server`] ← [`cli`].
+//! [`error`], [`ids`] and [`kernels`] are a crate of their own, `crates/compute`.
 //! [`convert`] writes model files, out of what [`arch`], [`text`] and those before them read.
 
 pub mod arch;
@@ -19,9 +20,6 @@ pub mod cli;
 pub mod config;
 pub mod convert;
 pub mod engine;
-pub mod error;
-pub mod ids;
-pub mod kernels;
 pub mod layers;
 pub mod params;
 pub mod proto;
@@ -30,3 +28,5 @@ pub mod server;
 pub mod telemetry;
 pub mod text;
 pub mod weights;
+
+pub use candlewick_compute::{error, ids, kernels};

@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 
 use super::{Stop, machine};
 use crate::{
-    config::InstructionSet,
+    config,
     error::Result,
     kernels::{
         linear::format::WeightFormat,
-        machine::{Limits, instruction_set, instruction_sets, limits, use_instructions},
+        machine::{InstructionSet, Limits, instruction_set, instruction_sets, limits, use_instructions},
         pool::Pool,
         probe::{LinearRates, linear_rates},
     },
@@ -29,7 +29,7 @@ pub(super) struct DoctorArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     threads: Option<u32>,
     /// Instructions to compute with; the best that the CPU has if left out.
-    #[arg(long, value_enum, value_name = "SET")]
+    #[arg(long, value_name = "SET", value_parser = config::instruction_set())]
     instruction_set: Option<InstructionSet>,
     /// Print one JSON object instead of a table.
     #[arg(long)]

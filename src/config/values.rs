@@ -2,11 +2,22 @@
 
 use std::time::Duration;
 
-use clap::builder::RangedU64ValueParser;
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
+
+use crate::kernels::machine::InstructionSet;
 
 /// A count within bounds.
 pub(super) fn count(least: u64, most: u64) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(least..=most)
+}
+
+/// The name of an instruction set.
+pub(crate) fn instruction_set() -> impl TypedValueParser<Value = InstructionSet> {
+    let names = PossibleValuesParser::new(InstructionSet::NAMES.map(|(_, name)| name));
+    names.map(|given| {
+        let named = InstructionSet::NAMES.into_iter().find(|(_, name)| *name == given);
+        named.map_or(InstructionSet::Baseline, |(set, _)| set)
+    })
 }
 
 /// A number with an optional unit, as vLLM reads them: `k m g t` are powers of 1000, `K M G T` of 1024.

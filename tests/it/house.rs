@@ -12,7 +12,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("error", BASE),
     ("ids", BASE),
     ("params", BASE),
-    ("config", BASE),
+    ("config", &["base", "kernels/machine"]),
     ("telemetry", BASE),
     ("proto", &[]),
     ("kernels", BASE),
@@ -93,15 +93,18 @@ fn sources() -> Vec<(String, String)> {
             }
         }
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    walk(&root, &mut files);
-    files.sort();
-    let module = |path: &PathBuf| {
-        let path = path.strip_prefix(&root).unwrap().with_extension("");
+    let module = |root: &Path, path: &PathBuf| {
+        let path = path.strip_prefix(root).unwrap().with_extension("");
         path.to_string_lossy().trim_end_matches("/mod").to_owned()
     };
-    files.iter().map(|path| (module(path), fs::read_to_string(path).unwrap())).collect()
+    let mut sources = Vec::new();
+    for root in ["src", "crates/compute/src"].map(|root| Path::new(env!("CARGO_MANIFEST_DIR")).join(root)) {
+        let mut files = Vec::new();
+        walk(&root, &mut files);
+        files.sort();
+        sources.extend(files.iter().map(|path| (module(&root, path), fs::read_to_string(path).unwrap())));
+    }
+    sources
 }
 
 fn is_under(module: &str, place: &str) -> bool {

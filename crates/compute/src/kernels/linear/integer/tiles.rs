@@ -1,0 +1,270 @@
+//! Products of bytes with Intel's tiles.
+//!
+//! A weight times its group's factor has 16 bits: a signed high byte and a low one without a sign, which are tiles of their
+//! own, so that tiles sum a superblock. A superblock of a pair of panels is made such tiles, which stay in the first-level
+//! cache, and all tiles of rows are taken over them, with the sums put aside in between; meanwhile the next superblock's
+//! weights are asked for. While tiles take a product, vectors add what the last one gave.
+
+use std::{cell::Cell, ops::Range};
+
+use super::{
+    super::{
+        outputs::Outputs,
+        packed::{PAIR, PANEL_GROUP, Panels},
+        panel::{QUADS, Quantized, STEP, SUPER_STEPS},
+    },
+    inputs::{Line, PART, PARTS, Rows},
+};
+use crate::kernels::simd::{
+    LANES, Simd,
+    amx::{Sums, TILE_ROWS, Tile},
+    amx_integers::{Bytes, IntegerSums, IntegerTileKernel, IntegerTiles},
+    avx512::Avx512,
+};
+
+/// Rows a tile.
+pub(super) const HEIGHT: usize = TILE_ROWS;
+/// Bytes of rows that stay in the second-level cache while the weights pass by.
+const ROW_BLOCK_BYTES: usize = 1024 * 1024;
+/// Most tiles of rows a block.
+const ROW_BLOCK_TILES: usize = 64;
+/// Most tiles of rows that leave the asking for weights to their unpacking.
+const FEW_TILES: usize = 2;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+thread_local! {
+    /// Where the last sums were put aside, for the next: `[row tile][panel]`.
+    static SUMS: Cell<Vec<[Sums; PAIR]>> = const { Cell::new(Vec::new()) };
+}
+
+/// Some groups of panels, all rows.
+pub(super) struct Task<'a, F: Quantized> {
+    pub(super) rows: &'a Rows,
+    pub(super) panels: Panels<'a, F>,
+    pub(super) groups: Range<usize>,
+    pub(super) out: &'a Outputs<'a>,
+}
+
+/// A superblock of a panel as it is multiplied.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Chunk {
+    /// High and low bytes.
+    weights: [[Bytes; 2]; PARTS],
+    /// Each step's factors of minima in bfloat16, twice, then zeros.
+    min_factors: Tile,
+    units: [f32; LANES],
+    minus_min_units: [f32; LANES],
+}
+
+/// What a product gives before it is added: sums of high and of low bytes, and of minima.
+#[repr(C, align(64))]
+struct Product {
+    sums: [IntegerSums; 2],
+    minima: Sums,
+}
+
+impl Chunk {
+    const ZERO: Self = Self {
+        weights: [[Bytes::ZERO; 2]; PARTS],
+        min_factors: Tile::ZERO,
+        units: [0.0; LANES],
+        minus_min_units: [0.0; LANES],
+    };
+
+    /// Takes a superblock of a panel. Behind its last step stays what was there: zeros are multiplied with that.
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
+    fn fill<F: Quantized>(
+        &mut self,
+        simd: Avx512,
+        (head, steps): (&F::Head, &[F::Step]),
+        panel: usize,
+        ahead: &mut Ahead,
+    ) {
+        simd.store(F::units(simd, head, panel), &mut self.units);
+        for (index, step) in steps.iter().enumerate() {
+            let weights = F::unsigned(simd, step, panel);
+            let [high, low] = &mut self.weights[index / (SUPER_STEPS / PARTS)];
+            let first = index % (SUPER_STEPS / PARTS) * QUADS;
+            for group in 0..const { STEP / F::GROUP } {
+                let factors = F::factors(simd, head, panel, index, group);
+                for k in group * const { F::GROUP / 4 }..(group + 1) * const { F::GROUP / 4 } {
+                    let weights = simd.sub_bytes(weights[k], F::OFFSET);
+                    simd.store_products(weights, factors, &mut high.0[first + k], &mut low.0[first + k]);
+                }
+            }
+            ahead.ask(simd);
+        }
+        if const { F::HAS_MINS } {
+            let minus = simd.sub(simd.zero(), F::min_units(simd, head, panel));
+            simd.store(minus, &mut self.minus_min_units);
+            for step in 0..SUPER_STEPS {
+                // So few bits that their bfloat16 is the upper half of the float.
+                let factors = simd.as_integers(simd.to_f32(F::min_factors(simd, head, panel, step)));
+                let twice = simd.or(factors, simd.shr::<16>(factors));
+                simd.store(simd.as_floats(twice), bytemuck::cast_mut(&mut self.min_factors.0[step]));
+            }
+        }
+    }
+}
+
+impl Product {
+    const ZERO: Self = Self { sums: [IntegerSums::ZERO; 2], minima: Sums::ZERO };
+
+    /// Adds some of sixteen rows to the sums, as [`super::vector`] does.
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
+    fn add<F: Quantized>(
+        &self,
+        simd: Avx512,
+        chunk: &Chunk,
+        scales: &[f32; HEIGHT],
+        rows: Range<usize>,
+        sums: &mut Sums,
+    ) {
+        let (units, minus) = (simd.load(&chunk.units), simd.load(&chunk.minus_min_units));
+        let [high, low] = &self.sums;
+        for r in rows {
+            let [high, low] = [&high.0[r], &low.0[r]].map(|lanes| bytemuck::cast_ref::<_, [f32; LANES]>(lanes));
+            let [high, low] = [simd.as_integers(simd.load(high)), simd.as_integers(simd.load(low))];
+            let mut product = simd.mul(simd.to_f32(simd.add_integers(simd.shl::<8>(high), low)), units);
+            if const { F::HAS_MINS } {
+                product = simd.fma(simd.load(&self.minima.0[r]), minus, product);
+            }
+            simd.store(simd.fma(product, simd.splat(scales[r]), simd.load(&sums.0[r])), &mut sums.0[r]);
+        }
+    }
+}
+
+/// What is to be asked for, in equal parts.
+struct Ahead {
+    next: *const u8,
+    end: *const u8,
+    lines: usize,
+}
+
+impl Ahead {
+    /// So many bytes from an address on, in so many parts.
+    fn new(from: *const u8, bytes: usize, parts: usize) -> Self {
+        let lines = bytes.div_ceil(LINE).div_ceil(parts.max(1));
+        Self { next: from, end: from.wrapping_add(if parts > 0 { bytes } else { 0 }), lines }
+    }
+
+    #[inline(always)]
+    fn ask(&mut self, simd: Avx512) {
+        if self.next < self.end {
+            for _ in 0..self.lines {
+                simd.prefetch_far_line(self.next);
+                self.next = self.next.wrapping_add(LINE);
+            }
+        }
+    }
+}
+
+impl<F: Quantized> IntegerTileKernel for Task<'_, F> {
+    fn rows(&self) -> usize {
+        self.rows.count
+    }
+
+    #[inline(always)]
+    fn run(self, simd: Avx512, tiles: &mut IntegerTiles) {
+        let tile_bytes = self.rows.superblocks() * HEIGHT * PARTS * PART;
+        let count = self.rows.tiles();
+        let most = (ROW_BLOCK_BYTES / tile_bytes.max(1)).clamp(1, ROW_BLOCK_TILES);
+        // Blocks of about the same size.
+        let block = count.div_ceil(count.div_ceil(most).max(1)).max(1);
+        let mut sums = SUMS.take();
+        sums.resize(sums.len().max(count.min(block)), [Sums::ZERO; PAIR]);
+        let mut chunks = [Chunk::ZERO; PAIR];
+        for first in (0..count).step_by(block) {
+            for pair in self.groups.start * PANEL_GROUP / PAIR..self.groups.end * PANEL_GROUP / PAIR {
+                self.pair(simd, tiles, pair, first..count.min(first + block), &mut chunks, &mut sums);
+            }
+        }
+        SUMS.set(sums);
+    }
+}
+
+impl<F: Quantized> Task<'_, F> {
+    /// Some tiles of rows over a pair of panels.
+    #[inline(always)]
+    fn pair(
+        &self,
+        simd: Avx512,
+        tiles: &mut IntegerTiles,
+        pair: usize,
+        rows: Range<usize>,
+        chunks: &mut [Chunk; PAIR],
+        sums: &mut [[Sums; PAIR]],
+    ) {
+        let panels = self.panels.pair(pair);
+        sums[..rows.len()].fill([Sums::ZERO; PAIR]);
+        for (index, (head, steps)) in panels.heads.iter().zip(panels.steps.chunks(SUPER_STEPS)).enumerate() {
+            let next = steps.as_ptr_range().end.cast();
+            let (fills, products) =
+                if rows.len() <= FEW_TILES { (PAIR * steps.len(), 0) } else { (0, rows.len() * PAIR * PARTS) };
+            let mut ahead = Ahead::new(next, size_of_val(steps), fills);
+            for (panel, chunk) in chunks.iter_mut().enumerate() {
+                chunk.fill::<F>(simd, (head, steps), panel, &mut ahead);
+            }
+            let ahead = Ahead::new(next, size_of_val(steps), products);
+            let parts = steps.len().div_ceil(SUPER_STEPS / PARTS);
+            self.superblock(simd, tiles, (index, parts), rows.clone(), chunks, sums, ahead);
+        }
+        for (tile, sums) in rows.zip(sums.iter()) {
+            self.out.store_pair(simd, self.rows.rows_of(tile), pair * PAIR, sums.each_ref().map(|sums| &sums.0));
+        }
+    }
+
+    /// Some tiles of rows over a superblock, each product's sums added while the next one is taken.
+    #[inline(always)]
+    fn superblock(
+        &self,
+        simd: Avx512,
+        tiles: &mut IntegerTiles,
+        (index, parts): (usize, usize),
+        rows: Range<usize>,
+        chunks: &[Chunk; PAIR],
+        sums: &mut [[Sums; PAIR]],
+        mut ahead: Ahead,
+    ) {
+        let mut products = [Product::ZERO, Product::ZERO];
+        let count = rows.len() * PAIR;
+        for product in 0..=count {
+            let [even, odd] = &mut products;
+            let (to, from) = if product % 2 == 0 { (even, odd) } else { (odd, even) };
+            let next = (product < count).then(|| (rows.start + product / PAIR, &chunks[product % PAIR]));
+            if next.is_some() {
+                tiles.begin(product % 2 == 1);
+            }
+            let before = product.checked_sub(1);
+            for part in 0..PARTS {
+                if let Some((tile, chunk)) = next.filter(|_| part < parts) {
+                    let x = self.rows.superblock::<HEIGHT>(tile, index).bytes;
+                    tiles.add(product % 2 == 1, lines(&x[part]), &chunk.weights[part]);
+                }
+                if let Some(before) = before {
+                    let (tile, panel) = (before / PAIR, before % PAIR);
+                    let scales = self.rows.superblock::<HEIGHT>(rows.start + tile, index).scales;
+                    let some = part * (HEIGHT / PARTS)..(part + 1) * (HEIGHT / PARTS);
+                    from.add::<F>(simd, &chunks[panel], scales, some, &mut sums[tile][panel]);
+                }
+                ahead.ask(simd);
+            }
+            if let Some((tile, chunk)) = next {
+                if const { F::HAS_MINS } {
+                    let x = self.rows.halves::<HEIGHT>(tile, index);
+                    tiles.minima(lines(x), &chunk.min_factors, &mut to.minima);
+                }
+                tiles.end(product % 2 == 1, &mut to.sums);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn lines(rows: &[Line; HEIGHT]) -> &[[u8; PART]; HEIGHT] {
+    bytemuck::cast_ref(rows)
+}

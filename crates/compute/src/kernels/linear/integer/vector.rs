@@ -1,0 +1,205 @@
+//! Products of bytes with vectors.
+//!
+//! A pass takes a few rows over some pairs of panels from the first input to the last, sums staying in registers. One row
+//! reads four pairs in turn, because memory gives most to several streams.
+
+use std::ops::Range;
+
+use super::{
+    super::{
+        outputs::Outputs,
+        packed::{PAIR, PANEL_GROUP, Pair, Panels},
+        panel::{QUADS, Quantized, STEP, SUPER_STEPS},
+    },
+    inputs::{Line, PART, PARTS, Rows, Superblock},
+};
+use crate::kernels::simd::{
+    LANES, Level, Simd,
+    integers::{IntegerKernel, Integers},
+};
+
+/// Heights that passes are compiled for where many sums stay in registers, and elsewhere.
+const HEIGHTS: [&[usize]; 2] = [&[1, 2, 4, 8], &[1, 4]];
+/// Sums in registers that are many.
+const MANY_SUMS: usize = 24;
+/// Bytes of rows that stay in the second-level cache while the weights pass by.
+const ROW_BLOCK_BYTES: usize = 1024 * 1024;
+/// How far ahead of a pass its weights are asked for.
+const PREFETCH_BYTES: usize = 3072;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Rows a tile, if there are so many.
+pub(super) fn height(level: Level, rows: usize) -> usize {
+    let heights = HEIGHTS[usize::from(level.sums() < MANY_SUMS)];
+    heights.iter().copied().find(|&height| height >= rows).unwrap_or(heights[heights.len() - 1])
+}
+
+/// Some groups of panels, all rows.
+pub(super) struct Task<'a, F: Quantized> {
+    pub(super) rows: &'a Rows,
+    pub(super) panels: Panels<'a, F>,
+    pub(super) groups: Range<usize>,
+    pub(super) out: &'a Outputs<'a>,
+}
+
+impl<F: Quantized> IntegerKernel for Task<'_, F> {
+    #[inline(always)]
+    fn run<D: Integers>(self, integers: D) {
+        // A height that the instruction set does not have is not compiled for it.
+        match self.rows.height {
+            1 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 1, 4>(integers),
+            2 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 2, 2>(integers),
+            4 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 4, 2>(integers),
+            8 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 8, 1>(integers),
+            1 if const { D::S::SUMS < MANY_SUMS } => self.passes::<D, 1, 1>(integers),
+            4 if const { D::S::SUMS < MANY_SUMS } => self.passes::<D, 4, 1>(integers),
+            height => unreachable!("a tile of {height} rows"),
+        }
+    }
+}
+
+impl<F: Quantized> Task<'_, F> {
+    /// Tiles of `R` rows, `P` pairs of panels at a time.
+    #[inline(always)]
+    fn passes<D: Integers, const R: usize, const P: usize>(&self, integers: D) {
+        let pairs = self.groups.start * PANEL_GROUP / PAIR..self.groups.end * PANEL_GROUP / PAIR;
+        let tile_bytes = self.rows.superblocks() * R * PARTS * PART;
+        let block = (ROW_BLOCK_BYTES / tile_bytes.max(1)).max(1);
+        for first in (0..self.rows.tiles()).step_by(block) {
+            let tiles = first..self.rows.tiles().min(first + block);
+            let mut pair = pairs.start;
+            while pair < pairs.end {
+                let many = pair + P <= pairs.end;
+                for tile in tiles.clone() {
+                    if many {
+                        self.pass::<D, R, P>(integers, pair, tile);
+                    } else {
+                        self.pass::<D, R, 1>(integers, pair, tile);
+                    }
+                }
+                pair += if many { P } else { 1 };
+            }
+        }
+    }
+
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
+    fn pass<D: Integers, const R: usize, const P: usize>(&self, integers: D, first: usize, tile: usize) {
+        let simd = integers.simd();
+        let mut sums = [[[simd.zero(); R]; PAIR]; P];
+        let pairs: [Pair<'_, F>; P] = std::array::from_fn(|p| self.panels.pair(first + p));
+        for index in 0..self.rows.superblocks() {
+            let x = self.rows.superblock::<R>(tile, index);
+            let mut products = [[[simd.splat_i32(0); R]; PAIR]; P];
+            let begin = index * SUPER_STEPS;
+            for step in 0..SUPER_STEPS.min(self.rows.steps - begin) {
+                for p in 0..P {
+                    prefetch::<D::S, F>(simd, &pairs[p], begin + step, P);
+                    let (head, weights) = (&pairs[p].heads[index], &pairs[p].steps[begin + step]);
+                    for panel in 0..PAIR {
+                        add_step::<D, F, R>(integers, head, weights, panel, step, x, &mut products[p][panel]);
+                    }
+                }
+            }
+            for p in 0..P {
+                for panel in 0..PAIR {
+                    let head = &pairs[p].heads[index];
+                    add_superblock::<D::S, F, R>(simd, head, panel, x, &products[p][panel], &mut sums[p][panel]);
+                }
+            }
+        }
+        for (r, row) in self.rows.rows_of(tile).enumerate() {
+            for p in 0..P {
+                for panel in 0..PAIR {
+                    let sums = simd.to_array(sums[p][panel][r]);
+                    self.out.store(simd, row, (first + p) * PAIR + panel, &sums);
+                }
+            }
+        }
+    }
+}
+
+/// Asks for what comes some way behind a step: in this pair, or in the one that follows `pairs` later.
+#[inline(always)]
+fn prefetch<S: Simd, F: Quantized>(simd: S, pair: &Pair<'_, F>, step: usize, pairs: usize) {
+    let at = step * size_of::<F::Step>() + PREFETCH_BYTES;
+    let past = if at >= size_of_val(pair.steps) {
+        (pairs - 1) * size_of_val(pair.steps) + pairs * size_of_val(pair.heads)
+    } else {
+        0
+    };
+    let from = pair.steps.as_ptr().cast::<u8>().wrapping_add(at + past);
+    for line in 0..size_of::<F::Step>() / LINE {
+        simd.prefetch_far_line(from.wrapping_add(line * LINE));
+    }
+}
+
+/// Adds the products of a step of some rows with a panel, times their factors.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
+fn add_step<D: Integers, F: Quantized, const R: usize>(
+    integers: D,
+    head: &F::Head,
+    weights: &F::Step,
+    panel: usize,
+    step: usize,
+    x: Superblock<'_, R>,
+    products: &mut [<D::S as Simd>::I; R],
+) {
+    let simd = integers.simd();
+    let mut weights = F::unsigned(simd, weights, panel);
+    if const { !D::UNSIGNED && F::OFFSET > 0 } {
+        for k in 0..QUADS {
+            weights[k] = simd.sub_bytes(weights[k], F::OFFSET);
+        }
+    }
+    let (quads, groups) = const { (F::GROUP / 4, STEP / F::GROUP) };
+    let bytes: &[Line; R] = &x.bytes[step / (SUPER_STEPS / PARTS)];
+    let first = step % (SUPER_STEPS / PARTS) * QUADS;
+    for group in 0..groups {
+        let factors = F::factors(simd, head, panel, step, group);
+        for r in 0..R {
+            let begin = if const { D::UNSIGNED && F::OFFSET > 0 } { x.sums[step * groups + group][r] } else { 0 };
+            let mut dot = simd.splat_i32(begin);
+            for k in group * quads..(group + 1) * quads {
+                dot = integers.dot(dot, weights[k], bytemuck::cast_ref::<_, [[i8; 4]; LANES]>(&bytes[r])[first + k]);
+            }
+            products[r] = simd.add_integers(products[r], simd.mul_integers(dot, factors));
+        }
+    }
+}
+
+/// Adds a superblock's products of some rows with a panel to the sums.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
+fn add_superblock<S: Simd, F: Quantized, const R: usize>(
+    simd: S,
+    head: &F::Head,
+    panel: usize,
+    x: Superblock<'_, R>,
+    products: &[S::I; R],
+    sums: &mut [S::F; R],
+) {
+    let units = F::units(simd, head, panel);
+    let mut minima = [simd.splat_i32(0); R];
+    if const { F::HAS_MINS } {
+        for step in 0..SUPER_STEPS {
+            let factors = F::min_factors(simd, head, panel, step);
+            for r in 0..R {
+                let product = simd.mul_integers(factors, simd.splat_i32(x.sums[step][r]));
+                minima[r] = simd.add_integers(minima[r], product);
+            }
+        }
+    }
+    let minus = simd.sub(simd.zero(), F::min_units(simd, head, panel));
+    for r in 0..R {
+        let mut product = simd.mul(simd.to_f32(products[r]), units);
+        if const { F::HAS_MINS } {
+            product = simd.fma(simd.to_f32(minima[r]), minus, product);
+        }
+        sums[r] = simd.fma(product, simd.splat(x.scales[r]), sums[r]);
+    }
+}
+
+const _: () = assert!(STEP == 2 * LANES && PART == 4 * LANES);
