@@ -181,7 +181,7 @@ pub(super) fn readable(message: &str) -> String {
         .trim();
     if message.starts_with("panic:") {
         tracing::warn!(message, "llguidance failed on a grammar");
-        return "is something that the library which follows grammars fails on".to_owned();
+        return "the library that follows grammars fails on it".to_owned();
     }
     match message.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}…", &message[..end]),

@@ -19,7 +19,7 @@ const MAX_SUBSCHEMAS: usize = 10_000;
 const MAX_PATTERNS: usize = 32;
 /// Pairs of patterns, times the schemas that may join their objects to others, times bytes of the patterns: what may be
 /// spent on looking at pairs again and again.
-const MAX_PATTERN_WORK: usize = 32 << 20;
+const MAX_PATTERN_WORK: usize = 128 << 20;
 
 /// What a keyword's value holds.
 #[derive(Clone, Copy, PartialEq)]
@@ -232,7 +232,7 @@ impl<'a> Check<'a> {
                 continue;
             };
             match (holds, value) {
-                (Holds::Root, _) if self.depth > 0 => {
+                (Holds::Root, _) if self.depth > 0 && self.strict => {
                     return self.refuse(format_args!("the keyword {keyword:?} is supported at the root only"));
                 }
                 (Holds::Root, value) => self.root_keyword(keyword, value)?,
