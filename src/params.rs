@@ -2,7 +2,7 @@
 
 mod structured_outputs;
 
-pub use structured_outputs::{Constraint, JSON_WHITESPACE, StructuredOutputs};
+pub use structured_outputs::{Constraint, JSON_ESCAPES, JSON_WHITESPACE, StructuredOutputs};
 
 use crate::{
     error::{Error, Result},

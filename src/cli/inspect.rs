@@ -21,6 +21,7 @@ use crate::{
         files::{ModelDirectory, ModelFiles, model_files},
         gguf::Gguf,
         safetensors::SafetensorsSource,
+        shown,
     },
 };
 
@@ -101,13 +102,13 @@ impl Report {
         for (name, tensor) in gguf.tensors() {
             match (tensor.format, gguf.tensor_bytes(tensor)) {
                 (Some(format), Some(bytes)) => report.add(tensor.kind_name(), &tensor.shape, format, bytes.len()),
-                _ => report.unread.push(format!("{name} ({})", tensor.kind_name())),
+                _ => report.unread.push(format!("{} ({})", shown(name), tensor.kind_name())),
             }
         }
         let tokens = gguf.array_strings("tokenizer.ggml.tokens")?.map_or(0, |tokens| tokens.len());
         report.tokenizer = gguf.string("tokenizer.ggml.model")?.map(|model| {
-            let pre = gguf.string("tokenizer.ggml.pre").ok().flatten().map(|pre| format!(" ({pre})"));
-            format!("{model}{}, {tokens} tokens", pre.unwrap_or_default())
+            let pre = gguf.string("tokenizer.ggml.pre").ok().flatten().map(|pre| format!(" ({})", shown(pre)));
+            format!("{}{}, {tokens} tokens", shown(model), pre.unwrap_or_default())
         });
         report.has_chat_template = gguf.string("tokenizer.chat_template")?.is_some();
         Ok(report.finished())
@@ -207,7 +208,10 @@ fn print(value: &Value, indent: &str, out: &mut impl Write) -> io::Result<()> {
                 let list: Vec<_> = list.iter().map(|entry| entry.as_str().unwrap_or_default()).collect();
                 writeln!(out, "{indent}{key}: {}", list.join(", "))?;
             }
-            Value::String(text) => writeln!(out, "{indent}{key}: {text}")?,
+            // Of what a file says, nothing moves a terminal's cursor.
+            Value::String(text) => {
+                writeln!(out, "{indent}{key}: {}", text.replace(|c: char| c.is_control() && c != '\n', "\u{fffd}"))?;
+            }
             Value::Number(number) if key.contains("bytes") => {
                 let bytes = number.as_u64().unwrap_or_default();
                 writeln!(out, "{indent}{key}: {bytes} ({:.1} MB)", bytes as f64 / 1e6)?;
@@ -216,4 +220,17 @@ fn print(value: &Value, indent: &str, out: &mut impl Write) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_file_says_moves_no_cursor() {
+        let mut out = Vec::new();
+        print(&json!({"tokenizer": "gpt2\u{1b}[2J", "more": {"parts": ["a"]}}), "", &mut out).expect("is written");
+        assert_eq!(String::from_utf8(out).expect("text"), "tokenizer: gpt2\u{fffd}[2J\nmore:\n  parts: a\n");
+        assert_eq!(shown("a\u{1b}b"), "a\\u{1b}b");
+    }
 }

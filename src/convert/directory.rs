@@ -9,7 +9,10 @@ use super::{Draft, DraftTensor, vocab};
 use crate::{
     arch::config::ModelConfig,
     error::{Error, Result},
-    kernels::linear::format::{RawTensor, WeightFormat},
+    kernels::{
+        activation::Activation,
+        linear::format::{RawTensor, WeightFormat},
+    },
     layers::rope::{RopeConfig, RopeScaling},
     weights::{
         TensorSource,
@@ -18,6 +21,7 @@ use crate::{
         gguf::writer::{NewTensor, NewValue},
         names,
         safetensors::SafetensorsSource,
+        shown,
     },
 };
 
@@ -52,10 +56,14 @@ impl<'a> Draft<'a> {
         let mut metadata = keys(&files.path, architecture, &config);
         vocab::add(files, &config, &mut metadata)?;
         let mut tensors = Vec::new();
-        for name in source.names() {
+        for name in source.weights() {
             let is_tied_head = config.tie_word_embeddings && name == "lm_head.weight";
             if is_tied_head && source.contains("model.embed_tokens.weight") || name.ends_with("rotary_emb.inv_freq") {
                 continue;
+            }
+            // Nothing is left out in silence: what is not read would be missing from the model.
+            if let Some(why) = source.refusal(&name) {
+                return Err(Error::bad_file(source.path(), format!("tensor {}", shown(&name)), why));
             }
             tensors.push(tensor(source, name, &config, interleaves)?);
         }
@@ -70,6 +78,13 @@ fn check_kept_by_gguf(path: &Path, config: &ModelConfig) -> Result<()> {
     let slides = |layer| config.sliding_window.of_layer(layer, slides_by_default).is_some();
     if (0..config.num_hidden_layers).any(slides) {
         return Err(Error::bad_file(path, "sliding_window", "is not converted"));
+    }
+    if config.activation != Activation::Silu {
+        return Err(Error::bad_file(
+            path,
+            "hidden_act",
+            "is not silu, which is all that GGUF knows of this architecture",
+        ));
     }
     if !matches!(config.rope.scaling, RopeScaling::Default | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. }) {
         return Err(Error::bad_file(path, "rope_scaling", "is of a kind that is not converted"));
@@ -139,7 +154,7 @@ fn tensor<'a>(
         }
         Ok(raw)
     };
-    Ok(DraftTensor { new, make: Box::new(make) })
+    Ok(DraftTensor { new, make: Box::new(make), scales: None })
 }
 
 /// Moves row `j * half + i` of each head to row `2i + j`: rotary pairs become neighbours.
@@ -165,7 +180,7 @@ fn rope_divisors<'a>(rope: &RopeConfig) -> Option<DraftTensor<'a>> {
     let bytes: Vec<u8> = divisors.iter().flat_map(|number| number.to_le_bytes()).collect();
     let new = NewTensor { name: "rope_freqs.weight".into(), shape: shape.clone(), format };
     let make = move || Ok(RawTensor { format, shape: shape.clone(), bytes: Cow::Owned(bytes.clone()) });
-    Some(DraftTensor { new, make: Box::new(make) })
+    Some(DraftTensor { new, make: Box::new(make), scales: None })
 }
 
 /// A small file of JSON.

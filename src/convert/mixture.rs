@@ -99,7 +99,7 @@ fn gets_more_bits(name: &str, layers: usize) -> bool {
     let Ok(layer) = layer.parse::<usize>() else { return false };
     let eighth = layers / 8;
     matches!(projection, "attn_v.weight" | "ffn_down.weight")
-        && (layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2)
+        && (layer < eighth || layer >= layers - layers.div_ceil(8) || (layer - eighth) % 3 == 2)
 }
 
 /// `general.file_type` of tensors that are not quantized anew: what most of their bytes are.
@@ -129,6 +129,8 @@ mod tests {
         assert_eq!(q4_k_m("blk.3.attn_q.weight"), Q4K);
         let down = (0..16).filter(|layer| q4_k_m(&format!("blk.{layer}.ffn_down.weight")) == Q6K).collect::<Vec<_>>();
         assert_eq!(down, [0, 1, 4, 7, 10, 13, 14, 15]);
+        assert!((0..20).all(|layer| (layer >= 7 * 20 / 8) == (layer >= 20 - 20_usize.div_ceil(8))));
+        assert!(gets_more_bits("blk.3.ffn_down.weight", usize::MAX), "whatever a file says of its layers");
         assert_eq!(q4_k_m("token_embd.weight"), Q6K);
         assert_eq!(q4_k_m("blk.3.attn_q_norm.weight"), BF16);
         assert_eq!(format(Mixture::Q8_0, "token_embd.weight", 512, BF16).expect("plain numbers"), Q8_0);

@@ -2,16 +2,18 @@
 
 mod directory;
 mod mixture;
+#[cfg(test)]
+mod tests;
 mod vocab;
 
-use std::{borrow::Cow, path::Path};
+use std::{borrow::Cow, collections::BTreeSet, path::Path};
 
 pub use self::mixture::Mixture;
 use crate::{
     error::{Error, Result},
-    kernels::linear::format::RawTensor,
+    kernels::linear::format::{RawTensor, WeightFormat},
     weights::gguf::{
-        Gguf,
+        Gguf, Scales,
         writer::{self, NewTensor, NewValue},
     },
 };
@@ -28,6 +30,26 @@ pub struct Draft<'a> {
 struct DraftTensor<'a> {
     new: NewTensor,
     make: Box<dyn Fn() -> Result<RawTensor<'a>> + 'a>,
+    /// A tensor beside it that its numbers are multiplied with. In another format they have it in them.
+    scales: Option<Scales>,
+}
+
+impl DraftTensor<'_> {
+    /// Its bytes in the format `new` says, and its scales in them where that is another than it had.
+    fn bytes(&self) -> Result<Cow<'_, [u8]>> {
+        let mut raw = (self.make)()?;
+        if raw.format == self.new.format {
+            return Ok(raw.bytes);
+        }
+        if let Some(scales) = &self.scales {
+            let mut numbers = raw.to_f32();
+            scales.multiply(0, &mut numbers);
+            let bytes = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+            raw = RawTensor { format: WeightFormat::F32.into(), shape: raw.shape, bytes };
+        }
+        let named = |error: Error| error.context(format_args!("tensor {}", self.new.name));
+        Ok(Cow::Owned(raw.converted(self.new.format.kept()).map_err(named)?.into_owned()))
+    }
 }
 
 /// What was written.
@@ -41,15 +63,12 @@ pub struct Written {
     pub bytes: u64,
 }
 
-/// Keys that say how a file is laid out or quantized, which is another matter in a new one.
-const NOT_COPIED: [&str; 6] = [
-    "general.alignment",
-    "general.file_type",
-    "general.quantization_version",
-    "split.no",
-    "split.count",
-    "split.tensors.count",
-];
+/// Keys that say how a file is laid out, which is another matter in a new one.
+const NOT_COPIED: [&str; 4] = ["general.alignment", "split.no", "split.count", "split.tensors.count"];
+
+/// Keys that say how a model is quantized: they stay where it stays as it is.
+const FILE_TYPE: &str = "general.file_type";
+const QUANTIZATION: &str = "general.quantization_version";
 
 /// Of ggml's quantized formats.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -58,7 +77,7 @@ impl<'a> Draft<'a> {
     /// A model that is a GGUF file already.
     ///
     /// # Errors
-    /// `FailedPrecondition` that names the tensor whose format is not read.
+    /// `FailedPrecondition` that names the tensor whose format is not read, or whose scales do not fit it.
     pub fn from_gguf(gguf: &'a Gguf) -> Result<Self> {
         let metadata = gguf.raw_metadata().filter(|(key, _)| !NOT_COPIED.contains(key));
         let tensors = gguf.tensors().map(|(name, tensor)| {
@@ -68,7 +87,7 @@ impl<'a> Draft<'a> {
             };
             let raw = RawTensor { format, shape: tensor.shape.clone(), bytes: Cow::Borrowed(bytes) };
             let new = NewTensor { name: name.to_owned(), shape: tensor.shape.clone(), format };
-            Ok(DraftTensor { new, make: Box::new(move || Ok(raw.clone())) })
+            Ok(DraftTensor { new, make: Box::new(move || Ok(raw.clone())), scales: gguf.scales_of(name)? })
         });
         let architecture = gguf.string("general.architecture")?.unwrap_or_default();
         let layers = gguf.u64(&format!("{architecture}.block_count"))?.unwrap_or(0);
@@ -90,32 +109,45 @@ impl<'a> Draft<'a> {
         mixture: Option<Mixture>,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Written> {
-        let mut written = Written { tensors: self.tensors.len(), ..Written::default() };
+        let mut written = Written::default();
+        let mut applied = BTreeSet::new();
         let is_tied = !self.tensors.iter().any(|tensor| tensor.new.name == mixture::HEAD);
         for tensor in &mut self.tensors {
             written.bytes_before += tensor.new.bytes()? as u64;
             if let Some(mixture) = mixture {
-                tensor.new.format = mixture.format(&tensor.new, self.layers, is_tied)?;
+                let format = mixture.format(&tensor.new, self.layers, is_tied)?;
+                let changes = format != tensor.new.format;
+                applied.extend(tensor.scales.iter().filter(|_| changes).map(|scales| scales.name.clone()));
+                tensor.new.format = format;
             }
+        }
+        self.tensors.retain(|tensor| !applied.contains(&tensor.new.name));
+        written.tensors = self.tensors.len();
+        for tensor in &self.tensors {
             written.bytes += tensor.new.bytes()? as u64;
         }
-        let mut metadata = self.metadata;
-        let file_type = mixture.map_or_else(|| mixture::file_type_of(&self.tensors), Mixture::file_type);
-        metadata.push(("general.file_type".into(), NewValue::u32(file_type)));
-        metadata.push(("general.quantization_version".into(), NewValue::u32(QUANTIZATION_VERSION)));
+        let metadata = self.final_metadata(mixture);
         let new: Vec<_> = self.tensors.iter().map(|tensor| tensor.new.clone()).collect();
         writer::write(path, &metadata, &new, &mut |index| {
-            let raw = (self.tensors[index].make)()?;
-            let format = new[index].format;
-            let bytes = if raw.format == format {
-                raw.bytes
-            } else {
-                let named = |error: Error| error.context(format_args!("tensor {}", new[index].name));
-                Cow::Owned(raw.converted(format.kept()).map_err(named)?.into_owned())
-            };
+            let bytes = self.tensors[index].bytes()?;
             progress(index + 1, new.len());
             Ok(bytes)
         })?;
         Ok(written)
+    }
+
+    /// The keys, with those that say how the model is quantized.
+    fn final_metadata(&self, mixture: Option<Mixture>) -> Vec<(String, NewValue)> {
+        let mut metadata = self.metadata.clone();
+        if mixture.is_some() {
+            metadata.retain(|(key, _)| key != FILE_TYPE && key != QUANTIZATION);
+        }
+        let file_type = mixture.map_or_else(|| mixture::file_type_of(&self.tensors), Mixture::file_type);
+        for (key, number) in [(FILE_TYPE, file_type), (QUANTIZATION, QUANTIZATION_VERSION)] {
+            if metadata.iter().all(|(other, _)| other != key) {
+                metadata.push((key.into(), NewValue::u32(number)));
+            }
+        }
+        metadata
     }
 }

@@ -47,8 +47,11 @@ pub(super) fn render(
         params.thinking_budget = Some(thinking_budget(tokenizer, &format, &prompt, tokens)?);
     }
     let tools = if chat.tool_choice == ToolChoice::None { &[][..] } else { &chat.tools };
-    let parsers = (0..params.num_sequences() as u64).map(|k| OutputParser::new(&format, tools, &prompt, seed ^ k));
-    let parsers = parsers.collect();
+    let parser = |k: u64| {
+        let parser = OutputParser::new(&format, tools, &prompt, seed ^ k);
+        if chat.parallel_tool_calls { parser } else { parser.first_call_only() }
+    };
+    let parsers = (0..params.num_sequences() as u64).map(parser).collect();
     Ok(RenderedChat { prompt, parsers, markers: format.markers().filter_map(special).collect() })
 }
 
@@ -90,7 +93,9 @@ fn constraint(
     let calls = format.tool_calls.ok_or_else(|| {
         Error::invalid("tool_choice", "cannot be enforced: the model's chat template teaches no format of tool calls")
     })?;
-    calls.constraint(&chat.tools, &chat.tool_choice, format.reasoning, prompt, &Grammar::new(special))
+    let grammar = Grammar::new(special);
+    let grammar = if chat.parallel_tool_calls { grammar } else { grammar.one_call() };
+    calls.constraint(&chat.tools, &chat.tool_choice, format.reasoning, prompt, &grammar)
 }
 
 /// The seam to structured output: has sampling follow a Lark grammar.

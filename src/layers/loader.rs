@@ -240,8 +240,7 @@ impl<'a> TensorLoader<'a> {
         if !self.weights.contains(&all) {
             return self.weights.get(&own, shape);
         }
-        let all = self.weights.get(&all, &[&[*count], shape].concat())?;
-        raw::part(&all, *expert)
+        self.weights.part(&all, &[&[*count], shape].concat(), *expert)
     }
 
     /// Whether the file has the tensor `name`, by itself or as a part of one of all experts.

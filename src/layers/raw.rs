@@ -7,20 +7,6 @@ use crate::{
     kernels::linear::format::RawTensor,
 };
 
-/// Part `index` along the outermost dimension, which is taken away.
-pub(crate) fn part<'a>(tensor: &RawTensor<'a>, index: usize) -> Result<RawTensor<'a>> {
-    let (count, shape) = tensor.shape.split_first().ok_or_else(|| refused("has no dimension to be cut along"))?;
-    let len = tensor.bytes.len().checked_div(*count).filter(|len| len * count == tensor.bytes.len());
-    let len = len.ok_or_else(|| refused(format!("of shape {:?} cannot be cut into {count} parts", tensor.shape)))?;
-    let range = index * len..(index + 1) * len;
-    let bytes = match &tensor.bytes {
-        Cow::Borrowed(bytes) => bytes.get(range).map(Cow::Borrowed),
-        Cow::Owned(bytes) => bytes.get(range).map(|bytes| Cow::Owned(bytes.to_vec())),
-    };
-    let bytes = bytes.ok_or_else(|| refused(format!("has no part {index} of {count}")))?;
-    Ok(RawTensor { format: tensor.format, shape: shape.to_vec(), bytes })
-}
-
 /// These rows of a matrix, in this order. Rows are whole blocks in every format.
 pub(crate) fn rows(tensor: &RawTensor<'_>, order: impl Iterator<Item = usize>) -> Result<RawTensor<'static>> {
     let &[count, width] = tensor.shape.as_slice() else { return Err(refused("is no matrix")) };
@@ -74,19 +60,16 @@ mod tests {
     }
 
     #[test]
-    fn parts_rows_and_transposes_are_what_they_say() {
-        let cube = tensor(&[2, 2, 3]);
-        let second = part(&cube, 1).unwrap();
-        assert_eq!((second.shape.as_slice(), numbers(&second)), (&[2, 3][..], vec![6, 7, 8, 9, 10, 11]));
-        let turned = transposed(&second).unwrap();
-        assert_eq!((turned.shape.as_slice(), numbers(&turned)), (&[3, 2][..], vec![6, 9, 7, 10, 8, 11]));
-        assert_eq!(numbers(&rows(&second, [1, 1, 0].into_iter()).unwrap()), [9, 10, 11, 9, 10, 11, 6, 7, 8]);
+    fn rows_and_transposes_are_what_they_say() {
+        let matrix = tensor(&[2, 3]);
+        let turned = transposed(&matrix).unwrap();
+        assert_eq!((turned.shape.as_slice(), numbers(&turned)), (&[3, 2][..], vec![0, 3, 1, 4, 2, 5]));
+        assert_eq!(numbers(&rows(&matrix, [1, 1, 0].into_iter()).unwrap()), [3, 4, 5, 3, 4, 5, 0, 1, 2]);
     }
 
     #[test]
     fn what_cannot_be_cut_or_turned_is_refused() {
         let matrix = tensor(&[2, 3]);
-        assert!(part(&matrix, 2).is_err());
         assert!(rows(&matrix, [2].into_iter()).is_err());
         assert!(transposed(&tensor(&[1, 2, 3])).is_err());
         let blocks = RawTensor { format: WeightFormat::Q8_0.into(), shape: vec![1, 32], bytes: vec![0; 34].into() };

@@ -8,6 +8,10 @@ use crate::error::{Error, Result};
 /// may speak.
 pub const JSON_WHITESPACE: &str = r"[ \t]|\r?\n[ \t]{0,40}";
 
+/// What may follow a backslash in a string of generated JSON. `u` is none of it: a name spelled `\\u0061` would be another
+/// `a`, to which no rule for `a` applied. So of control characters a string has those that have a letter of their own.
+pub const JSON_ESCAPES: &str = "nrbtf\\\"";
+
 /// The form of an answer. Exactly one constraint, and how free its white space is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct StructuredOutputs {

@@ -84,7 +84,7 @@ pub async fn serve(
     let closer = Closer::new();
     let backend = Backend::new(engine.clone(), closer.watch(), options.streams);
     let router = grpc::routes(&backend)?.merge(metrics::routes(engine.clone())).merge(root(&engine));
-    let router = router.merge(http::routes(&backend));
+    let router = router.merge(http::routes(&backend, &options.allowed_origins));
     let router = cors::open(router.fallback(metrics::unknown), &options.allowed_origins);
     let mut connections = Connections { router, closer, tasks: JoinSet::new(), places: places() };
 

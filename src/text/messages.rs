@@ -82,6 +82,8 @@ pub struct ChatPrompt {
     pub tools: Vec<Tool>,
     /// Whether it does.
     pub tool_choice: ToolChoice,
+    /// Whether an answer may hold more than one call.
+    pub parallel_tool_calls: bool,
     /// Documents for templates that know of them, each a map.
     pub documents: Vec<Map<String, Value>>,
     /// Further variables for the template (`enable_thinking`); they win over ours.
@@ -102,6 +104,7 @@ impl From<Vec<ChatMessage>> for ChatPrompt {
             messages,
             tools: Vec::new(),
             tool_choice: ToolChoice::Auto,
+            parallel_tool_calls: true,
             documents: Vec::new(),
             chat_template_kwargs: Map::new(),
             chat_template: None,

@@ -103,6 +103,13 @@ impl OutputParser {
         }
     }
 
+    /// The same for an answer that may hold one call: others that the model goes on to make are left out.
+    #[must_use]
+    pub fn first_call_only(mut self) -> Self {
+        self.sink.take_first_call_only();
+        self
+    }
+
     /// The pieces that this text makes certain; neighbours of one kind come as one.
     pub fn push(&mut self, text: &str) -> Vec<Piece> {
         for c in text.chars() {

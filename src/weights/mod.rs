@@ -6,6 +6,7 @@ mod fingerprint;
 pub mod gguf;
 pub mod hub;
 pub mod names;
+mod part;
 pub mod safetensors;
 pub mod seeded;
 
@@ -25,6 +26,20 @@ pub trait TensorSource: Send + Sync {
     fn get(&self, name: &str) -> Option<RawTensor<'_>>;
     /// All names that [`get`](Self::get) knows, in no particular order.
     fn names(&self) -> Vec<String>;
+    /// Part `index` of the `count` that the tensor of that name has along its outermost dimension, which is taken away.
+    /// A source that has to decode decodes that part alone. None where the tensor has another number of parts.
+    fn part(&self, name: &str, index: usize, count: usize) -> Option<RawTensor<'_>> {
+        part::part(&self.get(name)?, index, count)
+    }
+    /// Shows every tensor of the file as it is stored, always in the same order.
+    fn for_each_stored(&self, show: &mut dyn FnMut(&StoredTensor<'_>)) {
+        let mut names = self.names();
+        names.sort_unstable();
+        for name in names {
+            let Some(RawTensor { format, shape, bytes }) = self.get(&name) else { continue };
+            show(&StoredTensor { name: &name, kind: &format.to_string(), shape: &shape, bytes: &bytes });
+        }
+    }
     /// Whether [`get`](Self::get) gives a tensor of that name.
     fn contains(&self, name: &str) -> bool {
         self.get(name).is_some()
@@ -37,6 +52,18 @@ pub trait TensorSource: Send + Sync {
     fn refusal(&self, _name: &str) -> Option<String> {
         None
     }
+}
+
+/// A tensor as its file has it: nothing decoded, scaled or put in another order.
+pub struct StoredTensor<'a> {
+    /// The file's name for it.
+    pub name: &'a str,
+    /// How the file spells the format of its numbers.
+    pub kind: &'a str,
+    /// Outermost dimension first.
+    pub shape: &'a [usize],
+    /// Empty where the format is not known, so that nobody knows how many there are.
+    pub bytes: &'a [u8],
 }
 
 /// The tensors of one model.
@@ -116,10 +143,26 @@ impl Weights {
         }
         Ok(tensor)
     }
+
+    /// Part `index` along the outermost dimension of the tensor of that name, which must have that shape.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn part(&self, name: &str, shape: &[usize], index: usize) -> Result<RawTensor<'_>> {
+        let [count, rest @ ..] = shape else { return Err(Error::internal("a tensor without dimensions has no parts")) };
+        match self.source.part(self.stored_name(name), index, *count) {
+            Some(part) if part.shape == rest => Ok(part),
+            // What is wrong with the part is wrong with the whole.
+            _ => self.get(name, shape).and_then(|_| {
+                let why = format!("cannot be cut into {count} parts");
+                Err(Error::bad_file(self.source.path(), format!("tensor {name}"), why))
+            }),
+        }
+    }
 }
 
 /// A name or text out of a file as a message may show it: control characters escaped, cut at 120 characters.
-fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     let mut shown: String = text.chars().take(120).flat_map(char::escape_debug).collect();
     if text.chars().nth(120).is_some() {
         shown.push('…');

@@ -35,7 +35,9 @@ export interface Failure {
 
 export function failure(thrown: unknown, signal?: AbortSignal): Failure {
   if (signal?.aborted) return { kind: "stopped", message: "" };
-  const error = ConnectError.from(thrown);
+  // What fails on its way to the server or there is a ConnectError. Anything else went wrong here, and will again.
+  if (!(thrown instanceof ConnectError)) return { kind: "refused", message: sentence(words(thrown)) };
+  const error = thrown;
   const message = sentence(error.rawMessage);
   switch (error.code) {
     case Code.ResourceExhausted:
@@ -62,6 +64,10 @@ export function failure(thrown: unknown, signal?: AbortSignal): Failure {
 function retryAfter(error: ConnectError): number | undefined {
   const [delay] = error.findDetails(RetryInfoSchema).map((info) => info.retryDelay);
   return delay && Number(delay.seconds) * 1000 + delay.nanos / 1e6;
+}
+
+function words(thrown: unknown): string {
+  return thrown instanceof Error ? thrown.message : String(thrown);
 }
 
 function sentence(text: string): string {

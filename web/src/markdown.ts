@@ -97,12 +97,14 @@ const kept = new Map<string, TrustedHTML>();
 /** The blocks of a text as HTML: paragraphs, lists, code. The last one may still grow. */
 export function render(text: string, growing: boolean): TrustedHTML[] {
   const blocks = marked.lexer(text);
+  // Where addresses of links stand by themselves, a block's HTML depends on what stands elsewhere.
+  const alone = Object.keys(blocks.links).length === 0;
   return blocks.flatMap((block, k) => {
     if (block.type === "space") return [];
-    const found = kept.get(block.raw);
+    const found = alone ? kept.get(block.raw) : undefined;
     if (found !== undefined) return [found];
     const html = sanitize(marked.parser([block]));
-    if (!growing || k < blocks.length - 1) {
+    if (alone && (!growing || k < blocks.length - 1)) {
       kept.set(block.raw, html);
       if (kept.size > KEPT) kept.delete(kept.keys().next().value!);
     }

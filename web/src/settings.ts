@@ -40,10 +40,25 @@ const DEFAULTS: Settings = {
   sidebar: true,
 };
 
+/** Knobs that are whole numbers, and the most that the server's fields of 32 bits hold. */
+const WHOLE: readonly (keyof Knobs)[] = ["topK", "maxTokens", "seed"];
+export const MOST_WHOLE = 4294967295;
+
+/** A knob's number as the server can take it. */
+export function fit(name: keyof Knobs, number: number): number {
+  return WHOLE.includes(name) ? Math.min(MOST_WHOLE, Math.max(0, Math.round(number))) : number;
+}
+
+/** What was kept, by this page or an older one, as far as it can be used. */
+function usable(knobs: Knobs): Knobs {
+  const numbers = Object.entries(knobs).filter(([, number]) => Number.isFinite(number)) as [keyof Knobs, number][];
+  return Object.fromEntries(numbers.map(([name, number]) => [name, fit(name, number)]));
+}
+
 function read(): Settings {
   try {
     const stored = JSON.parse(localStorage.getItem(KEY) ?? "{}") as Partial<Settings>;
-    return { ...DEFAULTS, ...stored };
+    return { ...DEFAULTS, ...stored, knobs: usable(stored.knobs ?? {}) };
   } catch {
     return DEFAULTS;
   }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{Vocabulary, ebnf, schema, structural_tag};
 use crate::{
     error::{Error, Result},
-    params::{Constraint, JSON_WHITESPACE, StructuredOutputs},
+    params::{Constraint, JSON_ESCAPES, JSON_WHITESPACE, StructuredOutputs},
 };
 
 /// Stack that compiling may need: it recurses along references. Only what is touched is taken from memory.
@@ -117,8 +117,11 @@ fn source(outputs: &StructuredOutputs) -> Result<TopLevelGrammar> {
         )),
         Constraint::Grammar(grammar) => {
             bounded_nesting(field, grammar)?;
-            let lark = if ebnf::is_ebnf(grammar) { ebnf::to_lark(field, grammar)? } else { grammar.clone() };
-            TopLevelGrammar::from_lark(lark)
+            if ebnf::is_ebnf(grammar) {
+                return Ok(TopLevelGrammar::from_lark(ebnf::to_lark(field, grammar)?));
+            }
+            schema::check_embedded(field, grammar)?;
+            TopLevelGrammar::from_lark(grammar.clone())
         }
         Constraint::StructuralTag(text) => {
             let wrap = |schema| with_whitespace(schema, outputs);
@@ -127,13 +130,14 @@ fn source(outputs: &StructuredOutputs) -> Result<TopLevelGrammar> {
     })
 }
 
-/// A schema with what llguidance is to know of white space.
+/// A schema with what llguidance is to know of white space, and of escapes.
 fn with_whitespace(schema: Value, outputs: &StructuredOutputs) -> Value {
-    let options = match &outputs.whitespace_pattern {
+    let mut options = match &outputs.whitespace_pattern {
         Some(pattern) => json!({"whitespace_pattern": pattern}),
         None if outputs.disable_any_whitespace => json!({"whitespace_flexible": false}),
         None => json!({"whitespace_pattern": JSON_WHITESPACE}),
     };
+    options["json_allowed_escapes"] = JSON_ESCAPES.into();
     match schema {
         Value::Object(mut object) => {
             object.insert("x-guidance".into(), options);
@@ -171,9 +175,30 @@ fn bounded_nesting(field: &str, text: &str) -> Result<()> {
 /// A message of llguidance's, without what is for its own developers, and no longer than a message should be.
 pub(super) fn readable(message: &str) -> String {
     const LONGEST: usize = 500;
-    let message = message.split("\n<non-verbose/>").next().unwrap_or(message).trim();
+    let message = ["\n<non-verbose/>", "\n<backtrace>"]
+        .iter()
+        .fold(message, |message, mark| message.split(mark).next().unwrap_or(message))
+        .trim();
+    if message.starts_with("panic:") {
+        tracing::warn!(message, "llguidance failed on a grammar");
+        return "the library that follows grammars fails on it".to_owned();
+    }
     match message.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}…", &message[..end]),
         None => message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::readable;
+
+    #[test]
+    fn a_message_ends_before_what_is_for_developers() {
+        assert_eq!(readable("no such rule\n<non-verbose/>\nstate: 3"), "no such rule");
+        assert_eq!(readable("no such rule\n<backtrace>\n0: main"), "no such rule");
+        let panicked = readable("panic: index out of bounds\n<backtrace>\n0: main\n</backtrace>");
+        assert!(!panicked.contains("index") && !panicked.contains("main"), "{panicked}");
+        assert_eq!(readable(&"é".repeat(600)).chars().count(), 501);
     }
 }

@@ -5,9 +5,16 @@
 
 use crate::error::{Error, Result};
 
-/// Whether a grammar defines its rules with `::=`, which Lark does not.
+/// Whether a grammar defines its rules with `::=`, which Lark does not: a line begins with a name, or none, and that. In
+/// the middle of a line it may stand in a literal of any grammar.
 pub(super) fn is_ebnf(grammar: &str) -> bool {
-    grammar.contains("::=")
+    let defines = |line: &str| line.trim_start().trim_start_matches(is_part_of_name).trim_start().starts_with("::=");
+    grammar.lines().any(defines)
+}
+
+/// Whether a character may stand in a rule's name.
+fn is_part_of_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_' || c == '-'
 }
 
 /// The same grammar in Lark.
@@ -94,8 +101,7 @@ fn tokenize(field: &str, grammar: &str) -> Result<Vec<(usize, Token)>> {
                 },
                 '(' | ')' | '|' => (Token::Punctuation(first), 1),
                 c if c.is_ascii_alphanumeric() || c == '_' => {
-                    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-                    let len = rest.find(|c| !is_part(c)).unwrap_or(rest.len());
+                    let len = rest.find(|c| !is_part_of_name(c)).unwrap_or(rest.len());
                     (Token::Name(rest[..len].to_owned()), len)
                 }
                 other => return refuse(format!("{other:?} is not expected here")),
@@ -127,6 +133,8 @@ mod tests {
         let lark = to_lark("f", grammar).unwrap();
         assert_eq!(lark, "\nstart: r_azhb \"x\" | /[0-9\\/]/+ | ( r_zua )?\nr_azhb: /(.|\\n)/{2,3}\nr_zua: (\"\")?\n");
         assert!(is_ebnf(grammar) && !is_ebnf("start: \"a\""));
+        assert!(is_ebnf("# a list\n  root  ::= \"a\"") && is_ebnf("root\n ::= \"a\""));
+        assert!(!is_ebnf("start: \"a ::= b\" // x ::= y"));
     }
 
     #[test]

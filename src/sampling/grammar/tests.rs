@@ -218,6 +218,19 @@ fn white_space_is_as_free_as_asked() {
 }
 
 #[test]
+fn a_name_is_spelled_in_one_way() {
+    let schema = r#"{"type":"object","properties":{"a":{"type":"null"}},"required":["a"]}"#;
+    let good = [r#"{"a": null}"#, r#"{"a": null, "b\n": 1}"#, r#"{"a": null, "b": "\n\"é\\"}"#];
+    check(Constraint::Json(schema.into()), &good, &[r#"{"a": null, "\u0061": 1}"#, r#"{"a": null, "b": "\u0001"}"#]);
+    check(Constraint::JsonObject, &[r#"{"a": "\t"}"#], &[r#"{"\u0061": 1}"#]);
+}
+
+#[test]
+fn what_defines_rules_inside_a_literal_is_no_ebnf() {
+    check(lark("start: \"x ::= y\" | \"z\""), &["x ::= y", "z"], &["x"]);
+}
+
+#[test]
 fn what_cannot_be_followed_is_refused_by_field_and_keyword() {
     let compiler = compiler();
     let refused = |constraint: Constraint| {
@@ -271,6 +284,11 @@ fn what_would_cost_too_much_is_refused() {
     refused(lark(&format!("start: {}\"a\"{}", "(".repeat(20_000), ")".repeat(20_000))));
     refused(Constraint::Json(format!("{}{{}}{}", r#"{"items":"#.repeat(5000), "}".repeat(5000))));
     refused(Constraint::Json(r#"{"type":"string","minLength":100000000,"pattern":"(a|b)*"}"#.into()));
+    // Patterns of names, of which every pair is looked at.
+    let patterns: Vec<_> = (0..2000).map(|k| format!(r#""^x{k}y+z":{{}}"#)).collect();
+    let object = format!(r#"{{"patternProperties":{{{}}}}}"#, patterns.join(","));
+    refused(Constraint::Json(object.clone()));
+    refused(lark(&format!("start: %json {object}")));
     // A chain of references, which compiling follows link by link.
     let links: Vec<_> = (0..3000).map(|k| format!(r##""d{k}":{{"items":{{"$ref":"#/$defs/d{}"}}}}"##, k + 1)).collect();
     let chain = format!(r##"{{"$ref":"#/$defs/d0","$defs":{{{},"d3000":{{"not":{{}}}}}}}}"##, links.join(","));

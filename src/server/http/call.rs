@@ -28,7 +28,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) enum ContentType {
     /// `application/json`: pages of other sites cannot send that without being asked.
     Json,
-    /// Whatever: clients of this face send JSON without saying so.
+    /// Whatever: clients of this face send JSON without saying so. Its routes look at [`origin`](super::origin) instead.
     Any,
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod choices;
 pub(crate) mod content;
 pub(crate) mod failure;
 pub(crate) mod frames;
+pub(crate) mod origin;
 pub(crate) mod paths;
 pub(crate) mod prompt;
 pub(crate) mod request_id;
@@ -17,6 +18,7 @@ use axum::{Router, middleware};
 use tokio::sync::Semaphore;
 
 use super::{anthropic, backend::Backend, ollama, openai};
+use crate::config::AllowedOrigins;
 
 /// What every JSON face holds. Cheap to clone.
 #[derive(Clone)]
@@ -26,12 +28,12 @@ pub(crate) struct Http {
     bodies: Arc<Semaphore>,
 }
 
-/// The routes of all faces.
-pub(crate) fn routes(backend: &Backend) -> Router {
+/// The routes of all faces; `origins` are the sites whose pages may call.
+pub(crate) fn routes(backend: &Backend, origins: &AllowedOrigins) -> Router {
     let http = Http { backend: backend.clone(), bodies: Arc::new(Semaphore::new(call::BODIES_KIB)) };
     Router::new()
         .merge(openai::routes(http.clone()))
         .merge(anthropic::routes(http.clone()))
-        .merge(ollama::routes(http))
+        .merge(ollama::routes(http, origins))
         .layer(middleware::from_fn(request_id::name))
 }

@@ -11,6 +11,8 @@ use crate::{
     server::events::Whole,
 };
 
+/// The reason of what has not finished, in the words of Triton's vLLM backend.
+const UNFINISHED: &str = "None";
 /// On every response of a stream: whether it is its request's last.
 const FINAL: &str = "triton_final_response";
 
@@ -28,6 +30,24 @@ pub(super) struct Answer {
     pub(super) outputs: Vec<&'static str>,
     /// The last response is one without outputs.
     pub(super) ends_empty: bool,
+    /// What the responses so far have said.
+    pub(super) told: Told,
+}
+
+/// What an answer has said so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Told {
+    /// The sum of its tokens' log-probabilities.
+    logprob: f64,
+    tokens: u32,
+}
+
+impl Told {
+    fn add(&mut self, tokens: &[SampledToken]) {
+        let logprobs = tokens.iter().filter_map(|token| Some(f64::from(token.logprobs.as_ref()?.chosen)));
+        self.logprob += logprobs.sum::<f64>();
+        self.tokens += tokens.len() as u32;
+    }
 }
 
 /// The outputs that `named` asks for, or all of `offered` where it names none.
@@ -49,23 +69,26 @@ pub(super) fn outputs(named: Vec<String>, offered: Vec<&'static str>) -> Result<
 
 impl Answer {
     /// New text.
-    pub(super) fn delta(&self, delta: Delta) -> ModelInferResponse {
-        let of_delta = |tokens: &[SampledToken]| Usage { completion_tokens: tokens.len() as u32, ..delta.usage };
-        self.response(delta.text, None, &delta.tokens, of_delta(&delta.tokens), false)
+    pub(super) fn delta(&mut self, delta: Delta) -> ModelInferResponse {
+        self.told.add(&delta.tokens);
+        let usage = Usage { completion_tokens: delta.tokens.len() as u32, ..delta.usage };
+        self.response(delta.text, None, usage, false)
     }
 
-    /// What ends a stream: one response, or two where the last must be empty.
+    /// What ends a stream: one response, or two where the last must be empty. It counts what no delta had: the token that
+    /// ended the sequence.
     pub(super) fn end(&self, finished: &Finished) -> Vec<ModelInferResponse> {
-        let usage = Usage { completion_tokens: 0, ..finished.usage };
-        self.ended(self.response(String::new(), Some(&finished.reason), &[], usage, !self.ends_empty))
+        let rest = finished.usage.completion_tokens.saturating_sub(self.told.tokens);
+        let usage = Usage { completion_tokens: rest, ..finished.usage };
+        self.ended(self.response(String::new(), Some(&finished.reason), usage, !self.ends_empty))
     }
 
     /// The whole answer, as it ends a stream.
-    pub(super) fn whole(&self, whole: Whole) -> Vec<ModelInferResponse> {
+    pub(super) fn whole(mut self, whole: Whole) -> Vec<ModelInferResponse> {
         let first = whole.first;
+        self.told.add(&first.tokens);
         let text = format!("{}{}", self.before, first.text);
-        let reason = Some(&first.finished.reason);
-        self.ended(self.response(text, reason, &first.tokens, first.finished.usage, !self.ends_empty))
+        self.ended(self.response(text, Some(&first.finished.reason), first.finished.usage, !self.ends_empty))
     }
 
     fn ended(&self, last: ModelInferResponse) -> Vec<ModelInferResponse> {
@@ -89,7 +112,6 @@ impl Answer {
         &self,
         text: String,
         reason: Option<&FinishReason>,
-        tokens: &[SampledToken],
         usage: Usage,
         is_final: bool,
     ) -> ModelInferResponse {
@@ -97,10 +119,8 @@ impl Answer {
         let mut text = Some(text);
         for &name in &self.outputs {
             let value = match name {
-                "finish_reason" => Output::Text(reason.map_or("", finish_reason).to_owned()),
-                "cumulative_logprob" => {
-                    Output::Float(tokens.iter().filter_map(|token| Some(token.logprobs.as_ref()?.chosen)).sum())
-                }
+                "finish_reason" => Output::Text(reason.map_or(UNFINISHED, finish_reason).to_owned()),
+                "cumulative_logprob" => Output::Float(self.told.logprob as f32),
                 "num_input_tokens" => Output::Number(usage.prompt_tokens),
                 "num_output_tokens" => Output::Number(usage.completion_tokens),
                 _ => Output::Text(text.take().unwrap_or_default()),
@@ -120,5 +140,48 @@ fn finish_reason(reason: &FinishReason) -> &'static str {
         | FinishReason::StopToken(_)
         | FinishReason::StopString(_)
         | FinishReason::GrammarComplete => "stop",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{engine::Timings, ids::TokenId, params::TokenLogprobs};
+
+    fn numbers(response: &ModelInferResponse) -> (f32, u32, String) {
+        let [logprob, tokens, reason] = response.raw_output_contents.as_slice() else { panic!("three outputs") };
+        (
+            f32::from_le_bytes(logprob.as_slice().try_into().unwrap()),
+            u32::from_le_bytes(tokens.as_slice().try_into().unwrap()),
+            String::from_utf8(reason[4..].to_vec()).unwrap(),
+        )
+    }
+
+    #[test]
+    fn log_probabilities_add_up_and_tokens_are_counted_once() {
+        let outputs = vec!["cumulative_logprob", "num_output_tokens", "finish_reason"];
+        let mut answer = Answer { outputs, ..Answer::default() };
+        let token = |chosen| {
+            let logprobs = TokenLogprobs { chosen, top: Vec::new() };
+            SampledToken { id: TokenId(1), logprobs: Some(Box::new(logprobs)) }
+        };
+        let usage = |completion_tokens| Usage { completion_tokens, ..Usage::default() };
+        let mut delta = |chosen: &[f32], so_far: u32| {
+            let tokens = chosen.iter().map(|&chosen| token(chosen)).collect();
+            let (text, pieces, usage) = ("a".to_owned(), Vec::new(), usage(so_far));
+            numbers(&answer.delta(Delta { index: 0, text, pieces, tokens, usage }))
+        };
+        assert_eq!(delta(&[-1.0, -0.5], 2), (-1.5, 2, "None".to_owned()));
+        assert_eq!(delta(&[-0.25], 3), (-1.75, 1, "None".to_owned()));
+        let finished = Finished {
+            index: 0,
+            reason: FinishReason::EndOfSequence(TokenId(2)),
+            tool_calls: false,
+            usage: usage(4),
+            timings: Timings::default(),
+            receipt: None,
+        };
+        let [last] = &answer.end(&finished)[..] else { panic!("one response") };
+        assert_eq!(numbers(last), (-1.75, 1, "stop".to_owned()), "the token that ended it was in no delta");
     }
 }

@@ -111,6 +111,7 @@ impl InferenceService {
             before: if excludes { String::new() } else { prompt.clone() },
             outputs,
             ends_empty: is_set(&message.parameters, EMPTY_FINAL),
+            ..Answer::default()
         };
         let request = EngineRequest {
             request_id: request_id("id", Some(answer.id.clone()))?,
@@ -150,8 +151,8 @@ impl InferenceService {
                 })
                 .flat_map(|answers| stream::iter(answers).map(Ok))
                 .boxed(),
-                Ok((events, answer)) => {
-                    events.flat_map(move |event| stream::iter(said(&answer, event))).map(Ok).boxed()
+                Ok((events, mut answer)) => {
+                    events.flat_map(move |event| stream::iter(said(&mut answer, event))).map(Ok).boxed()
                 }
             }
         };
@@ -175,7 +176,7 @@ fn failed(answer: &Answer, error: Error) -> ModelStreamInferResponse {
 }
 
 /// What a stream says of an event.
-fn said(answer: &Answer, event: Result<Event>) -> Vec<ModelStreamInferResponse> {
+fn said(answer: &mut Answer, event: Result<Event>) -> Vec<ModelStreamInferResponse> {
     match event {
         Ok(Event::Started(_) | Event::Prompt(_)) => Vec::new(),
         Ok(Event::Delta(delta)) => vec![good(answer.delta(delta))],

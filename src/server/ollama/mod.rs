@@ -7,6 +7,7 @@ mod request;
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Request, State},
+    middleware,
     response::{IntoResponse, Response},
     routing::{any, get, post},
 };
@@ -22,9 +23,10 @@ use super::http::{
     choices::Choices,
     failure::{Failed, Failure, Shape, method_not_allowed, no_such_path},
     frames::Telling,
+    origin::own_or_listed,
     paths::Renames,
 };
-use crate::{engine, error::Result};
+use crate::{config::AllowedOrigins, engine, error::Result};
 
 /// What the engine calls a field, and what this API does.
 const RENAMES: Renames = &[
@@ -48,8 +50,9 @@ impl Shape for Ollama {
     }
 }
 
-/// The routes.
-pub(super) fn routes(http: Http) -> Router {
+/// The routes, open to pages of these sites. A browser would send this face's requests for any page: they need not say that
+/// they are JSON.
+pub(super) fn routes(http: Http, origins: &AllowedOrigins) -> Router {
     Router::new()
         .route("/api/chat", post(chat))
         .route("/api/generate", post(generate))
@@ -60,6 +63,7 @@ pub(super) fn routes(http: Http) -> Router {
         .route("/api/{*path}", any(no_such_path::<Ollama>))
         .method_not_allowed_fallback(method_not_allowed::<Ollama>)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::from_fn_with_state(origins.clone(), own_or_listed::<Ollama>))
         .with_state(http)
 }
 

@@ -41,6 +41,8 @@ pub(super) struct Fields {
     min_tokens: Option<u32>,
     stop: Option<OneOrMany>,
     stop_token_ids: Option<Vec<u32>>,
+    bad_words: Option<Vec<String>>,
+    allowed_token_ids: Option<Vec<u32>>,
     include_stop_str_in_output: Option<bool>,
     ignore_eos: Option<bool>,
     skip_special_tokens: Option<bool>,
@@ -109,7 +111,10 @@ impl Fields {
         if let Some(k) = self.top_k.filter(|&k| k < -1) {
             return Err(Error::invalid("top_k", format!("is {k}, must be -1 or more")));
         }
-        let stop_token_ids = self.stop_token_ids.take().map(|ids| ids.into_iter().map(TokenId).collect());
+        let ids = |ids: Vec<u32>| ids.into_iter().map(TokenId).collect();
+        if self.allowed_token_ids.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Error::invalid("allowed_token_ids", "is empty: then no token could come"));
+        }
         Ok(SamplingParams {
             temperature: self.temperature.unwrap_or(defaults.temperature),
             top_k: top_k.unwrap_or(defaults.top_k),
@@ -124,7 +129,9 @@ impl Fields {
             max_tokens: self.max_completion_tokens.or(self.max_tokens).or(defaults.max_tokens),
             min_tokens: self.min_tokens.unwrap_or(defaults.min_tokens),
             stop: self.stop.take().map(Vec::from).unwrap_or(defaults.stop),
-            stop_token_ids: stop_token_ids.unwrap_or(defaults.stop_token_ids),
+            stop_token_ids: self.stop_token_ids.take().map_or(defaults.stop_token_ids, ids),
+            bad_words: self.bad_words.take().unwrap_or(defaults.bad_words),
+            allowed_token_ids: self.allowed_token_ids.take().map_or(defaults.allowed_token_ids, ids),
             include_stop_str_in_output: self.include_stop_str_in_output.unwrap_or(defaults.include_stop_str_in_output),
             ignore_eos: self.ignore_eos.unwrap_or(defaults.ignore_eos),
             skip_special_tokens: self.skip_special_tokens.unwrap_or(defaults.skip_special_tokens),
@@ -183,4 +190,23 @@ fn logit_bias(bias: BTreeMap<String, f32>) -> Result<Vec<(TokenId, f32)>> {
     entries.sort_by_key(|&(id, _)| id);
     entries.dedup_by_key(|&mut (id, _)| id);
     Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn tokens_and_words_that_may_not_come_are_read() {
+        let body = json!({"bad_words": ["no"], "allowed_token_ids": [3, 4], "stop_token_ids": [5]});
+        let mut fields: Fields = serde_json::from_value(body).unwrap();
+        let params = fields.params(&SamplingParams::default()).unwrap();
+        assert_eq!((params.bad_words, params.allowed_token_ids), (vec!["no".to_owned()], vec![TokenId(3), TokenId(4)]));
+        assert_eq!(params.stop_token_ids, [TokenId(5)]);
+        let mut none: Fields = serde_json::from_value(json!({"allowed_token_ids": []})).unwrap();
+        let error = none.params(&SamplingParams::default()).unwrap_err();
+        assert_eq!(error.violations[0].field, "allowed_token_ids");
+    }
 }

@@ -16,6 +16,7 @@ use crate::{
 pub(super) struct Around {
     tools: Option<Vec<OfferedTool>>,
     tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
     documents: Option<Vec<Map<String, Value>>>,
     chat_template_kwargs: Option<Map<String, Value>>,
     add_generation_prompt: Option<bool>,
@@ -45,6 +46,7 @@ impl Around {
             prompt.tools.push(tool.function);
         }
         prompt.tool_choice = choice(self.tool_choice.as_ref())?;
+        prompt.parallel_tool_calls = self.parallel_tool_calls.unwrap_or(true);
         prompt.documents = self.documents.unwrap_or_default();
         prompt.chat_template_kwargs = self.chat_template_kwargs.unwrap_or_default();
         prompt.continue_final_message = self.continue_final_message.unwrap_or(false);
@@ -197,6 +199,17 @@ mod tests {
             ]})
         );
         assert!(Beside::of_delta(&[Piece::Text("well".into())]).is_empty());
+    }
+
+    #[test]
+    fn one_call_at_a_time_is_asked_for_by_name() {
+        let told = |body: Value| {
+            let mut prompt = ChatPrompt::from(Vec::new());
+            serde_json::from_value::<Around>(body).unwrap().tell(&mut prompt).unwrap();
+            prompt.parallel_tool_calls
+        };
+        assert!(told(json!({})) && told(json!({"parallel_tool_calls": null})));
+        assert!(!told(json!({"parallel_tool_calls": false})));
     }
 
     #[test]

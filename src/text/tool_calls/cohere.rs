@@ -19,6 +19,6 @@ pub(super) const FORMAT: ToolCallFormat = ToolCallFormat {
     grammar: |tools, grammar| {
         let (open, close) = (grammar.marker("<|START_ACTION|>"), grammar.marker("<|END_ACTION|>"));
         let calls = Grammar::any(tools, |tool| Grammar::envelope(tool, "tool_name", "parameters"));
-        format!("{open} \"[\" ({calls}) (\", \" ({calls}))* \"]\" {close}")
+        format!("{open} \"[\" {} \"]\" {close}", grammar.repeated(&calls, ", "))
     },
 };

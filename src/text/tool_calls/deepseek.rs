@@ -43,7 +43,7 @@ pub(super) const FORMAT: ToolCallFormat = ToolCallFormat {
         let calls = Grammar::any(tools, |tool| {
             format!("{begin} {} {separator} {} {end}", Grammar::literal(&tool.name), Grammar::arguments(tool))
         });
-        format!("{section} ({calls})+ {section_end}")
+        format!("{section} {} {section_end}", grammar.repeated(&calls, ""))
     },
 };
 
@@ -62,7 +62,7 @@ pub(super) const DSML: ToolCallFormat = ToolCallFormat {
     taught_by: &[&["｜DSML｜"]],
     markers: &["｜DSML｜"],
     parser: |tools| Box::new(TaggedCalls::new(TAGS, tools)),
-    grammar: |tools, _| {
+    grammar: |tools, grammar| {
         let calls = Grammar::any(tools, |tool| {
             Grammar::tagged(
                 tool,
@@ -74,7 +74,7 @@ pub(super) const DSML: ToolCallFormat = ToolCallFormat {
         });
         let (open, close) =
             (Grammar::literal("<｜DSML｜function_calls>\n"), Grammar::literal("</｜DSML｜function_calls>"));
-        format!("{open} ({calls})+ {close}")
+        format!("{open} {} {close}", grammar.repeated(&calls, ""))
     },
     ..FORMAT
 };

@@ -35,8 +35,9 @@ pub(super) const FUNCTION_GEMMA: ToolCallFormat = ToolCallFormat {
 fn grammar_of(tools: &[Tool], grammar: &Grammar<'_>, [open, close, quote]: [&'static str; 3]) -> String {
     let names = Grammar::any(tools, |tool| Grammar::literal(&tool.name));
     let (open, close, quote) = (grammar.marker(open), grammar.marker(close), grammar.marker(quote));
+    let calls = grammar.repeated(&format!("{open} \"call:\" ({names}) g_object {close}"), "");
     format!(
-        "({open} \"call:\" ({names}) g_object {close})+\n\
+        "{calls}\n\
          g_object: \"{{\" (g_pair (\",\" g_pair)*)? \"}}\"\n\
          g_pair: /[A-Za-z0-9_.-]+/ \":\" g_value\n\
          g_value: g_object | \"[\" (g_value (\",\" g_value)*)? \"]\" | /true|false|null|-?[0-9]+(\\.[0-9]+)?/ \

@@ -33,6 +33,6 @@ pub(super) const FORMAT: ToolCallFormat = ToolCallFormat {
             let open = grammar.marked(&format!("<tool_call>{}\n", tool.name), marks);
             format!("{open} {parts} {}", grammar.marker("</tool_call>"))
         });
-        format!("({calls}) (\"\\n\" ({calls}))*")
+        grammar.repeated(&calls, "\n")
     },
 };

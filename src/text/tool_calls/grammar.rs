@@ -4,19 +4,34 @@ use serde_json::{Value, json};
 
 use crate::{
     ids::TokenId,
-    params::JSON_WHITESPACE,
+    params::{JSON_ESCAPES, JSON_WHITESPACE},
     text::{Tool, reasoning::ReasoningFormat},
 };
 
 /// A string that stands as plain text between tags, and ends where the next tag begins.
 const FREE_TEXT: &str = "/[^<]*/";
 
+/// Where the schemas stand that others refer to.
+const DEFINITIONS: [&str; 2] = ["$defs", "definitions"];
+
 /// JSON of a schema, with the white space that is usual.
 fn json(mut schema: Value) -> String {
     if let Some(schema) = schema.as_object_mut() {
-        schema.insert("x-guidance".into(), json!({"whitespace_pattern": JSON_WHITESPACE}));
+        let options = json!({"whitespace_pattern": JSON_WHITESPACE, "json_allowed_escapes": JSON_ESCAPES});
+        schema.insert("x-guidance".into(), options);
     }
     format!("%json {schema}")
+}
+
+/// A schema that stands alone, with what it refers to in the one that it is taken from.
+fn with_definitions(mut schema: Value, definitions: &[(&str, &Value)]) -> Value {
+    let refers = schema.to_string().contains("\"$ref\"");
+    if let Some(object) = schema.as_object_mut().filter(|_| refers) {
+        for &(key, definitions) in definitions {
+            object.entry(key).or_insert_with(|| definitions.clone());
+        }
+    }
+    schema
 }
 
 /// Writes the parts of a grammar.
@@ -24,13 +39,30 @@ fn json(mut schema: Value) -> String {
 /// A mark is a literal, or the token itself where it is a special one, which no text can spell.
 pub struct Grammar<'a> {
     pub(super) special: &'a dyn Fn(&str) -> Option<TokenId>,
+    /// There is one call and no more.
+    one_call: bool,
 }
 
 impl<'a> Grammar<'a> {
     /// `special` gives the id of a text that is a special token.
     #[must_use]
     pub fn new(special: &'a dyn Fn(&str) -> Option<TokenId>) -> Self {
-        Self { special }
+        Self { special, one_call: false }
+    }
+
+    /// The same for answers of one call.
+    #[must_use]
+    pub fn one_call(self) -> Self {
+        Self { one_call: true, ..self }
+    }
+
+    /// One call or more, one behind the other, with a text between each two where there is one to be.
+    pub(super) fn repeated(&self, call: &str, between: &str) -> String {
+        match (self.one_call, between) {
+            (true, _) => format!("({call})"),
+            (false, "") => format!("({call})+"),
+            (false, between) => format!("({call}) ({} ({call}))*", Self::literal(between)),
+        }
     }
 
     /// A text as it stands.
@@ -98,6 +130,8 @@ impl<'a> Grammar<'a> {
         let Some(schema) = &tool.parameters else { return String::new() };
         let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return String::new() };
         let required = schema.get("required").and_then(Value::as_array);
+        let definitions = DEFINITIONS.iter().filter_map(|&key| Some((key, schema.get(key)?)));
+        let definitions: Vec<_> = definitions.collect();
         let part = |(key, schema): (&String, &Value)| {
             let value = match tool.takes_string(key) {
                 true => match schema.get("enum").and_then(Value::as_array) {
@@ -107,7 +141,7 @@ impl<'a> Grammar<'a> {
                     }
                     None => FREE_TEXT.to_owned(),
                 },
-                false => json(schema.clone()),
+                false => json(with_definitions(schema.clone(), &definitions)),
             };
             let written = write(key, &value);
             let needed = required.is_some_and(|required| required.iter().any(|each| each == key));

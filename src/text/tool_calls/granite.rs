@@ -22,6 +22,6 @@ pub(super) const FORMAT: ToolCallFormat = ToolCallFormat {
     parser: |tools| Box::new(JsonCalls::new(MARKS, tools)),
     grammar: |tools, grammar| {
         let calls = Grammar::any(tools, |tool| Grammar::envelope(tool, "name", "arguments"));
-        format!("{} \"[\" ({calls}) (\", \" ({calls}))* \"]\"", grammar.marker("<|tool_call|>"))
+        format!("{} \"[\" {} \"]\"", grammar.marker("<|tool_call|>"), grammar.repeated(&calls, ", "))
     },
 };

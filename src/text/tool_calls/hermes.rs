@@ -22,7 +22,7 @@ pub(super) const FORMAT: ToolCallFormat = ToolCallFormat {
         let (open, close) = (grammar.marker("<tool_call>"), grammar.marker("</tool_call>"));
         let calls = Grammar::any(tools, |tool| Grammar::envelope(tool, "name", "arguments"));
         let call = format!("{open} \"\\n\" ({calls}) \"\\n\" {close}");
-        format!("{call} (\"\\n\" {call})*")
+        grammar.repeated(&call, "\n")
     },
 };
 
@@ -34,7 +34,7 @@ pub(super) const NEMOTRON: ToolCallFormat = ToolCallFormat {
     grammar: |tools, grammar| {
         let (open, close) = (grammar.marker("<TOOLCALL>"), grammar.marker("</TOOLCALL>"));
         let calls = Grammar::any(tools, |tool| Grammar::envelope(tool, "name", "arguments"));
-        format!("{open} \"[\" ({calls}) (\", \" ({calls}))* \"]\" {close}")
+        format!("{open} \"[\" {} \"]\" {close}", grammar.repeated(&calls, ", "))
     },
     ..FORMAT
 };

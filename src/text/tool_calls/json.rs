@@ -16,8 +16,8 @@ pub(super) const FORMAT: ToolCallFormat = ToolCallFormat {
     ids: CallIds::Call,
     is_whole_answer: false,
     parser: |tools| Box::new(JsonCalls::new(MARKS, tools)),
-    grammar: |tools, _| {
+    grammar: |tools, grammar| {
         let calls = Grammar::any(tools, |tool| Grammar::envelope(tool, "name", "arguments"));
-        format!("{calls} | \"[\" ({calls}) (\", \" ({calls}))* \"]\"")
+        format!("{calls} | \"[\" {} \"]\"", grammar.repeated(&calls, ", "))
     },
 };

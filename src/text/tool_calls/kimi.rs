@@ -49,6 +49,6 @@ pub(super) const FORMAT: ToolCallFormat = ToolCallFormat {
             let name = Grammar::literal(&format!("functions.{}:", tool.name));
             format!("{begin} {name} /[0-9]+/ {arguments} {} {end}", Grammar::arguments(tool))
         });
-        format!("{section} ({calls})+ {section_end}")
+        format!("{section} {} {section_end}", grammar.repeated(&calls, ""))
     },
 };

@@ -34,6 +34,6 @@ pub(super) const FORMAT: ToolCallFormat = ToolCallFormat {
             )
         });
         let [open, close] = ["<minimax:tool_call>", "</minimax:tool_call>"].map(|mark| grammar.marker(mark));
-        format!("{open} \"\\n\" ({calls})+ {close}")
+        format!("{open} \"\\n\" {} {close}", grammar.repeated(&calls, ""))
     },
 };

@@ -27,12 +27,12 @@ pub(super) const FORMAT: ToolCallFormat = ToolCallFormat {
         let open = grammar.marker("[TOOL_CALLS]");
         if (grammar.special)("[ARGS]").is_none() {
             let calls = Grammar::any(tools, |tool| Grammar::envelope(tool, "name", "arguments"));
-            return format!("{open} \"[\" ({calls}) (\", \" ({calls}))* \"]\"");
+            return format!("{open} \"[\" {} \"]\"", grammar.repeated(&calls, ", "));
         }
         let arguments = grammar.marker("[ARGS]");
         let call = |tool: &crate::text::Tool| {
             format!("{open} {} {arguments} {}", Grammar::literal(&tool.name), Grammar::arguments(tool))
         };
-        format!("({})+", Grammar::any(tools, call))
+        grammar.repeated(&Grammar::any(tools, call), "")
     },
 };

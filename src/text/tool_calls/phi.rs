@@ -23,7 +23,7 @@ pub(super) const FORMAT: ToolCallFormat = ToolCallFormat {
     parser: |tools| Box::new(JsonCalls::new(MARKS, tools)),
     grammar: |tools, grammar| {
         let calls = Grammar::any(tools, |tool| Grammar::envelope(tool, "name", "arguments"));
-        let list = format!("\"[\" ({calls}) (\", \" ({calls}))* \"]\"");
+        let list = format!("\"[\" {} \"]\"", grammar.repeated(&calls, ", "));
         match ((grammar.special)("<|tool_call|>"), (grammar.special)("<|/tool_call|>")) {
             (Some(open), Some(close)) => format!("<[{}]> {list} <[{}]>", open.0, close.0),
             _ => format!("\"functools\" {list}"),

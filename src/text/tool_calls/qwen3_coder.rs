@@ -30,7 +30,7 @@ fn grammar_of(tools: &[super::Tool], grammar: &Grammar<'_>, [open, close]: [&str
         )
     });
     let call = format!("{open} \"\\n\" ({calls}) {close}");
-    format!("{call} (\"\\n\" {call})*")
+    grammar.repeated(&call, "\n")
 }
 
 pub(super) const FORMAT: ToolCallFormat = ToolCallFormat {

@@ -30,6 +30,10 @@ pub(crate) struct Sink {
     open: bool,
     /// A call broke off in the middle.
     broken: bool,
+    /// The answer may hold one call: those behind it are left out.
+    first_only: bool,
+    /// The call that has begun is one of those.
+    left_out: bool,
     /// Spaces at the end of text or reasoning, which a call or the end of the reasoning makes void.
     spaces: String,
     in_reasoning: bool,
@@ -44,9 +48,16 @@ impl Sink {
             calls: 0,
             open: false,
             broken: false,
+            first_only: false,
+            left_out: false,
             spaces: String::new(),
             in_reasoning: false,
         }
+    }
+
+    /// Leaves out all calls but the first.
+    pub(crate) fn take_first_call_only(&mut self) {
+        self.first_only = true;
     }
 
     /// A character of text.
@@ -106,6 +117,11 @@ impl Sink {
     pub(crate) fn begin_call(&mut self, name: &str) {
         self.end_reasoning();
         self.broken |= self.open;
+        self.left_out = self.first_only && self.calls > 0;
+        if self.left_out {
+            self.open = false;
+            return;
+        }
         let index = self.calls;
         self.calls += 1;
         self.open = true;
@@ -114,7 +130,7 @@ impl Sink {
 
     /// More of its arguments.
     pub(crate) fn arguments(&mut self, delta: &str) {
-        if delta.is_empty() {
+        if delta.is_empty() || self.left_out {
             return;
         }
         match self.pieces.last_mut() {
@@ -128,7 +144,7 @@ impl Sink {
         self.open = false;
     }
 
-    /// The call that is open will not become whole.
+    /// The call that is open will not become whole. One that is left out is never open.
     pub(crate) fn break_call(&mut self) {
         self.broken |= self.open;
         self.open = false;

@@ -525,3 +525,39 @@ fn every_format_writes_a_grammar_of_the_calls_that_a_choice_allows() {
         assert_eq!(of(ToolChoice::Named("x".into())).unwrap_err().violations[0].field, "tool_choice");
     }
 }
+
+#[test]
+fn of_an_answer_of_one_call_the_others_are_left_out() {
+    let call =
+        |name: &str| format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {{\"city\": \"x\"}}}}\n</tool_call>");
+    let answer = format!("Well. {}\n{}\n{}", call("clock"), call("get_weather"), call("clock"));
+    let found = |parser: OutputParser| {
+        let (mut parser, mut found) = (parser, Found::default());
+        found.add(parser.push(&answer));
+        let Ending { pieces, tool_calls } = parser.finish(&eos());
+        found.add(pieces);
+        found.tool_calls = tool_calls;
+        found
+    };
+    let all = found(OutputParser::new(&format("hermes"), &tools(), "", 7));
+    assert_eq!(all.calls.len(), 3);
+    let first = found(OutputParser::new(&format("hermes"), &tools(), "", 7).first_call_only());
+    assert_eq!((first.text.as_str(), first.tool_calls), ("Well.", true));
+    assert_eq!((&first.calls[..], &first.ids[..]), (&all.calls[..1], &all.ids[..1]));
+}
+
+#[test]
+fn a_grammar_of_one_call_repeats_none() {
+    let special = |_: &str| None;
+    for name in ToolCallFormat::all_names() {
+        let format = ToolCallFormat::named(name).expect("its own name");
+        let of = |grammar: Grammar<'_>| {
+            let named = format.constraint(&tools(), &ToolChoice::Named("clock".into()), None, "", &grammar);
+            // Rules behind the first are those of values.
+            named.unwrap().expect("a grammar").lines().nth(1).unwrap_or_default().to_owned()
+        };
+        let (one, many) = (of(Grammar::new(&special).one_call()), of(Grammar::new(&special)));
+        assert!(!one.ends_with(")+") && !one.contains("))*") && !one.contains(")+ "), "{name}: {one}");
+        assert!(one.len() <= many.len(), "{name}");
+    }
+}

@@ -6,6 +6,7 @@
 
 mod cursor;
 mod metadata;
+mod scales;
 mod source;
 mod split;
 mod tensors;
@@ -20,7 +21,7 @@ use std::{
 
 pub(super) use self::split::first_part;
 use self::{cursor::Cursor, metadata::Value};
-pub use self::{metadata::StringArray, source::GgufSource, tensors::GgufTensor};
+pub use self::{metadata::StringArray, scales::Scales, source::GgufSource, tensors::GgufTensor};
 use super::file::FileBytes;
 use crate::error::{Error, Result};
 

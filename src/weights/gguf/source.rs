@@ -5,11 +5,8 @@ use std::{borrow::Cow, collections::BTreeMap, path::PathBuf, sync::Arc};
 use super::Gguf;
 use crate::{
     error::{Error, Result},
-    kernels::linear::{
-        format::{RawTensor, WeightFormat},
-        stored::{NVFP4, StoredFormat},
-    },
-    weights::{TensorSource, names, shown},
+    kernels::linear::format::{RawTensor, WeightFormat},
+    weights::{StoredTensor, TensorSource, names, part::part, shown},
 };
 
 /// Architectures whose query and key rows GGUF's converter interleaves: a head's row `i` of its first half is followed
@@ -86,27 +83,21 @@ impl GgufSource {
         &self.gguf
     }
 
-    /// An NVFP4 weight times the scale of the whole, or of each of its outermost parts, that its file may have beside it
-    /// (`blk.0.attn_q.scale`).
-    fn scaled<'a>(&self, name: &str, raw: RawTensor<'a>) -> RawTensor<'a> {
-        let scale = || {
-            let name = self.gguf_names.get(name)?.strip_suffix("weight")?;
-            let scale = self.gguf.tensor(&format!("{name}scale"))?;
-            let bytes = self.gguf.tensor_bytes(scale).filter(|_| scale.format == Some(WeightFormat::F32.into()))?;
-            Some(bytes.as_chunks().0.iter().map(|number| f32::from_le_bytes(*number)).collect::<Vec<_>>())
-        };
+    /// A tensor as it is stored, by Hugging Face's name, with GGUF's name.
+    fn stored(&self, name: &str) -> Option<(&str, RawTensor<'_>)> {
+        let name = self.gguf_names.get(name)?;
+        let tensor = self.gguf.tensor(name)?;
+        let bytes = Cow::Borrowed(self.gguf.tensor_bytes(tensor)?);
+        Some((name, RawTensor { format: tensor.format?, shape: tensor.shape.clone(), bytes }))
+    }
+
+    /// A tensor whose first weight is number `first` of the one that GGUF calls `name`, times its scales where it has such.
+    fn scaled<'a>(&self, name: &str, first: usize, raw: RawTensor<'a>) -> Option<RawTensor<'a>> {
+        let Some(scales) = self.gguf.scales_of(name).ok()? else { return Some(raw) };
         let mut weights = raw.to_f32();
-        match scale() {
-            Some(scales) if !scales.is_empty() && weights.len().is_multiple_of(scales.len()) && !weights.is_empty() => {
-                let part = weights.len() / scales.len();
-                for (weights, scale) in weights.chunks_exact_mut(part).zip(scales) {
-                    weights.iter_mut().for_each(|weight| *weight *= scale);
-                }
-                let bytes = weights.iter().flat_map(|&weight| half::bf16::from_f32(weight).to_le_bytes()).collect();
-                RawTensor { format: WeightFormat::BF16.into(), shape: raw.shape, bytes }
-            }
-            _ => raw,
-        }
+        scales.multiply(first, &mut weights);
+        let bytes = weights.iter().flat_map(|&weight| half::bf16::from_f32(weight).to_le_bytes()).collect();
+        Some(RawTensor { format: WeightFormat::BF16.into(), shape: raw.shape, bytes })
     }
 
     /// Heads of a tensor whose rows are interleaved.
@@ -132,15 +123,29 @@ impl TensorSource for GgufSource {
     }
 
     fn get(&self, name: &str) -> Option<RawTensor<'_>> {
-        let tensor = self.gguf.tensor(self.gguf_names.get(name)?)?;
-        let format = tensor.format?;
-        let bytes = self.gguf.tensor_bytes(tensor)?;
-        let bytes = match self.interleaved(name) {
-            Some(heads) => Cow::Owned(separate_halves(bytes, *tensor.shape.first()?, heads)),
-            None => Cow::Borrowed(bytes),
-        };
-        let raw = RawTensor { format, shape: tensor.shape.clone(), bytes };
-        Some(if format == StoredFormat::ReadOnly(&NVFP4) { self.scaled(name, raw) } else { raw })
+        let (gguf_name, raw) = self.stored(name)?;
+        let mut raw = self.scaled(gguf_name, 0, raw)?;
+        if let Some(heads) = self.interleaved(name) {
+            raw.bytes = Cow::Owned(separate_halves(&raw.bytes, *raw.shape.first()?, heads));
+        }
+        Some(raw)
+    }
+
+    fn part(&self, name: &str, index: usize, count: usize) -> Option<RawTensor<'_>> {
+        if self.interleaved(name).is_some() {
+            return part(&self.get(name)?, index, count);
+        }
+        let (gguf_name, raw) = self.stored(name)?;
+        let part = part(&raw, index, count)?;
+        let first = index * part.shape.iter().product::<usize>();
+        self.scaled(gguf_name, first, part)
+    }
+
+    fn for_each_stored(&self, show: &mut dyn FnMut(&StoredTensor<'_>)) {
+        for (name, tensor) in self.gguf.tensors() {
+            let bytes = self.gguf.tensor_bytes(tensor).unwrap_or_default();
+            show(&StoredTensor { name, kind: &tensor.kind_name(), shape: &tensor.shape, bytes });
+        }
     }
 
     fn names(&self) -> Vec<String> {
@@ -148,16 +153,17 @@ impl TensorSource for GgufSource {
     }
 
     fn contains(&self, name: &str) -> bool {
-        let tensor = self.gguf_names.get(name).and_then(|name| self.gguf.tensor(name));
-        tensor.is_some_and(|tensor| tensor.format.is_some())
+        let Some(name) = self.gguf_names.get(name) else { return false };
+        self.gguf.tensor(name).is_some_and(|tensor| tensor.format.is_some()) && self.gguf.scales_of(name).is_ok()
     }
 
     fn refusal(&self, name: &str) -> Option<String> {
-        let tensor = self.gguf.tensor(self.gguf_names.get(name)?)?;
-        tensor
-            .format
-            .is_none()
-            .then(|| format!("is stored as {}, which is no kind of weights that is read", tensor.kind_name()))
+        let name = self.gguf_names.get(name)?;
+        let tensor = self.gguf.tensor(name)?;
+        if tensor.format.is_none() {
+            return Some(format!("is stored as {}, which is no kind of weights that is read", tensor.kind_name()));
+        }
+        self.gguf.scales_of(name).err().map(|error| format!("cannot be scaled: {error}"))
     }
 }
 
@@ -183,6 +189,51 @@ fn separate_halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        kernels::linear::stored::{NVFP4, StoredFormat},
+        weights::gguf::writer::{NewTensor, NewValue, write},
+    };
+
+    /// A file of two experts in NVFP4, all weights 1 where a scale makes no other of them, and what else is said.
+    fn experts(more: &[NewTensor], data: &[Vec<u8>]) -> GgufSource {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("nvfp4.gguf");
+        let metadata = [("general.architecture".to_owned(), NewValue::string("qwen3moe"))];
+        let format = StoredFormat::ReadOnly(&NVFP4);
+        let weight = NewTensor { name: "blk.0.ffn_up_exps.weight".into(), shape: vec![2, 3, 64], format };
+        // Four scales of 1 (E4M3), and 64 times the number of four bits that is 1.
+        let block = [[0x38; 4].as_slice(), &[0x22; 32]].concat();
+        let data = [&[block.repeat(6)], data].concat();
+        let tensors = [&[weight], more].concat();
+        write(&path, &metadata, &tensors, &mut |index| Ok(Cow::Borrowed(&data[index]))).expect("is written");
+        GgufSource::new(Arc::new(Gguf::open(&path).expect("a good file"))).expect("a good file")
+    }
+
+    const UP: &str = "model.layers.0.mlp.experts.up_proj.weight";
+
+    #[test]
+    fn an_expert_is_cut_out_before_it_is_scaled() {
+        let f32s = |numbers: &[f32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
+        let scales = |count: usize| NewTensor {
+            name: "blk.0.ffn_up_exps.scale".into(),
+            shape: vec![count],
+            format: WeightFormat::F32.into(),
+        };
+        let plain = experts(&[], &[]);
+        let part = plain.part(UP, 1, 2).expect("is there");
+        assert!(matches!(part.bytes, Cow::Borrowed(_)), "is not decoded");
+        assert_eq!((part.shape.as_slice(), part.to_f32()), (&[3, 64][..], vec![1.0; 192]));
+
+        let scaled = experts(&[scales(2)], &[f32s(&[2.0, 4.0])]);
+        let whole = scaled.get(UP).expect("is there").to_f32();
+        assert_eq!((whole[0], whole[191], whole[192], whole[383]), (2.0, 2.0, 4.0, 4.0));
+        assert_eq!(scaled.part(UP, 1, 2).expect("is there").to_f32(), [4.0; 192]);
+        assert!(scaled.part(UP, 0, 3).is_none(), "there are two");
+
+        let misfit = experts(&[scales(5)], &[f32s(&[1.0; 5])]);
+        assert!(misfit.get(UP).is_none() && !misfit.contains(UP));
+        assert!(misfit.refusal(UP).expect("does not fit").contains("has 5 scales"));
+    }
 
     #[test]
     fn separating_halves_inverts_the_converters_interleaving() {

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, BufWriter, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use super::{DEFAULT_ALIGNMENT, Gguf, MAGIC, metadata::Kind, tensors::ggml_kind};
@@ -13,6 +13,8 @@ use crate::{
 };
 
 const VERSION: u32 = 3;
+/// Files beside the one to be written that others write, or left behind, before it is given up.
+const MAX_PARTS: usize = 1000;
 
 /// A value of a key, as the file has it: the number of its type, and its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +34,12 @@ impl NewValue {
     #[must_use]
     pub fn u32(value: u32) -> Self {
         Self::typed(Kind::U32, value.to_le_bytes())
+    }
+
+    /// A signed number of 32 bits.
+    #[must_use]
+    pub fn i32(value: i32) -> Self {
+        Self::typed(Kind::I32, value.to_le_bytes())
     }
 
     /// A single.
@@ -104,7 +112,7 @@ impl NewTensor {
     }
 }
 
-/// Writes a file: whole, or not at all. `data` is called for each tensor in order and gives its bytes.
+/// Writes a file: whole, or not at all. It grows under a name that nobody else has, beside its own. `data` is called for each tensor in order and gives its bytes.
 ///
 /// # Errors
 /// `FailedPrecondition` that names the file where it cannot be written; whatever `data` gives.
@@ -114,19 +122,34 @@ pub fn write<'a>(
     tensors: &[NewTensor],
     data: &mut dyn FnMut(usize) -> Result<std::borrow::Cow<'a, [u8]>>,
 ) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    let part = path.with_file_name(name);
-    let written = write_part(&part, metadata, tensors, data)
-        .and_then(|()| fs::rename(&part, path).map_err(|error| Error::bad_file(path, "write", error)));
+    let failed = |error| Error::bad_file(path, "write", error);
+    let (part, file) = create_beside(path).map_err(failed)?;
+    let written =
+        write_part(path, file, metadata, tensors, data).and_then(|()| fs::rename(&part, path).map_err(failed));
     if written.is_err() {
         let _gone_already = fs::remove_file(&part);
     }
     written
 }
 
+/// A new file in the folder of `path`: one that was not there, so that no other writer has it.
+fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {
+    let name = path.file_name().unwrap_or_default();
+    for number in 0..MAX_PARTS {
+        let mut name = name.to_owned();
+        name.push(format!(".{number}.part"));
+        let part = path.with_file_name(name);
+        match File::create_new(&part) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            created => return Ok((part, created?)),
+        }
+    }
+    Err(io::Error::other(format!("{MAX_PARTS} files beside it that end in .part are there already")))
+}
+
 fn write_part<'a>(
     path: &Path,
+    file: File,
     metadata: &[(String, NewValue)],
     tensors: &[NewTensor],
     data: &mut dyn FnMut(usize) -> Result<std::borrow::Cow<'a, [u8]>>,
@@ -151,7 +174,7 @@ fn write_part<'a>(
     let padding = |length: usize| vec![0; length.next_multiple_of(DEFAULT_ALIGNMENT as usize) - length];
     header.extend(padding(header.len()));
 
-    let mut file = BufWriter::new(File::create(path).map_err(failed)?);
+    let mut file = BufWriter::new(file);
     file.write_all(&header).map_err(failed)?;
     for (index, tensor) in tensors.iter().enumerate() {
         let bytes = data(index)?;
@@ -220,6 +243,26 @@ mod tests {
         let mut sorted = metadata.to_vec();
         sorted.sort_by(|a, b| a.0.cmp(&b.0));
         assert_eq!(copied, sorted);
+    }
+
+    #[test]
+    fn writers_of_one_file_do_not_write_into_each_others() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("new.gguf");
+        fs::write(directory.path().join("new.gguf.0.part"), b"another's").expect("is written");
+        let tensors = [NewTensor { name: "a".into(), shape: vec![1], format: WeightFormat::F32.into() }];
+        let mut inner = |_: usize| Ok(Cow::Borrowed(&[0u8, 0, 0, 64][..]));
+        write(&path, &[], &tensors, &mut |_| {
+            // Another begins and ends while this one is under way.
+            write(&path, &[], &tensors, &mut inner).expect("is written");
+            Ok(Cow::Borrowed(&[0u8, 0, 128, 63]))
+        })
+        .expect("is written");
+        let file = Gguf::open(&path).expect("a whole file");
+        let tensor = file.tensor("a").expect("is there");
+        assert_eq!(file.tensor_bytes(tensor), Some(&[0u8, 0, 128, 63][..]), "the last to end counts");
+        assert_eq!(fs::read(directory.path().join("new.gguf.0.part")).expect("is there still"), b"another's");
+        assert_eq!(directory.path().read_dir().expect("a directory").count(), 2);
     }
 
     #[test]

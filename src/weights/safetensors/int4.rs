@@ -47,7 +47,9 @@ impl Int4 {
             return Err("has a qweight, but not both scales and qzeros".into());
         };
         let wrong = |what: &str, view: &View<'_>| format!("has {what} of shape {:?} in {}", view.shape, view.dtype);
-        let (&[group_count, out], Some(scale_numbers)) = (scales.shape, scales.floats()) else {
+        // With no outputs no byte would stand for the inputs, and a shape may claim any number of them.
+        let scale_numbers = scales.floats().filter(|_| !scales.shape.contains(&0));
+        let (&[group_count, out], Some(scale_numbers)) = (scales.shape, scale_numbers) else {
             return Err(wrong("scales", scales));
         };
         let (&[height, width], Some(words)) = (parts.qweight.shape, parts.qweight.words()) else {

@@ -23,7 +23,7 @@ use self::{
     quantization::Quantization,
     view::View,
 };
-use super::{TensorSource, file::FileBytes, shown};
+use super::{StoredTensor, TensorSource, file::FileBytes, shown};
 use crate::{
     error::{Error, Result},
     kernels::linear::format::{RawTensor, WeightFormat},
@@ -48,7 +48,7 @@ pub struct TensorFacts {
     pub name: String,
     /// Outermost dimension first.
     pub shape: Vec<usize>,
-    /// As the file spells it; `int4` for GPTQ and AWQ.
+    /// As the file spells it; `int4` for GPTQ and AWQ, `mxfp4` for blocks and scales of that.
     pub dtype: String,
     /// What it comes in.
     pub format: WeightFormat,
@@ -138,6 +138,13 @@ fn weight_format(dtype: &str) -> Option<WeightFormat> {
 /// What a weight's own tensors are called where it is not one of plain numbers, after its name without `weight`.
 const PARTS: [&str; 6] = ["weight_scale_inv", "weight_scale", "qweight", "qzeros", "scales", "g_idx"];
 
+/// What the two tensors of a weight in MXFP4 are called, after its name: blocks of 32 numbers in 16 bytes
+/// (`[…, in / 32, 16]`), and their scales (`[…, in / 32]`).
+const MXFP4_PARTS: [&str; 2] = ["_blocks", "_scales"];
+/// Numbers a block of MXFP4, and bytes.
+const MXFP4_BLOCK: usize = 32;
+const MXFP4_BLOCK_BYTES: usize = 16;
+
 /// A weight as it is stored.
 enum Stored<'a> {
     Plain(WeightFormat, View<'a>),
@@ -177,10 +184,30 @@ impl SafetensorsSource {
         })
     }
 
+    /// The weight in MXFP4 that a tensor is a part of: its name and what is known of it.
+    fn mxfp4(&self, part: &str) -> Option<TensorFacts> {
+        let name = MXFP4_PARTS.iter().find_map(|suffix| part.strip_suffix(suffix))?;
+        let [blocks, scales] = MXFP4_PARTS.map(|suffix| self.view(&format!("{name}{suffix}")));
+        let (blocks, scales) = (blocks.filter(|view| view.dtype == "U8")?, scales.filter(|view| view.dtype == "U8")?);
+        let [outer @ .., count, MXFP4_BLOCK_BYTES] = blocks.shape else { return None };
+        if *scales.shape != [outer, &[*count]].concat() {
+            return None;
+        }
+        Some(TensorFacts {
+            name: name.to_owned(),
+            shape: [outer, &[count.checked_mul(MXFP4_BLOCK)?]].concat(),
+            dtype: "mxfp4".to_owned(),
+            format: WeightFormat::BF16,
+            bytes: blocks.bytes.len() + scales.bytes.len(),
+        })
+    }
+
     /// What every tensor of weights is, without reading it: its name, shape, dtype in the file, the format it comes in, and
     /// its bytes in the file.
     pub fn facts(&self) -> impl Iterator<Item = TensorFacts> {
-        self.names().into_iter().filter_map(|name| {
+        let mxfp4 = self.tensors.keys().filter(|name| name.ends_with(MXFP4_PARTS[0]));
+        let mxfp4 = mxfp4.filter_map(|name| self.mxfp4(name));
+        let others = self.names().into_iter().filter_map(|name| {
             let (dtype, shape, format, bytes) = match self.stored(&name)?.ok()? {
                 Stored::Plain(format, view) => (view.dtype, view.shape.to_vec(), format, view.bytes.len()),
                 Stored::Fp8(_, view) => (view.dtype, view.shape.to_vec(), WeightFormat::BF16, view.bytes.len()),
@@ -190,7 +217,8 @@ impl SafetensorsSource {
             };
             let dtype = dtype.to_owned();
             Some(TensorFacts { name, shape, dtype, format, bytes })
-        })
+        });
+        others.chain(mxfp4)
     }
 
     /// Files that are read.
@@ -199,11 +227,17 @@ impl SafetensorsSource {
         self.shards.len()
     }
 
+    /// The names of all weights, those that cannot be had too: of tensors that are parts of one, the name of the whole.
+    #[must_use]
+    pub fn weights(&self) -> BTreeSet<String> {
+        self.tensors.keys().map(|name| self.weight_of(name).unwrap_or_else(|| name.clone())).collect()
+    }
+
     /// The names of tensors that cannot be had as weights.
     #[must_use]
     pub fn unread(&self) -> Vec<String> {
-        let names = self.tensors.keys().filter(|name| self.weight_of(name).is_none() && !self.contains(name));
-        names.map(|name| shown(name)).collect()
+        let names = self.weights().into_iter().filter(|name| !self.contains(name) && self.mxfp4(name).is_none());
+        names.map(|name| shown(&name)).collect()
     }
 
     /// The name of the weight that a tensor is a part of.
@@ -239,8 +273,14 @@ impl TensorSource for SafetensorsSource {
     }
 
     fn names(&self) -> Vec<String> {
-        let names = self.tensors.keys().map(|name| self.weight_of(name).unwrap_or_else(|| name.clone()));
-        names.collect::<BTreeSet<_>>().into_iter().filter(|name| self.contains(name)).collect()
+        self.weights().into_iter().filter(|name| self.contains(name)).collect()
+    }
+
+    fn for_each_stored(&self, show: &mut dyn FnMut(&StoredTensor<'_>)) {
+        for name in self.tensors.keys() {
+            let Some(View { dtype, shape, bytes }) = self.view(name) else { continue };
+            show(&StoredTensor { name, kind: dtype, shape, bytes });
+        }
     }
 
     fn contains(&self, name: &str) -> bool {
@@ -436,6 +476,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_read_in_parts_is_known_and_what_is_not_is_named() {
+        let source = opened(&[
+            ("e.down_proj_blocks", Dtype::U8, &[2, 3, 4, 16], &[0; 384]),
+            ("e.down_proj_scales", Dtype::U8, &[2, 3, 4], &[0; 24]),
+            ("f.down_proj_blocks", Dtype::U8, &[2, 16], &[0; 32]),
+            ("f.down_proj_scales", Dtype::U8, &[3], &[0; 3]),
+            ("g.qweight", Dtype::I32, &[8, 8], &[0; 256]),
+            ("g.scales", Dtype::F32, &[1, 8], &[0; 32]),
+        ]);
+        let facts: Vec<_> = source.facts().map(|fact| (fact.name, fact.shape, fact.dtype, fact.bytes)).collect();
+        assert_eq!(facts, [("e.down_proj".to_owned(), vec![2, 3, 128], "mxfp4".to_owned(), 408)]);
+        assert_eq!(source.unread(), ["f.down_proj_blocks", "f.down_proj_scales", "g.weight"]);
+    }
+
+    #[test]
     fn four_bits_that_do_not_fit_together_are_refused_with_the_reason() {
         let refusal =
             |tensors: &[(&str, Dtype, &[usize], &[u8])]| opened(tensors).refusal("g.weight").expect("is refused");
@@ -456,6 +511,13 @@ mod tests {
         assert!(with(2, Dtype::I32, &[1, 8], &[0; 32]).contains("scales of shape [1, 8] in I32"));
         assert!(with(2, Dtype::F32, &[1, 9], &[0; 36]).contains("scales of shape [1, 9]"));
         assert!(with(0, Dtype::F32, &[8, 8], &[0; 256]).contains("a qweight of shape [8, 8] in F32"));
+        // No outputs: then no byte stands for all the inputs that a shape may claim.
+        let none = refusal(&[
+            ("g.qweight", Dtype::I32, &[1 << 60, 0], &[]),
+            ("g.qzeros", Dtype::I32, &[1, 0], &[]),
+            ("g.scales", Dtype::F32, &[1, 0], &[]),
+        ]);
+        assert!(none.contains("scales of shape [1, 0]"), "{none}");
         let beyond: Vec<u8> = (0..64u32).flat_map(|input| (input / 63).to_le_bytes()).collect();
         let ordered = [&good[..], &[("g.g_idx", Dtype::I32, &[64], &beyond)]].concat();
         assert!(refusal(&ordered).contains("g_idx 1, but 1 groups"));

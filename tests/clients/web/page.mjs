@@ -336,6 +336,74 @@ test("what a model writes is shown, not run", async (server) => {
   await page.locator(".turn.tool").waitFor();
 });
 
+/** Has the page show a conversation of these turns, one after another, and nothing else. */
+async function shown(page, turns) {
+  await page.evaluate((turns) => {
+    const path = turns.map((turn, k) => ({ at: k, rev: 1, state: "done", ...turn, id: `t${k}`, parent: k > 0 ? `t${k - 1}` : null }));
+    const conversation = {
+      id: "x", title: "Shown", created: 1, updated: 1, system: "",
+      turns: Object.fromEntries(path.map((turn) => [turn.id, turn])),
+      shown: Object.fromEntries(path.map((turn) => [turn.parent ?? "", turn.id])),
+    };
+    localStorage.setItem("candlewick.conversation.x", JSON.stringify(conversation));
+    location.hash = "x";
+  }, turns);
+  await page.reload();
+  await page.locator(".turn").nth(turns.length - 1).waitFor();
+}
+
+test("knobs of whole numbers are whole, whoever set them", async (server) => {
+  const page = await open(server);
+  await limit(page, { knobs: { temperature: 0, seed: 1.5, topK: 3.7, maxTokens: 4.6 } });
+  await say(page, STORY);
+  await answered(page);
+  assert.match(await last(page).locator(".figures").innerText(), /5 tokens[\s\S]*cut at the limit/);
+  await page.getByRole("button", { name: "Settings" }).click();
+  const seed = page.getByRole("spinbutton", { name: "Seed" });
+  assert.equal(await seed.inputValue(), "2");
+  for (const [given, kept] of [["7.4", "7"], ["99999999999", "4294967295"], ["-3", "0"]]) {
+    await seed.fill(given);
+    await seed.press("Tab");
+    assert.equal(await seed.inputValue(), kept);
+  }
+});
+
+test("a mistake of the page's own is no lost connection", async (server) => {
+  const page = await open(server);
+  await limit(page, { tools: "no json" });
+  await say(page, "Hello");
+  await last(page).locator(".problem").waitFor();
+  assert.equal(await page.locator(".waiting").count(), 0);
+  assert.doesNotMatch(await last(page).locator(".problem").innerText(), /connection/);
+});
+
+test("a link has the address that its own answer gives", async (server) => {
+  const page = await open(server);
+  const said = (address) => ({ role: "assistant", text: `See [the page][p].${address && `\n\n[p]: ${address}`}` });
+  await shown(page, [{ role: "user", text: "Where?" }, said("https://example.org/one"), said("https://example.org/two"), said("")]);
+  const links = page.locator(".prose a");
+  assert.deepEqual(await links.evaluateAll((links) => links.map((link) => link.getAttribute("href"))), [
+    "https://example.org/one", "https://example.org/two",
+  ]);
+});
+
+test("the oldest turn is left out with all that answers it", async (server) => {
+  const page = await open(server);
+  const call = { id: "c", name: "weather", arguments: "{}" };
+  await shown(page, [
+    { role: "user", text: "What is the weather?" },
+    { role: "assistant", text: "", calls: [call], finish: "tool_calls" },
+    { role: "tool", text: "Rain.", answers: "c" },
+    { role: "assistant", text: "It rains." },
+    { role: "user", text: "What is candlewick?" },
+    { role: "assistant", text: "", state: "failed", error: "The conversation is longer than the context." },
+  ]);
+  await page.getByRole("button", { name: "Leave out the oldest turn" }).click();
+  await answered(page);
+  await until("it is kept", async () => (await page.evaluate(() => JSON.parse(localStorage.getItem("candlewick.conversation.x")).dropped)) === 4);
+  assert.equal(await page.getByRole("button", { name: "Leave out the oldest turn" }).count(), 0);
+});
+
 test("dark and light, by the system and by choice", async (server) => {
   const page = await open(server, { colorScheme: "dark" });
   const paper = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);

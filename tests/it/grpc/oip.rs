@@ -123,6 +123,29 @@ async fn one_answer_has_all_that_was_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_adds_up_to_what_one_answer_says() {
+    let server = text::server().await;
+    let mut client = client(&server).await;
+    let limits = r#"{"max_tokens": 20}"#;
+    let returned = ["return_finish_reason", "return_num_output_tokens"];
+    let flags = [&["exclude_input_in_output"], &returned[..]].concat();
+    let whole = client.model_infer(request("w", "hello", limits, &flags)).await.unwrap().into_inner();
+    let flags = [&["stream"], &returned[..]].concat();
+    let requests = stream::iter([request("s", "hello", limits, &flags)]);
+    let streamed = all(client.model_stream_infer(requests).await.unwrap().into_inner()).await.remove("s").unwrap();
+
+    let tokens = |response: &ModelInferResponse| {
+        u32::from_le_bytes(output(response, "num_output_tokens").unwrap().try_into().unwrap())
+    };
+    let reason = |response: &ModelInferResponse| output(response, "finish_reason").unwrap().to_vec();
+    let ((_, last), deltas) = streamed.split_last().unwrap();
+    assert!(deltas.len() > 5 && deltas.iter().all(|(_, delta)| reason(delta) == b"None"));
+    assert_eq!(reason(last), b"length");
+    assert_eq!(streamed.iter().map(|(_, response)| tokens(response)).sum::<u32>(), tokens(&whole));
+    assert_eq!(tokens(&whole), 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_is_wrong_is_refused_with_the_field() {
     let server = text::server().await;
     let mut client = client(&server).await;

@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use candlewick::{
-    config::{EngineConfig, StreamArgs},
+    config::{AllowedOrigins, EngineConfig, StreamArgs},
     engine::{
         ModelInfo, ModelText,
         fake::{FakeExecutor, FakeOptions, Gate, Mishap},
@@ -62,6 +62,15 @@ pub(crate) async fn server_that_hangs(step: u64) -> (Server, Arc<Gate>) {
 
 /// One with limits of its own.
 pub(crate) async fn server_with(mishap: Option<(u64, Mishap)>, config: EngineConfig, streams: StreamArgs) -> Server {
+    server_of(mishap, config, ServeOptions { streams, ..ServeOptions::default() }).await
+}
+
+/// One that pages of these sites may call.
+pub(crate) async fn server_open_to(allowed_origins: AllowedOrigins) -> Server {
+    server_of(None, config(), ServeOptions { allowed_origins, ..ServeOptions::default() }).await
+}
+
+async fn server_of(mishap: Option<(u64, Mishap)>, config: EngineConfig, options: ServeOptions) -> Server {
     let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>";
     let template = ChatTemplate::new(template, "", "").unwrap();
     let text = ModelText { tokenizer: Some(tokenizer()), chat_template: Some(Arc::new(template)) };
@@ -72,7 +81,7 @@ pub(crate) async fn server_with(mishap: Option<(u64, Mishap)>, config: EngineCon
         let options = FakeOptions { vocab_size: ASCII, mishap: mishap.clone(), ..FakeOptions::default() };
         Ok(Box::new(FakeExecutor::new(&limits, options)) as _)
     });
-    Server::with(info, text, config, factory, ServeOptions { streams, ..ServeOptions::default() }).await
+    Server::with(info, text, config, factory, options).await
 }
 
 /// What the fake makes of a text.

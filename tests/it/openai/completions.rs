@@ -48,6 +48,17 @@ async fn a_text_is_continued_whole_and_streamed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_banned_string_is_not_said() {
+    let plain = continued("prompt", 30);
+    let banned = &plain[5..8];
+    let body = json!({"prompt": "prompt", "max_tokens": 30, "bad_words": [banned]});
+    let whole = complete(&server().await, body).await;
+    let said = whole["choices"][0]["text"].as_str().unwrap();
+    assert_eq!(&said[..5], &plain[..5]);
+    assert!(!said.contains(banned), "{said:?} says {banned:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixteen_tokens_come_where_the_request_does_not_say() {
     let whole = complete(&server().await, json!({"prompt": "x"})).await;
     assert_eq!(whole["usage"]["completion_tokens"], 16);

@@ -2,10 +2,12 @@
 
 use serde_json::{Value, json};
 
+use candlewick::config::AllowedOrigins;
+
 use super::http::{get, post_with};
 use crate::grpc::{
     Server,
-    text::{continued, server},
+    text::{continued, server, server_open_to},
 };
 
 /// Without a type of content, as Ollama's documentation has it.
@@ -57,6 +59,28 @@ async fn the_model_is_listed_and_shown() {
     assert!(get(server.address, "/api/version").await.json().await["version"].is_string());
     let shown = ask(&server, "/api/show", &json!({"model": "fake"})).await.json().await;
     assert_eq!(shown["model_info"]["fake.context_length"], 1024);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_of_another_site_cannot_have_a_generation_run() {
+    let server = server_open_to(AllowedOrigins::List(vec!["https://chat.example.org".into()])).await;
+    let body = json!({"model": "fake", "prompt": "Hi", "stream": false, "options": {"num_predict": 2}}).to_string();
+    for (origin, status) in [
+        ("https://evil.example", 403),
+        ("null", 403),
+        ("http://localhost:3000", 403),
+        // The host that the request names is the server's own.
+        ("http://localhost", 200),
+        ("https://chat.example.org", 200),
+    ] {
+        // What a page sends without being asked.
+        let headers = format!("content-type: text/plain\r\norigin: {origin}\r\n");
+        let answer = post_with(server.address, "/api/generate", &headers, &body).await;
+        assert_eq!(answer.status, status, "{origin}");
+        let answer = answer.json().await;
+        assert_eq!(answer["error"].is_string(), status == 403, "{origin}: {answer}");
+    }
+    server.idle().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use candlewick::{
-    engine::{Engine, Event, Finished, Prompt, Request},
+    engine::{Engine, Event, Finished, Prompt, Request, vocabulary},
     error::{Code, Error},
+    ids::TokenId,
     params::{Constraint, SamplingParams},
-    text::{ChatMessage, ChatPrompt, ChatTemplate, Piece, Role, Tool, ToolChoice},
+    sampling::grammar::{Compiler, Matcher, Next},
+    text::{ChatMessage, ChatPrompt, ChatTemplate, Grammar, Piece, Role, Tool, ToolCallFormat, ToolChoice},
 };
 use futures::StreamExt;
 use serde_json::{Value, json};
@@ -125,4 +127,88 @@ async fn an_answer_of_a_form_is_no_reasoning_even_where_the_template_began_one()
     let chat = ChatPrompt::from(vec![ChatMessage::new(Role::User, "Tell me about a fox.")]);
     let answer = answer(&engine, chat, params(Constraint::Choice(vec!["yes".into(), "no".into()]))).await.unwrap();
     assert!(["yes", "no"].contains(&answer.text.as_str()) && answer.reasoning.is_empty(), "{}", answer.text);
+}
+
+/// Grammars of calls on the vocabulary of the model inside the program.
+struct Calls {
+    compiler: Compiler,
+    /// The bytes of its tokens.
+    tokens: Vec<Vec<u8>>,
+    eos: TokenId,
+}
+
+impl Calls {
+    fn new() -> Self {
+        let loaded = demo();
+        let (tokenizer, size) = (loaded.text.tokenizer.expect("a tokenizer"), loaded.info.vocab_size);
+        let compiler = Compiler::new(&vocabulary(&tokenizer, size)).expect("a vocabulary");
+        let tokens = (0..size as u32).map(|id| tokenizer.token_bytes(TokenId(id)).to_vec()).collect();
+        Self { compiler, tokens, eos: tokenizer.eos().expect("an end") }
+    }
+
+    /// Whether the format's grammar for a call of this tool, or for one and no more, takes a text to its end.
+    fn take(&self, format: &str, tool: &Tool, one_call: bool, text: &str) -> bool {
+        let special = |_: &str| None;
+        let grammar = Grammar::new(&special);
+        let grammar = if one_call { grammar.one_call() } else { grammar };
+        let format = ToolCallFormat::named(format).expect("a format");
+        let lark = format.constraint(std::slice::from_ref(tool), &ToolChoice::Required, None, "", &grammar);
+        let constraint = Constraint::Grammar(lark.expect("a choice").expect("a grammar"));
+        let compiled = self.compiler.compile(&constraint.into()).unwrap_or_else(|error| panic!("{error}"));
+        let mut matcher = Matcher::new(&compiled, &SamplingParams::default(), &[self.eos]).expect("a start");
+        let mut rest = text.as_bytes();
+        loop {
+            match matcher.what_next().expect("a mask") {
+                Next::Complete => return rest.is_empty(),
+                Next::Forced => {
+                    for id in matcher.take_forced(usize::MAX).collect::<Vec<_>>() {
+                        let Some(after) = rest.strip_prefix(self.tokens[id.index()].as_slice()) else { return false };
+                        rest = after;
+                    }
+                }
+                Next::Mask(mask) if rest.is_empty() => return mask.allows(self.eos),
+                Next::Mask(mask) => {
+                    let fits = |id: &usize| !self.tokens[*id].is_empty() && rest.starts_with(&self.tokens[*id]);
+                    let fits = (0..self.tokens.len()).filter(|id| fits(id) && mask.allows(TokenId(*id as u32)));
+                    let Some(longest) = fits.max_by_key(|id| self.tokens[*id].len()) else { return false };
+                    matcher.accept(TokenId(longest as u32)).expect("an allowed token");
+                    rest = &rest[self.tokens[longest].len()..];
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_argument_that_refers_to_a_definition_is_followed_in_tags_too() {
+    let parameters = json!({
+        "type": "object", "required": ["place"], "properties": {"place": {"$ref": "#/$defs/place"}},
+        "$defs": {"place": {"type": "array", "items": {"$ref": "#/$defs/degrees"}, "minItems": 2, "maxItems": 2},
+                  "degrees": {"type": "integer", "minimum": -180, "maximum": 180}},
+    });
+    let tool = Tool { name: "weather".into(), description: None, parameters: parameters.as_object().cloned() };
+    let calls = Calls::new();
+    let call = |place: &str| {
+        format!("<tool_call>\n<function=weather>\n<parameter=place>\n{place}\n</parameter>\n</function>\n</tool_call>")
+    };
+    assert!(calls.take("qwen3_coder", &tool, false, &call("[7, -180]")));
+    assert!(!calls.take("qwen3_coder", &tool, false, &call("[7]")));
+    assert!(!calls.take("qwen3_coder", &tool, false, &call("[7, 181]")));
+    for format in ToolCallFormat::all_names() {
+        assert!(!calls.take(format, &tool, false, "no call"), "{format}");
+    }
+}
+
+#[test]
+fn a_grammar_of_one_call_ends_behind_it() {
+    let tool = Tool { name: "clock".into(), description: None, parameters: None };
+    let calls = Calls::new();
+    let call = r#"<tool_call>
+{"name": "clock", "arguments": {}}
+</tool_call>"#;
+    let two = format!("{call}\n{call}");
+    assert!(calls.take("hermes", &tool, true, call) && calls.take("hermes", &tool, false, call));
+    assert!(!calls.take("hermes", &tool, true, &two) && calls.take("hermes", &tool, false, &two));
+    let list = r#"[{"name": "clock", "arguments": {}}, {"name": "clock", "arguments": {}}]"#;
+    assert!(!calls.take("json", &tool, true, list) && calls.take("json", &tool, false, list));
 }

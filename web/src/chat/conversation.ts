@@ -118,6 +118,15 @@ export function upTo(conversation: Conversation, id: string | null): Turn[] {
   return turns;
 }
 
+/**
+ * How many turns are left out once the oldest of those that are sent is, with all that answers it: calls, results, the
+ * answer. Undefined where nothing would be left to answer.
+ */
+export function afterOldest(turns: Turn[], dropped: number): number | undefined {
+  const next = turns.findIndex(({ role }, k) => k > dropped && role === "user");
+  return next < 0 ? undefined : next;
+}
+
 /** A conversation of its own that begins as this one does up to `turn`. */
 export function fork(conversation: Conversation, turn: Turn): Conversation {
   const copy = begin(conversation.system);

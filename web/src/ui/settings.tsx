@@ -3,7 +3,7 @@ import { useState } from "preact/hooks";
 import { effective, understand } from "../chat/answer.js";
 import type { Conversation } from "../chat/conversation.js";
 import { conversations, keep } from "../chat/store.js";
-import { type Knobs, set, settings } from "../settings.js";
+import { fit, type Knobs, MOST_WHOLE, set, settings } from "../settings.js";
 import { look, model, reach, served } from "../status.js";
 import { Button } from "./icons.js";
 
@@ -133,7 +133,7 @@ function change(name: keyof Knobs, text: string, least: number, most: number): v
   const knobs = { ...settings.value.knobs };
   const number = Number(text);
   if (text.trim() === "" || !Number.isFinite(number)) delete knobs[name];
-  else knobs[name] = Math.min(most, Math.max(least, number));
+  else knobs[name] = fit(name, Math.min(most, Math.max(least, number)));
   set({ knobs });
 }
 
@@ -179,11 +179,12 @@ function Whole({ name, label, hint, least }: Pick<Knob, "name" | "label" | "hint
       <input
         type="number"
         min={least}
+        max={MOST_WHOLE}
         step={1}
         value={settings.value.knobs[name] ?? ""}
         placeholder={name === "seed" ? "drawn" : "no limit"}
         aria-label={label}
-        onChange={(event) => change(name, event.currentTarget.value, least, Number.MAX_SAFE_INTEGER)}
+        onChange={(event) => change(name, event.currentTarget.value, least, MOST_WHOLE)}
       />
     </label>
   );

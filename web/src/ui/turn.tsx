@@ -2,7 +2,7 @@
 import { signal } from "@preact/signals";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { answer, runs, stop } from "../chat/answer.js";
-import { add, type Conversation, fork, type ToolCall, type Turn, upTo, versions } from "../chat/conversation.js";
+import { add, afterOldest, type Conversation, fork, type ToolCall, type Turn, upTo, versions } from "../chat/conversation.js";
 import { keep, select, watch } from "../chat/store.js";
 import { render } from "../markdown.js";
 import { settings } from "../settings.js";
@@ -273,11 +273,10 @@ function Waiting({ conversation }: { conversation: Conversation }) {
 }
 
 function Problem({ conversation, turn, last }: Props) {
-  // Something must be left to answer.
-  const more = upTo(conversation, turn.parent).length - (conversation.dropped ?? 0) > 2;
-  const full = more && /context/i.test(turn.error ?? "");
+  const next = afterOldest(upTo(conversation, turn.parent), conversation.dropped ?? 0);
+  const full = next !== undefined && /context/i.test(turn.error ?? "");
   const drop = () => {
-    conversation.dropped = (conversation.dropped ?? 0) + 2;
+    conversation.dropped = next;
     void answer(conversation, turn);
   };
   return (

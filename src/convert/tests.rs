@@ -1,0 +1,228 @@
+//! What is kept of a model when it is written anew, and what is refused because it cannot be.
+
+use std::{
+    borrow::Cow,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use ::safetensors::{Dtype, serialize, tensor::TensorView};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    arch::{config::ModelConfig, generation_config::GenerationDefaults},
+    ids::TokenId,
+    kernels::linear::stored::{NVFP4, StoredFormat},
+    weights::{
+        files::{ModelFiles, model_files},
+        gguf::writer::write,
+        safetensors::SafetensorsSource,
+    },
+};
+
+/// A directory with the smallest Llama that there can be, `change` made to its configuration, and these tensors.
+fn directory(change: &Value, tensors: &[(&str, Dtype, &[usize], &[u8])]) -> TempDir {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let mut config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 8, "hidden_size": 32,
+        "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1,
+        "head_dim": 32, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": [2, 3],
+    });
+    for (key, value) in change.as_object().expect("fields") {
+        config[key] = value.clone();
+    }
+    put(&directory, "config.json", &config);
+    let view = |&(name, dtype, shape, bytes): &(&str, Dtype, &[usize], _)| {
+        (name.to_owned(), TensorView::new(dtype, shape.to_vec(), bytes).expect("fits"))
+    };
+    let bytes = serialize(tensors.iter().map(view), None).expect("serializes");
+    fs::write(directory.path().join("model.safetensors"), bytes).expect("is written");
+    directory
+}
+
+fn put(directory: &TempDir, name: &str, value: &Value) {
+    fs::write(directory.path().join(name), value.to_string()).expect("is written");
+}
+
+const NORM: (&str, Dtype, &[usize], &[u8]) = ("model.norm.weight", Dtype::F32, &[32], &[0; 128]);
+
+/// The directory as a file, converted.
+fn converted(directory: &TempDir) -> Result<Gguf> {
+    let ModelFiles::Directory(files) = model_files(directory.path())? else { panic!("is a directory") };
+    let source = SafetensorsSource::open(directory.path())?;
+    let path = directory.path().join("out/new.gguf");
+    fs::create_dir_all(path.parent().expect("a folder")).expect("is made");
+    Draft::from_directory(&files, &source)?.write(&path, None, &mut |_, _| ())?;
+    Gguf::open(&path)
+}
+
+fn refused(directory: &TempDir) -> String {
+    converted(directory).expect_err("is refused").message
+}
+
+#[test]
+fn a_weight_that_is_not_read_is_refused_and_not_left_out() {
+    let quantized = directory(
+        &json!({"quantization_config": {"quant_method": "gptq", "bits": 8}}),
+        &[
+            NORM,
+            ("model.layers.0.self_attn.o_proj.qweight", Dtype::I32, &[8, 32], &[0; 1024]),
+            ("model.layers.0.self_attn.o_proj.qzeros", Dtype::I32, &[1, 8], &[0; 32]),
+            ("model.layers.0.self_attn.o_proj.scales", Dtype::F16, &[1, 32], &[0; 64]),
+        ],
+    );
+    let why = refused(&quantized);
+    assert!(why.contains("tensor model.layers.0.self_attn.o_proj.weight: is quantized to 8 bits"), "{why}");
+    let misfit = directory(
+        &json!({}),
+        &[
+            NORM,
+            ("lm_head.weight", Dtype::F8_E4M3, &[8, 32], &[0; 256]),
+            ("lm_head.weight_scale", Dtype::F32, &[3], &[0; 12]),
+        ],
+    );
+    assert!(
+        refused(&misfit).contains("tensor lm_head.weight: of shape [8, 32] has scales of shape [3]"),
+        "{}",
+        refused(&misfit)
+    );
+    let octets = directory(&json!({}), &[NORM, ("lm_head.weight", Dtype::U8, &[8, 16], &[0; 128])]);
+    assert!(refused(&octets).contains("tensor lm_head.weight: is stored as U8"));
+}
+
+#[test]
+fn what_gguf_cannot_say_of_an_architecture_is_refused() {
+    let other = directory(&json!({"hidden_act": "relu"}), &[NORM]);
+    assert!(refused(&other).contains("config.json: hidden_act: is not silu"), "{}", refused(&other));
+}
+
+/// A byte-level tokenizer of eight tokens.
+fn tokenizer() -> Value {
+    let special = |id: u32, content: &str| json!({"id": id, "content": content, "special": true});
+    json!({
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2, "d": 3}, "merges": []},
+        "pre_tokenizer": {"type": "ByteLevel", "use_regex": true},
+        "added_tokens": [special(4, "<begin>"), special(5, "<|eot|>"), special(6, "<|eom|>"), special(7, "<end>")],
+    })
+}
+
+#[test]
+fn the_tokenizers_own_begin_and_all_ends_are_kept() {
+    let model = directory(&json!({}), &[NORM]);
+    put(&model, "tokenizer.json", &tokenizer());
+    put(&model, "tokenizer_config.json", &json!({"bos_token": {"content": "<begin>"}, "eos_token": "<|eot|>"}));
+    let gguf = converted(&model).expect("is converted");
+    let id = |key: &str| gguf.token_id(&format!("tokenizer.ggml.{key}_token_id")).expect("an id");
+    assert_eq!(id("bos"), Some(TokenId(4)), "config.json says 1");
+    assert_eq!(["eos", "eot", "eom"].map(id), [5, 2, 3].map(|id| Some(TokenId(id))));
+
+    put(&model, "generation_config.json", &json!({"eos_token_id": [2, 6]}));
+    let why = refused(&model);
+    assert!(why.contains("generation_config.json: eos_token_id: there are 4"), "{why}");
+
+    let messages = directory(&json!({"eos_token_id": 5}), &[NORM]);
+    put(&messages, "tokenizer.json", &tokenizer());
+    put(&messages, "generation_config.json", &json!({"eos_token_id": [6, 5, 7]}));
+    let gguf = converted(&messages).expect("is converted");
+    let id = |key: &str| gguf.token_id(&format!("tokenizer.ggml.{key}_token_id")).expect("an id");
+    assert_eq!(["eos", "eom", "eot"].map(id), [5, 6, 7].map(|id| Some(TokenId(id))));
+    // The tokenizer says nothing of a begin here, so the configuration's stays.
+    assert_eq!(id("bos"), Some(TokenId(1)));
+}
+
+#[test]
+fn a_model_without_a_tokenizer_keeps_its_ends_and_how_it_samples() {
+    let model = directory(&json!({}), &[NORM, ("model.embed_tokens.weight", Dtype::F32, &[8, 32], &[0; 1024])]);
+    let defaults = json!({
+        "eos_token_id": [2, 4], "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.1,
+    });
+    put(&model, "generation_config.json", &defaults);
+    let gguf = converted(&model).expect("is converted");
+    let config = ModelConfig::from_gguf(&gguf).expect("a model");
+    assert_eq!(config.eos_token_ids, [2, 3, 4].map(TokenId));
+    let kept = GenerationDefaults::from_gguf(&gguf).expect("numbers");
+    let given = GenerationDefaults::from_json(Path::new("g"), &defaults.to_string(), 8).expect("numbers");
+    assert_eq!(GenerationDefaults { eos_token_ids: given.eos_token_ids.clone(), ..kept }, given);
+}
+
+#[test]
+fn every_chat_template_is_kept_under_its_name() {
+    let model = directory(&json!({}), &[NORM]);
+    let with = |templates: Value| {
+        put(&model, "tokenizer_config.json", &json!({"chat_template": templates}));
+        converted(&model)
+    };
+    let text = |gguf: &Gguf, key: &str| gguf.string(&format!("tokenizer.{key}")).expect("a text").map(str::to_owned);
+    let list = json!([{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}, {"name": "r-g", "template": "R"}]);
+    let gguf = with(list).expect("is converted");
+    assert_eq!(text(&gguf, "chat_template").as_deref(), Some("D"));
+    assert_eq!(text(&gguf, "chat_template.tool_use").as_deref(), Some("T"));
+    assert_eq!(text(&gguf, "chat_template.r_g").as_deref(), Some("R"));
+    let names = gguf.array_strings("tokenizer.chat_templates").expect("texts").expect("is there");
+    assert_eq!(names.collect::<Vec<_>>(), ["tool_use", "r_g"]);
+    let only = with(json!([{"name": "tool_use", "template": "T"}])).expect("is converted");
+    assert_eq!(text(&only, "chat_template").as_deref(), Some("T"));
+    assert_eq!(text(&with(json!("P")).expect("is converted"), "chat_template").as_deref(), Some("P"));
+    let two = json!([{"name": "r-g", "template": "T"}, {"name": "r_g", "template": "R"}]);
+    assert!(with(two).expect_err("one name").message.contains("tokenizer_config.json: chat_template"));
+}
+
+/// A file of these tensors, and the folder that it lies in.
+fn file(metadata: &[(&str, NewValue)], tensors: &[(NewTensor, Vec<u8>)]) -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("old.gguf");
+    let metadata: Vec<_> = metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+    let new: Vec<_> = tensors.iter().map(|(tensor, _)| tensor.clone()).collect();
+    write(&path, &metadata, &new, &mut |index| Ok(Cow::Borrowed(&tensors[index].1))).expect("is written");
+    (directory, path)
+}
+
+fn rewritten(path: &Path, mixture: Option<Mixture>) -> Gguf {
+    let gguf = Gguf::open(path).expect("a good file");
+    let new = path.with_file_name("new.gguf");
+    Draft::from_gguf(&gguf).expect("a model").write(&new, mixture, &mut |_, _| ()).expect("is written");
+    Gguf::open(&new).expect("a good file")
+}
+
+#[test]
+fn a_scale_beside_a_weight_goes_into_it_when_it_is_quantized_anew_and_stays_otherwise() {
+    let tensor = |name: &str, shape: &[usize], format: StoredFormat| NewTensor {
+        name: name.into(),
+        shape: shape.into(),
+        format,
+    };
+    // Two rows of 64 weights of 1, under a scale of 8.
+    let block = [[0x38; 4].as_slice(), &[0x22; 32]].concat();
+    let tensors = [
+        (tensor("blk.0.ffn_up.scale", &[1], WeightFormat::F32.into()), 8f32.to_le_bytes().to_vec()),
+        (tensor("blk.0.ffn_up.weight", &[2, 64], StoredFormat::ReadOnly(&NVFP4)), block.repeat(2)),
+    ];
+    let (_folder, path) = file(&[("general.architecture", NewValue::string("qwen3"))], &tensors);
+    let raw = |gguf: &Gguf| {
+        let tensor = gguf.tensor("blk.0.ffn_up.weight").expect("is there");
+        let bytes = gguf.tensor_bytes(tensor).expect("is read").to_vec();
+        RawTensor { format: tensor.format.expect("is read"), shape: tensor.shape.clone(), bytes: bytes.into() }
+    };
+    let eight = rewritten(&path, Some(Mixture::Q8_0));
+    assert!(eight.tensor("blk.0.ffn_up.scale").is_none(), "it would count twice");
+    let raw_eight = raw(&eight);
+    assert_eq!(raw_eight.format, WeightFormat::Q8_0);
+    assert!(raw_eight.to_f32().iter().all(|weight| (weight - 8.0).abs() < 0.01), "{:?}", raw_eight.to_f32());
+    let same = rewritten(&path, None);
+    assert!(same.tensor("blk.0.ffn_up.scale").is_some());
+    assert_eq!(raw(&same).format, StoredFormat::ReadOnly(&NVFP4));
+}
+
+#[test]
+fn a_file_that_is_merged_says_of_its_mixture_what_it_said() {
+    let weight = NewTensor { name: "a.weight".into(), shape: vec![1, 32], format: WeightFormat::F32.into() };
+    let tensors = [(weight, vec![0; 128])];
+    let q3_k_l = [("general.architecture", NewValue::string("llama")), (FILE_TYPE, NewValue::u32(13))];
+    let (_folder, path) = file(&q3_k_l, &tensors);
+    assert_eq!(rewritten(&path, None).u64(FILE_TYPE).expect("a number"), Some(13));
+    assert_eq!(rewritten(&path, Some(Mixture::Q8_0)).u64(FILE_TYPE).expect("a number"), Some(7));
+    let (_folder, path) = file(&q3_k_l[..1], &tensors);
+    assert_eq!(rewritten(&path, None).u64(FILE_TYPE).expect("a number"), Some(0));
+}
