@@ -124,7 +124,7 @@ impl Rows {
         let at = tile * self.superblocks() + index;
         Superblock {
             bytes: first(self.data.bytes[at * PARTS * R..].as_chunks().0),
-            sums: &self.data.sums[at * self.groups * R..][..self.groups * R].as_chunks().0,
+            sums: self.data.sums[at * self.groups * R..][..self.groups * R].as_chunks().0,
             scales: first_row(&self.data.scales[at * R..]),
         }
     }

@@ -84,7 +84,6 @@ impl Chunk {
 
     /// Takes a superblock of a panel. Behind its last step stays what was there: zeros are multiplied with that.
     #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
     fn fill<F: Quantized>(
         &mut self,
         simd: Avx512,
@@ -124,7 +123,6 @@ impl Product {
 
     /// Adds some of sixteen rows to the sums, as [`super::vector`] does.
     #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
     fn add<F: Quantized>(
         &self,
         simd: Avx512,
@@ -136,7 +134,7 @@ impl Product {
         let (units, minus) = (simd.load(&chunk.units), simd.load(&chunk.minus_min_units));
         let [high, low] = &self.sums;
         for r in rows {
-            let [high, low] = [&high.0[r], &low.0[r]].map(|lanes| bytemuck::cast_ref::<_, [f32; LANES]>(lanes));
+            let [high, low] = [&high.0[r], &low.0[r]].map(bytemuck::cast_ref::<_, [f32; LANES]>);
             let [high, low] = [simd.as_integers(simd.load(high)), simd.as_integers(simd.load(low))];
             let mut product = simd.mul(simd.to_f32(simd.add_integers(simd.shl::<8>(high), low)), units);
             if const { F::HAS_MINS } {

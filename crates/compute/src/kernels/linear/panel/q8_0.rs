@@ -50,7 +50,6 @@ impl Quantized for Q8_0 {
     const OFFSET: u8 = 128;
 
     #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
     fn unsigned<S: Simd>(simd: S, step: &Self::Step, panel: usize) -> [S::I; QUADS] {
         let mut quads = [simd.splat_i32(0); QUADS];
         for k in 0..QUADS {
