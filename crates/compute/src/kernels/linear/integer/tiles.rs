@@ -11,7 +11,7 @@ use super::{
     super::{
         outputs::{Outputs, WRITTEN},
         packed::{PAIR, PANEL_GROUP, Panels},
-        panel::{QUADS, Quantized, STEP, SUPER_STEPS},
+        panel::{QUADS, Quantized, STEP, SUPER_STEPS, Scales},
     },
     inputs::{Line, PART, PARTS, Rows},
 };
@@ -91,13 +91,13 @@ impl Chunk {
         panel: usize,
         ahead: &mut Ahead,
     ) {
-        simd.store(F::units(simd, head, panel), &mut self.units);
+        simd.store(head[panel].units(simd), &mut self.units);
         for (index, step) in steps.iter().enumerate() {
             let weights = F::unsigned(simd, step, panel);
             let [high, low] = &mut self.weights[index / (SUPER_STEPS / PARTS)];
             let first = index % (SUPER_STEPS / PARTS) * QUADS;
             for group in 0..const { STEP / F::GROUP } {
-                let factors = F::factors(simd, head, panel, index, group);
+                let factors = head[panel].factors(simd, index, group);
                 for k in group * const { F::GROUP / 4 }..(group + 1) * const { F::GROUP / 4 } {
                     let weights = simd.sub_bytes(weights[k], F::OFFSET);
                     simd.store_products(weights, factors, &mut high.0[first + k], &mut low.0[first + k]);
@@ -106,11 +106,11 @@ impl Chunk {
             ahead.ask(simd);
         }
         if const { F::HAS_MINS } {
-            let minus = simd.sub(simd.zero(), F::min_units(simd, head, panel));
+            let minus = simd.sub(simd.zero(), head[panel].min_units(simd));
             simd.store(minus, &mut self.minus_min_units);
             for step in 0..SUPER_STEPS {
                 // So few bits that their bfloat16 is the upper half of the float.
-                let factors = simd.as_integers(simd.to_f32(F::min_factors(simd, head, panel, step)));
+                let factors = simd.as_integers(simd.to_f32(head[panel].min_factors(simd, step)));
                 let twice = simd.or(factors, simd.shr::<16>(factors));
                 simd.store(simd.as_floats(twice), bytemuck::cast_mut(&mut self.min_factors.0[step]));
             }

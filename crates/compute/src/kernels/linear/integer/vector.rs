@@ -9,7 +9,7 @@ use super::{
     super::{
         outputs::Outputs,
         packed::{PAIR, PANEL_GROUP, Pair, Panels},
-        panel::{QUADS, Quantized, STEP, SUPER_STEPS},
+        panel::{QUADS, Quantized, STEP, SUPER_STEPS, Scales},
     },
     inputs::{Line, PART, PARTS, Rows, Superblock},
 };
@@ -158,7 +158,7 @@ fn add_step<D: Integers, F: Quantized, const R: usize>(
     let bytes: &[Line; R] = &x.bytes[step / (SUPER_STEPS / PARTS)];
     let first = step % (SUPER_STEPS / PARTS) * QUADS;
     for group in 0..groups {
-        let factors = F::factors(simd, head, panel, step, group);
+        let factors = head[panel].factors(simd, step, group);
         for r in 0..R {
             let begin = if const { D::UNSIGNED && F::OFFSET > 0 } { x.sums[step * groups + group][r] } else { 0 };
             let mut dot = simd.splat_i32(begin);
@@ -181,18 +181,18 @@ fn add_superblock<S: Simd, F: Quantized, const R: usize>(
     products: &[S::I; R],
     sums: &mut [S::F; R],
 ) {
-    let units = F::units(simd, head, panel);
+    let units = head[panel].units(simd);
     let mut minima = [simd.splat_i32(0); R];
     if const { F::HAS_MINS } {
         for step in 0..SUPER_STEPS {
-            let factors = F::min_factors(simd, head, panel, step);
+            let factors = head[panel].min_factors(simd, step);
             for r in 0..R {
                 let product = simd.mul_integers(factors, simd.splat_i32(x.sums[step][r]));
                 minima[r] = simd.add_integers(minima[r], product);
             }
         }
     }
-    let minus = simd.sub(simd.zero(), F::min_units(simd, head, panel));
+    let minus = simd.sub(simd.zero(), head[panel].min_units(simd));
     for r in 0..R {
         let mut product = simd.mul(simd.to_f32(products[r]), units);
         if const { F::HAS_MINS } {

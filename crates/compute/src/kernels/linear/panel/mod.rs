@@ -54,35 +54,41 @@ pub(super) trait PanelFormat: 'static {
     fn gather(head: Option<&Self::Head>, steps: &[Self::Step], panel: usize, lane: usize, weights: &mut [f32]);
 }
 
-/// A format of small integers under scales: `w = unit * factor * q - min_unit * min_factor`, units a superblock's, factors
-/// small integers of less than `2^15 / |q|`; summed as [`super::integer`] has it.
-pub(super) trait Quantized: PanelFormat {
+/// A format of small integers under scales: `w = unit * factor * q - min_unit * min_factor`; summed as
+/// [`super::integer`] has it.
+pub(super) trait Quantized: PanelFormat<Head = [Self::Scales; PAIR]> {
+    /// Scales of a superblock of a panel.
+    type Scales: Scales;
     /// Inputs that have a factor in common: a step, or half of one.
     const GROUP: usize = STEP;
     /// What is added to the integers to make bytes without a sign of them.
     const OFFSET: u8;
-    /// Whether there are minima, of which a step has one. Their factors are at most 63.
+    /// Whether there are minima, of which a step has one.
     const HAS_MINS: bool = false;
 
     /// A step's integers plus [`OFFSET`](Self::OFFSET), inputs ascending.
     fn unsigned<S: Simd>(simd: S, step: &Self::Step, panel: usize) -> [S::I; QUADS];
+}
+
+/// Scales of all outputs of a panel: units of a superblock, and of its groups factors, small integers of less than
+/// `2^15 / |q|`. Factors of minima are at most 63.
+pub(super) trait Scales {
+    /// Units.
+    fn units<S: Simd>(&self, simd: S) -> S::F;
 
     /// Factors of a group of a step.
-    fn factors<S: Simd>(simd: S, head: &Self::Head, panel: usize, step: usize, group: usize) -> S::I;
+    fn factors<S: Simd>(&self, simd: S, step: usize, group: usize) -> S::I;
 
-    /// Units of a superblock.
-    fn units<S: Simd>(simd: S, head: &Self::Head, panel: usize) -> S::F;
+    /// Units of the minima.
+    #[inline(always)]
+    fn min_units<S: Simd>(&self, simd: S) -> S::F {
+        simd.zero()
+    }
 
     /// Factors of the minima of a step.
     #[inline(always)]
-    fn min_factors<S: Simd>(simd: S, _head: &Self::Head, _panel: usize, _step: usize) -> S::I {
+    fn min_factors<S: Simd>(&self, simd: S, _step: usize) -> S::I {
         simd.splat_i32(0)
-    }
-
-    /// Units of the minima of a superblock.
-    #[inline(always)]
-    fn min_units<S: Simd>(simd: S, _head: &Self::Head, _panel: usize) -> S::F {
-        simd.zero()
     }
 }
 

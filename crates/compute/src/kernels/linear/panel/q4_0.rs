@@ -54,20 +54,11 @@ impl PanelFormat for Q4_0 {
 }
 
 impl Quantized for Q4_0 {
+    type Scales = Units;
     const OFFSET: u8 = 8;
 
     #[inline(always)]
     fn unsigned<S: Simd>(simd: S, step: &Self::Step, panel: usize) -> [S::I; QUADS] {
         nibbles::load(simd, &step[panel])
-    }
-
-    #[inline(always)]
-    fn factors<S: Simd>(simd: S, head: &Self::Head, panel: usize, step: usize, _: usize) -> S::I {
-        head[panel].factors(simd, step)
-    }
-
-    #[inline(always)]
-    fn units<S: Simd>(simd: S, head: &Self::Head, panel: usize) -> S::F {
-        head[panel].units(simd)
     }
 }

@@ -1,7 +1,7 @@
 //! Q4_K: 256 nibbles in 8 groups; `w = (scale * group_scale) * q - min * group_min`.
 
 use super::{
-    LANES, PAIR, PanelFormat, QUADS, Quantized, STEP, SUPER_STEPS, Simd, WeightFormat, f16_at,
+    LANES, PAIR, PanelFormat, QUADS, Quantized, STEP, SUPER_STEPS, Scales, Simd, WeightFormat, f16_at,
     nibbles::{self, Nibbles},
     scale_at, widened,
 };
@@ -17,14 +17,14 @@ pub(in super::super) struct Q4K;
 /// Scales and minima of a panel. The 6-bit numbers of the file lie in whole bytes here: 4 bytes more a block.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub(in super::super) struct Scales {
+pub(in super::super) struct WithMins {
     scales: [u16; LANES],
     mins: [u16; LANES],
     group_scales: [[u8; LANES]; GROUPS],
     group_mins: [[u8; LANES]; GROUPS],
 }
 
-impl Scales {
+impl WithMins {
     /// Takes those of a file's block for an output.
     pub(super) fn put(&mut self, lane: usize, block: &[u8]) {
         self.scales[lane] = scale_at(block, 0);
@@ -39,29 +39,27 @@ impl Scales {
         let scale = widened(self.scales[lane]) * f32::from(self.group_scales[group][lane]);
         (scale, widened(self.mins[lane]) * f32::from(self.group_mins[group][lane]))
     }
+}
 
-    /// All outputs' scale.
+impl Scales for WithMins {
     #[inline(always)]
-    pub(super) fn units<S: Simd>(&self, simd: S) -> S::F {
+    fn units<S: Simd>(&self, simd: S) -> S::F {
         simd.load_f16(&self.scales)
     }
 
-    /// All outputs' scales of a group.
     #[inline(always)]
-    pub(super) fn factors<S: Simd>(&self, simd: S, group: usize) -> S::I {
-        simd.load_u8(&self.group_scales[group])
+    fn factors<S: Simd>(&self, simd: S, step: usize, _: usize) -> S::I {
+        simd.load_u8(&self.group_scales[step])
     }
 
-    /// All outputs' minimum.
     #[inline(always)]
-    pub(super) fn min_units<S: Simd>(&self, simd: S) -> S::F {
+    fn min_units<S: Simd>(&self, simd: S) -> S::F {
         simd.load_f16(&self.mins)
     }
 
-    /// All outputs' minima of a group.
     #[inline(always)]
-    pub(super) fn min_factors<S: Simd>(&self, simd: S, group: usize) -> S::I {
-        simd.load_u8(&self.group_mins[group])
+    fn min_factors<S: Simd>(&self, simd: S, step: usize) -> S::I {
+        simd.load_u8(&self.group_mins[step])
     }
 }
 
@@ -95,7 +93,7 @@ pub(super) fn nibble(bytes: &[u8], group: usize, k: usize) -> u8 {
 }
 
 impl PanelFormat for Q4K {
-    type Head = [Scales; PAIR];
+    type Head = [WithMins; PAIR];
     type Step = [Nibbles; PAIR];
     const FORMAT: WeightFormat = WeightFormat::Q4K;
 
@@ -120,7 +118,7 @@ impl PanelFormat for Q4K {
 
 /// An output's weights of a superblock, given its integers.
 pub(super) fn gather(
-    head: Option<&[Scales; PAIR]>,
+    head: Option<&[WithMins; PAIR]>,
     panel: usize,
     lane: usize,
     weights: &mut [f32],
@@ -136,31 +134,12 @@ pub(super) fn gather(
 }
 
 impl Quantized for Q4K {
+    type Scales = WithMins;
     const OFFSET: u8 = 0;
     const HAS_MINS: bool = true;
 
     #[inline(always)]
     fn unsigned<S: Simd>(simd: S, step: &Self::Step, panel: usize) -> [S::I; QUADS] {
         nibbles::load(simd, &step[panel])
-    }
-
-    #[inline(always)]
-    fn factors<S: Simd>(simd: S, head: &Self::Head, panel: usize, step: usize, _: usize) -> S::I {
-        head[panel].factors(simd, step)
-    }
-
-    #[inline(always)]
-    fn units<S: Simd>(simd: S, head: &Self::Head, panel: usize) -> S::F {
-        head[panel].units(simd)
-    }
-
-    #[inline(always)]
-    fn min_factors<S: Simd>(simd: S, head: &Self::Head, panel: usize, step: usize) -> S::I {
-        head[panel].min_factors(simd, step)
-    }
-
-    #[inline(always)]
-    fn min_units<S: Simd>(simd: S, head: &Self::Head, panel: usize) -> S::F {
-        head[panel].min_units(simd)
     }
 }

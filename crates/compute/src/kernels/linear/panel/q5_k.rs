@@ -3,7 +3,7 @@
 use super::{
     PAIR, PanelFormat, QUADS, Quad, Quantized, STEP, Simd, WeightFormat,
     nibbles::{self, Nibbles},
-    q4_k::{self, Scales, nibble},
+    q4_k::{self, WithMins, nibble},
 };
 
 /// Where in the file's block the fifth bits and the low nibbles begin; what comes before is as in Q4_K.
@@ -26,7 +26,7 @@ fn quant(block: &[u8], group: usize, k: usize) -> u8 {
 }
 
 impl PanelFormat for Q5K {
-    type Head = [Scales; PAIR];
+    type Head = [WithMins; PAIR];
     type Step = [Group; PAIR];
     const FORMAT: WeightFormat = WeightFormat::Q5K;
 
@@ -57,6 +57,7 @@ impl PanelFormat for Q5K {
 }
 
 impl Quantized for Q5K {
+    type Scales = WithMins;
     const OFFSET: u8 = 0;
     const HAS_MINS: bool = true;
 
@@ -75,25 +76,5 @@ impl Quantized for Q5K {
             simd.or(low[6], simd.and(simd.shr::<2>(high), FIFTH)),
             simd.or(low[7], simd.and(simd.shr::<3>(high), FIFTH)),
         ]
-    }
-
-    #[inline(always)]
-    fn factors<S: Simd>(simd: S, head: &Self::Head, panel: usize, step: usize, _: usize) -> S::I {
-        head[panel].factors(simd, step)
-    }
-
-    #[inline(always)]
-    fn units<S: Simd>(simd: S, head: &Self::Head, panel: usize) -> S::F {
-        head[panel].units(simd)
-    }
-
-    #[inline(always)]
-    fn min_factors<S: Simd>(simd: S, head: &Self::Head, panel: usize, step: usize) -> S::I {
-        head[panel].min_factors(simd, step)
-    }
-
-    #[inline(always)]
-    fn min_units<S: Simd>(simd: S, head: &Self::Head, panel: usize) -> S::F {
-        head[panel].min_units(simd)
     }
 }

@@ -1,7 +1,7 @@
 //! Q6_K: 256 numbers of 6 bits in 16 groups; `w = (scale * group_scale) * (q - 32)`.
 
 use super::{
-    LANES, PAIR, PanelFormat, QUADS, Quad, Quantized, STEP, SUPER_STEPS, Simd, WeightFormat, f16_at,
+    LANES, PAIR, PanelFormat, QUADS, Quad, Quantized, STEP, SUPER_STEPS, Scales, Simd, WeightFormat, f16_at,
     nibbles::{self, Nibbles},
     scale_at, widened,
 };
@@ -19,7 +19,7 @@ pub(in super::super) struct Q6K;
 /// Scales of a panel.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub(in super::super) struct Scales {
+pub(in super::super) struct HalfStepScales {
     scales: [u16; LANES],
     group_scales: [[[i8; LANES]; GROUPS_A_STEP]; SUPER_STEPS],
 }
@@ -42,12 +42,12 @@ fn quant(block: &[u8], k: usize) -> u8 {
 }
 
 impl PanelFormat for Q6K {
-    type Head = [Scales; PAIR];
+    type Head = [HalfStepScales; PAIR];
     type Step = [Step; PAIR];
     const FORMAT: WeightFormat = WeightFormat::Q6K;
 
     fn pack(outputs: &[&[u8]], panel: usize, head: Option<&mut Self::Head>, steps: &mut [Self::Step]) {
-        let Some(Scales { scales, group_scales }) = head.map(|head| &mut head[panel]) else { return };
+        let Some(HalfStepScales { scales, group_scales }) = head.map(|head| &mut head[panel]) else { return };
         for (lane, block) in outputs.iter().enumerate() {
             scales[lane] = scale_at(block, SCALE_AT);
             for (group, scales) in group_scales.as_flattened_mut().iter_mut().enumerate() {
@@ -72,7 +72,7 @@ impl PanelFormat for Q6K {
     }
 
     fn gather(head: Option<&Self::Head>, steps: &[Self::Step], panel: usize, lane: usize, weights: &mut [f32]) {
-        let Some(Scales { scales, group_scales }) = head.map(|head| &head[panel]) else { return };
+        let Some(HalfStepScales { scales, group_scales }) = head.map(|head| &head[panel]) else { return };
         let scale = widened(scales[lane]);
         for (k, weight) in weights.iter_mut().enumerate() {
             let (index, k) = (k / STEP, k % STEP);
@@ -86,6 +86,7 @@ impl PanelFormat for Q6K {
 }
 
 impl Quantized for Q6K {
+    type Scales = HalfStepScales;
     const GROUP: usize = GROUP_LEN;
     const OFFSET: u8 = 32;
 
@@ -103,14 +104,16 @@ impl Quantized for Q6K {
         }
         quads
     }
+}
 
+impl Scales for HalfStepScales {
     #[inline(always)]
-    fn factors<S: Simd>(simd: S, head: &Self::Head, panel: usize, step: usize, group: usize) -> S::I {
-        simd.load_i8(&head[panel].group_scales[step][group])
+    fn units<S: Simd>(&self, simd: S) -> S::F {
+        simd.load_f16(&self.scales)
     }
 
     #[inline(always)]
-    fn units<S: Simd>(simd: S, head: &Self::Head, panel: usize) -> S::F {
-        simd.load_f16(&head[panel].scales)
+    fn factors<S: Simd>(&self, simd: S, step: usize, group: usize) -> S::I {
+        simd.load_i8(&self.group_scales[step][group])
     }
 }

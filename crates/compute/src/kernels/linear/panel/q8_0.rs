@@ -47,6 +47,7 @@ impl PanelFormat for Q8_0 {
 }
 
 impl Quantized for Q8_0 {
+    type Scales = Units;
     const OFFSET: u8 = 128;
 
     #[inline(always)]
@@ -56,15 +57,5 @@ impl Quantized for Q8_0 {
             quads[k] = simd.sub_bytes(simd.load_bytes(&step[panel][k]), Self::OFFSET);
         }
         quads
-    }
-
-    #[inline(always)]
-    fn factors<S: Simd>(simd: S, head: &Self::Head, panel: usize, step: usize, _: usize) -> S::I {
-        head[panel].factors(simd, step)
-    }
-
-    #[inline(always)]
-    fn units<S: Simd>(simd: S, head: &Self::Head, panel: usize) -> S::F {
-        head[panel].units(simd)
     }
 }

@@ -1,7 +1,7 @@
 //! Scales of blocks of 32 as small integers under a unit of a superblock, so that products of integers can be summed over
 //! all of it: a scale is rounded to a multiple of the unit, which is as many times smaller than the largest as there is room.
 
-use super::{LANES, SUPER_STEPS, Simd};
+use super::{LANES, SUPER_STEPS, Scales, Simd};
 
 /// Scales of a panel: `factor * unit`.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -30,16 +30,16 @@ impl Units {
     pub(super) fn get(&self, lane: usize, step: usize) -> f32 {
         half::bf16::from_bits(self.units[lane]).to_f32() * f32::from(self.factors[step][lane])
     }
+}
 
-    /// All outputs' units.
+impl Scales for Units {
     #[inline(always)]
-    pub(super) fn units<S: Simd>(&self, simd: S) -> S::F {
+    fn units<S: Simd>(&self, simd: S) -> S::F {
         simd.load_bf16(&self.units)
     }
 
-    /// All outputs' factors of a step.
     #[inline(always)]
-    pub(super) fn factors<S: Simd>(&self, simd: S, step: usize) -> S::I {
+    fn factors<S: Simd>(&self, simd: S, step: usize, _: usize) -> S::I {
         simd.load_i16(&self.factors[step])
     }
 }
