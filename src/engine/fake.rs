@@ -8,7 +8,10 @@
 use std::{
     collections::{HashMap, VecDeque},
     ops::Range,
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use smallvec::SmallVec;
@@ -60,6 +63,7 @@ pub enum Mishap {
 pub struct Gate {
     is_open: Mutex<bool>,
     opened: Condvar,
+    reached: AtomicBool,
 }
 
 impl Gate {
@@ -69,8 +73,14 @@ impl Gate {
         self.opened.notify_all();
     }
 
+    /// Whether anybody has come to wait.
+    pub fn reached(&self) -> bool {
+        self.reached.load(Ordering::Acquire)
+    }
+
     /// Waits for [`open`](Self::open).
     pub fn wait(&self) {
+        self.reached.store(true, Ordering::Release);
         let mut is_open = self.is_open.lock().unwrap_or_else(PoisonError::into_inner);
         while !*is_open {
             is_open = self.opened.wait(is_open).unwrap_or_else(PoisonError::into_inner);
