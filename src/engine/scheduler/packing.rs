@@ -1,8 +1,8 @@
-//! Writing the chosen sequences into a step's plan.
+//! The third pass: writing the chosen sequences into a step's plan.
 
 use std::ops::Range;
 
-use super::Event;
+use super::{Computed, Event, Scheduler};
 use crate::{
     engine::{
         block_manager::BlockManager,
@@ -13,8 +13,47 @@ use crate::{
     ids::Slot,
 };
 
+impl Scheduler {
+    /// Third pass. Where the first in order prefills, the decodes leave it a token.
+    pub(super) fn pack(&mut self, plan: &mut StepPlan, events: &mut Vec<Event>) -> Vec<Computed> {
+        let mut rows = self.spare.pop().unwrap_or_default();
+        let mut budget = self.max_num_batched_tokens + usize::from(planted(Fault::BudgetOffByOne));
+        let first = self.running.iter().map(|&(_, key)| &self.sequences[key]).find(|sequence| sequence.ready);
+        let first_prefills = first.is_some_and(|first| first.num_uncomputed_tokens() > 1);
+        let mut held_back = usize::from(first_prefills && !planted(Fault::DecodesTakeAll));
+        for is_decode in [true, false] {
+            for &(_, key) in &self.running {
+                let sequence = &mut self.sequences[key];
+                let num_uncomputed = sequence.num_uncomputed_tokens();
+                if !sequence.ready || (num_uncomputed == 1) != is_decode {
+                    continue;
+                }
+                let num_scheduled = num_uncomputed.min(budget - held_back);
+                if num_scheduled == 0 {
+                    break;
+                }
+                budget -= num_scheduled;
+                if sequence.cached_tokens.is_none() {
+                    start(sequence, &mut self.blocks, plan, events);
+                }
+                sequence.reader.computed(sequence.num_computed_tokens);
+                pack_row(sequence, num_scheduled, self.max_tokens_per_step, self.blocks.block_size(), plan);
+                self.num_outstanding += usize::from(sequence.outstanding.is_some());
+                rows.push(Computed {
+                    key,
+                    id: sequence.id,
+                    num_preemptions: sequence.num_preemptions,
+                    num_tokens: sequence.num_computed_tokens,
+                });
+            }
+            held_back = 0;
+        }
+        rows
+    }
+}
+
 /// Lets the executor and the reader know that a sequence runs for the first time.
-pub(super) fn start(sequence: &mut Sequence, blocks: &mut BlockManager, plan: &mut StepPlan, events: &mut Vec<Event>) {
+fn start(sequence: &mut Sequence, blocks: &mut BlockManager, plan: &mut StepPlan, events: &mut Vec<Event>) {
     blocks.record_query(sequence.tokens.len(), sequence.num_computed_tokens);
     let cached_tokens = sequence.num_computed_tokens as u32;
     sequence.cached_tokens = Some(cached_tokens);
@@ -29,7 +68,7 @@ pub(super) fn start(sequence: &mut Sequence, blocks: &mut BlockManager, plan: &m
 }
 
 /// Adds a sequence's next tokens to the plan.
-pub(super) fn pack_row(
+fn pack_row(
     sequence: &mut Sequence,
     num_scheduled_tokens: usize,
     max_tokens_per_step: usize,
