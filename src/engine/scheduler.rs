@@ -1,15 +1,20 @@
 //! Who runs in the next step, with how many tokens, in which blocks. Policy only: blocks are counted in
 //! [`block_manager`](super::block_manager), a sequence's state is in [`sequence`](super::sequence).
 //!
-//! All sequences stand in one [`Order`]. A step is planned in three passes:
+//! All sequences of a tenant stand in one [`Order`](super::sequence::Order), and tenants take turns by what they were
+//! served ([`tenants`]): both together are a sequence's [`Place`]. A step is planned in three passes:
 //!
-//! 1. *Reserve*: in order, each running sequence gets the blocks that its next tokens need. Where none are free, they
-//!    are taken from the stalled, then from those who come last, and only from those who come later. A sequence whose
-//!    reader has no room leaves the batch.
-//! 2. *Admit*: in order, the waiting get a row and blocks for all their known tokens, while there is budget left.
-//! 3. *Pack*: decodes first, then the prefills in order share what is left of the budget.
+//! 1. *Reserve* ([`reserve`]): by place, each running sequence gets the blocks that its next tokens need. Where none are
+//!    free, they are taken from the stalled, then from those who come last, and only from those who come later. A sequence
+//!    whose reader has no room leaves the batch ([`stall`]).
+//! 2. *Admit* ([`admit`]): by place, the waiting get a row and blocks for all their known tokens, while there is budget
+//!    left; where there is none, who comes earlier gets the row of who comes last.
+//! 3. *Pack* ([`packing`]): decodes first, then the prefills by place share what is left of the budget, as far as the
+//!    decodes can wait for them ([`prefill_budget`]).
 //!
-//! So the first in order always gains a token: it can have everybody's blocks, a row, and a token of the budget.
+//! So the first of one tenant always gains a token: it can have everybody's blocks, a row, and a token of the budget. Blocks
+//! of another tenant are taken where that one is ahead by more than computing them again costs; and where otherwise nobody
+//! could run, by place alone.
 
 mod admit;
 mod apply;
@@ -21,22 +26,26 @@ mod group;
 mod lease;
 mod lists;
 mod packing;
+mod prefill_budget;
 mod reserve;
 mod stall;
+mod tenants;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
 use super::{
     block_manager::{BlockEvent, BlockHasher, BlockManager, BlockTable, blake3_128},
     executor::{ParamsEdit, Rewind, StepPlan},
-    sequence::{Key, Order, Sequence, Sequences, Status},
+    sequence::{Key, Order, Sequence, Sequences},
 };
 use crate::{config::EngineConfig, error::Result, ids::SequenceId};
 
 use lease::Leases;
+use prefill_budget::{Mix, PrefillBudget};
+use tenants::{Place, Tenants};
 
 pub use edit::Edit;
 pub use event::{End, Event, SchedulerStats};
@@ -64,9 +73,10 @@ pub struct Scheduler {
     blocks: BlockManager,
     leases: Leases,
     sequences: Sequences,
-    /// Every sequence is in one of these, as its status says.
-    waiting: BTreeMap<Order, Key>,
-    running: Vec<(Order, Key)>,
+    /// Every sequence is in one of these, as its status says. Those who wait are in line with their tenant.
+    tenants: Tenants,
+    /// By place.
+    running: Vec<(Place, Key)>,
     stalled: Vec<Key>,
     /// Sequences that begin with the same prompt as the one they wait for: they share its blocks once it has computed
     /// them.
@@ -84,8 +94,15 @@ pub struct Scheduler {
     /// Parameters that have changed, and that the executor has not been told of.
     edits: Vec<ParamsEdit>,
     /// The first in line, if there were too few blocks for it and nobody's blocks have changed hands since: then there
-    /// still are, and looking its prompt up again every step would be a waste.
-    refused: Option<Order>,
+    /// still are, and looking its prompt up again every step would be a waste. With the step in which that was.
+    refused: Option<(Order, u64)>,
+    /// Whether there were several tenants in the step before.
+    was_shared: bool,
+    /// Whether blocks are taken by place alone: nobody could run otherwise.
+    takes_all: bool,
+    prefill_budget: PrefillBudget,
+    /// What the newest plan holds.
+    mix: Mix,
     step: u64,
     preemptions: u64,
 }
@@ -113,7 +130,7 @@ impl Scheduler {
                 .with_events(config.enable_kv_cache_events),
             leases: Leases::new(config.max_leased_blocks(), config.max_pinned_blocks()),
             sequences: Sequences::default(),
-            waiting: BTreeMap::new(),
+            tenants: Tenants::default(),
             running: Vec::with_capacity(config.max_num_seqs),
             stalled: Vec::new(),
             siblings: HashMap::new(),
@@ -124,6 +141,10 @@ impl Scheduler {
             rewinds: Vec::new(),
             edits: Vec::new(),
             refused: None,
+            was_shared: false,
+            takes_all: false,
+            prefill_budget: PrefillBudget::new(config.itl_target, config.block_size),
+            mix: Mix::default(),
             step: 0,
             preemptions: 0,
         }
@@ -172,8 +193,14 @@ impl Scheduler {
     pub fn schedule(&mut self, now: Instant, plan: &mut StepPlan, events: &mut Vec<Event>) -> bool {
         packing::clear(plan);
         self.look_after_stalled(now, events);
-        let left = self.reserve(now, plan);
-        self.admit(left, now, plan);
+        self.line_up();
+        self.choose(now, plan);
+        if self.is_stuck() {
+            self.takes_all = true;
+            self.refused = None;
+            self.choose(now, plan);
+            self.takes_all = false;
+        }
         let rows = self.pack(plan, events);
 
         plan.retired.append(&mut self.retired);
@@ -197,21 +224,32 @@ impl Scheduler {
         submit
     }
 
+    /// The first two passes.
+    fn choose(&mut self, now: Instant, plan: &mut StepPlan) {
+        let left = self.reserve(now, plan);
+        self.admit(left, now, plan);
+    }
+
+    /// Whether nobody can run, though there are some who want to and no tokens on their way: each lacks blocks that
+    /// another one holds, of a tenant that is not far enough ahead.
+    fn is_stuck(&self) -> bool {
+        self.tenants.is_shared()
+            && self.in_flight.is_empty()
+            && self.num_outstanding == 0
+            && self.len() > self.stalled.len()
+            && !self.running.iter().any(|&(_, key)| self.sequences[key].ready)
+    }
+
+    /// The newest step took so long, from its submission to its output: what the prompts of later ones are measured by.
+    pub fn record_step(&mut self, elapsed: Duration) {
+        self.prefill_budget.record(elapsed, self.mix);
+    }
+
     /// Whether anything could be planned, or is in flight; false if the readers of all there are have no room (or there
     /// are none): park until a command, a reader's wake-up or [`next_deadline`](Self::next_deadline).
     #[must_use]
     pub fn has_work(&self) -> bool {
         !self.retired.is_empty() || !self.in_flight.is_empty() || self.len() > self.stalled.len()
-    }
-
-    /// When [`schedule`](Self::schedule) must be called even if nothing else happens: the earliest stall timeout.
-    #[must_use]
-    pub fn next_deadline(&self) -> Option<Instant> {
-        let since = |&key: &Key| match self.sequences[key].status {
-            Status::Stalled { since, .. } => since.checked_add(self.patience(key)),
-            _ => None,
-        };
-        self.stalled.iter().filter_map(since).min()
     }
 
     /// Sequences here, in whatever state.
@@ -231,8 +269,8 @@ impl Scheduler {
     pub fn stats(&self) -> SchedulerStats {
         let counters = self.blocks.counters();
         SchedulerStats {
-            waiting: self.waiting.len() + self.num_siblings(),
-            waiting_tokens: self.waiting.values().map(|&key| self.sequences[key].num_uncomputed_tokens()).sum(),
+            waiting: self.tenants.num_waiting() + self.num_siblings(),
+            waiting_tokens: self.tenants.waiting().map(|key| self.sequences[key].num_uncomputed_tokens()).sum(),
             running: self.running.len(),
             stalled: self.stalled.len(),
             num_blocks: self.blocks.num_blocks(),
@@ -244,6 +282,13 @@ impl Scheduler {
             block_copies: counters.copies,
             leased_blocks: self.leases.num_blocks(),
         }
+    }
+
+    /// Forgets the contents of all blocks that nobody holds. Says how many those were, and how many held ones can still be
+    /// found.
+    pub fn flush_cache(&mut self) -> (usize, usize) {
+        let freed = self.blocks.forget_free();
+        (freed, self.blocks.num_registered())
     }
 
     /// Whether anything has changed in the prefix cache that [`take_block_events`](Self::take_block_events) would give.

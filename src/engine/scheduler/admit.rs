@@ -1,40 +1,44 @@
 //! The door, and the second pass: who of those in line gets a row.
 
-use std::{ops::Bound, time::Instant};
+use std::time::Instant;
+
+use smallvec::SmallVec;
 
 use super::{Scheduler, reserve::Left};
 use crate::{
     engine::{
         executor::{BlockCopy, StepPlan},
         faults::{Fault, planted},
-        sequence::{Key, Order, Sequence, Status},
+        sequence::{Key, Order, Sequence, Status, TenantKey},
     },
     error::{Code, Error, Result},
 };
 
+/// Steps after which one that was refused is looked at again, where there are several tenants.
+const LOOK_AGAIN: u64 = 16;
+
 impl Scheduler {
     /// Second pass.
     pub(super) fn admit(&mut self, mut left: Left, now: Instant, plan: &mut StepPlan) {
-        let mut seen = Bound::Unbounded;
-        while let Some((&order, &key)) = self.waiting.range((seen, Bound::Unbounded)).next() {
-            seen = Bound::Excluded(order);
+        let mut passed = SmallVec::<[(TenantKey, Order); 4]>::new();
+        while let Some(key) = self.tenants.next(&passed) {
+            let (tenant, order) = (self.sequences[key].tenant_key, self.sequences[key].order());
+            let place = self.place(key);
             let is_full = left.budget == 0 || self.running.len() >= self.max_num_seqs;
-            let outranks = self.running.last().is_some_and(|&(last, _)| order < last);
-            if is_full && !outranks
-                || left.starved.is_some_and(|starved| starved < order)
-                || self.refused == Some(order)
-            {
+            let outranks = self.running.last().is_some_and(|&(last, _)| place < last);
+            if is_full && !outranks || left.starved.is_some_and(|starved| starved < place) || self.was_refused(order) {
                 break;
             }
             // Its tokens from before it lost its row may still be on their way.
             if self.sequences[key].outstanding.is_some() && !planted(Fault::OutstandingIgnored) {
+                passed.push((tenant, order));
                 continue;
             }
             if self.stalls(key, now) {
                 continue;
             }
-            if !self.reserve_all_blocks(order, key, &mut plan.block_copies) {
-                self.refused = Some(order);
+            if !self.reserve_all_blocks(key, &mut plan.block_copies) {
+                self.refused = Some((order, self.step));
                 break;
             }
             if self.running.len() >= self.max_num_seqs
@@ -45,12 +49,26 @@ impl Scheduler {
             self.set_status(key, Status::Running);
             let sequence = &mut self.sequences[key];
             sequence.ready = true;
-            left.budget = left.budget.saturating_sub(sequence.num_uncomputed_tokens());
+            let num_uncomputed = sequence.num_uncomputed_tokens();
+            left.budget = left.budget.saturating_sub(num_uncomputed);
+            // What is computed again after a preemption was charged for.
+            if sequence.charged_tokens.is_none() {
+                sequence.charged_tokens = Some(num_uncomputed);
+                self.tenants.charge(tenant, num_uncomputed);
+                self.tenants.settle();
+            }
         }
     }
 
+    /// Whether there were too few blocks for a sequence, and still are. Of several tenants one may meanwhile have been
+    /// served so much that it gives way.
+    fn was_refused(&self, order: Order) -> bool {
+        let is_new = |step| !self.tenants.is_shared() || self.step < step + LOOK_AGAIN;
+        self.refused.is_some_and(|(refused, step)| refused == order && is_new(step))
+    }
+
     /// The same for a sequence that may hold none yet: takes over what the prefix cache has.
-    pub(super) fn reserve_all_blocks(&mut self, order: Order, key: Key, copies: &mut Vec<BlockCopy>) -> bool {
+    pub(super) fn reserve_all_blocks(&mut self, key: Key, copies: &mut Vec<BlockCopy>) -> bool {
         let sequence = &mut self.sequences[key];
         let is_new = sequence.table.is_empty();
         // What must be computed for the prompt's log-probabilities is not taken from the cache.
@@ -61,7 +79,7 @@ impl Scheduler {
             let cached = leased.unwrap_or_else(|| self.blocks.adopt_prefix(&mut sequence.table, &sequence.tokens));
             sequence.num_computed_tokens = cached;
         }
-        let reserved = self.reserve_blocks(order, key, copies);
+        let reserved = self.reserve_blocks(key, copies);
         if let Some(leased) = leased.filter(|_| !reserved) {
             self.restore_lease(key, leased);
             return false;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Computed, Event, Scheduler};
+use super::{Computed, Event, Mix, Scheduler};
 use crate::{
     engine::{
         block_manager::BlockManager,
@@ -14,18 +14,23 @@ use crate::{
 };
 
 impl Scheduler {
-    /// Third pass. Where the first in order prefills, the decodes leave it a token.
+    /// Third pass. Where the first by place prefills, the decodes leave it a token.
     pub(super) fn pack(&mut self, plan: &mut StepPlan, events: &mut Vec<Event>) -> Vec<Computed> {
         let mut rows = self.spare.pop().unwrap_or_default();
         let mut budget = self.max_num_batched_tokens + usize::from(planted(Fault::BudgetOffByOne));
         let first = self.running.iter().map(|&(_, key)| &self.sequences[key]).find(|sequence| sequence.ready);
-        let first_prefills = first.is_some_and(|first| first.num_uncomputed_tokens() > 1);
+        let block_size = self.blocks.block_size();
+        let first_prefills = first.is_some_and(|first| !decodes(first, block_size));
         let mut held_back = usize::from(first_prefills && !planted(Fault::DecodesTakeAll));
+        self.mix = Mix::default();
         for is_decode in [true, false] {
+            if !is_decode && self.running.iter().any(|&(_, key)| self.sequences[key].ready) {
+                budget = budget.min(self.prefill_budget.tokens(self.mix.decodes));
+            }
             for &(_, key) in &self.running {
                 let sequence = &mut self.sequences[key];
                 let num_uncomputed = sequence.num_uncomputed_tokens();
-                if !sequence.ready || (num_uncomputed == 1) != is_decode {
+                if !sequence.ready || decodes(sequence, block_size) != is_decode {
                     continue;
                 }
                 let num_scheduled = num_uncomputed.min(budget - held_back);
@@ -33,11 +38,15 @@ impl Scheduler {
                     break;
                 }
                 budget -= num_scheduled;
+                match is_decode {
+                    true => self.mix.decodes += 1,
+                    false => self.mix.prefill_tokens += num_scheduled,
+                }
                 if sequence.cached_tokens.is_none() {
                     start(sequence, &mut self.blocks, plan, events);
                 }
                 sequence.reader.computed(sequence.num_computed_tokens);
-                pack_row(sequence, num_scheduled, self.max_tokens_per_step, self.blocks.block_size(), plan);
+                pack_row(sequence, num_scheduled, self.max_tokens_per_step, block_size, plan);
                 self.num_outstanding += usize::from(sequence.outstanding.is_some());
                 rows.push(Computed {
                     key,
@@ -50,6 +59,13 @@ impl Scheduler {
         }
         rows
     }
+}
+
+/// Whether a stream waits for a sequence's next row: its newest token is computed, with those that a grammar forced after
+/// it, if they are few.
+fn decodes(sequence: &Sequence, block_size: usize) -> bool {
+    let num_uncomputed = sequence.num_uncomputed_tokens();
+    num_uncomputed == 1 || sequence.num_output_tokens() > 0 && num_uncomputed <= block_size
 }
 
 /// Lets the executor and the reader know that a sequence runs for the first time.

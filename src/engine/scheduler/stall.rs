@@ -15,6 +15,16 @@ use crate::{
 const CUT_OFF_AFTER: Duration = Duration::from_millis(100);
 
 impl Scheduler {
+    /// When [`schedule`](Self::schedule) must be called even if nothing else happens: the earliest stall timeout.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let since = |&key: &Key| match self.sequences[key].status {
+            Status::Stalled { since, .. } => since.checked_add(self.patience(key)),
+            _ => None,
+        };
+        self.stalled.iter().filter_map(since).min()
+    }
+
     /// Lets stalled sequences back in line whose readers have taken half of what was sent: sooner, and a sequence would
     /// come and go with every token. Ends those whose readers take nothing.
     pub(super) fn look_after_stalled(&mut self, now: Instant, events: &mut Vec<Event>) {
