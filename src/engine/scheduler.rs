@@ -230,14 +230,15 @@ impl Scheduler {
         self.admit(left, now, plan);
     }
 
-    /// Whether nobody can run, though there are some who want to and no tokens on their way: each lacks blocks that
-    /// another one holds, of a tenant that is not far enough ahead.
+    /// Whether nobody can run, though there are some who want to and wait for no tokens: each lacks blocks that another
+    /// one holds, of a tenant that is not far enough ahead.
     fn is_stuck(&self) -> bool {
+        let waits_for_tokens = |sequence: &Sequence| !sequence.is_stalled() && sequence.outstanding.is_some();
         self.tenants.is_shared()
             && self.in_flight.is_empty()
-            && self.num_outstanding == 0
             && self.len() > self.stalled.len()
             && !self.running.iter().any(|&(_, key)| self.sequences[key].ready)
+            && !self.sequences.iter().any(|(_, sequence)| waits_for_tokens(sequence))
     }
 
     /// The newest step took so long, from its submission to its output: what the prompts of later ones are measured by.
