@@ -86,7 +86,7 @@ impl Scheduler {
     /// Where a sequence comes now.
     pub(super) fn place(&self, key: Key) -> Place {
         let sequence = &self.sequences[key];
-        Place::new(self.tenants.share(sequence.tenant_key, sequence.order()), sequence.order())
+        self.tenants.place(sequence.tenant_key, sequence.order())
     }
 
     /// Brings places up to date with what was served since the last step.

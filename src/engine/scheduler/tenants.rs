@@ -37,10 +37,6 @@ pub(super) struct Place {
 }
 
 impl Place {
-    pub(super) fn new(share: u128, order: Order) -> Self {
-        Self { share, order }
-    }
-
     /// The place behind this one by so much of a share.
     pub(super) fn after(self, share: u128) -> Self {
         Self { share: self.share + share, ..self }
@@ -59,7 +55,7 @@ struct Account {
     /// Sorted.
     running: Vec<Order>,
     /// Its key in the line.
-    listed: Option<u128>,
+    listed: Option<Place>,
     /// Its counter has changed since it was listed.
     stale: bool,
 }
@@ -69,9 +65,9 @@ impl Account {
         tokens as u128 * TOKEN / self.weight
     }
 
-    fn share(&self, order: Order) -> u128 {
+    fn place(&self, order: Order) -> Place {
         let rows = self.running.partition_point(|&other| other < order);
-        self.counter + self.cost(ROW_TOKENS * rows)
+        Place { share: self.counter + self.cost(ROW_TOKENS * rows), order }
     }
 }
 
@@ -82,7 +78,7 @@ pub(super) struct Tenants {
     vacant: Vec<TenantKey>,
     names: HashMap<Option<Arc<str>>, TenantKey>,
     /// Those that wait, by the place of the first sequence that does.
-    line: BTreeSet<(u128, TenantKey)>,
+    line: BTreeSet<(Place, TenantKey)>,
     /// Those without a sequence, by their counter.
     debtors: BTreeSet<(u128, TenantKey)>,
     /// Those whose place in line must be looked at.
@@ -217,12 +213,12 @@ impl Tenants {
         self.forgive();
     }
 
-    /// The share of a tenant's sequence in a [`Place`].
-    pub(super) fn share(&self, tenant: TenantKey, order: Order) -> u128 {
-        if !self.is_shared() {
-            return 0;
+    /// Where a tenant's sequence comes.
+    pub(super) fn place(&self, tenant: TenantKey, order: Order) -> Place {
+        match self.account(tenant).filter(|_| self.is_shared()) {
+            Some(account) => account.place(order),
+            None => Place { share: 0, order },
         }
-        self.account(tenant).map_or(0, |account| account.share(order))
     }
 
     /// What so many tokens of a tenant count.
@@ -286,16 +282,16 @@ impl Tenants {
     fn list(&mut self, tenant: TenantKey) {
         let Some(account) = self.account_mut(tenant) else { return };
         account.stale = false;
-        let now = account.waiting.first_key_value().map(|(&order, _)| account.share(order));
+        let now = account.waiting.first_key_value().map(|(&order, _)| account.place(order));
         let before = std::mem::replace(&mut account.listed, now);
         if before == now {
             return;
         }
-        if let Some(share) = before {
-            self.line.remove(&(share, tenant));
+        if let Some(place) = before {
+            self.line.remove(&(place, tenant));
         }
-        if let Some(share) = now {
-            self.line.insert((share, tenant));
+        if let Some(place) = now {
+            self.line.insert((place, tenant));
         }
     }
 
@@ -312,7 +308,7 @@ impl Tenants {
     pub(super) fn audit(&self) -> Result<(usize, usize), String> {
         let accounts = || (0..).map(TenantKey).zip(&self.accounts).filter_map(|(key, a)| Some((key, a.as_ref()?)));
         for (tenant, account) in accounts() {
-            let listed = account.listed.is_some_and(|share| self.line.contains(&(share, tenant)));
+            let listed = account.listed.is_some_and(|place| self.line.contains(&(place, tenant)));
             if listed == account.waiting.is_empty() {
                 return Err(format!("tenant {:?} waits: {}, listed: {listed}", account.name, !listed));
             }
