@@ -62,8 +62,9 @@ fn measure(num_sequences: usize, num_tenants: usize, num_waiting: usize) -> Resu
     for id in 0..num_sequences + num_waiting {
         let prompt = (0..PROMPT_TOKENS).map(|i| TokenId((id * 31 + i) as u32)).collect();
         let reader = Arc::new(Eager(AtomicUsize::new(64)));
-        let tenant = Some(format!("{}", id % num_tenants).into());
-        scheduler.add(Sequence { tenant, ..Sequence::new(SequenceId(id as u64), prompt, params.clone(), reader) })?;
+        let mut sequence = Sequence::new(SequenceId(id as u64), prompt, params.clone(), reader);
+        sequence.tenant = Some(format!("{}", id % num_tenants).into());
+        scheduler.add(sequence)?;
     }
 
     let (mut plan, mut events) = (StepPlan::default(), Vec::new());
