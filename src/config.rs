@@ -31,6 +31,8 @@ pub struct EngineConfig {
     pub num_blocks: usize,
     /// Tokens a step, prefill chunks and decodes together.
     pub max_num_batched_tokens: usize,
+    /// What a step that computes prompts beside decodes may take; zero: no matter what; none: twice what decodes take.
+    pub itl_target: Option<Duration>,
     /// Sequences that hold blocks and run at once.
     pub max_num_seqs: usize,
     /// Prompt and generated tokens a sequence; never more than the cache holds.
@@ -79,6 +81,7 @@ impl Default for EngineConfig {
             block_size: 16,
             num_blocks: 1024,
             max_num_batched_tokens: 512,
+            itl_target: None,
             max_num_seqs: 64,
             max_model_len: 4096,
             max_waiting: 1024,
@@ -235,6 +238,11 @@ pub struct EngineArgs {
     /// Tokens a step, prefill chunks and decodes together.
     #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = count(1, 1 << 20))]
     pub max_num_batched_tokens: usize,
+    /// Time between two tokens of a stream, in milliseconds, that prompts computed beside it may stretch it to: steps take
+    /// no more of them than fit, and a block's worth at the least. 0 for no limit; twice what it is without them if left
+    /// out.
+    #[arg(long, value_name = "MS", value_parser = count(0, 3_600_000))]
+    pub itl_target_ms: Option<usize>,
     /// Sequences that run at once.
     #[arg(long, value_name = "N", default_value = "64", value_parser = count(1, 1 << 16))]
     pub max_num_seqs: usize,

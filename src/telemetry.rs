@@ -4,7 +4,12 @@
 //! its dashboards and the routers that read its gauges work unchanged; what only this server has is `candlewick:…`.
 //! Recording costs an atomic or two (histograms: one uncontended lock), so the engine thread may record every step.
 
-use std::{borrow::Cow, sync::Arc, sync::atomic::AtomicU64, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    time::Duration,
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -37,6 +42,44 @@ struct ReasonLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CodeLabels {
     code: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TenantLabels {
+    tenant: String,
+}
+
+/// Tenants that have series of their own; all that come after them share [`OTHERS`].
+const TENANT_SERIES: usize = 64;
+const OTHERS: &str = "others";
+/// Who has no name.
+const NAMELESS: &str = "anonymous";
+
+/// Where one tenant's tokens are counted.
+#[derive(Clone, Debug)]
+pub struct TenantTokens {
+    prompt: Counter,
+    generated: Counter,
+    /// They are this tenant's alone.
+    is_own: bool,
+}
+
+impl TenantTokens {
+    /// A request was admitted with a prompt of this many tokens.
+    pub fn record_prompt(&self, tokens: usize) {
+        self.prompt.inc_by(tokens as u64);
+    }
+
+    /// Tokens were generated.
+    pub fn record_generated(&self, tokens: usize) {
+        self.generated.inc_by(tokens as u64);
+    }
+
+    /// Tokens generated so far, where they are counted by themselves.
+    #[must_use]
+    pub fn generated(&self) -> Option<u64> {
+        self.is_own.then(|| self.generated.get())
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -128,6 +171,10 @@ pub struct Telemetry {
     request_success: Family<ReasonLabels, Counter>,
     requests_refused: Family<CodeLabels, Counter>,
     cache_config_info: Family<CacheConfigLabels, Gauge>,
+    tenant_prompt_tokens: Family<TenantLabels, Counter>,
+    tenant_generation_tokens: Family<TenantLabels, Counter>,
+    /// Those that have series.
+    tenants: Mutex<HashSet<String>>,
     time_to_first_token: Histogram,
     inter_token_latency: Histogram,
     e2e_request_latency: Histogram,
@@ -158,6 +205,9 @@ impl Telemetry {
             request_success: Family::default(),
             requests_refused: Family::default(),
             cache_config_info: Family::default(),
+            tenant_prompt_tokens: Family::default(),
+            tenant_generation_tokens: Family::default(),
+            tenants: Mutex::default(),
             time_to_first_token: Histogram::new(TTFT_SECONDS),
             inter_token_latency: Histogram::new(INTER_TOKEN_SECONDS),
             e2e_request_latency: Histogram::new(REQUEST_SECONDS),
@@ -166,6 +216,7 @@ impl Telemetry {
             request_decode_time: Histogram::new(REQUEST_SECONDS),
         };
         telemetry.register();
+        telemetry.register_tenants();
         // A series that is absent until its first event reads as a gap: let all of them start at zero.
         for outcome in [Outcome::Stop, Outcome::Length, Outcome::Abort, Outcome::Error] {
             let _zero = telemetry.request_success.get_or_create(&ReasonLabels { finished_reason: outcome.label() });
@@ -197,6 +248,27 @@ impl Telemetry {
         r.register("candlewick:block_evictions", "Cached blocks given to others", self.block_evictions.clone());
         r.register("candlewick:engine_restarts", "Times the engine came back", self.engine_restarts.clone());
         r.register("candlewick:requests_refused", "Requests refused, by code", self.requests_refused.clone());
+    }
+
+    fn register_tenants(&mut self) {
+        let r = &mut self.registry;
+        let (prompt, generated) = (self.tenant_prompt_tokens.clone(), self.tenant_generation_tokens.clone());
+        r.register("candlewick:tenant_prompt_tokens", "Prompt tokens of admitted requests, by tenant", prompt);
+        r.register("candlewick:tenant_generation_tokens", "Tokens generated, by tenant", generated);
+    }
+
+    /// Where the tokens of the tenant of that name are counted.
+    #[must_use]
+    pub fn tenant(&self, name: Option<&str>) -> TenantTokens {
+        let name = name.unwrap_or(NAMELESS);
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_own = tenants.contains(name) || tenants.len() < TENANT_SERIES && tenants.insert(name.to_owned());
+        let labels = TenantLabels { tenant: if is_own { name } else { OTHERS }.to_owned() };
+        TenantTokens {
+            prompt: self.tenant_prompt_tokens.get_or_create(&labels).clone(),
+            generated: self.tenant_generation_tokens.get_or_create(&labels).clone(),
+            is_own,
+        }
     }
 
     /// The KV cache's shape, once it is known.
@@ -296,6 +368,12 @@ impl Telemetry {
         self.generation_tokens.get()
     }
 
+    /// Tokens of the prompts admitted so far.
+    #[must_use]
+    pub fn prompt_tokens(&self) -> u64 {
+        self.prompt_tokens.get()
+    }
+
     /// All metrics in the OpenMetrics text format, which every Prometheus scraper reads ([`CONTENT_TYPE`]).
     #[must_use]
     pub fn encode(&self) -> String {
@@ -388,6 +466,27 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn tenants_beyond_a_bound_share_one_series() {
+        let telemetry = Telemetry::new("demo");
+        for k in 0..TENANT_SERIES + 3 {
+            telemetry.tenant(Some(&format!("t{k}"))).record_generated(2);
+        }
+        telemetry.tenant(Some("t0")).record_prompt(5);
+        telemetry.tenant(None).record_generated(1);
+        assert_eq!(telemetry.tenant(Some("t0")).generated(), Some(2));
+        assert_eq!(telemetry.tenant(Some("t66")).generated(), None);
+        let text = telemetry.encode();
+        let series = text.lines().filter(|line| line.starts_with("candlewick:tenant_generation_tokens_total"));
+        assert_eq!(series.count(), TENANT_SERIES + 1, "{text}");
+        for line in [
+            "candlewick:tenant_prompt_tokens_total{model_name=\"demo\",tenant=\"t0\"} 5",
+            "candlewick:tenant_generation_tokens_total{model_name=\"demo\",tenant=\"others\"} 7",
+        ] {
+            assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
+        }
     }
 
     #[test]

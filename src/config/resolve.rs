@@ -1,5 +1,7 @@
 //! From what was asked for to what is in force, given the model and the machine. Pure.
 
+use std::time::Duration;
+
 use super::{EngineArgs, EngineConfig};
 use crate::error::{Error, Result};
 
@@ -47,6 +49,7 @@ pub fn resolve(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts) ->
         block_size: args.block_size,
         num_blocks,
         max_num_batched_tokens: args.max_num_batched_tokens,
+        itl_target: args.itl_target_ms.map(|ms| Duration::from_millis(ms as u64)),
         max_num_seqs: args.max_num_seqs,
         max_model_len,
         max_waiting: args.max_waiting,

@@ -13,7 +13,7 @@ use super::{
     Engine, History, ModelInfo, ModelText, Prompt, Request, SlowReader, StreamOptions,
     bad_words::BadWords,
     best_of::BestOf,
-    channel::{ReaderControl, ReaderSpec},
+    channel::{ReaderControl, ReaderSpec, RequestTag},
     chat,
     grammars::Grammars,
     sequence::{Guard, Sequence},
@@ -46,6 +46,8 @@ pub(super) fn random_seed() -> u64 {
 
 /// A request that passed all checks.
 pub(super) struct Admitted {
+    request_id: String,
+    tenant: Option<Arc<str>>,
     prompt: Arc<[TokenId]>,
     params: Arc<SamplingParams>,
     priority: i32,
@@ -67,6 +69,7 @@ pub(super) struct Needs {
     /// Who may share its cached blocks.
     pub salt: Option<Arc<str>>,
     pub deadline: Option<Instant>,
+    pub tenant: Option<Arc<str>>,
     pub priority: i32,
     /// Tokens that must be generated before the answer can be complete.
     pub least_tokens: usize,
@@ -82,6 +85,7 @@ impl Admitted {
             prompt: self.prompt.clone(),
             salt: self.cache_salt.as_deref().map(Arc::from),
             deadline: self.deadline,
+            tenant: self.tenant.clone(),
             priority: self.priority,
             least_tokens: least_tokens.max(1) as usize,
         }
@@ -98,7 +102,7 @@ impl Admitted {
         config: &EngineConfig,
         request: Request,
     ) -> Result<Self> {
-        let Request { prompt, mut params, priority, cache_salt, deadline, stream, .. } = request;
+        let Request { request_id, prompt, mut params, priority, cache_salt, tenant, deadline, stream } = request;
         sampling::validate(&params, &info.eos_token_ids, info.vocab_size)?;
         if let Some(k) = params.stop_token_ids.iter().position(|id| id.index() >= info.vocab_size) {
             let why = format!("is {}, but the vocabulary has {} entries", params.stop_token_ids[k], info.vocab_size);
@@ -159,7 +163,20 @@ impl Admitted {
             .map(|_| text.tokenizer.as_ref().map(|tokenizer| text_out(tokenizer, parsers.next())))
             .collect();
         let prompt = prompt.into();
-        Ok(Self { prompt, params, priority, cache_salt, deadline, stream, rendered, text, dry_breakers, grammar })
+        Ok(Self {
+            request_id,
+            tenant,
+            prompt,
+            params,
+            priority,
+            cache_salt,
+            deadline,
+            stream,
+            rendered,
+            text,
+            dry_breakers,
+            grammar,
+        })
     }
 
     /// Queues the sequences, of which `id` is the first one's, and opens their stream. `permits` are as many.
@@ -177,6 +194,10 @@ impl Admitted {
         let salt: Option<Arc<str>> = self.cache_salt.map(Arc::from);
         let eos: Arc<[TokenId]> = engine.info().eos_token_ids.as_slice().into();
         let bad_words: Arc<[String]> = self.params.bad_words.as_slice().into();
+        let weight = engine.shares().weight(self.tenant.as_deref());
+        let tokens = engine.telemetry().tenant(self.tenant.as_deref());
+        tokens.record_prompt(self.prompt.len());
+        let request = Arc::new(RequestTag { id: self.request_id, tenant: self.tenant, tokens: Some(tokens) });
         let (mut group, mut outputs) = (Vec::new(), Vec::new());
         for (index, text) in self.text.into_iter().enumerate() {
             let id = SequenceId(id.0 + index as u64);
@@ -191,12 +212,15 @@ impl Admitted {
                 credits: self.stream.credits,
                 prompt_tokens,
                 place: (self.priority, id),
+                request: request.clone(),
             };
             let (control, deliveries) = ReaderControl::new(spec, life.bell.clone(), permit);
             let registration = life.register(id, &control);
             let params = params_of(&self.params, index);
             let sequence = Sequence {
                 priority: self.priority,
+                tenant: request.tenant.clone(),
+                weight,
                 eos: eos.clone(),
                 salt: salt.clone(),
                 dry_breakers: self.dry_breakers.clone(),

@@ -11,6 +11,7 @@
 //! idea (`docs/design/prefix_caching.md` there); the serials are what makes it exact.
 
 mod events;
+mod flush;
 
 use std::{collections::HashMap, ops::Range, sync::Arc};
 

@@ -18,10 +18,10 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::{sequence::Reader, stream::Timings};
 use crate::{
-    error::{Error, Result},
+    error::{Code, Error, Result},
     ids::SequenceId,
     params::{FinishReason, PromptLogprobs, SampledToken},
-    telemetry::{Outcome, Telemetry},
+    telemetry::{Outcome, Telemetry, TenantTokens},
 };
 
 /// What one step brought for one reader.
@@ -103,10 +103,20 @@ pub(super) struct ReaderControl {
     sent_tokens: AtomicU64,
     /// Its place in line, as [`Order`](super::sequence::Order) has it.
     place: (i32, SequenceId),
+    request: Arc<RequestTag>,
+}
+
+/// What the sequences of one request have in common.
+#[derive(Debug, Default)]
+pub(super) struct RequestTag {
+    pub id: String,
+    pub tenant: Option<Arc<str>>,
+    /// Where its tenant's tokens are counted.
+    pub tokens: Option<TenantTokens>,
 }
 
 /// What a reader's end is made with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ReaderSpec {
     /// Tokens that may be under way to it.
     pub capacity_tokens: usize,
@@ -116,6 +126,8 @@ pub(super) struct ReaderSpec {
     pub prompt_tokens: u32,
     /// The sequence's priority and id.
     pub place: (i32, SequenceId),
+    /// Whose it is.
+    pub request: Arc<RequestTag>,
 }
 
 /// How far a sequence has come.
@@ -137,7 +149,7 @@ impl ReaderControl {
         bell: Arc<Bell>,
         permit: OwnedSemaphorePermit,
     ) -> (Arc<Self>, mpsc::Receiver<Delivery>) {
-        let ReaderSpec { capacity_tokens, credits, prompt_tokens, place } = spec;
+        let ReaderSpec { capacity_tokens, credits, prompt_tokens, place, request } = spec;
         // Every delivery but the last takes the room of at least one token, so room bounds messages.
         let (deliveries, receiver) = mpsc::channel(capacity_tokens + 1);
         let control = Self {
@@ -158,6 +170,7 @@ impl ReaderControl {
             granted_tokens: AtomicU64::new(credits.unwrap_or(u64::MAX)),
             sent_tokens: AtomicU64::new(0),
             place,
+            request,
         };
         (Arc::new(control), receiver)
     }
@@ -204,6 +217,21 @@ impl ReaderControl {
     /// Its priority and id.
     pub(super) fn place(&self) -> (i32, SequenceId) {
         self.place
+    }
+
+    /// Whose it is.
+    pub(super) fn request(&self) -> &Arc<RequestTag> {
+        &self.request
+    }
+
+    /// Ends the sequence as if nobody read, except that the reader is told, at once and after what waits for it; false
+    /// where it has ended.
+    pub(super) fn abort(&self, telemetry: &Telemetry) -> bool {
+        let aborted = self.cancel();
+        if aborted {
+            self.deliver(Delivery::failed(Error::new(Code::Cancelled, "the request was aborted")), telemetry);
+        }
+        aborted
     }
 
     /// Waiting, time to the first token, and the time since, as far as they have come.
@@ -273,6 +301,9 @@ impl ReaderControl {
         let now_us = self.age_us();
         if !delivery.tokens.is_empty() {
             telemetry.record_generated(delivery.tokens.len());
+            if let Some(tokens) = &self.request.tokens {
+                tokens.record_generated(delivery.tokens.len());
+            }
             match self.newest_token_us.swap(now_us, Ordering::Relaxed) {
                 0 => {
                     let prefill_us = now_us.saturating_sub(self.started_us.load(Ordering::Relaxed));
@@ -283,7 +314,8 @@ impl ReaderControl {
             }
         }
         if let Some(end) = &delivery.end {
-            telemetry.record_end(end.as_ref().map_or(Outcome::Error, Outcome::from), self.arrived.elapsed());
+            let failed = |error: &Error| if error.code == Code::Cancelled { Outcome::Abort } else { Outcome::Error };
+            telemetry.record_end(end.as_ref().map_or_else(failed, Outcome::from), self.arrived.elapsed());
             let first_us = self.first_token_us.load(Ordering::Relaxed);
             if first_us > 0 {
                 telemetry.record_decode(Duration::from_micros(now_us.saturating_sub(first_us)));

@@ -17,6 +17,7 @@ mod history;
 mod kv_log;
 mod lease;
 pub mod load;
+mod operator;
 mod outbox;
 #[cfg(test)]
 mod properties;
@@ -26,6 +27,7 @@ pub mod runner;
 pub mod scheduler;
 pub mod sequence;
 mod session;
+mod shares;
 mod step;
 mod stream;
 mod supervisor;
@@ -52,8 +54,10 @@ pub use self::{
     history::History,
     kv_log::{KvBatch, KvRead, KvSubscription},
     lease::{LeaseControl, LeaseState},
+    operator::{Flushed, Loads, TenantLoad, Which},
     quote::Quote,
     session::{Session, SessionSettings, Turn, TurnStart, WhenFull},
+    shares::Shares,
     stream::{Delta, Event, Finished, Generation, Progress, Receipt, Started, StreamEdit, Timings},
     supervisor::ExecutorFactory,
 };
@@ -75,10 +79,12 @@ pub struct Request {
     pub prompt: Prompt,
     /// How.
     pub params: SamplingParams,
-    /// Smaller runs earlier; equal ones in order of arrival.
+    /// Smaller runs earlier, among those of the same tenant; equal ones in order of arrival.
     pub priority: i32,
     /// Only requests with the same salt share cached prefixes.
     pub cache_salt: Option<String>,
+    /// Whose request it is; tenants take turns by what they were served. None is a tenant like any other.
+    pub tenant: Option<Arc<str>>,
     /// When the answer is no longer wanted.
     pub deadline: Option<Instant>,
     /// How its reader is treated, and what it goes on from.
@@ -121,6 +127,7 @@ impl Request {
             params: SamplingParams::default(),
             priority: 0,
             cache_salt: None,
+            tenant: None,
             deadline: None,
             stream: StreamOptions::default(),
         }
@@ -208,6 +215,8 @@ struct Inner {
     quotes: Arc<Semaphore>,
     /// Of the model's chat templates; empty where there are none.
     template_hash: String,
+    /// Of the tenants.
+    shares: Shares,
 }
 
 impl Drop for Inner {
@@ -238,7 +247,9 @@ impl Engine {
         let template_hash = text.chat_template.as_ref().map(|template| template.hash()).unwrap_or_default();
         let (next_sequence, next_lease) = (AtomicU64::new(0), AtomicU64::new(0));
         let quotes = Arc::new(Semaphore::new(quote::QUOTES_AT_ONCE));
-        let inner = Inner { info, text, grammars, supervised, next_sequence, next_lease, quotes, template_hash };
+        let shares = Shares::default();
+        let inner =
+            Inner { info, text, grammars, supervised, next_sequence, next_lease, quotes, template_hash, shares };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -270,6 +281,12 @@ impl Engine {
     #[must_use]
     pub fn rates(&self) -> &Arc<Rates> {
         &self.inner.supervised.rates
+    }
+
+    /// The shares of the tenants.
+    #[must_use]
+    pub fn shares(&self) -> &Shares {
+        &self.inner.shares
     }
 
     /// SHA-256 of the model's chat templates, in hexadecimal; empty where there are none.

@@ -58,9 +58,9 @@ impl Engine {
     async fn make_quote(&self, request: Request) -> Result<Quote> {
         let life = self.inner.supervised.life().ok_or_else(|| unavailable("the engine is restarting"))?;
         let Inner { info, text, grammars, .. } = &*self.inner;
-        let place = (request.priority, SequenceId(u64::MAX));
+        let (tenant, place) = (request.tenant.clone(), (request.priority, SequenceId(u64::MAX)));
         let needs = Admitted::new(info, text, grammars, self.config(), request).await?.needs();
-        let ahead = life.ahead(place, self.config().max_num_seqs);
+        let ahead = life.ahead(tenant.as_deref(), place, self.config().max_num_seqs);
         let cached = cached_tokens(&life, &needs).await?;
         let prompt_tokens = needs.prompt.len();
         let count = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
@@ -79,7 +79,7 @@ impl Engine {
     /// `DeadlineExceeded`.
     pub(super) fn check_queue(&self, life: &Life, request: &Request, id: SequenceId) -> Result<()> {
         let Some(deadline) = request.deadline else { return Ok(()) };
-        let ahead = life.ahead((request.priority, id), self.config().max_num_seqs);
+        let ahead = life.ahead(request.tenant.as_deref(), (request.priority, id), self.config().max_num_seqs);
         within(deadline, self.rates().queue_time(ahead))
     }
 
@@ -89,7 +89,7 @@ impl Engine {
     /// `DeadlineExceeded`.
     pub(super) async fn check_deadline(&self, life: &Life, needs: Needs, id: SequenceId) -> Result<()> {
         let Some(deadline) = needs.deadline else { return Ok(()) };
-        let ahead = life.ahead((needs.priority, id), self.config().max_num_seqs);
+        let ahead = life.ahead(needs.tenant.as_deref(), (needs.priority, id), self.config().max_num_seqs);
         let (prompt, least) = (needs.prompt.len(), needs.least_tokens);
         if within(deadline, self.time_needed(ahead, prompt, least)).is_ok() {
             return Ok(());

@@ -85,7 +85,7 @@ pub enum Heard {
     TakeBack(usize),
 }
 
-/// Where a sequence comes among all others, smallest first: by priority, then first come, first served.
+/// Where a sequence comes among all others of its tenant, smallest first: by priority, then first come, first served.
 /// The one place that says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Order {
@@ -119,6 +119,10 @@ pub struct Sequence {
     pub priority: i32,
     /// Position in line among equal priorities, smaller first.
     pub arrival: u64,
+    /// For whom it runs; none is a tenant like any other.
+    pub tenant: Option<Arc<str>>,
+    /// That tenant's share, beside the shares of others. At least 1.
+    pub weight: u32,
     /// The prompt; never empty.
     pub prompt: Arc<[TokenId]>,
     /// How to sample and when to stop.
@@ -148,6 +152,10 @@ pub struct Sequence {
     pub(super) table: BlockTable,
     /// Where it stands.
     pub(super) status: Status,
+    /// Its tenant, while it is with the scheduler.
+    pub(super) tenant_key: TenantKey,
+    /// Tokens of its prompt that its tenant was charged for, since it was first admitted.
+    pub(super) charged_tokens: Option<usize>,
     /// Whether the blocks that its next row writes are there and its own; decided anew each step.
     pub(super) ready: bool,
     /// Set while a row that samples has been submitted and its tokens have not come back: the number of preemptions
@@ -185,6 +193,8 @@ impl Sequence {
             next_prompt_logprob,
             priority: 0,
             arrival: id.0,
+            tenant: None,
+            weight: 1,
             tokens: prompt.to_vec(),
             prompt,
             params,
@@ -202,6 +212,8 @@ impl Sequence {
             num_computed_tokens: 0,
             table: BlockTable::default(),
             status: Status::Waiting,
+            tenant_key: TenantKey::default(),
+            charged_tokens: None,
             ready: false,
             outstanding: None,
             max_new_tokens: 0,
@@ -332,6 +344,16 @@ pub(super) struct Taken {
 /// Where a sequence is kept; used again after its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key(u32);
+
+/// Where a tenant's account is kept; used again when the tenant is forgotten.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct TenantKey(pub(super) u32);
+
+impl TenantKey {
+    pub(super) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// All sequences of an engine, found in constant time by key or id.
 #[derive(Default)]

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::{
     channel::{Bell, ReaderControl},
     executor::{Executor, StepPlan},
+    operator::Flushed,
     outbox::Outbox,
     rates::Rates,
     scheduler::{Edit, Event, Scheduler},
@@ -40,6 +41,8 @@ pub(super) enum Command {
     Edit { id: SequenceId, edit: Edit },
     /// Of a prompt's tokens, how many are cached.
     Lookup { tokens: Arc<[TokenId]>, salt: Option<Arc<str>>, reply: oneshot::Sender<usize> },
+    /// Forgets what the prefix cache holds and nobody uses.
+    FlushCache { reply: oneshot::Sender<Flushed> },
     /// Has one conversation hold another one's blocks too.
     ForkLease { parent: u64, child: Arc<dyn LeaseHolder>, num_tokens: usize },
 }
@@ -181,6 +184,10 @@ impl StepLoop {
                     // Nobody may be waiting any more.
                     let _unheard = reply.send(self.scheduler.lookup(salt, &tokens));
                 }
+                Command::FlushCache { reply } => {
+                    let (freed, in_use) = self.scheduler.flush_cache();
+                    let _unheard = reply.send(Flushed { freed, in_use });
+                }
                 Command::ForkLease { parent, child, num_tokens } => {
                     self.scheduler.fork_lease(parent, child, num_tokens);
                 }
@@ -193,7 +200,9 @@ impl StepLoop {
         let began = Instant::now();
         self.executor.submit(plan)?;
         let output = self.executor.collect()?;
-        self.pace.count_step(began.elapsed(), plan);
+        let elapsed = began.elapsed();
+        self.pace.count_step(elapsed, plan);
+        self.scheduler.record_step(elapsed);
         self.progress.tick();
         self.scheduler.apply(output, events)
     }

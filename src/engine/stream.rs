@@ -363,7 +363,8 @@ impl Generation {
             let (done, total, cached) = (standing.computed_tokens, standing.prompt_tokens, standing.cached_tokens);
             return Progress::Prefill { done, total, cached };
         }
-        let ahead = self.life.ahead(first.control.place(), self.engine.config().max_num_seqs);
+        let (control, most) = (&first.control, self.engine.config().max_num_seqs);
+        let ahead = self.life.ahead(control.request().tenant.as_deref(), control.place(), most);
         Progress::Queued { position: ahead.requests, eta: self.engine.rates().queue_time(ahead) }
     }
 

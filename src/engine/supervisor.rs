@@ -83,22 +83,40 @@ impl Life {
         Registration { id, readers: self.readers.clone() }
     }
 
-    /// What stands before a request at `place` in line.
-    pub(super) fn ahead(&self, place: (i32, SequenceId), max_num_seqs: usize) -> Ahead {
+    /// The readers of all live sequences.
+    pub(super) fn readers(&self) -> Vec<Arc<ReaderControl>> {
+        locked(&self.readers).values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// What stands before a tenant's request at `place` in line: what its tenant has before it, and of every other tenant
+    /// as many requests at the most, since tenants take turns.
+    pub(super) fn ahead(&self, tenant: Option<&str>, place: (i32, SequenceId), max_num_seqs: usize) -> Ahead {
         let (mut ahead, mut running) = (Ahead::default(), 0);
-        for reader in locked(&self.readers).values().filter_map(Weak::upgrade) {
+        let mut others: HashMap<Option<Arc<str>>, Ahead> = HashMap::new();
+        for reader in self.readers() {
             let standing = reader.standing();
             let left = standing.prompt_tokens.saturating_sub(standing.computed_tokens) as usize;
             if reader.has_ended() || reader.place() == place {
                 continue;
             }
+            let theirs = &reader.request().tenant;
             if standing.started {
                 running += 1;
                 ahead.tokens += if standing.spoke { 0 } else { left };
+            } else if theirs.as_deref() != tenant {
+                let other = others.entry(theirs.clone()).or_default();
+                other.requests += 1;
+                other.tokens += left;
             } else if reader.place() < place {
                 ahead.requests += 1;
                 ahead.tokens += left;
             }
+        }
+        let own = ahead.requests;
+        for other in others.into_values() {
+            let before = other.requests.min(own);
+            ahead.requests += before;
+            ahead.tokens += other.tokens / other.requests.max(1) * before;
         }
         ahead.rows = (running + ahead.requests + 1).saturating_sub(max_num_seqs);
         ahead

@@ -6,11 +6,12 @@ use std::{
         Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
-use super::closing::Closing;
+use super::{closing::Closing, throughput::Throughput};
 use crate::{
     config::StreamArgs,
     engine::{Engine, ModelInfo},
@@ -27,12 +28,15 @@ pub(crate) struct Backend {
     pub(crate) engine: Engine,
     pub(crate) closing: Closing,
     pub(crate) streams: StreamArgs,
+    /// Shared, so that all who ask see the same rates.
+    pub(crate) throughput: Arc<Throughput>,
     turns: Arc<Semaphore>,
 }
 
 impl Backend {
     pub(crate) fn new(engine: Engine, closing: Closing, streams: StreamArgs) -> Self {
-        Self { engine, closing, streams, turns: Arc::new(Semaphore::new(TOKENIZING_AT_ONCE)) }
+        let throughput = Arc::new(Throughput::since(Instant::now()));
+        Self { engine, closing, streams, throughput, turns: Arc::new(Semaphore::new(TOKENIZING_AT_ONCE)) }
     }
 
     /// The same error, counted as a refusal. The engine counts its own.

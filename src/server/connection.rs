@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use axum::Router;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
@@ -10,7 +9,7 @@ use hyper_util::{
 };
 use tokio::{net::TcpStream, time::timeout};
 
-use super::closing::Closing;
+use super::{closing::Closing, peer::FromPeer};
 
 /// Calls that one connection may have under way; more wait at the client, as HTTP/2 has it.
 const MAX_STREAMS: u32 = 1024;
@@ -29,7 +28,7 @@ const FIRST_WORD: Duration = Duration::from_secs(20);
 const HTTP1_BUFFER_BYTES: usize = 32 << 10;
 
 /// Serves a connection to its end, which comes after the calls under way once the server is leaving.
-pub(super) async fn serve(stream: TcpStream, router: Router, closing: Closing) {
+pub(super) async fn serve(stream: TcpStream, router: FromPeer, closing: Closing) {
     // Tokens are small and waited for. An error here means that the connection is gone, which shows below.
     let _gone = stream.set_nodelay(true);
     let first_word = timeout(FIRST_WORD, stream.readable());

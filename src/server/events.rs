@@ -9,10 +9,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures::{
-    FutureExt, Stream, StreamExt,
-    future::{BoxFuture, select},
-};
+use futures::{Stream, StreamExt, future::BoxFuture};
 use tokio::time::timeout_at;
 
 use super::backend::Backend;
@@ -76,12 +73,6 @@ impl Events {
             Error::new(Code::Unavailable, "the server shut down before this stream had ended: ask another one")
         };
         Self { generation: Some(generation), ending: Box::pin(ending) }
-    }
-
-    /// The same events, ended by the error that `ending` brings, should it come.
-    pub(crate) fn end_with(mut self, ending: impl Future<Output = Error> + Send + 'static) -> Self {
-        self.ending = Box::pin(select(self.ending, Box::pin(ending)).map(|first| first.factor_first().0));
-        self
     }
 
     /// The engine's stream, while it lasts.

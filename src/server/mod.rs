@@ -18,7 +18,9 @@ mod ollama;
 mod openai;
 #[cfg(feature = "web")]
 mod page;
+mod peer;
 mod ring;
+mod throughput;
 mod vllm_engine;
 
 use std::{sync::Arc, time::Duration};
@@ -31,7 +33,11 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
-use self::{backend::Backend, closing::Closer};
+use self::{
+    backend::Backend,
+    closing::Closer,
+    peer::{FromPeer, Peer},
+};
 use crate::{
     config::{AllowedOrigins, StreamArgs},
     engine::Engine,
@@ -83,7 +89,8 @@ pub async fn serve(
 ) -> Result<()> {
     let closer = Closer::new();
     let backend = Backend::new(engine.clone(), closer.watch(), options.streams);
-    let router = grpc::routes(&backend)?.merge(metrics::routes(engine.clone())).merge(root(&engine));
+    let router =
+        grpc::routes(&backend, options.drain_grace)?.merge(metrics::routes(engine.clone())).merge(root(&engine));
     let router = router.merge(http::routes(&backend, &options.allowed_origins));
     let router = cors::open(router.fallback(metrics::unknown), &options.allowed_origins);
     let mut connections = Connections { router, closer, tasks: JoinSet::new(), places: places() };
@@ -140,7 +147,8 @@ impl Connections {
                 // Tasks that ended are let go; their outcome is theirs.
                 Some(_ended) = self.tasks.join_next() => {}
                 (stream, place) = accept(listener, &self.places) => {
-                    let (router, closing) = (self.router.clone(), self.closer.watch());
+                    let peer = Peer(stream.peer_addr().ok().map(|address| address.ip()));
+                    let (router, closing) = (FromPeer::new(self.router.clone(), peer), self.closer.watch());
                     self.tasks.spawn(async move {
                         connection::serve(stream, router, closing).await;
                         drop(place);

@@ -27,6 +27,19 @@ health=$(call --data '{"service": "candlewick.v1.Generation"}' "$address/grpc.he
 echo "$health"
 grep -q '"SERVING"' <<<"$health"
 
+echo "loads, and the cache emptied:"
+loads=$(call "$address/candlewick.v1.Admin/GetLoads")
+echo "$loads"
+grep -q '"serving": *true' <<<"$loads"
+flushed=$(call "$address/candlewick.v1.Admin/FlushCache")
+echo "$flushed"
+aborted=$(call --data '{"requestId": "nobody"}' "$address/candlewick.v1.Admin/Abort")
+echo "$aborted"
+if call -H 'origin: http://localhost' "$address/candlewick.v1.Admin/FlushCache" 2>/dev/null; then
+  echo "a page emptied the cache" >&2
+  exit 1
+fi
+
 echo "a refusal, with the field at fault:"
 if refused=$(call --data '{"prompt": {"tokenIds": {"ids": [1]}}, "options": {"sampling": {"topP": 7}}}' \
   "$address/candlewick.v1.Generation/GenerateStream" 2>&1); then

@@ -397,3 +397,30 @@ async fn bad_requests_are_refused_by_the_field_that_is_bad() {
     }
     assert!(idle(&engine));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenants_only_request_does_not_wait_for_the_forty_of_another() {
+    let gate = Arc::new(Gate::default());
+    let held = gate.clone();
+    let config = EngineConfig { max_num_seqs: 2, ..config() };
+    let hangs = move |_| FakeOptions { mishap: Some((3, Mishap::Hang(held.clone()))), ..FakeOptions::default() };
+    let engine = engine(config.clone(), fakes(&config, hangs)).await;
+    let of = |tenant: &str, seed| Request { tenant: Some(tenant.into()), ..request(&prompt(seed, 9), 40) };
+    let ends = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let mut readers = Vec::new();
+    for (tenant, seed) in (0..40).map(|seed| ("crowd", seed)).chain([("single", 40)]) {
+        let (stream, ends) = (engine.generate(of(tenant, seed)).await.unwrap(), ends.clone());
+        readers.push(tokio::spawn(async move {
+            let (tokens, end) = read(stream).await;
+            ends.lock().unwrap().push(tenant);
+            (tokens.len(), end)
+        }));
+    }
+    gate.open();
+    for reader in readers {
+        let (tokens, end) = bounded("an end", reader).await.unwrap();
+        assert_eq!((tokens, end.unwrap()), (40, FinishReason::Length));
+    }
+    let place = ends.lock().unwrap().iter().position(|&tenant| tenant == "single").unwrap();
+    assert!(place < 10, "it ended after {place} of the others");
+}

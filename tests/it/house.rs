@@ -30,6 +30,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("engine/runner", &["base", "kernels", "layers", "arch", "sampling", "engine/executor"]),
     ("engine", &["base", "kernels", "weights", "layers", "arch", "sampling", "text", "engine"]),
     ("server/backend", SERVED),
+    ("server/throughput", SERVED),
     ("server/events", SERVED),
     ("server/http", JSON_FACE),
     ("server/openai", JSON_FACE),
@@ -41,7 +42,8 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 const BASE: &[&str] = &["base"];
 /// What all faces share knows none of them.
-const SERVED: &[&str] = &["base", "engine", "text", "server/backend", "server/events", "server/closing"];
+const SERVED: &[&str] =
+    &["base", "engine", "text", "server/backend", "server/events", "server/closing", "server/throughput"];
 /// Faces that speak JSON know no gRPC, and not each other.
 const JSON_FACE: &[&str] = &["base", "engine", "text", "server/backend", "server/events", "server/http"];
 /// Policy knows no tensors, no tasks and no wire.

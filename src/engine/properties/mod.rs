@@ -4,6 +4,8 @@
 //!
 //! The same suite must fail with any of the planted [faults](super::faults) in force.
 
+mod fairness;
+mod latency;
 mod leases;
 mod scenarios;
 mod world;

@@ -254,7 +254,13 @@ fn a_reader_that_is_to_be_cut_off_has_a_moment_to_catch_up() {
 fn a_reader_that_begins_to_count_within_a_step_gets_what_comes_of_it() {
     let mut engine = Engine::new(&config());
     let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-    let spec = ReaderSpec { capacity_tokens: 8, credits: None, prompt_tokens: 1, place: (0, SequenceId(1)) };
+    let spec = ReaderSpec {
+        capacity_tokens: 8,
+        credits: None,
+        prompt_tokens: 1,
+        place: (0, SequenceId(1)),
+        request: Arc::default(),
+    };
     let (reader, _deliveries) = ReaderControl::new(spec, Arc::default(), permit);
     let sequence = engine.sequence(&[TokenId(1)], 8);
     engine.scheduler.add(Sequence { reader: reader.clone(), ..sequence }).unwrap();

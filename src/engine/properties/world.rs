@@ -1,7 +1,7 @@
 //! A world around a scheduler: clients of every temper, a fake executor, and an observer who trusts nobody.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{
         Arc,
@@ -129,6 +129,7 @@ coverage!(
     group,
     prompt_logprobs,
     prompt_logprobs_after_preemption,
+    several_tenants,
 );
 
 impl fmt::Display for Coverage {
@@ -157,6 +158,8 @@ pub(super) struct World {
     next_id: u64,
     /// Prompts begin like one of these.
     texts: Vec<Vec<TokenId>>,
+    /// Who comes, and with what weight.
+    tenants: Vec<(Option<Arc<str>>, u32)>,
     pub(super) coverage: Coverage,
 }
 
@@ -184,10 +187,14 @@ impl World {
             mishap: None,
         };
         let depth = pick(&[1, 1, 2, 3]);
+        let num_tenants = pick(&[1, 1, 1, 2, 3]);
         let hasher: BlockHasher = if pick(&[0, 0, 1]) == 1 { bad_hash } else { blake3_128 };
         let texts = (0..4).map(|_| (0..64).map(|_| TokenId(1 + random.below(2) as u32)).collect()).collect();
+        let all = [None, Some("one"), Some("two")].map(|name| name.map(Arc::from));
+        let tenants = all.into_iter().take(num_tenants).map(|name| (name, 1 + random.below(4) as u32)).collect();
         Self {
             random,
+            tenants,
             scheduler: Scheduler::with_hasher(&config, options.max_tokens_per_step, hasher),
             executor: FakeExecutor::new(&config, options.clone()),
             config,
@@ -278,6 +285,8 @@ impl World {
         let mut sequence = Sequence::new(SequenceId(self.next_id), prompt.clone().into(), params, outbox.clone());
         sequence.eos = [EOS].into();
         sequence.priority = [0, 0, 0, -1, 1][self.random.below(5)];
+        let tenant = self.random.below(self.tenants.len());
+        (sequence.tenant, sequence.weight) = self.tenants[tenant].clone();
         sequence.salt = [None, None, Some("a"), Some("b")][self.random.below(4)].map(Arc::from);
         let pace =
             [Pace::Prompt, Pace::Prompt, Pace::Prompt, Pace::Slow, Pace::Slow, Pace::Never][self.random.below(6)];
@@ -291,10 +300,11 @@ impl World {
         let (first, client) = self.request(prompt.clone());
         let most = prompt.len() + first.params.max_tokens.unwrap_or(0) as usize;
         let (params, priority, salt) = (first.params.clone(), first.priority, first.salt.clone());
+        let tenant = first.tenant.clone();
         let mut group = vec![(first, client)];
         for _ in 0..1 + self.random.below(3) {
             let (sequence, client) = self.request_with(prompt.clone(), params.clone());
-            group.push((Sequence { priority, salt: salt.clone(), ..sequence }, client));
+            group.push((Sequence { priority, salt: salt.clone(), tenant: tenant.clone(), ..sequence }, client));
         }
         let (sequences, clients): (Vec<_>, Vec<_>) = group.into_iter().unzip();
         let ids: Vec<_> = sequences.iter().map(|sequence| sequence.id).collect();
@@ -411,7 +421,11 @@ impl World {
         self.compare(&before);
         self.deliver(events)?;
         self.scheduler.audit()?;
-        self.first_in_order_progresses()?;
+        if self.tenants.len() == 1 {
+            self.first_in_order_progresses()?;
+        } else {
+            self.somebody_progresses()?;
+        }
         if !submit && self.in_flight == 0 && self.scheduler.has_work() {
             return Err("there is work, but nothing to submit and nothing to collect".into());
         }
@@ -472,6 +486,18 @@ impl World {
             return Ok(());
         }
         Err(format!("sequence {} comes first, is {:?} and does not run", first.id, first.status))
+    }
+
+    /// Of several tenants: if anybody can run, somebody has a row in this step or waits for tokens.
+    fn somebody_progresses(&mut self) -> Result<(), String> {
+        let tenants: BTreeSet<_> = self.scheduler.sequences().map(|sequence| sequence.tenant.clone()).collect();
+        self.coverage.several_tenants += u64::from(tenants.len() > 1);
+        let mut runnable = self.scheduler.sequences().filter(|sequence| !sequence.is_stalled()).peekable();
+        let is_idle = self.plan.rows.is_empty() && self.in_flight == 0;
+        if is_idle && runnable.peek().is_some() && runnable.all(|sequence| sequence.outstanding.is_none()) {
+            return Err(format!("nobody runs of {} who could", self.scheduler.len()));
+        }
+        Ok(())
     }
 
     fn deliver(&mut self, events: Vec<Event>) -> Result<(), String> {

@@ -61,6 +61,7 @@ impl Scheduler {
         let sequence = &mut self.sequences[key];
 
         let taken = sequence.take(tokens);
+        self.tenants.charge(sequence.tenant_key, taken.count);
         let is_rewind = !taken.removed.is_empty();
         let same_life = num_preemptions == sequence.num_preemptions;
         if same_life {

@@ -14,6 +14,11 @@ impl Scheduler {
         self.blocks.counters()
     }
 
+    /// Tenants that something is known of, for tests.
+    pub(in crate::engine) fn num_known_tenants(&self) -> usize {
+        self.tenants.num_known()
+    }
+
     /// Checks everything that must hold between two calls.
     pub(in crate::engine) fn audit(&self) -> Result<(), String> {
         let leased = self.leases.held.values().map(|held| &held.table);
@@ -21,8 +26,12 @@ impl Scheduler {
         if self.running.len() > self.max_num_seqs {
             return Err(format!("{} rows, at most {}", self.running.len(), self.max_num_seqs));
         }
-        if self.waiting.len() + self.running.len() + self.stalled.len() != self.len() {
+        let (waiting, running) = self.tenants.audit()?;
+        if waiting + running + self.stalled.len() != self.len() || running != self.running.len() {
             return Err("a sequence is in no list or in two".into());
+        }
+        if self.is_empty() && self.tenants.num_known() > 0 {
+            return Err(format!("{} tenants are known of whom nothing is here", self.tenants.num_known()));
         }
         let outstanding = self.sequences.iter().filter(|(_, sequence)| sequence.outstanding.is_some()).count();
         if outstanding != self.num_outstanding {

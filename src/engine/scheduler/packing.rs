@@ -1,8 +1,8 @@
-//! Writing the chosen sequences into a step's plan.
+//! The third pass: writing the chosen sequences into a step's plan.
 
 use std::ops::Range;
 
-use super::Event;
+use super::{Computed, Event, Mix, Scheduler};
 use crate::{
     engine::{
         block_manager::BlockManager,
@@ -13,8 +13,63 @@ use crate::{
     ids::Slot,
 };
 
+impl Scheduler {
+    /// Third pass. Where the first by place prefills, the decodes leave it a token.
+    pub(super) fn pack(&mut self, plan: &mut StepPlan, events: &mut Vec<Event>) -> Vec<Computed> {
+        let mut rows = self.spare.pop().unwrap_or_default();
+        let mut budget = self.max_num_batched_tokens + usize::from(planted(Fault::BudgetOffByOne));
+        let first = self.running.iter().map(|&(_, key)| &self.sequences[key]).find(|sequence| sequence.ready);
+        let block_size = self.blocks.block_size();
+        let first_prefills = first.is_some_and(|first| !decodes(first, block_size));
+        let mut held_back = usize::from(first_prefills && !planted(Fault::DecodesTakeAll));
+        self.mix = Mix::default();
+        for is_decode in [true, false] {
+            if !is_decode && self.running.iter().any(|&(_, key)| self.sequences[key].ready) {
+                budget = budget.min(self.prefill_budget.tokens(self.mix.decodes));
+            }
+            for &(_, key) in &self.running {
+                let sequence = &mut self.sequences[key];
+                let num_uncomputed = sequence.num_uncomputed_tokens();
+                if !sequence.ready || decodes(sequence, block_size) != is_decode {
+                    continue;
+                }
+                let num_scheduled = num_uncomputed.min(budget - held_back);
+                if num_scheduled == 0 {
+                    break;
+                }
+                budget -= num_scheduled;
+                match is_decode {
+                    true => self.mix.decodes += 1,
+                    false => self.mix.prefill_tokens += num_scheduled,
+                }
+                if sequence.cached_tokens.is_none() {
+                    start(sequence, &mut self.blocks, plan, events);
+                }
+                sequence.reader.computed(sequence.num_computed_tokens);
+                pack_row(sequence, num_scheduled, self.max_tokens_per_step, block_size, plan);
+                self.num_outstanding += usize::from(sequence.outstanding.is_some());
+                rows.push(Computed {
+                    key,
+                    id: sequence.id,
+                    num_preemptions: sequence.num_preemptions,
+                    num_tokens: sequence.num_computed_tokens,
+                });
+            }
+            held_back = 0;
+        }
+        rows
+    }
+}
+
+/// Whether a stream waits for a sequence's next row: its newest token is computed, with those that a grammar forced after
+/// it, if they are few.
+fn decodes(sequence: &Sequence, block_size: usize) -> bool {
+    let num_uncomputed = sequence.num_uncomputed_tokens();
+    num_uncomputed == 1 || sequence.num_output_tokens() > 0 && num_uncomputed <= block_size
+}
+
 /// Lets the executor and the reader know that a sequence runs for the first time.
-pub(super) fn start(sequence: &mut Sequence, blocks: &mut BlockManager, plan: &mut StepPlan, events: &mut Vec<Event>) {
+fn start(sequence: &mut Sequence, blocks: &mut BlockManager, plan: &mut StepPlan, events: &mut Vec<Event>) {
     blocks.record_query(sequence.tokens.len(), sequence.num_computed_tokens);
     let cached_tokens = sequence.num_computed_tokens as u32;
     sequence.cached_tokens = Some(cached_tokens);
@@ -29,7 +84,7 @@ pub(super) fn start(sequence: &mut Sequence, blocks: &mut BlockManager, plan: &m
 }
 
 /// Adds a sequence's next tokens to the plan.
-pub(super) fn pack_row(
+fn pack_row(
     sequence: &mut Sequence,
     num_scheduled_tokens: usize,
     max_tokens_per_step: usize,

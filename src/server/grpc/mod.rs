@@ -1,5 +1,6 @@
 //! gRPC and gRPC-Web: the services of `candlewick.v1`, health and reflection, over one engine.
 
+pub(crate) mod admin;
 pub(crate) mod chat;
 mod chat_convert;
 pub(crate) mod convert;
@@ -16,6 +17,8 @@ pub(crate) mod structured_outputs;
 pub(crate) mod tokens;
 mod told;
 
+use std::time::Duration;
+
 use axum::Router;
 use tonic::service::Routes;
 use tonic_web::GrpcWebLayer;
@@ -28,8 +31,8 @@ use crate::{
     proto::{
         FILE_DESCRIPTOR_SET,
         candlewick::v1::{
-            chat_server::ChatServer, generation_server::GenerationServer, models_server::ModelsServer,
-            tokens_server::TokensServer,
+            admin_server::AdminServer, chat_server::ChatServer, generation_server::GenerationServer,
+            models_server::ModelsServer, tokens_server::TokensServer,
         },
         inference::grpc_inference_service_server::GrpcInferenceServiceServer,
         vllm::grpc::engine::vllm_engine_server::VllmEngineServer,
@@ -40,12 +43,13 @@ use crate::{
 const MAX_REQUEST_BYTES: usize = 4 << 20;
 
 /// The services whose health clients may ask for; the empty name is the server as a whole.
-const SERVICES: [&str; 7] = [
+const SERVICES: [&str; 8] = [
     "",
     "candlewick.v1.Generation",
     "candlewick.v1.Chat",
     "candlewick.v1.Models",
     "candlewick.v1.Tokens",
+    "candlewick.v1.Admin",
     "vllm.grpc.engine.VllmEngine",
     "inference.GRPCInferenceService",
 ];
@@ -54,7 +58,7 @@ const SERVICES: [&str; 7] = [
 ///
 /// # Errors
 /// `Internal` where the descriptors that were built in cannot be read.
-pub(super) fn routes(backend: &Backend) -> Result<Router> {
+pub(super) fn routes(backend: &Backend, drain_grace: Duration) -> Result<Router> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -67,6 +71,7 @@ pub(super) fn routes(backend: &Backend) -> Result<Router> {
     let chat = chat::ChatService::new(backend.clone(), resumables, sessions);
     let models = models::ModelsService::new(backend.clone());
     let tokens = tokens::TokensService::new(backend.clone());
+    let admin = admin::AdminService::new(backend.clone(), drain_grace);
     let inference = oip::InferenceService::new(backend.clone());
     let vllm = vllm_engine::VllmEngineService::new(backend.clone());
     let routes = Routes::new(health::service(backend))
@@ -74,6 +79,7 @@ pub(super) fn routes(backend: &Backend) -> Result<Router> {
         .add_service(ChatServer::new(chat).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(ModelsServer::new(models))
         .add_service(TokensServer::new(tokens).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(AdminServer::new(admin))
         .add_service(VllmEngineServer::new(vllm).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(GrpcInferenceServiceServer::new(inference).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(reflection().build_v1().map_err(unreadable)?)

@@ -119,6 +119,7 @@ impl InferenceService {
             params,
             priority: 0,
             cache_salt: None,
+            tenant: None,
             deadline,
             stream: crate::engine::StreamOptions::default(),
         };

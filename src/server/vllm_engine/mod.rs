@@ -1,8 +1,7 @@
 //! `vllm.grpc.engine.VllmEngine`, as the routers in front of vLLM speak it: token ids in, token ids out.
 //!
-//! Not offered, and `UNIMPLEMENTED`: Embed, FlushCache and the profiler, which routers can do without.
+//! Not offered, and `UNIMPLEMENTED`: Embed and the profiler, which routers can do without.
 
-mod aborts;
 mod convert;
 mod kv_events;
 mod loads;
@@ -14,13 +13,13 @@ use futures::{StreamExt, stream};
 use tokio::sync::OnceCell;
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
-use self::{aborts::Aborts, loads::Throughput, tokenizer::Archive};
+use self::tokenizer::Archive;
 use super::{
     events::{Events, Whole, WholeOutput},
-    grpc::{Backend, FieldPaths, deadline::deadline, status::status, stream as responses},
+    grpc::{Backend, FieldPaths, admin::check_operator, deadline::deadline, status::status, stream as responses},
 };
 use crate::{
-    engine::{Event, Health},
+    engine::{Event, Health, Which},
     error::{Code, Error, Result},
     params::{PromptLogprobs, SampledToken},
     proto::{
@@ -52,13 +51,11 @@ const PATHS: FieldPaths = FieldPaths {
 
 pub(super) struct VllmEngineService {
     backend: Backend,
-    aborts: Aborts,
     began: Instant,
     /// Where routers on the same machine find the tokenizer's files.
     tokenizer_path: String,
     /// What routers fetch, once the first has asked.
     archive: Arc<OnceCell<Archive>>,
-    throughput: Throughput,
 }
 
 impl VllmEngineService {
@@ -66,8 +63,7 @@ impl VllmEngineService {
         let path = &backend.engine.info().path;
         let tokenizer_path = if Path::new(path).is_dir() { path.clone() } else { String::new() };
         let began = Instant::now();
-        let throughput = Throughput::since(began);
-        Self { backend, aborts: Aborts::default(), began, tokenizer_path, archive: Arc::default(), throughput }
+        Self { backend, began, tokenizer_path, archive: Arc::default() }
     }
 
     async fn open(&self, request: Request<GenerateRequest>) -> Result<Events> {
@@ -75,9 +71,7 @@ impl VllmEngineService {
         let request = convert::request(message)
             .and_then(|request| Ok(crate::engine::Request { deadline: deadline(&metadata)?, ..request }));
         let request = request.map_err(|error| self.backend.refused(error))?;
-        let id = request.request_id.clone();
-        let events = responses::open(&self.backend, request, &PATHS).await?;
-        Ok(events.end_with(self.aborts.enter(&id)))
+        responses::open(&self.backend, request, &PATHS).await
     }
 }
 
@@ -145,7 +139,8 @@ impl VllmEngine for VllmEngineService {
 
     async fn abort(&self, request: Request<AbortRequest>) -> Result<Response<AbortResponse>, Status> {
         for id in &request.get_ref().request_ids {
-            self.aborts.abort(id);
+            // Its caller's own alone: routers may not know what others call theirs.
+            self.backend.engine.abort(Which::Own(None, id));
         }
         Ok(Response::new(AbortResponse {}))
     }
@@ -204,8 +199,11 @@ impl VllmEngine for VllmEngineService {
         Err(not_offered("Embed (the models here generate text)"))
     }
 
-    async fn flush_cache(&self, _: Request<FlushCacheRequest>) -> Result<Response<FlushCacheResponse>, Status> {
-        Err(not_offered("FlushCache"))
+    async fn flush_cache(&self, request: Request<FlushCacheRequest>) -> Result<Response<FlushCacheResponse>, Status> {
+        check_operator(request.metadata(), request.extensions()).map_err(status)?;
+        let flushed = self.backend.engine.flush_cache().await.map_err(status)?;
+        let message = format!("{} blocks freed, {} in use", flushed.freed, flushed.in_use);
+        Ok(Response::new(FlushCacheResponse { success: true, message }))
     }
 
     async fn start_profile(&self, _: Request<StartProfileRequest>) -> Result<Response<ProfileResponse>, Status> {
@@ -217,7 +215,7 @@ impl VllmEngine for VllmEngineService {
     }
 
     async fn get_loads(&self, _: Request<GetLoadsRequest>) -> Result<Response<GetLoadsResponse>, Status> {
-        Ok(Response::new(loads::loads(&self.backend.engine, &self.throughput)))
+        Ok(Response::new(loads::loads(&self.backend)))
     }
 
     type GetTokenizerStream = BoxStream<GetTokenizerChunk>;

@@ -1,5 +1,6 @@
 //! The server over a real socket, with real clients, on an engine without arithmetic.
 
+mod admin;
 mod drain;
 mod faces;
 mod malformed;

@@ -233,13 +233,15 @@ async fn a_stream_that_waits_or_prefills_says_how_far_it_is() {
         until("the engine has it", || server.engine.num_live() as u32 == k + 1).await;
     }
     let mut stages = Vec::new();
-    for stream in &mut streams {
+    for (k, stream) in streams.iter_mut().enumerate() {
         let stage = async {
             loop {
                 match stream.message().await.unwrap().unwrap().event.unwrap() {
                     Event::Progress(progress) => match progress.stage.unwrap() {
                         // Until the first step is through.
                         Stage::Prefill(prefill) if prefill.done_tokens == 0 => {}
+                        // Until the engine has looked at it.
+                        Stage::Queued(_) if k == 0 => {}
                         stage => break stage,
                     },
                     Event::Started(_) => {}

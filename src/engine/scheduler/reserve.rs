@@ -1,0 +1,105 @@
+//! The first pass: blocks for those who run, at the cost of others if need be.
+
+use std::time::Instant;
+
+use super::{Place, Scheduler};
+use crate::engine::{
+    executor::{BlockCopy, StepPlan},
+    faults::{Fault, planted},
+    sequence::{Key, Sequence, Status},
+};
+
+/// What the reserve pass leaves to the admit pass.
+pub(super) struct Left {
+    /// Tokens.
+    pub(super) budget: usize,
+    /// The first running sequence that lacks blocks: nobody behind it takes any.
+    pub(super) starved: Option<Place>,
+}
+
+impl Scheduler {
+    /// First pass. Returns what the running sequences leave of the budget, and the first of them that had to go
+    /// without blocks.
+    pub(super) fn reserve(&mut self, now: Instant, plan: &mut StepPlan) -> Left {
+        let mut left = Left { budget: self.max_num_batched_tokens, starved: None };
+        let mut i = 0;
+        while let Some(&(place, key)) = self.running.get(i) {
+            let num_uncomputed = self.sequences[key].num_uncomputed_tokens();
+            if num_uncomputed > 0 && self.stalls(key, now) {
+                continue;
+            }
+            let ready = num_uncomputed > 0 && self.reserve_blocks(key, &mut plan.block_copies);
+            self.sequences[key].ready = ready;
+            if ready {
+                left.budget = left.budget.saturating_sub(num_uncomputed);
+            } else if num_uncomputed > 0 {
+                left.starved = left.starved.or(Some(place));
+            }
+            i += 1;
+        }
+        left
+    }
+
+    /// Blocks for all known tokens of a sequence and for those it may sample, at the cost of others if need be.
+    pub(super) fn reserve_blocks(&mut self, key: Key, copies: &mut Vec<BlockCopy>) -> bool {
+        let num_lookahead = if planted(Fault::LookaheadForgotten) { 0 } else { self.max_tokens_per_step - 1 };
+        loop {
+            let sequence = &mut self.sequences[key];
+            let write = sequence.num_computed_tokens..sequence.tokens.len() + num_lookahead;
+            if self.blocks.reserve(&mut sequence.table, write, copies) {
+                return true;
+            }
+            if self.evict_lease(false) {
+                continue;
+            }
+            if let Some(victim) = self.victim(key) {
+                self.preempt(victim);
+            } else if !self.is_alone(key) || !self.evict_lease(true) {
+                return false;
+            }
+        }
+    }
+
+    /// Whether nobody else could give it blocks, now or later.
+    pub(super) fn is_alone(&self, key: Key) -> bool {
+        self.sequences.iter().all(|(other, sequence)| other == key || sequence.table.is_empty())
+    }
+
+    /// Who gives up blocks for this sequence: a stalled one, or else the last of those who come later.
+    fn victim(&self, key: Key) -> Option<Key> {
+        self.sequences
+            .iter()
+            .filter(|(_, other)| !other.table.is_empty())
+            .filter(|&(other, sequence)| other != key && (sequence.is_stalled() || self.gives_way(other, key)))
+            .max_by_key(|&(other, sequence)| (sequence.is_stalled(), self.place(other)))
+            .map(|(other, _)| other)
+    }
+
+    /// Whether a sequence comes late enough for another one to have its blocks. Of two tenants, one must have been served
+    /// so much more that it stays ahead when the tokens in its blocks are lost: else they would take turns in computing the
+    /// same again.
+    fn gives_way(&self, key: Key, to: Key) -> bool {
+        let (own, other): (&Sequence, &Sequence) = (&self.sequences[key], &self.sequences[to]);
+        if own.tenant_key == other.tenant_key {
+            return own.order() > other.order();
+        }
+        let lost = if self.takes_all { 0 } else { self.tenants.cost(own.tenant_key, own.num_computed_tokens) };
+        self.place(key) > self.place(to).after(lost)
+    }
+
+    /// Takes a sequence's blocks away; all its tokens will be computed again, as far as the prefix cache has not kept
+    /// them.
+    pub(super) fn preempt(&mut self, key: Key) {
+        let sequence = &mut self.sequences[key];
+        self.blocks.release(&mut sequence.table);
+        if !planted(Fault::PreemptedKeepsComputed) {
+            sequence.num_computed_tokens = 0;
+        }
+        sequence.num_preemptions += 1;
+        self.preemptions += 1;
+        self.refused = None;
+        if sequence.status == Status::Running {
+            self.set_status(key, Status::Waiting);
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! `candlewick.v1.Admin`: what whoever runs the server may ask of it.
+
+mod guard;
+
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+use tonic::{Request, Response, Status, codegen::BoxStream};
+
+pub(crate) use self::guard::check_operator;
+use super::{Backend, status::status};
+use crate::{
+    engine::{Engine, Health, TenantLoad, Which},
+    error::{Code, Error, Result},
+    proto::candlewick::v1::{
+        AbortRequest, AbortResponse, DrainRequest, DrainResponse, FlushCacheRequest, FlushCacheResponse,
+        GetLoadsRequest, GetLoadsResponse, Loads, TenantLoad as WireTenantLoad, WatchLoadsRequest, WatchLoadsResponse,
+        abort_request::Which as Asked, admin_server::Admin,
+    },
+    server::throughput::Rates,
+};
+
+/// Shortest and longest time between two messages of a watch, and what it is unless set.
+const WATCH_MS: RangeInclusive<u32> = 100..=3_600_000;
+const WATCH_DEFAULT_MS: u32 = 1000;
+/// Watches at once: each looks at all live requests.
+const WATCHES: usize = 64;
+
+pub(super) struct AdminService {
+    backend: Backend,
+    /// How long calls are still taken after health has turned.
+    drain_grace: Duration,
+    watches: Arc<Semaphore>,
+}
+
+impl AdminService {
+    pub(super) fn new(backend: Backend, drain_grace: Duration) -> Self {
+        Self { backend, drain_grace, watches: Arc::new(Semaphore::new(WATCHES)) }
+    }
+
+    fn engine(&self) -> &Engine {
+        &self.backend.engine
+    }
+}
+
+fn checked<T>(request: Request<T>) -> Result<T, Status> {
+    let (metadata, extensions, message) = request.into_parts();
+    check_operator(&metadata, &extensions).map_err(status)?;
+    Ok(message)
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// How busy an engine is, in this wire's words.
+fn loads(backend: &Backend) -> Loads {
+    let engine = &backend.engine;
+    let (loads, config) = (engine.loads(), engine.config());
+    let rates = backend.throughput.at(std::time::Instant::now(), &loads);
+    let (state, totals) = (loads.state, loads.totals);
+    Loads {
+        model: engine.info().name.clone(),
+        running_requests: u32::try_from(state.num_running).unwrap_or(u32::MAX),
+        waiting_requests: u32::try_from(state.num_waiting).unwrap_or(u32::MAX),
+        waiting_tokens: state.num_waiting_tokens,
+        max_running_requests: count(config.max_num_seqs),
+        max_live_requests: count(config.max_live()),
+        num_blocks: count(loads.num_blocks),
+        used_blocks: count(loads.used_blocks),
+        block_size: count(config.block_size),
+        prompt_tokens: loads.prompt_tokens,
+        generated_tokens: loads.generated_tokens,
+        generated_tokens_per_second: rates.all,
+        cache_hit_rate: totals.prefix_cache_hit_tokens as f64 / totals.prefix_cache_query_tokens.max(1) as f64,
+        preemptions: totals.preemptions,
+        serving: *engine.health().borrow() == Health::Serving,
+        tenants: loads.tenants.into_iter().map(|load| tenant_load(load, &rates)).collect(),
+    }
+}
+
+fn tenant_load(load: TenantLoad, rates: &Rates) -> WireTenantLoad {
+    WireTenantLoad {
+        generated_tokens_per_second: rates.tenants.get(&load.tenant).copied(),
+        tenant: load.tenant.map(|name| name.as_ref().to_owned()),
+        weight: load.weight,
+        running_requests: count(load.running),
+        waiting_requests: count(load.waiting),
+        generated_tokens: load.generated_tokens,
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
+        let wait = Duration::from_millis(checked(request)?.wait_ms.unwrap_or(0));
+        let (engine, grace) = (self.engine().clone(), self.drain_grace);
+        tracing::info!("asked to drain: streams under way go on, new requests are refused");
+        engine.announce_drain();
+        // A task of its own: who asked may go away, and the drain goes on.
+        let began = tokio::spawn(async move {
+            sleep(grace).await;
+            engine.begin_drain();
+        });
+        began.await.map_err(|error| status(Error::internal(format!("the drain: {error}"))))?;
+        let engine = self.engine();
+        let drained = timeout(wait, engine.drained()).await.is_ok();
+        let live = if drained { 0 } else { engine.num_live() };
+        Ok(Response::new(DrainResponse { live_requests: count(live), drained: live == 0 }))
+    }
+
+    async fn flush_cache(&self, request: Request<FlushCacheRequest>) -> Result<Response<FlushCacheResponse>, Status> {
+        checked(request)?;
+        let flushed = self.engine().flush_cache().await.map_err(status)?;
+        let (freed_blocks, in_use_blocks) = (count(flushed.freed), count(flushed.in_use));
+        Ok(Response::new(FlushCacheResponse { freed_blocks, in_use_blocks }))
+    }
+
+    async fn get_loads(&self, request: Request<GetLoadsRequest>) -> Result<Response<GetLoadsResponse>, Status> {
+        checked(request)?;
+        Ok(Response::new(GetLoadsResponse { loads: Some(loads(&self.backend)) }))
+    }
+
+    type WatchLoadsStream = BoxStream<WatchLoadsResponse>;
+
+    async fn watch_loads(
+        &self,
+        request: Request<WatchLoadsRequest>,
+    ) -> Result<Response<Self::WatchLoadsStream>, Status> {
+        let ms = checked(request)?.interval_ms.unwrap_or(WATCH_DEFAULT_MS);
+        if !WATCH_MS.contains(&ms) {
+            let (least, most) = WATCH_MS.into_inner();
+            return Err(status(Error::invalid("interval_ms", format!("is {ms}, must be from {least} to {most}"))));
+        }
+        let place = self.watches.clone().try_acquire_owned();
+        let place = place.map_err(|_| {
+            let why = format!("{WATCHES} watch the loads already");
+            status(Error::new(Code::ResourceExhausted, why))
+        })?;
+        let messages = watch(self.backend.clone(), Duration::from_millis(ms.into()), place);
+        let messages = messages.take_until(self.backend.closing.clone().leaving());
+        Ok(Response::new(Box::pin(messages)))
+    }
+
+    async fn abort(&self, request: Request<AbortRequest>) -> Result<Response<AbortResponse>, Status> {
+        let which = checked(request)?.which;
+        let which = match &which {
+            Some(Asked::RequestId(id)) => Which::Id(id),
+            Some(Asked::Tenant(tenant)) => Which::Tenant(Some(tenant.as_str()).filter(|name| !name.is_empty())),
+            None => return Err(status(Error::invalid("which", "must be set: request_id or tenant"))),
+        };
+        let aborted = self.engine().abort(which);
+        Ok(Response::new(AbortResponse { aborted_requests: count(aborted) }))
+    }
+}
+
+/// The loads now and at every tick. Made when they are read, so that a slow reader has nothing waiting.
+fn watch(
+    backend: Backend,
+    every: Duration,
+    place: OwnedSemaphorePermit,
+) -> impl futures::Stream<Item = Result<WatchLoadsResponse, Status>> + Send + 'static {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    stream::unfold((backend, ticks, place), |(backend, mut ticks, place)| async move {
+        let _at: Instant = ticks.tick().await;
+        let message = WatchLoadsResponse { loads: Some(loads(&backend)) };
+        Some((Ok(message), (backend, ticks, place)))
+    })
+}

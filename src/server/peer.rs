@@ -1,0 +1,72 @@
+//! Whom a call comes from, for those who ask.
+
+use std::{
+    net::IpAddr,
+    task::{Context, Poll},
+};
+
+use axum::{Router, http::Request};
+use tower_service::Service;
+
+/// The address at the other end of a call's connection, where it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Peer(pub(crate) Option<IpAddr>);
+
+impl Peer {
+    /// Whether that is this machine.
+    pub(crate) fn is_local(self) -> bool {
+        self.0.is_some_and(|address| address.to_canonical().is_loopback())
+    }
+}
+
+/// The routes, as one connection calls them: each of its requests carries its [`Peer`].
+#[derive(Clone)]
+pub(super) struct FromPeer {
+    router: Router,
+    peer: Peer,
+}
+
+impl FromPeer {
+    pub(super) fn new(router: Router, peer: Peer) -> Self {
+        Self { router, peer }
+    }
+}
+
+impl<B> Service<Request<B>> for FromPeer
+where
+    Router: Service<Request<B>>,
+{
+    type Response = <Router as Service<Request<B>>>::Response;
+    type Error = <Router as Service<Request<B>>>::Error;
+    type Future = <Router as Service<Request<B>>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Service::<Request<B>>::poll_ready(&mut self.router, cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        request.extensions_mut().insert(self.peer);
+        self.router.call(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_is_known_by_any_of_its_loopback_addresses() {
+        for (address, is_local) in [
+            ("127.0.0.1", true),
+            ("127.9.9.9", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("10.0.0.1", false),
+            ("::ffff:10.0.0.1", false),
+            ("0.0.0.0", false),
+        ] {
+            assert_eq!(Peer(Some(address.parse().unwrap())).is_local(), is_local, "{address}");
+        }
+        assert!(!Peer(None).is_local());
+    }
+}
