@@ -19,6 +19,7 @@ mod openai;
 #[cfg(feature = "web")]
 mod page;
 mod ring;
+mod trace_context;
 mod vllm_engine;
 
 use std::{sync::Arc, time::Duration};
@@ -86,6 +87,7 @@ pub async fn serve(
     let router = grpc::routes(&backend)?.merge(metrics::routes(engine.clone())).merge(root(&engine));
     let router = router.merge(http::routes(&backend, &options.allowed_origins));
     let router = cors::open(router.fallback(metrics::unknown), &options.allowed_origins);
+    let router = trace_context::carry(router, &engine);
     let mut connections = Connections { router, closer, tasks: JoinSet::new(), places: places() };
 
     connections.accept_until(&listener, shutdown).await;
