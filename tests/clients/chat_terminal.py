@@ -71,9 +71,11 @@ def main() -> None:
 
     # Without an end of its own the answer goes on to the end of the context: Ctrl-C ends it.
     terminal.type("Tell me a story.\r")
-    terminal.expect(r"story\.\r?\n.*\w+ \w+")
+    terminal.expect(r"story\..*?\n\w+ \w+")
     terminal.type("\x03")
-    terminal.expect(r"tokens, [0-9.]+ a second")
+    told = terminal.expect(r"\d+ tokens, [0-9.]+ a second")
+    tokens = int(re.search(r"(\d+) tokens", told).group(1))
+    assert tokens < 480, f"{tokens} tokens: the answer went on to the end of the context"
     terminal.expect(PROMPT)
 
     # The program is still there, and knows what was said.
@@ -90,8 +92,12 @@ def main() -> None:
     terminal.expect(PROMPT)
 
     # Many lines, and a setting, then an answer that ends by itself.
-    terminal.type("/reset\r/set max_tokens 4\r")
-    terminal.type('"""one\rtwo"""\r')
+    for line in ["/reset", "/set max_tokens 4"]:
+        terminal.type(line + "\r")
+        terminal.expect(PROMPT)
+    terminal.type('"""one\r')
+    terminal.expect(r"\. \x1b")
+    terminal.type('two"""\r')
     terminal.expect(r"4 tokens, [0-9.]+ a second")
     terminal.expect(PROMPT)
     terminal.type("/show\r")

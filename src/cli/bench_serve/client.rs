@@ -115,6 +115,9 @@ impl Client {
             BackendKind::OpenAi | BackendKind::OpenAiChat => {
                 // Whoever is named is asked, and nobody else: no proxy, no other place that an answer points to.
                 let builder = reqwest::Client::builder().connect_timeout(PATIENCE).redirect(Policy::none()).no_proxy();
+                // Without TLS nobody's certificates are wanted, and a machine that has none can still ask.
+                let is_plain = base.starts_with("http://");
+                let builder = if is_plain { builder.tls_certs_only([]) } else { builder };
                 let client = builder.build().map_err(|error| Error::internal(format!("an HTTP client: {error}")))?;
                 let chat = args.backend == BackendKind::OpenAiChat;
                 let url = format!("{base}/v1/{}completions", if chat { "chat/" } else { "" });

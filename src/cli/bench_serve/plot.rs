@@ -70,7 +70,12 @@ fn draw(report: &Report, picture: &mut String) -> std::result::Result<(), Box<dy
         chart.draw_series(LineSeries::new(curve(distribution), BLUE.stroke_width(2)))?;
         for percent in [50.0, 99.0] {
             let at = distribution.percentile(percent);
-            let label = Text::new(format!("p{percent} {at:.1}"), (at, percent - 6.0), ("sans-serif", 14));
+            let label = Text::new(
+                format!("p{percent} {at:.1}"),
+                // Inside the picture, however far to the right the point is.
+                (at.min(longest * 0.86), percent - 6.0),
+                ("sans-serif", 14),
+            );
             chart.draw_series([Circle::new((at, percent), 4, RED.filled())])?;
             chart.draw_series([label])?;
         }
