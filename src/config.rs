@@ -299,6 +299,12 @@ pub struct ServeArgs {
     /// Who may call from a browser.
     #[command(flatten)]
     pub browsers: BrowserArgs,
+    /// Say where it listens as one JSON object.
+    #[arg(long, help_heading = "Server")]
+    pub json: bool,
+    /// Send a span a request to the collector of traces at this address: OTLP over gRPC, such as http://127.0.0.1:4317.
+    #[arg(long, value_name = "URL", help_heading = "Server")]
+    pub otlp_traces_endpoint: Option<String>,
     /// Time that streams have to end after Ctrl-C or SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, help_heading = "Server")]
     pub drain_timeout: Duration,

@@ -4,35 +4,29 @@
 //! its dashboards and the routers that read its gauges work unchanged; what only this server has is `candlewick:…`.
 //! Recording costs an atomic or two (histograms: one uncontended lock), so the engine thread may record every step.
 
+mod buckets;
+mod report;
+pub mod spans;
+
 use std::{
     borrow::Cow,
     collections::HashSet,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    sync::{Mutex, OnceLock, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    encoding::{EncodeLabelSet, EncodeMetric, text},
+    metrics::{TypedMetric, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
+pub use self::report::{BlockStates, EngineState, EngineTotals, Reporter, StepFacts};
+use self::spans::Spans;
 use crate::{error::Code, params::FinishReason};
 
 /// The media type of [`Telemetry::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// Upper bounds in seconds. vLLM's, with finer ones below, where a small model on a CPU lives.
-const TTFT_SECONDS: [f64; 21] = [
-    0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
-    80.0, 160.0,
-];
-const INTER_TOKEN_SECONDS: [f64; 19] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 10.0, 40.0];
-const REQUEST_SECONDS: [f64; 22] = [
-    0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0,
-    480.0, 1920.0,
-];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabels {
@@ -88,34 +82,6 @@ struct CacheConfigLabels {
     num_gpu_blocks: u64,
 }
 
-/// What the engine holds after a step.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct EngineState {
-    /// Sequences that hold blocks.
-    pub num_running: u64,
-    /// Requests that wait to run, preempted ones included.
-    pub num_waiting: u64,
-    /// Tokens that they bring and that have yet to be computed.
-    pub num_waiting_tokens: u64,
-    /// Share of the KV blocks that sequences hold, 0 to 1; cached blocks that nobody refers to do not count.
-    pub kv_cache_usage: f64,
-}
-
-/// What one life of the engine has counted since it began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EngineTotals {
-    /// Sequences that lost their blocks to others.
-    pub preemptions: u64,
-    /// Prompt tokens looked up in the prefix cache.
-    pub prefix_cache_query_tokens: u64,
-    /// … and found there.
-    pub prefix_cache_hit_tokens: u64,
-    /// Blocks copied on write.
-    pub block_copies: u64,
-    /// Cached blocks given to others.
-    pub block_evictions: u64,
-}
-
 /// Why a request that was admitted came to its end, as `finished_reason` of `vllm:request_success`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -152,14 +118,42 @@ impl Outcome {
     }
 }
 
+/// Which part of a batch.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabels {
+    phase: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: &'static str,
+}
+
+type Level = Gauge<u64, AtomicU64>;
+
 /// All metrics of one engine; shared, and alive across the engine's restarts.
 #[derive(Debug)]
 pub struct Telemetry {
     registry: Registry,
-    num_requests_running: Gauge<u64, AtomicU64>,
-    num_requests_waiting: Gauge<u64, AtomicU64>,
-    waiting_tokens: Gauge<u64, AtomicU64>,
+    num_requests_running: Level,
+    num_requests_waiting: Level,
+    waiting_tokens: Level,
+    paused_readers: Level,
     kv_cache_usage_perc: Gauge<f64, AtomicU64>,
+    /// Of sequences, leases and nobody.
+    kv_blocks: [Level; 3],
+    cached_blocks: Level,
+    /// Prefill and decode.
+    batch_sequences: [Level; 2],
+    batch_tokens: [Counter; 2],
+    /// Schedule, execute, apply.
+    step_time: [Histogram; 3],
+    iteration_tokens: Histogram,
     num_preemptions: Counter,
     prefix_cache_queries: Counter,
     prefix_cache_hits: Counter,
@@ -177,84 +171,142 @@ pub struct Telemetry {
     tenants: Mutex<HashSet<String>>,
     time_to_first_token: Histogram,
     inter_token_latency: Histogram,
+    time_per_output_token: Histogram,
     e2e_request_latency: Histogram,
     request_queue_time: Histogram,
     request_prefill_time: Histogram,
     request_decode_time: Histogram,
+    request_inference_time: Histogram,
+    request_prompt_tokens: Histogram,
+    request_prefill_kv_computed_tokens: Histogram,
+    request_generation_tokens: Histogram,
+    request_max_num_generation_tokens: Histogram,
+    request_params_max_tokens: Histogram,
+    request_params_n: Histogram,
+    spans: OnceLock<Spans>,
+}
+
+/// What a request that came to its end had cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RequestFacts {
+    /// Since it arrived.
+    pub total: Duration,
+    /// Since it first ran; none where it never did.
+    pub since_scheduled: Option<Duration>,
+    /// Since its first token; none where it had none.
+    pub since_first_token: Option<Duration>,
+    /// Tokens of its prompt.
+    pub prompt_tokens: u32,
+    /// … that the prefix cache had.
+    pub cached_tokens: u32,
+    /// Tokens that it got.
+    pub generated_tokens: u64,
+}
+
+/// Registers metrics as they are made. Counters get their `_total` when they are encoded.
+struct Table(Registry);
+
+impl Table {
+    fn add<M: Clone + prometheus_client::registry::Metric>(&mut self, name: &str, help: &str, metric: M) -> M {
+        self.0.register(name, help, metric.clone());
+        metric
+    }
+
+    fn level(&mut self, name: &str, help: &str) -> Level {
+        self.add(name, help, Gauge::default())
+    }
+
+    fn count(&mut self, name: &str, help: &str) -> Counter {
+        self.add(name, help, Counter::default())
+    }
+
+    fn times(&mut self, name: &str, help: &str, bounds: &[f64]) -> Histogram {
+        self.add(name, help, Histogram::new(bounds.iter().copied()))
+    }
+
+    /// A series for each label, which is there from the beginning.
+    fn family<L, M, const N: usize>(&mut self, name: &str, help: &str, make: fn() -> M, labels: [L; N]) -> [M; N]
+    where
+        L: Clone + std::hash::Hash + Eq + EncodeLabelSet + std::fmt::Debug + Send + Sync + 'static,
+        M: Clone + std::fmt::Debug + EncodeMetric + TypedMetric + Send + Sync + 'static,
+    {
+        let family = self.add(name, help, Family::<L, M, fn() -> M>::new_with_constructor(make));
+        labels.map(|label| family.get_or_create_owned(&label))
+    }
 }
 
 impl Telemetry {
     /// Metrics at zero; each carries `model_name` as a label, as vLLM's do.
     #[must_use]
+    #[rustfmt::skip] // A table.
     pub fn new(model_name: &str) -> Self {
         let labels = [(Cow::Borrowed("model_name"), Cow::Owned(model_name.to_owned()))];
-        let mut telemetry = Self {
-            registry: Registry::with_labels(labels.into_iter()),
-            num_requests_running: Gauge::default(),
-            num_requests_waiting: Gauge::default(),
-            waiting_tokens: Gauge::default(),
-            kv_cache_usage_perc: Gauge::default(),
-            num_preemptions: Counter::default(),
-            prefix_cache_queries: Counter::default(),
-            prefix_cache_hits: Counter::default(),
-            block_copies: Counter::default(),
-            block_evictions: Counter::default(),
-            prompt_tokens: Counter::default(),
-            generation_tokens: Counter::default(),
-            engine_restarts: Counter::default(),
-            request_success: Family::default(),
-            requests_refused: Family::default(),
-            cache_config_info: Family::default(),
-            tenant_prompt_tokens: Family::default(),
-            tenant_generation_tokens: Family::default(),
+        let mut table = Table(Registry::with_labels(labels.into_iter()));
+        let t = &mut table;
+        let states = ["sequence", "lease", "free"].map(|state| StateLabels { state });
+        let kinds = ["prefill", "decode"].map(|kind| KindLabels { kind });
+        let phases = ["schedule", "execute", "apply"].map(|phase| PhaseLabels { phase });
+        let telemetry = Self {
+            num_requests_running: t.level("vllm:num_requests_running", "Sequences that hold blocks"),
+            num_requests_waiting: t.level("vllm:num_requests_waiting", "Requests that wait to run"),
+            kv_cache_usage_perc: t.add("vllm:kv_cache_usage_perc", "KV blocks held by sequences, 0 to 1", Gauge::default()),
+            num_preemptions: t.count("vllm:num_preemptions", "Sequences that lost their blocks to others"),
+            prefix_cache_queries: t.count("vllm:prefix_cache_queries", "Prompt tokens looked up"),
+            prefix_cache_hits: t.count("vllm:prefix_cache_hits", "Prompt tokens found cached"),
+            prompt_tokens: t.count("vllm:prompt_tokens", "Prompt tokens of admitted requests"),
+            generation_tokens: t.count("vllm:generation_tokens", "Tokens generated"),
+            request_success: t.add("vllm:request_success", "Requests ended, by reason", Family::default()),
+            cache_config_info: t.add("vllm:cache_config_info", "The KV cache's shape", Family::default()),
+            iteration_tokens: t.times("vllm:iteration_tokens_total", "Tokens a step", &buckets::STEP_TOKENS),
+            time_to_first_token: t.times("vllm:time_to_first_token_seconds", "Arrival to first token", &buckets::TTFT_SECONDS),
+            inter_token_latency: t.times("vllm:inter_token_latency_seconds", "Token to token", &buckets::INTER_TOKEN_SECONDS),
+            time_per_output_token: t.times("vllm:request_time_per_output_token_seconds", "Token to token, a request's mean", &buckets::INTER_TOKEN_SECONDS),
+            e2e_request_latency: t.times("vllm:e2e_request_latency_seconds", "Arrival to end", &buckets::REQUEST_SECONDS),
+            request_queue_time: t.times("vllm:request_queue_time_seconds", "Arrival to first scheduling", &buckets::REQUEST_SECONDS),
+            request_prefill_time: t.times("vllm:request_prefill_time_seconds", "Scheduled to token 1", &buckets::REQUEST_SECONDS),
+            request_decode_time: t.times("vllm:request_decode_time_seconds", "Token 1 to end", &buckets::REQUEST_SECONDS),
+            request_inference_time: t.times("vllm:request_inference_time_seconds", "Scheduled to end", &buckets::REQUEST_SECONDS),
+            request_prompt_tokens: t.times("vllm:request_prompt_tokens", "Prompt tokens a request", &buckets::REQUEST_TOKENS),
+            request_prefill_kv_computed_tokens: t.times("vllm:request_prefill_kv_computed_tokens", "Prompt tokens a request that no cache had", &buckets::REQUEST_TOKENS),
+            request_generation_tokens: t.times("vllm:request_generation_tokens", "Tokens generated a request", &buckets::REQUEST_TOKENS),
+            request_max_num_generation_tokens: t.times("vllm:request_max_num_generation_tokens", "Tokens a request may generate", &buckets::REQUEST_TOKENS),
+            request_params_max_tokens: t.times("vllm:request_params_max_tokens", "max_tokens of requests", &buckets::REQUEST_TOKENS),
+            request_params_n: t.times("vllm:request_params_n", "n of requests", &buckets::SEQUENCES),
+            waiting_tokens: t.level("candlewick:waiting_tokens", "Tokens that waiting requests bring"),
+            paused_readers: t.level("candlewick:paused_readers", "Sequences that wait for their reader"),
+            kv_blocks: t.family("candlewick:kv_blocks", "KV blocks by who has them", Level::default, states),
+            cached_blocks: t.level("candlewick:cached_blocks", "KV blocks that the prefix cache can find"),
+            batch_sequences: t.family("candlewick:batch_sequences", "Sequences of the newest batch", Level::default, kinds.clone()),
+            batch_tokens: t.family("candlewick:batch_tokens", "Tokens computed", Counter::default, kinds),
+            step_time: t.family("candlewick:step_time_seconds", "Time of a step's phases", || Histogram::new(buckets::STEP_SECONDS), phases),
+            block_copies: t.count("candlewick:block_copies", "Blocks copied on write"),
+            block_evictions: t.count("candlewick:block_evictions", "Cached blocks given to others"),
+            engine_restarts: t.count("candlewick:engine_restarts", "Times the engine came back"),
+            tenant_prompt_tokens: t.add("candlewick:tenant_prompt_tokens", "Prompt tokens of admitted requests, by tenant", Family::default()),
+            tenant_generation_tokens: t.add("candlewick:tenant_generation_tokens", "Tokens generated, by tenant", Family::default()),
             tenants: Mutex::default(),
-            time_to_first_token: Histogram::new(TTFT_SECONDS),
-            inter_token_latency: Histogram::new(INTER_TOKEN_SECONDS),
-            e2e_request_latency: Histogram::new(REQUEST_SECONDS),
-            request_queue_time: Histogram::new(REQUEST_SECONDS),
-            request_prefill_time: Histogram::new(REQUEST_SECONDS),
-            request_decode_time: Histogram::new(REQUEST_SECONDS),
+            requests_refused: t.add("candlewick:requests_refused", "Requests refused, by code", Family::default()),
+            spans: OnceLock::new(),
+            registry: Registry::default(),
         };
-        telemetry.register();
-        telemetry.register_tenants();
         // A series that is absent until its first event reads as a gap: let all of them start at zero.
         for outcome in [Outcome::Stop, Outcome::Length, Outcome::Abort, Outcome::Error] {
             let _zero = telemetry.request_success.get_or_create(&ReasonLabels { finished_reason: outcome.label() });
         }
-        telemetry
+        Self { registry: table.0, ..telemetry }
     }
 
-    /// The table of names: counters get their `_total` when they are encoded.
-    fn register(&mut self) {
-        let r = &mut self.registry;
-        r.register("vllm:num_requests_running", "Sequences that hold blocks", self.num_requests_running.clone());
-        r.register("vllm:num_requests_waiting", "Requests that wait to run", self.num_requests_waiting.clone());
-        r.register("vllm:kv_cache_usage_perc", "KV blocks held by sequences, 0 to 1", self.kv_cache_usage_perc.clone());
-        r.register("vllm:num_preemptions", "Sequences that lost their blocks to others", self.num_preemptions.clone());
-        r.register("vllm:prefix_cache_queries", "Prompt tokens looked up", self.prefix_cache_queries.clone());
-        r.register("vllm:prefix_cache_hits", "Prompt tokens found cached", self.prefix_cache_hits.clone());
-        r.register("vllm:prompt_tokens", "Prompt tokens of admitted requests", self.prompt_tokens.clone());
-        r.register("vllm:generation_tokens", "Tokens generated", self.generation_tokens.clone());
-        r.register("vllm:request_success", "Requests ended, by reason", self.request_success.clone());
-        r.register("vllm:cache_config_info", "The KV cache's shape", self.cache_config_info.clone());
-        r.register("vllm:time_to_first_token_seconds", "Arrival to first token", self.time_to_first_token.clone());
-        r.register("vllm:inter_token_latency_seconds", "Token to token", self.inter_token_latency.clone());
-        r.register("vllm:e2e_request_latency_seconds", "Arrival to end", self.e2e_request_latency.clone());
-        r.register("vllm:request_queue_time_seconds", "Arrival to first scheduling", self.request_queue_time.clone());
-        r.register("vllm:request_prefill_time_seconds", "Scheduled to token 1", self.request_prefill_time.clone());
-        r.register("vllm:request_decode_time_seconds", "Token 1 to end", self.request_decode_time.clone());
-        r.register("candlewick:waiting_tokens", "Tokens that waiting requests bring", self.waiting_tokens.clone());
-        r.register("candlewick:block_copies", "Blocks copied on write", self.block_copies.clone());
-        r.register("candlewick:block_evictions", "Cached blocks given to others", self.block_evictions.clone());
-        r.register("candlewick:engine_restarts", "Times the engine came back", self.engine_restarts.clone());
-        r.register("candlewick:requests_refused", "Requests refused, by code", self.requests_refused.clone());
+    /// From now on each request leaves a span there. Of two calls the first one counts.
+    pub fn trace_to(&self, spans: Spans) {
+        if self.spans.set(spans).is_err() {
+            tracing::warn!("spans go somewhere already");
+        }
     }
 
-    fn register_tenants(&mut self) {
-        let r = &mut self.registry;
-        let (prompt, generated) = (self.tenant_prompt_tokens.clone(), self.tenant_generation_tokens.clone());
-        r.register("candlewick:tenant_prompt_tokens", "Prompt tokens of admitted requests, by tenant", prompt);
-        r.register("candlewick:tenant_generation_tokens", "Tokens generated, by tenant", generated);
+    /// Where spans go, if anywhere.
+    #[must_use]
+    pub fn spans(&self) -> Option<&Spans> {
+        self.spans.get()
     }
 
     /// Where the tokens of the tenant of that name are counted.
@@ -284,6 +336,12 @@ impl Telemetry {
         self.num_requests_waiting.set(state.num_waiting);
         self.waiting_tokens.set(state.num_waiting_tokens);
         self.kv_cache_usage_perc.set(state.kv_cache_usage);
+        self.paused_readers.set(state.num_paused);
+        let BlockStates { sequences, leases, free, cached } = state.blocks;
+        for (level, blocks) in self.kv_blocks.iter().zip([sequences, leases, free]) {
+            level.set(blocks);
+        }
+        self.cached_blocks.set(cached);
     }
 
     /// What [`set_state`](Self::set_state) last said.
@@ -294,6 +352,13 @@ impl Telemetry {
             num_waiting: self.num_requests_waiting.get(),
             num_waiting_tokens: self.waiting_tokens.get(),
             kv_cache_usage: self.kv_cache_usage_perc.get(),
+            num_paused: self.paused_readers.get(),
+            blocks: BlockStates {
+                sequences: self.kv_blocks[0].get(),
+                leases: self.kv_blocks[1].get(),
+                free: self.kv_blocks[2].get(),
+                cached: self.cached_blocks.get(),
+            },
         }
     }
 
@@ -309,9 +374,12 @@ impl Telemetry {
         }
     }
 
-    /// A request was admitted with a prompt of this many tokens.
-    pub fn record_prompt(&self, prompt_tokens: usize) {
+    /// A request was admitted with a prompt of this many tokens, and may generate at most so many.
+    pub fn record_admitted(&self, prompt_tokens: usize, n: u32, max_tokens: u32) {
         self.prompt_tokens.inc_by(prompt_tokens as u64);
+        self.request_params_n.observe(n.into());
+        self.request_params_max_tokens.observe(max_tokens.into());
+        self.request_max_num_generation_tokens.observe(max_tokens.into());
     }
 
     /// Tokens were generated.
@@ -330,20 +398,28 @@ impl Telemetry {
         self.request_prefill_time.observe(since_scheduled.as_secs_f64());
     }
 
-    /// A request that had tokens ended, this long after the first of them.
-    pub fn record_decode(&self, since_first_token: Duration) {
-        self.request_decode_time.observe(since_first_token.as_secs_f64());
-    }
-
     /// A request got another token, this long after the one before.
     pub fn record_inter_token(&self, since_last: Duration) {
         self.inter_token_latency.observe(since_last.as_secs_f64());
     }
 
-    /// A request ended, this long after it arrived.
-    pub fn record_end(&self, outcome: Outcome, since_arrival: Duration) {
+    /// A request ended.
+    pub fn record_end(&self, outcome: Outcome, facts: &RequestFacts) {
         self.request_success.get_or_create(&ReasonLabels { finished_reason: outcome.label() }).inc();
-        self.e2e_request_latency.observe(since_arrival.as_secs_f64());
+        self.e2e_request_latency.observe(facts.total.as_secs_f64());
+        self.request_prompt_tokens.observe(facts.prompt_tokens.into());
+        self.request_generation_tokens.observe(facts.generated_tokens as f64);
+        if let Some(inference) = facts.since_scheduled {
+            self.request_inference_time.observe(inference.as_secs_f64());
+            let computed = facts.prompt_tokens.saturating_sub(facts.cached_tokens);
+            self.request_prefill_kv_computed_tokens.observe(computed.into());
+        }
+        if let Some(decode) = facts.since_first_token {
+            self.request_decode_time.observe(decode.as_secs_f64());
+            if facts.generated_tokens > 1 {
+                self.time_per_output_token.observe(decode.as_secs_f64() / (facts.generated_tokens - 1) as f64);
+            }
+        }
     }
 
     /// A request was refused before it was admitted.
@@ -386,38 +462,6 @@ impl Telemetry {
     }
 }
 
-/// Turns the running totals of one life of the engine into counters that only ever grow, whichever life it is.
-#[derive(Debug)]
-pub struct Reporter {
-    telemetry: Arc<Telemetry>,
-    last: EngineTotals,
-}
-
-impl Reporter {
-    /// For a new engine, whose totals begin at zero.
-    #[must_use]
-    pub fn new(telemetry: Arc<Telemetry>) -> Self {
-        Self { telemetry, last: EngineTotals::default() }
-    }
-
-    /// Publishes what the engine holds and has counted; call it once a step.
-    pub fn report(&mut self, state: EngineState, totals: EngineTotals) {
-        let (telemetry, last) = (&self.telemetry, &self.last);
-        telemetry.set_state(state);
-        let advance = |counter: &Counter, now: u64, before: u64| {
-            if now > before {
-                counter.inc_by(now - before);
-            }
-        };
-        advance(&telemetry.num_preemptions, totals.preemptions, last.preemptions);
-        advance(&telemetry.prefix_cache_queries, totals.prefix_cache_query_tokens, last.prefix_cache_query_tokens);
-        advance(&telemetry.prefix_cache_hits, totals.prefix_cache_hit_tokens, last.prefix_cache_hit_tokens);
-        advance(&telemetry.block_copies, totals.block_copies, last.block_copies);
-        advance(&telemetry.block_evictions, totals.block_evictions, last.block_evictions);
-        self.last = totals;
-    }
-}
-
 fn code_label(code: Code) -> &'static str {
     match code {
         Code::InvalidArgument => "INVALID_ARGUMENT",
@@ -438,6 +482,8 @@ fn code_label(code: Code) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
@@ -445,12 +491,34 @@ mod tests {
         let telemetry = Arc::new(Telemetry::new("demo"));
         telemetry.set_cache_config(16, 24);
         telemetry.record_refused(Code::ResourceExhausted);
-        telemetry.record_end(Outcome::Length, Duration::from_millis(30));
-        let totals = EngineTotals { preemptions: 3, ..EngineTotals::default() };
-        Reporter::new(telemetry.clone()).report(
-            EngineState { num_running: 2, num_waiting: 1, num_waiting_tokens: 7, kv_cache_usage: 0.25 },
-            totals,
+        let second = Some(Duration::from_secs(1));
+        telemetry.record_admitted(12, 2, 64);
+        telemetry.record_end(
+            Outcome::Length,
+            &RequestFacts {
+                total: Duration::from_millis(1030),
+                since_scheduled: second,
+                since_first_token: second,
+                prompt_tokens: 12,
+                cached_tokens: 4,
+                generated_tokens: 5,
+            },
         );
+        let totals = EngineTotals { preemptions: 3, ..EngineTotals::default() };
+        let mut reporter = Reporter::new(telemetry.clone());
+        let state = EngineState {
+            num_running: 2,
+            num_waiting: 1,
+            num_waiting_tokens: 7,
+            kv_cache_usage: 0.25,
+            num_paused: 1,
+            blocks: BlockStates { sequences: 6, leases: 3, free: 15, cached: 5 },
+        };
+        reporter.report(state, totals);
+        assert_eq!(telemetry.state(), state);
+        let step = StepFacts { prefill_sequences: 1, prefill_tokens: 20, decode_sequences: 3, ..StepFacts::default() };
+        reporter.record_step(&step);
+        reporter.record_step(&step);
         let text = telemetry.encode();
         for line in [
             "vllm:num_requests_running{model_name=\"demo\"} 2",
@@ -462,6 +530,17 @@ mod tests {
             "vllm:cache_config_info{model_name=\"demo\",block_size=\"16\",num_gpu_blocks=\"24\"} 1",
             "candlewick:requests_refused_total{model_name=\"demo\",code=\"RESOURCE_EXHAUSTED\"} 1",
             "vllm:e2e_request_latency_seconds_count{model_name=\"demo\"} 1",
+            "vllm:request_time_per_output_token_seconds_sum{model_name=\"demo\"} 0.25",
+            "vllm:request_prefill_kv_computed_tokens_sum{model_name=\"demo\"} 8.0",
+            "vllm:request_generation_tokens_sum{model_name=\"demo\"} 5.0",
+            "vllm:request_params_n_sum{model_name=\"demo\"} 2.0",
+            "vllm:iteration_tokens_total_sum{model_name=\"demo\"} 46.0",
+            "candlewick:paused_readers{model_name=\"demo\"} 1",
+            "candlewick:kv_blocks{model_name=\"demo\",state=\"lease\"} 3",
+            "candlewick:cached_blocks{model_name=\"demo\"} 5",
+            "candlewick:batch_sequences{model_name=\"demo\",kind=\"decode\"} 3",
+            "candlewick:batch_tokens_total{model_name=\"demo\",kind=\"prefill\"} 40",
+            "candlewick:step_time_seconds_count{model_name=\"demo\",phase=\"execute\"} 2",
         ] {
             assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
         }

@@ -1,6 +1,6 @@
 //! Where `generate` and `chat` get their tokens from: an engine in this process, or a running server.
 
-use std::pin::Pin;
+use std::{path::Path, pin::Pin};
 
 use clap::Args;
 use futures::Stream;
@@ -25,6 +25,13 @@ pub(super) struct BackendArgs {
     connect: Option<String>,
     #[command(flatten)]
     engine: EngineArgs,
+}
+
+impl BackendArgs {
+    /// The model to load, where it may be a path.
+    pub(super) fn model(&self) -> Option<&Path> {
+        self.model.model.as_deref().map(Path::new)
+    }
 }
 
 /// A place that tokens come from.

@@ -7,12 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use futures::{StreamExt, stream::SelectAll};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
 
-use super::{Stop, block_on, machine, start::start_engine};
+use super::{Stop, bench_serve, block_on, machine, start::start_engine};
 use crate::{
     config::{EngineArgs, ModelArgs},
     engine::{Engine, Event, Prompt, Request},
@@ -36,9 +36,12 @@ const SLACK: usize = 4;
 
 /// What `bench` takes.
 #[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct BenchArgs {
+    #[command(subcommand)]
+    command: Option<BenchCommands>,
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
     /// Tokens of the prompt whose prefill is measured.
     #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = clap::value_parser!(u32).range(1..))]
     prompt: u32,
@@ -55,7 +58,17 @@ pub(super) struct BenchArgs {
     engine: EngineArgs,
 }
 
+/// What else can be measured.
+#[derive(Clone, Debug, Subcommand)]
+enum BenchCommands {
+    /// Load a running server and measure how long its answers take.
+    Serve(Box<bench_serve::BenchServeArgs>),
+}
+
 pub(super) fn run(args: BenchArgs) -> Result<(), Stop> {
+    if let Some(BenchCommands::Serve(args)) = args.command {
+        return bench_serve::run(*args);
+    }
     let started = Instant::now();
     block_on(async move {
         let widest = args.batch.iter().copied().max().unwrap_or(1) as usize;

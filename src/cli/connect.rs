@@ -19,7 +19,7 @@ use crate::{
         generate_stream_response::Event as GenerateEvent, generation_client::GenerationClient,
         models_client::ModelsClient, prompt::Prompt as PromptKind,
     },
-    text::{ChatMessage, Role},
+    text::{ChatMessage, Piece, Role},
 };
 
 /// A server, and the model that it serves.
@@ -54,7 +54,19 @@ impl Remote {
         prompt: Prompt,
         sampling: &SamplingArgs,
     ) -> Result<Pin<Box<dyn Stream<Item = Result<Event>> + Send>>> {
-        let options = Some(pb::RequestOptions { sampling: Some(sampling.to_proto()), ..pb::RequestOptions::default() });
+        self.generate_with(prompt, sampling.to_proto()).await
+    }
+
+    /// Continues a prompt, with parameters as the wire has them.
+    ///
+    /// # Errors
+    /// What the server says before the stream begins.
+    pub(super) async fn generate_with(
+        &self,
+        prompt: Prompt,
+        sampling: pb::SamplingParams,
+    ) -> Result<Pin<Box<dyn Stream<Item = Result<Event>> + Send>>> {
+        let options = Some(pb::RequestOptions { sampling: Some(sampling), ..pb::RequestOptions::default() });
         let prompt = match prompt {
             // The command line talks in plain messages: what else a chat may hold is not its own to send.
             Prompt::Chat(chat) => {
@@ -135,10 +147,11 @@ impl Payload {
                 let mut logprobs = delta.logprobs.into_iter().map(|position| Box::new(logprobs(position)));
                 let tokens = delta.token_ids.into_iter();
                 let tokens = tokens.map(|id| SampledToken { id: TokenId(id), logprobs: logprobs.next() }).collect();
+                let thought = Some(delta.reasoning).filter(|text| !text.is_empty());
                 Event::Delta(Delta {
                     index: delta.index,
                     text: delta.text,
-                    pieces: Vec::new(),
+                    pieces: thought.map(Piece::Reasoning).into_iter().collect(),
                     tokens,
                     usage: Usage::default(),
                 })

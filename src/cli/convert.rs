@@ -25,7 +25,7 @@ use crate::{
 #[derive(Args, Clone, Debug)]
 pub(super) struct ConvertArgs {
     /// Directory as the hub lays it out; or a GGUF file, whose parts are merged.
-    input: PathBuf,
+    pub(super) input: PathBuf,
     /// File to write.
     output: PathBuf,
     #[command(flatten)]

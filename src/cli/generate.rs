@@ -27,7 +27,7 @@ use crate::{
 #[derive(Args, Clone, Debug)]
 pub(super) struct GenerateArgs {
     #[command(flatten)]
-    backend: BackendArgs,
+    pub(super) backend: BackendArgs,
     /// Text to continue; standard input if left out.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,

@@ -32,7 +32,7 @@ const MAX_CONFIG_BYTES: u64 = 4 << 20;
 #[derive(Args, Clone, Debug)]
 pub(super) struct InspectArgs {
     /// GGUF file (any part of a split one), or directory as the hub lays it out.
-    model: PathBuf,
+    pub(super) model: PathBuf,
     /// Tokens to reckon the KV cache for; the model's own context if left out.
     #[arg(long, value_name = "TOKENS")]
     context: Option<u32>,

@@ -6,24 +6,31 @@
 
 mod backend;
 mod bench;
+mod bench_serve;
 mod chat;
 mod completions;
 mod connect;
 mod convert;
 mod doctor;
+#[cfg(test)]
+mod documented;
 mod generate;
 mod inspect;
 mod machine;
+mod man;
+mod pull;
 mod quantize;
 mod sampling_args;
 mod serve;
 mod start;
 mod structured_args;
+mod suggest;
 mod tokenize;
 
 use std::{
     fmt::Display,
     io::{self, IsTerminal, Write},
+    path::Path,
     process::ExitCode,
 };
 
@@ -68,8 +75,29 @@ enum Subcommands {
     Inspect(inspect::InspectArgs),
     /// Turn text into token ids and back, a line at a time.
     Tokenize(tokenize::TokenizeArgs),
+    /// Download a model of the Hugging Face hub, to serve it later without the network.
+    Pull(pull::PullArgs),
     /// Print completions for a shell.
     Completions(completions::CompletionsArgs),
+    /// Write the manual pages.
+    Man(man::ManArgs),
+}
+
+impl Subcommands {
+    /// The model that is asked for, where it may be a path.
+    fn model(&self) -> Option<&Path> {
+        match self {
+            Self::Serve(args) => args.model.model.as_deref().map(Path::new),
+            Self::Generate(args) => args.backend.model(),
+            Self::Chat(args) => args.backend.model(),
+            Self::Bench(args) => args.model.model.as_deref().map(Path::new),
+            Self::Convert(args) => Some(&args.input),
+            Self::Quantize(args) => Some(&args.input),
+            Self::Inspect(args) => Some(&args.model),
+            Self::Tokenize(args) => args.model.as_deref(),
+            Self::Doctor(_) | Self::Pull(_) | Self::Completions(_) | Self::Man(_) => None,
+        }
+    }
 }
 
 /// Runs the subcommand; an `Err` is why the program ends before its work is done.
@@ -86,7 +114,9 @@ fn dispatch(cli: Cli) -> Result<(), Stop> {
         Subcommands::Quantize(args) => quantize::run(args),
         Subcommands::Inspect(args) => inspect::run(args),
         Subcommands::Tokenize(args) => tokenize::run(args),
+        Subcommands::Pull(args) => pull::run(&args),
         Subcommands::Completions(args) => completions::run(args),
+        Subcommands::Man(args) => man::run(&args),
     }
 }
 
@@ -124,11 +154,13 @@ pub fn run() -> ExitCode {
     // Wrong arguments, `--help` and `--version` end here, with 2 and 0.
     let matches = command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let misspelt = cli.command.model().and_then(suggest::nearest_path);
     match dispatch(cli) {
         Ok(()) | Err(Stop::ClosedPipe) => ExitCode::SUCCESS,
         Err(Stop::Signal(code)) => ExitCode::from(code),
         Err(Stop::Error(error)) => {
-            say(format_args!("error: {error}"));
+            let hint = misspelt.map_or_else(String::new, |path| format!("; did you mean {path}?"));
+            say(format_args!("error: {error}{hint}"));
             ExitCode::FAILURE
         }
     }
@@ -193,6 +225,11 @@ mod tests {
             "candlewick chat --system be-brief --seed 7",
             "candlewick chat --connect 127.0.0.1:50051",
             "candlewick completions zsh",
+            "candlewick man pages",
+            "candlewick pull org/name --revision main --json",
+            "candlewick bench serve --backend grpc --base-url http://127.0.0.1:1 --model x --num-prompts 3 --request-rate inf",
+            "candlewick bench serve --dataset-path x.csv --request-rate 2.5 --burstiness 0.5 --max-concurrency 8 --seed 1",
+            "candlewick bench serve --max-input-len 1024 --max-output-len 8 --metric-percentiles 50,99.9 --svg x.svg --json",
             "candlewick bench models/x --prompt 512 --gen 32 --batch 1,8,32 --threads 2 --json -q q4_k",
             "candlewick bench models/x --load-format dummy",
             "candlewick convert models/x x.gguf --force --json",
@@ -223,6 +260,10 @@ mod tests {
             "candlewick quantize x.gguf y.gguf -q q9_9",
             "candlewick convert x",
             "candlewick tokenize --json --text x",
+            "candlewick bench models/x serve",
+            "candlewick bench serve --request-rate 0",
+            "candlewick bench serve --num-prompts 0",
+            "candlewick pull",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

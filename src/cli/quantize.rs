@@ -17,7 +17,7 @@ use crate::convert::Mixture;
 #[derive(Args, Clone, Debug)]
 pub(super) struct QuantizeArgs {
     /// GGUF file of plain numbers (any part of a split one), or directory.
-    input: PathBuf,
+    pub(super) input: PathBuf,
     /// File to write.
     output: PathBuf,
     /// How many bits, in llama.cpp's names.

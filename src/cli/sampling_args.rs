@@ -1,10 +1,11 @@
 //! The sampling flags of `generate` and `chat`, spelled as vLLM's `SamplingParams`. What is left out is the model's or
 //! the server's default.
 
-use clap::Args;
+use clap::{Args, Command, FromArgMatches, parser::ValueSource};
 
 use super::structured_args::StructuredArgs;
 use crate::{
+    error::{Error, Result},
     ids::TokenId,
     params::{SamplerKind, SamplingParams},
     proto::candlewick::v1 as pb,
@@ -173,6 +174,40 @@ impl SamplingArgs {
         }
     }
 
+    /// Changes one flag by its name, with or without the dashes.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what is no flag, with the one that it may have been, or no value of it.
+    pub(super) fn set(&mut self, name: &str, value: Option<&str>) -> Result<()> {
+        if name.is_empty() {
+            return Err(Error::invalid("/set", "takes the name of a flag and its value"));
+        }
+        let command = Self::augment_args(Command::new("set").no_binary_name(true).disable_help_flag(true));
+        let flag = format!("--{}", name.trim_start_matches('-').replace('_', "-"));
+        // In one word, so that a negative number is no flag.
+        let word = value.map_or_else(|| flag.clone(), |value| format!("{flag}={value}"));
+        let said = |error: clap::Error| {
+            let text = error.to_string();
+            let lines =
+                text.lines().map(str::trim).filter(|line| line.starts_with("error:") || line.starts_with("tip:"));
+            let lines: Vec<_> = lines.map(|line| line.trim_start_matches("error: ")).collect();
+            Error::invalid("/set", lines.join("; "))
+        };
+        let matches = command.try_get_matches_from([word]).map_err(said)?;
+        let before = self.clone();
+        self.update_from_arg_matches(&matches).map_err(said)?;
+        // A switch that was not named is not turned off.
+        let named = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        self.ignore_eos = if named("ignore_eos") { self.ignore_eos } else { before.ignore_eos };
+        if !named("include_stop_str_in_output") {
+            self.include_stop_str_in_output = before.include_stop_str_in_output;
+        }
+        if self.structured.is_default() {
+            self.structured = before.structured;
+        }
+        Ok(())
+    }
+
     /// What the command line says, on the wire.
     pub(super) fn to_proto(&self) -> pb::SamplingParams {
         let args = self.clone();
@@ -263,6 +298,22 @@ mod tests {
         --top-n-sigma 1.5 --xtc-probability 0.5 --xtc-threshold 0.2 --mirostat 2 --mirostat-tau 4 --mirostat-eta 0.2 \
         --dry-multiplier 0.8 --dry-base 1.5 --dry-allowed-length 3 --dry-penalty-last-n -1 --dry-sequence-breakers x \
         --allowed-token-ids 1,2,3 --banned-token-ids 3 --bad-words no --samplers top_k,typ_p,temperature";
+
+    #[test]
+    fn one_flag_is_set_and_the_others_stay() {
+        let mut args = SamplingArgs { ignore_eos: true, top_k: Some(5), ..SamplingArgs::default() };
+        args.set("temperature", Some("0.5")).unwrap();
+        args.set("--frequency_penalty", Some("-1")).unwrap();
+        args.set("stop", Some("a b")).unwrap();
+        assert_eq!((args.temperature, args.frequency_penalty, args.top_k), (Some(0.5), Some(-1.0), Some(5)));
+        assert!(args.ignore_eos && args.stop == ["a b"]);
+        let wrong = |args: &mut SamplingArgs, name, value| args.set(name, value).unwrap_err().message;
+        assert!(wrong(&mut args, "temprature", Some("1")).contains("--temperature"));
+        assert!(wrong(&mut args, "temperature", Some("warm")).contains("warm"));
+        assert!(wrong(&mut args, "temperature", None).contains("value"));
+        assert!(wrong(&mut args, "", None).contains("/set"));
+        assert_eq!(args.temperature, Some(0.5), "what is refused changes nothing");
+    }
 
     #[test]
     fn flags_take_the_place_of_defaults() {

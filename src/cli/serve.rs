@@ -6,6 +6,7 @@ use std::{
     pin::pin,
 };
 
+use serde_json::json;
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 
 use super::{Stop, block_on, say, start::start_engine};
@@ -14,6 +15,7 @@ use crate::{
     engine::Engine,
     error::{Code, Error, Result},
     server::{self, ServeOptions},
+    telemetry::spans::{QUEUE_SPANS, Spans},
 };
 
 /// Connections that the kernel keeps for us until we take them.
@@ -33,8 +35,12 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Stop> {
                 () = signals.next() => return Err(Stop::Signal(INTERRUPTED)),
             }
         };
+        if let Some(endpoint) = &args.otlp_traces_endpoint {
+            engine.telemetry().trace_to(Spans::to_collector(endpoint, QUEUE_SPANS)?);
+        }
         let listener = socket.listen(BACKLOG).map_err(|error| cannot_listen(&args.listen, &error))?;
-        announce(&engine, &listener)?;
+        announce(&engine, &listener, args.json)?;
+        let telemetry = engine.telemetry().clone();
         let shutdown = async move {
             signals.next().await;
             say("Draining: streams under way may finish; a second signal ends at once.");
@@ -55,18 +61,26 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Stop> {
             shutdown,
         )
         .await?;
-        Ok(())
+        // Waits for the collector, on a thread that may.
+        let last = tokio::task::spawn_blocking(move || telemetry.spans().map(Spans::shut_down)).await;
+        last.map(drop).map_err(|error| Error::internal(format!("sending the last spans panicked: {error}")).into())
     })
 }
 
 /// One line, once requests can be sent.
-fn announce(engine: &Engine, listener: &TcpListener) -> Result<(), Stop> {
+fn announce(engine: &Engine, listener: &TcpListener, json: bool) -> Result<(), Stop> {
     let address = listener.local_addr()?;
     let (model, config) = (&engine.info().name, engine.config());
-    let line = format!(
-        "candlewick serves {model} on {address}: {} blocks of {} tokens, context {} tokens",
-        config.num_blocks, config.block_size, config.max_model_len
-    );
+    let (blocks, size, context) = (config.num_blocks, config.block_size, config.max_model_len);
+    let line = if json {
+        json!({
+            "model": model, "address": address.to_string(), "num_blocks": blocks, "block_size": size,
+            "max_model_len": context,
+        })
+        .to_string()
+    } else {
+        format!("candlewick serves {model} on {address}: {blocks} blocks of {size} tokens, context {context} tokens")
+    };
     match writeln!(io::stdout(), "{line}") {
         // Nobody reads it; the server is for others.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -38,27 +38,47 @@ pub(super) async fn start_engine(
 }
 
 fn load_with_progress(args: &ModelArgs, name: Option<&str>) -> Result<LoadedModel> {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    let style =
-        |template: &str| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let (downloading, loading) = (
-        style("downloading {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}"),
-        style("loading {bar:40} {pos}/{len} tensors"),
-    );
-    if !std::io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-    }
-    let outcome = load(args, name, &mut |progress| {
-        let (style, done, total) = match progress {
-            LoadProgress::Downloading { bytes, total_bytes } => (&downloading, bytes, total_bytes),
-            LoadProgress::Loading { tensors, total } => (&loading, tensors as u64, total as u64),
-        };
-        if bar.length() != Some(total) {
-            bar.set_style(style.clone());
-            bar.set_length(total);
-        }
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
+    let bar = LoadBar::new();
+    let outcome = load(args, name, &mut |progress| bar.show(progress));
+    bar.clear();
     outcome
+}
+
+/// How far loading has come, where standard error is a terminal.
+pub(super) struct LoadBar {
+    bar: ProgressBar,
+    downloading: ProgressStyle,
+    loading: ProgressStyle,
+}
+
+impl LoadBar {
+    pub(super) fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        if !std::io::stderr().is_terminal() {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        let style =
+            |template: &str| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        Self {
+            bar,
+            downloading: style("downloading {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}"),
+            loading: style("loading {bar:40} {pos}/{len} tensors"),
+        }
+    }
+
+    pub(super) fn show(&self, progress: LoadProgress) {
+        let (style, done, total) = match progress {
+            LoadProgress::Downloading { bytes, total_bytes } => (&self.downloading, bytes, total_bytes),
+            LoadProgress::Loading { tensors, total } => (&self.loading, tensors as u64, total as u64),
+        };
+        if self.bar.length() != Some(total) {
+            self.bar.set_style(style.clone());
+            self.bar.set_length(total);
+        }
+        self.bar.set_position(done);
+    }
+
+    pub(super) fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::params::{Constraint, StructuredOutputs};
 
 /// What the text must look like; at most one of them.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 #[group(multiple = false)]
 pub(super) struct StructuredArgs {
     /// A JSON value that this schema allows: the schema itself, or a file.
@@ -32,6 +32,11 @@ pub(super) struct StructuredArgs {
 }
 
 impl StructuredArgs {
+    /// Whether it says nothing.
+    pub(super) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// What the command line says.
     pub(super) fn outputs(&self) -> Option<StructuredOutputs> {
         let args = self.clone();

@@ -23,7 +23,7 @@ const MAX_LINE_BYTES: usize = 8 * MAX_TEXT_BYTES;
 #[derive(Args, Clone, Debug)]
 pub(super) struct TokenizeArgs {
     /// A model's directory or .gguf file, or a tokenizer.json, .model or .tiktoken file; the built-in demo if left out.
-    model: Option<PathBuf>,
+    pub(super) model: Option<PathBuf>,
     /// Print the ids of this text; without it, of each line of standard input.
     #[arg(long, value_name = "TEXT")]
     text: Option<String>,

@@ -156,6 +156,11 @@ impl BlockManager {
         self.free.len
     }
 
+    /// Blocks whose content can be found.
+    pub fn num_cached(&self) -> usize {
+        self.index.len()
+    }
+
     /// Blocks that tables hold.
     #[must_use]
     pub fn num_used(&self) -> usize {

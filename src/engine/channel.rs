@@ -21,7 +21,7 @@ use crate::{
     error::{Code, Error, Result},
     ids::SequenceId,
     params::{FinishReason, PromptLogprobs, SampledToken},
-    telemetry::{Outcome, Telemetry, TenantTokens},
+    telemetry::{Outcome, RequestFacts, Telemetry, TenantTokens},
 };
 
 /// What one step brought for one reader.
@@ -93,6 +93,8 @@ pub(super) struct ReaderControl {
     /// When its first and its newest token went out, likewise. Written by the fan-out only.
     first_token_us: AtomicU64,
     newest_token_us: AtomicU64,
+    /// Tokens put into the channel. Written by the fan-out only.
+    generated_tokens: AtomicU64,
     /// Tokens of the prompt, those of them that the cache had, and those whose keys and values are there now.
     prompt_tokens: u32,
     cached_tokens: AtomicU32,
@@ -164,6 +166,7 @@ impl ReaderControl {
             started_us: AtomicU64::new(0),
             first_token_us: AtomicU64::new(0),
             newest_token_us: AtomicU64::new(0),
+            generated_tokens: AtomicU64::new(0),
             prompt_tokens,
             cached_tokens: AtomicU32::new(0),
             computed_tokens: AtomicU32::new(0),
@@ -304,6 +307,7 @@ impl ReaderControl {
             if let Some(tokens) = &self.request.tokens {
                 tokens.record_generated(delivery.tokens.len());
             }
+            self.generated_tokens.fetch_add(delivery.tokens.len() as u64, Ordering::Relaxed);
             match self.newest_token_us.swap(now_us, Ordering::Relaxed) {
                 0 => {
                     let prefill_us = now_us.saturating_sub(self.started_us.load(Ordering::Relaxed));
@@ -315,12 +319,26 @@ impl ReaderControl {
         }
         if let Some(end) = &delivery.end {
             let failed = |error: &Error| if error.code == Code::Cancelled { Outcome::Abort } else { Outcome::Error };
-            telemetry.record_end(end.as_ref().map_or_else(failed, Outcome::from), self.arrived.elapsed());
-            let first_us = self.first_token_us.load(Ordering::Relaxed);
-            if first_us > 0 {
-                telemetry.record_decode(Duration::from_micros(now_us.saturating_sub(first_us)));
-            }
+            self.record_end(end.as_ref().map_or_else(failed, Outcome::from), telemetry);
         }
+    }
+
+    /// Counts how the sequence came to its end, and what it had cost by then.
+    pub(super) fn record_end(&self, outcome: Outcome, telemetry: &Telemetry) {
+        let now_us = self.age_us();
+        let since = |us: &AtomicU64| match us.load(Ordering::Relaxed) {
+            0 => None,
+            us => Some(Duration::from_micros(now_us.saturating_sub(us))),
+        };
+        let facts = RequestFacts {
+            total: self.age(),
+            since_scheduled: since(&self.started_us),
+            since_first_token: since(&self.first_token_us),
+            prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.cached_tokens.load(Ordering::Relaxed),
+            generated_tokens: self.generated_tokens.load(Ordering::Relaxed),
+        };
+        telemetry.record_end(outcome, &facts);
     }
 }
 

@@ -66,7 +66,7 @@ use crate::{
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
     params::{SamplingParams, limits},
-    telemetry::Telemetry,
+    telemetry::{Telemetry, spans::Origin},
     text::{ChatPrompt, ChatTemplate, Tokenizer},
 };
 
@@ -355,9 +355,11 @@ impl Engine {
     /// - `FailedPrecondition` where it needs a tokenizer or chat template that the model does not have.
     /// - `DeadlineExceeded` where the deadline has passed, or cannot be met at the rates that are measured.
     pub async fn generate(&self, request: Request) -> Result<Generation> {
-        let admitted = self.admit(request).await;
-        if let Err(error) = &admitted {
-            self.telemetry().record_refused(error.code);
+        let origin = self.telemetry().spans().map(|_| Origin::here(request.request_id.clone()));
+        let mut admitted = self.admit(request).await;
+        match &mut admitted {
+            Ok(generation) => generation.origin = origin.map(Box::new),
+            Err(error) => self.telemetry().record_refused(error.code),
         }
         admitted
     }
@@ -389,7 +391,8 @@ impl Engine {
         let admitted = Admitted::new(info, text, grammars, self.config(), request).await?;
         self.check_deadline(&life, admitted.needs(), id).await?;
         let generation = admitted.submit(id, &life, self.clone(), permits)?;
-        self.telemetry().record_prompt(generation.usage().prompt_tokens as usize);
+        let max_tokens = generation.params.max_tokens.unwrap_or_default();
+        self.telemetry().record_admitted(generation.prompt().len(), generation.params.n, max_tokens);
         Ok(generation)
     }
 }

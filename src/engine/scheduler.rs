@@ -282,6 +282,7 @@ impl Scheduler {
             evictions: counters.evictions,
             block_copies: counters.copies,
             leased_blocks: self.leases.num_blocks(),
+            cached_blocks: self.blocks.num_cached(),
         }
     }
 

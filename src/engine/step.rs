@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::{
     channel::{Bell, ReaderControl},
-    executor::{Executor, StepPlan},
+    executor::{Executor, StepOutput, StepPlan},
     operator::Flushed,
     outbox::Outbox,
     rates::Rates,
@@ -24,7 +24,7 @@ use super::{
 use crate::{
     error::Result,
     ids::{SequenceId, TokenId},
-    telemetry::{EngineState, EngineTotals, Reporter},
+    telemetry::{BlockStates, EngineState, EngineTotals, Reporter, StepFacts},
 };
 
 /// How long the engine sleeps before it tries again to hand over what the fan-out had no room for.
@@ -135,9 +135,13 @@ impl StepLoop {
                 self.scheduler.sweep_leases();
                 self.obey();
             }
-            let runs = self.scheduler.schedule(Instant::now(), &mut plan, &mut events);
+            let began = Instant::now();
+            let runs = self.scheduler.schedule(began, &mut plan, &mut events);
+            let (scheduled, mut executed) = (Instant::now(), None);
             if runs {
-                self.execute(&plan, &mut events)?;
+                let output = self.execute(&plan)?;
+                executed = Some(Instant::now());
+                self.scheduler.apply(output, &mut events)?;
             }
             self.report();
             self.pace.count_ends(&events, self.scheduler.stats().waiting > 0);
@@ -146,6 +150,10 @@ impl StepLoop {
                 return Ok(());
             }
             let delivered = self.outbox.send(&mut self.scheduler);
+            if let Some(executed) = executed {
+                let (schedule, execute) = (scheduled - began, executed - scheduled);
+                self.reporter.record_step(&facts(&plan, [schedule, execute, executed.elapsed()]));
+            }
             if !runs {
                 if !open {
                     return Ok(());
@@ -195,7 +203,7 @@ impl StepLoop {
         }
     }
 
-    fn execute(&mut self, plan: &StepPlan, events: &mut Vec<Event>) -> Result<()> {
+    fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput> {
         self.progress.tick();
         let began = Instant::now();
         self.executor.submit(plan)?;
@@ -204,7 +212,7 @@ impl StepLoop {
         self.pace.count_step(elapsed, plan);
         self.scheduler.record_step(elapsed);
         self.progress.tick();
-        self.scheduler.apply(output, events)
+        Ok(output)
     }
 
     fn park(&self, delivered: bool) {
@@ -220,6 +228,13 @@ impl StepLoop {
                 num_waiting: stats.waiting as u64,
                 num_waiting_tokens: stats.waiting_tokens as u64,
                 kv_cache_usage: stats.used_blocks as f64 / stats.num_blocks.max(1) as f64,
+                num_paused: stats.stalled as u64,
+                blocks: BlockStates {
+                    sequences: stats.used_blocks.saturating_sub(stats.leased_blocks) as u64,
+                    leases: stats.leased_blocks.min(stats.used_blocks) as u64,
+                    free: stats.num_blocks.saturating_sub(stats.used_blocks) as u64,
+                    cached: stats.cached_blocks as u64,
+                },
             },
             EngineTotals {
                 preemptions: stats.preemptions,
@@ -229,6 +244,19 @@ impl StepLoop {
                 block_evictions: stats.evictions,
             },
         );
+    }
+}
+
+/// What a step computed, for those who watch.
+fn facts(plan: &StepPlan, [schedule, execute, apply]: [Duration; 3]) -> StepFacts {
+    let decodes = plan.rows.iter().filter(|row| row.num_output_tokens > 0 && row.query.len() == 1).count();
+    StepFacts {
+        prefill_sequences: plan.rows.len() - decodes,
+        prefill_tokens: plan.token_ids.len() - decodes,
+        decode_sequences: decodes,
+        schedule,
+        execute,
+        apply,
     }
 }
 
@@ -278,6 +306,13 @@ mod tests {
         pace.count_ends(&[], true);
         pace.count_ends(&ended, true);
         assert!(pace.rates.retry_after().is_some());
+    }
+
+    #[test]
+    fn a_batch_is_prompts_and_what_goes_on_by_one_token() {
+        let facts = facts(&plan(&[(50, 0), (1, 0), (7, 3), (1, 4), (1, 1)]), [MS, 2 * MS, 3 * MS]);
+        assert_eq!((facts.prefill_sequences, facts.prefill_tokens, facts.decode_sequences), (3, 58, 2));
+        assert_eq!((facts.schedule, facts.execute, facts.apply), (MS, 2 * MS, 3 * MS));
     }
 
     #[test]

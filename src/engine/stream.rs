@@ -28,7 +28,10 @@ use crate::{
     error::{Code, Error, Result},
     ids::TokenId,
     params::{FinishReason, PromptLogprobs, SampledToken, SamplingParams, Usage},
-    telemetry::Outcome,
+    telemetry::{
+        Outcome,
+        spans::{Origin, RequestSpan},
+    },
     text::{Detokenizer, OutputParser, Piece, StopMatcher},
 };
 
@@ -261,6 +264,12 @@ pub struct Generation {
     pub(super) coalesces: bool,
     /// An error that comes after what is ready.
     pub(super) failed: Option<Error>,
+    /// For its span, where one is wanted.
+    pub(super) origin: Option<Box<Origin>>,
+    /// How its first sequence to end did.
+    pub(super) outcome: Option<Outcome>,
+    /// The error that its reader was told.
+    pub(super) error: Option<Code>,
     /// Keeps the engine running.
     pub(super) engine: Engine,
 }
@@ -269,7 +278,7 @@ impl Output {
     /// Frees the sequence, if it has not ended by itself, and counts how it came to its end.
     fn release(&self, engine: &Engine, outcome: Outcome) {
         if self.control.cancel() {
-            engine.telemetry().record_end(outcome, self.control.age());
+            self.control.record_end(outcome, engine.telemetry());
         }
     }
 
@@ -442,8 +451,32 @@ impl Generation {
 
     fn fail(&mut self, error: Error) -> Poll<Option<Result<Event>>> {
         self.done = true;
+        self.error = Some(error.code);
         self.release(Outcome::Abort);
         Poll::Ready(Some(Err(error)))
+    }
+
+    /// Tells what became of the request to those who gather traces.
+    fn leave_span(&mut self) {
+        let (Some(origin), Some(spans)) = (self.origin.take(), self.engine.telemetry().spans()) else { return };
+        let timings = self.timings();
+        let ended = self.done && self.error.is_none();
+        spans.record(&RequestSpan {
+            origin: &origin,
+            model: &self.engine.info().name,
+            params: &self.params,
+            usage: self.usage(),
+            queue: timings.queue,
+            prefill: timings.prefill,
+            // Whoever read the end may have kept the stream for long.
+            total: if ended { timings.queue + timings.prefill + timings.decode } else { timings.total },
+            outcome: match (self.error, self.outcome) {
+                (Some(_), _) => Outcome::Error,
+                (None, Some(outcome)) if ended => outcome,
+                (None, _) => Outcome::Abort,
+            },
+            error: self.error,
+        });
     }
 
     /// The next delivery of any sequence that has not ended, in turns.
@@ -470,6 +503,7 @@ impl Generation {
         let output = &mut self.outputs[k];
         if let Some(reason) = output.take(k as u32, delivery, &mut events)? {
             output.release(&self.engine, Outcome::from(&reason));
+            self.outcome.get_or_insert(Outcome::from(&reason));
         }
         self.done = self.outputs.iter().all(|output| output.done);
         for mut event in events {
@@ -522,6 +556,7 @@ impl Stream for Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         self.release(Outcome::Abort);
+        self.leave_span();
     }
 }
 

@@ -21,6 +21,7 @@ mod page;
 mod peer;
 mod ring;
 mod throughput;
+mod trace_context;
 mod vllm_engine;
 
 use std::{sync::Arc, time::Duration};
@@ -93,6 +94,7 @@ pub async fn serve(
         grpc::routes(&backend, options.drain_grace)?.merge(metrics::routes(engine.clone())).merge(root(&engine));
     let router = router.merge(http::routes(&backend, &options.allowed_origins));
     let router = cors::open(router.fallback(metrics::unknown), &options.allowed_origins);
+    let router = trace_context::carry(router, &engine);
     let mut connections = Connections { router, closer, tasks: JoinSet::new(), places: places() };
 
     connections.accept_until(&listener, shutdown).await;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tonic::transport::Endpoint;
 
 /// The program, with none of our caller's settings.
-fn candlewick(args: &[&str]) -> Command {
+pub(crate) fn candlewick(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_candlewick"));
     let ours = std::env::vars_os().map(|(name, _)| name);
     for name in ours.filter(|name| name.to_string_lossy().starts_with("CANDLEWICK_")) {
@@ -20,26 +20,26 @@ fn candlewick(args: &[&str]) -> Command {
     command
 }
 
-fn run(args: &[&str]) -> Output {
+pub(crate) fn run(args: &[&str]) -> Output {
     candlewick(args).output().unwrap()
 }
 
-fn run_with_input(args: &[&str], input: &str) -> Output {
+pub(crate) fn run_with_input(args: &[&str], input: &str) -> Output {
     let mut child = candlewick(args).stdin(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     child.wait_with_output().unwrap()
 }
 
-fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     assert!(output.status.success(), "{:?}: {}", output.status, stderr(output));
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-fn json(args: &[&str]) -> Value {
+pub(crate) fn json(args: &[&str]) -> Value {
     serde_json::from_str(&stdout(&run(args))).unwrap()
 }
 
@@ -168,6 +168,93 @@ fn completions_name_every_subcommand() {
 }
 
 #[test]
+fn manual_pages_are_written_for_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("man/pages");
+    assert!(run(&["man", place.to_str().unwrap()]).status.success());
+    for page in ["candlewick.1", "candlewick-serve.1", "candlewick-bench-serve.1", "candlewick-chat.1"] {
+        let text = std::fs::read_to_string(place.join(page)).unwrap_or_else(|error| panic!("{page}: {error}"));
+        assert!(text.contains(".TH"), "{page}: {text}");
+    }
+    let page = std::fs::read_to_string(place.join("candlewick-serve.1")).unwrap();
+    assert!(page.contains("max\\-model\\-len"), "{page}");
+    let refused = run(&["man", "/dev/null/pages"]);
+    assert!(stderr(&refused).contains("/dev/null/pages"), "{}", stderr(&refused));
+}
+
+#[test]
+fn what_is_misspelt_is_answered_with_what_was_meant() {
+    for (args, says) in [(&["serv"][..], "'serve'"), (&["serve", "--max-model-length", "5"], "--max-model-len")] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains(says), "{}", stderr(&output));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model-q8.gguf");
+    std::fs::write(&model, "").unwrap();
+    let misspelt = folder.path().join("model-q8.guf");
+    let misspelt = misspelt.to_str().unwrap();
+    let meant = format!("did you mean {}?", model.display());
+    for args in [&["inspect", misspelt][..], &["generate", misspelt, "--prompt", "x"], &["bench", misspelt]] {
+        assert!(stderr(&run(args)).contains(&meant), "{}", stderr(&run(args)));
+    }
+}
+
+#[test]
+fn pull_takes_names_of_the_hub_alone_and_looks_no_further_when_offline() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().to_str().unwrap();
+    for (model, says) in [("nonsense", "org/name"), (place, "is a path"), ("org/name", "offline")] {
+        let output = run(&["pull", model, "--offline", "--download-dir", place, "--json"]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains(says), "{model}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_conversation_is_set_saved_loaded_and_taken_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("chat.json");
+    let talk = |lines: &str| {
+        let args = ["chat", "--max-tokens", "6", "--min-tokens", "6", "--seed", "3", "--json"];
+        stdout(&run_with_input(&args, lines))
+    };
+    let answer = |line: &str| serde_json::from_str::<Value>(line).unwrap()["content"].as_str().unwrap().to_owned();
+    let text = talk(&format!("Hello\n/save {}\n/retry\n/settings\n/model\n", file.display()));
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert_eq!(answer(lines[0]), answer(lines[1]), "the same seed, asked again");
+    assert_eq!(lines[2], "demo");
+    let usage = serde_json::from_str::<Value>(lines[0]).unwrap()["usage"].clone();
+    assert_eq!(usage["completion_tokens"], 6);
+
+    let saved: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!((&saved[0]["role"], &saved[0]["content"]), (&"user".into(), &"Hello".into()));
+    assert_eq!(saved[1]["content"], answer(lines[0]));
+    let text = talk(&format!("/load {}\n/undo\nHel\\\nlo\n/undo\nHello\n", file.display()));
+    assert_eq!(answer(text.lines().nth(1).unwrap()), answer(lines[0]), "{text}");
+
+    let text = talk("/set max_tokens 7\n/set min_tokens 7\n/settings\nHello\n");
+    assert!(text.starts_with("max_tokens 7\nmin_tokens 7\n"), "{text}");
+    let usage = serde_json::from_str::<Value>(text.lines().nth(2).unwrap()).unwrap()["usage"].clone();
+    assert_eq!(usage["completion_tokens"], 7);
+    let refused = run_with_input(&["chat"], "/set temprature 3\n");
+    assert!(stderr(&refused).contains("--temperature"), "{}", stderr(&refused));
+}
+
+#[test]
+fn a_server_says_where_it_is_as_json() {
+    let mut child = candlewick(&["serve", "--listen", "127.0.0.1:0", "--json"]).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let (killed, _status) = (child.kill(), child.wait());
+    killed.unwrap();
+    let said: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(said["model"], "demo");
+    assert!(said["address"].as_str().unwrap().starts_with("127.0.0.1:"), "{said}");
+}
+
+#[test]
 fn a_reader_that_goes_away_ends_the_program_quietly() {
     let mut child = candlewick(&["generate", "--prompt", "x", "--ignore-eos"]).spawn().unwrap();
     let mut first = [0];
@@ -191,14 +278,14 @@ fn a_piped_conversation_answers_every_line() {
 }
 
 /// `candlewick serve` on a port of its own; killed where a test fails.
-struct Served {
+pub(crate) struct Served {
     child: Child,
     stdout: BufReader<ChildStdout>,
-    address: String,
+    pub(crate) address: String,
 }
 
 impl Served {
-    fn start(more: &[&str]) -> Self {
+    pub(crate) fn start(more: &[&str]) -> Self {
         let mut child = candlewick(&[&["serve", "--listen", "127.0.0.1:0"], more].concat()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut ready = String::new();

@@ -5,8 +5,11 @@
 
 mod allocations;
 mod arch_golden;
+mod bench_serve;
 mod cli;
 mod conversations;
+mod dashboard;
+mod documented;
 mod engine;
 mod grpc;
 mod hostile_files;
@@ -20,3 +23,4 @@ mod structured_outputs;
 mod text_vectors;
 mod tokenizer_json;
 mod tokenizers;
+mod traces;

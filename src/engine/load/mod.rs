@@ -150,6 +150,21 @@ pub fn load_tokenizer(path: Option<&Path>) -> Result<Tokenizer> {
     })
 }
 
+/// Downloads the model of the hub that `args` names, as far as it is not here, and says where its files are.
+///
+/// # Errors
+/// `InvalidArgument` for what cannot be a model of the hub; the hub's.
+pub fn fetch(args: &ModelArgs, progress: &mut dyn FnMut(LoadProgress)) -> Result<PathBuf> {
+    let model = args.model.as_deref().unwrap_or_default();
+    if Path::new(model).exists() {
+        return Err(Error::invalid("model", format!("{model} is a path here, not a model of the hub")));
+    }
+    let path = locate(args, model, progress)?;
+    // What cannot be served is said now and not when it is wanted.
+    model_files(&path)?;
+    Ok(path)
+}
+
 /// The directory or file of a model: its path, or where the hub's files are kept once they are here.
 fn locate(args: &ModelArgs, model: &str, progress: &mut dyn FnMut(LoadProgress)) -> Result<PathBuf> {
     let path = PathBuf::from(model);

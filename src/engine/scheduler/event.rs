@@ -83,4 +83,6 @@ pub struct SchedulerStats {
     pub block_copies: u64,
     /// Blocks that conversations keep between two turns; one that two of them share counts twice.
     pub leased_blocks: usize,
+    /// Blocks whose content the prefix cache can find, whoever holds them.
+    pub cached_blocks: usize,
 }

@@ -1,0 +1,48 @@
+//! `candlewick pull MODEL`: downloads a model of the hub into the cache that `serve`, `generate` and others look in.
+
+use std::io::{self, Write};
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Stop, start::LoadBar};
+use crate::{config::ModelArgs, engine::load::fetch, error::Result};
+
+/// What `pull` takes.
+#[derive(Args, Clone, Debug)]
+pub(super) struct PullArgs {
+    /// Hugging Face repository: org/name, or org/name:file.gguf for one file of it.
+    model: String,
+    /// Branch, tag or commit.
+    #[arg(long)]
+    revision: Option<String>,
+    /// Keep downloads here instead of in Hugging Face's own cache.
+    #[arg(long, value_name = "DIR")]
+    download_dir: Option<std::path::PathBuf>,
+    /// Say where it is if it was downloaded before; never use the network.
+    #[arg(long)]
+    offline: bool,
+    /// Print one JSON object instead of the path.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &PullArgs) -> Result<(), Stop> {
+    let wanted = ModelArgs {
+        model: Some(args.model.clone()),
+        revision: args.revision.clone(),
+        download_dir: args.download_dir.clone(),
+        offline: args.offline,
+        ..ModelArgs::default()
+    };
+    let bar = LoadBar::new();
+    let path = fetch(&wanted, &mut |progress| bar.show(progress));
+    bar.clear();
+    let path = path?.display().to_string();
+    if args.json {
+        writeln!(io::stdout(), "{}", json!({ "model": args.model, "path": path }))?;
+    } else {
+        writeln!(io::stdout(), "{path}")?;
+    }
+    Ok(())
+}
