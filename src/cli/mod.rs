@@ -13,8 +13,10 @@ mod convert;
 mod doctor;
 mod generate;
 mod inspect;
+mod key;
 mod machine;
 mod quantize;
+mod reload;
 mod sampling_args;
 mod serve;
 mod start;
@@ -31,7 +33,7 @@ use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    config::{LogArgs, ServeArgs, with_environment},
+    config::{Effective, LogArgs, ServeArgs, arguments, matches, with_environment},
     error::{Error, Result},
     kernels::machine::keep_freed_memory,
 };
@@ -68,16 +70,18 @@ enum Subcommands {
     Inspect(inspect::InspectArgs),
     /// Turn text into token ids and back, a line at a time.
     Tokenize(tokenize::TokenizeArgs),
+    /// Make API keys.
+    Key(key::KeyArgs),
     /// Print completions for a shell.
     Completions(completions::CompletionsArgs),
 }
 
 /// Runs the subcommand; an `Err` is why the program ends before its work is done.
-fn dispatch(cli: Cli) -> Result<(), Stop> {
+fn dispatch(cli: Cli, effective: Effective) -> Result<(), Stop> {
     let default_level = if matches!(cli.command, Subcommands::Serve(_)) { "info" } else { "warn" };
-    init_log(&cli.log, default_level)?;
+    let log = init_log(&cli.log, default_level)?;
     match cli.command {
-        Subcommands::Serve(args) => serve::run(*args),
+        Subcommands::Serve(args) => serve::run(*args, effective, log),
         Subcommands::Generate(args) => generate::run(*args),
         Subcommands::Chat(args) => chat::run(*args),
         Subcommands::Bench(args) => bench::run(*args),
@@ -86,6 +90,7 @@ fn dispatch(cli: Cli) -> Result<(), Stop> {
         Subcommands::Quantize(args) => quantize::run(args),
         Subcommands::Inspect(args) => inspect::run(args),
         Subcommands::Tokenize(args) => tokenize::run(args),
+        Subcommands::Key(args) => key::run(&args),
         Subcommands::Completions(args) => completions::run(args),
     }
 }
@@ -122,9 +127,8 @@ impl From<io::Error> for Stop {
 pub fn run() -> ExitCode {
     keep_freed_memory();
     // Wrong arguments, `--help` and `--version` end here, with 2 and 0.
-    let matches = command().get_matches();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    match dispatch(cli) {
+    let (cli, effective) = parse_arguments().unwrap_or_else(|error| error.exit());
+    match dispatch(cli, effective) {
         Ok(()) | Err(Stop::ClosedPipe) => ExitCode::SUCCESS,
         Err(Stop::Signal(code)) => ExitCode::from(code),
         Err(Stop::Error(error)) => {
@@ -132,6 +136,14 @@ pub fn run() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What this process was called with, over the variables and the file that it names, as they are now.
+fn parse_arguments() -> Result<(Cli, Effective), clap::Error> {
+    let command = command();
+    let (matches, from_file) = matches(&command, arguments())?;
+    let effective = Effective::of(&command, &matches, &from_file);
+    Ok((Cli::from_arg_matches(&matches)?, effective))
 }
 
 fn command() -> Command {
@@ -144,12 +156,23 @@ fn say(line: impl Display) {
     let _unheard = writeln!(io::stderr(), "{line}");
 }
 
-fn init_log(args: &LogArgs, default_level: &str) -> Result<()> {
-    let directives = args.log.as_deref().unwrap_or(default_level);
-    let filter = EnvFilter::try_new(directives).map_err(|error| Error::invalid("--log-level", error.to_string()))?;
+/// Changes what is logged, while the program runs.
+type SetLog = Box<dyn Fn(&LogArgs) -> Result<()> + Send>;
+
+fn init_log(args: &LogArgs, default_level: &'static str) -> Result<SetLog> {
+    let filter = |args: &LogArgs| {
+        let directives = args.log.as_deref().unwrap_or(default_level);
+        EnvFilter::try_new(directives).map_err(|error| Error::invalid("--log-level", error.to_string()))
+    };
     let ansi = io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(ansi).init();
-    Ok(())
+    let builder = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(ansi);
+    let builder = builder.with_env_filter(filter(args)?).with_filter_reloading();
+    let handle = builder.reload_handle();
+    builder.init();
+    let set = move |args: &LogArgs| {
+        handle.reload(filter(args)?).map_err(|error| Error::internal(format!("the log's level: {error}")))
+    };
+    Ok(Box::new(set))
 }
 
 /// Runs a subcommand's task on a runtime of its own. Threads that still load a model are left behind, so that a signal
@@ -201,6 +224,9 @@ mod tests {
             "candlewick inspect models/x --context 4096 --json",
             "candlewick tokenize models/x --text hello --add-special-tokens",
             "candlewick tokenize --json --skip-special-tokens",
+            "candlewick serve --api-key k --api-key l --api-keys-file keys.toml --insecure --config x.toml --print-config",
+            "candlewick serve --ssl-certfile c --ssl-keyfile k --ssl-ca-certs a --ssl-cert-reqs 2",
+            "candlewick key new --tenant alice --json",
             "candlewick doctor --threads 2 --instruction-set avx2 --json",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -79,6 +79,8 @@ pub struct Request {
     pub priority: i32,
     /// Only requests with the same salt share cached prefixes.
     pub cache_salt: Option<String>,
+    /// Whose request it is; only requests of one tenant share cached prefixes.
+    pub tenant: Option<Arc<str>>,
     /// When the answer is no longer wanted.
     pub deadline: Option<Instant>,
     /// How its reader is treated, and what it goes on from.
@@ -121,6 +123,7 @@ impl Request {
             params: SamplingParams::default(),
             priority: 0,
             cache_salt: None,
+            tenant: None,
             deadline: None,
             stream: StreamOptions::default(),
         }

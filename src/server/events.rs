@@ -15,7 +15,10 @@ use futures::{
 };
 use tokio::time::timeout_at;
 
-use super::backend::Backend;
+use super::{
+    access::{Admission, Caller},
+    backend::Backend,
+};
 use crate::{
     engine::{Event, Finished, Generation, Request, Started},
     error::{Code, Error, Result},
@@ -28,6 +31,8 @@ pub(crate) struct Events {
     generation: Option<Generation>,
     /// Resolves with the error that ends the call before its time.
     ending: BoxFuture<'static, Error>,
+    /// What it takes of its tenant's quotas.
+    admission: Admission,
 }
 
 /// All events of a call, put together.
@@ -51,13 +56,15 @@ pub(crate) struct WholeOutput {
 }
 
 impl Events {
-    /// Has the engine admit a request.
+    /// Has the engine admit a request of this caller.
     ///
     /// # Errors
-    /// The engine's, where it refuses the request; `DeadlineExceeded` where it does not admit it in time.
-    pub(crate) async fn open(backend: &Backend, request: Request) -> Result<Self> {
+    /// `ResourceExhausted` where the caller has used up its quota; the engine's, where it refuses the request;
+    /// `DeadlineExceeded` where it does not admit it in time.
+    pub(crate) async fn open(backend: &Backend, caller: &Caller, request: Request) -> Result<Self> {
+        let quota = caller.admit(&request).map_err(|error| backend.refused(error))?;
         let deadline = request.deadline;
-        let admission = backend.engine.generate(request);
+        let admission = backend.engine.generate(caller.own(request));
         let admitted = match deadline {
             Some(deadline) => timeout_at(deadline, admission).await.unwrap_or_else(|_| {
                 let late = Error::new(Code::DeadlineExceeded, "the deadline passed before the request was admitted");
@@ -65,17 +72,17 @@ impl Events {
             }),
             None => admission.await,
         };
-        Ok(Self::of(backend, admitted?))
+        Ok(Self::of(backend, quota, admitted?))
     }
 
     /// Those of a stream that the engine has admitted.
-    pub(crate) fn of(backend: &Backend, generation: Generation) -> Self {
+    pub(crate) fn of(backend: &Backend, admission: Admission, generation: Generation) -> Self {
         let closing = backend.closing.clone();
         let ending = async move {
             closing.cut().await;
             Error::new(Code::Unavailable, "the server shut down before this stream had ended: ask another one")
         };
-        Self { generation: Some(generation), ending: Box::pin(ending) }
+        Self { generation: Some(generation), ending: Box::pin(ending), admission }
     }
 
     /// The same events, ended by the error that `ending` brings, should it come.
@@ -135,8 +142,11 @@ impl Stream for Events {
         {
             polled = Poll::Ready(Some(Err(error)));
         }
-        if let Poll::Ready(Some(Err(_)) | None) = polled {
-            self.generation = None;
+        match &polled {
+            Poll::Ready(Some(Ok(Event::Started(started)))) => self.admission.charge(u64::from(started.prompt_tokens)),
+            Poll::Ready(Some(Ok(Event::Delta(delta)))) => self.admission.charge(delta.tokens.len() as u64),
+            Poll::Ready(Some(Err(_)) | None) => self.generation = None,
+            Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
         }
         polled
     }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tonic::transport::Endpoint;
 
 /// The program, with none of our caller's settings.
-fn candlewick(args: &[&str]) -> Command {
+pub(crate) fn candlewick(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_candlewick"));
     let ours = std::env::vars_os().map(|(name, _)| name);
     for name in ours.filter(|name| name.to_string_lossy().starts_with("CANDLEWICK_")) {
@@ -20,7 +20,7 @@ fn candlewick(args: &[&str]) -> Command {
     command
 }
 
-fn run(args: &[&str]) -> Output {
+pub(crate) fn run(args: &[&str]) -> Output {
     candlewick(args).output().unwrap()
 }
 
@@ -30,12 +30,12 @@ fn run_with_input(args: &[&str], input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     assert!(output.status.success(), "{:?}: {}", output.status, stderr(output));
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 

@@ -167,6 +167,7 @@ impl Fields {
             params: SamplingParams { seed: seed(params.seed, k % answers), ..params.clone() },
             priority: self.priority.unwrap_or(0),
             cache_salt: cache_salt.clone(),
+            tenant: None,
             deadline: None,
             stream: crate::engine::StreamOptions::default(),
         };

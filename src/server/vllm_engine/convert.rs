@@ -35,6 +35,7 @@ pub(super) fn request(message: wire::GenerateRequest) -> Result<Request> {
         params: sampling(message.sampling_params.unwrap_or_default())?,
         priority: 0,
         cache_salt: None,
+        tenant: None,
         deadline: None,
         stream: StreamOptions::default(),
     })

@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status, codegen::BoxStream};
 
 use self::{aborts::Aborts, loads::Throughput, tokenizer::Archive};
 use super::{
+    access::Caller,
     events::{Events, Whole, WholeOutput},
     grpc::{Backend, FieldPaths, deadline::deadline, status::status, stream as responses},
 };
@@ -71,13 +72,14 @@ impl VllmEngineService {
     }
 
     async fn open(&self, request: Request<GenerateRequest>) -> Result<Events> {
-        let (metadata, _, message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
+        let caller = Caller::of(&extensions)?;
         let request = convert::request(message)
             .and_then(|request| Ok(crate::engine::Request { deadline: deadline(&metadata)?, ..request }));
         let request = request.map_err(|error| self.backend.refused(error))?;
         let id = request.request_id.clone();
-        let events = responses::open(&self.backend, request, &PATHS).await?;
-        Ok(events.end_with(self.aborts.enter(&id)))
+        let events = responses::open(&self.backend, &caller, request, &PATHS).await?;
+        Ok(events.end_with(self.aborts.enter(&caller.owner(), &id)))
     }
 }
 
@@ -144,8 +146,9 @@ impl VllmEngine for VllmEngineService {
     }
 
     async fn abort(&self, request: Request<AbortRequest>) -> Result<Response<AbortResponse>, Status> {
+        let owner = Caller::of(request.extensions()).map_err(status)?.owner();
         for id in &request.get_ref().request_ids {
-            self.aborts.abort(id);
+            self.aborts.abort(&owner, id);
         }
         Ok(Response::new(AbortResponse {}))
     }
@@ -239,6 +242,8 @@ impl VllmEngine for VllmEngineService {
         &self,
         request: Request<SubscribeKvEventsRequest>,
     ) -> Result<Response<Self::SubscribeKvEventsStream>, Status> {
+        // These are everybody's tokens.
+        Caller::of(request.extensions()).and_then(|caller| caller.check_admin()).map_err(status)?;
         let after = Some(request.get_ref().start_sequence_number).filter(|&after| after > 0);
         let subscription = self.backend.engine.subscribe_kv_events(after).map_err(status)?;
         let messages = kv_events::messages(subscription).take_until(self.backend.closing.clone().leaving());
