@@ -248,4 +248,17 @@ mod signals {
         assert!(said.contains("everybody could call"), "{said}");
         assert_eq!([serving.code("one"), serving.code("two")], [Code::Ok, Code::Unauthenticated]);
     }
+    #[test]
+    fn a_client_on_the_command_line_shows_its_key() {
+        let serving = Serving::start(&["--api-key", "one"]);
+        let ask = |key: &[&str]| {
+            let call = ["generate", "--connect", &serving.address, "--prompt", "Hi", "--max-tokens", "2"];
+            run(&[call.as_slice(), key].concat())
+        };
+        assert!(!stdout(&ask(&["--api-key", "one"])).is_empty());
+        for wrong in [&["--api-key", "two"][..], &[]] {
+            let refused = ask(wrong);
+            assert!(refused.status.code() == Some(1) && stderr(&refused).contains("key"), "{}", stderr(&refused));
+        }
+    }
 }

@@ -81,6 +81,14 @@ impl Access {
         self.0.read().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
+    /// The shares of the tenants, by their names.
+    #[must_use]
+    pub fn weights(&self) -> Vec<(Arc<str>, u32)> {
+        let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let tenants = keys.iter().flat_map(|keys| &keys.tenants);
+        tenants.map(|tenant| (tenant.name.clone(), tenant.limits().weight)).collect()
+    }
+
     /// Other keys from now on. Tenants that stay keep what they have and have used; what others have under way goes on,
     /// and they begin nothing new.
     pub fn replace(&self, listed: Vec<TenantKeys>) -> AccessChanges {
