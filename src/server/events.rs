@@ -31,8 +31,8 @@ pub(crate) struct Events {
     generation: Option<Generation>,
     /// Resolves with the error that ends the call before its time.
     ending: BoxFuture<'static, Error>,
-    /// What it takes of its tenant's quotas.
-    admission: Admission,
+    /// What it takes of its tenant's quotas, until it ends.
+    admission: Option<Admission>,
 }
 
 /// All events of a call, put together.
@@ -82,7 +82,7 @@ impl Events {
             closing.cut().await;
             Error::new(Code::Unavailable, "the server shut down before this stream had ended: ask another one")
         };
-        Self { generation: Some(generation), ending: Box::pin(ending), admission }
+        Self { generation: Some(generation), ending: Box::pin(ending), admission: Some(admission) }
     }
 
     /// The same events, ended by the error that `ending` brings, should it come.
@@ -142,11 +142,17 @@ impl Stream for Events {
         {
             polled = Poll::Ready(Some(Err(error)));
         }
-        match &polled {
-            Poll::Ready(Some(Ok(Event::Started(started)))) => self.admission.charge(u64::from(started.prompt_tokens)),
-            Poll::Ready(Some(Ok(Event::Delta(delta)))) => self.admission.charge(delta.tokens.len() as u64),
-            Poll::Ready(Some(Err(_)) | None) => self.generation = None,
-            Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
+        if let Some(admission) = &self.admission {
+            match &polled {
+                Poll::Ready(Some(Ok(Event::Started(started)))) => admission.charge(started.prompt_tokens.into()),
+                Poll::Ready(Some(Ok(Event::Delta(delta)))) => admission.charge(delta.tokens.len() as u64),
+                _ => {}
+            }
+        }
+        if let Poll::Ready(Some(Err(_)) | None) = polled {
+            // Who hears of the end may ask again at once.
+            self.admission = None;
+            self.generation = None;
         }
         polled
     }
