@@ -50,7 +50,7 @@ impl Remote {
     /// # Errors
     /// `InvalidArgument` for what is no address, `Unavailable` where nobody answers, what the server says otherwise.
     pub(super) async fn connect(url: &str, key: Option<&Secret>) -> Result<Self> {
-        let bearer = |key: &Secret| format!("Bearer {}", key.reveal()).parse();
+        let bearer = |key: &Secret| format!("Bearer {}", key.reveal()).parse::<AsciiMetadataValue>();
         let mut value: Option<AsciiMetadataValue> =
             key.map(bearer).transpose().map_err(|_| Error::invalid("--api-key", "cannot stand in a header"))?;
         value.iter_mut().for_each(|value| value.set_sensitive(true));
