@@ -41,11 +41,15 @@ pub fn matches(command: &Command, arguments: Vec<OsString>) -> Result<(ArgMatche
     let settings = read(subcommand, path)?;
     check(subcommand, path, &settings)?;
     let is_given = |id: &str| matches!(own.value_source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable));
+    // Which of two that contradict each other says so is the arguments' own affair.
+    let contradict = |one: &Arg, other: &Arg| {
+        subcommand.get_arg_conflicts_with(one).iter().any(|named| named.get_id() == other.get_id())
+    };
     let holds = |setting: &Setting| {
-        let arg = subcommand.get_arguments().find(|arg| arg.get_id() == setting.id.as_str());
-        let contradicted =
-            |arg: &Arg| subcommand.get_arg_conflicts_with(arg).iter().any(|other| is_given(other.get_id().as_str()));
-        !is_given(&setting.id) && !arg.is_some_and(contradicted)
+        let mut others = subcommand.get_arguments().filter(|arg| is_given(arg.get_id().as_str()));
+        let own = subcommand.get_arguments().find(|arg| arg.get_id() == setting.id.as_str());
+        !is_given(&setting.id)
+            && own.is_none_or(|own| !others.any(|other| contradict(own, other) || contradict(other, own)))
     };
     let settings: Vec<Setting> = settings.into_iter().filter(holds).collect();
     let ids = settings.iter().map(|setting| setting.id.clone()).collect();
