@@ -4,20 +4,32 @@
 //! in force ([`EngineConfig`]) given the model and the machine, and is pure. Flag names are vLLM's where it has the
 //! same thing. Every flag is an environment variable too ([`with_environment`]); the command line wins.
 
+mod access;
 mod browsers;
+mod effective;
+mod file;
+mod keys;
+mod limits;
 mod resolve;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod values;
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Command, ValueEnum, builder::FalseyValueParser};
 
+pub use self::access::{AccessArgs, Secret};
 pub use self::browsers::{AllowedOrigins, BrowserArgs};
+pub use self::effective::{Effective, Entry, Source};
+pub use self::file::matches;
+pub use self::keys::{KeyHash, TenantKeys, key_hash, read_keys_file};
+pub use self::limits::TenantLimits;
 pub use self::resolve::{MachineFacts, ModelFacts, resolve};
 pub use self::streams::StreamArgs;
+pub use self::tls::{ClientCertificates, TlsArgs};
 pub(crate) use self::values::instruction_set;
 use self::values::{count, number_with_unit, seconds};
 use crate::kernels::machine::InstructionSet;
@@ -296,6 +308,12 @@ pub struct ServeArgs {
     /// Name that requests use; the model's own if left out.
     #[arg(long, value_name = "NAME", help_heading = "Server")]
     pub served_model_name: Option<String>,
+    /// Who may call.
+    #[command(flatten)]
+    pub access: AccessArgs,
+    /// Encryption.
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// Who may call from a browser.
     #[command(flatten)]
     pub browsers: BrowserArgs,
@@ -308,6 +326,27 @@ pub struct ServeArgs {
     /// Time that streams have to end after Ctrl-C or SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, help_heading = "Server")]
     pub drain_timeout: Duration,
+    /// The file that this was read from.
+    #[command(flatten)]
+    pub file: FileArgs,
+}
+
+/// A file of settings. None of these can be in it.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Server")]
+pub struct FileArgs {
+    /// Take settings from a TOML file: flags by their names. Variables and the command line win; read again on SIGHUP.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the configuration in force and where each value came from, and end.
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+/// The arguments of this process.
+#[must_use]
+pub fn arguments() -> Vec<OsString> {
+    std::env::args_os().collect()
 }
 
 /// How much is said on standard error.

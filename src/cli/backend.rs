@@ -7,7 +7,7 @@ use futures::Stream;
 
 use super::{connect::Remote, sampling_args::SamplingArgs, start::start_engine};
 use crate::{
-    config::{EngineArgs, ModelArgs},
+    config::{EngineArgs, ModelArgs, Secret},
     engine::{Engine, Event, Prompt, Request},
     error::Result,
 };
@@ -23,6 +23,9 @@ pub(super) struct BackendArgs {
     /// Use a running server instead of loading a model.
     #[arg(long, value_name = "URL", conflicts_with = "model", help_heading = "Server")]
     connect: Option<String>,
+    /// Key that the server asks for.
+    #[arg(long, value_name = "KEY", help_heading = "Server")]
+    api_key: Option<Secret>,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -47,7 +50,7 @@ impl Backend {
     /// Why that cannot be done.
     pub(super) async fn open(args: &BackendArgs) -> Result<Self> {
         match &args.connect {
-            Some(url) => Ok(Self::Remote(Remote::connect(url).await?)),
+            Some(url) => Ok(Self::Remote(Remote::connect(url, args.api_key.as_ref()).await?)),
             None => Ok(Self::Local(start_engine(&args.model, &args.engine, None).await?)),
         }
     }

@@ -4,12 +4,15 @@ use std::pin::Pin;
 
 use futures::{Stream, StreamExt};
 use tonic::{
-    Status, Streaming,
+    Request, Status, Streaming,
+    metadata::AsciiMetadataValue,
+    service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
 };
 
 use super::sampling_args::SamplingArgs;
 use crate::{
+    config::Secret,
     engine::{Delta, Event, Finished, Prompt, Started, Timings},
     error::{Code, Error, Result},
     ids::TokenId,
@@ -22,9 +25,22 @@ use crate::{
     text::{ChatMessage, Piece, Role},
 };
 
+/// Shows a key with every call, where there is one.
+#[derive(Clone)]
+struct Key(Option<AsciiMetadataValue>);
+
+impl Interceptor for Key {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
 /// A server, and the model that it serves.
 pub(super) struct Remote {
-    channel: Channel,
+    channel: InterceptedService<Channel, Key>,
     pub(super) model: pb::Model,
 }
 
@@ -33,12 +49,17 @@ impl Remote {
     ///
     /// # Errors
     /// `InvalidArgument` for what is no address, `Unavailable` where nobody answers, what the server says otherwise.
-    pub(super) async fn connect(url: &str) -> Result<Self> {
+    pub(super) async fn connect(url: &str, key: Option<&Secret>) -> Result<Self> {
+        let bearer = |key: &Secret| format!("Bearer {}", key.reveal()).parse::<AsciiMetadataValue>();
+        let mut value: Option<AsciiMetadataValue> =
+            key.map(bearer).transpose().map_err(|_| Error::invalid("--api-key", "cannot stand in a header"))?;
+        value.iter_mut().for_each(|value| value.set_sensitive(true));
         let endpoint = Endpoint::from_shared(with_scheme(url))
             .map_err(|error| Error::invalid("--connect", format!("{url} is no address: {error}")))?;
         let channel = endpoint.connect().await.map_err(|error| {
             Error::new(Code::Unavailable, format!("cannot connect to {url}: {}", root_cause(&error)))
         })?;
+        let channel = InterceptedService::new(channel, Key(value));
         let models = ModelsClient::new(channel.clone()).list(pb::ListRequest {}).await.map_err(|s| from_status(&s))?;
         let model = models.into_inner().models.into_iter().next();
         let model = model.ok_or_else(|| Error::new(Code::NotFound, format!("{url} serves no model")))?;

@@ -16,10 +16,12 @@ mod doctor;
 mod documented;
 mod generate;
 mod inspect;
+mod key;
 mod machine;
 mod man;
 mod pull;
 mod quantize;
+mod reload;
 mod sampling_args;
 mod serve;
 mod start;
@@ -38,7 +40,7 @@ use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    config::{LogArgs, ServeArgs, with_environment},
+    config::{Effective, LogArgs, ServeArgs, arguments, matches, with_environment},
     error::{Error, Result},
     kernels::machine::keep_freed_memory,
 };
@@ -77,6 +79,8 @@ enum Subcommands {
     Tokenize(tokenize::TokenizeArgs),
     /// Download a model of the Hugging Face hub, to serve it later without the network.
     Pull(pull::PullArgs),
+    /// Make API keys.
+    Key(key::KeyArgs),
     /// Print completions for a shell.
     Completions(completions::CompletionsArgs),
     /// Write the manual pages.
@@ -95,17 +99,17 @@ impl Subcommands {
             Self::Quantize(args) => Some(&args.input),
             Self::Inspect(args) => Some(&args.model),
             Self::Tokenize(args) => args.model.as_deref(),
-            Self::Doctor(_) | Self::Pull(_) | Self::Completions(_) | Self::Man(_) => None,
+            Self::Doctor(_) | Self::Pull(_) | Self::Key(_) | Self::Completions(_) | Self::Man(_) => None,
         }
     }
 }
 
 /// Runs the subcommand; an `Err` is why the program ends before its work is done.
-fn dispatch(cli: Cli) -> Result<(), Stop> {
+fn dispatch(cli: Cli, effective: Effective) -> Result<(), Stop> {
     let default_level = if matches!(cli.command, Subcommands::Serve(_)) { "info" } else { "warn" };
-    init_log(&cli.log, default_level)?;
+    let log = init_log(&cli.log, default_level)?;
     match cli.command {
-        Subcommands::Serve(args) => serve::run(*args),
+        Subcommands::Serve(args) => serve::run(*args, effective, log),
         Subcommands::Generate(args) => generate::run(*args),
         Subcommands::Chat(args) => chat::run(*args),
         Subcommands::Bench(args) => bench::run(*args),
@@ -115,6 +119,7 @@ fn dispatch(cli: Cli) -> Result<(), Stop> {
         Subcommands::Inspect(args) => inspect::run(args),
         Subcommands::Tokenize(args) => tokenize::run(args),
         Subcommands::Pull(args) => pull::run(&args),
+        Subcommands::Key(args) => key::run(&args),
         Subcommands::Completions(args) => completions::run(args),
         Subcommands::Man(args) => man::run(&args),
     }
@@ -152,10 +157,9 @@ impl From<io::Error> for Stop {
 pub fn run() -> ExitCode {
     keep_freed_memory();
     // Wrong arguments, `--help` and `--version` end here, with 2 and 0.
-    let matches = command().get_matches();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let (cli, effective) = parse_arguments().unwrap_or_else(|error| error.exit());
     let misspelt = cli.command.model().and_then(suggest::nearest_path);
-    match dispatch(cli) {
+    match dispatch(cli, effective) {
         Ok(()) | Err(Stop::ClosedPipe) => ExitCode::SUCCESS,
         Err(Stop::Signal(code)) => ExitCode::from(code),
         Err(Stop::Error(error)) => {
@@ -164,6 +168,14 @@ pub fn run() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What this process was called with, over the variables and the file that it names, as they are now.
+fn parse_arguments() -> Result<(Cli, Effective), clap::Error> {
+    let command = command();
+    let (matches, from_file) = matches(&command, arguments())?;
+    let effective = Effective::of(&command, &matches, &from_file);
+    Ok((Cli::from_arg_matches(&matches)?, effective))
 }
 
 fn command() -> Command {
@@ -176,12 +188,23 @@ fn say(line: impl Display) {
     let _unheard = writeln!(io::stderr(), "{line}");
 }
 
-fn init_log(args: &LogArgs, default_level: &str) -> Result<()> {
-    let directives = args.log.as_deref().unwrap_or(default_level);
-    let filter = EnvFilter::try_new(directives).map_err(|error| Error::invalid("--log-level", error.to_string()))?;
+/// Changes what is logged, while the program runs.
+type SetLog = Box<dyn Fn(&LogArgs) -> Result<()> + Send>;
+
+fn init_log(args: &LogArgs, default_level: &'static str) -> Result<SetLog> {
+    let filter = |args: &LogArgs| {
+        let directives = args.log.as_deref().unwrap_or(default_level);
+        EnvFilter::try_new(directives).map_err(|error| Error::invalid("--log-level", error.to_string()))
+    };
     let ansi = io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(ansi).init();
-    Ok(())
+    let builder = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(ansi);
+    let builder = builder.with_env_filter(filter(args)?).with_filter_reloading();
+    let handle = builder.reload_handle();
+    builder.init();
+    let set = move |args: &LogArgs| {
+        handle.reload(filter(args)?).map_err(|error| Error::internal(format!("the log's level: {error}")))
+    };
+    Ok(Box::new(set))
 }
 
 /// Runs a subcommand's task on a runtime of its own. Threads that still load a model are left behind, so that a signal
@@ -238,6 +261,9 @@ mod tests {
             "candlewick inspect models/x --context 4096 --json",
             "candlewick tokenize models/x --text hello --add-special-tokens",
             "candlewick tokenize --json --skip-special-tokens",
+            "candlewick serve --api-key k --api-key l --api-keys-file keys.toml --insecure --config x.toml --print-config",
+            "candlewick serve --ssl-certfile c --ssl-keyfile k --ssl-ca-certs a --ssl-cert-reqs 2",
+            "candlewick key new --tenant alice --json",
             "candlewick doctor --threads 2 --instruction-set avx2 --json",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));

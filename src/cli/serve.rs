@@ -4,17 +4,21 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     pin::pin,
+    sync::{Arc, OnceLock},
 };
 
 use serde_json::json;
-use tokio::net::{TcpListener, TcpSocket, lookup_host};
+use tokio::{
+    net::{TcpListener, TcpSocket, lookup_host},
+    sync::mpsc,
+};
 
-use super::{Stop, block_on, say, start::start_engine};
+use super::{SetLog, Stop, block_on, reload::Reload, say, start::start_engine};
 use crate::{
-    config::ServeArgs,
+    config::{ClientCertificates, Effective, ServeArgs},
     engine::Engine,
     error::{Code, Error, Result},
-    server::{self, ServeOptions},
+    server::{self, ServeOptions, access::Access, tls::Tls},
     telemetry::spans::{QUEUE_SPANS, Spans},
 };
 
@@ -23,11 +27,23 @@ const BACKLOG: u32 = 1024;
 /// Exit code of a program that a signal ends before it has drained; a shell's for Ctrl-C.
 const INTERRUPTED: u8 = 130;
 
-pub(super) fn run(args: ServeArgs) -> Result<(), Stop> {
+pub(super) fn run(args: ServeArgs, effective: Effective, log: SetLog) -> Result<(), Stop> {
+    if args.file.print_config {
+        io::stdout().write_all(effective.to_toml().as_bytes())?;
+        return Ok(());
+    }
     block_on(async move {
         let mut signals = Signals::listen()?;
+        let (access, tls) = (Access::of(args.access.tenants()?), Tls::load(&args.tls)?);
         // Taken before the model is loaded, so that a port in use is said at once; nobody is let in before it is.
-        let socket = bind(&args.listen).await?;
+        let address = address(&args.listen).await?;
+        args.access.check_listen(address, tls.is_some())?;
+        warn(&args, address, tls.is_some());
+        let socket = bind(&args.listen, address)?;
+        // From here on a signal to read files again is heeded, and not the end.
+        let started = Arc::new(OnceLock::new());
+        let reload = Reload { effective, access: access.clone(), engine: started.clone(), tls: tls.clone(), log };
+        let reloading = tokio::spawn(reload.run(Signals::hangups()?));
         let engine = {
             let mut starting = pin!(start_engine(&args.model, &args.engine, args.served_model_name.as_deref()));
             tokio::select! {
@@ -35,6 +51,8 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Stop> {
                 () = signals.next() => return Err(Stop::Signal(INTERRUPTED)),
             }
         };
+        engine.shares().set(access.weights());
+        let engine = started.get_or_init(|| engine).clone();
         if let Some(endpoint) = &args.otlp_traces_endpoint {
             engine.telemetry().trace_to(Spans::to_collector(endpoint, QUEUE_SPANS)?);
         }
@@ -55,16 +73,35 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Stop> {
             ServeOptions {
                 drain_timeout: args.drain_timeout,
                 allowed_origins: args.browsers.allowed_origins,
+                access,
+                tls,
                 streams: args.streams,
                 ..ServeOptions::default()
             },
             shutdown,
         )
         .await?;
+        reloading.abort();
         // Waits for the collector, on a thread that may.
         let last = tokio::task::spawn_blocking(move || telemetry.spans().map(Spans::shut_down)).await;
         last.map(drop).map_err(|error| Error::internal(format!("sending the last spans panicked: {error}")).into())
     })
+}
+
+/// Says what an operator may have meant otherwise.
+fn warn(args: &ServeArgs, address: SocketAddr, has_tls: bool) {
+    let is_public = !address.ip().to_canonical().is_loopback();
+    let has_keys = !args.access.api_key.is_empty() || args.access.api_keys_file.is_some();
+    if is_public && has_keys && !has_tls {
+        tracing::warn!("keys are asked for, but they come over the network in plain text: see --ssl-certfile");
+    }
+    let checks_clients = args.tls.clients() == ClientCertificates::Required;
+    if is_public && has_tls && !has_keys && !checks_clients {
+        tracing::warn!("connections are encrypted, but everybody may call: see --api-keys-file and --ssl-cert-reqs");
+    }
+    if args.tls.ssl_ca_certs.is_some() && args.tls.clients() == ClientCertificates::None {
+        tracing::warn!("--ssl-ca-certs changes nothing without --ssl-cert-reqs: no client is asked for a certificate");
+    }
 }
 
 /// One line, once requests can be sent.
@@ -88,14 +125,15 @@ fn announce(engine: &Engine, listener: &TcpListener, json: bool) -> Result<(), S
     }
 }
 
+/// The first address of that name.
+async fn address(listen: &str) -> Result<SocketAddr> {
+    let mut addresses = lookup_host(listen).await.map_err(|error| cannot_listen(listen, &error))?;
+    addresses.next().ok_or_else(|| Error::invalid("--listen", format!("{listen} has no address")))
+}
+
 /// A socket that has the address but does not listen yet.
-async fn bind(listen: &str) -> Result<TcpSocket> {
+fn bind(listen: &str, address: SocketAddr) -> Result<TcpSocket> {
     let fails = |error: &io::Error| cannot_listen(listen, error);
-    let address: SocketAddr = lookup_host(listen)
-        .await
-        .map_err(|error| fails(&error))?
-        .next()
-        .ok_or_else(|| Error::invalid("--listen", format!("{listen} has no address")))?;
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(|e| fails(&e))?;
     // So that a restart need not wait for connections of the last run to time out.
     #[cfg(unix)]
@@ -124,6 +162,28 @@ impl Signals {
         use tokio::signal::unix::{SignalKind, signal};
         let on = |kind| signal(kind).map_err(|error| Error::internal(format!("cannot listen for signals: {error}")));
         Ok(Self { interrupt: on(SignalKind::interrupt())?, terminate: on(SignalKind::terminate())? })
+    }
+
+    /// Those that ask for files to be read again.
+    #[cfg(unix)]
+    fn hangups() -> Result<mpsc::Receiver<()>> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let listening = signal(SignalKind::hangup());
+        let mut hangup = listening.map_err(|error| Error::internal(format!("cannot listen for signals: {error}")))?;
+        let (heard, hangups) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                // Several that come together are one.
+                let _one_waits = heard.try_send(());
+            }
+        });
+        Ok(hangups)
+    }
+
+    #[cfg(not(unix))]
+    fn hangups() -> Result<mpsc::Receiver<()>> {
+        // Nobody sends any.
+        Ok(mpsc::channel(1).1)
     }
 
     /// Waits for the next one.
@@ -155,22 +215,22 @@ mod tests {
     #[tokio::test]
     async fn a_port_in_use_is_said_by_its_flag() {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = taken.local_addr().unwrap().to_string();
-        let error = bind(&address).await.unwrap_err();
+        let address = taken.local_addr().unwrap();
+        let error = bind(&address.to_string(), address).unwrap_err();
         assert!(error.message.contains(&format!("--listen {address}")), "{error}");
     }
 
     #[tokio::test]
     async fn what_is_no_address_is_said_by_its_flag() {
         for listen in ["nonsense", "127.0.0.1", "127.0.0.1:99999", ""] {
-            let error = bind(listen).await.unwrap_err();
+            let error = address(listen).await.unwrap_err();
             assert!(error.message.contains("--listen"), "{listen}: {error}");
         }
     }
 
     #[tokio::test]
     async fn an_address_is_held_before_anybody_is_let_in() {
-        let socket = bind("127.0.0.1:0").await.unwrap();
+        let socket = bind("", address("127.0.0.1:0").await.unwrap()).unwrap();
         let address = socket.local_addr().unwrap();
         assert!(tokio::net::TcpStream::connect(address).await.is_err());
         let listener = socket.listen(8).unwrap();

@@ -51,7 +51,8 @@ pub(super) struct Admitted {
     prompt: Arc<[TokenId]>,
     params: Arc<SamplingParams>,
     priority: i32,
-    cache_salt: Option<String>,
+    /// Who may share its cached blocks.
+    salt: Option<Arc<str>>,
     deadline: Option<Instant>,
     stream: StreamOptions,
     /// A chat's prompt as text, where a conversation wants to know.
@@ -60,6 +61,16 @@ pub(super) struct Admitted {
     text: Vec<Option<TextOut>>,
     dry_breakers: Arc<[Vec<TokenId>]>,
     grammar: Option<Arc<Grammar>>,
+}
+
+/// Who shares cached prefixes: those of one tenant that give the same salt. What a client gives can never be what another
+/// tenant has, since a tenant's salt begins with the length of its name and others with a colon.
+fn salt(tenant: Option<&str>, given: Option<&str>) -> Option<Arc<str>> {
+    match (tenant, given) {
+        (None, None) => None,
+        (None, Some(given)) => Some(format!(":{given}").into()),
+        (Some(tenant), given) => Some(format!("{}:{tenant}{}", tenant.len(), given.unwrap_or_default()).into()),
+    }
 }
 
 /// What a request needs of the engine.
@@ -83,7 +94,7 @@ impl Admitted {
         let least_tokens = if nothing_ends_it { params.max_tokens.unwrap_or(1) } else { params.min_tokens };
         Needs {
             prompt: self.prompt.clone(),
-            salt: self.cache_salt.as_deref().map(Arc::from),
+            salt: self.salt.clone(),
             deadline: self.deadline,
             tenant: self.tenant.clone(),
             priority: self.priority,
@@ -103,6 +114,7 @@ impl Admitted {
         request: Request,
     ) -> Result<Self> {
         let Request { request_id, prompt, mut params, priority, cache_salt, tenant, deadline, stream } = request;
+        let salt = salt(tenant.as_deref(), cache_salt.as_deref());
         sampling::validate(&params, &info.eos_token_ids, info.vocab_size)?;
         if let Some(k) = params.stop_token_ids.iter().position(|id| id.index() >= info.vocab_size) {
             let why = format!("is {}, but the vocabulary has {} entries", params.stop_token_ids[k], info.vocab_size);
@@ -169,7 +181,7 @@ impl Admitted {
             prompt,
             params,
             priority,
-            cache_salt,
+            salt,
             deadline,
             stream,
             rendered,
@@ -191,7 +203,7 @@ impl Admitted {
         mut permits: OwnedSemaphorePermit,
     ) -> Result<Generation> {
         let prompt_tokens = u32::try_from(self.prompt.len()).unwrap_or(u32::MAX);
-        let salt: Option<Arc<str>> = self.cache_salt.map(Arc::from);
+        let salt = self.salt;
         let eos: Arc<[TokenId]> = engine.info().eos_token_ids.as_slice().into();
         let bad_words: Arc<[String]> = self.params.bad_words.as_slice().into();
         let weight = engine.shares().weight(self.tenant.as_deref());

@@ -83,7 +83,8 @@ pub struct Request {
     pub priority: i32,
     /// Only requests with the same salt share cached prefixes.
     pub cache_salt: Option<String>,
-    /// Whose request it is; tenants take turns by what they were served. None is a tenant like any other.
+    /// Whose request it is: tenants take turns by what they were served, and only requests of one share cached prefixes.
+    /// None is a tenant like any other.
     pub tenant: Option<Arc<str>>,
     /// When the answer is no longer wanted.
     pub deadline: Option<Instant>,

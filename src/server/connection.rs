@@ -1,4 +1,4 @@
-//! One connection: HTTP/1.1 or HTTP/2 by its first bytes, with every buffer bounded.
+//! One connection, encrypted or not: HTTP/1.1 or HTTP/2 by its first bytes, with every buffer bounded.
 
 use std::time::Duration;
 
@@ -7,12 +7,17 @@ use hyper_util::{
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader},
+    net::TcpStream,
+    time::timeout,
+};
 
-use super::{closing::Closing, peer::FromPeer};
+use super::{closing::Closing, control_frames::Counted, peer::FromPeer, tls::Tls};
 
-/// Calls that one connection may have under way; more wait at the client, as HTTP/2 has it.
-const MAX_STREAMS: u32 = 1024;
+/// Calls that one connection may have under way; more wait at the client, as HTTP/2 has it. A router holds one connection
+/// for all of its clients.
+const MAX_STREAMS: u32 = 4096;
 /// Bytes of a response that wait for a client's window. Small, so that a client that does not read is soon felt: its
 /// stream is not polled any more, and its sequence leaves the batch.
 const SEND_BUFFER_BYTES: usize = 16 << 10;
@@ -21,23 +26,50 @@ const RECEIVE_WINDOW_BYTES: (u32, u32) = (256 << 10, 1 << 20);
 /// Calls that a client may open and reset before they were looked at; more look like an attack (CVE-2023-44487), but a
 /// router that cancels a crowd at once is none.
 const MAX_RESETS: usize = 1024;
-/// A client whose machine vanished is found out by pings. Clients may ping as often as they like.
+/// A client whose machine vanished is found out by pings. Clients may ping too, idle or not, but not flood ([`Counted`]).
 const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
 /// How long a client may take to say its first word, and each HTTP/1 request's headers.
 const FIRST_WORD: Duration = Duration::from_secs(20);
 const HTTP1_BUFFER_BYTES: usize = 32 << 10;
+/// Bytes of a call's headers, all together (HTTP/2 counts 32 more for each). Keys, trace context and deadlines are short.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// Decrypted bytes that are read at once.
+const TLS_BUFFER_BYTES: usize = 16 << 10;
 
 /// Serves a connection to its end, which comes after the calls under way once the server is leaving.
-pub(super) async fn serve(stream: TcpStream, router: FromPeer, closing: Closing) {
+pub(super) async fn serve(stream: TcpStream, tls: Option<Tls>, router: FromPeer, closing: Closing) {
     // Tokens are small and waited for. An error here means that the connection is gone, which shows below.
     let _gone = stream.set_nodelay(true);
-    let first_word = timeout(FIRST_WORD, stream.readable());
-    tokio::select! {
-        word = first_word => if !matches!(word, Ok(Ok(()))) { return },
-        () = closing.clone().leaving() => return,
+    let Some(tls) = tls else {
+        let first_word = async { stream.readable().await.ok() };
+        if heard(first_word, &closing).await.is_some() {
+            converse(stream, router, closing).await;
+        }
+        return;
+    };
+    // What it says first must come in time too, once it is encrypted.
+    let first_word = async {
+        let encrypted = tls.accept(stream).await.inspect_err(|error| tracing::debug!(%error, "no TLS")).ok()?;
+        let mut encrypted = BufReader::with_capacity(TLS_BUFFER_BYTES, encrypted);
+        encrypted.fill_buf().await.ok()?;
+        Some(encrypted)
+    };
+    if let Some(encrypted) = heard(first_word, &closing).await {
+        converse(encrypted, router, closing).await;
     }
+}
+
+/// What comes of a client's first word; none where it does not come in time.
+async fn heard<T>(first_word: impl Future<Output = Option<T>>, closing: &Closing) -> Option<T> {
+    tokio::select! {
+        word = timeout(FIRST_WORD, first_word) => word.ok()?,
+        () = closing.clone().leaving() => None,
+    }
+}
+
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: FromPeer, closing: Closing) {
     let builder = builder();
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let connection = builder.serve_connection(TokioIo::new(Counted::new(stream)), TowerToHyperService::new(router));
     tokio::pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,
@@ -61,6 +93,7 @@ fn builder() -> Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADER_BYTES)
         .max_send_buf_size(SEND_BUFFER_BYTES)
         .initial_stream_window_size(RECEIVE_WINDOW_BYTES.0)
         .initial_connection_window_size(RECEIVE_WINDOW_BYTES.1)

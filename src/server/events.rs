@@ -12,7 +12,10 @@ use std::{
 use futures::{Stream, StreamExt, future::BoxFuture};
 use tokio::time::timeout_at;
 
-use super::backend::Backend;
+use super::{
+    access::{Admission, Caller},
+    backend::Backend,
+};
 use crate::{
     engine::{Event, Finished, Generation, Request, Started},
     error::{Code, Error, Result},
@@ -25,6 +28,8 @@ pub(crate) struct Events {
     generation: Option<Generation>,
     /// Resolves with the error that ends the call before its time.
     ending: BoxFuture<'static, Error>,
+    /// What it takes of its tenant's quotas, until it ends.
+    admission: Option<Admission>,
 }
 
 /// All events of a call, put together.
@@ -48,13 +53,15 @@ pub(crate) struct WholeOutput {
 }
 
 impl Events {
-    /// Has the engine admit a request.
+    /// Has the engine admit a request of this caller.
     ///
     /// # Errors
-    /// The engine's, where it refuses the request; `DeadlineExceeded` where it does not admit it in time.
-    pub(crate) async fn open(backend: &Backend, request: Request) -> Result<Self> {
+    /// `ResourceExhausted` where the caller has used up its quota; the engine's, where it refuses the request;
+    /// `DeadlineExceeded` where it does not admit it in time.
+    pub(crate) async fn open(backend: &Backend, caller: &Caller, request: Request) -> Result<Self> {
+        let quota = caller.admit(&request).map_err(|error| backend.refused(error))?;
         let deadline = request.deadline;
-        let admission = backend.engine.generate(request);
+        let admission = backend.engine.generate(caller.own(request));
         let admitted = match deadline {
             Some(deadline) => timeout_at(deadline, admission).await.unwrap_or_else(|_| {
                 let late = Error::new(Code::DeadlineExceeded, "the deadline passed before the request was admitted");
@@ -62,17 +69,17 @@ impl Events {
             }),
             None => admission.await,
         };
-        Ok(Self::of(backend, admitted?))
+        Ok(Self::of(backend, quota, admitted?))
     }
 
     /// Those of a stream that the engine has admitted.
-    pub(crate) fn of(backend: &Backend, generation: Generation) -> Self {
+    pub(crate) fn of(backend: &Backend, admission: Admission, generation: Generation) -> Self {
         let closing = backend.closing.clone();
         let ending = async move {
             closing.cut().await;
             Error::new(Code::Unavailable, "the server shut down before this stream had ended: ask another one")
         };
-        Self { generation: Some(generation), ending: Box::pin(ending) }
+        Self { generation: Some(generation), ending: Box::pin(ending), admission: Some(admission) }
     }
 
     /// The engine's stream, while it lasts.
@@ -126,7 +133,16 @@ impl Stream for Events {
         {
             polled = Poll::Ready(Some(Err(error)));
         }
+        if let Some(admission) = &self.admission {
+            match &polled {
+                Poll::Ready(Some(Ok(Event::Started(started)))) => admission.charge(started.prompt_tokens.into()),
+                Poll::Ready(Some(Ok(Event::Delta(delta)))) => admission.charge(delta.tokens.len() as u64),
+                _ => {}
+            }
+        }
         if let Poll::Ready(Some(Err(_)) | None) = polled {
+            // Who hears of the end may ask again at once.
+            self.admission = None;
             self.generation = None;
         }
         polled

@@ -4,10 +4,13 @@
 //! crossed with the signal have arrived, new ones are refused with `UNAVAILABLE`, on old connections and new ones; when the last request has been computed, or the drain timeout has
 //! passed, the listener closes and connections end once their streams have; what still streams after the timeout is cut.
 
+pub mod access;
 mod anthropic;
 mod backend;
+mod bucket;
 mod closing;
 mod connection;
+mod control_frames;
 mod cors;
 mod events;
 pub mod grpc;
@@ -19,14 +22,16 @@ mod openai;
 #[cfg(feature = "web")]
 mod page;
 mod peer;
+mod refusal;
 mod ring;
 mod throughput;
+pub mod tls;
 mod trace_context;
 mod vllm_engine;
 
 use std::{sync::Arc, time::Duration};
 
-use axum::Router;
+use axum::{Router, middleware};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -35,9 +40,11 @@ use tokio::{
 };
 
 use self::{
+    access::Access,
     backend::Backend,
     closing::Closer,
     peer::{FromPeer, Peer},
+    tls::Tls,
 };
 use crate::{
     config::{AllowedOrigins, StreamArgs},
@@ -63,6 +70,10 @@ pub struct ServeOptions {
     pub drain_timeout: Duration,
     /// Sites whose pages may call from a browser.
     pub allowed_origins: AllowedOrigins,
+    /// Who may call.
+    pub access: Access,
+    /// With which certificate; none for plain text.
+    pub tls: Option<Tls>,
     /// Bounds of streams that outlive their connection, and of sessions.
     pub streams: StreamArgs,
 }
@@ -73,6 +84,8 @@ impl Default for ServeOptions {
             drain_grace: DRAIN_GRACE,
             drain_timeout: Duration::from_secs(30),
             allowed_origins: AllowedOrigins::default(),
+            access: Access::default(),
+            tls: None,
             streams: StreamArgs::default(),
         }
     }
@@ -90,12 +103,14 @@ pub async fn serve(
 ) -> Result<()> {
     let closer = Closer::new();
     let backend = Backend::new(engine.clone(), closer.watch(), options.streams);
-    let router =
-        grpc::routes(&backend, options.drain_grace)?.merge(metrics::routes(engine.clone())).merge(root(&engine));
-    let router = router.merge(http::routes(&backend, &options.allowed_origins));
-    let router = cors::open(router.fallback(metrics::unknown), &options.allowed_origins);
+    let guarded = grpc::routes(&backend, options.drain_grace)?.merge(http::routes(&backend, &options.allowed_origins));
+    let guard = middleware::from_fn_with_state(options.access, access::guard);
+    let guarded = guarded.fallback(metrics::unknown).layer(guard);
+    // Pages that say nothing of anybody's requests.
+    let router = guarded.merge(metrics::routes(engine.clone())).merge(root(&engine));
+    let router = cors::open(router, &options.allowed_origins);
     let router = trace_context::carry(router, &engine);
-    let mut connections = Connections { router, closer, tasks: JoinSet::new(), places: places() };
+    let mut connections = Connections { router, tls: options.tls, closer, tasks: JoinSet::new(), places: places() };
 
     connections.accept_until(&listener, shutdown).await;
     engine.announce_drain();
@@ -134,6 +149,7 @@ fn places() -> Arc<Semaphore> {
 /// The connections that are open, and what each is served with.
 struct Connections {
     router: Router,
+    tls: Option<Tls>,
     closer: Closer,
     tasks: JoinSet<()>,
     places: Arc<Semaphore>,
@@ -150,9 +166,10 @@ impl Connections {
                 Some(_ended) = self.tasks.join_next() => {}
                 (stream, place) = accept(listener, &self.places) => {
                     let peer = Peer(stream.peer_addr().ok().map(|address| address.ip()));
-                    let (router, closing) = (FromPeer::new(self.router.clone(), peer), self.closer.watch());
+                    let (router, tls) = (FromPeer::new(self.router.clone(), peer), self.tls.clone());
+                    let closing = self.closer.watch();
                     self.tasks.spawn(async move {
-                        connection::serve(stream, router, closing).await;
+                        connection::serve(stream, tls, router, closing).await;
                         drop(place);
                     });
                 }

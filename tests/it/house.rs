@@ -42,10 +42,19 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 const BASE: &[&str] = &["base"];
 /// What all faces share knows none of them.
-const SERVED: &[&str] =
-    &["base", "engine", "text", "server/backend", "server/events", "server/closing", "server/throughput"];
+const SERVED: &[&str] = &[
+    "base",
+    "engine",
+    "text",
+    "server/access",
+    "server/backend",
+    "server/events",
+    "server/closing",
+    "server/throughput",
+];
 /// Faces that speak JSON know no gRPC, and not each other.
-const JSON_FACE: &[&str] = &["base", "engine", "text", "server/backend", "server/events", "server/http"];
+const JSON_FACE: &[&str] =
+    &["base", "engine", "text", "server/access", "server/backend", "server/events", "server/http"];
 /// Policy knows no tensors, no tasks and no wire.
 const POLICY: &[&str] = &[
     "base",
@@ -69,7 +78,10 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("fancy_regex", &["text/pattern"]),
     ("base64", &["text/tiktoken_file", "text/tokenizer_json"]),
     ("zip", &["server/vllm_engine"]),
-    ("sha2", &["server/vllm_engine", "engine/stream", "text/chat_template", "weights/fingerprint"]),
+    ("sha2", &["config/keys", "server/vllm_engine", "engine/stream", "text/chat_template", "weights/fingerprint"]),
+    ("tokio_rustls", &["server/tls"]),
+    ("subtle", &["server/access"]),
+    ("toml", &["config"]),
     ("minijinja", &["text/chat_template"]),
     ("llguidance", &["sampling/grammar"]),
     ("toktrie", &["sampling/grammar"]),

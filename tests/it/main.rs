@@ -3,6 +3,7 @@
 // What cannot be had fails the test, in its fixtures too; and nothing here is for anybody else.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod access;
 mod allocations;
 mod arch_golden;
 mod bench_serve;
@@ -19,6 +20,7 @@ mod model_config;
 mod model_files;
 mod openai;
 mod real_formats;
+mod settings;
 mod structured_outputs;
 mod text_vectors;
 mod tokenizer_json;

@@ -9,7 +9,7 @@ use crate::server::http::failure::{Failure, Shape};
 const OVERLOADED: u16 = 529;
 
 /// The shape, and the name of this face.
-pub(super) struct Anthropic;
+pub(crate) struct Anthropic;
 
 impl Shape for Anthropic {
     fn body(failure: &Failure) -> Value {

@@ -1,7 +1,7 @@
 //! Anthropic's Messages API over HTTP: `/v1/messages` and `/v1/messages/count_tokens`.
 
 mod answer;
-mod error;
+pub(super) mod error;
 mod request;
 
 use axum::{
@@ -51,7 +51,7 @@ async fn create(State(http): State<Http>, request: Request) -> Result<Response, 
         Ok((messages.stream == Some(true), messages.request(&call.request_id, turns, &info.default_params)?))
     };
     let (stream, request) = asked().map_err(|error| http.backend.refused(error))?;
-    let choices = Choices::open(&http.backend, vec![request], RENAMES).await?;
+    let choices = Choices::open(&http.backend, &call.caller, vec![request], RENAMES).await?;
     let stamp = Stamp { id: format!("msg_{}", call.request_id), model: info.name.clone() };
     drop(call);
     if stream {

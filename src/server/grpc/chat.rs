@@ -1,6 +1,6 @@
 //! `candlewick.v1.Chat`: messages in, the assistant's turn out, at once or token by token.
 
-use tonic::{Request, Response, Status, Streaming, codegen::BoxStream, metadata::MetadataMap};
+use tonic::{Extensions, Request, Response, Status, Streaming, codegen::BoxStream, metadata::MetadataMap};
 
 use super::{
     Backend, FieldPaths, chat_convert, convert,
@@ -18,7 +18,7 @@ use crate::{
         ChatOptions, CompleteRequest, CompleteResponse, CompleteStreamRequest, CompleteStreamResponse, Message,
         RequestOptions, SessionRequest, SessionResponse, chat_server::Chat,
     },
-    server::events::Events,
+    server::{access::Caller, events::Events},
 };
 
 /// What both calls take.
@@ -50,10 +50,15 @@ impl ChatService {
     }
 
     /// Admits a request; gives its id and its events.
-    async fn open(&self, metadata: &MetadataMap, asked: Asked) -> Result<(String, Events)> {
+    async fn open(
+        &self,
+        (metadata, extensions): (&MetadataMap, &Extensions),
+        asked: Asked,
+    ) -> Result<(String, Events)> {
+        let caller = Caller::of(extensions)?;
         let request = self.request(metadata, asked).map_err(|error| self.backend.refused(error))?;
         let id = request.request_id.clone();
-        Ok((id, stream::open(&self.backend, request, &PATHS).await?))
+        Ok((id, stream::open(&self.backend, &caller, request, &PATHS).await?))
     }
 
     fn request(&self, metadata: &MetadataMap, asked: Asked) -> Result<EngineRequest> {
@@ -67,10 +72,10 @@ impl ChatService {
 #[tonic::async_trait]
 impl Chat for ChatService {
     async fn complete(&self, request: Request<CompleteRequest>) -> Result<Response<CompleteResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
         Wishes::refuse_in_unary(message.options.as_ref()).map_err(status)?;
-        let (id, events) =
-            self.open(&metadata, (message.messages, message.options, message.chat)).await.map_err(status)?;
+        let asked = (message.messages, message.options, message.chat);
+        let (id, events) = self.open((&metadata, &extensions), asked).await.map_err(status)?;
         let whole = events.whole().await.map_err(status)?;
         Ok(Response::new(CompleteResponse {
             started: Some(convert::started(&id, &self.backend.engine.info().name, whole.started)),
@@ -88,12 +93,13 @@ impl Chat for ChatService {
         &self,
         request: Request<CompleteStreamRequest>,
     ) -> Result<Response<Self::CompleteStreamStream>, Status> {
-        let (metadata, _, message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
+        let caller = Caller::of(&extensions).map_err(status)?;
         let CompleteStreamRequest { messages, options, chat } = message;
         let wishes = Wishes::of_stream(&self.backend, options.as_ref(), || format!("{messages:?}{chat:?}"));
         let asked = wishes.and_then(|wishes| Ok((wishes, self.request(&metadata, (messages, options, chat))?)));
         let (wishes, request) = asked.map_err(|error| status(self.backend.refused(error)))?;
-        let response = streaming::respond(&self.backend, &self.resumables, request, &PATHS, wishes).await;
+        let response = streaming::respond(&self.backend, &self.resumables, caller, request, &PATHS, wishes).await;
         Ok(Response::new(response.map_err(status)?))
     }
 
@@ -103,6 +109,7 @@ impl Chat for ChatService {
         &self,
         request: Request<Streaming<SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        Ok(Response::new(self.sessions.connect(&self.backend, request.into_inner())))
+        let caller = Caller::of(request.extensions()).map_err(status)?;
+        Ok(Response::new(self.sessions.connect(&self.backend, caller, request.into_inner())))
     }
 }

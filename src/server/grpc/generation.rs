@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tonic::{Request, Response, Status, codegen::BoxStream, metadata::MetadataMap};
+use tonic::{Extensions, Request, Response, Status, codegen::BoxStream, metadata::MetadataMap};
 
 use super::{
     Backend, FieldPaths, chat_convert, convert,
@@ -19,7 +19,7 @@ use crate::{
         GenerateRequest, GenerateResponse, GenerateStreamRequest, GenerateStreamResponse, Prompt, QuoteRequest,
         QuoteResponse, RequestOptions, ResumeRequest, ResumeResponse, generation_server::Generation,
     },
-    server::events::Events,
+    server::{access::Caller, events::Events},
 };
 
 /// Where an engine's complaints belong in these requests.
@@ -49,13 +49,14 @@ impl GenerationService {
     /// Admits a request; gives its id and its events.
     async fn open(
         &self,
-        metadata: &MetadataMap,
+        (metadata, extensions): (&MetadataMap, &Extensions),
         prompt: Option<Prompt>,
         options: Option<RequestOptions>,
     ) -> Result<(String, Events)> {
+        let caller = Caller::of(extensions)?;
         let request = self.request(metadata, prompt, options).map_err(|error| self.backend.refused(error))?;
         let id = request.request_id.clone();
-        Ok((id, stream::open(&self.backend, request, &PATHS).await?))
+        Ok((id, stream::open(&self.backend, &caller, request, &PATHS).await?))
     }
 
     fn request(
@@ -72,9 +73,10 @@ impl GenerationService {
 #[tonic::async_trait]
 impl Generation for GenerationService {
     async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<GenerateResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
         Wishes::refuse_in_unary(message.options.as_ref()).map_err(status)?;
-        let (id, events) = self.open(&metadata, message.prompt, message.options).await.map_err(status)?;
+        let opened = self.open((&metadata, &extensions), message.prompt, message.options).await;
+        let (id, events) = opened.map_err(status)?;
         let whole = events.whole().await.map_err(status)?;
         Ok(Response::new(GenerateResponse {
             started: Some(convert::started(&id, &self.backend.engine.info().name, whole.started)),
@@ -91,23 +93,26 @@ impl Generation for GenerationService {
         &self,
         request: Request<GenerateStreamRequest>,
     ) -> Result<Response<Self::GenerateStreamStream>, Status> {
-        let (metadata, _, message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
+        let caller = Caller::of(&extensions).map_err(status)?;
         let wishes = Wishes::of_stream(&self.backend, message.options.as_ref(), || format!("{:?}", message.prompt));
         let asked = wishes.and_then(|wishes| Ok((wishes, self.request(&metadata, message.prompt, message.options)?)));
         let (wishes, request) = asked.map_err(|error| status(self.backend.refused(error)))?;
-        let response = streaming::respond(&self.backend, &self.resumables, request, &PATHS, wishes).await;
+        let response = streaming::respond(&self.backend, &self.resumables, caller, request, &PATHS, wishes).await;
         Ok(Response::new(response.map_err(status)?))
     }
 
     type ResumeStream = BoxStream<ResumeResponse>;
 
     async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<Self::ResumeStream>, Status> {
+        let caller = Caller::of(request.extensions()).map_err(status)?;
         let ResumeRequest { stream_id, after_seq } = request.into_inner();
-        let attachment = self.resumables.resume(&stream_id, after_seq.unwrap_or(0)).map_err(status)?;
+        let attachment = self.resumables.resume(&caller.owner(), &stream_id, after_seq.unwrap_or(0)).map_err(status)?;
         Ok(Response::new(stream::numbered(attachment.events())))
     }
 
     async fn quote(&self, request: Request<QuoteRequest>) -> Result<Response<QuoteResponse>, Status> {
+        let caller = Caller::of(request.extensions()).map_err(status)?;
         let QuoteRequest { prompt, messages, options, chat } = request.into_inner();
         let prompt = match (prompt, messages.is_empty()) {
             (Some(_), false) => Err(Error::invalid("messages", "cannot be with prompt: one of them is quoted")),
@@ -115,7 +120,7 @@ impl Generation for GenerationService {
             (None, false) => chat_convert::prompt(messages, chat).map(EnginePrompt::Chat),
         };
         let request = prompt.and_then(|prompt| convert::request(prompt, options, self.backend.engine.info()));
-        let quote = self.backend.engine.quote(request.map_err(status)?).await;
+        let quote = self.backend.engine.quote(caller.own(request.map_err(status)?)).await;
         let quote = quote.map_err(|error| status(QUOTE_PATHS.locate(error)))?;
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let rates = self.backend.engine.rates();

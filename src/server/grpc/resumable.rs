@@ -1,4 +1,4 @@
-//! Streams that outlive their connection: dropped ones go on, and are read on by whoever knows their id.
+//! Streams that outlive their connection: dropped ones go on, and are read on by whoever of the same tenant knows their id.
 //!
 //! A task a stream moves its events into a [`Ring`]. The ring, not the connection, decides how long it lasts: a stream that
 //! nobody has read for the time to live is cancelled and forgotten, finished or not. Streams are bounded in number and
@@ -17,7 +17,10 @@ use super::told::Told;
 use crate::{
     config::StreamArgs,
     error::{Code, Error, Result},
-    server::ring::{Attachment, Ring, RingLimits},
+    server::{
+        access::Owner,
+        ring::{Attachment, Ring, RingLimits},
+    },
 };
 
 /// An idempotency key, and a hash of the request that it came with.
@@ -27,7 +30,7 @@ pub(super) struct Key {
     pub(super) request: [u8; 32],
 }
 
-/// All streams that can be resumed. Cheap to clone. Whose they are will be a part of the key, once there are tenants.
+/// All streams that can be resumed. Cheap to clone. Nobody finds what belongs to another tenant, by id or by key.
 #[derive(Clone)]
 pub(super) struct Resumables {
     streams: Arc<Mutex<HashMap<String, Entry>>>,
@@ -35,6 +38,7 @@ pub(super) struct Resumables {
 }
 
 struct Entry {
+    owner: Owner,
     ring: Arc<Ring<Told>>,
     key: Option<Key>,
 }
@@ -88,12 +92,17 @@ impl Resumables {
     /// # Errors
     /// Those of `admit`; `ResourceExhausted` where there are too many; `InvalidArgument` where the key stands for another
     /// request; `DataLoss` where it stands for a stream whose beginning is gone.
-    pub(super) async fn open<F, S>(&self, key: Option<Key>, admit: impl FnOnce(String) -> F) -> Result<Attachment<Told>>
+    pub(super) async fn open<F, S>(
+        &self,
+        owner: Owner,
+        key: Option<Key>,
+        admit: impl FnOnce(String) -> F,
+    ) -> Result<Attachment<Told>>
     where
         F: Future<Output = Result<S>>,
         S: Stream<Item = Result<Told>> + Send + Unpin + 'static,
     {
-        let mut reserved = match self.reserve(key)? {
+        let mut reserved = match self.reserve(owner, key)? {
             Place::New(reserved) => reserved,
             Place::Known(ring) => return ring.attach(0),
         };
@@ -115,10 +124,12 @@ impl Resumables {
     }
 
     /// A place for a new stream, or the ring of the one that the key stands for.
-    fn reserve(&self, key: Option<Key>) -> Result<Place> {
+    fn reserve(&self, owner: Owner, key: Option<Key>) -> Result<Place> {
         let mut streams = self.streams();
         if let Some(key) = &key {
-            let same_name = |entry: &&mut Entry| entry.key.as_ref().is_some_and(|other| other.name == key.name);
+            let same_name = |entry: &&mut Entry| {
+                entry.owner == owner && entry.key.as_ref().is_some_and(|other| other.name == key.name)
+            };
             match streams.values_mut().find(same_name) {
                 // A retry is there to get what the first attempt did not; by its id the stream can still be read.
                 Some(entry) if entry.ring.has_failed() => entry.key = None,
@@ -131,8 +142,12 @@ impl Resumables {
             }
         }
         if streams.len() >= self.limits.max_resumable_streams {
-            let idle = streams.iter().filter_map(|(id, entry)| Some((entry.ring.idle_since()?, id.clone())));
-            let Some((_, id)) = idle.min() else {
+            // A tenant makes room among its own, as far as it has any.
+            let idle = streams.iter().filter_map(|(id, entry)| {
+                let since = entry.ring.idle_since()?;
+                Some((entry.owner != owner, since, id.clone()))
+            });
+            let Some((.., id)) = idle.min() else {
                 let why = format!("{} resumable streams are kept already", self.limits.max_resumable_streams);
                 return Err(Error::new(Code::ResourceExhausted, why));
             };
@@ -143,16 +158,16 @@ impl Resumables {
         let limits = RingLimits { events: self.limits.resume_ring_events, bytes: self.limits.resume_ring_bytes };
         let (id, ring) = (draw_id(), Ring::new(limits));
         let reader = Some(ring.attach(0)?);
-        streams.insert(id.clone(), Entry { ring: ring.clone(), key });
+        streams.insert(id.clone(), Entry { owner, ring: ring.clone(), key });
         Ok(Place::New(Reserved { all: self.clone(), id, ring, reader, admitted: false }))
     }
 
     /// Reads a stream on.
     ///
     /// # Errors
-    /// `NotFound` where there is none of that id; as [`Ring::attach`].
-    pub(super) fn resume(&self, id: &str, after_seq: u64) -> Result<Attachment<Told>> {
-        let ring = self.streams().get(id).map(|entry| entry.ring.clone());
+    /// `NotFound` where this tenant has none of that id; as [`Ring::attach`].
+    pub(super) fn resume(&self, owner: &Owner, id: &str, after_seq: u64) -> Result<Attachment<Told>> {
+        let ring = self.streams().get(id).filter(|entry| entry.owner == *owner).map(|entry| entry.ring.clone());
         let ring = ring.ok_or_else(|| Error::new(Code::NotFound, "there is no such stream, or not any more"))?;
         ring.attach(after_seq)
     }
@@ -223,13 +238,13 @@ mod tests {
     async fn a_retry_that_comes_before_the_first_attempt_is_admitted_takes_over() {
         let all = all();
         let (admit, admitted) = oneshot::channel::<()>();
-        let mut first = Box::pin(all.open(key(), |_| async {
+        let mut first = Box::pin(all.open(None, key(), |_| async {
             admitted.await.unwrap();
             Ok(said(3, None))
         }));
         assert!((&mut first).now_or_never().is_none());
         let never = |_| async { Err::<stream::Empty<_>, _>(Error::internal("a retry is not admitted itself")) };
-        let retry = all.open(key(), never).await.unwrap();
+        let retry = all.open(None, key(), never).await.unwrap();
         admit.send(()).unwrap();
         let first = first.await.unwrap();
         assert_eq!(heard(retry).await, (3, None));
@@ -240,16 +255,20 @@ mod tests {
     async fn a_key_does_not_stand_for_a_stream_that_has_failed() {
         let all = all();
         let mut id = String::new();
-        let failed = all.open(key(), |drawn| {
+        let failed = all.open(None, key(), |drawn| {
             id = drawn;
             async { Ok(said(2, Some(Error::internal("the engine failed")))) }
         });
         let failed = failed.await.unwrap();
         assert_eq!(heard(failed).await, (2, Some(Code::Internal)));
-        let again = all.open(key(), |_| async { Ok(said(5, None)) }).await.unwrap();
+        let again = all.open(None, key(), |_| async { Ok(said(5, None)) }).await.unwrap();
         assert_eq!(heard(again).await, (5, None));
-        assert_eq!(heard(all.resume(&id, 0).unwrap()).await, (2, Some(Code::Internal)), "by its id it is still there");
-        let retry = all.open(key(), |_| async { Ok(said(0, None)) }).await.unwrap();
+        assert_eq!(
+            heard(all.resume(&None, &id, 0).unwrap()).await,
+            (2, Some(Code::Internal)),
+            "by its id it is still there"
+        );
+        let retry = all.open(None, key(), |_| async { Ok(said(0, None)) }).await.unwrap();
         assert_eq!(heard(retry).await, (5, None), "one that went well is repeated");
     }
 }

@@ -2,6 +2,11 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use axum::{
+    body::Body,
+    http::{HeaderValue, header::CONTENT_TYPE},
+    response::Response,
+};
 use tonic::Status;
 use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt};
 
@@ -13,6 +18,8 @@ use crate::{
 /// `domain` of every `ErrorInfo`.
 pub const DOMAIN: &str = "candlewick";
 
+/// `reason` of a quota of the caller's own.
+const QUOTA_EXCEEDED: &str = "QUOTA_EXCEEDED";
 /// When to come back where the error does not say.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Details travel in response headers, of which many clients accept 8 KiB: what a client sent must not come back whole.
@@ -54,7 +61,13 @@ pub(crate) fn status(error: Error) -> Status {
         }
         Code::ResourceExhausted => {
             details.set_retry_info(Some(error.retry_after.unwrap_or(RETRY_AFTER)));
-            details.set_quota_failure([QuotaViolation::new("requests", cut(&error.message, MESSAGE_BYTES / 2))]);
+            // Of a tenant's own quota the field is its name.
+            let quota = error.violations.first().map(|quota| cut(&quota.field, FIELD_BYTES));
+            if quota.is_some() {
+                details.set_error_info(QUOTA_EXCEEDED, DOMAIN, HashMap::new());
+            }
+            let subject = quota.unwrap_or("requests");
+            details.set_quota_failure([QuotaViolation::new(subject, cut(&error.message, MESSAGE_BYTES / 2))]);
         }
         Code::Unavailable => {
             details.set_retry_info(Some(error.retry_after.unwrap_or(RETRY_AFTER)));
@@ -68,6 +81,14 @@ pub(crate) fn status(error: Error) -> Status {
         cut(&error.message, MESSAGE_BYTES)
     };
     Status::with_error_details(code, message, details)
+}
+
+/// The answer to a call that no service sees. Clients of gRPC-Web read the status from the headers where there is no body,
+/// and know the answer by the content type of their own.
+pub(crate) fn refusal(error: Error, content_type: HeaderValue) -> Response {
+    let mut response = status(error).into_http::<Body>();
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
 }
 
 #[cfg(test)]

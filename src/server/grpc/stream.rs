@@ -16,7 +16,7 @@ use crate::{
     engine::{Event, Generation, Progress, Receipt, Request, SlowReader, Timings},
     error::{Error, Result},
     proto::candlewick::v1 as wire,
-    server::events::Events,
+    server::{access::Caller, events::Events},
 };
 
 /// Shortest and longest interval between two heartbeats that a request may ask for. Each looks at all live requests, to
@@ -27,8 +27,8 @@ const HEARTBEAT_MS: RangeInclusive<u32> = 100..=3_600_000;
 ///
 /// # Errors
 /// As [`Events::open`].
-pub(crate) async fn open(backend: &Backend, request: Request, paths: &FieldPaths) -> Result<Events> {
-    Events::open(backend, request).await.map_err(|error| paths.locate(error))
+pub(crate) async fn open(backend: &Backend, caller: &Caller, request: Request, paths: &FieldPaths) -> Result<Events> {
+    Events::open(backend, caller, request).await.map_err(|error| paths.locate(error))
 }
 
 /// The response stream: `message` makes an event, with its number from 1, into what goes out for it.

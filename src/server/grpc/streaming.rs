@@ -13,7 +13,7 @@ use crate::{
     engine::{Prompt, Request},
     error::{Error, Result},
     proto::candlewick::v1 as wire,
-    server::backend::name,
+    server::{access::Caller, backend::name},
 };
 
 /// What a call asks of its stream.
@@ -79,6 +79,7 @@ fn fingerprint(options: Option<&wire::RequestOptions>, rest: &str) -> [u8; 32] {
 pub(super) async fn respond<M: From<(u64, Told)> + Send + 'static>(
     backend: &Backend,
     resumables: &Resumables,
+    caller: Caller,
     request: Request,
     paths: &'static FieldPaths,
     wishes: Wishes,
@@ -92,13 +93,14 @@ pub(super) async fn respond<M: From<(u64, Told)> + Send + 'static>(
         is_chat: matches!(request.prompt, Prompt::Chat(_)),
     };
     if !wishes.resumable {
-        let events = stream::open(backend, request, paths).await?;
+        let events = stream::open(backend, &caller, request, paths).await?;
         return Ok(stream::numbered(Telling::new(backend, events, teller).numbered()));
     }
+    let owner = caller.owner();
     let admit = move |id: String| async move {
-        let events = stream::open(backend, request, paths).await?;
+        let events = stream::open(backend, &caller, request, paths).await?;
         Ok(Telling::new(backend, events, Teller { stream_id: Some(id), ..teller }))
     };
-    let attachment = resumables.open(wishes.key, admit).await?;
+    let attachment = resumables.open(owner, wishes.key, admit).await?;
     Ok(stream::numbered(attachment.events()))
 }

@@ -14,7 +14,10 @@ use serde::de::DeserializeOwned;
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
 use super::{Http, failure::Failure, request_id::RequestId};
-use crate::error::{Code, Error, Result};
+use crate::{
+    error::{Code, Error, Result},
+    server::access::Caller,
+};
 
 /// Bytes of the largest body, as over gRPC.
 pub(crate) const MAX_BODY_BYTES: usize = 4 << 20;
@@ -35,6 +38,7 @@ pub(crate) enum ContentType {
 /// A call with its body.
 pub(crate) struct Call {
     pub(crate) request_id: String,
+    pub(crate) caller: Caller,
     body: Bytes,
     _room: OwnedSemaphorePermit,
 }
@@ -59,6 +63,7 @@ impl Call {
             let full = Error::new(Code::ResourceExhausted, "too many request bodies are being read: try again later");
             http.backend.refused(full)
         })?;
+        let caller = Caller::of(request.extensions())?;
         let request_id = request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default();
         let body = timeout(BODY_TIMEOUT, Bytes::from_request(request, &()))
             .await
@@ -67,7 +72,7 @@ impl Call {
             StatusCode::PAYLOAD_TOO_LARGE => too_large(),
             status => Failure::of_http(status, "the body could not be read"),
         })?;
-        Ok(Self { request_id, body, _room: room })
+        Ok(Self { request_id, caller, body, _room: room })
     }
 
     /// The id alone; the body is let go.

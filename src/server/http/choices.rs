@@ -15,7 +15,7 @@ use crate::{
     engine::{Event, Finished, Request},
     error::{Error, Result},
     params::SampledToken,
-    server::{backend::Backend, events::Events},
+    server::{access::Caller, backend::Backend, events::Events},
     text::Piece,
 };
 
@@ -44,10 +44,15 @@ impl Choices {
     ///
     /// # Errors
     /// The engine's for the first one that it refuses, with fields by the face's names.
-    pub(crate) async fn open(backend: &Backend, requests: Vec<Request>, renames: Renames) -> Result<Self> {
+    pub(crate) async fn open(
+        backend: &Backend,
+        caller: &Caller,
+        requests: Vec<Request>,
+        renames: Renames,
+    ) -> Result<Self> {
         let mut choices = Self { events: SelectAll::new(), number: requests.len() };
         for (index, request) in requests.into_iter().enumerate() {
-            let events = Events::open(backend, request).await.map_err(|error| rename(error, renames))?;
+            let events = Events::open(backend, caller, request).await.map_err(|error| rename(error, renames))?;
             choices.events.push(events.map(move |event| (index, event)).boxed());
         }
         Ok(choices)

@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status, Streaming, codegen::BoxStream};
 
 use self::{answer::Answer, tensors::Value};
 use super::{
+    access::Caller,
     events::Events,
     grpc::{Backend, FieldPaths, deadline::deadline, status::status, stream as responses},
 };
@@ -126,13 +127,18 @@ impl InferenceService {
         Ok((request, answer))
     }
 
-    async fn open(&self, message: ModelInferRequest, deadline: Option<Instant>) -> Result<(Events, Answer)> {
+    async fn open(
+        &self,
+        caller: &Caller,
+        message: ModelInferRequest,
+        deadline: Option<Instant>,
+    ) -> Result<(Events, Answer)> {
         let (request, answer) = self.request(message, deadline).map_err(|error| self.backend.refused(error))?;
-        Ok((responses::open(&self.backend, request, &PATHS).await?, answer))
+        Ok((responses::open(&self.backend, caller, request, &PATHS).await?, answer))
     }
 
     /// All that comes of one request of a stream.
-    fn answers(&self, message: ModelInferRequest, deadline: Option<Instant>) -> Answers {
+    fn answers(&self, caller: Caller, message: ModelInferRequest, deadline: Option<Instant>) -> Answers {
         let service = self.clone();
         // Of a request that is refused the id is all that is known to be right.
         let head = Answer {
@@ -142,7 +148,7 @@ impl InferenceService {
             ..Answer::default()
         };
         let opened = async move {
-            match service.open(message, deadline).await {
+            match service.open(&caller, message, deadline).await {
                 Err(error) => stream::iter([Ok(failed(&head, error))]).boxed(),
                 Ok((events, answer)) if !answer.streams => stream::once(async move {
                     match events.whole().await {
@@ -189,6 +195,7 @@ fn said(answer: &mut Answer, event: Result<Event>) -> Vec<ModelStreamInferRespon
 /// The requests of a stream, each answered beside the others, until the client has said all and been answered.
 struct Conversation {
     service: InferenceService,
+    caller: Caller,
     /// None once the client has said all.
     requests: Option<Streaming<ModelInferRequest>>,
     deadline: Option<Instant>,
@@ -219,7 +226,7 @@ impl Conversation {
                 },
                 () = &mut self.leaving, if listens => self.requests = None,
                 asked = asked => match asked {
-                    Ok(Some(message)) => self.under_way.push(self.service.answers(message, self.deadline)),
+                    Ok(Some(message)) => self.under_way.push(self.service.answers(self.caller.clone(), message, self.deadline)),
                     Ok(None) => self.requests = None,
                     // What the client broke off is nobody's to be told of.
                     Err(status) => {
@@ -320,9 +327,10 @@ impl GrpcInferenceService for InferenceService {
     }
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
-        let (headers, _, message) = request.into_parts();
+        let (headers, extensions, message) = request.into_parts();
         let deadline = deadline(&headers).map_err(status)?;
-        let (events, answer) = self.open(message, deadline).await.map_err(status)?;
+        let caller = Caller::of(&extensions).map_err(status)?;
+        let (events, answer) = self.open(&caller, message, deadline).await.map_err(status)?;
         if answer.streams {
             let why = "must not be set here: ModelStreamInfer answers with a stream";
             return Err(status(self.backend.refused(Error::invalid("stream", why))));
@@ -338,9 +346,10 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
-        let (headers, _, requests) = request.into_parts();
+        let (headers, extensions, requests) = request.into_parts();
         let conversation = conversation(Conversation {
             service: self.clone(),
+            caller: Caller::of(&extensions).map_err(status)?,
             requests: Some(requests),
             deadline: deadline(&headers).map_err(status)?,
             under_way: SelectAll::new(),

@@ -42,7 +42,7 @@ const RENAMES: Renames = &[
 ];
 
 /// Ollama's shape of errors: `{"error": "…"}`.
-struct Ollama;
+pub(super) struct Ollama;
 
 impl Shape for Ollama {
     fn body(failure: &Failure) -> Value {
@@ -97,8 +97,9 @@ async fn answer(
     let Some(prompt) = prompt else { return Ok(Json(lines.loaded()).into_response()) };
     let stream = options.stream;
     let params = options.params(&info.default_params).map_err(|error| http.backend.refused(error))?;
+    let caller = call.caller.clone();
     let request = engine::Request { request_id: call.into_id(), params, ..engine::Request::new(prompt) };
-    let choices = Choices::open(&http.backend, vec![request], RENAMES).await?;
+    let choices = Choices::open(&http.backend, &caller, vec![request], RENAMES).await?;
     if stream {
         return Ok(Telling::new(choices, lines).lines());
     }

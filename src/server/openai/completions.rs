@@ -82,7 +82,7 @@ pub(super) async fn create(State(http): State<Http>, request: Request) -> Result
     for request in asked.requests.iter().step_by(asked.answers).filter(|_| asked.echo) {
         echoes.push(text_of(&http, &request.prompt).await?);
     }
-    let choices = Choices::open(backend, asked.requests, asked.renames).await?;
+    let choices = Choices::open(backend, &call.caller, asked.requests, asked.renames).await?;
     let names = TokenNames::new(engine.text().tokenizer.clone(), asked.as_token_ids);
     let writer = Writer { echoes, answers: asked.answers, offsets: vec![0; choices.number()], names };
     let stamp = Stamp::new("cmpl-", &call.request_id, &engine.info().name);

@@ -7,7 +7,7 @@ mod answer;
 mod chat;
 mod chunks;
 mod completions;
-mod error;
+pub(super) mod error;
 mod features;
 mod fields;
 mod logprobs;

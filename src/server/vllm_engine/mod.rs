@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, codegen::BoxStream};
 
 use self::tokenizer::Archive;
 use super::{
+    access::Caller,
     events::{Events, Whole, WholeOutput},
     grpc::{Backend, FieldPaths, admin::check_operator, deadline::deadline, status::status, stream as responses},
 };
@@ -67,11 +68,12 @@ impl VllmEngineService {
     }
 
     async fn open(&self, request: Request<GenerateRequest>) -> Result<Events> {
-        let (metadata, _, message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
+        let caller = Caller::of(&extensions)?;
         let request = convert::request(message)
             .and_then(|request| Ok(crate::engine::Request { deadline: deadline(&metadata)?, ..request }));
         let request = request.map_err(|error| self.backend.refused(error))?;
-        responses::open(&self.backend, request, &PATHS).await
+        responses::open(&self.backend, &caller, request, &PATHS).await
     }
 }
 
@@ -138,9 +140,10 @@ impl VllmEngine for VllmEngineService {
     }
 
     async fn abort(&self, request: Request<AbortRequest>) -> Result<Response<AbortResponse>, Status> {
+        let owner = Caller::of(request.extensions()).map_err(status)?.owner();
         for id in &request.get_ref().request_ids {
             // Its caller's own alone: routers may not know what others call theirs.
-            self.backend.engine.abort(Which::Own(None, id));
+            self.backend.engine.abort(Which::Own(owner.as_deref(), id));
         }
         Ok(Response::new(AbortResponse {}))
     }
@@ -237,6 +240,8 @@ impl VllmEngine for VllmEngineService {
         &self,
         request: Request<SubscribeKvEventsRequest>,
     ) -> Result<Response<Self::SubscribeKvEventsStream>, Status> {
+        // These are everybody's tokens.
+        Caller::of(request.extensions()).and_then(|caller| caller.check_admin()).map_err(status)?;
         let after = Some(request.get_ref().start_sequence_number).filter(|&after| after > 0);
         let subscription = self.backend.engine.subscribe_kv_events(after).map_err(status)?;
         let messages = kv_events::messages(subscription).take_until(self.backend.closing.clone().leaving());

@@ -70,7 +70,8 @@ pub(crate) async fn server_open_to(allowed_origins: AllowedOrigins) -> Server {
     server_of(None, config(), ServeOptions { allowed_origins, ..ServeOptions::default() }).await
 }
 
-async fn server_of(mishap: Option<(u64, Mishap)>, config: EngineConfig, options: ServeOptions) -> Server {
+/// One with these options.
+pub(crate) async fn server_of(mishap: Option<(u64, Mishap)>, config: EngineConfig, options: ServeOptions) -> Server {
     let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>";
     let template = ChatTemplate::new(template, "", "").unwrap();
     let text = ModelText { tokenizer: Some(tokenizer()), chat_template: Some(Arc::new(template)) };

@@ -5,7 +5,7 @@ use tonic::metadata::MetadataMap;
 
 use crate::{
     error::{Code, Error, Result},
-    server::peer::Peer,
+    server::{access::Caller, peer::Peer},
 };
 
 /// What a proxy adds to calls that it passes on: who calls it is not who calls.
@@ -13,14 +13,17 @@ const FORWARDED: [&str; 4] = ["forwarded", "x-forwarded-for", "x-real-ip", "via"
 /// What browsers send with every call of a page. A page may come from anywhere, also where it claims to be this server's.
 const PAGE: &str = "origin";
 
-/// Lets through who calls from this machine and is neither a page in a browser nor behind a proxy.
-///
-/// Whoever shows an administrator's key may be let through from everywhere: that is to be asked here, where there are keys.
+/// Lets through, where keys are asked for, who has an administrator's; where none are, who calls from this machine and not
+/// through a proxy. Never a page in a browser.
 ///
 /// # Errors
 /// `PermissionDenied`.
 pub(crate) fn check_operator(metadata: &MetadataMap, extensions: &Extensions) -> Result<()> {
-    let is_local = extensions.get::<Peer>().is_some_and(|peer| peer.is_local());
+    let keyed = extensions.get::<Caller>().filter(|caller| caller.has_key());
+    if let (Some(caller), false) = (keyed, metadata.contains_key(PAGE)) {
+        return caller.check_admin();
+    }
+    let is_local = keyed.is_none() && extensions.get::<Peer>().is_some_and(|peer| peer.is_local());
     let is_forwarded = FORWARDED.iter().any(|header| metadata.contains_key(*header));
     let why = match (metadata.contains_key(PAGE), is_local && !is_forwarded) {
         (false, true) => return Ok(()),

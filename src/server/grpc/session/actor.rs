@@ -25,6 +25,7 @@ use crate::{
     error::{Code, Error, Result},
     proto::candlewick::v1::{self as wire, session_request::Event as Asked, session_response::Event as Told},
     server::{
+        access::Caller,
         backend::{name, request_id},
         events::Events,
         ring::Ring,
@@ -51,6 +52,7 @@ struct Ask {
 /// See the [module](self).
 pub(super) struct Actor {
     backend: Backend,
+    caller: Caller,
     place: Place,
     session: Session,
     defaults: wire::RequestOptions,
@@ -79,7 +81,7 @@ enum Woken {
 
 impl Actor {
     pub(super) fn new(
-        backend: Backend,
+        (backend, caller): (Backend, Caller),
         place: Place,
         opened: Opened,
         commands: mpsc::Receiver<Command>,
@@ -90,6 +92,7 @@ impl Actor {
         let (running, nothing_more) = (None, None);
         let actor = Self {
             backend,
+            caller,
             place,
             session,
             defaults,
@@ -267,8 +270,10 @@ impl Actor {
             is_chat: true,
         };
         let known_tokens = self.session.ids().len();
+        let quota = self.caller.admit(&request).map_err(|error| self.backend.refused(error))?;
+        let request = self.caller.own(request);
         let (generation, start) = self.session.begin(Turn { messages: ask.messages, request }).await?;
-        let events = Events::of(&self.backend, generation);
+        let events = Events::of(&self.backend, quota, generation);
         let telling = Telling::new(&self.backend, events, teller);
         self.running = Some(Running::new(telling, start, known_tokens));
         Ok(())
@@ -343,7 +348,7 @@ impl Actor {
             policy: self.policy,
             credits: self.credits.map(|_| 0),
         };
-        let (_, actor) = self.place.all.place(&self.backend, opened)?;
+        let (_, actor) = self.place.all.place(&self.backend, &self.caller, opened)?;
         let session_id = actor.place.id.clone();
         actor.start();
         self.tell(Told::Forked(wire::Forked { session_id, tag: fork.tag, turns }));

@@ -29,7 +29,10 @@ use crate::{
     proto::candlewick::v1::{
         SessionOpen, SessionRequest, SessionResponse, session_request::Event as Asked, session_response::Event as Told,
     },
-    server::ring::{Attachment, Ring, RingLimits},
+    server::{
+        access::{Caller, Owner, SessionPlace},
+        ring::{Attachment, Ring, RingLimits},
+    },
 };
 
 /// How long a client may take to say which session it wants.
@@ -39,7 +42,7 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 /// What clients said that the session's task has not looked at; more waits in the connection.
 const COMMANDS: usize = 16;
 
-/// All sessions. Cheap to clone. Whose they are will be a part of the key, once there are tenants.
+/// All sessions. Cheap to clone. Nobody finds a session of another tenant.
 #[derive(Clone)]
 pub(super) struct Sessions {
     all: Arc<Mutex<HashMap<String, Handle>>>,
@@ -49,6 +52,7 @@ pub(super) struct Sessions {
 /// A session, as connections see it.
 #[derive(Clone)]
 struct Handle {
+    owner: Owner,
     commands: mpsc::Sender<Command>,
     ring: Arc<Ring<Told>>,
 }
@@ -57,6 +61,7 @@ struct Handle {
 struct Place {
     all: Sessions,
     id: String,
+    _quota: SessionPlace,
 }
 
 impl Drop for Place {
@@ -75,9 +80,14 @@ impl Sessions {
     }
 
     /// Serves a connection. The response begins at once, whatever the first event asks for.
-    pub(super) fn connect(&self, backend: &Backend, inbound: Streaming<SessionRequest>) -> BoxStream<SessionResponse> {
+    pub(super) fn connect(
+        &self,
+        backend: &Backend,
+        caller: Caller,
+        inbound: Streaming<SessionRequest>,
+    ) -> BoxStream<SessionResponse> {
         let (opened, opens) = oneshot::channel();
-        let listening = tokio::spawn(listen(self.clone(), backend.clone(), inbound, opened));
+        let listening = tokio::spawn(listen(self.clone(), (backend.clone(), caller), inbound, opened));
         let unheard = || Error::new(Code::Cancelled, "the client went away");
         let opens = async move {
             let attachment: Result<Attachment<Told>> = opens.await.unwrap_or_else(|_| Err(unheard()));
@@ -93,27 +103,28 @@ impl Sessions {
     }
 
     /// Opens a session, or finds the one that is meant, and attaches.
-    async fn open(&self, backend: &Backend, open: SessionOpen) -> Result<(Handle, Attachment<Told>)> {
+    async fn open(&self, backend: &Backend, caller: &Caller, open: SessionOpen) -> Result<(Handle, Attachment<Told>)> {
         let after_seq = open.after_seq.unwrap_or(0);
         if let Some(id) = open.session_id.as_deref().filter(|id| !id.is_empty()) {
-            let handle = self.all().get(id).cloned();
+            let handle = self.all().get(id).filter(|handle| handle.owner == caller.owner()).cloned();
             let handle =
                 handle.ok_or_else(|| Error::new(Code::NotFound, "there is no such session, or not any more"))?;
             let attachment = handle.ring.attach(after_seq)?;
             return Ok((handle, attachment));
         }
         let opened = open::open(backend, open).map_err(|error| backend.refused(error))?;
-        let (handle, actor) = self.place(backend, opened)?;
+        let (handle, actor) = self.place(backend, caller, opened)?;
         let attachment = handle.ring.attach(0)?;
         actor.start();
         Ok((handle, attachment))
     }
 
     /// A place for a session, and its task, which has not begun.
-    fn place(&self, backend: &Backend, opened: open::Opened) -> Result<(Handle, Actor)> {
+    fn place(&self, backend: &Backend, caller: &Caller, opened: open::Opened) -> Result<(Handle, Actor)> {
+        let quota = caller.admit_session().map_err(|error| backend.refused(error))?;
         let limits = RingLimits { events: self.limits.resume_ring_events, bytes: self.limits.resume_ring_bytes };
         let (commands, commanded) = mpsc::channel(COMMANDS);
-        let handle = Handle { commands, ring: Ring::new(limits) };
+        let handle = Handle { owner: caller.owner(), commands, ring: Ring::new(limits) };
         let id = draw_id();
         {
             let mut all = self.all();
@@ -123,8 +134,8 @@ impl Sessions {
             }
             all.insert(id.clone(), handle.clone());
         }
-        let place = Place { all: self.clone(), id };
-        let actor = Actor::new(backend.clone(), place, opened, commanded, handle.ring.clone());
+        let place = Place { all: self.clone(), id, _quota: quota };
+        let actor = Actor::new((backend.clone(), caller.clone()), place, opened, commanded, handle.ring.clone());
         Ok((handle, actor))
     }
 }
@@ -143,7 +154,7 @@ async fn said_all(mut inbound: Streaming<SessionRequest>) {
 /// Hands what a client says to its session, as long as it says something and the session lasts.
 async fn listen(
     sessions: Sessions,
-    backend: Backend,
+    (backend, caller): (Backend, Caller),
     mut inbound: Streaming<SessionRequest>,
     opened: oneshot::Sender<Result<Attachment<Told>>>,
 ) {
@@ -159,7 +170,7 @@ async fn listen(
         Err(_) => Err(Error::new(Code::DeadlineExceeded, "no event came: a session begins with open")),
     };
     let (handle, number) = match open {
-        Ok(open) => match sessions.open(&backend, open).await {
+        Ok(open) => match sessions.open(&backend, &caller, open).await {
             Ok((handle, attachment)) => {
                 let number = attachment.number();
                 if opened.send(Ok(attachment)).is_err() {

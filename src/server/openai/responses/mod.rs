@@ -9,7 +9,7 @@ mod store;
 use std::sync::Arc;
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::{DefaultBodyLimit, FromRef, Path, Request, State},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -27,6 +27,7 @@ use crate::{
     engine::{Engine, Request as EngineRequest},
     error::{Code, Error, Result},
     server::{
+        access::Caller,
         backend::{check_model, cut},
         http::{
             Http,
@@ -83,7 +84,7 @@ fn prepare(engine: &Engine, store: &Store, call: &Call) -> Result<Prepared> {
     check_model(asked.model(), engine.info())?;
     let mode = asked.check()?;
     let mut turns = match asked.previous() {
-        Some(id) => store.turns(id).ok_or_else(|| gone("previous_response_id", id))?,
+        Some(id) => store.turns(&call.caller.owner(), id).ok_or_else(|| gone("previous_response_id", id))?,
         None => Vec::new(),
     };
     let params = asked.params(&engine.info().default_params);
@@ -107,9 +108,10 @@ async fn create(State(state): State<Responses>, request: Request) -> Result<Resp
     let call = Call::read(&http, request, ContentType::Json).await?;
     let prepared = prepare(&http.backend.engine, &store, &call).map_err(|error| http.backend.refused(error))?;
     let Prepared { mode, store: keep, request, draft, turns, input } = prepared;
-    let choices = Choices::open(&http.backend, vec![request], RENAMES).await?;
+    let choices = Choices::open(&http.backend, &call.caller, vec![request], RENAMES).await?;
+    let owner = call.caller.owner();
     drop(call);
-    let record = Record::new(draft.unfinished("in_progress"), turns, input);
+    let record = Record::new(owner, draft.unfinished("in_progress"), turns, input);
     match mode {
         Mode::Stream => {
             let keeping = keep.then_some((store, record));
@@ -132,30 +134,47 @@ async fn create(State(state): State<Responses>, request: Request) -> Result<Resp
 }
 
 /// `GET /v1/responses/{id}`.
-async fn retrieve(State(store): State<Arc<Store>>, Path(id): Path<String>) -> Result<Json<Value>, Failed<OpenAi>> {
-    Ok(Json(store.response(&id).ok_or_else(|| gone("response_id", &id))?))
+async fn retrieve(
+    State(store): State<Arc<Store>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Failed<OpenAi>> {
+    Ok(Json(store.response(&caller.owner(), &id).ok_or_else(|| gone("response_id", &id))?))
 }
 
 /// `DELETE /v1/responses/{id}`; one that is being made is cancelled.
-async fn delete(State(store): State<Arc<Store>>, Path(id): Path<String>) -> Result<Json<Value>, Failed<OpenAi>> {
-    if !store.remove(&id) {
+async fn delete(
+    State(store): State<Arc<Store>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Failed<OpenAi>> {
+    if !store.remove(&caller.owner(), &id) {
         return Err(gone("response_id", &id).into());
     }
     Ok(Json(json!({"id": id, "object": "response", "deleted": true})))
 }
 
 /// `POST /v1/responses/{id}/cancel`.
-async fn cancel(State(store): State<Arc<Store>>, Path(id): Path<String>) -> Result<Json<Value>, Failed<OpenAi>> {
-    let response = store.response(&id).ok_or_else(|| gone("response_id", &id))?;
+async fn cancel(
+    State(store): State<Arc<Store>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Failed<OpenAi>> {
+    let owner = caller.owner();
+    let response = store.response(&owner, &id).ok_or_else(|| gone("response_id", &id))?;
     if response["background"] != true {
         return Err(Error::invalid("response_id", "is of a response that is not made in the background").into());
     }
-    Ok(Json(store.cancel(&id).ok_or_else(|| gone("response_id", &id))?))
+    Ok(Json(store.cancel(&owner, &id).ok_or_else(|| gone("response_id", &id))?))
 }
 
 /// `GET /v1/responses/{id}/input_items`.
-async fn input_items(State(store): State<Arc<Store>>, Path(id): Path<String>) -> Result<Json<Value>, Failed<OpenAi>> {
-    let items = store.input(&id).ok_or_else(|| gone("response_id", &id))?;
+async fn input_items(
+    State(store): State<Arc<Store>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Failed<OpenAi>> {
+    let items = store.input(&caller.owner(), &id).ok_or_else(|| gone("response_id", &id))?;
     let end = |item: Option<&Value>| item.and_then(|item| item["id"].as_str()).unwrap_or_default().to_owned();
     let (first, last) = (end(items.first()), end(items.last()));
     Ok(Json(json!({"object": "list", "data": items, "first_id": first, "last_id": last, "has_more": false})))

@@ -1,4 +1,5 @@
-//! Responses that are kept, in memory and under bounds: when there are too many, the oldest go first.
+//! Responses that are kept, in memory and under bounds: when there are too many, the oldest go first, of the tenant that
+//! holds the most. Nobody finds what belongs to another.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,7 +16,7 @@ use super::{
 use crate::{
     engine::Finished,
     error::Result,
-    server::http::choices::Whole,
+    server::{access::Owner, http::choices::Whole},
     text::{ChatMessage, Role},
 };
 
@@ -24,9 +25,13 @@ const MAX_RESPONSES: usize = 1024;
 /// Bytes of text that they hold together; the newest is kept whatever it holds.
 const MAX_BYTES: usize = 64 << 20;
 
+/// Whose a response is, and its id: clients may choose those.
+type Name = (Owner, String);
+
 /// A response, and what it takes to go on from it.
 #[derive(Debug)]
 pub(super) struct Record {
+    owner: Owner,
     pub(super) response: Value,
     /// The conversation, the answer included once there is one; without instructions, which are each request's own.
     turns: Vec<ChatMessage>,
@@ -36,8 +41,8 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn new(response: Value, turns: Vec<ChatMessage>, input: Vec<Value>) -> Self {
-        Self { response, turns, input, making: None }
+    pub(super) fn new(owner: Owner, response: Value, turns: Vec<ChatMessage>, input: Vec<Value>) -> Self {
+        Self { owner, response, turns, input, making: None }
     }
 
     /// Bytes of text: each turn is held as one, the new ones as items too, the answer also in the response.
@@ -66,38 +71,46 @@ pub(super) struct Store(Mutex<Kept>);
 
 #[derive(Debug, Default)]
 struct Kept {
-    records: HashMap<String, Record>,
+    records: HashMap<Name, Record>,
     /// Oldest first.
-    order: VecDeque<String>,
+    order: VecDeque<Name>,
     bytes: usize,
 }
 
 impl Kept {
-    fn insert(&mut self, id: String, record: Record) {
-        self.remove(&id);
+    fn insert(&mut self, id: &str, record: Record) {
+        let name = (record.owner.clone(), id.to_owned());
+        self.remove(&name);
         self.bytes += record.bytes();
-        self.order.push_back(id.clone());
-        self.records.insert(id, record);
+        self.order.push_back(name.clone());
+        self.records.insert(name, record);
         self.bound();
     }
 
-    fn remove(&mut self, id: &str) -> bool {
-        let Some(record) = self.records.remove(id) else { return false };
+    fn remove(&mut self, name: &Name) -> bool {
+        let Some(record) = self.records.remove(name) else { return false };
         self.bytes = self.bytes.saturating_sub(record.bytes());
-        self.order.retain(|kept| kept != id);
+        self.order.retain(|kept| kept != name);
         true
     }
 
     fn bound(&mut self) {
         while self.records.len() > MAX_RESPONSES || (self.bytes > MAX_BYTES && self.records.len() > 1) {
-            let Some(oldest) = self.order.front().cloned() else { return };
+            let size = |record: &Record| if self.records.len() > MAX_RESPONSES { 1 } else { record.bytes() };
+            let mut held: HashMap<&Owner, usize> = HashMap::new();
+            self.records.values().for_each(|record| *held.entry(&record.owner).or_default() += size(record));
+            let most = held.into_iter().max_by_key(|(_, size)| *size).map(|(owner, _)| owner);
+            // The newest is somebody's answer of this moment.
+            let older = self.order.len().saturating_sub(1);
+            let of_most = self.order.iter().take(older).find(|(owner, _)| Some(owner) == most);
+            let Some(oldest) = of_most.or(self.order.front()).cloned() else { return };
             self.remove(&oldest);
         }
     }
 
     /// A response that was being made is whole. One that was cancelled or removed stays as it is.
-    fn made(&mut self, id: &str, response: Value, text: String) {
-        let Some(record) = self.records.get_mut(id).filter(|record| record.making.is_some()) else { return };
+    fn made(&mut self, name: &Name, response: Value, text: String) {
+        let Some(record) = self.records.get_mut(name).filter(|record| record.making.is_some()) else { return };
         record.making = None;
         let before = record.bytes();
         record.answered(response, text);
@@ -114,7 +127,7 @@ impl Store {
     /// Keeps a response that is whole, with its text.
     pub(super) fn keep(&self, id: &str, mut record: Record, response: Value, text: String) {
         record.answered(response, text);
-        self.kept().insert(id.to_owned(), record);
+        self.kept().insert(id, record);
     }
 
     /// Keeps a response that `making` is yet to make.
@@ -125,7 +138,7 @@ impl Store {
         making: impl Future<Output = Result<(Whole, Finished)>> + Send + 'static,
         draft: Draft,
     ) {
-        let store = self.clone();
+        let (store, name) = (self.clone(), (record.owner.clone(), id.clone()));
         // The task cannot report before its record is there: it needs the lock for that.
         let mut kept = self.kept();
         let task = tokio::spawn(async move {
@@ -134,36 +147,36 @@ impl Store {
                 Err(error) => (String::new(), told(error)),
             };
             let response = draft.finished(&text, &outcome);
-            store.kept().made(&draft.id, response, text);
+            store.kept().made(&name, response, text);
         });
         record.making = Some(task.abort_handle());
-        kept.insert(id, record);
+        kept.insert(&id, record);
     }
 
     /// The response, as far as it is made.
-    pub(super) fn response(&self, id: &str) -> Option<Value> {
-        self.kept().records.get(id).map(|record| record.response.clone())
+    pub(super) fn response(&self, owner: &Owner, id: &str) -> Option<Value> {
+        self.kept().records.get(&name(owner, id)).map(|record| record.response.clone())
     }
 
     /// The conversation up to and including the answer.
-    pub(super) fn turns(&self, id: &str) -> Option<Vec<ChatMessage>> {
-        self.kept().records.get(id).map(|record| record.turns.clone())
+    pub(super) fn turns(&self, owner: &Owner, id: &str) -> Option<Vec<ChatMessage>> {
+        self.kept().records.get(&name(owner, id)).map(|record| record.turns.clone())
     }
 
     /// The items of the request.
-    pub(super) fn input(&self, id: &str) -> Option<Vec<Value>> {
-        self.kept().records.get(id).map(|record| record.input.clone())
+    pub(super) fn input(&self, owner: &Owner, id: &str) -> Option<Vec<Value>> {
+        self.kept().records.get(&name(owner, id)).map(|record| record.input.clone())
     }
 
     /// Forgets a response; whether there was one.
-    pub(super) fn remove(&self, id: &str) -> bool {
-        self.kept().remove(id)
+    pub(super) fn remove(&self, owner: &Owner, id: &str) -> bool {
+        self.kept().remove(&name(owner, id))
     }
 
     /// Ends the making of a response; one that is whole stays as it is.
-    pub(super) fn cancel(&self, id: &str) -> Option<Value> {
+    pub(super) fn cancel(&self, owner: &Owner, id: &str) -> Option<Value> {
         let mut kept = self.kept();
-        let record = kept.records.get_mut(id)?;
+        let record = kept.records.get_mut(&name(owner, id))?;
         if let Some(making) = record.making.take() {
             making.abort();
             record.response["status"] = "cancelled".into();
@@ -172,12 +185,20 @@ impl Store {
     }
 }
 
+fn name(owner: &Owner, id: &str) -> Name {
+    (owner.clone(), id.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn record(bytes: usize) -> Record {
-        Record::new(Value::Null, vec![ChatMessage::new(Role::User, "x".repeat(bytes))], Vec::new())
+        record_of(None, bytes)
+    }
+
+    fn record_of(owner: Owner, bytes: usize) -> Record {
+        Record::new(owner, Value::Null, vec![ChatMessage::new(Role::User, "x".repeat(bytes))], Vec::new())
     }
 
     #[test]
@@ -188,7 +209,8 @@ mod tests {
         }
         let kept = store.kept();
         assert_eq!((kept.records.len(), kept.order.len()), (MAX_RESPONSES, MAX_RESPONSES));
-        assert!(!kept.records.contains_key("2") && kept.records.contains_key("3"));
+        let has = |id: &str| kept.records.contains_key(&name(&None, id));
+        assert!(!has("2") && has("3"));
     }
 
     #[test]
@@ -197,11 +219,24 @@ mod tests {
         for id in ["a", "b", "c"] {
             store.keep(id, record(MAX_BYTES / 5), Value::Null, String::new());
         }
-        assert!(store.response("a").is_none() && store.response("b").is_some() && store.response("c").is_some());
+        let has = |id: &str| store.response(&None, id).is_some();
+        assert!(!has("a") && has("b") && has("c"));
         store.keep("d", record(MAX_BYTES), Value::Null, String::new());
-        assert!(store.response("c").is_none() && store.response("d").is_some());
-        assert!(store.remove("d"));
+        assert!(!has("c") && has("d"));
+        assert!(store.remove(&None, "d"));
         let kept = store.kept();
         assert_eq!((kept.bytes, kept.order.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_tenant_that_keeps_much_pushes_out_its_own() {
+        let store = Store::default();
+        let (a, b): (Owner, Owner) = (Some("a".into()), Some("b".into()));
+        store.keep("x", record_of(b.clone(), 1), Value::Null, String::new());
+        for k in 0..2 * MAX_RESPONSES {
+            store.keep(&k.to_string(), record_of(a.clone(), 1), Value::Null, String::new());
+        }
+        assert!(store.response(&b, "x").is_some() && store.response(&a, "x").is_none());
+        assert_eq!(store.kept().records.len(), MAX_RESPONSES);
     }
 }

@@ -1,0 +1,211 @@
+//! One tenant: what it uses, beside what it may use.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+
+use crate::{
+    config::TenantLimits,
+    error::{Code, Error, Result},
+    server::bucket::{Bucket, Rate},
+};
+
+/// Cheap to share; all that its keys do counts together.
+#[derive(Debug)]
+pub(super) struct Tenant {
+    pub(super) name: Arc<str>,
+    use_: Mutex<Use>,
+}
+
+#[derive(Debug)]
+struct Use {
+    limits: TenantLimits,
+    requests: Option<Bucket>,
+    tokens: Option<Bucket>,
+    streams: u32,
+    sessions: u32,
+    /// Its keys were taken away: what it has goes on, nothing new begins.
+    gone: bool,
+}
+
+impl Tenant {
+    pub(super) fn new(name: Arc<str>, limits: TenantLimits, now: Instant) -> Arc<Self> {
+        let (requests, tokens) = buckets(limits, now);
+        let use_ = Use { limits, requests, tokens, streams: 0, sessions: 0, gone: false };
+        Arc::new(Self { name, use_: Mutex::new(use_) })
+    }
+
+    fn used(&self) -> MutexGuard<'_, Use> {
+        // Plain numbers: valid between any two statements.
+        self.use_.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn limits(&self) -> TenantLimits {
+        self.used().limits
+    }
+
+    /// Other limits from now on; what was used still counts.
+    pub(super) fn limit(&self, limits: TenantLimits, now: Instant) {
+        let mut used = self.used();
+        let (requests, tokens) = buckets(limits, now);
+        used.requests = requests.map(|full| used.requests.unwrap_or(full));
+        used.tokens = tokens.map(|full| used.tokens.unwrap_or(full));
+        used.limits = limits;
+    }
+
+    pub(super) fn go(&self) {
+        self.used().gone = true;
+    }
+
+    /// Lets one request of so many sequences in.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` that names the quota; `Unauthenticated` where the tenant is no more.
+    pub(super) fn enter(&self, sequences: u32, now: Instant) -> Result<()> {
+        let used = &mut *self.used();
+        used.check_here(&self.name)?;
+        let limits = used.limits;
+        if let Some(most) = limits.max_streams
+            && used.streams.saturating_add(sequences) > most
+        {
+            let why = format!("{} of {most} streams are under way, and {sequences} more are asked for", used.streams);
+            return Err(over("max-streams", why));
+        }
+        // Asked of both before anything is taken of one.
+        let rates = [
+            ("tokens-per-minute", limits.tokens_per_minute, &mut used.tokens),
+            ("requests-per-minute", limits.requests_per_minute, &mut used.requests),
+        ];
+        for (name, limit, bucket) in rates {
+            let wait = limit.zip(bucket.as_mut()).and_then(|(limit, bucket)| bucket.wait(Rate::a_minute(limit), now));
+            if let Some(wait) = wait {
+                let limit = limit.unwrap_or_default();
+                return Err(over(name, format!("{limit} a minute are used up")).retry_after(wait));
+            }
+        }
+        if let Some(requests) = &mut used.requests {
+            requests.take(1);
+        }
+        used.streams += sequences;
+        Ok(())
+    }
+
+    pub(super) fn leave(&self, sequences: u32) {
+        let mut used = self.used();
+        used.streams = used.streams.saturating_sub(sequences);
+    }
+
+    /// Counts tokens that were computed for it.
+    pub(super) fn charge(&self, tokens: u64) {
+        if let Some(bucket) = &mut self.used().tokens {
+            bucket.take(tokens);
+        }
+    }
+
+    /// Opens a session.
+    ///
+    /// # Errors
+    /// As [`enter`](Self::enter).
+    pub(super) fn open_session(&self) -> Result<()> {
+        let used = &mut *self.used();
+        used.check_here(&self.name)?;
+        if let Some(most) = used.limits.max_sessions.filter(|&most| used.sessions >= most) {
+            return Err(over("max-sessions", format!("{most} sessions are open already")));
+        }
+        used.sessions += 1;
+        Ok(())
+    }
+
+    pub(super) fn close_session(&self) {
+        let mut used = self.used();
+        used.sessions = used.sessions.saturating_sub(1);
+    }
+}
+
+impl Use {
+    fn check_here(&self, name: &str) -> Result<()> {
+        match self.gone {
+            true => Err(Error::new(Code::Unauthenticated, format!("the keys of {name} were taken away"))),
+            false => Ok(()),
+        }
+    }
+}
+
+fn buckets(limits: TenantLimits, now: Instant) -> (Option<Bucket>, Option<Bucket>) {
+    let full = |limit: Option<u32>| limit.map(|limit| Bucket::full(Rate::a_minute(limit), now));
+    (full(limits.requests_per_minute), full(limits.tokens_per_minute))
+}
+
+/// A quota that is used up, by its name.
+fn over(quota: &str, why: String) -> Error {
+    Error { code: Code::ResourceExhausted, ..Error::invalid(quota, why) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn tenant(limits: TenantLimits) -> (Arc<Tenant>, Instant) {
+        let now = Instant::now();
+        (Tenant::new("t".into(), limits, now), now)
+    }
+
+    /// Its name, and the seconds until it is worth trying again.
+    fn quota(outcome: Result<()>) -> (String, Option<u64>) {
+        let error = outcome.unwrap_err();
+        assert_eq!(error.code, Code::ResourceExhausted);
+        let seconds = error.retry_after.map(|after| after.as_secs_f64().round() as u64);
+        (error.violations[0].field.clone(), seconds)
+    }
+
+    #[test]
+    fn streams_are_counted_until_they_leave() {
+        let (tenant, now) = tenant(TenantLimits { max_streams: Some(3), ..TenantLimits::default() });
+        tenant.enter(2, now).unwrap();
+        assert_eq!(quota(tenant.enter(2, now)).0, "max-streams");
+        tenant.enter(1, now).unwrap();
+        tenant.leave(2);
+        tenant.enter(2, now).unwrap();
+    }
+
+    #[test]
+    fn a_request_that_is_refused_takes_nothing() {
+        let limits =
+            TenantLimits { requests_per_minute: Some(2), tokens_per_minute: Some(60), ..TenantLimits::default() };
+        let (tenant, now) = tenant(limits);
+        tenant.enter(1, now).unwrap();
+        tenant.charge(120);
+        for _ in 0..5 {
+            assert_eq!(quota(tenant.enter(1, now)), ("tokens-per-minute".into(), Some(61)));
+        }
+        let later = now + Duration::from_secs(61);
+        tenant.enter(1, later).unwrap();
+        tenant.enter(1, later).unwrap();
+        assert_eq!(quota(tenant.enter(1, later)).0, "requests-per-minute");
+    }
+
+    #[test]
+    fn limits_that_change_keep_what_was_used() {
+        let (tenant, now) = tenant(TenantLimits { requests_per_minute: Some(6), ..TenantLimits::default() });
+        (0..6).for_each(|_| tenant.enter(1, now).unwrap());
+        tenant.limit(
+            TenantLimits { requests_per_minute: Some(6), max_streams: Some(99), ..TenantLimits::default() },
+            now,
+        );
+        assert_eq!(quota(tenant.enter(1, now)), ("requests-per-minute".into(), Some(10)));
+        tenant.limit(TenantLimits::default(), now);
+        tenant.enter(1, now).unwrap();
+    }
+
+    #[test]
+    fn a_tenant_without_keys_begins_nothing_new() {
+        let (tenant, now) = tenant(TenantLimits::default());
+        tenant.enter(1, now).unwrap();
+        tenant.go();
+        assert_eq!(tenant.enter(1, now).unwrap_err().code, Code::Unauthenticated);
+        assert_eq!(tenant.open_session().unwrap_err().code, Code::Unauthenticated);
+        tenant.leave(1);
+    }
+}

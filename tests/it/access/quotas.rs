@@ -1,0 +1,141 @@
+//! Quotas of a tenant: named, with the time to come back, and nobody else's matter.
+
+use std::{sync::Arc, time::Duration};
+
+use candlewick::{
+    config::TenantLimits,
+    engine::fake::{Gate, Mishap},
+    proto::candlewick::v1::{
+        CloseSession, SessionOpen, SessionRequest, UserTurn, session_request::Event as Say,
+        session_response::Event as Told,
+    },
+};
+use futures::channel::mpsc;
+use serde_json::json;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use super::{chat, generation, headers, limited, tenant};
+use crate::{
+    grpc::{Server, options, read, request, soon},
+    openai::http::post_with,
+};
+
+const FREE: TenantLimits = TenantLimits {
+    requests_per_minute: None,
+    tokens_per_minute: None,
+    max_streams: None,
+    max_sessions: None,
+    weight: 1,
+    admin: false,
+};
+
+/// The quota that is used up, and when to come back.
+fn quota(status: &Status) -> (String, Duration) {
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    let details = status.get_error_details();
+    assert_eq!(details.error_info().unwrap().reason, "QUOTA_EXCEEDED");
+    let subject = details.quota_failure().unwrap().violations[0].subject.clone();
+    (subject, details.retry_info().unwrap().retry_delay.unwrap())
+}
+
+async fn try_one(server: &Server, tenant: &str) -> Result<(), Status> {
+    let stream = generation(server, tenant).await.generate_stream(request(&[1, 2, 3], 5)).await?;
+    assert_eq!(read(stream.into_inner()).await.token_ids().len(), 5);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_beyond_a_tenants_number_are_refused_and_others_run() {
+    let gate = Arc::new(Gate::default());
+    let limits = TenantLimits { max_streams: Some(2), ..FREE };
+    let tenants = vec![tenant("small", limits), tenant("other", FREE)];
+    let server = limited(tenants, Some((3, Mishap::Hang(gate.clone())))).await;
+    let mut client = generation(&server, "small").await;
+    let held = client.generate_stream(request(&[1, 2, 3], 20)).await.unwrap().into_inner();
+    // Each of n counts.
+    let mut two = request(&[1, 2, 3], 5);
+    two.options.as_mut().unwrap().sampling.as_mut().unwrap().n = Some(2);
+    assert_eq!(quota(&client.generate_stream(two).await.unwrap_err()).0, "max-streams");
+    let second = client.generate_stream(request(&[4, 5, 6], 20)).await.unwrap().into_inner();
+    assert_eq!(quota(&client.generate_stream(request(&[7], 5)).await.unwrap_err()).0, "max-streams");
+    // All faces count together.
+    let body = json!({"prompt": [1, 2, 3], "max_tokens": 5}).to_string();
+    let refused = post_with(server.address, "/v1/completions", &headers("small"), &body).await;
+    assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")));
+    assert_eq!(refused.json().await["error"]["param"], "max-streams");
+    let others = generation(&server, "other").await.generate_stream(request(&[1], 5)).await.unwrap().into_inner();
+    gate.open();
+    for (stream, tokens) in [(held, 20), (second, 20), (others, 5)] {
+        assert_eq!(read(stream).await.token_ids().len(), tokens);
+    }
+    // What has ended makes room.
+    crate::grpc::until("there is room again", || server.engine.num_live() == 0).await;
+    try_one(&server, "small").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_and_requests_a_minute_are_counted_over_all_calls() {
+    let tokens = TenantLimits { tokens_per_minute: Some(1), ..FREE };
+    let requests = TenantLimits { requests_per_minute: Some(1), ..FREE };
+    let tenants = vec![tenant("tokens", tokens), tenant("requests", requests), tenant("free", FREE)];
+    let server = limited(tenants, None).await;
+    // Eight tokens of one a minute: seven minutes of debt, and one to wait for.
+    for (name, quota_name, minutes) in [("tokens", "tokens-per-minute", 8), ("requests", "requests-per-minute", 1)] {
+        try_one(&server, name).await.unwrap();
+        let (subject, wait) = quota(&try_one(&server, name).await.unwrap_err());
+        assert_eq!(subject, quota_name);
+        assert!(wait > Duration::ZERO && wait <= Duration::from_secs(minutes * 60), "{wait:?}");
+        // No other face lets it in.
+        let body = json!({"prompt": [1, 2, 3], "max_tokens": 5}).to_string();
+        assert_eq!(post_with(server.address, "/v1/completions", &headers(name), &body).await.status, 429);
+    }
+    for _ in 0..5 {
+        try_one(&server, "free").await.unwrap();
+    }
+}
+
+/// A session of a tenant, by its two halves.
+async fn session(
+    server: &Server,
+    tenant: &str,
+) -> (mpsc::UnboundedSender<SessionRequest>, tonic::Streaming<candlewick::proto::candlewick::v1::SessionResponse>) {
+    let (say, said) = mpsc::unbounded();
+    say.unbounded_send(SessionRequest { event: Some(Say::Open(SessionOpen::default())) }).unwrap();
+    (say, chat(server, tenant).await.session(said).await.unwrap().into_inner())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_and_their_turns_are_counted() {
+    let limits = TenantLimits { max_sessions: Some(1), requests_per_minute: Some(1), ..FREE };
+    let server = limited(vec![tenant("a", limits), tenant("b", FREE)], None).await;
+    let (say, mut hear) = session(&server, "a").await;
+    let opened = soon("an event", hear.message()).await.unwrap().unwrap().event;
+    assert!(matches!(opened, Some(Told::Opened(_))), "{opened:?}");
+    let (_, mut second) = session(&server, "a").await;
+    let refused = soon("an event", second.message()).await.unwrap_err();
+    assert_eq!(quota(&refused).0, "max-sessions");
+    let (_, mut others) = session(&server, "b").await;
+    soon("an event", others.message()).await.unwrap().unwrap();
+
+    let sampling = options(3).sampling;
+    let turn = || Say::User(UserTurn { content: "Hi".into(), sampling: sampling.clone(), ..UserTurn::default() });
+    say.unbounded_send(SessionRequest { event: Some(turn()) }).unwrap();
+    while !matches!(soon("an event", hear.message()).await.unwrap().unwrap().event, Some(Told::TurnDone(_))) {}
+    say.unbounded_send(SessionRequest { event: Some(turn()) }).unwrap();
+    let Some(Told::Error(error)) = soon("an event", hear.message()).await.unwrap().unwrap().event else { panic!() };
+    assert_eq!((error.code, error.fields[0].field.as_str()), (Code::ResourceExhausted as i32, "requests-per-minute"));
+    assert!(error.retry_after_ms.unwrap() > 0);
+
+    say.unbounded_send(SessionRequest { event: Some(Say::Close(CloseSession {})) }).unwrap();
+    while soon("the end", hear.message()).await.unwrap().is_some() {}
+    // Its place is free once its task has ended, a moment after its stream.
+    for attempt in 0.. {
+        let (_, mut third) = session(&server, "a").await;
+        match soon("an event", third.message()).await {
+            Ok(_) => break,
+            Err(status) if attempt < 1000 => assert_eq!(quota(&status).0, "max-sessions"),
+            Err(status) => panic!("{status}"),
+        }
+    }
+}
