@@ -13,7 +13,7 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 use super::closing::Closing;
 use crate::{
     config::StreamArgs,
-    engine::{Engine, ModelInfo},
+    engine::{EmbedRequest, Embeddings, Engine, ModelInfo},
     error::{Code, Error, Result},
     text::Tokenizer,
 };
@@ -48,6 +48,19 @@ impl Backend {
     pub(crate) fn tokenizer(&self) -> Result<Arc<Tokenizer>> {
         let tokenizer = self.engine.text().tokenizer.clone();
         tokenizer.ok_or_else(|| Error::new(Code::FailedPrecondition, "the model came without a tokenizer"))
+    }
+
+    /// The vectors of some inputs.
+    ///
+    /// # Errors
+    /// The engine's; `Unavailable` where the server is cut off meanwhile.
+    pub(crate) async fn embed(&self, request: EmbedRequest) -> Result<Embeddings> {
+        tokio::select! {
+            embeddings = self.engine.embed(request) => embeddings,
+            () = self.closing.clone().cut() => {
+                Err(Error::new(Code::Unavailable, "the server shut down before all was embedded: ask another one"))
+            }
+        }
     }
 
     /// Runs work on text beside the tasks that stream, in its turn.

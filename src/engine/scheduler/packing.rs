@@ -25,6 +25,7 @@ pub(super) fn start(sequence: &mut Sequence, blocks: &mut BlockManager, plan: &m
         prompt: sequence.prompt.clone(),
         dry_breakers: sequence.dry_breakers.clone(),
         grammar: sequence.grammar.clone(),
+        pooling: sequence.pooling,
     });
 }
 

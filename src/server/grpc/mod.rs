@@ -4,6 +4,7 @@ pub(crate) mod chat;
 mod chat_convert;
 pub(crate) mod convert;
 pub(crate) mod deadline;
+mod embeddings;
 pub(crate) mod generation;
 pub(crate) mod health;
 pub(crate) mod models;
@@ -28,8 +29,8 @@ use crate::{
     proto::{
         FILE_DESCRIPTOR_SET,
         candlewick::v1::{
-            chat_server::ChatServer, generation_server::GenerationServer, models_server::ModelsServer,
-            tokens_server::TokensServer,
+            chat_server::ChatServer, embeddings_server::EmbeddingsServer, generation_server::GenerationServer,
+            models_server::ModelsServer, tokens_server::TokensServer,
         },
         inference::grpc_inference_service_server::GrpcInferenceServiceServer,
         vllm::grpc::engine::vllm_engine_server::VllmEngineServer,
@@ -40,12 +41,13 @@ use crate::{
 const MAX_REQUEST_BYTES: usize = 4 << 20;
 
 /// The services whose health clients may ask for; the empty name is the server as a whole.
-const SERVICES: [&str; 7] = [
+const SERVICES: [&str; 8] = [
     "",
     "candlewick.v1.Generation",
     "candlewick.v1.Chat",
     "candlewick.v1.Models",
     "candlewick.v1.Tokens",
+    "candlewick.v1.Embeddings",
     "vllm.grpc.engine.VllmEngine",
     "inference.GRPCInferenceService",
 ];
@@ -67,6 +69,7 @@ pub(super) fn routes(backend: &Backend) -> Result<Router> {
     let chat = chat::ChatService::new(backend.clone(), resumables, sessions);
     let models = models::ModelsService::new(backend.clone());
     let tokens = tokens::TokensService::new(backend.clone());
+    let embeddings = embeddings::EmbeddingsService::new(backend.clone());
     let inference = oip::InferenceService::new(backend.clone());
     let vllm = vllm_engine::VllmEngineService::new(backend.clone());
     let routes = Routes::new(health::service(backend))
@@ -74,6 +77,7 @@ pub(super) fn routes(backend: &Backend) -> Result<Router> {
         .add_service(ChatServer::new(chat).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(ModelsServer::new(models))
         .add_service(TokensServer::new(tokens).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(EmbeddingsServer::new(embeddings).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(VllmEngineServer::new(vllm).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(GrpcInferenceServiceServer::new(inference).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(reflection().build_v1().map_err(unreadable)?)

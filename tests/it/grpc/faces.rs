@@ -15,6 +15,7 @@ const SERVICES: [&str; 6] = [
     "candlewick.v1.Generation",
     "candlewick.v1.Models",
     "candlewick.v1.Tokens",
+    "candlewick.v1.Embeddings",
     "inference.GRPCInferenceService",
     "vllm.grpc.engine.VllmEngine",
 ];
