@@ -9,7 +9,10 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::block_manager::BlockTable;
+use super::{
+    block_manager::BlockTable,
+    faults::{Fault, planted},
+};
 use crate::{
     ids::{SequenceId, TokenId},
     params::{FinishReason, Pooling, SampledToken, SamplingParams, Usage},
@@ -249,7 +252,7 @@ impl Sequence {
     /// Whether all its prompt must be computed for it, whatever the cache has.
     #[must_use]
     pub(super) fn needs_whole_prompt(&self) -> bool {
-        self.wants_prompt_logprobs() || self.pooling == Some(Pooling::Mean)
+        self.wants_prompt_logprobs() || self.pooling == Some(Pooling::Mean) && !planted(Fault::MeanOfUncached)
     }
 
     /// What its reader must have room for before it runs.

@@ -5,6 +5,7 @@
 //! The same suite must fail with any of the planted [faults](super::faults) in force.
 
 mod leases;
+mod pooling;
 mod scenarios;
 mod world;
 

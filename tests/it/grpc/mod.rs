@@ -1,6 +1,7 @@
 //! The server over a real socket, with real clients, on an engine without arithmetic.
 
 mod drain;
+mod embeddings;
 mod faces;
 mod malformed;
 mod metrics;
