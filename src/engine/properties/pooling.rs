@@ -82,7 +82,9 @@ impl World {
         let max_tokens = if pooling.is_some() { 0 } else { 1 + self.random.below(4) as u32 };
         let params = Arc::new(SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::default() });
         let reader = Arc::new(Outbox::new(64));
-        let sequence = Sequence { pooling, ..Sequence::new(id, prompt.as_slice().into(), params, reader) };
+        // Who comes later may come first in line, and take the blocks of others.
+        let priority = self.random.below(4) as i32;
+        let sequence = Sequence { pooling, priority, ..Sequence::new(id, prompt.as_slice().into(), params, reader) };
         self.expected.extend(pooling.map(|pooling| (id, (prompt, pooling))));
         self.scheduler.add(sequence).map_err(|error| error.message)
     }
