@@ -3,12 +3,13 @@
 use std::{env, error::Error, fs, path::PathBuf};
 
 /// Every file with a service; what they import comes along.
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "candlewick/v1/admin.proto",
     "candlewick/v1/generation.proto",
     "candlewick/v1/chat.proto",
     "candlewick/v1/models.proto",
     "candlewick/v1/tokens.proto",
+    "candlewick/v1/embeddings.proto",
     "vllm/grpc/engine/vllm_engine.proto",
     "inference/grpc_service.proto",
 ];

@@ -1,7 +1,9 @@
 //! What a request may ask of generation: the one `SamplingParams` that every face fills in.
 
+mod pooling;
 mod structured_outputs;
 
+pub use pooling::Pooling;
 pub use structured_outputs::{Constraint, JSON_ESCAPES, JSON_WHITESPACE, StructuredOutputs};
 
 use crate::{
@@ -37,6 +39,10 @@ pub mod limits {
     pub const WHITESPACE_PATTERN_BYTES: usize = 256;
     /// Strings to choose from.
     pub const CHOICES: usize = 1024;
+    /// Inputs of one call for embeddings, as in OpenAI's API.
+    pub const EMBED_INPUTS: usize = 2048;
+    /// Numbers of one call's embeddings, all inputs together: 16 MiB.
+    pub const EMBED_NUMBERS: usize = 4 << 20;
 }
 
 /// How tokens are chosen and when to stop. Names, defaults and ranges are vLLM's; of knobs that vLLM does not have,

@@ -165,6 +165,10 @@ impl Model for CausalLm {
         self.head_of(&x, step)
     }
 
+    fn states(&self, hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
+        self.norm.forward(&hidden.index_select(&Tensor::new(rows, &self.device)?, 0)?)
+    }
+
     fn new_kv_cache(&self, num_blocks: usize, block_size: usize) -> Result<KvCache> {
         KvCache::new(KvCacheShape { num_blocks, block_size, ..self.info.kv_shape }, &self.device)
     }

@@ -48,6 +48,7 @@ pub mod olmo2;
 pub mod outline;
 pub mod parts;
 pub mod phi3;
+pub mod pooling_config;
 pub mod qwen2;
 pub mod qwen3;
 pub mod qwen3_moe;
@@ -217,7 +218,14 @@ pub trait Model: Send + Sync {
     /// As [`hidden`](Self::hidden).
     fn logits(&self, hidden: &Tensor, logit_rows: &[u32], step: &StepContext<'_>) -> Result<Tensor>;
 
-    /// Both.
+    /// The tokens at `rows` of [`hidden`](Self::hidden)'s result after the last norm, float32 `[rows.len(), hidden]`: what
+    /// transformers call `last_hidden_state`. A row does not depend on which others are asked for with it.
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden).
+    fn states(&self, hidden: &Tensor, rows: &[u32]) -> Result<Tensor>;
+
+    /// `hidden` and `logits`.
     ///
     /// # Errors
     /// As [`hidden`](Self::hidden).

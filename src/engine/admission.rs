@@ -65,7 +65,7 @@ pub(super) struct Admitted {
 
 /// Who shares cached prefixes: those of one tenant that give the same salt. What a client gives can never be what another
 /// tenant has, since a tenant's salt begins with the length of its name and others with a colon.
-fn salt(tenant: Option<&str>, given: Option<&str>) -> Option<Arc<str>> {
+pub(super) fn salt(tenant: Option<&str>, given: Option<&str>) -> Option<Arc<str>> {
     match (tenant, given) {
         (None, None) => None,
         (None, Some(given)) => Some(format!(":{given}").into()),
@@ -357,11 +357,7 @@ async fn tokenize(
     params: &mut SamplingParams,
     history: Option<Arc<History>>,
 ) -> Result<Tokenized> {
-    let tokenizer = || {
-        text.tokenizer.clone().ok_or_else(|| {
-            Error::new(Code::FailedPrecondition, "the model came without a tokenizer: send the prompt as token ids")
-        })
-    };
+    let tokenizer = || tokenizer_of(text);
     let (mut parsers, mut markers) = (Vec::new(), Vec::new());
     let (text, add_special_tokens) = match prompt {
         Prompt::Tokens(prompt) => return Ok(Tokenized { prompt, parsers, markers, rendered: None }),
@@ -386,10 +382,7 @@ async fn tokenize(
         }
     };
     let tokenizer = tokenizer()?;
-    if text.len() > config.max_model_len.saturating_mul(MAX_BYTES_A_TOKEN) {
-        let why = format!("has {} bytes, which cannot fit in a context of {} tokens", text.len(), config.max_model_len);
-        return Err(Error::invalid("prompt.text", why));
-    }
+    check_bytes(&text, config, "prompt.text")?;
     if let Some(history) = history.filter(|_| !add_special_tokens) {
         let rendered = text.clone();
         let prompt = tokio::task::spawn_blocking(move || history.encode(&tokenizer, &text))
@@ -399,6 +392,36 @@ async fn tokenize(
     }
     let prompt = encode(tokenizer, text, add_special_tokens).await?;
     Ok(Tokenized { prompt, parsers, markers, rendered: None })
+}
+
+fn tokenizer_of(text: &ModelText) -> Result<Arc<Tokenizer>> {
+    text.tokenizer.clone().ok_or_else(|| {
+        Error::new(Code::FailedPrecondition, "the model came without a tokenizer: send the prompt as token ids")
+    })
+}
+
+/// Whether a text can fit.
+fn check_bytes(text: &str, config: &EngineConfig, field: &str) -> Result<()> {
+    if text.len() > config.max_model_len.saturating_mul(MAX_BYTES_A_TOKEN) {
+        let why = format!("has {} bytes, which cannot fit in a context of {} tokens", text.len(), config.max_model_len);
+        return Err(Error::invalid(field, why));
+    }
+    Ok(())
+}
+
+/// The tokens of a text that stands in `field`, with the tokenizer's special tokens.
+///
+/// # Errors
+/// `FailedPrecondition` without a tokenizer, `InvalidArgument` where the text can never fit.
+pub(super) async fn tokenize_text(
+    text: &ModelText,
+    config: &EngineConfig,
+    input: String,
+    field: &str,
+) -> Result<Vec<TokenId>> {
+    let tokenizer = tokenizer_of(text)?;
+    check_bytes(&input, config, field)?;
+    encode(tokenizer, input, true).await
 }
 
 async fn encode(tokenizer: Arc<Tokenizer>, text: String, add_special_tokens: bool) -> Result<Vec<TokenId>> {

@@ -35,6 +35,8 @@ pub(super) struct Delivery {
     pub prompt: Option<PromptLogprobs>,
     /// New tokens, in order.
     pub tokens: SmallVec<[SampledToken; 1]>,
+    /// What a sequence that is pooled ends with.
+    pub pooled: Option<Vec<f32>>,
     /// Set in the last delivery of a stream.
     pub end: Option<Result<FinishReason>>,
 }
@@ -85,8 +87,9 @@ pub(super) struct ReaderControl {
     /// Set by whoever sends the end, so that it is sent once.
     ended: AtomicBool,
     bell: Arc<Bell>,
-    /// A place among the live requests: free again when both the reader and the engine have let go.
-    _permit: OwnedSemaphorePermit,
+    /// A place among the live requests: free again when both the reader and the engine have let go. Sequences that run
+    /// one after another may share one.
+    _permit: Arc<OwnedSemaphorePermit>,
     arrived: Instant,
     /// When the sequence first ran, in microseconds after arrival; 0 before. Written by the engine thread only.
     started_us: AtomicU64,
@@ -149,7 +152,7 @@ impl ReaderControl {
     pub(super) fn new(
         spec: ReaderSpec,
         bell: Arc<Bell>,
-        permit: OwnedSemaphorePermit,
+        permit: impl Into<Arc<OwnedSemaphorePermit>>,
     ) -> (Arc<Self>, mpsc::Receiver<Delivery>) {
         let ReaderSpec { capacity_tokens, credits, prompt_tokens, place, request } = spec;
         // Every delivery but the last takes the room of at least one token, so room bounds messages.
@@ -161,7 +164,7 @@ impl ReaderControl {
             cancelled: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             bell,
-            _permit: permit,
+            _permit: permit.into(),
             arrived: Instant::now(),
             started_us: AtomicU64::new(0),
             first_token_us: AtomicU64::new(0),
@@ -319,7 +322,9 @@ impl ReaderControl {
         }
         if let Some(end) = &delivery.end {
             let failed = |error: &Error| if error.code == Code::Cancelled { Outcome::Abort } else { Outcome::Error };
-            self.record_end(end.as_ref().map_or_else(failed, Outcome::from), telemetry);
+            // As in vLLM, a vector is an answer that came to its own end.
+            let ended = |reason| if delivery.pooled.is_some() { Outcome::Stop } else { Outcome::from(reason) };
+            self.record_end(end.as_ref().map_or_else(failed, ended), telemetry);
         }
     }
 

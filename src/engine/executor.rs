@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use crate::{
     error::{Error, Result},
     ids::{BlockId, SequenceId, Slot, TokenId},
-    params::{PromptLogprobs, SamplingParams},
+    params::{Pooling, PromptLogprobs, SamplingParams},
     sampling::grammar::Grammar,
 };
 
@@ -62,7 +62,8 @@ pub struct PlannedRow {
     pub blocks: Range<usize>,
     /// Tokens before the query whose keys and values stand in the blocks already.
     pub context_len: u32,
-    /// Whether the last token of the query is the sequence's last known token, so that a next one is sampled.
+    /// Whether the last token of the query is the sequence's last known token, so that a next one is sampled; or, of a
+    /// sequence that is pooled, so that its vector is complete.
     pub samples: bool,
     /// Tokens generated so far: the index of the next token, which with the seed decides the random number.
     pub num_output_tokens: u32,
@@ -86,6 +87,9 @@ pub struct AdmittedSequence {
     pub dry_breakers: Arc<[Vec<TokenId>]>,
     /// What its output must match.
     pub grammar: Option<Arc<Grammar>>,
+    /// Set where its prompt's hidden states are wanted, and no token: nothing is sampled for it. Its rows begin at its
+    /// first token wherever [`Pooling::Mean`] needs all of them; one with a `context_len` of 0 begins anew.
+    pub pooling: Option<Pooling>,
 }
 
 /// A sequence that goes back, and on differently.
@@ -128,6 +132,9 @@ pub struct BlockCopy {
 pub struct StepOutput {
     /// Tokens of the sequences that sampled; a sequence may be left out and come with a later step.
     pub sequences: Vec<SequenceOutput>,
+    /// Of sequences whose prompts are computed and which are pooled: the vector, as long as the model is wide. Their only
+    /// output, and their end.
+    pub pooled: Vec<(SequenceId, Vec<f32>)>,
     /// Log-probabilities of prompts, as the rows asked for.
     pub prompts: Vec<(SequenceId, PromptLogprobs)>,
     /// Sequences that sampled and whose own parameters left nothing to choose, or whose grammar

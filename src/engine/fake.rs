@@ -5,6 +5,10 @@
 //! wrong token, as it would in the real one. Besides, it knows what every sequence should read, checks the plan's
 //! invariants, and fails the step with a sentence when one does not hold.
 
+mod pooled;
+
+pub use pooled::EMBEDDING_SIZE;
+
 use std::{
     collections::{HashMap, VecDeque},
     ops::Range,
@@ -111,6 +115,8 @@ struct Known {
     prompt_len: usize,
     /// Tokens that may not come at an index; the next one comes in their place.
     bans: Vec<(usize, TokenId)>,
+    /// Set where its states are wanted, and no token.
+    pool: Option<pooled::Pool>,
 }
 
 /// The fake. See the [module](self).
@@ -123,6 +129,8 @@ pub struct FakeExecutor {
     sequences: HashMap<SequenceId, Known>,
     /// Tokens that come with a later step.
     late: Vec<SequenceOutput>,
+    /// Vectors that do.
+    late_pooled: Vec<(SequenceId, Vec<f32>)>,
     /// Outputs of the steps that were submitted and not collected.
     outputs: VecDeque<(u64, StepOutput)>,
     num_submitted: u64,
@@ -140,6 +148,7 @@ impl FakeExecutor {
             slots: vec![FakeSlot::default(); config.num_blocks * config.block_size],
             sequences: HashMap::new(),
             late: Vec::new(),
+            late_pooled: Vec::new(),
             outputs: VecDeque::new(),
             num_submitted: 0,
         }
@@ -181,9 +190,11 @@ impl FakeExecutor {
         for id in &plan.retired {
             ensure(self.sequences.remove(id).is_some(), || format!("sequence {id} retired, but never admitted"))?;
             self.late.retain(|output| output.id != *id);
+            self.late_pooled.retain(|(late, _)| late != id);
         }
         for new in &plan.admitted {
-            let known = Known { tokens: new.prompt.to_vec(), prompt_len: new.prompt.len(), bans: Vec::new() };
+            let pool = new.pooling.map(pooled::Pool::new);
+            let known = Known { tokens: new.prompt.to_vec(), prompt_len: new.prompt.len(), bans: Vec::new(), pool };
             let old = self.sequences.insert(new.id, known);
             ensure(old.is_none(), || format!("sequence {} admitted twice", new.id))?;
         }
@@ -347,9 +358,12 @@ impl Executor for FakeExecutor {
         self.copy_blocks(plan)?;
         plan.rows.iter().enumerate().try_for_each(|(r, row)| self.write_row(r, row, plan))?;
         let mut sampled = std::mem::take(&mut self.late);
+        let mut pooled = std::mem::take(&mut self.late_pooled);
         for (r, row) in plan.rows.iter().enumerate() {
             let context = self.read_row(r, row, plan)?;
-            if row.samples {
+            if self.known(row.id)?.pool.is_some() {
+                pooled.extend(self.pool_row(row)?.map(|vector| (row.id, vector)));
+            } else if row.samples {
                 sampled.push(self.sample(r, row, context, plan)?);
             }
         }
@@ -360,6 +374,10 @@ impl Executor for FakeExecutor {
         for sequence in sampled {
             let is_late = self.random.below(256) < usize::from(self.options.lag);
             if is_late { &mut self.late } else { &mut output.sequences }.push(sequence);
+        }
+        for vector in pooled {
+            let is_late = self.random.below(256) < usize::from(self.options.lag);
+            if is_late { &mut self.late_pooled } else { &mut output.pooled }.push(vector);
         }
         self.outputs.push_back((step, output));
         Ok(())
@@ -439,6 +457,7 @@ mod tests {
                 prompt: prompt.clone(),
                 dry_breakers: [].into(),
                 grammar: None,
+                pooling: None,
             }],
             rows: vec![PlannedRow {
                 id: SequenceId(1),

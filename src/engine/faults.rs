@@ -38,6 +38,8 @@ pub(super) enum Fault {
     LookaheadForgotten,
     /// An ended sequence keeps its blocks.
     BlocksLeaked,
+    /// A mean is taken over what the prefix cache did not have.
+    MeanOfUncached,
 }
 
 #[cfg(test)]

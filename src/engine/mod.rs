@@ -9,6 +9,7 @@ mod best_of;
 pub mod block_manager;
 mod channel;
 mod chat;
+mod embed;
 pub mod executor;
 pub mod fake;
 mod faults;
@@ -50,6 +51,7 @@ use self::{
 };
 pub use self::{
     block_manager::BlockEvent,
+    embed::{EmbedInput, EmbedOptions, EmbedRequest, Embedding, Embeddings},
     grammars::vocabulary,
     history::History,
     kv_log::{KvBatch, KvRead, KvSubscription},
@@ -65,7 +67,7 @@ use crate::{
     config::EngineConfig,
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
-    params::{SamplingParams, limits},
+    params::{Pooling, SamplingParams, limits},
     telemetry::{Telemetry, spans::Origin},
     text::{ChatPrompt, ChatTemplate, Tokenizer},
 };
@@ -170,6 +172,10 @@ pub struct ModelInfo {
     pub model_type: String,
     /// Entries of the vocabulary: every token id is below.
     pub vocab_size: usize,
+    /// Numbers of a hidden state, and so of an embedding.
+    pub embedding_size: usize,
+    /// How embeddings are pooled where a request does not say; none where the model's files ask for what is not offered.
+    pub pooling: Option<Pooling>,
     /// Tokens that end a sequence.
     pub eos_token_ids: Vec<TokenId>,
     /// The token that begins one, if any.
@@ -214,6 +220,8 @@ struct Inner {
     next_lease: AtomicU64,
     /// One permit a quote that is worked on.
     quotes: Arc<Semaphore>,
+    /// One permit a KiB of embeddings.
+    vectors: Arc<Semaphore>,
     /// Of the model's chat templates; empty where there are none.
     template_hash: String,
     /// Of the tenants.
@@ -248,9 +256,19 @@ impl Engine {
         let template_hash = text.chat_template.as_ref().map(|template| template.hash()).unwrap_or_default();
         let (next_sequence, next_lease) = (AtomicU64::new(0), AtomicU64::new(0));
         let quotes = Arc::new(Semaphore::new(quote::QUOTES_AT_ONCE));
-        let shares = Shares::default();
-        let inner =
-            Inner { info, text, grammars, supervised, next_sequence, next_lease, quotes, template_hash, shares };
+        let (shares, vectors) = (Shares::default(), embed::vectors());
+        let inner = Inner {
+            info,
+            text,
+            grammars,
+            supervised,
+            next_sequence,
+            next_lease,
+            quotes,
+            vectors,
+            template_hash,
+            shares,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 

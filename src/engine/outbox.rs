@@ -13,7 +13,7 @@ use super::{
     kv_log::KvLog,
     scheduler::{End, Event, Scheduler},
 };
-use crate::{error::Error, ids::SequenceId, telemetry::Telemetry};
+use crate::{error::Error, ids::SequenceId, params::FinishReason, telemetry::Telemetry};
 
 /// What one step brought.
 #[derive(Default)]
@@ -86,15 +86,23 @@ impl Outbox {
 
     /// An end travels with the tokens before it, so that the reader sees the last token as what it is.
     fn end(&mut self, to: Addressee, end: End) {
+        let mut pooled = None;
         let end = match end {
             End::Finished(reason) => Ok(reason),
+            End::Pooled(vector) => {
+                pooled = Some(vector);
+                Ok(FinishReason::Length)
+            }
             End::Failed(error) => Err(error),
             End::Cancelled => return,
         };
         match self.batch.deliveries.last_mut() {
-            Some((reader, delivery)) if Arc::ptr_eq(reader, &to.reader) => delivery.end = Some(end),
+            Some((reader, delivery)) if pooled.is_none() && Arc::ptr_eq(reader, &to.reader) => {
+                delivery.end = Some(end);
+            }
             _ => {
-                let delivery = Delivery { cached_tokens: to.cached_tokens, end: Some(end), ..Delivery::default() };
+                let cached_tokens = to.cached_tokens;
+                let delivery = Delivery { cached_tokens, pooled, end: Some(end), ..Delivery::default() };
                 self.batch.deliveries.push((to.reader, delivery));
             }
         }

@@ -99,6 +99,22 @@ impl Engine {
         within(deadline, self.time_needed(ahead, prompt - cached.min(prompt), least))
     }
 
+    /// Whether inputs of so many tokens that nobody has computed can be embedded before a deadline.
+    ///
+    /// # Errors
+    /// `DeadlineExceeded`.
+    pub(super) fn check_prefill(
+        &self,
+        life: &Life,
+        deadline: Option<Instant>,
+        priority: i32,
+        tokens: usize,
+    ) -> Result<()> {
+        let Some(deadline) = deadline else { return Ok(()) };
+        let ahead = life.ahead((priority, SequenceId(u64::MAX)), self.config().max_num_seqs);
+        within(deadline, self.rates().time_to_first_token(ahead, tokens))
+    }
+
     fn time_needed(&self, ahead: Ahead, uncached: usize, least_tokens: usize) -> Option<Duration> {
         let first = self.rates().time_to_first_token(ahead, uncached)?;
         Some(first + self.rates().decode_time(least_tokens - 1).unwrap_or_default())

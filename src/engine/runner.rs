@@ -1,8 +1,12 @@
 //! The real [`Executor`]: packs a [`StepPlan`] into what the model takes, runs it, and samples.
 
 mod constrained;
+mod pools;
 
-use self::constrained::{Constrained, Constraints};
+use self::{
+    constrained::{Constrained, Constraints},
+    pools::Pools,
+};
 use std::{
     collections::{HashMap, VecDeque},
     ops::Range,
@@ -53,6 +57,8 @@ pub struct Runner {
     samplers: HashMap<SequenceId, Box<Sampling>>,
     /// Of those whose output must match a grammar: where in it they stand.
     constraints: Constraints,
+    /// Of those whose hidden states are wanted: what has come of them.
+    pools: Pools,
     /// Steps submitted and not collected.
     outputs: VecDeque<StepOutput>,
     /// Reused from step to step.
@@ -75,6 +81,7 @@ impl Runner {
             eos_token_ids: config.eos_token_ids.clone(),
             samplers: HashMap::new(),
             constraints: Constraints::default(),
+            pools: Pools::default(),
             outputs: VecDeque::new(),
             attention: AttentionMetadata::default(),
             observer: None,
@@ -86,19 +93,24 @@ impl Runner {
         self.observer = Some(observer);
     }
 
-    /// Sequences whose sampling state is held.
+    /// Sequences whose state is held.
     #[must_use]
     pub fn num_sequences(&self) -> usize {
-        self.samplers.len()
+        self.samplers.len() + self.pools.len()
     }
 
     fn run(&mut self, plan: &StepPlan) -> Result<StepOutput> {
         for id in &plan.retired {
             self.samplers.remove(id);
             self.constraints.remove(*id);
+            self.pools.remove(*id);
         }
         let vocab_size = self.model.config().vocab_size;
         for sequence in &plan.admitted {
+            if let Some(pooling) = sequence.pooling {
+                self.pools.admit(sequence.id, pooling);
+                continue;
+            }
             let context = SamplingContext {
                 prompt: &sequence.prompt,
                 eos_token_ids: &self.eos_token_ids,
@@ -126,7 +138,8 @@ impl Runner {
             return Ok(StepOutput::default());
         }
         pack(&mut self.attention, plan, self.kv.shape().block_size);
-        let sampling = plan.rows.iter().filter(|row| row.samples && !row.query.is_empty()).collect::<Vec<_>>();
+        let samples = |row: &&PlannedRow| row.samples && !row.query.is_empty() && !self.pools.contains(row.id);
+        let sampling = plan.rows.iter().filter(samples).collect::<Vec<_>>();
         let logit_rows = sampling.iter().map(|row| row.query.end as u32 - 1).collect::<Vec<_>>();
         let step = StepContext {
             positions: &plan.positions,
@@ -137,14 +150,15 @@ impl Runner {
         };
         let hidden = self.model.hidden(&plan.token_ids, &step)?;
         let prompts = self.prompt_logprobs(plan, &hidden, &step)?;
+        let pooled = self.pools.take_in(plan, |rows| floats(&self.model.states(&hidden, rows)?))?;
         if sampling.is_empty() {
-            return Ok(StepOutput { prompts, ..StepOutput::default() });
+            return Ok(StepOutput { prompts, pooled, ..StepOutput::default() });
         }
         let mut logits = floats(&self.model.logits(&hidden, &logit_rows, &step)?)?;
         spare::give_back(hidden);
         let output = self.sample(&sampling, &mut logits, vocab_size);
         spare::keep(logits);
-        Ok(StepOutput { prompts, ..output? })
+        Ok(StepOutput { prompts, pooled, ..output? })
     }
 
     /// The log-probabilities of the prompts' tokens that the rows ask for, a few rows of logits at a time, so that a

@@ -9,10 +9,13 @@ use std::{
 
 use smallvec::SmallVec;
 
-use super::block_manager::BlockTable;
+use super::{
+    block_manager::BlockTable,
+    faults::{Fault, planted},
+};
 use crate::{
     ids::{SequenceId, TokenId},
-    params::{FinishReason, SampledToken, SamplingParams, Usage},
+    params::{FinishReason, Pooling, SampledToken, SamplingParams, Usage},
     sampling::grammar::Grammar,
 };
 
@@ -135,6 +138,8 @@ pub struct Sequence {
     pub salt: Option<Arc<str>>,
     /// What its output must match; the executor keeps where in it the sequence stands.
     pub grammar: Option<Arc<Grammar>>,
+    /// Set where its prompt's hidden states are wanted, and no token: it ends with its prompt. Its `max_tokens` is 0.
+    pub pooling: Option<Pooling>,
     /// Takes the tokens.
     pub reader: Arc<dyn Reader>,
     /// Keeps it from saying some things.
@@ -202,6 +207,7 @@ impl Sequence {
             dry_breakers: Arc::new([]),
             salt: None,
             grammar: None,
+            pooling: None,
             reader,
             guard: None,
             lease: None,
@@ -253,6 +259,12 @@ impl Sequence {
     #[must_use]
     pub(super) fn wants_prompt_logprobs(&self) -> bool {
         self.next_prompt_logprob < self.prompt.len()
+    }
+
+    /// Whether all its prompt must be computed for it, whatever the cache has.
+    #[must_use]
+    pub(super) fn needs_whole_prompt(&self) -> bool {
+        self.wants_prompt_logprobs() || self.pooling == Some(Pooling::Mean) && !planted(Fault::MeanOfUncached)
     }
 
     /// What its reader must have room for before it runs.

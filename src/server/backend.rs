@@ -11,10 +11,10 @@ use std::{
 
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
-use super::{closing::Closing, throughput::Throughput};
+use super::{access::Caller, closing::Closing, throughput::Throughput};
 use crate::{
     config::StreamArgs,
-    engine::{Engine, ModelInfo},
+    engine::{EmbedRequest, Embeddings, Engine, ModelInfo},
     error::{Code, Error, Result},
     text::Tokenizer,
 };
@@ -52,6 +52,23 @@ impl Backend {
     pub(crate) fn tokenizer(&self) -> Result<Arc<Tokenizer>> {
         let tokenizer = self.engine.text().tokenizer.clone();
         tokenizer.ok_or_else(|| Error::new(Code::FailedPrecondition, "the model came without a tokenizer"))
+    }
+
+    /// The vectors of some inputs.
+    ///
+    /// # Errors
+    /// The engine's; `Unavailable` where the server is cut off meanwhile.
+    pub(crate) async fn embed(&self, caller: &Caller, request: EmbedRequest) -> Result<Embeddings> {
+        let admission = caller.admit_call().map_err(|error| self.refused(error))?;
+        let request = EmbedRequest { tenant: caller.owner(), ..request };
+        tokio::select! {
+            embeddings = self.engine.embed(request) => embeddings.inspect(|all| {
+                admission.charge(all.usage().prompt_tokens.into());
+            }),
+            () = self.closing.clone().cut() => {
+                Err(Error::new(Code::Unavailable, "the server shut down before all was embedded: ask another one"))
+            }
+        }
     }
 
     /// Runs work on text beside the tasks that stream, in its turn.

@@ -32,6 +32,8 @@ pub struct ModelDirectory {
     pub tokenizer_config: Option<PathBuf>,
     /// `chat_template.jinja`.
     pub chat_template: Option<PathBuf>,
+    /// `1_Pooling/config.json`, of sentence-transformers.
+    pub pooling_config: Option<PathBuf>,
 }
 
 /// Says which kind of model lies at `path`, and which of its files are there. A directory without `config.json` that
@@ -58,6 +60,7 @@ pub fn model_files(path: &Path) -> Result<ModelFiles> {
             generation_config: existing("generation_config.json"),
             tokenizer_config: existing("tokenizer_config.json"),
             chat_template: existing("chat_template.jinja"),
+            pooling_config: existing("1_Pooling/config.json"),
         }));
     }
     let entries = path.read_dir().map_err(|error| wrong(format!("cannot be listed: {error}")))?;

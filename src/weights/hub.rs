@@ -19,7 +19,7 @@ use hf_hub::{
 use crate::error::{Code, Error, Result};
 
 /// What is taken of a repository: what [`model_files`](super::files::model_files) looks for, and no more.
-const WANTED: [&str; 12] = [
+const WANTED: [&str; 13] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -30,12 +30,13 @@ const WANTED: [&str; 12] = [
     "*.tiktoken",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "1_Pooling/config.json",
     "*.safetensors",
     "model.safetensors.index.json",
 ];
 
 /// What is left out: other formats of the same weights, in folders of their own or beside.
-const UNWANTED: [&str; 2] = ["*/*", "consolidated*"];
+const UNWANTED: [&str; 3] = ["*/*.safetensors", "*/*.tiktoken", "consolidated*"];
 
 /// Progress reports that may wait for their reader; more are dropped, as each supersedes those before it.
 const PROGRESS_CAPACITY: usize = 16;

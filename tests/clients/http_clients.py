@@ -94,7 +94,22 @@ def openai_models_and_errors(client, model, schemas):
     schemas.check("ErrorResponse", json.loads(error.response.text))
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
     refused(openai.BadRequestError, lambda: ask(model=model, messages=image), param="messages[0].content[0].type")
-    refused(openai.APIStatusError, lambda: client.embeddings.create(model=model, input="x"), status_code=501)
+
+
+def openai_embeddings(client, model, schemas):
+    texts = ["a wick", "a candle", "a wick"]
+    create = lambda **more: client.embeddings.create(model=model, input=texts, **more)
+    # The client asks for base64 unless told otherwise, and decodes it.
+    plain, packed = create(encoding_format="float"), create()
+    schemas.check("CreateEmbeddingResponse", plain)
+    vectors = [row.embedding for row in plain.data]
+    near = lambda one, other: all(abs(x - y) < 1e-6 for x, y in zip(one, other, strict=True))
+    assert all(near(one, row.embedding) for one, row in zip(vectors, packed.data, strict=True)), "encodings differ"
+    assert vectors[0] == vectors[2] != vectors[1]
+    assert all(abs(sum(x * x for x in vector) - 1) < 1e-5 for vector in vectors), "the length is 1"
+    assert all(len(row.embedding) == 8 for row in create(dimensions=8).data)
+    wrong = lambda: create(dimensions=10**6)
+    schemas.check("ErrorResponse", json.loads(refused(openai.BadRequestError, wrong, param="dimensions").response.text))
 
 
 def openai_chat(client, model, schemas):
@@ -243,6 +258,7 @@ def main():
             claude = anthropic.Anthropic(base_url=base, api_key="none", max_retries=0)
             parts = [
                 ("openai: models and errors", lambda: openai_models_and_errors(client, model, schemas)),
+                ("openai: embeddings", lambda: openai_embeddings(client, model, schemas)),
                 ("openai: chat", lambda: openai_chat(client, model, schemas)),
                 ("openai: completions", lambda: openai_completions(client, model, schemas)),
                 ("openai: a client that goes away", lambda: openai_cancel(client, model, base)),

@@ -3,6 +3,7 @@
 
 mod crowd;
 mod driver;
+mod embeddings;
 mod gguf;
 mod gguf_file;
 mod oracle;

@@ -13,11 +13,11 @@ use candlewick::{
     config::EngineConfig,
     engine::{
         Engine, Event, ExecutorFactory, Health, ModelInfo, ModelText, Prompt, Request, SlowReader,
-        fake::{FakeExecutor, FakeOptions, Gate, Mishap},
+        fake::{EMBEDDING_SIZE, FakeExecutor, FakeOptions, Gate, Mishap},
     },
     error::{Code, Error},
     ids::TokenId,
-    params::{FinishReason, SamplingParams},
+    params::{FinishReason, Pooling, SamplingParams},
     telemetry::Telemetry,
     text::{ChatMessage, Role},
 };
@@ -33,6 +33,8 @@ pub(crate) fn info() -> ModelInfo {
         architecture: "FakeForCausalLM".into(),
         model_type: "fake".into(),
         vocab_size: VOCAB_SIZE as usize,
+        embedding_size: EMBEDDING_SIZE,
+        pooling: Some(Pooling::Last),
         eos_token_ids: Vec::new(),
         bos_token_id: None,
         num_parameters: 0,

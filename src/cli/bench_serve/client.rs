@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{BackendKind, BenchServeArgs, server_events::EventParser};
 use crate::{
     cli::{connect::Remote, suggest::nearest},
+    config::Secret,
     engine::{Event, Prompt},
     error::{Code, Error, Result},
     ids::TokenId,
@@ -108,7 +109,7 @@ impl Client {
         let base = args.base_url.trim_end_matches('/');
         let (kind, known) = match args.backend {
             BackendKind::Grpc => {
-                let remote = Remote::connect(base).await?;
+                let remote = Remote::connect(base, args.api_key.as_ref()).await?;
                 let known = vec![remote.model.name.clone()];
                 (Kind::Grpc(Box::new(remote)), known)
             }
@@ -121,8 +122,11 @@ impl Client {
                 let client = builder.build().map_err(|error| Error::internal(format!("an HTTP client: {error}")))?;
                 let chat = args.backend == BackendKind::OpenAiChat;
                 let url = format!("{base}/v1/{}completions", if chat { "chat/" } else { "" });
-                let known = models(&client, base, args.api_key.as_deref()).await?;
-                (Kind::Http { client, url, chat, api_key: args.api_key.clone() }, known)
+                let known = models(&client, base, args.api_key.as_ref().map(Secret::reveal)).await?;
+                (
+                    Kind::Http { client, url, chat, api_key: args.api_key.as_ref().map(|key| key.reveal().to_owned()) },
+                    known,
+                )
             }
         };
         let model = choose(args.model.as_deref(), &known, base)?;

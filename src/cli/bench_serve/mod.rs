@@ -26,7 +26,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use self::{client::Client, load::Load, report::Report, workload::Workload};
 use super::{Stop, block_on};
-use crate::error::{Error, Result};
+use crate::{
+    config::Secret,
+    error::{Error, Result},
+};
 
 /// Exit code of a run that Ctrl-C cuts short.
 const INTERRUPTED: u8 = 130;
@@ -59,7 +62,7 @@ pub(super) struct BenchServeArgs {
     model: Option<String>,
     /// Sent as `Authorization: Bearer KEY`.
     #[arg(long, value_name = "KEY")]
-    api_key: Option<String>,
+    api_key: Option<Secret>,
     /// Arrivals and lengths to replay: a CSV file with the columns TIMESTAMP, ContextTokens and GeneratedTokens, or
     /// JSON lines with timestamp (ms), input_length, output_length and hash_ids. Without it, random prompts.
     #[arg(long, value_name = "FILE")]

@@ -12,7 +12,10 @@ use std::{
 use candle_core::Device;
 
 use crate::{
-    arch::{self, Model, ModelLoad, config::ModelConfig, generation_config::GenerationDefaults, shapes::tensor_shapes},
+    arch::{
+        self, Model, ModelLoad, config::ModelConfig, generation_config::GenerationDefaults, pooling_config,
+        shapes::tensor_shapes,
+    },
     config::{DeviceKind, EngineConfig, LoadFormat, ModelArgs, ModelFacts},
     engine::{
         ExecutorFactory, ModelInfo, ModelText,
@@ -21,6 +24,7 @@ use crate::{
     error::{Code, Error, Result},
     ids::TokenId,
     kernels::{machine::use_instructions, pool::Pool},
+    params::Pooling,
     text::{ChatTemplate, TOKENIZER_FILES, Tokenizer, TokenizerConfig},
     weights::{
         TensorSource, Weights,
@@ -183,7 +187,7 @@ fn locate(args: &ModelArgs, model: &str, progress: &mut dyn FnMut(LoadProgress))
 }
 
 fn assemble(parts: Parts, options: &ModelArgs, progress: &dyn Fn(usize, usize)) -> Result<LoadedModel> {
-    let Parts { name, path, config, weights, tokenizer, chat_template, generation } = parts;
+    let Parts { name, path, config, weights, tokenizer, chat_template, generation, pooling } = parts;
     if let Some(tokenizer) = &tokenizer {
         tokenizer.ensure_fits(config.vocab_size)?;
     }
@@ -212,6 +216,8 @@ fn assemble(parts: Parts, options: &ModelArgs, progress: &dyn Fn(usize, usize)) 
         architecture: config.architecture.clone(),
         model_type: config.model_type.clone(),
         vocab_size: config.vocab_size,
+        embedding_size: config.hidden_size,
+        pooling,
         eos_token_ids,
         bos_token_id: config.bos_token_id.or_else(|| tokenizer.as_ref()?.bos()),
         num_parameters: model.info().num_parameters as u64,
@@ -234,6 +240,7 @@ struct Parts {
     tokenizer: Option<Tokenizer>,
     chat_template: Option<ChatTemplate>,
     generation: GenerationDefaults,
+    pooling: Option<Pooling>,
 }
 
 fn directory_parts(files: &ModelDirectory, load_format: LoadFormat) -> Result<Parts> {
@@ -250,6 +257,10 @@ fn directory_parts(files: &ModelDirectory, load_format: LoadFormat) -> Result<Pa
         Some(path) => GenerationDefaults::from_json(path, &read_text(path)?, config.vocab_size)?,
         None => GenerationDefaults::default(),
     };
+    let pooling = match &files.pooling_config {
+        Some(path) => pooling_config::from_json(path, &read_text(path)?)?,
+        None => Some(Pooling::Last),
+    };
     let tokenizer_config = files.tokenizer_config.as_deref().map(TokenizerConfig::from_file).transpose()?;
     Ok(Parts {
         name: file_name(&files.path),
@@ -259,6 +270,7 @@ fn directory_parts(files: &ModelDirectory, load_format: LoadFormat) -> Result<Pa
         chat_template: directory_template(files, tokenizer_config.as_ref()),
         config,
         generation,
+        pooling,
     })
 }
 
@@ -293,6 +305,7 @@ fn gguf_parts(name: String, gguf: Gguf) -> Result<Parts> {
         tokenizer,
         chat_template: template.and_then(usable),
         generation: GenerationDefaults::from_gguf(&gguf)?,
+        pooling: pooling_config::from_gguf(&gguf)?,
         weights: Weights::new(Box::new(GgufSource::new(gguf)?)),
     })
 }

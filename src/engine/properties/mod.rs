@@ -7,6 +7,7 @@
 mod fairness;
 mod latency;
 mod leases;
+mod pooling;
 mod scenarios;
 mod world;
 

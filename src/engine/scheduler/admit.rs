@@ -71,8 +71,8 @@ impl Scheduler {
     pub(super) fn reserve_all_blocks(&mut self, key: Key, copies: &mut Vec<BlockCopy>) -> bool {
         let sequence = &mut self.sequences[key];
         let is_new = sequence.table.is_empty();
-        // What must be computed for the prompt's log-probabilities is not taken from the cache.
-        let wants_cached = is_new && !sequence.wants_prompt_logprobs();
+        // What must be computed, for the prompt's log-probabilities or a mean over it, is not taken from the cache.
+        let wants_cached = is_new && !sequence.needs_whole_prompt();
         let leased = if wants_cached { self.adopt_lease(key) } else { None };
         let sequence = &mut self.sequences[key];
         if wants_cached {
@@ -97,7 +97,9 @@ impl Scheduler {
 
     /// Whether a request can be taken, and where it will end at the latest.
     pub(super) fn check(&self, sequence: &mut Sequence) -> Result<()> {
-        let (prompt, limit) = (sequence.prompt.len(), self.max_len);
+        // What is pooled needs no place for a token after it.
+        let limit = self.max_len + usize::from(sequence.pooling.is_some());
+        let prompt = sequence.prompt.len();
         if prompt == 0 {
             return Err(Error::invalid("prompt", "is empty, must have at least one token"));
         }

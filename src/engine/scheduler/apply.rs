@@ -31,6 +31,14 @@ impl Scheduler {
             self.sequences[key].prompts_under_way -= 1;
             events.push(Event::Prompt { id, prompt });
         }
+        for (id, vector) in output.pooled {
+            let Some(key) = self.sequences.key(id) else { continue }; // Aborted meanwhile.
+            if self.sequences[key].outstanding.take().is_none() {
+                return Err(Error::internal(format!("a vector for sequence {id}, whose prompt is not computed")));
+            }
+            self.num_outstanding -= 1;
+            self.end(key, End::Pooled(vector), events);
+        }
         for (id, error) in output.failed {
             if let Some(key) = self.sequences.key(id) {
                 self.end(key, End::Failed(error), events);

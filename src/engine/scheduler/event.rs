@@ -49,6 +49,8 @@ pub enum Event {
 pub enum End {
     /// As its parameters say.
     Finished(FinishReason),
+    /// Its prompt is computed, and this is the vector that was asked for.
+    Pooled(Vec<f32>),
     /// By policy; `ABORTED` for a reader that stalled too long.
     Failed(Error),
     /// Its reader had gone.

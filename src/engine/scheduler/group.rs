@@ -68,7 +68,7 @@ impl Scheduler {
         let computed = &parent.tokens[..parent.num_computed_tokens];
         let known = &child.tokens[..child.tokens.len() - 1]; // The last token is always computed.
         let mut num_common = computed.iter().zip(known).take_while(|(theirs, ours)| theirs == ours).count();
-        if child.wants_prompt_logprobs() {
+        if child.needs_whole_prompt() {
             num_common = 0;
         }
         child.table = self.blocks.fork(&parent.table, num_common);

@@ -80,6 +80,7 @@ fn start(sequence: &mut Sequence, blocks: &mut BlockManager, plan: &mut StepPlan
         prompt: sequence.prompt.clone(),
         dry_breakers: sequence.dry_breakers.clone(),
         grammar: sequence.grammar.clone(),
+        pooling: sequence.pooling,
     });
 }
 

@@ -83,7 +83,18 @@ impl Caller {
     /// `ResourceExhausted` that names the quota and says when to come back.
     pub(crate) fn admit(&self, request: &Request) -> Result<Admission> {
         let sequences = request.params.num_sequences().clamp(1, limits::SEQUENCES);
-        let sequences = u32::try_from(sequences).unwrap_or(u32::MAX);
+        self.enter(u32::try_from(sequences).unwrap_or(u32::MAX))
+    }
+
+    /// Counts a call that generates nothing, likewise.
+    ///
+    /// # Errors
+    /// `ResourceExhausted`, likewise.
+    pub(crate) fn admit_call(&self) -> Result<Admission> {
+        self.enter(1)
+    }
+
+    fn enter(&self, sequences: u32) -> Result<Admission> {
         if let Some(tenant) = &self.0 {
             tenant.enter(sequences, Instant::now())?;
         }

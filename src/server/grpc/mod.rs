@@ -5,6 +5,7 @@ pub(crate) mod chat;
 mod chat_convert;
 pub(crate) mod convert;
 pub(crate) mod deadline;
+mod embeddings;
 pub(crate) mod generation;
 pub(crate) mod health;
 pub(crate) mod models;
@@ -31,8 +32,8 @@ use crate::{
     proto::{
         FILE_DESCRIPTOR_SET,
         candlewick::v1::{
-            admin_server::AdminServer, chat_server::ChatServer, generation_server::GenerationServer,
-            models_server::ModelsServer, tokens_server::TokensServer,
+            admin_server::AdminServer, chat_server::ChatServer, embeddings_server::EmbeddingsServer,
+            generation_server::GenerationServer, models_server::ModelsServer, tokens_server::TokensServer,
         },
         inference::grpc_inference_service_server::GrpcInferenceServiceServer,
         vllm::grpc::engine::vllm_engine_server::VllmEngineServer,
@@ -43,13 +44,14 @@ use crate::{
 const MAX_REQUEST_BYTES: usize = 4 << 20;
 
 /// The services whose health clients may ask for; the empty name is the server as a whole.
-const SERVICES: [&str; 8] = [
+const SERVICES: [&str; 9] = [
     "",
     "candlewick.v1.Generation",
     "candlewick.v1.Chat",
     "candlewick.v1.Models",
     "candlewick.v1.Tokens",
     "candlewick.v1.Admin",
+    "candlewick.v1.Embeddings",
     "vllm.grpc.engine.VllmEngine",
     "inference.GRPCInferenceService",
 ];
@@ -72,6 +74,7 @@ pub(super) fn routes(backend: &Backend, drain_grace: Duration) -> Result<Router>
     let models = models::ModelsService::new(backend.clone());
     let tokens = tokens::TokensService::new(backend.clone());
     let admin = admin::AdminService::new(backend.clone(), drain_grace);
+    let embeddings = embeddings::EmbeddingsService::new(backend.clone());
     let inference = oip::InferenceService::new(backend.clone());
     let vllm = vllm_engine::VllmEngineService::new(backend.clone());
     let routes = Routes::new(health::service(backend))
@@ -80,6 +83,7 @@ pub(super) fn routes(backend: &Backend, drain_grace: Duration) -> Result<Router>
         .add_service(ModelsServer::new(models))
         .add_service(TokensServer::new(tokens).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(AdminServer::new(admin))
+        .add_service(EmbeddingsServer::new(embeddings).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(VllmEngineServer::new(vllm).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(GrpcInferenceServiceServer::new(inference).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(reflection().build_v1().map_err(unreadable)?)

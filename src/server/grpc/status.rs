@@ -11,7 +11,8 @@ use tonic::Status;
 use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt};
 
 use crate::{
-    error::{Code, Error},
+    error::{self, Code, Error},
+    proto::candlewick::v1::FieldError,
     server::backend::cut,
 };
 
@@ -89,6 +90,21 @@ pub(crate) fn refusal(error: Error, content_type: HeaderValue) -> Response {
     let mut response = status(error).into_http::<Body>();
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
+}
+
+/// The fields at fault, where an error is told inside a stream that goes on.
+pub(super) fn fields(error: &Error) -> Vec<FieldError> {
+    let violations = error.violations.iter().take(VIOLATIONS);
+    let field = |violation: &error::FieldViolation| FieldError {
+        field: cut(&violation.field, FIELD_BYTES).to_owned(),
+        description: cut(&violation.description, MESSAGE_BYTES / 2).to_owned(),
+    };
+    violations.map(field).collect()
+}
+
+/// When to come back, likewise.
+pub(super) fn retry_after_ms(error: &Error) -> Option<u64> {
+    error.retry_after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -74,7 +74,8 @@ impl Lines {
     }
 }
 
-fn nanos(duration: Duration) -> Value {
+/// As Ollama writes a time.
+pub(super) fn nanos(duration: Duration) -> Value {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).into()
 }
 

@@ -1,6 +1,7 @@
-//! Ollama's API over HTTP: `/api/chat`, `/api/generate`, and what is served. Streams are lines of JSON.
+//! Ollama's API over HTTP: `/api/chat`, `/api/generate`, `/api/embed`, and what is served. Streams are lines of JSON.
 
 mod answer;
+mod embed;
 mod models;
 mod request;
 
@@ -56,6 +57,8 @@ pub(super) fn routes(http: Http, origins: &AllowedOrigins) -> Router {
     Router::new()
         .route("/api/chat", post(chat))
         .route("/api/generate", post(generate))
+        .route("/api/embed", post(embed::embed))
+        .route("/api/embeddings", post(embed::legacy))
         .route("/api/tags", get(models::tags))
         .route("/api/ps", get(models::running))
         .route("/api/show", post(models::show))

@@ -1,12 +1,13 @@
 //! OpenAI's API over HTTP, with vLLM's additions, thin over the engine.
 //!
-//! Requests are read in `fields` (what all have in common), `completions`, `chat` and `responses`; answers are written in
-//! the same files, their shared parts in `answer` and `logprobs`.
+//! Requests are read in `fields` (what all that generate have in common), `completions`, `chat`, `responses` and
+//! `embeddings`; answers are written in the same files, their shared parts in `answer` and `logprobs`.
 
 mod answer;
 mod chat;
 mod chunks;
 mod completions;
+mod embeddings;
 pub(super) mod error;
 mod features;
 mod fields;
@@ -28,9 +29,8 @@ use self::error::OpenAi;
 use super::http::{
     Http,
     call::MAX_BODY_BYTES,
-    failure::{Failed, method_not_allowed, no_such_path},
+    failure::{method_not_allowed, no_such_path},
 };
-use crate::error::{Code, Error};
 
 /// The routes.
 pub(super) fn routes(http: Http) -> Router {
@@ -39,7 +39,7 @@ pub(super) fn routes(http: Http) -> Router {
         .route("/v1/models/{*model}", get(models::one))
         .route("/v1/completions", post(completions::create))
         .route("/v1/chat/completions", post(chat::create))
-        .route("/v1/embeddings", post(embeddings))
+        .route("/v1/embeddings", post(embeddings::create))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/version", get(models::version))
@@ -49,9 +49,4 @@ pub(super) fn routes(http: Http) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(http.clone())
         .merge(responses::routes(http))
-}
-
-/// The engine generates text and nothing else.
-async fn embeddings() -> Failed<OpenAi> {
-    Error::new(Code::Unimplemented, "embeddings are not offered: the engine serves models that generate text").into()
 }

@@ -1,6 +1,6 @@
 //! `vllm.grpc.engine.VllmEngine`, as the routers in front of vLLM speak it: token ids in, token ids out.
 //!
-//! Not offered, and `UNIMPLEMENTED`: Embed and the profiler, which routers can do without.
+//! Not offered, and `UNIMPLEMENTED`: the profiler, which routers can do without.
 
 mod convert;
 mod kv_events;
@@ -16,12 +16,14 @@ use tonic::{Request, Response, Status, codegen::BoxStream};
 use self::tokenizer::Archive;
 use super::{
     access::Caller,
+    backend::request_id as given_or_drawn,
     events::{Events, Whole, WholeOutput},
     grpc::{Backend, FieldPaths, admin::check_operator, deadline::deadline, status::status, stream as responses},
 };
 use crate::{
-    engine::{Event, Health, Which},
+    engine::{EmbedInput, EmbedRequest as EngineEmbedRequest, Event, Health, Which},
     error::{Code, Error, Result},
+    ids::TokenId,
     params::{PromptLogprobs, SampledToken},
     proto::{
         smg::grpc::common::{
@@ -47,6 +49,8 @@ const PATHS: FieldPaths = FieldPaths {
         ("structured_outputs.json", "sampling_params.json_schema"),
         ("structured_outputs.", "sampling_params."),
         ("structured_outputs", "sampling_params.constraint"),
+        ("inputs[0].token_ids", "tokenized.input_ids"),
+        ("inputs[0]", "tokenized.input_ids"),
     ],
 };
 
@@ -74,6 +78,25 @@ impl VllmEngineService {
             .and_then(|request| Ok(crate::engine::Request { deadline: deadline(&metadata)?, ..request }));
         let request = request.map_err(|error| self.backend.refused(error))?;
         responses::open(&self.backend, &caller, request, &PATHS).await
+    }
+
+    /// One input's vector, pooled as the model's files say and of length 1, as vLLM gives it.
+    async fn vector(&self, request: Request<EmbedRequest>) -> Result<EmbedResponse> {
+        let (metadata, extensions, EmbedRequest { request_id, tokenized }) = request.into_parts();
+        let caller = Caller::of(&extensions)?;
+        let asked = given_or_drawn("request_id", Some(request_id)).and_then(|id| {
+            let ids = tokenized.unwrap_or_default().input_ids.into_iter().map(TokenId).collect();
+            let request = EngineEmbedRequest::new(vec![EmbedInput::Tokens(ids)]);
+            Ok(EngineEmbedRequest { request_id: id, deadline: deadline(&metadata)?, ..request })
+        });
+        let request = asked.map_err(|error| self.backend.refused(error))?;
+        let embedded = self.backend.embed(&caller, request).await;
+        let embedded = embedded.map_err(|error| PATHS.locate(error))?;
+        let prompt_tokens = embedded.usage().prompt_tokens;
+        let first = embedded.embeddings.into_iter().next();
+        let embedding = first.ok_or_else(|| Error::internal("no vector for an input"))?.values;
+        let embedding_dim = u32::try_from(embedding.len()).unwrap_or(u32::MAX);
+        Ok(EmbedResponse { embedding, prompt_tokens, embedding_dim })
     }
 }
 
@@ -198,8 +221,8 @@ impl VllmEngine for VllmEngineService {
         }))
     }
 
-    async fn embed(&self, _: Request<EmbedRequest>) -> Result<Response<EmbedResponse>, Status> {
-        Err(not_offered("Embed (the models here generate text)"))
+    async fn embed(&self, request: Request<EmbedRequest>) -> Result<Response<EmbedResponse>, Status> {
+        self.vector(request).await.map(Response::new).map_err(status)
     }
 
     async fn flush_cache(&self, request: Request<FlushCacheRequest>) -> Result<Response<FlushCacheResponse>, Status> {

@@ -10,11 +10,12 @@ use tonic_reflection::pb::{v1, v1alpha};
 
 use super::{Server, ids, read, request, soon};
 
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 7] = [
     "candlewick.v1.Chat",
     "candlewick.v1.Generation",
     "candlewick.v1.Models",
     "candlewick.v1.Tokens",
+    "candlewick.v1.Embeddings",
     "inference.GRPCInferenceService",
     "vllm.grpc.engine.VllmEngine",
 ];

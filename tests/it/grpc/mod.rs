@@ -2,6 +2,7 @@
 
 mod admin;
 mod drain;
+mod embeddings;
 mod faces;
 mod malformed;
 mod metrics;

@@ -1,9 +1,14 @@
 //! The wire of vLLM's engine, as routers use it.
 
-use candlewick::proto::vllm::grpc::engine::{
-    AbortRequest, EmbedRequest, GenerateRequest, GenerateResponse, GetModelInfoRequest, GetServerInfoRequest,
-    HealthCheckRequest, SamplingParams, TokenizedInput, generate_complete::MatchedStop, generate_request::Input,
-    generate_response::Response, vllm_engine_client::VllmEngineClient,
+use candlewick::{
+    engine::fake::{EMBEDDING_SIZE, FakeExecutor},
+    ids::TokenId,
+    params::Pooling,
+    proto::vllm::grpc::engine::{
+        AbortRequest, EmbedRequest, GenerateRequest, GenerateResponse, GetModelInfoRequest, GetServerInfoRequest,
+        HealthCheckRequest, SamplingParams, TokenizedInput, generate_complete::MatchedStop, generate_request::Input,
+        generate_response::Response, vllm_engine_client::VllmEngineClient,
+    },
 };
 use tonic::{Code, Streaming, transport::Channel};
 use tonic_types::StatusExt;
@@ -138,8 +143,30 @@ async fn routers_learn_what_they_need_to_register_a_worker() {
     let info = client.get_server_info(GetServerInfoRequest {}).await.unwrap().into_inner();
     assert_eq!((info.server_type.as_str(), info.data_parallel_size, info.block_size), ("vllm-grpc", 1, 16));
     assert_eq!(info.max_num_seqs, 8);
-    let embedded = client.embed(EmbedRequest::default()).await;
-    assert_eq!(embedded.unwrap_err().code(), Code::Unimplemented);
     server.engine.begin_drain();
     assert!(!client.health_check(HealthCheckRequest {}).await.unwrap().into_inner().healthy);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn embed_gives_the_vector_of_the_models_own_pooling() {
+    let server = Server::well().await;
+    let prompt = ids(4, 40);
+    let embed = |input_ids: Vec<u32>| EmbedRequest {
+        request_id: "e".into(),
+        tokenized: Some(TokenizedInput { original_text: String::new(), input_ids }),
+    };
+    let mut client = client(&server).await;
+    let embedded = client.embed(embed(prompt.clone())).await.unwrap().into_inner();
+    assert_eq!((embedded.prompt_tokens, embedded.embedding_dim), (40, EMBEDDING_SIZE as u32));
+    let tokens: Vec<_> = prompt.into_iter().map(TokenId).collect();
+    let expected = FakeExecutor::expected_vector(&tokens, Pooling::Last);
+    let length = expected.iter().map(|x| x * x).sum::<f32>().sqrt();
+    for (x, expected) in embedded.embedding.iter().zip(expected) {
+        assert!((x - expected / length).abs() < 1e-6);
+    }
+    for (wrong, field) in [(vec![], "tokenized.input_ids"), (vec![1, 5000], "tokenized.input_ids[1]")] {
+        let status = client.embed(embed(wrong)).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, field);
+    }
 }

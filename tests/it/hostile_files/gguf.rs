@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use candlewick::{
-    arch::generation_config::GenerationDefaults,
+    arch::{generation_config::GenerationDefaults, pooling_config},
     error::Result,
+    params::Pooling,
     weights::{
         TensorSource, Weights,
         gguf::{Gguf, GgufSource},
@@ -315,4 +316,23 @@ fn what_a_file_recommends_for_sampling_is_read_and_checked() {
         let error = defaults(key, value).expect_err("is impossible");
         assert_names(&error, FILE, &format!("metadata {key}"), "must be");
     }
+}
+
+#[test]
+fn how_a_file_pools_is_read_by_llama_cpps_numbers() {
+    let read = |value: Option<Vec<u8>>| {
+        let gguf = open(tiny(|file| {
+            if let Some(value) = value {
+                file.set("llama.pooling_type", value);
+            }
+        }));
+        pooling_config::from_gguf(&gguf.expect("holds together"))
+    };
+    assert_eq!(read(None).expect("nothing said"), Some(Pooling::Last));
+    let numbers = [Some(Pooling::Last), Some(Pooling::Mean), None, Some(Pooling::Last), None];
+    for (number, pooling) in (0..).zip(numbers) {
+        assert_eq!(read(Some(u32(number))).expect("a number"), pooling, "{number}");
+    }
+    let error = read(Some(string("mean"))).expect_err("is no number");
+    assert_names(&error, FILE, "metadata llama.pooling_type", "must be");
 }

@@ -136,8 +136,6 @@ async fn another_model_path_method_or_type_of_content_has_its_status() {
     assert_eq!(error(get(server.address, CHAT).await).await.0, 405);
     let unnamed = post_with(server.address, CHAT, "", &other).await;
     assert_eq!(error(unnamed).await.0, 415);
-    let (status, error) = error(post(server.address, "/v1/embeddings", r#"{"input": "x"}"#).await).await;
-    assert_eq!((status, error["code"].as_str()), (501, Some("not_offered")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

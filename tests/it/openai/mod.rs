@@ -3,6 +3,7 @@
 mod anthropic;
 mod chat;
 mod completions;
+mod embeddings;
 pub(crate) mod http;
 mod malformed;
 mod ollama;

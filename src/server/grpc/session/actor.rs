@@ -11,7 +11,7 @@ use tokio::{
 
 use super::super::{
     Backend, convert,
-    status::status,
+    status::{fields, retry_after_ms, status},
     stream::{Teller, Telling, timings_to_wire},
     told::Told as Heard,
 };
@@ -134,12 +134,7 @@ impl Actor {
     }
 
     fn tell_error(&self, error: Error, turn_index: Option<u32>) {
-        let retry_after_ms = error.retry_after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
-        let fields = error.violations.iter().take(4).map(|violation| wire::FieldError {
-            field: violation.field.clone(),
-            description: violation.description.clone(),
-        });
-        let fields = fields.collect();
+        let (fields, retry_after_ms) = (fields(&error), retry_after_ms(&error));
         let status = status(error);
         let (code, message) = (i32::from(status.code()), status.message().to_owned());
         self.tell(Told::Error(wire::SessionError { code, message, turn_index, fields, retry_after_ms }));

@@ -1,0 +1,259 @@
+//! `candlewick.v1.Embeddings`: inputs in, vectors out, all at once or as they come.
+
+use futures::stream;
+use tokio::{task::JoinSet, time::Instant};
+use tonic::{Request, Response, Status, Streaming, codegen::BoxStream};
+
+use super::{
+    Backend, convert,
+    deadline::deadline,
+    status::{fields, retry_after_ms, status},
+};
+use crate::{
+    engine::{EmbedInput, EmbedOptions, EmbedRequest, Embedding, Embeddings, ModelInfo},
+    error::{Code, Error, Result},
+    ids::TokenId,
+    params::Pooling,
+    proto::candlewick::v1::{
+        self as wire, embed_input::Input, embed_stream_request::Request as Asked, embed_stream_response::Outcome,
+        embeddings_server::Embeddings as Service,
+    },
+    server::{
+        access::Caller,
+        backend::{check_model, name, request_id},
+    },
+};
+
+/// Inputs of one stream that are under way, or whose results the client has not taken.
+const STREAMED_AT_ONCE: usize = 32;
+
+pub(super) struct EmbeddingsService {
+    backend: Backend,
+}
+
+impl EmbeddingsService {
+    pub(super) fn new(backend: Backend) -> Self {
+        Self { backend }
+    }
+
+    /// The answer to a unary call.
+    async fn answer(
+        &self,
+        caller: &Caller,
+        message: wire::EmbedRequest,
+        deadline: Option<Instant>,
+    ) -> Result<wire::EmbedResponse> {
+        let info = self.backend.engine.info();
+        let options = message.options.unwrap_or_default();
+        let asked = request_id("options.request_id", options.request_id.clone()).and_then(|id| {
+            let inputs = message.inputs.into_iter().enumerate();
+            let inputs = inputs.map(|(k, asked)| input(Some(asked), &format!("inputs[{k}]"))).collect::<Result<_>>()?;
+            Ok(EmbedRequest { request_id: id, inputs, deadline, ..request(options, info)? })
+        });
+        let request = asked.map_err(|error| self.backend.refused(error))?;
+        let request_id = request.request_id.clone();
+        let embeddings = self.backend.embed(caller, request).await.map_err(|error| located(error, |field| field))?;
+        Ok(wire::EmbedResponse {
+            request_id,
+            model: info.name.clone(),
+            usage: Some(convert::usage(embeddings.usage())),
+            pooling: pooling_to_wire(embeddings.pooling).into(),
+            embeddings: embeddings.embeddings.into_iter().map(embedding).collect(),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Service for EmbeddingsService {
+    async fn embed(&self, request: Request<wire::EmbedRequest>) -> Result<Response<wire::EmbedResponse>, Status> {
+        let (metadata, extensions, message) = request.into_parts();
+        let caller = Caller::of(&extensions).map_err(status)?;
+        let deadline = deadline(&metadata).map_err(status)?;
+        self.answer(&caller, message, deadline).await.map(Response::new).map_err(status)
+    }
+
+    type EmbedStreamStream = BoxStream<wire::EmbedStreamResponse>;
+
+    async fn embed_stream(
+        &self,
+        request: Request<Streaming<wire::EmbedStreamRequest>>,
+    ) -> Result<Response<Self::EmbedStreamStream>, Status> {
+        let (metadata, extensions, inbound) = request.into_parts();
+        let line = Line {
+            caller: Caller::of(&extensions).map_err(status)?,
+            backend: self.backend.clone(),
+            inbound: Some(inbound),
+            request: EmbedRequest { deadline: deadline(&metadata).map_err(status)?, ..EmbedRequest::new(Vec::new()) },
+            running: JoinSet::new(),
+        };
+        let results = stream::unfold(Some(line), async |line| {
+            let mut line = line?;
+            let result = line.next().await?;
+            let goes_on = result.is_ok().then_some(line);
+            Some((result.map_err(status), goes_on))
+        });
+        Ok(Response::new(Box::pin(results)))
+    }
+}
+
+/// One stream of inputs. Each runs on a task of its own, so that what is done lets go of its place in the queue whether
+/// the client reads or not; dropping the stream ends them all.
+struct Line {
+    caller: Caller,
+    backend: Backend,
+    /// Until the client has sent its last input.
+    inbound: Option<Streaming<wire::EmbedStreamRequest>>,
+    /// What all inputs share; it has none itself.
+    request: EmbedRequest,
+    running: JoinSet<wire::EmbedStreamResponse>,
+}
+
+impl Line {
+    /// The next result; none once all are out.
+    async fn next(&mut self) -> Option<Result<wire::EmbedStreamResponse>> {
+        loop {
+            if self.inbound.is_none() && self.running.is_empty() {
+                return None;
+            }
+            let has_room = self.running.len() < STREAMED_AT_ONCE;
+            let inbound = self.inbound.as_mut().filter(|_| has_room);
+            let reads = inbound.is_some();
+            let message = async {
+                match inbound {
+                    Some(inbound) => inbound.message().await,
+                    None => Ok(None),
+                }
+            };
+            tokio::select! {
+                () = self.backend.closing.clone().cut() => return Some(Err(going_down())),
+                Some(done) = self.running.join_next() => {
+                    return Some(done.map_err(|panic| Error::internal(format!("an embedding failed: {panic}"))));
+                }
+                message = message, if reads => match message {
+                    Ok(Some(message)) => match self.hear(message) {
+                        Ok(()) => {}
+                        Err(error) => return Some(Err(self.backend.refused(error))),
+                    },
+                    Ok(None) => self.inbound = None,
+                    // What the transport has to say is its own, and goes nowhere where the client is gone.
+                    Err(broken) => return Some(Err(Error::new(Code::Cancelled, broken.message()))),
+                },
+            }
+        }
+    }
+
+    /// Takes a message in.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where it asks for nothing or for options that cannot be; that ends the stream.
+    fn hear(&mut self, message: wire::EmbedStreamRequest) -> Result<()> {
+        match message.request {
+            Some(Asked::Options(options)) => {
+                let deadline = self.request.deadline;
+                self.request = EmbedRequest { deadline, ..request(options, self.backend.engine.info())? };
+            }
+            Some(Asked::Item(item)) => {
+                let (backend, caller, request) = (self.backend.clone(), self.caller.clone(), self.request.clone());
+                self.running.spawn(async move {
+                    let outcome = match one(&backend, &caller, request, item.input).await {
+                        Ok(embedding) => Outcome::Embedding(embedding),
+                        Err(error) => Outcome::Error(told(error)),
+                    };
+                    wire::EmbedStreamResponse { id: item.id, outcome: Some(outcome) }
+                });
+            }
+            None => return Err(Error::invalid("request", "must be options or an item")),
+        }
+        Ok(())
+    }
+}
+
+fn going_down() -> Error {
+    Error::new(Code::Unavailable, "the server shut down before this stream had ended: ask another one")
+}
+
+/// The vector of one input of a stream.
+async fn one(
+    backend: &Backend,
+    caller: &Caller,
+    request: EmbedRequest,
+    asked: Option<wire::EmbedInput>,
+) -> Result<wire::Embedding> {
+    let input = input(asked, "item.input").map_err(|error| backend.refused(error))?;
+    let embedded = backend.embed(caller, EmbedRequest { inputs: vec![input], ..request }).await;
+    // The only input has no index here.
+    let of_item = |field: String| match field.strip_prefix("inputs[0]") {
+        Some(rest) => format!("item.input{rest}"),
+        None => field,
+    };
+    let Embeddings { embeddings, .. } = embedded.map_err(|error| located(error, of_item))?;
+    embeddings.into_iter().next().map(embedding).ok_or_else(|| Error::internal("no vector for an input"))
+}
+
+/// An engine's request of these options, without inputs or deadline.
+fn request(options: wire::EmbedOptions, info: &ModelInfo) -> Result<EmbedRequest> {
+    check_model(options.model.as_deref(), info)?;
+    let default = EmbedOptions::default();
+    Ok(EmbedRequest {
+        options: EmbedOptions {
+            pooling: pooling(options.pooling)?,
+            normalize: options.normalize.unwrap_or(default.normalize),
+            dimensions: options.dimensions,
+            truncate: options.truncate.unwrap_or(default.truncate),
+        },
+        priority: options.priority.unwrap_or(0),
+        cache_salt: options.cache_salt.map(|salt| name("options.cache_salt", salt)).transpose()?,
+        ..EmbedRequest::new(Vec::new())
+    })
+}
+
+fn pooling(asked: Option<i32>) -> Result<Option<Pooling>> {
+    let Some(number) = asked else { return Ok(None) };
+    match wire::Pooling::try_from(number) {
+        Ok(wire::Pooling::Unspecified) => Ok(None),
+        Ok(wire::Pooling::Mean) => Ok(Some(Pooling::Mean)),
+        Ok(wire::Pooling::Last) => Ok(Some(Pooling::Last)),
+        Err(_) => Err(Error::invalid("options.pooling", format!("is {number}, must be a value of Pooling"))),
+    }
+}
+
+fn pooling_to_wire(pooling: Pooling) -> wire::Pooling {
+    match pooling {
+        Pooling::Mean => wire::Pooling::Mean,
+        Pooling::Last => wire::Pooling::Last,
+    }
+}
+
+fn input(asked: Option<wire::EmbedInput>, field: &str) -> Result<EmbedInput> {
+    match asked.and_then(|asked| asked.input) {
+        Some(Input::Text(text)) => Ok(EmbedInput::Text(text)),
+        Some(Input::TokenIds(ids)) => Ok(EmbedInput::Tokens(ids.ids.into_iter().map(TokenId).collect())),
+        None => Err(Error::invalid(field, "must be text or token_ids")),
+    }
+}
+
+fn embedding(embedding: Embedding) -> wire::Embedding {
+    let Embedding { values, usage } = embedding;
+    wire::Embedding { values, prompt_tokens: usage.prompt_tokens, cached_tokens: usage.cached_tokens }
+}
+
+/// The engine's complaint, with this wire's paths; `of` says where inputs stand.
+fn located(mut error: Error, of: impl Fn(String) -> String) -> Error {
+    for violation in &mut error.violations {
+        let field = of(violation.field.replace(".token_ids[", ".token_ids.ids["));
+        violation.field = match field.as_str() {
+            "dimensions" | "pooling" => format!("options.{field}"),
+            _ => field,
+        };
+    }
+    if let ([violation], Code::InvalidArgument) = (error.violations.as_slice(), error.code) {
+        error.message = format!("{}: {}", violation.field, violation.description);
+    }
+    error
+}
+
+fn told(error: Error) -> wire::EmbedError {
+    let (fields, retry_after_ms) = (fields(&error), retry_after_ms(&error));
+    let status = status(error);
+    wire::EmbedError { code: i32::from(status.code()), message: status.message().to_owned(), fields, retry_after_ms }
+}

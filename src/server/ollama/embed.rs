@@ -1,0 +1,108 @@
+//! Ollama's `POST /api/embed`, and the older `/api/embeddings`.
+
+use std::time::Instant;
+
+use axum::{
+    Json,
+    extract::{Request, State},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Ollama, answer::nanos, request::check};
+use crate::{
+    engine::{EmbedInput, EmbedOptions, EmbedRequest},
+    error::Result,
+    server::http::{
+        Http,
+        call::{Call, ContentType},
+        failure::Failed,
+        paths::{Renames, rename},
+    },
+};
+
+const RENAMES: Renames = &[("inputs", "input")];
+const LEGACY_RENAMES: Renames = &[("inputs[0].text", "prompt"), ("inputs[0]", "prompt")];
+
+/// `options` and `keep_alive` concern how a model is loaded, which is the server's affair.
+#[derive(Debug, Deserialize)]
+struct Embed {
+    model: String,
+    #[serde(default)]
+    input: Input,
+    #[serde(default)]
+    truncate: Option<bool>,
+    #[serde(default)]
+    dimensions: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "must be a string or an array of strings")]
+enum Input {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Default for Input {
+    fn default() -> Self {
+        Self::Many(Vec::new())
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Legacy {
+    model: String,
+    #[serde(default)]
+    prompt: String,
+}
+
+/// `POST /api/embed`: vectors of length 1. Without an input the call asks for the model to be loaded, which it is.
+pub(super) async fn embed(State(http): State<Http>, request: Request) -> Result<Json<Value>, Failed<Ollama>> {
+    let began = Instant::now();
+    let call = Call::read(&http, request, ContentType::Any).await?;
+    let (backend, info) = (&http.backend, http.backend.engine.info());
+    let asked = call.parse::<Embed>().and_then(|embed| check(&embed.model, info).map(|()| embed));
+    let Embed { model, input, truncate, dimensions } = asked.map_err(|error| backend.refused(error))?;
+    let caller = call.caller.clone();
+    drop(call);
+    let texts = match input {
+        Input::One(text) if text.is_empty() => Vec::new(),
+        Input::One(text) => vec![text],
+        Input::Many(texts) => texts,
+    };
+    let (mut vectors, mut tokens) = (Vec::new(), 0);
+    if !texts.is_empty() {
+        // Ollama cuts an input that is too long unless told not to.
+        let options = EmbedOptions { truncate: truncate != Some(false), dimensions, ..EmbedOptions::default() };
+        let inputs = texts.into_iter().map(EmbedInput::Text).collect();
+        let embedded = backend.embed(&caller, EmbedRequest { options, ..EmbedRequest::new(inputs) }).await;
+        let embedded = embedded.map_err(|error| rename(error, RENAMES))?;
+        tokens = embedded.usage().prompt_tokens;
+        vectors.extend(embedded.embeddings.into_iter().map(|embedding| embedding.values));
+    }
+    Ok(Json(json!({
+        "model": model,
+        "embeddings": vectors,
+        "total_duration": nanos(began.elapsed()),
+        "load_duration": 0,
+        "prompt_eval_count": tokens,
+    })))
+}
+
+/// `POST /api/embeddings`: one vector, as long as it comes.
+pub(super) async fn legacy(State(http): State<Http>, request: Request) -> Result<Json<Value>, Failed<Ollama>> {
+    let call = Call::read(&http, request, ContentType::Any).await?;
+    let (backend, info) = (&http.backend, http.backend.engine.info());
+    let asked = call.parse::<Legacy>().and_then(|legacy| check(&legacy.model, info).map(|()| legacy));
+    let Legacy { prompt, .. } = asked.map_err(|error| backend.refused(error))?;
+    let caller = call.caller.clone();
+    drop(call);
+    if prompt.is_empty() {
+        return Ok(Json(json!({"embedding": []})));
+    }
+    let options = EmbedOptions { truncate: true, normalize: false, ..EmbedOptions::default() };
+    let request = EmbedRequest { options, ..EmbedRequest::new(vec![EmbedInput::Text(prompt)]) };
+    let embedded = backend.embed(&caller, request).await.map_err(|error| rename(error, LEGACY_RENAMES))?;
+    let vector = embedded.embeddings.into_iter().next().map(|embedding| embedding.values);
+    Ok(Json(json!({"embedding": vector})))
+}
