@@ -28,6 +28,7 @@ pub mod cohere2;
 pub mod config;
 pub mod exaone4;
 mod fields;
+pub mod footprint;
 pub mod gemma2;
 pub mod gemma3;
 pub mod generation_config;
@@ -265,6 +266,30 @@ pub fn kv_dtype(asked: KvCacheDtype, dtype: Dtype, format: WeightFormat) -> DTyp
         (KvCacheDtype::Float16, ..) => DType::F16,
         (KvCacheDtype::Auto | KvCacheDtype::Bfloat16, ..) => DType::BF16,
         (KvCacheDtype::Fp8, ..) => DType::F8E4M3,
+    }
+}
+
+/// What a model's numbers are to be kept in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeepOptions {
+    /// To compute with.
+    pub dtype: Dtype,
+    /// What weights stored as plain numbers are quantized to.
+    pub quantization: Option<Quantization>,
+    /// Keys and values.
+    pub kv_cache_dtype: KvCacheDtype,
+}
+
+/// Sizes of a KV cache of one block of one token.
+#[must_use]
+pub fn kv_shape(config: &ModelConfig, dtype: DType) -> KvCacheShape {
+    KvCacheShape {
+        num_layers: config.num_hidden_layers,
+        num_blocks: 1,
+        block_size: 1,
+        num_kv_heads: config.num_key_value_heads,
+        head_dim: config.head_dim,
+        dtype,
     }
 }
 

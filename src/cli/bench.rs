@@ -12,9 +12,9 @@ use futures::{StreamExt, stream::SelectAll};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
 
-use super::{Stop, block_on, machine, start::start_engine};
+use super::{Stop, block_on, start::start_engine};
 use crate::{
-    config::{EngineArgs, ModelArgs},
+    config::{EngineArgs, ModelArgs, resident_bytes},
     engine::{Engine, Event, Prompt, Request},
     error::{Error, Result},
     ids::TokenId,
@@ -126,7 +126,7 @@ struct Bench {
 
 impl Bench {
     async fn run(&self, args: &BenchArgs, started: Instant) -> Result<Report> {
-        let (load, resident) = (started.elapsed(), machine::resident_bytes());
+        let (load, resident) = (started.elapsed(), resident_bytes());
         self.prefill(FIRST_PROMPT, 0).await?;
         let first_token = started.elapsed();
 
@@ -158,7 +158,7 @@ impl Bench {
             weight_bytes: info.weight_bytes,
             kv_bytes_per_token: info.kv_bytes_per_token,
             block_parameters: info.block_parameters,
-            resident: [resident, machine::resident_bytes()],
+            resident: [resident, resident_bytes()],
         })
     }
 

@@ -13,7 +13,6 @@ mod convert;
 mod doctor;
 mod generate;
 mod inspect;
-mod machine;
 mod quantize;
 mod sampling_args;
 mod serve;

@@ -4,12 +4,12 @@ use std::{io::IsTerminal, sync::Arc};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{machine, say};
+use super::say;
 use crate::{
-    config::{EngineArgs, ModelArgs, resolve},
+    config::{EngineArgs, EngineConfig, MachineFacts, ModelArgs, resolve},
     engine::{
         Engine,
-        load::{LoadProgress, LoadedModel, load},
+        load::{LoadProgress, LoadedModel, load_planned},
     },
     error::{Error, Result},
     telemetry::Telemetry,
@@ -28,16 +28,22 @@ pub(super) async fn start_engine(
         say("no model given: the small built-in demo answers; it knows candlewick and short stories, and little else");
     }
     let (args, name, threads) = (model.clone(), served_model_name.map(str::to_owned), model.threads);
+    let limits = engine.clone();
     // Takes seconds to minutes, and the signals want to be heard meanwhile.
-    let loaded = tokio::task::spawn_blocking(move || load_with_progress(&args, name.as_deref()));
-    let loaded = loaded.await.map_err(|error| Error::internal(format!("loading the model panicked: {error}")))??;
-    let config = resolve(engine, &loaded.facts(), &machine::facts())?;
+    let loaded = tokio::task::spawn_blocking(move || load_with_progress(&args, &limits, name.as_deref()));
+    let loaded = loaded.await.map_err(|error| Error::internal(format!("loading the model panicked: {error}")))?;
+    let (loaded, config) = loaded?;
     let telemetry = Arc::new(Telemetry::new(&loaded.info.name));
     let factory = loaded.executor_factory(&config, threads);
     Engine::start(loaded.info, loaded.text, config, telemetry, factory).await
 }
 
-fn load_with_progress(args: &ModelArgs, name: Option<&str>) -> Result<LoadedModel> {
+/// Loads the model if it fits into memory, with what is in force for it there.
+fn load_with_progress(
+    args: &ModelArgs,
+    limits: &EngineArgs,
+    name: Option<&str>,
+) -> Result<(LoadedModel, EngineConfig)> {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     let style =
         |template: &str| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -48,7 +54,8 @@ fn load_with_progress(args: &ModelArgs, name: Option<&str>) -> Result<LoadedMode
     if !std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
     }
-    let outcome = load(args, name, &mut |progress| {
+    let plan = |facts: &_| resolve(limits, facts, &MachineFacts::here());
+    let outcome = load_planned(args, name, plan, &mut |progress| {
         let (style, done, total) = match progress {
             LoadProgress::Downloading { bytes, total_bytes } => (&downloading, bytes, total_bytes),
             LoadProgress::Loading { tensors, total } => (&loading, tensors as u64, total as u64),

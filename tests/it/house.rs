@@ -36,7 +36,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("server/anthropic", JSON_FACE),
     ("server/ollama", JSON_FACE),
     ("server", &["base", "engine", "text", "proto"]),
-    ("cli", &["base", "engine", "text", "proto", "server", "weights", "kernels", "arch", "convert"]),
+    ("cli", &["base", "engine", "text", "proto", "server", "weights", "kernels", "layers/keep", "arch", "convert"]),
     ("main", &["cli"]),
 ];
 const BASE: &[&str] = &["base"];

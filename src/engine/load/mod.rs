@@ -12,7 +12,10 @@ use std::{
 use candle_core::Device;
 
 use crate::{
-    arch::{self, Model, ModelLoad, config::ModelConfig, generation_config::GenerationDefaults, shapes::tensor_shapes},
+    arch::{
+        self, KeepOptions, Model, ModelLoad, config::ModelConfig, generation_config::GenerationDefaults,
+        shapes::tensor_shapes,
+    },
     config::{DeviceKind, EngineConfig, LoadFormat, ModelArgs, ModelFacts},
     engine::{
         ExecutorFactory, ModelInfo, ModelText,
@@ -69,15 +72,6 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// What the engine's limits depend on.
-    #[must_use]
-    pub fn facts(&self) -> ModelFacts {
-        ModelFacts {
-            max_position_embeddings: self.model.config().max_position_embeddings,
-            kv_bytes_per_token: self.model.info().kv_shape.bytes_per_token(),
-        }
-    }
-
     /// Makes runners over this model: each with a KV cache and threads of its own, all with the same weights.
     #[must_use]
     pub fn executor_factory(&self, config: &EngineConfig, threads: Option<usize>) -> ExecutorFactory {
@@ -103,6 +97,20 @@ pub fn load(
     served_model_name: Option<&str>,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<LoadedModel> {
+    Ok(load_planned(args, served_model_name, |_| Ok(()), progress)?.0)
+}
+
+/// As [`load`], after `plan` was told what the model would take, before a weight of it is read: it may refuse, and what it
+/// decides comes back with the model.
+///
+/// # Errors
+/// As [`load`], and what `plan` fails with.
+pub fn load_planned<T>(
+    args: &ModelArgs,
+    served_model_name: Option<&str>,
+    plan: impl FnOnce(&ModelFacts) -> Result<T>,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<(LoadedModel, T)> {
     if let Some(set) = args.instruction_set {
         use_instructions(set)?;
     }
@@ -118,6 +126,9 @@ pub fn load(
         },
     };
     let parts = with_chat_options(parts, args)?;
+    let &ModelArgs { dtype, quantization, kv_cache_dtype, .. } = args;
+    let keep = KeepOptions { dtype, quantization, kv_cache_dtype };
+    let planned = plan(&keep.facts(&parts.config, &parts.weights.headers()))?;
     let report = RefCell::new(progress);
     let packed = |tensors: usize, total: usize| (report.borrow_mut())(LoadProgress::Loading { tensors, total });
     let pool = Pool::new(args.threads.unwrap_or(0))?;
@@ -125,7 +136,7 @@ pub fn load(
     if let Some(name) = served_model_name {
         name.clone_into(&mut loaded.info.name);
     }
-    Ok(loaded)
+    Ok((loaded, planned))
 }
 
 /// Loads a tokenizer alone: that of a model's directory or GGUF file, a `tokenizer.json`, `.model` or `.tiktoken` file, or
