@@ -5,6 +5,7 @@
 //! same thing. Every flag is an environment variable too ([`with_environment`]); the command line wins.
 
 mod browsers;
+mod lora;
 mod machine;
 mod memory;
 mod resolve;
@@ -18,6 +19,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{ArgAction, Args, Command, ValueEnum, builder::FalseyValueParser};
 
 pub use self::browsers::{AllowedOrigins, BrowserArgs};
+pub use self::lora::{LoraArgs, LoraModule};
 pub use self::machine::{MachineFacts, MemoryBound, resident_bytes};
 pub use self::memory::{MemoryPlan, plan_memory};
 pub use self::resolve::{ModelFacts, resolve};
@@ -297,6 +299,9 @@ pub struct ServeArgs {
     /// Bounds of streams and sessions.
     #[command(flatten)]
     pub streams: StreamArgs,
+    /// Adapters beside the model.
+    #[command(flatten)]
+    pub lora: LoraArgs,
     /// Address and port to listen on, for everything.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051", help_heading = "Server")]
     pub listen: String,

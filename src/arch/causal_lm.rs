@@ -17,6 +17,7 @@ use crate::{
         embedding::Embedding,
         linear::Linear,
         loader::{LoadTally, TensorLoader},
+        lora::AdaptableLinear,
         norm::Norm,
         rope::Rope,
     },
@@ -34,6 +35,7 @@ pub struct CausalLm {
     blocks: Vec<Block>,
     norm: Norm,
     head: Linear,
+    adaptable: Vec<AdaptableLinear>,
 }
 
 impl CausalLm {
@@ -94,6 +96,7 @@ impl CausalLm {
             blocks,
             norm,
             head,
+            adaptable: tally.adaptable(),
         })
     }
 }
@@ -132,6 +135,10 @@ impl Model for CausalLm {
 
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    fn adaptable(&self) -> (&[AdaptableLinear], &Device) {
+        (&self.adaptable, &self.device)
     }
 
     fn hidden(&self, token_ids: &[TokenId], step: &StepContext<'_>) -> Result<Tensor> {

@@ -63,7 +63,13 @@ impl KeepOptions {
         if header.shape.len() < 2 || router || header.name.ends_with("bias") {
             return WeightFormat::F32;
         }
-        keep(self.dtype, self.quantization).format(header.format, header.shape.last().copied().unwrap_or(0), role)
+        let inputs = match *header.shape.as_slice() {
+            // Experts' matrices of gpt-oss lie `[in, out]`, but for those in MXFP4.
+            [_, inputs, _] if !header.name.ends_with(".weight") && !header.decoded => inputs,
+            [.., inputs] => inputs,
+            [] => 0,
+        };
+        keep(self.dtype, self.quantization).format(header.format, inputs, role)
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
         context::{KvCache, KvCacheShape, StepContext},
         keep::Keep,
         loader::TensorLoader,
+        lora::AdaptableLinear,
         rope::{Rope, RopeStyle},
     },
     weights::Weights,
@@ -47,6 +48,7 @@ pub mod moe_config;
 pub mod olmo2;
 pub mod outline;
 pub mod parts;
+pub mod peft;
 pub mod phi3;
 pub mod qwen2;
 pub mod qwen3;
@@ -196,6 +198,9 @@ pub trait Model: Send + Sync {
 
     /// What came of loading it.
     fn info(&self) -> &ModelInfo;
+
+    /// The Linears that adapters may stand beside, and where they are.
+    fn adaptable(&self) -> (&[AdaptableLinear], &Device);
 
     /// Runs the blocks over a step's `token_ids` (as many as `step.positions`); gives what comes out of the last one,
     /// `[token_ids.len(), hidden]`.

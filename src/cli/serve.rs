@@ -27,7 +27,8 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Stop> {
         // Taken before the model is loaded, so that a port in use is said at once; nobody is let in before it is.
         let socket = bind(&args.listen).await?;
         let engine = {
-            let mut starting = pin!(start_engine(&args.model, &args.engine, args.served_model_name.as_deref()));
+            let mut starting =
+                pin!(start_engine(&args.model, &args.engine, &args.lora, args.served_model_name.as_deref()));
             tokio::select! {
                 engine = &mut starting => engine?,
                 () = signals.next() => return Err(Stop::Signal(INTERRUPTED)),

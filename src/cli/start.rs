@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::say;
 use crate::{
-    config::{EngineArgs, EngineConfig, MachineFacts, ModelArgs, resolve},
+    config::{EngineArgs, EngineConfig, LoraArgs, MachineFacts, ModelArgs, resolve},
     engine::{
         Engine,
         load::{LoadProgress, LoadedModel, load_planned},
@@ -22,15 +22,16 @@ use crate::{
 pub(super) async fn start_engine(
     model: &ModelArgs,
     engine: &EngineArgs,
+    lora: &LoraArgs,
     served_model_name: Option<&str>,
 ) -> Result<Engine> {
     if model.model.is_none() {
         say("no model given: the small built-in demo answers; it knows candlewick and short stories, and little else");
     }
     let (args, name, threads) = (model.clone(), served_model_name.map(str::to_owned), model.threads);
-    let limits = engine.clone();
+    let (limits, lora) = (engine.clone(), lora.clone());
     // Takes seconds to minutes, and the signals want to be heard meanwhile.
-    let loaded = tokio::task::spawn_blocking(move || load_with_progress(&args, &limits, name.as_deref()));
+    let loaded = tokio::task::spawn_blocking(move || load_with_progress(&args, &limits, &lora, name.as_deref()));
     let loaded = loaded.await.map_err(|error| Error::internal(format!("loading the model panicked: {error}")))?;
     let (loaded, config) = loaded?;
     let telemetry = Arc::new(Telemetry::new(&loaded.info.name));
@@ -42,6 +43,7 @@ pub(super) async fn start_engine(
 fn load_with_progress(
     args: &ModelArgs,
     limits: &EngineArgs,
+    lora: &LoraArgs,
     name: Option<&str>,
 ) -> Result<(LoadedModel, EngineConfig)> {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
@@ -67,5 +69,7 @@ fn load_with_progress(
         bar.set_position(done);
     });
     bar.finish_and_clear();
-    outcome
+    let (mut loaded, config) = outcome?;
+    loaded.serve_adapters(lora)?;
+    Ok((loaded, config))
 }

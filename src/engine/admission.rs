@@ -11,6 +11,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     Engine, History, ModelInfo, ModelText, Prompt, Request, SlowReader, StreamOptions,
+    adapters::salt_with,
     bad_words::BadWords,
     best_of::BestOf,
     channel::{ReaderControl, ReaderSpec},
@@ -24,6 +25,7 @@ use crate::{
     config::EngineConfig,
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
+    layers::lora::Adapter,
     params::{SamplingParams, Usage},
     sampling::{self, grammar::Grammar},
     text::{Detokenizer, OutputParser, StopMatcher, Tokenizer, token_runs},
@@ -49,7 +51,9 @@ pub(super) struct Admitted {
     prompt: Arc<[TokenId]>,
     params: Arc<SamplingParams>,
     priority: i32,
-    cache_salt: Option<String>,
+    /// Of its blocks in the prefix cache.
+    salt: Option<Arc<str>>,
+    adapter: Option<Arc<Adapter>>,
     deadline: Option<Instant>,
     stream: StreamOptions,
     /// A chat's prompt as text, where a conversation wants to know.
@@ -80,7 +84,7 @@ impl Admitted {
         let least_tokens = if nothing_ends_it { params.max_tokens.unwrap_or(1) } else { params.min_tokens };
         Needs {
             prompt: self.prompt.clone(),
-            salt: self.cache_salt.as_deref().map(Arc::from),
+            salt: self.salt.clone(),
             deadline: self.deadline,
             priority: self.priority,
             least_tokens: least_tokens.max(1) as usize,
@@ -98,7 +102,9 @@ impl Admitted {
         config: &EngineConfig,
         request: Request,
     ) -> Result<Self> {
-        let Request { prompt, mut params, priority, cache_salt, deadline, stream, .. } = request;
+        let Request { model, prompt, mut params, priority, cache_salt, deadline, stream, .. } = request;
+        let adapter = adapter(info, model.as_deref())?;
+        let salt = salt_with(adapter.as_deref(), cache_salt.as_deref());
         sampling::validate(&params, &info.eos_token_ids, info.vocab_size)?;
         if let Some(k) = params.stop_token_ids.iter().position(|id| id.index() >= info.vocab_size) {
             let why = format!("is {}, but the vocabulary has {} entries", params.stop_token_ids[k], info.vocab_size);
@@ -159,7 +165,7 @@ impl Admitted {
             .map(|_| text.tokenizer.as_ref().map(|tokenizer| text_out(tokenizer, parsers.next())))
             .collect();
         let prompt = prompt.into();
-        Ok(Self { prompt, params, priority, cache_salt, deadline, stream, rendered, text, dry_breakers, grammar })
+        Ok(Self { prompt, params, priority, salt, adapter, deadline, stream, rendered, text, dry_breakers, grammar })
     }
 
     /// Queues the sequences, of which `id` is the first one's, and opens their stream. `permits` are as many.
@@ -174,7 +180,6 @@ impl Admitted {
         mut permits: OwnedSemaphorePermit,
     ) -> Result<Generation> {
         let prompt_tokens = u32::try_from(self.prompt.len()).unwrap_or(u32::MAX);
-        let salt: Option<Arc<str>> = self.cache_salt.map(Arc::from);
         let eos: Arc<[TokenId]> = engine.info().eos_token_ids.as_slice().into();
         let bad_words: Arc<[String]> = self.params.bad_words.as_slice().into();
         let (mut group, mut outputs) = (Vec::new(), Vec::new());
@@ -198,7 +203,8 @@ impl Admitted {
             let sequence = Sequence {
                 priority: self.priority,
                 eos: eos.clone(),
-                salt: salt.clone(),
+                salt: self.salt.clone(),
+                adapter: self.adapter.clone(),
                 dry_breakers: self.dry_breakers.clone(),
                 grammar: self.grammar.clone(),
                 guard: guard.map(|guard| Box::new(guard) as _),
@@ -239,6 +245,16 @@ impl Admitted {
             engine,
         })
     }
+}
+
+/// The adapter that a request names as its model, where that is one.
+fn adapter(info: &ModelInfo, model: Option<&str>) -> Result<Option<Arc<Adapter>>> {
+    let Some(name) = model.filter(|&name| name != info.name) else { return Ok(None) };
+    // It was there when the call was read, or the face has not looked.
+    let missing = || {
+        Error::new(Code::NotFound, format!("model {:?} is not served here", name.chars().take(80).collect::<String>()))
+    };
+    info.adapters.get(name).map(Some).ok_or_else(missing)
 }
 
 /// The parameters of sequence `index` of a request. As in vLLM, it draws as one with the seed `seed + index` alone

@@ -5,13 +5,17 @@
 //! speculative decoding needs no seam of its own. Two implementations exist: the real
 //! [`Runner`](super::runner::Runner) and the [`FakeExecutor`](super::fake::FakeExecutor) of the tests.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, Weak},
+};
 
 use smallvec::SmallVec;
 
 use crate::{
     error::{Error, Result},
     ids::{BlockId, SequenceId, Slot, TokenId},
+    layers::lora::Adapter,
     params::{PromptLogprobs, SamplingParams},
     sampling::grammar::Grammar,
 };
@@ -86,6 +90,8 @@ pub struct AdmittedSequence {
     pub dry_breakers: Arc<[Vec<TokenId>]>,
     /// What its output must match.
     pub grammar: Option<Arc<Grammar>>,
+    /// What stands beside the model's weights for it; the sequence keeps it, so that it goes with the sequence.
+    pub adapter: Option<Weak<Adapter>>,
 }
 
 /// A sequence that goes back, and on differently.

@@ -439,6 +439,7 @@ mod tests {
                 prompt: prompt.clone(),
                 dry_breakers: [].into(),
                 grammar: None,
+                adapter: None,
             }],
             rows: vec![PlannedRow {
                 id: SequenceId(1),

@@ -3,6 +3,7 @@
 //! Admission (render, tokenize, check, refuse) happens here, on the caller's task; policy and arithmetic happen on one
 //! engine thread behind it ([`step`](self)), which a supervisor keeps alive.
 
+mod adapters;
 mod admission;
 mod bad_words;
 mod best_of;
@@ -40,13 +41,8 @@ use tokio::{
     time::Instant,
 };
 
-use self::{
-    admission::Admitted,
-    grammars::Grammars,
-    rates::Rates,
-    supervisor::{Life, Supervised},
-};
 pub use self::{
+    adapters::Adapters,
     block_manager::BlockEvent,
     grammars::vocabulary,
     history::History,
@@ -56,6 +52,12 @@ pub use self::{
     session::{Session, SessionSettings, Turn, TurnStart, WhenFull},
     stream::{Delta, Event, Finished, Generation, Progress, Receipt, Started, StreamEdit, Timings},
     supervisor::ExecutorFactory,
+};
+use self::{
+    admission::Admitted,
+    grammars::Grammars,
+    rates::Rates,
+    supervisor::{Life, Supervised},
 };
 use crate::{
     config::EngineConfig,
@@ -71,6 +73,8 @@ use crate::{
 pub struct Request {
     /// Names the request in logs.
     pub request_id: String,
+    /// The model's name or an adapter's; without one, the model itself.
+    pub model: Option<String>,
     /// What to continue.
     pub prompt: Prompt,
     /// How.
@@ -117,6 +121,7 @@ impl Request {
         let request_id = format!("{:016x}", admission::random_seed());
         Self {
             request_id,
+            model: None,
             prompt,
             params: SamplingParams::default(),
             priority: 0,
@@ -178,6 +183,8 @@ pub struct ModelInfo {
     pub dtype: String,
     /// Tells these weights from others; what it is made of depends on where they came from.
     pub weights_hash: String,
+    /// What requests may name besides the model.
+    pub adapters: Adapters,
     /// What requests get where they leave a parameter open.
     pub default_params: SamplingParams,
 }

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use super::block_manager::BlockTable;
 use crate::{
     ids::{SequenceId, TokenId},
+    layers::lora::Adapter,
     params::{FinishReason, SampledToken, SamplingParams, Usage},
     sampling::grammar::Grammar,
 };
@@ -131,6 +132,8 @@ pub struct Sequence {
     pub salt: Option<Arc<str>>,
     /// What its output must match; the executor keeps where in it the sequence stands.
     pub grammar: Option<Arc<Grammar>>,
+    /// What stands beside the model's weights for it; its salt tells it from others.
+    pub adapter: Option<Arc<Adapter>>,
     /// Takes the tokens.
     pub reader: Arc<dyn Reader>,
     /// Keeps it from saying some things.
@@ -192,6 +195,7 @@ impl Sequence {
             dry_breakers: Arc::new([]),
             salt: None,
             grammar: None,
+            adapter: None,
             reader,
             guard: None,
             lease: None,

@@ -7,6 +7,7 @@ pub mod embedding;
 pub mod keep;
 pub mod linear;
 pub mod loader;
+pub mod lora;
 pub mod mlp;
 pub mod moe;
 mod mxfp4;

@@ -5,6 +5,7 @@ mod crowd;
 mod driver;
 mod gguf;
 mod gguf_file;
+mod lora;
 mod oracle;
 mod quality;
 mod runner;

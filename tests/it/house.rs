@@ -22,7 +22,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sampling", &["base", "kernels"]),
     ("text", BASE),
     ("convert", &["base", "kernels", "weights", "layers", "arch", "text"]),
-    ("engine/executor", &["base", "sampling/grammar"]),
+    ("engine/executor", &["base", "sampling/grammar", "layers/lora"]),
     ("engine/sequence", POLICY),
     ("engine/block_manager", POLICY),
     ("engine/scheduler", POLICY),
@@ -48,6 +48,7 @@ const JSON_FACE: &[&str] = &["base", "engine", "text", "server/backend", "server
 const POLICY: &[&str] = &[
     "base",
     "sampling/grammar", // Carried, never looked into.
+    "layers/lora",      // Likewise.
     "engine/executor",
     "engine/sequence",
     "engine/block_manager",

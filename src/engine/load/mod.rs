@@ -16,9 +16,9 @@ use crate::{
         self, KeepOptions, Model, ModelLoad, config::ModelConfig, generation_config::GenerationDefaults,
         shapes::tensor_shapes,
     },
-    config::{DeviceKind, EngineConfig, LoadFormat, ModelArgs, ModelFacts},
+    config::{DeviceKind, EngineConfig, LoadFormat, LoraArgs, LoraModule, ModelArgs, ModelFacts},
     engine::{
-        ExecutorFactory, ModelInfo, ModelText,
+        Adapters, ExecutorFactory, ModelInfo, ModelText,
         runner::{Runner, RunnerConfig},
     },
     error::{Code, Error, Result},
@@ -72,6 +72,19 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
+    /// Lets requests name adapters, and loads those that are there from the start.
+    ///
+    /// # Errors
+    /// As [`Adapters::load`].
+    pub fn serve_adapters(&mut self, args: &LoraArgs) -> Result<()> {
+        let adapters = Adapters::new(self.model.clone(), args);
+        for LoraModule { name, path } in &args.lora_modules {
+            adapters.load(name, Path::new(path), &self.info.name)?;
+        }
+        self.info.adapters = adapters;
+        Ok(())
+    }
+
     /// Makes runners over this model: each with a KV cache and threads of its own, all with the same weights.
     #[must_use]
     pub fn executor_factory(&self, config: &EngineConfig, threads: Option<usize>) -> ExecutorFactory {
@@ -215,6 +228,7 @@ fn assemble(parts: Parts, options: &ModelArgs, progress: &dyn Fn(usize, usize)) 
         weight_bytes: model.info().weight_bytes as u64,
         kv_bytes_per_token: model.info().kv_shape.bytes_per_token() as u64,
         dtype: model.info().dtype.clone(),
+        adapters: Adapters::default(),
         default_params: generation.sampling_params(),
     };
     let text = ModelText { tokenizer: tokenizer.map(Arc::new), chat_template: chat_template.map(Arc::new) };

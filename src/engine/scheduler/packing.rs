@@ -1,6 +1,6 @@
 //! Writing the chosen sequences into a step's plan.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use super::Event;
 use crate::{
@@ -25,6 +25,7 @@ pub(super) fn start(sequence: &mut Sequence, blocks: &mut BlockManager, plan: &m
         prompt: sequence.prompt.clone(),
         dry_breakers: sequence.dry_breakers.clone(),
         grammar: sequence.grammar.clone(),
+        adapter: sequence.adapter.as_ref().map(Arc::downgrade),
     });
 }
 

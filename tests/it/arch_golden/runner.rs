@@ -33,6 +33,7 @@ fn admit(plan: &mut StepPlan, id: u64, params: SamplingParams, prompt: &[TokenId
         prompt: prompt.into(),
         dry_breakers: [].into(),
         grammar: None,
+        adapter: None,
     });
 }
 
