@@ -17,6 +17,7 @@ import collections
 import json
 import os
 import pathlib
+import queue
 import re
 import shutil
 import signal
@@ -108,14 +109,16 @@ class Services:
     """The project's own messages and stubs, generated."""
 
     def __init__(self, folder):
-        files = ["candlewick/v1/common.proto", "candlewick/v1/generation.proto", "inference/grpc_service.proto"]
+        files = [str(file.relative_to(ROOT / "proto")) for file in sorted((ROOT / "proto" / "candlewick" / "v1").glob("*.proto"))]
+        files.append("inference/grpc_service.proto")
         if protoc.main(["protoc", f"-I{ROOT / 'proto'}", f"--python_out={folder}", f"--grpc_python_out={folder}", *files]):
             sys.exit("the .proto files do not compile")
         sys.path.insert(0, str(folder))
-        from candlewick.v1 import common_pb2, generation_pb2, generation_pb2_grpc
+        from candlewick.v1 import chat_pb2, chat_pb2_grpc, common_pb2, generation_pb2, generation_pb2_grpc
         from inference import grpc_service_pb2, grpc_service_pb2_grpc
 
         self.common, self.generation, self.rpc = common_pb2, generation_pb2, generation_pb2_grpc
+        self.chat, self.chat_rpc = chat_pb2, chat_pb2_grpc
         self.inference, self.inference_rpc = grpc_service_pb2, grpc_service_pb2_grpc
 
     def request(self, max_tokens, text="Once upon a time", **sampling):
@@ -129,6 +132,71 @@ class Services:
             message.inputs.add(name=name, datatype=kind, shape=[1])
             message.raw_input_contents.append(b"\x01" if value is None else struct.pack("<I", len(value)) + value)
         return message
+
+
+class Talk:
+    """One connection of a session (Chat.Session): what is said goes on while what is heard comes."""
+
+    def __init__(self, services, channel, session, **opening):
+        self.chat, self.said = services.chat, queue.Queue()
+        self.say(open=services.chat.SessionOpen(**opening))
+        stub = services.chat_rpc.ChatStub(channel)
+        self.call = stub.Session(iter(self.said.get, None), timeout=120, metadata=[("x-session-id", session)])
+
+    def say(self, **event):
+        self.said.put(self.chat.SessionRequest(**event))
+
+    def hear(self, kind):
+        """The next event of this kind, and how many pieces of text came before it."""
+        pieces = 0
+        for response in self.call:
+            self.seq = response.seq
+            if response.HasField("error"):
+                raise RuntimeError(f"an error came: {response.error}")
+            if response.WhichOneof("event") == kind:
+                return getattr(response, kind), pieces
+            pieces += response.HasField("delta")
+        raise RuntimeError(f"the session ended before {kind}")
+
+    def end(self):
+        self.say(close=self.chat.CloseSession())
+        self.said.put(None)
+        return sum(1 for _ in self.call)
+
+    def hang_up(self):
+        self.call.cancel()
+        self.said.put(None)
+
+
+def sessions(proxy, services, point):
+    """A conversation in both directions over one call: turns that wait for each other's answers, a turn cancelled while it
+    streams, a connection that breaks and comes back to the same worker, and an end that the client hears."""
+    options = services.common.RequestOptions(sampling=services.common.SamplingParams(temperature=0, max_tokens=40, ignore_eos=True))
+    long = services.common.SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
+    with grpc.insecure_channel(proxy.session) as channel:
+        for number in range(4):
+            session = f"talk-{number}"
+            talk = Talk(services, channel, session, options=options, system="You tell stories.")
+            opened, _ = talk.hear("opened")
+            talk.say(user=services.chat.UserTurn(content="Once upon a time there was a fox."))
+            first, pieces = talk.hear("turn_done")
+            talk.say(user=services.chat.UserTurn(content="And then?"))
+            second, more = talk.hear("turn_done")
+            cached = second.usage.prompt_tokens - second.computed_tokens
+            talk.say(user=services.chat.UserTurn(content="A long one.", sampling=long))
+            talk.hear("delta")
+            talk.say(cancel=services.chat.CancelTurn())
+            cut, _ = talk.hear("turn_done")
+            seq = talk.seq
+            talk.hang_up()
+            talk = Talk(services, channel, session, session_id=opened.session_id, after_seq=seq)
+            talk.say(user=services.chat.UserTurn(content="Where were we?"))
+            last, _ = talk.hear("turn_done")
+            talk.end()
+            holds = min(pieces, more) > 10 and cached > first.usage.prompt_tokens and cut.usage.completion_tokens < 400
+            if not (holds and last.turn_index == 3 and talk.call.code() == grpc.StatusCode.OK):
+                return point(False, f"session {number}: {pieces} and {more} pieces, {cached} tokens cached, {cut}, {last}, {talk.call.code()}")
+        point(True, f"4 sessions of 4 turns, {pieces} pieces a turn, a turn cut after {cut.usage.completion_tokens} of 400 tokens, each back after a break")
 
 
 def through(name, proxy, services, workers, point):
@@ -162,6 +230,7 @@ def through(name, proxy, services, workers, point):
         failed = [answer.infer_response.id for answer in answers if answer.error_message]
         point(ids["a"] > 10 and ids["b"] > 10 and failed == ["wrong"], f"a stream in both directions: {dict(ids)}, an error for {failed}")
 
+    sessions(proxy, services, point)
     before = [served(port) for port in workers]
     with grpc.insecure_channel(proxy.session) as channel:
         stub, spread = services.rpc.GenerationStub(channel), []

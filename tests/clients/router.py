@@ -213,37 +213,50 @@ def constraints(report, binary, folder):
         [worker.stop() for worker in workers]
 
 
+CHOICES = [("cache events", "cache_aware", ["--enable-kv-cache-events=true"]),
+           ("no cache events", "cache_aware", ["--enable-kv-cache-events=false"]),
+           ("in turns", "round_robin", [])]
+
+
 def affinity(report, binary, folder):
     """The same load three times: groups of requests with a long common beginning, in one random order, one by one, over
     workers each of whose caches holds less than all of them."""
-    groups, each = 9, 6
-    found = {}
-    for name, policy, flags in [("cache events", "cache_aware", ["--enable-kv-cache-events=true"]),
-                                ("no cache events", "cache_aware", ["--enable-kv-cache-events=false"]),
-                                ("in turns", "round_robin", [])]:
-        workers = [Worker(binary, folder, flags, blocks=64) for _ in range(3)]
-        router = Router(workers, folder, policy)
-        try:
-            order = [group for group in range(groups) for _ in range(each)]
-            random.Random(7).shuffle(order)
-            before = sum(worker.metric("vllm:prefix_cache_hits") for worker in workers)
-            asked = sum(worker.metric("vllm:prompt_tokens") for worker in workers)
-            reported = 0
-            for n, group in enumerate(order):
-                text = f"{group} is the number of this story. " * 20 + f"What comes after part {n}?"
-                usage = router.chat(text, max_tokens=2)["usage"]
-                reported += (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-            hits = sum(worker.metric("vllm:prefix_cache_hits") for worker in workers) - before
-            asked = sum(worker.metric("vllm:prompt_tokens") for worker in workers) - asked
-            shares = [worker.metric("vllm:request_success") for worker in workers]
-            found[name] = hits / asked
-            report.point(hits > 0 and reported == hits,
-                         f"{name}: {hits:.0f} of {asked:.0f} prompt tokens were cached ({hits / asked:.0%}), as reported; requests {shares}")
-        finally:
-            router.stop()
-            [worker.stop() for worker in workers]
-    if len(found) == 3:
-        report.point(found["cache events"] > found["in turns"], "with cache events more is found than in turns")
+    found = {name: cached_share(report, binary, folder, name, policy, flags, routers=1) for name, policy, flags in CHOICES}
+    report.point(found["cache events"] > found["in turns"], "with cache events more is found than in turns")
+
+
+def several_routers(report, binary, folder):
+    """The same load through two routers, of which each sees half: what the other one sent where it can only know from the
+    workers' events."""
+    found = {name: cached_share(report, binary, folder, name, policy, flags, routers=2) for name, policy, flags in CHOICES}
+    report.point(found["cache events"] > found["no cache events"], "with cache events more is found than by guessing")
+
+
+def cached_share(report, binary, folder, name, policy, flags, routers, groups=9, each=6):
+    """The share of prompt tokens that came from a cache, as the workers count it and as the answers report it."""
+    workers = [Worker(binary, folder, flags, blocks=64) for _ in range(3)]
+    fronts = [Router(workers, folder, policy) for _ in range(routers)]
+    try:
+        chance = random.Random(7)
+        order = [group for group in range(groups) for _ in range(each)]
+        chance.shuffle(order)
+        before = sum(worker.metric("vllm:prefix_cache_hits") for worker in workers)
+        asked = sum(worker.metric("vllm:prompt_tokens") for worker in workers)
+        reported = 0
+        for n, group in enumerate(order):
+            text = f"{group} is the number of this story. " * 20 + f"What comes after part {n}?"
+            usage = chance.choice(fronts).chat(text, max_tokens=2)["usage"]
+            reported += (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        hits = sum(worker.metric("vllm:prefix_cache_hits") for worker in workers) - before
+        asked = sum(worker.metric("vllm:prompt_tokens") for worker in workers) - asked
+        shares = [worker.metric("vllm:request_success") for worker in workers]
+        report.point(hits > 0 and reported == hits,
+                     f"{routers} router(s), {name}: {hits:.0f} of {asked:.0f} prompt tokens were cached ({hits / asked:.0%}), "
+                     f"as reported; requests {shares}")
+        return hits / asked
+    finally:
+        [front.stop() for front in fronts]
+        [worker.stop() for worker in workers]
 
 
 def rolling_restart(report, binary, folder):
@@ -330,7 +343,8 @@ def tokens_apart(port):
     return apart[len(apart) // 2]
 
 
-CHECKS = {"streams": streams, "constraints": constraints, "affinity": affinity, "rolling_restart": rolling_restart, "figures": figures}
+CHECKS = {"streams": streams, "constraints": constraints, "affinity": affinity, "several_routers": several_routers,
+          "rolling_restart": rolling_restart, "figures": figures}
 
 
 def main():

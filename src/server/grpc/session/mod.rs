@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt, future::ready, stream};
 use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
@@ -34,6 +34,8 @@ use crate::{
 
 /// How long a client may take to say which session it wants.
 const FIRST_WORD: Duration = Duration::from_secs(30);
+/// How long a client may take to end its half of a connection whose session is over.
+const LAST_WORD: Duration = Duration::from_secs(1);
 /// What clients said that the session's task has not looked at; more waits in the connection.
 const COMMANDS: usize = 16;
 
@@ -75,7 +77,7 @@ impl Sessions {
     /// Serves a connection. The response begins at once, whatever the first event asks for.
     pub(super) fn connect(&self, backend: &Backend, inbound: Streaming<SessionRequest>) -> BoxStream<SessionResponse> {
         let (opened, opens) = oneshot::channel();
-        tokio::spawn(listen(self.clone(), backend.clone(), inbound, opened));
+        let listening = tokio::spawn(listen(self.clone(), backend.clone(), inbound, opened));
         let unheard = || Error::new(Code::Cancelled, "the client went away");
         let opens = async move {
             let attachment: Result<Attachment<Told>> = opens.await.unwrap_or_else(|_| Err(unheard()));
@@ -83,7 +85,11 @@ impl Sessions {
         };
         let events = stream::once(opens).try_flatten();
         let response = |(seq, event)| SessionResponse { seq, event: Some(event) };
-        Box::pin(events.map(move |event| event.map(response).map_err(status)))
+        let events = events.map(move |event| event.map(response).map_err(status));
+        // An answer that ends before its request does resets the stream, and a proxy that hears of the reset first throws
+        // away what it still holds of the answer.
+        let said_all = stream::once(timeout(LAST_WORD, listening)).filter_map(|_| ready(None));
+        Box::pin(events.chain(said_all))
     }
 
     /// Opens a session, or finds the one that is meant, and attaches.
@@ -128,6 +134,12 @@ fn going_down() -> Error {
     Error::new(Code::Unavailable, "the server shut down: open a session with another one")
 }
 
+/// Reads what is no longer listened to, until the client has said it all.
+async fn said_all(mut inbound: Streaming<SessionRequest>) {
+    let rest = async { while let Ok(Some(_)) = inbound.message().await {} };
+    let _unfinished = timeout(LAST_WORD, rest).await;
+}
+
 /// Hands what a client says to its session, as long as it says something and the session lasts.
 async fn listen(
     sessions: Sessions,
@@ -163,12 +175,12 @@ async fn listen(
         let request = tokio::select! {
             request = inbound.message() => request,
             // The session is over. A client that goes on holding the line would hold up the server's end as well.
-            () = handle.commands.closed() => return,
+            () = handle.commands.closed() => return said_all(inbound).await,
         };
         let Ok(Some(request)) = request else { break };
         let Some(event) = request.event else { continue };
         if handle.commands.send(Command::Asked(Box::new(event))).await.is_err() {
-            return;
+            return said_all(inbound).await;
         }
     }
     // Either the client has said all it wants to, or it is gone, and its reader with it.
