@@ -193,3 +193,24 @@ pub(super) fn salt_with(adapter: Option<&Adapter>, salt: Option<&str>) -> Option
         (Some(adapter), salt) => Some(format!("\0lora{}\0{}", adapter.id(), salt.unwrap_or_default()).into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn no_salt_that_a_client_gives_is_anothers_with_an_adapter() {
+        let adapter = |id| Adapter::new(id, "a".into(), Vec::new(), &Device::Cpu).expect("is empty");
+        let (one, two) = (adapter(1), adapter(2));
+        let given = [None, Some("x"), Some("\0lora1\0"), Some("\0lora1\0x"), Some("\0base\0\0lora1\0"), Some("\0")];
+        let mut seen = std::collections::HashSet::new();
+        for adapter in [None, Some(&one), Some(&two)] {
+            for salt in given {
+                assert!(seen.insert(salt_with(adapter, salt)), "{adapter:?} {salt:?}");
+            }
+        }
+        assert_eq!(salt_with(None, Some("x")).as_deref(), Some("x"));
+    }
+}
