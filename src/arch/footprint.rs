@@ -1,7 +1,12 @@
 //! What a model takes in memory, told from its configuration and its files' headers alone.
 
 use crate::{
-    arch::{ARCHITECTURES, KeepOptions, config::ModelConfig, keep, kv_dtype, kv_shape, outline::Outline},
+    arch::{
+        ARCHITECTURES, KeepOptions,
+        config::{Conventions, ModelConfig},
+        keep, kv_dtype, kv_shape,
+        outline::Outline,
+    },
     config::ModelFacts,
     kernels::linear::format::WeightFormat,
     layers::keep::Role,
@@ -29,12 +34,15 @@ impl KeepOptions {
         let embedding = headers.iter().any(|header| header.name.ends_with(&format!("{}.weight", outline.embedding)));
         let head = format!("{}.weight", outline.head);
         let mut block_format = None;
+        let transposed =
+            row.is_some_and(|row| row.name == "GPT2LMHeadModel") && config.conventions == Conventions::HuggingFace;
         for header in headers {
             if config.tie_word_embeddings && embedding && header.name == head {
                 continue;
             }
             let layer = layer_of(&outline, &header.name);
-            let format = self.format(header, if layer.is_some() { Role::Block } else { Role::Vocabulary });
+            let role = if layer.is_some() { Role::Block } else { Role::Vocabulary };
+            let format = self.format(header, role, transposed && layer.is_some());
             let elements = header.elements().unwrap_or(usize::MAX);
             let bytes = format.bytes_for(elements).unwrap_or(usize::MAX);
             facts.weight_bytes = facts.weight_bytes.saturating_add(bytes);
@@ -55,9 +63,8 @@ impl KeepOptions {
         facts
     }
 
-    /// The format that a tensor is kept in.
-    #[must_use]
-    pub fn format(&self, header: &TensorHeader, role: Role) -> WeightFormat {
+    /// The format that a tensor is kept in, which may lie `[in, out]` in the file.
+    fn format(&self, header: &TensorHeader, role: Role, transposed: bool) -> WeightFormat {
         // Norms and biases are small and matter, and routers decide.
         let router = [".gate.weight", ".router.weight"].iter().any(|router| header.name.ends_with(router));
         if header.shape.len() < 2 || router || header.name.ends_with("bias") {
@@ -65,6 +72,7 @@ impl KeepOptions {
         }
         let inputs = match *header.shape.as_slice() {
             // Experts' matrices of gpt-oss lie `[in, out]`, but for those in MXFP4.
+            [inputs, _] if transposed => inputs,
             [_, inputs, _] if !header.name.ends_with(".weight") && !header.decoded => inputs,
             [.., inputs] => inputs,
             [] => 0,
