@@ -140,6 +140,7 @@ fn measure_ours(model: &Arc<dyn Model>, streams: usize) -> Outcome<Rates> {
             prompt: prompt.as_slice().into(),
             dry_breakers: [].into(),
             grammar: None,
+            adapter: None,
         });
         schedule(&mut plan, stream, blocks_each, prompt, 0, 0);
         runner.submit(&plan)?;
