@@ -141,6 +141,7 @@ fn measure_ours(model: &Arc<dyn Model>, streams: usize) -> Outcome<Rates> {
             dry_breakers: [].into(),
             grammar: None,
             pooling: None,
+            adapter: None,
         });
         schedule(&mut plan, stream, blocks_each, prompt, 0, 0);
         runner.submit(&plan)?;

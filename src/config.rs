@@ -10,6 +10,9 @@ mod effective;
 mod file;
 mod keys;
 mod limits;
+mod lora;
+mod machine;
+mod memory;
 mod resolve;
 mod streams;
 #[cfg(test)]
@@ -27,11 +30,14 @@ pub use self::effective::{Effective, Entry, Source};
 pub use self::file::matches;
 pub use self::keys::{KeyHash, TenantKeys, key_hash, read_keys_file};
 pub use self::limits::TenantLimits;
-pub use self::resolve::{MachineFacts, ModelFacts, resolve};
+pub use self::lora::{LoraArgs, LoraModule};
+pub use self::machine::{MachineFacts, MemoryBound, resident_bytes};
+pub use self::memory::{MemoryPlan, plan_memory};
+pub use self::resolve::{ModelFacts, resolve};
 pub use self::streams::StreamArgs;
 pub use self::tls::{ClientCertificates, TlsArgs};
 pub(crate) use self::values::instruction_set;
-use self::values::{count, number_with_unit, seconds};
+use self::values::{count, kv_cache_memory, number_with_unit, seconds};
 use crate::kernels::machine::InstructionSet;
 
 /// Limits of one engine, resolved: every field is in force as it stands.
@@ -142,6 +148,16 @@ pub enum KvCacheDtype {
     Fp8,
 }
 
+/// How large the KV cache is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvCacheMemory {
+    /// As large as leaves the machine room.
+    #[default]
+    Auto,
+    /// This many bytes, or what fits of them.
+    Bytes(usize),
+}
+
 /// What weights are quantized to while they are loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Quantization {
@@ -244,9 +260,10 @@ pub struct EngineArgs {
     /// Blocks of the KV cache, on any device.
     #[arg(long, value_name = "BLOCKS", value_parser = count(1, u32::MAX.into()), conflicts_with = "kv_cache_memory_bytes")]
     pub num_gpu_blocks_override: Option<usize>,
-    /// Bytes of the KV cache (2G, 512M); a quarter of the free memory, at most 4G, if left out.
-    #[arg(long, value_name = "BYTES", value_parser = number_with_unit)]
-    pub kv_cache_memory_bytes: Option<usize>,
+    /// Bytes of the KV cache (2G, 512M), cut to what fits; `auto` takes a quarter of what weights and activations leave,
+    /// at most 4G.
+    #[arg(long, alias = "kv-cache-memory", value_name = "BYTES", default_value = "auto", value_parser = kv_cache_memory)]
+    pub kv_cache_memory_bytes: KvCacheMemory,
     /// Tokens a step, prefill chunks and decodes together.
     #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = count(1, 1 << 20))]
     pub max_num_batched_tokens: usize,
@@ -302,6 +319,9 @@ pub struct ServeArgs {
     /// Bounds of streams and sessions.
     #[command(flatten)]
     pub streams: StreamArgs,
+    /// Adapters beside the model.
+    #[command(flatten)]
+    pub lora: LoraArgs,
     /// Address and port to listen on, for everything.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051", help_heading = "Server")]
     pub listen: String,

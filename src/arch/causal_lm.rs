@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use crate::{
     arch::{
         Architecture, BlockLoad, Model, ModelInfo, ModelLoad, block::Block, config::ModelConfig, keep, kv_dtype,
-        outline::Outline,
+        kv_shape, outline::Outline,
     },
     error::{Error, Result},
     ids::TokenId,
@@ -17,6 +17,7 @@ use crate::{
         embedding::Embedding,
         linear::Linear,
         loader::{LoadTally, TensorLoader},
+        lora::AdaptableLinear,
         norm::Norm,
         rope::Rope,
     },
@@ -34,6 +35,7 @@ pub struct CausalLm {
     blocks: Vec<Block>,
     norm: Norm,
     head: Linear,
+    adaptable: Vec<AdaptableLinear>,
 }
 
 impl CausalLm {
@@ -82,14 +84,7 @@ impl CausalLm {
             block_parameters,
             weight_bytes: tally.bytes(),
             dtype: format.to_string(),
-            kv_shape: KvCacheShape {
-                num_layers: config.num_hidden_layers,
-                num_blocks: 1,
-                block_size: 1,
-                num_kv_heads: config.num_key_value_heads,
-                head_dim: config.head_dim,
-                dtype: kv_dtype(kv_cache_dtype, dtype, format),
-            },
+            kv_shape: kv_shape(config, kv_dtype(kv_cache_dtype, dtype, format)),
         };
         Ok(Self {
             config: config.clone(),
@@ -101,6 +96,7 @@ impl CausalLm {
             blocks,
             norm,
             head,
+            adaptable: tally.adaptable(),
         })
     }
 }
@@ -139,6 +135,10 @@ impl Model for CausalLm {
 
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    fn adaptable(&self) -> (&[AdaptableLinear], &Device) {
+        (&self.adaptable, &self.device)
     }
 
     fn hidden(&self, token_ids: &[TokenId], step: &StepContext<'_>) -> Result<Tensor> {

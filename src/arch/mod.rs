@@ -17,6 +17,7 @@ use crate::{
         context::{KvCache, KvCacheShape, StepContext},
         keep::Keep,
         loader::TensorLoader,
+        lora::AdaptableLinear,
         rope::{Rope, RopeStyle},
     },
     weights::Weights,
@@ -29,6 +30,7 @@ pub mod config;
 pub mod deepseek_v3;
 pub mod exaone4;
 mod fields;
+pub mod footprint;
 pub mod gemma2;
 pub mod gemma3;
 pub mod generation_config;
@@ -47,6 +49,7 @@ pub mod moe_config;
 pub mod olmo2;
 pub mod outline;
 pub mod parts;
+pub mod peft;
 pub mod phi3;
 pub mod pooling_config;
 pub mod qwen2;
@@ -204,6 +207,9 @@ pub trait Model: Send + Sync {
     /// What came of loading it.
     fn info(&self) -> &ModelInfo;
 
+    /// The Linears that adapters may stand beside, and where they are.
+    fn adaptable(&self) -> (&[AdaptableLinear], &Device);
+
     /// Runs the blocks over a step's `token_ids` (as many as `step.positions`); gives what comes out of the last one,
     /// `[token_ids.len(), hidden]`.
     ///
@@ -280,6 +286,30 @@ pub fn kv_dtype(asked: KvCacheDtype, dtype: Dtype, format: WeightFormat) -> DTyp
         (KvCacheDtype::Float16, ..) => DType::F16,
         (KvCacheDtype::Auto | KvCacheDtype::Bfloat16, ..) => DType::BF16,
         (KvCacheDtype::Fp8, ..) => DType::F8E4M3,
+    }
+}
+
+/// What a model's numbers are to be kept in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeepOptions {
+    /// To compute with.
+    pub dtype: Dtype,
+    /// What weights stored as plain numbers are quantized to.
+    pub quantization: Option<Quantization>,
+    /// Keys and values.
+    pub kv_cache_dtype: KvCacheDtype,
+}
+
+/// Sizes of a KV cache of one block of one token.
+#[must_use]
+pub fn kv_shape(config: &ModelConfig, dtype: DType) -> KvCacheShape {
+    KvCacheShape {
+        num_layers: config.num_hidden_layers,
+        num_blocks: 1,
+        block_size: 1,
+        num_kv_heads: config.num_key_value_heads,
+        head_dim: config.head_dim,
+        dtype,
     }
 }
 

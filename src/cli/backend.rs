@@ -7,7 +7,7 @@ use futures::Stream;
 
 use super::{connect::Remote, sampling_args::SamplingArgs, start::start_engine};
 use crate::{
-    config::{EngineArgs, ModelArgs, Secret},
+    config::{EngineArgs, LoraArgs, ModelArgs, Secret},
     engine::{Engine, Event, Prompt, Request},
     error::Result,
 };
@@ -51,7 +51,7 @@ impl Backend {
     pub(super) async fn open(args: &BackendArgs) -> Result<Self> {
         match &args.connect {
             Some(url) => Ok(Self::Remote(Remote::connect(url, args.api_key.as_ref()).await?)),
-            None => Ok(Self::Local(start_engine(&args.model, &args.engine, None).await?)),
+            None => Ok(Self::Local(start_engine(&args.model, &args.engine, &LoraArgs::default(), None).await?)),
         }
     }
 

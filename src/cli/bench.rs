@@ -12,9 +12,9 @@ use futures::{StreamExt, stream::SelectAll};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
 
-use super::{Stop, bench_serve, block_on, machine, start::start_engine};
+use super::{Stop, bench_serve, block_on, start::start_engine};
 use crate::{
-    config::{EngineArgs, ModelArgs},
+    config::{EngineArgs, LoraArgs, ModelArgs, resident_bytes},
     engine::{Engine, Event, Prompt, Request},
     error::{Error, Result},
     ids::TokenId,
@@ -76,7 +76,7 @@ pub(super) fn run(args: BenchArgs) -> Result<(), Stop> {
             let why = format!("is {widest}, more than the {} of --max-num-seqs", args.engine.max_num_seqs);
             return Err(Error::invalid("--batch", why).into());
         }
-        let engine = start_engine(&args.model, &args.engine, None).await?;
+        let engine = start_engine(&args.model, &args.engine, &LoraArgs::default(), None).await?;
         let progress = progress(args.batch.len());
         let bench = Bench { engine, threads: args.model.threads, progress, requests: AtomicU64::new(0) };
         let report = bench.run(&args, started).await?;
@@ -139,7 +139,7 @@ struct Bench {
 
 impl Bench {
     async fn run(&self, args: &BenchArgs, started: Instant) -> Result<Report> {
-        let (load, resident) = (started.elapsed(), machine::resident_bytes());
+        let (load, resident) = (started.elapsed(), resident_bytes());
         self.prefill(FIRST_PROMPT, 0).await?;
         let first_token = started.elapsed();
 
@@ -171,7 +171,7 @@ impl Bench {
             weight_bytes: info.weight_bytes,
             kv_bytes_per_token: info.kv_bytes_per_token,
             block_parameters: info.block_parameters,
-            resident: [resident, machine::resident_bytes()],
+            resident: [resident, resident_bytes()],
         })
     }
 

@@ -10,9 +10,9 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::{Stop, machine};
+use super::Stop;
 use crate::{
-    config,
+    config::{self, MachineFacts},
     error::Result,
     kernels::{
         linear::format::WeightFormat,
@@ -91,7 +91,7 @@ impl Report {
         json!({
             "cpu": cpu_name(),
             "threads": self.threads,
-            "available_memory_bytes": machine::facts().available_memory_bytes,
+            "available_memory_bytes": MachineFacts::here().available_memory_bytes,
             "instruction_set": instruction_set(),
             "instruction_sets": instruction_sets(),
             "features": features(),
@@ -104,7 +104,7 @@ impl Report {
         let Limits { read_bytes_per_second: read, matmul_per_second: matmul } = self.limits;
         writeln!(out, "CPU           {}", cpu_name().as_deref().unwrap_or("unknown"))?;
         writeln!(out, "threads       {}", self.threads)?;
-        if let Some(bytes) = machine::facts().available_memory_bytes {
+        if let Some(bytes) = MachineFacts::here().available_memory_bytes {
             writeln!(out, "free memory   {:.1} GB", bytes as f64 / 1e9)?;
         }
         writeln!(out, "instructions  {} (of {})", instruction_set(), instruction_sets().join(", "))?;

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use clap::Args;
@@ -11,15 +12,17 @@ use serde_json::{Value, json};
 
 use super::Stop;
 use crate::{
-    arch::{config::ModelConfig, kv_dtype},
-    config::{Dtype, KvCacheDtype},
+    arch::{KeepOptions, config::ModelConfig, keep},
+    config::{Dtype, EngineArgs, KvCacheDtype, MachineFacts, MemoryPlan, Quantization, plan_memory},
     error::Result,
     kernels::{linear::format::WeightFormat, linear::stored::StoredFormat, machine::instruction_set},
+    layers::keep::Role,
     text::TOKENIZER_FILES,
     weights::{
+        TensorHeader, TensorSource,
         file::read_small,
         files::{ModelDirectory, ModelFiles, model_files},
-        gguf::Gguf,
+        gguf::{Gguf, GgufSource},
         safetensors::SafetensorsSource,
         shown,
     },
@@ -36,6 +39,18 @@ pub(super) struct InspectArgs {
     /// Tokens to reckon the KV cache for; the model's own context if left out.
     #[arg(long, value_name = "TOKENS")]
     context: Option<u32>,
+    /// Numbers that it would compute with.
+    #[arg(long, value_enum, default_value = "auto")]
+    dtype: Dtype,
+    /// What plain numbers would be quantized to.
+    #[arg(long, short, value_enum)]
+    quantization: Option<Quantization>,
+    /// Numbers that it would keep keys and values in.
+    #[arg(long, value_enum, default_value = "auto")]
+    kv_cache_dtype: KvCacheDtype,
+    /// The limits that it would be served with.
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Print one JSON object instead of lines.
     #[arg(long)]
     json: bool,
@@ -55,23 +70,23 @@ struct Report {
     files: usize,
     /// Or why it cannot be served.
     config: Result<ModelConfig>,
+    options: KeepOptions,
     parameters: u64,
     kinds: BTreeMap<String, Kind>,
-    /// Bytes of all tensors as they would be kept.
-    weight_bytes: u64,
+    headers: Vec<TensorHeader>,
     unread: Vec<String>,
     tokenizer: Option<String>,
     has_chat_template: bool,
-    /// Of the largest part of the weights.
-    main: WeightFormat,
 }
 
 pub(super) fn run(args: InspectArgs) -> Result<(), Stop> {
+    let &InspectArgs { dtype, quantization, kv_cache_dtype, .. } = &args;
+    let options = KeepOptions { dtype, quantization, kv_cache_dtype };
     let report = match model_files(&args.model)? {
-        ModelFiles::Gguf(path) => Report::of_gguf(&path)?,
-        ModelFiles::Directory(files) => Report::of_directory(&files)?,
+        ModelFiles::Gguf(path) => Report::of_gguf(&path, options)?,
+        ModelFiles::Directory(files) => Report::of_directory(&files, options)?,
     };
-    let value = report.to_json(&args.model, args.context);
+    let value = report.to_json(&args);
     if args.json {
         writeln!(io::stdout(), "{value}")?;
     } else {
@@ -81,24 +96,29 @@ pub(super) fn run(args: InspectArgs) -> Result<(), Stop> {
 }
 
 impl Report {
-    fn new(format: String, files: usize, config: Result<ModelConfig>) -> Self {
+    fn new(format: String, files: usize, config: Result<ModelConfig>, options: KeepOptions) -> Self {
         Self {
             format,
             files,
             config,
+            options,
             parameters: 0,
             kinds: BTreeMap::new(),
-            weight_bytes: 0,
+            headers: Vec::new(),
             unread: Vec::new(),
             tokenizer: None,
             has_chat_template: false,
-            main: WeightFormat::F32,
         }
     }
 
-    fn of_gguf(path: &Path) -> Result<Self> {
-        let gguf = Gguf::open(path)?;
-        let mut report = Self::new(format!("GGUF v{}", gguf.version()), gguf.parts(), ModelConfig::from_gguf(&gguf));
+    fn of_gguf(path: &Path, options: KeepOptions) -> Result<Self> {
+        let gguf = Arc::new(Gguf::open(path)?);
+        let config = ModelConfig::from_gguf(&gguf);
+        let mut report = Self::new(format!("GGUF v{}", gguf.version()), gguf.parts(), config, options);
+        match GgufSource::new(Arc::clone(&gguf)) {
+            Ok(source) => report.headers = source.headers(),
+            Err(error) => report.config = report.config.and(Err(error)),
+        }
         for (name, tensor) in gguf.tensors() {
             match (tensor.format, gguf.tensor_bytes(tensor)) {
                 (Some(format), Some(bytes)) => report.add(tensor.kind_name(), &tensor.shape, format, bytes.len()),
@@ -111,14 +131,15 @@ impl Report {
             format!("{}{}, {tokens} tokens", shown(model), pre.unwrap_or_default())
         });
         report.has_chat_template = gguf.string("tokenizer.chat_template")?.is_some();
-        Ok(report.finished())
+        Ok(report)
     }
 
-    fn of_directory(files: &ModelDirectory) -> Result<Self> {
+    fn of_directory(files: &ModelDirectory, options: KeepOptions) -> Result<Self> {
         let source = SafetensorsSource::open(&files.path)?;
         let text = read_small(&files.config_json, MAX_CONFIG_BYTES)?;
         let config = ModelConfig::from_hf_json(&files.config_json, &String::from_utf8_lossy(&text));
-        let mut report = Self::new("safetensors".to_owned(), source.files(), config);
+        let mut report = Self::new("safetensors".to_owned(), source.files(), config, options);
+        report.headers = source.headers();
         for tensor in source.facts() {
             report.add(tensor.dtype, &tensor.shape, tensor.format.into(), tensor.bytes);
         }
@@ -128,34 +149,56 @@ impl Report {
         let config = files.tokenizer_config.as_deref().map(|path| read_small(path, MAX_CONFIG_BYTES)).transpose()?;
         let config: Value = config.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         report.has_chat_template = files.chat_template.is_some() || !config["chat_template"].is_null();
-        Ok(report.finished())
+        Ok(report)
     }
 
     fn add(&mut self, kind: String, shape: &[usize], format: StoredFormat, bytes: usize) {
-        let elements: usize = shape.iter().product();
-        // Norms and biases are kept in float32.
-        let kept = if shape.len() < 2 { WeightFormat::F32 } else { format.kept() };
-        self.parameters += elements as u64;
-        self.weight_bytes += kept.bytes_for(elements).unwrap_or(bytes) as u64;
+        let options = self.options;
+        let kept = keep(options.dtype, options.quantization);
+        let kept = kept.format(format, shape.last().copied().unwrap_or(0), Role::Block);
+        self.parameters += shape.iter().product::<usize>() as u64;
         let row = self.kinds.entry(kind).or_default();
         row.tensors += 1;
         row.bytes += bytes as u64;
-        row.kept = Some(format.kept());
+        row.kept = Some(kept);
     }
 
-    fn finished(mut self) -> Self {
-        let largest = self.kinds.values().max_by_key(|kind| kind.bytes);
-        self.main = largest.and_then(|kind| kind.kept).unwrap_or(WeightFormat::F32);
-        self
+    /// What it would take, and whether it would be served here.
+    fn memory(&self, config: &ModelConfig, args: &InspectArgs) -> Value {
+        let facts = self.options.facts(config, &self.headers);
+        let context = args.context.map_or(facts.max_position_embeddings, |context| context as usize);
+        let kv_bytes = facts.kv_bytes_per_token.saturating_mul(context);
+        let mut memory = json!({
+            "weight_bytes": facts.weight_bytes,
+            "kv_bytes_per_token": facts.kv_bytes_per_token,
+            "context_tokens": context,
+            "kv_bytes": kv_bytes,
+            "total_bytes": facts.weight_bytes.saturating_add(kv_bytes),
+        });
+        match plan_memory(&args.engine, &facts, &MachineFacts::here()) {
+            Err(error) => memory["refused"] = json!(error.message),
+            Ok((blocks, plan)) => {
+                let MemoryPlan { kv, activations, room, available, .. } = plan;
+                memory["served_here"] = json!({
+                    "kv_blocks": blocks,
+                    "kv_cache_bytes": kv,
+                    "activation_bytes": activations,
+                    "room_bytes": room,
+                    "available_bytes": available,
+                    "sum": plan.to_string(),
+                });
+            }
+        }
+        memory
     }
 
-    fn to_json(&self, path: &Path, context: Option<u32>) -> Value {
+    fn to_json(&self, args: &InspectArgs) -> Value {
         let kinds = self.kinds.iter().map(|(kind, row)| {
             let kept = row.kept.map(|kept| kept.to_string());
             (kind.clone(), json!({"tensors": row.tensors, "bytes": row.bytes, "kept_as": kept}))
         });
         let mut report = json!({
-            "path": path.display().to_string(),
+            "path": args.model.display().to_string(),
             "format": self.format,
             "files": self.files,
             "parameters": self.parameters,
@@ -167,24 +210,12 @@ impl Report {
         match &self.config {
             Err(error) => report["not_supported"] = json!(error.message),
             Ok(config) => {
-                let dtype = kv_dtype(KvCacheDtype::Auto, Dtype::Auto, self.main);
-                let numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
-                let per_token = (numbers * dtype.size_in_bytes()) as u64;
-                let context = context.map_or(config.max_position_embeddings as u64, u64::from);
-                let kv_bytes = per_token.saturating_mul(context);
                 report["architecture"] = json!(config.architecture);
                 report["layers"] = json!(config.num_hidden_layers);
                 report["hidden_size"] = json!(config.hidden_size);
                 report["vocab_size"] = json!(config.vocab_size);
                 report["context_tokens"] = json!(config.max_position_embeddings);
-                report["memory"] = json!({
-                    "weight_bytes": self.weight_bytes,
-                    "kv_bytes_per_token": per_token,
-                    "kv_dtype": dtype.as_str(),
-                    "context_tokens": context,
-                    "kv_bytes": kv_bytes,
-                    "total_bytes": self.weight_bytes.saturating_add(kv_bytes),
-                });
+                report["memory"] = self.memory(config, args);
                 let mut kept: Vec<_> =
                     self.kinds.values().filter_map(|kind| kind.kept).map(|k| k.to_string()).collect();
                 kept.sort();

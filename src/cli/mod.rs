@@ -17,7 +17,6 @@ mod documented;
 mod generate;
 mod inspect;
 mod key;
-mod machine;
 mod man;
 mod pull;
 mod quantize;

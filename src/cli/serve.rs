@@ -45,7 +45,8 @@ pub(super) fn run(args: ServeArgs, effective: Effective, log: SetLog) -> Result<
         let reload = Reload { effective, access: access.clone(), engine: started.clone(), tls: tls.clone(), log };
         let reloading = tokio::spawn(reload.run(Signals::hangups()?));
         let engine = {
-            let mut starting = pin!(start_engine(&args.model, &args.engine, args.served_model_name.as_deref()));
+            let mut starting =
+                pin!(start_engine(&args.model, &args.engine, &args.lora, args.served_model_name.as_deref()));
             tokio::select! {
                 engine = &mut starting => engine?,
                 () = signals.next() => return Err(Stop::Signal(INTERRUPTED)),

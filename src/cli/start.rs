@@ -4,12 +4,12 @@ use std::{io::IsTerminal, sync::Arc};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{machine, say};
+use super::say;
 use crate::{
-    config::{EngineArgs, ModelArgs, resolve},
+    config::{EngineArgs, EngineConfig, LoraArgs, MachineFacts, ModelArgs, resolve},
     engine::{
         Engine,
-        load::{LoadProgress, LoadedModel, load},
+        load::{LoadProgress, LoadedModel, load_planned},
     },
     error::{Error, Result},
     telemetry::Telemetry,
@@ -22,26 +22,37 @@ use crate::{
 pub(super) async fn start_engine(
     model: &ModelArgs,
     engine: &EngineArgs,
+    lora: &LoraArgs,
     served_model_name: Option<&str>,
 ) -> Result<Engine> {
     if model.model.is_none() {
         say("no model given: the small built-in demo answers; it knows candlewick and short stories, and little else");
     }
     let (args, name, threads) = (model.clone(), served_model_name.map(str::to_owned), model.threads);
+    let (limits, lora) = (engine.clone(), lora.clone());
     // Takes seconds to minutes, and the signals want to be heard meanwhile.
-    let loaded = tokio::task::spawn_blocking(move || load_with_progress(&args, name.as_deref()));
-    let loaded = loaded.await.map_err(|error| Error::internal(format!("loading the model panicked: {error}")))??;
-    let config = resolve(engine, &loaded.facts(), &machine::facts())?;
+    let loaded = tokio::task::spawn_blocking(move || load_with_progress(&args, &limits, &lora, name.as_deref()));
+    let loaded = loaded.await.map_err(|error| Error::internal(format!("loading the model panicked: {error}")))?;
+    let (loaded, config) = loaded?;
     let telemetry = Arc::new(Telemetry::new(&loaded.info.name));
     let factory = loaded.executor_factory(&config, threads);
     Engine::start(loaded.info, loaded.text, config, telemetry, factory).await
 }
 
-fn load_with_progress(args: &ModelArgs, name: Option<&str>) -> Result<LoadedModel> {
+/// Loads the model if it fits into memory, with what is in force for it there.
+fn load_with_progress(
+    args: &ModelArgs,
+    limits: &EngineArgs,
+    lora: &LoraArgs,
+    name: Option<&str>,
+) -> Result<(LoadedModel, EngineConfig)> {
     let bar = LoadBar::new();
-    let outcome = load(args, name, &mut |progress| bar.show(progress));
+    let plan = |facts: &_| resolve(limits, facts, &MachineFacts::here());
+    let outcome = load_planned(args, name, plan, &mut |progress| bar.show(progress));
     bar.clear();
-    outcome
+    let (mut loaded, config) = outcome?;
+    loaded.serve_adapters(lora)?;
+    Ok((loaded, config))
 }
 
 /// How far loading has come, where standard error is a terminal.

@@ -2,49 +2,45 @@
 
 use std::time::Duration;
 
-use super::{EngineArgs, EngineConfig};
+use super::{EngineArgs, EngineConfig, MachineFacts, plan_memory};
 use crate::error::{Error, Result};
 
-/// What [`resolve`] must know of a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What [`resolve`] must know of a model; all of it can be read off its files' headers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ModelFacts {
     /// Positions the model can tell apart.
     pub max_position_embeddings: usize,
     /// Bytes that one token's keys and values take, all layers together.
     pub kv_bytes_per_token: usize,
+    /// Bytes of its weights as they are kept.
+    pub weight_bytes: usize,
+    /// Most bytes that are decoded at once while they are loaded.
+    pub loading_bytes: usize,
+    /// Bytes that a token of a step takes on its way through the model.
+    pub activation_bytes_per_token: usize,
+    /// Bytes that a row of logits takes until a token is chosen.
+    pub logit_row_bytes: usize,
 }
-
-/// What [`resolve`] must know of the machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MachineFacts {
-    /// Memory that is free on the device, once the weights are loaded; `None` where nobody can say.
-    pub available_memory_bytes: Option<usize>,
-}
-
-/// Share of the free memory that the KV cache takes unless told otherwise, its cap, and what it takes where nobody
-/// knows how much is free.
-const DEFAULT_KV_SHARE: usize = 4;
-const DEFAULT_KV_CAP_BYTES: usize = 4 << 30;
-const UNKNOWN_MEMORY_KV_BYTES: usize = 1 << 30;
 
 const MAX_MODEL_LEN: &str = "--max-model-len";
 
 /// What is in force for this model on this machine.
 ///
-/// The number of blocks is `--num-gpu-blocks-override`, or what fits into `--kv-cache-memory-bytes`, or what fits into
-/// a quarter of the free memory and 4 GiB, but then no more than `--max-num-seqs` sequences of full length can use.
-/// Without `--max-model-len` a sequence may be as long as the model's context and the KV cache allow.
+/// [`plan_memory`] says how many blocks there are. Without `--max-model-len` a sequence may be as long as the model's
+/// context and the KV cache allow.
 ///
 /// # Errors
-/// `InvalidArgument` that names the flag and says which value would do.
+/// `InvalidArgument` that names the flag and says which value would do; `FailedPrecondition` with the sum where the model
+/// does not fit into memory.
 pub fn resolve(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts) -> Result<EngineConfig> {
     let context = model.max_position_embeddings;
     if let Some(asked) = args.max_model_len.filter(|asked| !(1..=context).contains(asked)) {
         let why = format!("is {asked}, must be from 1 to the model's context of {context} tokens");
         return Err(Error::invalid(MAX_MODEL_LEN, why));
     }
-    let num_blocks = num_blocks(args, model, machine)?;
+    let (num_blocks, memory) = plan_memory(args, model, machine)?;
     let max_model_len = max_model_len(args, model, num_blocks * args.block_size)?;
+    tracing::info!("memory: {memory}");
     Ok(EngineConfig {
         block_size: args.block_size,
         num_blocks,
@@ -61,32 +57,6 @@ pub fn resolve(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts) ->
         leased_kv_percent: args.leased_kv_percent,
         pinned_kv_percent: args.pinned_kv_percent,
     })
-}
-
-fn num_blocks(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts) -> Result<usize> {
-    let block_bytes = model.kv_bytes_per_token.saturating_mul(args.block_size).max(1);
-    let (flag, blocks) = if let Some(blocks) = args.num_gpu_blocks_override {
-        ("--num-gpu-blocks-override", blocks)
-    } else if let Some(bytes) = args.kv_cache_memory_bytes {
-        ("--kv-cache-memory-bytes", bytes / block_bytes)
-    } else {
-        let bytes = machine
-            .available_memory_bytes
-            .map_or(UNKNOWN_MEMORY_KV_BYTES, |available| (available / DEFAULT_KV_SHARE).min(DEFAULT_KV_CAP_BYTES));
-        let longest = args.max_model_len.unwrap_or(model.max_position_embeddings);
-        let usable = longest.div_ceil(args.block_size).saturating_mul(args.max_num_seqs);
-        ("--kv-cache-memory-bytes", (bytes / block_bytes).min(usable))
-    };
-    if blocks == 0 {
-        let why = format!("is too small for a block of {} tokens, which takes {block_bytes} bytes", args.block_size);
-        return Err(Error::invalid(flag, why));
-    }
-    // Slots are numbered with 32 bits.
-    let most = u32::MAX as usize / args.block_size;
-    if blocks > most {
-        return Err(Error::invalid(flag, format!("makes {blocks} blocks of {}, at most {most} work", args.block_size)));
-    }
-    Ok(blocks)
 }
 
 fn max_model_len(args: &EngineArgs, model: &ModelFacts, capacity_tokens: usize) -> Result<usize> {

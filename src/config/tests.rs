@@ -18,8 +18,19 @@ fn parse(line: &str) -> Result<ServeArgs, clap::Error> {
 }
 
 /// A context of 1000 tokens, 64 bytes a token: 1 KiB a block of 16.
-const MODEL: ModelFacts = ModelFacts { max_position_embeddings: 1000, kv_bytes_per_token: 64 };
-const MACHINE: MachineFacts = MachineFacts { available_memory_bytes: Some(1 << 20) };
+const MODEL: ModelFacts = ModelFacts {
+    max_position_embeddings: 1000,
+    kv_bytes_per_token: 64,
+    weight_bytes: 0,
+    loading_bytes: 0,
+    activation_bytes_per_token: 0,
+    logit_row_bytes: 0,
+};
+const MACHINE: MachineFacts = machine(1 << 20);
+
+const fn machine(bytes: usize) -> MachineFacts {
+    MachineFacts { available_memory_bytes: Some(bytes), bound: MemoryBound::ControlGroup }
+}
 
 fn resolved(line: &str) -> Result<EngineConfig> {
     resolve(&parse(line).unwrap().engine, &MODEL, &MACHINE)
@@ -32,8 +43,8 @@ fn defaults_are_those_of_the_configuration() {
     assert_eq!(args.drain_timeout, Duration::from_secs(30));
     assert_eq!(args.streams, StreamArgs::default());
     assert_eq!((args.model.dtype, args.model.device), (Dtype::Auto, DeviceKind::Cpu));
-    let big = MachineFacts { available_memory_bytes: Some(1 << 40) };
-    let facts = ModelFacts { max_position_embeddings: 4096, kv_bytes_per_token: 64 };
+    let big = machine(1 << 40);
+    let facts = ModelFacts { max_position_embeddings: 4096, ..MODEL };
     // 64 sequences of 4096 tokens is all that can be used, however much memory there is.
     let expected = EngineConfig { num_blocks: 64 * 4096 / 16, ..EngineConfig::default() };
     assert_eq!(resolve(&args.engine, &facts, &big).unwrap(), expected);
@@ -47,7 +58,11 @@ fn blocks_and_context_follow_from_flags_model_and_memory() {
         ("", 256, 1000),
         ("--num-gpu-blocks-override 24", 24, 384),
         ("--num-gpu-blocks-override 24 --max-model-len 384", 24, 384),
-        ("--num-gpu-blocks-override 5000", 5000, 1000),
+        // An eighth of all memory stays free.
+        ("--num-gpu-blocks-override 5000", 896, 1000),
+        ("--kv-cache-memory-bytes 1G", 896, 1000),
+        ("--kv-cache-memory 500K", 500, 1000),
+        ("--kv-cache-memory auto", 256, 1000),
         ("--kv-cache-memory-bytes 100K", 100, 1000),
         ("--kv-cache-memory-bytes 10240", 10, 160),
         ("--kv-cache-memory-bytes 10k", 9, 144),
@@ -81,7 +96,7 @@ fn what_cannot_be_in_force_is_refused_by_the_name_of_its_flag() {
 
 #[test]
 fn a_machine_that_does_not_say_gets_a_gibibyte() {
-    let facts = ModelFacts { max_position_embeddings: 1 << 20, kv_bytes_per_token: 1 << 16 };
+    let facts = ModelFacts { max_position_embeddings: 1 << 20, kv_bytes_per_token: 1 << 16, ..MODEL };
     let config = resolve(&parse("").unwrap().engine, &facts, &MachineFacts::default()).unwrap();
     assert_eq!(config.num_blocks * config.block_size * facts.kv_bytes_per_token, 1 << 30);
     assert_eq!(config.max_model_len, 1 << 14);
@@ -89,9 +104,72 @@ fn a_machine_that_does_not_say_gets_a_gibibyte() {
 
 #[test]
 fn absurd_models_overflow_nothing() {
-    let facts = ModelFacts { max_position_embeddings: usize::MAX, kv_bytes_per_token: usize::MAX };
-    let error = resolve(&parse("").unwrap().engine, &facts, &MACHINE).unwrap_err();
-    assert_eq!(error.violations[0].field, "--kv-cache-memory-bytes");
+    let facts = ModelFacts {
+        max_position_embeddings: usize::MAX,
+        kv_bytes_per_token: usize::MAX,
+        weight_bytes: usize::MAX,
+        loading_bytes: usize::MAX,
+        activation_bytes_per_token: usize::MAX,
+        logit_row_bytes: usize::MAX,
+    };
+    for line in ["", "--kv-cache-memory-bytes 1G", "--num-gpu-blocks-override 7"] {
+        assert!(resolve(&parse(line).unwrap().engine, &facts, &MACHINE).is_err(), "{line}");
+    }
+}
+
+/// 20 MiB of weights, 64 KiB a token of KV, 8 KiB a token and 4 KiB a row of logits in a step.
+const REAL: ModelFacts = ModelFacts {
+    max_position_embeddings: 4096,
+    kv_bytes_per_token: 64 << 10,
+    weight_bytes: 20 << 20,
+    loading_bytes: 2 << 20,
+    activation_bytes_per_token: 8 << 10,
+    logit_row_bytes: 4 << 10,
+};
+
+#[test]
+fn a_model_that_does_not_fit_is_refused_with_the_sum() {
+    let line = "--max-num-batched-tokens 128 --max-num-seqs 64";
+    let args = parse(line).unwrap().engine;
+    // 20 of weights, 32 for 512 tokens of context, 128 * 8 KiB and 64 * 4 KiB of activations, an eighth of 48 as room.
+    let error = resolve(&args, &REAL, &machine(48 << 20)).unwrap_err();
+    let sum = "weights 20 MiB + KV cache 32 MiB + activations 2 MiB + room 6 MiB = 60 MiB > 48 MiB available (left by the \
+               limit of the control group)";
+    assert!(error.message.contains(sum), "{error}");
+    for flag in ["--max-model-len", "--quantization", "--kv-cache-dtype"] {
+        assert!(error.message.contains(flag), "{error}");
+    }
+    // Less context, and it fits.
+    let args = parse(&format!("{line} --max-model-len 256")).unwrap().engine;
+    let config = resolve(&args, &REAL, &machine(48 << 20)).unwrap();
+    assert_eq!((config.num_blocks, config.max_model_len), (16, 256));
+    // Weights alone may be too much, as may what decoding them takes.
+    assert!(resolve(&args, &ModelFacts { weight_bytes: 48 << 20, ..REAL }, &machine(48 << 20)).is_err());
+    let decoded = ModelFacts { loading_bytes: 30 << 20, ..REAL };
+    let error = resolve(&args, &decoded, &machine(48 << 20)).unwrap_err();
+    assert!(error.message.contains("weights 20 MiB + decoding them 30 MiB + room 6 MiB = 56 MiB > 48 MiB"), "{error}");
+}
+
+#[test]
+fn a_cache_that_does_not_fit_is_cut_and_the_context_with_it() {
+    let line = "--max-num-batched-tokens 128 --kv-cache-memory-bytes 1G";
+    let args = parse(line).unwrap().engine;
+    // An eighth of 80 MiB is room: 80 - 10 - 20 - 1.25 leaves 48.75 MiB, which are 48 blocks of a MiB.
+    let config = resolve(&args, &REAL, &machine(80 << 20)).unwrap();
+    assert_eq!((config.num_blocks, config.max_model_len), (48, 768));
+    // Not below what was asked for by name.
+    let args = parse(&format!("{line} --max-model-len 1024")).unwrap().engine;
+    let error = resolve(&args, &REAL, &machine(80 << 20)).unwrap_err();
+    assert!(error.message.contains("KV cache 64 MiB"), "{error}");
+}
+
+#[test]
+fn an_automatic_cache_leaves_three_quarters_unless_the_context_asked_for_needs_more() {
+    let blocks = |line: &str| resolve(&parse(line).unwrap().engine, &REAL, &machine(1 << 30)).unwrap().num_blocks;
+    let plain = blocks("--max-num-batched-tokens 128");
+    // A quarter of 1024 - 20 - 1.25 MiB.
+    assert_eq!(plain, 250);
+    assert_eq!(blocks("--max-num-batched-tokens 128 --max-model-len 4096"), 256);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 
+use super::KvCacheMemory;
 use crate::kernels::machine::InstructionSet;
 
 /// A count within bounds.
@@ -37,6 +38,11 @@ pub(super) fn number_with_unit(text: &str) -> Result<usize, String> {
     let number: usize =
         digits.parse().map_err(|_| "must be a whole number, with or without a unit (16384, 16K, 2G)")?;
     base.checked_pow(exponent).and_then(|unit| number.checked_mul(unit)).ok_or_else(|| String::from("is too large"))
+}
+
+/// `auto`, or a number with an optional unit.
+pub(super) fn kv_cache_memory(text: &str) -> Result<KvCacheMemory, String> {
+    if text == "auto" { Ok(KvCacheMemory::Auto) } else { number_with_unit(text).map(KvCacheMemory::Bytes) }
 }
 
 /// A duration in seconds, above zero, with or without a fraction.

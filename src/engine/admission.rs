@@ -11,6 +11,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     Engine, History, ModelInfo, ModelText, Prompt, Request, SlowReader, StreamOptions,
+    adapters::salt_with,
     bad_words::BadWords,
     best_of::BestOf,
     channel::{ReaderControl, ReaderSpec, RequestTag},
@@ -24,6 +25,7 @@ use crate::{
     config::EngineConfig,
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
+    layers::lora::Adapter,
     params::{SamplingParams, Usage},
     sampling::{self, grammar::Grammar},
     text::{Detokenizer, OutputParser, StopMatcher, Tokenizer, token_runs},
@@ -51,8 +53,9 @@ pub(super) struct Admitted {
     prompt: Arc<[TokenId]>,
     params: Arc<SamplingParams>,
     priority: i32,
-    /// Who may share its cached blocks.
+    /// Of its blocks in the prefix cache.
     salt: Option<Arc<str>>,
+    adapter: Option<Arc<Adapter>>,
     deadline: Option<Instant>,
     stream: StreamOptions,
     /// A chat's prompt as text, where a conversation wants to know.
@@ -113,8 +116,9 @@ impl Admitted {
         config: &EngineConfig,
         request: Request,
     ) -> Result<Self> {
-        let Request { request_id, prompt, mut params, priority, cache_salt, tenant, deadline, stream } = request;
-        let salt = salt(tenant.as_deref(), cache_salt.as_deref());
+        let Request { request_id, model, prompt, mut params, priority, cache_salt, tenant, deadline, stream } = request;
+        let adapter = adapter(info, model.as_deref())?;
+        let salt = salt_with(adapter.as_deref(), salt(tenant.as_deref(), cache_salt.as_deref()).as_deref());
         sampling::validate(&params, &info.eos_token_ids, info.vocab_size)?;
         if let Some(k) = params.stop_token_ids.iter().position(|id| id.index() >= info.vocab_size) {
             let why = format!("is {}, but the vocabulary has {} entries", params.stop_token_ids[k], info.vocab_size);
@@ -182,6 +186,7 @@ impl Admitted {
             params,
             priority,
             salt,
+            adapter,
             deadline,
             stream,
             rendered,
@@ -203,7 +208,6 @@ impl Admitted {
         mut permits: OwnedSemaphorePermit,
     ) -> Result<Generation> {
         let prompt_tokens = u32::try_from(self.prompt.len()).unwrap_or(u32::MAX);
-        let salt = self.salt;
         let eos: Arc<[TokenId]> = engine.info().eos_token_ids.as_slice().into();
         let bad_words: Arc<[String]> = self.params.bad_words.as_slice().into();
         let weight = engine.shares().weight(self.tenant.as_deref());
@@ -234,7 +238,8 @@ impl Admitted {
                 tenant: request.tenant.clone(),
                 weight,
                 eos: eos.clone(),
-                salt: salt.clone(),
+                salt: self.salt.clone(),
+                adapter: self.adapter.clone(),
                 dry_breakers: self.dry_breakers.clone(),
                 grammar: self.grammar.clone(),
                 guard: guard.map(|guard| Box::new(guard) as _),
@@ -278,6 +283,16 @@ impl Admitted {
             engine,
         })
     }
+}
+
+/// The adapter that a request names as its model, where that is one.
+fn adapter(info: &ModelInfo, model: Option<&str>) -> Result<Option<Arc<Adapter>>> {
+    let Some(name) = model.filter(|&name| name != info.name) else { return Ok(None) };
+    // It was there when the call was read, or the face has not looked.
+    let missing = || {
+        Error::new(Code::NotFound, format!("model {:?} is not served here", name.chars().take(80).collect::<String>()))
+    };
+    info.adapters.get(name).map(Some).ok_or_else(missing)
 }
 
 /// The parameters of sequence `index` of a request. As in vLLM, it draws as one with the seed `seed + index` alone

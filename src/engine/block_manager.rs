@@ -59,6 +59,12 @@ impl BlockTable {
         Self { salt, ..Self::default() }
     }
 
+    /// Who may share its blocks.
+    #[must_use]
+    pub fn salt(&self) -> Option<&Arc<str>> {
+        self.salt.as_ref()
+    }
+
     /// The blocks, in order.
     #[must_use]
     pub fn blocks(&self) -> &[BlockId] {

@@ -5,13 +5,17 @@
 //! speculative decoding needs no seam of its own. Two implementations exist: the real
 //! [`Runner`](super::runner::Runner) and the [`FakeExecutor`](super::fake::FakeExecutor) of the tests.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, Weak},
+};
 
 use smallvec::SmallVec;
 
 use crate::{
     error::{Error, Result},
     ids::{BlockId, SequenceId, Slot, TokenId},
+    layers::lora::Adapter,
     params::{Pooling, PromptLogprobs, SamplingParams},
     sampling::grammar::Grammar,
 };
@@ -90,6 +94,8 @@ pub struct AdmittedSequence {
     /// Set where its prompt's hidden states are wanted, and no token: nothing is sampled for it. Its rows begin at its
     /// first token wherever [`Pooling::Mean`] needs all of them; one with a `context_len` of 0 begins anew.
     pub pooling: Option<Pooling>,
+    /// What stands beside the model's weights for it; the sequence keeps it, so that it goes with the sequence.
+    pub adapter: Option<Weak<Adapter>>,
 }
 
 /// A sequence that goes back, and on differently.

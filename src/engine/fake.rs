@@ -458,6 +458,7 @@ mod tests {
                 dry_breakers: [].into(),
                 grammar: None,
                 pooling: None,
+                adapter: None,
             }],
             rows: vec![PlannedRow {
                 id: SequenceId(1),

@@ -3,6 +3,7 @@
 //! Admission (render, tokenize, check, refuse) happens here, on the caller's task; policy and arithmetic happen on one
 //! engine thread behind it ([`step`](self)), which a supervisor keeps alive.
 
+mod adapters;
 mod admission;
 mod bad_words;
 mod best_of;
@@ -43,13 +44,8 @@ use tokio::{
     time::Instant,
 };
 
-use self::{
-    admission::Admitted,
-    grammars::Grammars,
-    rates::Rates,
-    supervisor::{Life, Supervised},
-};
 pub use self::{
+    adapters::Adapters,
     block_manager::BlockEvent,
     embed::{EmbedInput, EmbedOptions, EmbedRequest, Embedding, Embeddings},
     grammars::vocabulary,
@@ -62,6 +58,12 @@ pub use self::{
     shares::Shares,
     stream::{Delta, Event, Finished, Generation, Progress, Receipt, Started, StreamEdit, Timings},
     supervisor::ExecutorFactory,
+};
+use self::{
+    admission::Admitted,
+    grammars::Grammars,
+    rates::Rates,
+    supervisor::{Life, Supervised},
 };
 use crate::{
     config::EngineConfig,
@@ -77,6 +79,8 @@ use crate::{
 pub struct Request {
     /// Names the request in logs.
     pub request_id: String,
+    /// The model's name or an adapter's; without one, the model itself.
+    pub model: Option<String>,
     /// What to continue.
     pub prompt: Prompt,
     /// How.
@@ -126,6 +130,7 @@ impl Request {
         let request_id = format!("{:016x}", admission::random_seed());
         Self {
             request_id,
+            model: None,
             prompt,
             params: SamplingParams::default(),
             priority: 0,
@@ -192,6 +197,8 @@ pub struct ModelInfo {
     pub dtype: String,
     /// Tells these weights from others; what it is made of depends on where they came from.
     pub weights_hash: String,
+    /// What requests may name besides the model.
+    pub adapters: Adapters,
     /// What requests get where they leave a parameter open.
     pub default_params: SamplingParams,
 }

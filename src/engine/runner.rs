@@ -10,7 +10,7 @@ use self::{
 use std::{
     collections::{HashMap, VecDeque},
     ops::Range,
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use candle_core::{Device, Tensor};
@@ -26,7 +26,10 @@ use crate::{
         pool::{Pool, for_each_mut},
         spare,
     },
-    layers::context::{KvCache, LinearObserver, StepContext},
+    layers::{
+        context::{KvCache, LinearObserver, StepContext},
+        lora::{Adapter, AdapterRows},
+    },
     params::{PromptLogprobs, SampledToken},
     sampling::{Sampler, SamplingContext, logprobs_of_given},
 };
@@ -119,7 +122,9 @@ impl Runner {
             };
             let sampler = Sampler::new(&sequence.params, &context)?;
             let prompt = sequence.params.prompt_logprobs.map(|n| (sequence.prompt.clone(), n as usize));
-            self.samplers.insert(sequence.id, Box::new(Sampling { sampler, prompt, constrained: None, sampled: None }));
+            let adapter = sequence.adapter.clone();
+            let sampling = Sampling { sampler, prompt, adapter, constrained: None, sampled: None };
+            self.samplers.insert(sequence.id, Box::new(sampling));
             self.constraints.admit(sequence, &self.eos_token_ids)?;
         }
         for Rewind { id, index, removed } in &plan.rewinds {
@@ -141,7 +146,9 @@ impl Runner {
         let samples = |row: &&PlannedRow| row.samples && !row.query.is_empty() && !self.pools.contains(row.id);
         let sampling = plan.rows.iter().filter(samples).collect::<Vec<_>>();
         let logit_rows = sampling.iter().map(|row| row.query.end as u32 - 1).collect::<Vec<_>>();
+        let adapters = self.adapters(plan)?;
         let step = StepContext {
+            adapters: adapters.as_ref(),
             positions: &plan.positions,
             slot_mapping: &plan.slot_mapping,
             attention: &self.attention,
@@ -159,6 +166,21 @@ impl Runner {
         let output = self.sample(&sampling, &mut logits, vocab_size);
         spare::keep(logits);
         Ok(StepOutput { prompts, pooled, ..output? })
+    }
+
+    /// Which of the step's rows go through which adapters.
+    fn adapters(&self, plan: &StepPlan) -> Result<Option<AdapterRows>> {
+        let mut ranges = Vec::new();
+        for row in &plan.rows {
+            let Some(adapter) = self.samplers.get(&row.id).and_then(|sequence| sequence.adapter.as_ref()) else {
+                continue;
+            };
+            let adapter = adapter.upgrade();
+            let adapter =
+                adapter.ok_or_else(|| Error::internal(format!("the adapter of sequence {} is gone", row.id)))?;
+            ranges.push((adapter, row.query.clone()));
+        }
+        AdapterRows::new(ranges.into_iter(), plan.token_ids.len(), self.model.adaptable().1)
     }
 
     /// The log-probabilities of the prompts' tokens that the rows ask for, a few rows of logits at a time, so that a
@@ -236,6 +258,8 @@ struct Sampling {
     sampler: Sampler,
     /// The prompt, and how many alternatives are reported a token, where its log-probabilities are asked for.
     prompt: Option<(Arc<[TokenId]>, usize)>,
+    /// What stands beside the model's weights for it, as long as there are rows of it.
+    adapter: Option<Weak<Adapter>>,
     /// Its place in its grammar while its row is sampled, where it has one.
     constrained: Option<Result<Constrained>>,
     /// What a step chose, until it is collected.

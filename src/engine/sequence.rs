@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     ids::{SequenceId, TokenId},
+    layers::lora::Adapter,
     params::{FinishReason, Pooling, SampledToken, SamplingParams, Usage},
     sampling::grammar::Grammar,
 };
@@ -140,6 +141,8 @@ pub struct Sequence {
     pub grammar: Option<Arc<Grammar>>,
     /// Set where its prompt's hidden states are wanted, and no token: it ends with its prompt. Its `max_tokens` is 0.
     pub pooling: Option<Pooling>,
+    /// What stands beside the model's weights for it; its salt tells it from others.
+    pub adapter: Option<Arc<Adapter>>,
     /// Takes the tokens.
     pub reader: Arc<dyn Reader>,
     /// Keeps it from saying some things.
@@ -208,6 +211,7 @@ impl Sequence {
             salt: None,
             grammar: None,
             pooling: None,
+            adapter: None,
             reader,
             guard: None,
             lease: None,

@@ -11,6 +11,7 @@ use crate::{
         paged_attention::AttentionMetadata,
         store_kv::{KvLayer, copy_blocks},
     },
+    layers::lora::AdapterRows,
 };
 
 /// Sees every Linear that runs; for tests and profiles.
@@ -30,6 +31,8 @@ pub struct StepContext<'a> {
     pub attention: &'a AttentionMetadata,
     /// Keys and values of all layers.
     pub kv: &'a KvCache,
+    /// Which rows go through which adapters, where any do.
+    pub adapters: Option<&'a AdapterRows>,
     /// Told of every Linear that runs, where somebody wants to know.
     pub observer: Option<&'a dyn LinearObserver>,
 }

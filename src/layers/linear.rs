@@ -39,6 +39,15 @@ impl Linear {
         if let Some(observer) = step.observer {
             observer.linear(&self.name, x.rows().dim(0)?);
         }
+        let y = self.plain(x, onto)?;
+        match step.adapters {
+            Some(adapters) => adapters.add(&self.name, x, y),
+            None => Ok(y),
+        }
+    }
+
+    /// The product without what adapters add.
+    fn plain(&self, x: Inputs<'_>, onto: Option<&Tensor>) -> Result<Tensor> {
         let terms = self.terms;
         if let [weight] = self.parts.as_slice() {
             return linear(x, weight, Extras { bias: self.bias.as_ref(), onto, terms });

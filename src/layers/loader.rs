@@ -1,6 +1,9 @@
 //! From named tensors to packed layers, counting as it goes.
 
-use std::{cell::Cell, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    sync::Arc,
+};
 
 use candle_core::{Device, Tensor};
 
@@ -14,6 +17,7 @@ use crate::{
         embedding::Embedding,
         keep::{Keep, Role},
         linear::Linear,
+        lora::AdaptableLinear,
         mxfp4,
         norm::{Norm, NormOptions},
         raw,
@@ -29,6 +33,8 @@ pub struct LoadTally {
     bytes: Cell<usize>,
     /// Of the first weight inside a block.
     block_format: Cell<Option<WeightFormat>>,
+    /// Those that see every row of a step.
+    adaptable: RefCell<Vec<AdaptableLinear>>,
 }
 
 impl LoadTally {
@@ -48,6 +54,12 @@ impl LoadTally {
     #[must_use]
     pub fn block_format(&self) -> Option<WeightFormat> {
         self.block_format.get()
+    }
+
+    /// The Linears that adapters may stand beside, in the order in which they were loaded.
+    #[must_use]
+    pub fn adaptable(&self) -> Vec<AdaptableLinear> {
+        self.adaptable.borrow().clone()
     }
 
     /// Bytes they take as they are kept.
@@ -148,6 +160,12 @@ impl<'a> TensorLoader<'a> {
             [one] => Some(one.clone()),
             several => Some(Tensor::cat(several, 0)?),
         };
+        // Experts see but the rows that chose them.
+        if self.expert.is_none() {
+            let parts = parts.iter().map(|(part, out)| (self.name(part), *out)).collect();
+            let linear = AdaptableLinear { name: self.name(name), inputs: input, parts };
+            self.tally.adaptable.borrow_mut().push(linear);
+        }
         self.linear_of(name, &raw, bias)
     }
 

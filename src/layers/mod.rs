@@ -8,6 +8,7 @@ pub mod keep;
 pub mod latent_attention;
 pub mod linear;
 pub mod loader;
+pub mod lora;
 pub mod mlp;
 pub mod moe;
 mod mxfp4;

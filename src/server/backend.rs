@@ -125,7 +125,7 @@ pub(crate) fn name(field: &str, value: String) -> Result<String> {
 /// `NotFound`, which names the model served.
 pub(crate) fn check_model(model: Option<&str>, info: &ModelInfo) -> Result<()> {
     match model {
-        Some(model) if model != info.name => Err(Error::new(
+        Some(model) if model != info.name && info.adapters.get(model).is_none() => Err(Error::new(
             Code::NotFound,
             format!("model {:?} is not served here; {:?} is", cut(model, NAME_BYTES), info.name),
         )),

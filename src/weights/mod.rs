@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use crate::{
     error::{Error, Result},
-    kernels::linear::format::RawTensor,
+    kernels::linear::{format::RawTensor, stored::StoredFormat},
 };
 
 /// A place that tensors come from. Names are Hugging Face's (`model.layers.0.self_attn.q_proj.weight`), whatever the
@@ -31,6 +31,8 @@ pub trait TensorSource: Send + Sync {
     fn part(&self, name: &str, index: usize, count: usize) -> Option<RawTensor<'_>> {
         part::part(&self.get(name)?, index, count)
     }
+    /// What every tensor is that can be had, in no particular order; nothing is decoded for it.
+    fn headers(&self) -> Vec<TensorHeader>;
     /// Shows every tensor of the file as it is stored, always in the same order.
     fn for_each_stored(&self, show: &mut dyn FnMut(&StoredTensor<'_>)) {
         let mut names = self.names();
@@ -51,6 +53,27 @@ pub trait TensorSource: Send + Sync {
     /// Why a tensor that is in the file cannot be had, e.g. for the format it is stored in.
     fn refusal(&self, _name: &str) -> Option<String> {
         None
+    }
+}
+
+/// What is known of a tensor before it is read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorHeader {
+    /// Hugging Face's name.
+    pub name: String,
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+    /// The format that [`TensorSource::get`] gives it in.
+    pub format: StoredFormat,
+    /// Whether that takes a copy, rather than the file's bytes as they lie.
+    pub decoded: bool,
+}
+
+impl TensorHeader {
+    /// Its numbers, or none where there are more than can be counted.
+    #[must_use]
+    pub fn elements(&self) -> Option<usize> {
+        self.shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size))
     }
 }
 
@@ -113,6 +136,12 @@ impl Weights {
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         self.source.names()
+    }
+
+    /// What every tensor is, in no particular order, without reading any.
+    #[must_use]
+    pub fn headers(&self) -> Vec<TensorHeader> {
+        self.source.headers()
     }
 
     /// The bytes of a tensor that is kept as unsigned bytes.

@@ -8,7 +8,7 @@ use rand_chacha::{
     rand_core::{Rng, SeedableRng},
 };
 
-use super::TensorSource;
+use super::{TensorHeader, TensorSource};
 use crate::kernels::linear::format::{RawTensor, WeightFormat};
 
 /// The standard deviation that Hugging Face's configurations initialize with (`initializer_range`).
@@ -55,6 +55,16 @@ impl TensorSource for SeededSource {
 
     fn names(&self) -> Vec<String> {
         self.shapes.keys().cloned().collect()
+    }
+
+    fn headers(&self) -> Vec<TensorHeader> {
+        let header = |(name, shape): (&String, &Vec<usize>)| TensorHeader {
+            name: name.clone(),
+            shape: shape.clone(),
+            format: WeightFormat::BF16.into(),
+            decoded: true,
+        };
+        self.shapes.iter().map(header).collect()
     }
 
     fn contains(&self, name: &str) -> bool {

@@ -6,6 +6,7 @@ mod driver;
 mod embeddings;
 mod gguf;
 mod gguf_file;
+mod lora;
 mod oracle;
 mod quality;
 mod runner;

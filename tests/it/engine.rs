@@ -28,6 +28,7 @@ pub(crate) const VOCAB_SIZE: u32 = 1000;
 /// What a served fake is called.
 pub(crate) fn info() -> ModelInfo {
     ModelInfo {
+        adapters: Default::default(),
         name: "fake".into(),
         path: String::new(),
         architecture: "FakeForCausalLM".into(),

@@ -22,7 +22,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sampling", &["base", "kernels"]),
     ("text", BASE),
     ("convert", &["base", "kernels", "weights", "layers", "arch", "text"]),
-    ("engine/executor", &["base", "sampling/grammar"]),
+    ("engine/executor", &["base", "sampling/grammar", "layers/lora"]),
     ("engine/sequence", POLICY),
     ("engine/block_manager", POLICY),
     ("engine/scheduler", POLICY),
@@ -37,7 +37,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("server/anthropic", JSON_FACE),
     ("server/ollama", JSON_FACE),
     ("server", &["base", "engine", "text", "proto"]),
-    ("cli", &["base", "engine", "text", "proto", "server", "weights", "kernels", "arch", "convert"]),
+    ("cli", &["base", "engine", "text", "proto", "server", "weights", "kernels", "layers/keep", "arch", "convert"]),
     ("main", &["cli"]),
 ];
 const BASE: &[&str] = &["base"];
@@ -59,6 +59,7 @@ const JSON_FACE: &[&str] =
 const POLICY: &[&str] = &[
     "base",
     "sampling/grammar", // Carried, never looked into.
+    "layers/lora",      // Likewise.
     "engine/executor",
     "engine/sequence",
     "engine/block_manager",

@@ -13,12 +13,12 @@ use candle_core::Device;
 
 use crate::{
     arch::{
-        self, Model, ModelLoad, config::ModelConfig, generation_config::GenerationDefaults, pooling_config,
-        shapes::tensor_shapes,
+        self, KeepOptions, Model, ModelLoad, config::ModelConfig, generation_config::GenerationDefaults,
+        pooling_config, shapes::tensor_shapes,
     },
-    config::{DeviceKind, EngineConfig, LoadFormat, ModelArgs, ModelFacts},
+    config::{DeviceKind, EngineConfig, LoadFormat, LoraArgs, LoraModule, ModelArgs, ModelFacts},
     engine::{
-        ExecutorFactory, ModelInfo, ModelText,
+        Adapters, ExecutorFactory, ModelInfo, ModelText,
         runner::{Runner, RunnerConfig},
     },
     error::{Code, Error, Result},
@@ -73,13 +73,17 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// What the engine's limits depend on.
-    #[must_use]
-    pub fn facts(&self) -> ModelFacts {
-        ModelFacts {
-            max_position_embeddings: self.model.config().max_position_embeddings,
-            kv_bytes_per_token: self.model.info().kv_shape.bytes_per_token(),
+    /// Lets requests name adapters, and loads those that are there from the start.
+    ///
+    /// # Errors
+    /// As [`Adapters::load`].
+    pub fn serve_adapters(&mut self, args: &LoraArgs) -> Result<()> {
+        let adapters = Adapters::new(self.model.clone(), args);
+        for LoraModule { name, path } in &args.lora_modules {
+            adapters.load(name, Path::new(path), &self.info.name)?;
         }
+        self.info.adapters = adapters;
+        Ok(())
     }
 
     /// Makes runners over this model: each with a KV cache and threads of its own, all with the same weights.
@@ -107,6 +111,20 @@ pub fn load(
     served_model_name: Option<&str>,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<LoadedModel> {
+    Ok(load_planned(args, served_model_name, |_| Ok(()), progress)?.0)
+}
+
+/// As [`load`], after `plan` was told what the model would take, before a weight of it is read: it may refuse, and what it
+/// decides comes back with the model.
+///
+/// # Errors
+/// As [`load`], and what `plan` fails with.
+pub fn load_planned<T>(
+    args: &ModelArgs,
+    served_model_name: Option<&str>,
+    plan: impl FnOnce(&ModelFacts) -> Result<T>,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<(LoadedModel, T)> {
     if let Some(set) = args.instruction_set {
         use_instructions(set)?;
     }
@@ -122,6 +140,9 @@ pub fn load(
         },
     };
     let parts = with_chat_options(parts, args)?;
+    let &ModelArgs { dtype, quantization, kv_cache_dtype, .. } = args;
+    let keep = KeepOptions { dtype, quantization, kv_cache_dtype };
+    let planned = plan(&keep.facts(&parts.config, &parts.weights.headers()))?;
     let report = RefCell::new(progress);
     let packed = |tensors: usize, total: usize| (report.borrow_mut())(LoadProgress::Loading { tensors, total });
     let pool = Pool::new(args.threads.unwrap_or(0))?;
@@ -129,7 +150,7 @@ pub fn load(
     if let Some(name) = served_model_name {
         name.clone_into(&mut loaded.info.name);
     }
-    Ok(loaded)
+    Ok((loaded, planned))
 }
 
 /// Loads a tokenizer alone: that of a model's directory or GGUF file, a `tokenizer.json`, `.model` or `.tiktoken` file, or
@@ -225,6 +246,7 @@ fn assemble(parts: Parts, options: &ModelArgs, progress: &dyn Fn(usize, usize)) 
         weight_bytes: model.info().weight_bytes as u64,
         kv_bytes_per_token: model.info().kv_shape.bytes_per_token() as u64,
         dtype: model.info().dtype.clone(),
+        adapters: Adapters::default(),
         default_params: generation.sampling_params(),
     };
     let text = ModelText { tokenizer: tokenizer.map(Arc::new), chat_template: chat_template.map(Arc::new) };

@@ -1,6 +1,6 @@
 //! The third pass: writing the chosen sequences into a step's plan.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use super::{Computed, Event, Mix, Scheduler};
 use crate::{
@@ -81,6 +81,7 @@ fn start(sequence: &mut Sequence, blocks: &mut BlockManager, plan: &mut StepPlan
         dry_breakers: sequence.dry_breakers.clone(),
         grammar: sequence.grammar.clone(),
         pooling: sequence.pooling,
+        adapter: sequence.adapter.as_ref().map(Arc::downgrade),
     });
 }
 

@@ -47,12 +47,16 @@ async fn create(State(http): State<Http>, request: Request) -> Result<Response, 
     let info = http.backend.engine.info();
     let asked = || -> Result<(bool, EngineRequest)> {
         let (conversation, messages): (Conversation, Messages) = (call.parse()?, call.parse()?);
+        let model = Some(conversation.model().to_owned());
         let turns = conversation.turns(info)?;
-        Ok((messages.stream == Some(true), messages.request(&call.request_id, turns, &info.default_params)?))
+        let stream = messages.stream == Some(true);
+        let request = messages.request(&call.request_id, turns, &info.default_params)?;
+        Ok((stream, EngineRequest { model, ..request }))
     };
     let (stream, request) = asked().map_err(|error| http.backend.refused(error))?;
+    let model = request.model.clone().unwrap_or_else(|| info.name.clone());
     let choices = Choices::open(&http.backend, &call.caller, vec![request], RENAMES).await?;
-    let stamp = Stamp { id: format!("msg_{}", call.request_id), model: info.name.clone() };
+    let stamp = Stamp { id: format!("msg_{}", call.request_id), model };
     drop(call);
     if stream {
         return Ok(Telling::new(choices, MessageEvents::new(stamp)).sse());

@@ -59,6 +59,11 @@ struct Thinking {
 }
 
 impl Conversation {
+    /// The model that is asked, or an adapter.
+    pub(super) fn model(&self) -> &str {
+        &self.model
+    }
+
     /// The messages as chat templates know them, with the system's first.
     ///
     /// # Errors

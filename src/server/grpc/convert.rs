@@ -29,6 +29,7 @@ pub(crate) fn request(prompt: Prompt, options: Option<wire::RequestOptions>, inf
     let cache_salt = options.cache_salt.filter(|salt| !salt.is_empty());
     Ok(Request {
         request_id: request_id("options.request_id", options.request_id)?,
+        model: options.model,
         prompt,
         params,
         priority: options.priority.unwrap_or(0),

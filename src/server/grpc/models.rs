@@ -19,11 +19,12 @@ impl ModelsService {
     }
 }
 
-fn model(engine: &Engine) -> Model {
+/// The model, or an adapter beside it, by the name that requests use.
+fn model(engine: &Engine, name: &str) -> Model {
     let (info, text) = (engine.info(), engine.text());
     let clamp = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     Model {
-        name: info.name.clone(),
+        name: name.to_owned(),
         architecture: info.architecture.clone(),
         max_model_len: clamp(engine.config().max_model_len),
         vocab_size: clamp(info.vocab_size),
@@ -38,12 +39,16 @@ fn model(engine: &Engine) -> Model {
 #[tonic::async_trait]
 impl Models for ModelsService {
     async fn list(&self, _request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
-        Ok(Response::new(ListResponse { models: vec![model(&self.backend.engine)] }))
+        let engine = &self.backend.engine;
+        let adapters = engine.info().adapters.list();
+        let names = std::iter::once(&engine.info().name).chain(adapters.iter().map(|(name, _)| name));
+        Ok(Response::new(ListResponse { models: names.map(|name| model(engine, name)).collect() }))
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
         let engine = &self.backend.engine;
-        check_model(Some(&request.get_ref().name), engine.info()).map_err(status)?;
-        Ok(Response::new(GetResponse { model: Some(model(engine)) }))
+        let name = &request.get_ref().name;
+        check_model(Some(name), engine.info()).map_err(status)?;
+        Ok(Response::new(GetResponse { model: Some(model(engine, name)) }))
     }
 }

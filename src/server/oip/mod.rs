@@ -115,6 +115,7 @@ impl InferenceService {
             ..Answer::default()
         };
         let request = EngineRequest {
+            model: None,
             request_id: request_id("id", Some(answer.id.clone()))?,
             prompt: Prompt::Text(prompt),
             params,

@@ -96,12 +96,12 @@ async fn answer(
     options: Options,
 ) -> Result<Response, Failed<Ollama>> {
     let info = http.backend.engine.info();
-    let mut lines = Lines::new(words, info.name.clone());
+    let mut lines = Lines::new(words, options.model.clone());
     let Some(prompt) = prompt else { return Ok(Json(lines.loaded()).into_response()) };
-    let stream = options.stream;
+    let (stream, model) = (options.stream, Some(options.model.clone()));
     let params = options.params(&info.default_params).map_err(|error| http.backend.refused(error))?;
     let caller = call.caller.clone();
-    let request = engine::Request { request_id: call.into_id(), params, ..engine::Request::new(prompt) };
+    let request = engine::Request { request_id: call.into_id(), model, params, ..engine::Request::new(prompt) };
     let choices = Choices::open(&http.backend, &caller, vec![request], RENAMES).await?;
     if stream {
         return Ok(Telling::new(choices, lines).lines());

@@ -73,6 +73,8 @@ struct Shared {
 #[derive(Debug)]
 pub(super) struct Options {
     pub(super) stream: bool,
+    /// The model's name, or an adapter's.
+    pub(super) model: String,
     sampling: Sampling,
 }
 
@@ -93,12 +95,14 @@ struct Sampling {
     stop: Option<Vec<String>>,
 }
 
-/// Whether `name` is the model served. Ollama's clients may add `:latest`.
+/// The model or adapter that `name` stands for. Ollama's clients may add `:latest`.
 ///
 /// # Errors
 /// `NotFound`.
-pub(super) fn check(name: &str, info: &ModelInfo) -> Result<()> {
-    check_model(Some(name.strip_suffix(":latest").filter(|short| *short == info.name).unwrap_or(name)), info)
+pub(super) fn check<'n>(name: &'n str, info: &ModelInfo) -> Result<&'n str> {
+    let short = name.strip_suffix(":latest").filter(|short| check_model(Some(short), info).is_ok());
+    let name = short.unwrap_or(name);
+    check_model(Some(name), info).map(|()| name)
 }
 
 fn not_offered(field: &str) -> Error {
@@ -110,7 +114,7 @@ fn some(list: Option<&Vec<Value>>) -> bool {
 }
 
 impl Shared {
-    fn read(self) -> Result<Options> {
+    fn read(self, model: String) -> Result<Options> {
         let set = |value: &Option<Value>| value.as_ref().is_some_and(|value| value != "" && *value != false);
         if set(&self.format) {
             return Err(not_offered("format"));
@@ -122,7 +126,7 @@ impl Shared {
         let sampling = serde_path_to_error::deserialize(options)
             .map_err(|error| Error::invalid(format!("options.{}", error.path()), error.inner().to_string()))?;
         // Ollama streams unless told not to.
-        Ok(Options { stream: self.stream != Some(false), sampling })
+        Ok(Options { stream: self.stream != Some(false), model, sampling })
     }
 }
 
@@ -132,7 +136,7 @@ impl Chat {
     /// # Errors
     /// `NotFound` for another model, `InvalidArgument` by the field's name.
     pub(super) fn read(self, info: &ModelInfo) -> Result<(Option<Prompt>, Options)> {
-        check(&self.model, info)?;
+        let model = check(&self.model, info)?.to_owned();
         if some(self.tools.as_ref()) {
             return Err(not_offered("tools"));
         }
@@ -147,7 +151,7 @@ impl Chat {
             Ok(ChatMessage::new(role, message.content))
         };
         let turns = self.messages.into_iter().enumerate().map(turn).collect::<Result<Vec<_>>>()?;
-        Ok(((!turns.is_empty()).then(|| conversation(turns)), self.shared.read()?))
+        Ok(((!turns.is_empty()).then(|| conversation(turns)), self.shared.read(model)?))
     }
 }
 
@@ -157,7 +161,7 @@ impl Generate {
     /// # Errors
     /// As [`Chat::read`].
     pub(super) fn read(self, info: &ModelInfo, templated: bool) -> Result<(Option<Prompt>, Options)> {
-        check(&self.model, info)?;
+        let model = check(&self.model, info)?.to_owned();
         for (field, asked) in [
             ("images", some(self.images.as_ref())),
             ("suffix", self.suffix.is_some_and(|suffix| !suffix.is_empty())),
@@ -178,7 +182,7 @@ impl Generate {
                 Some(conversation(turns))
             }
         };
-        Ok((prompt, self.shared.read()?))
+        Ok((prompt, self.shared.read(model)?))
     }
 }
 

@@ -109,9 +109,10 @@ pub(super) async fn create(State(http): State<Http>, request: Request) -> Result
     let call = Call::read(&http, request, ContentType::Json).await?;
     let (backend, engine) = (&http.backend, &http.backend.engine);
     let asked = read(engine, &call).map_err(|error| backend.refused(error))?;
+    let model = asked.requests.first().and_then(|request| request.model.clone());
     let choices = Choices::open(backend, &call.caller, asked.requests, asked.renames).await?;
     let writer = Writer { names: TokenNames::new(engine.text().tokenizer.clone(), asked.as_token_ids) };
-    let stamp = Stamp::new("chatcmpl-", &call.request_id, &engine.info().name);
+    let stamp = Stamp::new("chatcmpl-", &call.request_id, model.as_ref().unwrap_or(&engine.info().name));
     drop(call);
     let answers = choices.number();
     match asked.stream {

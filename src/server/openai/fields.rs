@@ -163,6 +163,7 @@ impl Fields {
         let cache_salt = cache_salt.map(|salt| name("cache_salt", salt)).transpose()?;
         let request = |(k, prompt): (usize, &Prompt)| Request {
             request_id: if number == 1 { request_id.to_owned() } else { format!("{request_id}-{k}") },
+            model: self.model.clone(),
             prompt: prompt.clone(),
             params: SamplingParams { seed: seed(params.seed, k % answers), ..params.clone() },
             priority: self.priority.unwrap_or(0),

@@ -3,6 +3,7 @@
 //! Requests are read in `fields` (what all that generate have in common), `completions`, `chat`, `responses` and
 //! `embeddings`; answers are written in the same files, their shared parts in `answer` and `logprobs`.
 
+mod adapters;
 mod answer;
 mod chat;
 mod chunks;
@@ -37,6 +38,8 @@ pub(super) fn routes(http: Http) -> Router {
     Router::new()
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*model}", get(models::one))
+        .route("/v1/load_lora_adapter", post(adapters::load))
+        .route("/v1/unload_lora_adapter", post(adapters::unload))
         .route("/v1/completions", post(completions::create))
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/embeddings", post(embeddings::create))

@@ -30,15 +30,28 @@ fn model(engine: &Engine) -> Value {
     })
 }
 
-/// `GET /v1/models`.
+/// An adapter beside it.
+fn adapter(engine: &Engine, name: &str, root: &str) -> Value {
+    let mut model = model(engine);
+    (model["id"], model["root"], model["parent"]) = (json!(name), json!(root), json!(engine.info().name));
+    model
+}
+
+/// `GET /v1/models`: the model and its adapters.
 pub(super) async fn list(State(http): State<Http>) -> Json<Value> {
-    Json(json!({"object": "list", "data": [model(&http.backend.engine)]}))
+    let engine = &http.backend.engine;
+    let mut models = vec![model(engine)];
+    models.extend(engine.info().adapters.list().iter().map(|(name, root)| adapter(engine, name, root)));
+    Json(json!({"object": "list", "data": models}))
 }
 
 /// `GET /v1/models/{model}`; names may have slashes.
 pub(super) async fn one(State(http): State<Http>, Path(name): Path<String>) -> Result<Json<Value>, Failed<OpenAi>> {
     check_model(Some(&name), http.backend.engine.info())?;
-    Ok(Json(model(&http.backend.engine)))
+    let engine = &http.backend.engine;
+    let listed = engine.info().adapters.list();
+    let found = listed.iter().find(|(own, _)| *own == name);
+    Ok(Json(found.map_or_else(|| model(engine), |(name, root)| adapter(engine, name, root))))
 }
 
 /// `GET /version`.

@@ -31,6 +31,7 @@ pub(super) fn request(message: wire::GenerateRequest) -> Result<Request> {
     };
     Ok(Request {
         request_id: request_id("request_id", Some(message.request_id))?,
+        model: None,
         prompt,
         params: sampling(message.sampling_params.unwrap_or_default())?,
         priority: 0,

@@ -6,7 +6,7 @@ use super::Gguf;
 use crate::{
     error::{Error, Result},
     kernels::linear::format::{RawTensor, WeightFormat},
-    weights::{StoredTensor, TensorSource, names, part::part, shown},
+    weights::{StoredTensor, TensorHeader, TensorSource, names, part::part, shown},
 };
 
 /// Architectures whose query and key rows GGUF's converter interleaves: a head's row `i` of its first half is followed
@@ -139,6 +139,17 @@ impl TensorSource for GgufSource {
         let part = part(&raw, index, count)?;
         let first = index * part.shape.iter().product::<usize>();
         self.scaled(gguf_name, first, part)
+    }
+
+    fn headers(&self) -> Vec<TensorHeader> {
+        let header = |(name, gguf_name): (&String, &String)| {
+            let tensor = self.gguf.tensor(gguf_name)?;
+            let scaled = self.gguf.scales_of(gguf_name).ok()?.is_some();
+            let format = if scaled { WeightFormat::BF16.into() } else { tensor.format? };
+            let decoded = scaled || self.interleaved(name).is_some();
+            Some(TensorHeader { name: name.clone(), shape: tensor.shape.clone(), format, decoded })
+        };
+        self.gguf_names.iter().filter_map(header).collect()
     }
 
     fn for_each_stored(&self, show: &mut dyn FnMut(&StoredTensor<'_>)) {

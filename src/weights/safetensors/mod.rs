@@ -23,7 +23,7 @@ use self::{
     quantization::Quantization,
     view::View,
 };
-use super::{StoredTensor, TensorSource, file::FileBytes, shown};
+use super::{StoredTensor, TensorHeader, TensorSource, file::FileBytes, shown};
 use crate::{
     error::{Error, Result},
     kernels::linear::format::{RawTensor, WeightFormat},
@@ -274,6 +274,16 @@ impl TensorSource for SafetensorsSource {
 
     fn names(&self) -> Vec<String> {
         self.weights().into_iter().filter(|name| self.contains(name)).collect()
+    }
+
+    fn headers(&self) -> Vec<TensorHeader> {
+        let header = |TensorFacts { name, shape, dtype, format, .. }: TensorFacts| TensorHeader {
+            name,
+            shape,
+            format: format.into(),
+            decoded: weight_format(&dtype).is_none(),
+        };
+        self.facts().map(header).collect()
     }
 
     fn for_each_stored(&self, show: &mut dyn FnMut(&StoredTensor<'_>)) {

@@ -23,9 +23,9 @@ use super::{
 };
 
 /// A runner that begins when the gate opens, so that the whole crowd is there by then.
-struct Gated {
-    runner: Runner,
-    gate: Arc<Gate>,
+pub(super) struct Gated {
+    pub(super) runner: Runner,
+    pub(super) gate: Arc<Gate>,
 }
 
 impl Executor for Gated {
@@ -80,7 +80,7 @@ async fn read(engine: Engine, ids: Vec<u32>) -> Vec<SampledToken> {
 }
 
 /// `logits` as log-probabilities.
-fn log_softmax(logits: &[f32]) -> Vec<f64> {
+pub(super) fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let sum = logits.iter().map(|&x| f64::from(x).exp()).sum::<f64>();
     logits.iter().map(|&x| f64::from(x) - sum.ln()).collect()
 }

@@ -131,6 +131,7 @@ impl Driver {
         }
         let observer = self.observer.as_deref();
         let step = StepContext {
+            adapters: None,
             positions: &positions,
             slot_mapping: &slot_mapping,
             attention: &attention,

@@ -34,6 +34,7 @@ fn admit(plan: &mut StepPlan, id: u64, params: SamplingParams, prompt: &[TokenId
         dry_breakers: [].into(),
         grammar: None,
         pooling: None,
+        adapter: None,
     });
 }
 

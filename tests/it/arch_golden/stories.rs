@@ -41,7 +41,7 @@ fn a_directory_without_a_tokenizer_serves_ids_alone() {
     assert_eq!((loaded.info.architecture.as_str(), loaded.info.dtype.as_str()), ("Qwen3ForCausalLM", "bfloat16"));
     assert_eq!((&loaded.info.eos_token_ids[..], loaded.info.bos_token_id), (&[TokenId(2)][..], Some(TokenId(1))));
     // 2 × 3 layers × 2 heads × 32 × 2 bytes.
-    assert_eq!(loaded.facts().kv_bytes_per_token, 768);
+    assert_eq!(loaded.info.kv_bytes_per_token, 768);
 }
 
 #[test]

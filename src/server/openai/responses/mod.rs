@@ -89,13 +89,15 @@ fn prepare(engine: &Engine, store: &Store, call: &Call) -> Result<Prepared> {
     };
     let params = asked.params(&engine.info().default_params);
     let id = format!("resp_{}", call.request_id);
-    let draft = Draft::new(id, &engine.info().name, &asked, &params);
+    let model = asked.model().unwrap_or(&engine.info().name).to_owned();
+    let draft = Draft::new(id, &model, &asked, &params);
     let (keep, instructions) = (asked.keeps(), asked.instructions());
     let (new, input) = asked.input(&call.request_id)?;
     turns.extend(new);
     let said = instructions.map(|text| ChatMessage::new(Role::System, text)).into_iter().chain(turns.clone());
     let request = EngineRequest {
         request_id: call.request_id.clone(),
+        model: Some(model),
         params,
         ..EngineRequest::new(conversation(said.collect()))
     };
