@@ -15,6 +15,7 @@ mod messages;
 mod models;
 mod prompts;
 mod responses;
+mod samplers;
 mod tokens;
 mod tools;
 
