@@ -1,16 +1,18 @@
-"""Draws the pictures of docs/sampling.md from next_token.json: python3 docs/images/draw.py, without any package.
+"""Draws the pictures of docs/sampling.md: python3 docs/images/draw.py, without any package.
 
-next_token.json holds what the model inside the binary thinks comes next, the 20 most likely tokens:
-candlewick generate --prompt "The fox" --max-tokens 1 --temperature 0 --logprobs 20 --json
-The formulas are those of the page, written once more in the plainest way.
+sample.py makes both files that this reads. next_token.json holds what the model inside the binary thinks comes next, the
+20 most likely tokens. The bars are the formulas of the page, written once more in the plainest way; the dots, of
+sampled.json, are how often the program itself drew each token.
 """
 
 import json
 import math
 from pathlib import Path
+from typing import Callable, NamedTuple
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT, GAP = 190, 120, 26
+PROMPTS = {"sure": "Once upon a time, there was a little", "unsure": "The fox"}
 
 
 def softmax(logits):
@@ -87,8 +89,35 @@ def mirostat(logits, mu):
     return keep(probs, {k for k, p in enumerate(probs) if -math.log2(p) <= mu} or {0})
 
 
-def panel(x, y, title, before, after):
-    """Bars of the distribution before (outlined) and after (filled)."""
+class Setting(NamedTuple):
+    """A panel's: fields of SamplingParams, what they do, and the picture that shows it."""
+
+    picture: str
+    formula: Callable
+    fields: dict
+
+
+SETTINGS = {
+    "temperature 0.5": Setting("temperature", lambda x: temperature(x, 0.5), {"temperature": 0.5}),
+    "temperature 1": Setting("temperature", lambda x: temperature(x, 1.0), {}),
+    "temperature 2": Setting("temperature", lambda x: temperature(x, 2.0), {"temperature": 2}),
+    "dynamic, 0.5 to 2": Setting(
+        "temperature", lambda x: dynamic(x, 0.5, 2.0), {"temperature": 1.25, "dynatemp_range": 0.75}
+    ),
+    "top_k 5": Setting("truncation", lambda x: top_k(x, 5), {"top_k": 5}),
+    "top_p 0.8": Setting("truncation", lambda x: top_p(x, 0.8), {"top_p": 0.8}),
+    "min_p 0.1": Setting("truncation", lambda x: min_p(x, 0.1), {"min_p": 0.1}),
+    "typical_p 0.5": Setting("truncation", lambda x: typical_p(x, 0.5), {"typical_p": 0.5}),
+    "top_n_sigma 1": Setting("truncation", lambda x: top_n_sigma(x, 1.0), {"top_n_sigma": 1}),
+    "xtc_threshold 0.05, when it strikes": Setting(
+        "xtc_mirostat", lambda x: xtc(x, 0.05), {"xtc_probability": 1, "xtc_threshold": 0.05}
+    ),
+    "mirostat, mu 4 bits": Setting("xtc_mirostat", lambda x: mirostat(x, 4.0), {"mirostat": 2, "mirostat_tau": 2}),
+}
+
+
+def panel(x, y, title, before, after, drawn):
+    """Bars of the distribution before (outlined) and after (filled), and dots at what was drawn."""
     parts = [f'<text x="{x}" y="{y - 8}" class="title">{title}</text>']
     step = WIDTH / len(before)
     tallest = max(max(before), max(p or 0 for p in after))
@@ -100,61 +129,39 @@ def panel(x, y, title, before, after):
                     f'<rect x="{x + k * step:.1f}" y="{y + HEIGHT - height:.1f}" width="{step - 2:.1f}" '
                     f'height="{height:.1f}" class="{style}"/>'
                 )
+        if drawn[k]:
+            top = y + HEIGHT - drawn[k] / tallest * HEIGHT
+            parts.append(f'<circle cx="{x + k * step + step / 2 - 1:.1f}" cy="{top:.1f}" r="2.2" class="drawn"/>')
     parts.append(f'<line x1="{x}" y1="{y + HEIGHT}" x2="{x + WIDTH}" y2="{y + HEIGHT}" class="axis"/>')
     parts.append(f'<text x="{x + WIDTH}" y="{y + 10}" class="scale">{tallest:.2f}</text>')
     return parts
 
 
-def picture(name, rows, columns):
+def picture(name, rows, sampled):
     """One row of panels a prompt, one column a setting."""
+    columns = {title: setting for title, setting in SETTINGS.items() if setting.picture == name}
     width = 2 * GAP + len(columns) * (WIDTH + GAP)
     height = len(rows) * (HEIGHT + 3 * GAP) + GAP
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">',
-        "<style>.after{fill:#3b7dd8}.before{fill:none;stroke:#888;stroke-width:1}.axis{stroke:#444}"
+        "<style>.after{fill:#3b7dd8}.before{fill:none;stroke:#888;stroke-width:1}.axis{stroke:#444}.drawn{fill:#d9541e}"
         ".title{font-size:13px;fill:#444}.scale{font-size:10px;fill:#888;text-anchor:end}</style>",
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
     ]
-    for r, row in enumerate(rows):
+    for r, (key, row) in enumerate(rows.items()):
         y = GAP + r * (HEIGHT + 3 * GAP) + 2 * GAP
         lines.append(f'<text x="{GAP}" y="{y - GAP}" class="title">after “{row["prompt"]}”</text>')
-        for c, (title, setting) in enumerate(columns):
+        for c, (title, setting) in enumerate(columns.items()):
             logits = row["logprobs"]
-            lines += panel(GAP + c * (WIDTH + GAP), y, title, softmax(logits), setting(logits))
+            drawn = sampled["shares"][key][title]
+            lines += panel(GAP + c * (WIDTH + GAP), y, title, softmax(logits), setting.formula(logits), drawn)
     (HERE / f"{name}.svg").write_text("\n".join([*lines, "</svg>", ""]), encoding="utf-8")
 
 
 def main():
-    rows = list(json.loads((HERE / "next_token.json").read_text(encoding="utf-8")).values())
-    picture(
-        "temperature",
-        rows,
-        [
-            ("temperature 0.5", lambda x: temperature(x, 0.5)),
-            ("temperature 1", lambda x: temperature(x, 1.0)),
-            ("temperature 2", lambda x: temperature(x, 2.0)),
-            ("dynamic, 0.5 to 2", lambda x: dynamic(x, 0.5, 2.0)),
-        ],
-    )
-    picture(
-        "truncation",
-        rows,
-        [
-            ("top_k 5", lambda x: top_k(x, 5)),
-            ("top_p 0.8", lambda x: top_p(x, 0.8)),
-            ("min_p 0.1", lambda x: min_p(x, 0.1)),
-            ("typical_p 0.5", lambda x: typical_p(x, 0.5)),
-            ("top_n_sigma 1", lambda x: top_n_sigma(x, 1.0)),
-        ],
-    )
-    picture(
-        "xtc_mirostat",
-        rows,
-        [
-            ("xtc_threshold 0.05, when it strikes", lambda x: xtc(x, 0.05)),
-            ("mirostat, mu 4 bits", lambda x: mirostat(x, 4.0)),
-        ],
-    )
+    rows, sampled = (json.loads((HERE / file).read_text(encoding="utf-8")) for file in ("next_token.json", "sampled.json"))
+    for name in dict.fromkeys(setting.picture for setting in SETTINGS.values()):
+        picture(name, rows, sampled)
 
 
 if __name__ == "__main__":

@@ -2,24 +2,23 @@
 
 use std::{
     io::{self, IsTerminal, Read, Write},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use clap::Args;
-use futures::StreamExt;
-use serde_json::{Value, json};
 
 use super::{
     Stop,
-    backend::{Backend, BackendArgs, Events},
+    backend::{Backend, BackendArgs},
     block_on,
-    sampling_args::SamplingArgs,
+    sampling_args::{SamplingArgs, SeveralArgs},
+    transcript::Transcript,
 };
 use crate::{
-    engine::{Event, Finished, Prompt},
+    engine::Prompt,
     error::{Error, Result},
     ids::TokenId,
-    params::{FinishReason, SampledToken},
+    params::SampledToken,
     text::MAX_TEXT_BYTES,
 };
 
@@ -39,6 +38,8 @@ pub(super) struct GenerateArgs {
     json: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    several: SeveralArgs,
 }
 
 pub(super) fn run(args: GenerateArgs) -> Result<(), Stop> {
@@ -47,12 +48,23 @@ pub(super) fn run(args: GenerateArgs) -> Result<(), Stop> {
     block_on(async move {
         let backend = Backend::open(&args.backend).await?;
         let asked = Instant::now();
-        let events = backend.generate(prompt, &args.sampling).await?;
+        let sampling = args.sampling.clone().with(&args.several);
+        let events = backend.generate(prompt, &sampling).await?;
+        let speaks = backend.has_tokenizer();
         if args.json {
             let transcript = Transcript::read(events, asked, |_, _| Ok(())).await?;
             writeln!(io::stdout(), "{}", transcript.to_json(backend.model_name()))?;
+        } else if args.several.asks_for_several() {
+            let transcript = Transcript::read(events, asked, |_, _| Ok(())).await?;
+            for (k, answer) in transcript.answers.iter().enumerate() {
+                if k > 0 {
+                    writeln!(io::stdout())?;
+                }
+                let mut out = Printer { speaks, ends_with_newline: false };
+                out.print(&answer.text, &answer.tokens)?;
+                out.end()?;
+            }
         } else {
-            let speaks = backend.has_tokenizer();
             let mut out = Printer { speaks, ends_with_newline: false };
             Transcript::read(events, asked, |text, tokens| out.print(text, tokens)).await?;
             out.end()?;
@@ -117,180 +129,9 @@ impl Printer {
     }
 }
 
-/// Everything that a stream brought.
-#[derive(Debug)]
-struct Transcript {
-    text: String,
-    tokens: Vec<SampledToken>,
-    finished: Finished,
-    /// From asking to the first token.
-    first_token: Duration,
-    /// From asking to the end.
-    total: Duration,
-}
-
-impl Transcript {
-    /// Reads a stream to its end, showing each piece to `seen`.
-    async fn read(
-        mut events: Events,
-        asked: Instant,
-        mut seen: impl FnMut(&str, &[SampledToken]) -> io::Result<()>,
-    ) -> Result<Self, Stop> {
-        let (mut text, mut tokens, mut first_token) = (String::new(), Vec::new(), None);
-        while let Some(event) = events.next().await {
-            match event? {
-                Event::Started(_) | Event::Prompt(_) => {}
-                Event::Delta(delta) => {
-                    first_token.get_or_insert_with(|| asked.elapsed());
-                    seen(&delta.text, &delta.tokens)?;
-                    text.push_str(&delta.text);
-                    tokens.extend(delta.tokens);
-                }
-                Event::Finished(finished) => {
-                    let total = asked.elapsed();
-                    return Ok(Self { text, tokens, finished, first_token: first_token.unwrap_or(total), total });
-                }
-            }
-        }
-        Err(Error::internal("the stream ended without saying why").into())
-    }
-
-    fn to_json(&self, model: &str) -> Value {
-        let (reason, stop_reason) = finish_reason(&self.finished.reason);
-        let usage = self.finished.usage;
-        let decoding = self.total.saturating_sub(self.first_token);
-        let intervals = self.tokens.len().saturating_sub(1);
-        let milliseconds = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
-        let per = |n: usize| {
-            if n == 0 { Value::Null } else { json!(milliseconds(decoding / u32::try_from(n).unwrap_or(u32::MAX))) }
-        };
-        let mut object = json!({
-            "model": model,
-            "text": self.text,
-            "token_ids": self.tokens.iter().map(|token| token.id.0).collect::<Vec<_>>(),
-            "finish_reason": reason,
-            "stop_reason": stop_reason,
-            "usage": {
-                "prompt_tokens": usage.prompt_tokens,
-                "cached_tokens": usage.cached_tokens,
-                "completion_tokens": usage.completion_tokens,
-            },
-            "timings": {
-                "ttft_ms": milliseconds(self.first_token),
-                "itl_ms": per(intervals),
-                "total_ms": milliseconds(self.total),
-            },
-        });
-        if self.tokens.iter().any(|token| token.logprobs.is_some()) {
-            object["logprobs"] = self.tokens.iter().map(logprobs_json).collect();
-        }
-        object
-    }
-}
-
-fn logprobs_json(token: &SampledToken) -> Value {
-    let Some(logprobs) = &token.logprobs else { return Value::Null };
-    let top = logprobs.top.iter().map(|(id, logprob)| json!({ "token_id": id.0, "logprob": logprob }));
-    json!({ "token_id": token.id.0, "logprob": logprobs.chosen, "top": top.collect::<Vec<_>>() })
-}
-
-/// As vLLM says it: `finish_reason`, and `stop_reason`, which tells what of the request's own matched.
-fn finish_reason(reason: &FinishReason) -> (&'static str, Value) {
-    match reason {
-        FinishReason::EndOfSequence(_) | FinishReason::GrammarComplete => ("stop", Value::Null),
-        FinishReason::StopToken(id) => ("stop", json!(id.0)),
-        FinishReason::StopString(stop) => ("stop", json!(stop)),
-        FinishReason::Length => ("length", Value::Null),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use futures::stream;
-
     use super::*;
-    use crate::{
-        engine::{Delta, Started, Timings},
-        error::Code,
-        params::{SamplingParams, TokenLogprobs, Usage},
-    };
-
-    fn delta(text: &str, ids: &[u32]) -> Event {
-        let tokens = ids.iter().map(|&id| SampledToken { id: TokenId(id), logprobs: None }).collect();
-        Event::Delta(Delta { index: 0, text: text.into(), pieces: Vec::new(), tokens, usage: Usage::default() })
-    }
-
-    fn finished(reason: FinishReason) -> Event {
-        Event::Finished(Finished {
-            index: 0,
-            reason,
-            tool_calls: false,
-            usage: Usage { prompt_tokens: 3, cached_tokens: 0, completion_tokens: 3 },
-            timings: Timings::default(),
-            receipt: None,
-        })
-    }
-
-    fn read(events: Vec<Result<Event>>) -> Result<Transcript, Stop> {
-        let events = Box::pin(stream::iter(events));
-        futures::executor::block_on(Transcript::read(events, Instant::now(), |_, _| Ok(())))
-    }
-
-    #[test]
-    fn the_object_holds_all_that_came() {
-        let started = Event::Started(Box::new(Started { prompt_tokens: 3, params: SamplingParams::default() }));
-        let events = vec![
-            Ok(started),
-            Ok(delta("He", &[5])),
-            Ok(delta("", &[6])),
-            Ok(delta("llo", &[7])),
-            Ok(finished(FinishReason::Length)),
-        ];
-        let object = read(events).unwrap().to_json("demo");
-        assert_eq!(object["text"], "Hello");
-        assert_eq!(object["token_ids"], json!([5, 6, 7]));
-        assert_eq!((&object["finish_reason"], &object["stop_reason"]), (&json!("length"), &Value::Null));
-        assert_eq!(object["usage"]["completion_tokens"], 3);
-        assert!(object["timings"]["ttft_ms"].is_number() && object["timings"]["itl_ms"].is_number());
-        assert!(object.get("logprobs").is_none());
-    }
-
-    #[test]
-    fn log_probabilities_are_listed_where_they_came() {
-        let logprobs = TokenLogprobs { chosen: -0.5, top: vec![(TokenId(9), -0.25)] };
-        let token = SampledToken { id: TokenId(5), logprobs: Some(Box::new(logprobs)) };
-        let delta = Event::Delta(Delta {
-            index: 0,
-            text: "x".into(),
-            pieces: Vec::new(),
-            tokens: vec![token],
-            usage: Usage::default(),
-        });
-        let object = read(vec![Ok(delta), Ok(finished(FinishReason::StopString("y".into())))]).unwrap().to_json("demo");
-        assert_eq!(
-            object["logprobs"],
-            json!([{ "token_id": 5, "logprob": -0.5, "top": [{ "token_id": 9, "logprob": -0.25 }] }])
-        );
-        assert_eq!(object["stop_reason"], "y");
-        assert_eq!(object["timings"]["itl_ms"], Value::Null);
-    }
-
-    #[test]
-    fn an_error_in_the_stream_is_the_outcome() {
-        let error = Error::new(Code::Aborted, "preempted too often");
-        let outcome = read(vec![Ok(delta("x", &[1])), Err(error)]);
-        assert!(matches!(outcome, Err(Stop::Error(error)) if error.code == Code::Aborted));
-        assert!(matches!(read(vec![Ok(delta("x", &[1]))]), Err(Stop::Error(_))));
-    }
-
-    #[test]
-    fn a_reader_that_goes_away_ends_the_stream() {
-        let events: Events = Box::pin(stream::iter([Ok(delta("x", &[1])), Ok(delta("y", &[2]))]));
-        let outcome = futures::executor::block_on(Transcript::read(events, Instant::now(), |_, _| {
-            Err(io::Error::from(io::ErrorKind::BrokenPipe))
-        }));
-        assert!(matches!(outcome, Err(Stop::ClosedPipe)));
-    }
 
     #[test]
     fn a_pipe_loses_the_newline_at_its_end_and_no_other() {

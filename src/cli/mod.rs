@@ -27,6 +27,7 @@ mod start;
 mod structured_args;
 mod suggest;
 mod tokenize;
+mod transcript;
 
 use std::{
     fmt::Display,
@@ -244,6 +245,7 @@ mod tests {
             "candlewick generate --prompt hello --temperature 0 --max-tokens 5 --json",
             "candlewick generate models/x --prompt-token-ids 1,2,3 --frequency-penalty -0.5 --logit-bias 5:-100,6:1.5",
             "candlewick generate --connect http://127.0.0.1:50051 --stop a --stop b --ignore-eos",
+            "candlewick generate --prompt x --json -n 2 --best-of 3 --prompt-logprobs 1",
             "candlewick chat --system be-brief --seed 7",
             "candlewick chat --connect 127.0.0.1:50051",
             "candlewick completions zsh",
@@ -279,6 +281,7 @@ mod tests {
             "candlewick generate models/x --connect 127.0.0.1:50051 --prompt x",
             "candlewick generate --prompt-token-ids 1,x",
             "candlewick generate --prompt x --logit-bias 5",
+            "candlewick chat -n 2",
             "candlewick chat models/x --connect 127.0.0.1:50051",
             "candlewick completions",
             "candlewick quantize x.gguf y.gguf",

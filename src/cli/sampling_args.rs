@@ -123,9 +123,38 @@ pub(super) struct SamplingArgs {
     samplers: Vec<SamplerKind>,
     #[command(flatten)]
     structured: StructuredArgs,
+    /// Of a command that can show more than one answer.
+    #[arg(skip)]
+    several: SeveralArgs,
+}
+
+/// Flags of a command that can show more than the text of one answer.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Sampling")]
+pub(super) struct SeveralArgs {
+    /// How many answers; printed one after the other when all have ended, in `--json` as `choices`.
+    #[arg(short, long, value_name = "N")]
+    n: Option<u32>,
+    /// Generates this many and keeps the n most likely.
+    #[arg(long, value_name = "N")]
+    best_of: Option<u32>,
+    /// Report log-probabilities of the prompt, with this many alternatives a token, in `--json`.
+    #[arg(long, value_name = "N")]
+    prompt_logprobs: Option<u32>,
+}
+
+impl SeveralArgs {
+    pub(super) fn asks_for_several(&self) -> bool {
+        self.n.is_some_and(|n| n > 1)
+    }
 }
 
 impl SamplingArgs {
+    /// The same, and these.
+    pub(super) fn with(self, several: &SeveralArgs) -> Self {
+        Self { several: several.clone(), ..self }
+    }
+
     /// The defaults, with what the command line says in their place.
     pub(super) fn over(&self, defaults: &SamplingParams) -> SamplingParams {
         let args = self.clone();
@@ -166,9 +195,9 @@ impl SamplingArgs {
             banned_token_ids: list_or(listed(args.banned_token_ids), &defaults.banned_token_ids),
             bad_words: list_or(args.bad_words, &defaults.bad_words),
             samplers: list_or(args.samplers, &defaults.samplers),
-            prompt_logprobs: defaults.prompt_logprobs,
-            n: defaults.n,
-            best_of: defaults.best_of,
+            prompt_logprobs: args.several.prompt_logprobs.or(defaults.prompt_logprobs),
+            n: args.several.n.unwrap_or(defaults.n),
+            best_of: args.several.best_of.or(defaults.best_of),
             thinking_budget: defaults.thinking_budget.clone(),
             structured_outputs: args.structured.outputs().or_else(|| defaults.structured_outputs.clone()),
         }
@@ -247,9 +276,9 @@ impl SamplingArgs {
             banned_token_ids: args.banned_token_ids,
             bad_words: args.bad_words,
             samplers: args.samplers.into_iter().map(|kind| kind.name().to_owned()).collect(),
-            prompt_logprobs: None,
-            n: None,
-            best_of: None,
+            prompt_logprobs: args.several.prompt_logprobs,
+            n: args.several.n,
+            best_of: args.several.best_of,
             structured_outputs: args.structured.outputs().map(to_wire),
         }
     }
@@ -285,10 +314,13 @@ mod tests {
     struct Sampling {
         #[command(flatten)]
         args: SamplingArgs,
+        #[command(flatten)]
+        several: SeveralArgs,
     }
 
     fn parse(line: &str) -> SamplingArgs {
-        Sampling::try_parse_from(std::iter::once("x").chain(line.split_whitespace())).unwrap().args
+        let parsed = Sampling::try_parse_from(std::iter::once("x").chain(line.split_whitespace())).unwrap();
+        parsed.args.with(&parsed.several)
     }
 
     const ALL: &str = "--temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.5 \
@@ -297,7 +329,8 @@ mod tests {
         --skip-special-tokens=false --logprobs 4 --dynatemp-range 0.2 --dynatemp-exponent 1.5 --typical-p 0.8 \
         --top-n-sigma 1.5 --xtc-probability 0.5 --xtc-threshold 0.2 --mirostat 2 --mirostat-tau 4 --mirostat-eta 0.2 \
         --dry-multiplier 0.8 --dry-base 1.5 --dry-allowed-length 3 --dry-penalty-last-n -1 --dry-sequence-breakers x \
-        --allowed-token-ids 1,2,3 --banned-token-ids 3 --bad-words no --samplers top_k,typ_p,temperature";
+        --allowed-token-ids 1,2,3 --banned-token-ids 3 --bad-words no --samplers top_k,typ_p,temperature \
+        -n 2 --best-of 3 --prompt-logprobs 1";
 
     #[test]
     fn one_flag_is_set_and_the_others_stay() {
@@ -353,9 +386,9 @@ mod tests {
             banned_token_ids: vec![TokenId(3)],
             bad_words: vec!["no".into()],
             samplers: vec![SamplerKind::TopK, SamplerKind::TypicalP, SamplerKind::Temperature],
-            prompt_logprobs: None,
-            n: 1,
-            best_of: None,
+            prompt_logprobs: Some(1),
+            n: 2,
+            best_of: Some(3),
             thinking_budget: None,
             structured_outputs: None,
         };
@@ -371,6 +404,7 @@ mod tests {
         assert_eq!((wire.temperature, wire.top_k, wire.seed), (Some(0.5), Some(3), Some(7)));
         assert_eq!((wire.logit_bias[&5], wire.logit_bias[&6]), (-100.0, 1.5));
         assert_eq!((wire.stop, wire.stop_token_ids), (vec!["a".to_owned(), "b".to_owned()], vec![1, 2]));
+        assert_eq!((wire.n, wire.best_of, wire.prompt_logprobs), (Some(2), Some(3), Some(1)));
         assert_eq!(wire.samplers, ["top_k", "typical_p", "temperature"]);
         assert_eq!((wire.ignore_eos, wire.skip_special_tokens, wire.logprobs), (Some(true), Some(false), Some(4)));
     }

@@ -45,7 +45,7 @@ pub(super) fn run(args: TokenizeArgs) -> Result<(), Stop> {
         writeln!(out, "{}", ids(&tokenizer, text, &args)?)?;
         return Ok(out.flush()?);
     }
-    let mut input = io::stdin().lock();
+    let mut input = io::BufReader::new(io::stdin().lock());
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
@@ -55,6 +55,9 @@ pub(super) fn run(args: TokenizeArgs) -> Result<(), Stop> {
         }
         let answer = answer(&tokenizer, &line, &args).map_err(|error| error.context(format_args!("line {number}")))?;
         writeln!(out, "{answer}")?;
+        if input.buffer().is_empty() {
+            out.flush()?; // Whoever asks a line at a time waits for this.
+        }
     }
     Ok(out.flush()?)
 }

@@ -13,8 +13,11 @@ use sha2::{Digest, Sha256};
 use crate::error::{Code, Error, Result};
 
 use super::{
-    ChatMessage, ChatPrompt, OutputFormat, Tool, chat_template_continue as continuation, chat_template_json::tojson,
-    tokenizer::read_bounded, tokenizer_config::TokenizerConfig,
+    ChatMessage, ChatPrompt, OutputFormat, Tool, chat_template_continue as continuation,
+    chat_template_json::tojson,
+    chat_template_source::{ITERABLE, SAFE_SUM, iterable, rewritten, safe_sum},
+    tokenizer::read_bounded,
+    tokenizer_config::TokenizerConfig,
 };
 
 /// Most bytes of a template; the longest in use have a thirtieth of it.
@@ -79,6 +82,8 @@ impl Default for RenderOptions {
 /// and over in memory.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    /// Names and sources, as they came.
+    sources: Vec<(String, String)>,
     bos: String,
     eos: String,
     output_format: OutputFormat,
@@ -111,6 +116,7 @@ impl ChatTemplate {
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self> {
         let mut template = Self {
             environment: environment()?,
+            sources: Vec::new(),
             bos: bos.to_owned(),
             eos: eos.to_owned(),
             output_format: OutputFormat::of_template(source),
@@ -143,7 +149,9 @@ impl ChatTemplate {
         }
         self.hash.update(name.as_bytes());
         self.hash.update(source.as_bytes());
-        self.environment.add_template_owned(name.to_owned(), without_generation_tags(source)).map_err(broken)
+        self.sources.retain(|(known, _)| known != name);
+        self.sources.push((name.to_owned(), source.to_owned()));
+        self.environment.add_template_owned(name.to_owned(), rewritten(source)).map_err(broken)
     }
 
     /// The formats that the model writes its answers in, as the template teaches them.
@@ -168,10 +176,10 @@ impl ChatTemplate {
     /// Name and source of each template; the first is taken where nobody says which.
     #[must_use]
     pub fn sources(&self) -> Vec<(String, String)> {
-        let mut sources: Vec<_> = self.environment.templates().collect();
-        sources.sort_by_key(|(name, _)| (*name != NAME, *name));
+        let mut sources: Vec<_> = self.sources.iter().collect();
+        sources.sort_by_key(|(name, _)| (name != NAME, name));
         let called = |name: &str| if name == NAME { DEFAULT.to_owned() } else { name.to_owned() };
-        sources.into_iter().map(|(name, template)| (called(name), template.source().to_owned())).collect()
+        sources.into_iter().map(|(name, source)| (called(name), source.clone())).collect()
     }
 
     /// The texts of the begin and end tokens.
@@ -318,6 +326,8 @@ fn environment() -> Result<Environment<'static>> {
     environment.set_recursion_limit(MAX_DEPTH);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_filter("tojson", tojson);
+    environment.add_function(SAFE_SUM, safe_sum);
+    environment.add_function(ITERABLE, iterable);
     // Jinja's undefined value has no entries; minijinja's has no length at all.
     for name in ["length", "count"] {
         environment.add_filter(name, |value: &Variable| match value.is_undefined() {
@@ -402,27 +412,6 @@ fn strftime(now: SystemTime, format: &str) -> Result<String, minijinja::Error> {
     jiff::fmt::strtime::format(format, &now).map_err(wrong)
 }
 
-/// Hugging Face marks the answers with `{% generation %}…{% endgeneration %}`, which matters in training only; a block
-/// that always holds takes its place.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
-        let (tag, after) = tag.split_at(end);
-        out.push_str(before);
-        let word = tag.trim_start_matches("{%").trim_end_matches("%}").trim_matches(['-', '+']).trim();
-        match word {
-            "generation" => out.push_str(&tag.replace(word, "if true")),
-            "endgeneration" => out.push_str(&tag.replace(word, "endif")),
-            _ => out.push_str(tag),
-        }
-        rest = after;
-    }
-    out + rest
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -463,6 +452,12 @@ mod tests {
     fn generation_tags_change_nothing() {
         let source = "a {%- generation -%} b{% set x = 1 %} {% endgeneration %}\n{%+ if true %}c{% endif %}";
         assert_eq!(render(source, &[]).unwrap(), "ab c");
+        let template = ChatTemplate::new(source, "", "").unwrap();
+        assert_eq!(
+            template.sources(),
+            [("default".to_owned(), source.to_owned())],
+            "others get what the model came with"
+        );
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod added_tokens;
 mod chat_template;
 mod chat_template_continue;
 mod chat_template_json;
+mod chat_template_source;
 mod detokenizer;
 mod families;
 mod leading_space;

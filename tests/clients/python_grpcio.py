@@ -20,8 +20,11 @@ PROTO = pathlib.Path(__file__).resolve().parents[2] / "proto"
 
 
 def generated_services(folder, services):
-    """Generates the messages and stubs from the project's own .proto files, and imports them: the modules by name."""
-    files = [f"candlewick/v1/{name}.proto" for name in services]
+    """Generates the messages and stubs from the project's own .proto files, and imports those of `services` by name.
+
+    All files are compiled, because they import each other.
+    """
+    files = [str(file.relative_to(PROTO)) for file in sorted(PROTO.glob("candlewick/v1/*.proto"))]
     status = protoc.main(["protoc", f"-I{PROTO}", f"--python_out={folder}", f"--grpc_python_out={folder}", *files])
     if status:
         sys.exit("the .proto files do not compile")

@@ -3,15 +3,20 @@
 
     python3 -m venv .venv && .venv/bin/pip install -r tests/clients/requirements.txt
     cargo run --release -- serve &
-    .venv/bin/python tests/clients/structured_outputs.py [ADDRESS] [SCHEMAS]
+    .venv/bin/python tests/clients/structured_outputs.py [--address HOST:PORT] [--schemas 1000] [--seed 0] [--verbose]
 
-ADDRESS defaults to 127.0.0.1:50051, SCHEMAS to 1000. Answers cut off at their limit of tokens are counted and not judged.
-Ends with 0 where every complete answer is valid, and most are complete.
+Seed by seed a schema is drawn and sent, the odd ones over gRPC and the even ones as OpenAI's response_format, at
+temperature 1 with the same seed. Every answer that is not cut off at its limit of tokens must be JSON that Draft202012 calls
+valid, formats included; of names that come twice both values are judged. One schema in ten is sent once more with a
+keyword that is not enforced, which the server must refuse by its name. Ends with 0 where all is so, and 95 of 100 answers
+are complete.
 """
 
+import argparse
+import collections
 import concurrent.futures
+import http.client
 import json
-import random
 import sys
 import tempfile
 
@@ -19,76 +24,135 @@ import grpc
 import jsonschema
 
 from python_grpcio import generated_services
+from random_schemas import Schemas
 
 STREAMS = 16
+PROMPT = "An example:"
+VALIDATOR = jsonschema.Draft202012Validator
 
 
-def leaf(draw):
-    low = draw.randrange(-500, 500)
-    return draw.choice(
-        [
-            {"type": "string", "maxLength": draw.randrange(1, 20)},
-            {"type": "string", "pattern": draw.choice(["^[A-Z][a-z]{2,5}$", r"^\d{3}-\d{4}$", "^(a|b)*c$"])},
-            {"type": "integer", "minimum": low, "maximum": low + draw.randrange(0, 300)},
-            {"type": "integer", "minimum": 0, "maximum": 900, "multipleOf": draw.choice([2, 5, 7])},
-            {"type": "number", "minimum": low, "maximum": low + 10},
-            {"type": draw.choice(["boolean", "null"])},
-            {"enum": ["red", 'gr"een\n', 7, None, {"a": [1, "é"]}]},
-            {"type": ["integer", "null"], "minimum": 0, "maximum": 99},
-        ]
-    )
+class Refused(Exception):
+    """The server does not take the schema."""
 
 
-def schema(draw, depth=2):
-    if depth == 0 or draw.random() < 0.3:
-        return leaf(draw)
-    kind = draw.randrange(4)
-    if kind == 0:
-        least = draw.randrange(3)
-        items = {"type": "array", "items": schema(draw, depth - 1), "minItems": least}
-        return {**items, "maxItems": least + draw.randrange(3)}
-    if kind == 1:
-        return {"anyOf": [schema(draw, depth - 1), leaf(draw)]}
-    names = draw.sample(["id", "name", "a b", "über", 'q"uote', "tags", "x/y", ""], draw.randrange(1, 5))
-    properties = {name: schema(draw, depth - 1) for name in names}
-    required = [name for name in names if draw.random() < 0.6]
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+class Grpc:
+    """Answers by candlewick.v1.Generation."""
 
-
-def main(address="127.0.0.1:50051", schemas="1000"):
-    with tempfile.TemporaryDirectory() as folder, grpc.insecure_channel(address) as channel:
+    def __init__(self, address, folder, max_tokens):
         services = generated_services(folder, ["common", "generation"])
-        common, generation = services["common_pb2"], services["generation_pb2"]
-        stub = services["generation_pb2_grpc"].GenerationStub(channel)
+        self.common, self.generation = services["common_pb2"], services["generation_pb2"]
+        self.stub = services["generation_pb2_grpc"].GenerationStub(grpc.insecure_channel(address))
+        self.max_tokens = max_tokens
 
-        def answer(seed):
-            wanted = schema(random.Random(seed))
-            outputs = common.StructuredOutputs(json=json.dumps(wanted), whitespace_pattern=" ?")
-            sampling = common.SamplingParams(structured_outputs=outputs, seed=seed, max_tokens=400, temperature=1.5)
-            request = generation.GenerateStreamRequest(
-                prompt=generation.Prompt(text="An example:"), options=common.RequestOptions(sampling=sampling)
-            )
-            text, reason = "", None
-            for event in stub.GenerateStream(request, timeout=600):
+    def __call__(self, schema, seed):
+        outputs = self.common.StructuredOutputs(json=json.dumps(schema))
+        sampling = self.common.SamplingParams(
+            structured_outputs=outputs, seed=seed, max_tokens=self.max_tokens, temperature=1
+        )
+        request = self.generation.GenerateStreamRequest(
+            prompt=self.generation.Prompt(text=PROMPT), options=self.common.RequestOptions(sampling=sampling)
+        )
+        text, reason = "", None
+        try:
+            for event in self.stub.GenerateStream(request, timeout=600):
                 text += event.delta.text
                 if event.HasField("finished"):
                     reason = event.finished.finish.reason
-            if reason == common.FINISH_REASON_LENGTH:
-                return None
-            try:
-                jsonschema.validate(json.loads(text), wanted)
-                return True
-            except (json.JSONDecodeError, jsonschema.ValidationError) as error:
-                print(f"seed {seed}: {error}\n{json.dumps(wanted)}\n{text!r}")
-                return False
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.INVALID_ARGUMENT:
+                raise Refused(error.details()) from error
+            raise
+        return text, reason == self.common.FINISH_REASON_LENGTH
 
+
+class OpenAi:
+    """Answers by /v1/chat/completions."""
+
+    def __init__(self, address, max_tokens):
+        self.address, self.max_tokens = address, max_tokens
+
+    def __call__(self, schema, seed):
+        body = {
+            "messages": [{"role": "user", "content": PROMPT}],
+            "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}},
+            "seed": seed, "max_tokens": self.max_tokens, "temperature": 1,
+        }
+        connection = http.client.HTTPConnection(self.address, timeout=600)
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+        connection.close()
+        if response.status == 400:
+            raise Refused(answer["error"]["message"])
+        (choice,) = answer["choices"]
+        return choice["message"]["content"], choice["finish_reason"] == "length"
+
+
+def first_wins(pairs):
+    values = {}
+    for name, value in pairs:
+        values.setdefault(name, value)
+    return values
+
+
+def judge(text, schema):
+    """What is wrong with an answer, or None."""
+    validator = VALIDATOR(schema, format_checker=VALIDATOR.FORMAT_CHECKER)
+    try:
+        for pairs in (dict, first_wins):
+            validator.validate(json.loads(text, object_pairs_hook=pairs))
+    except (json.JSONDecodeError, jsonschema.ValidationError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def one(seed, ask, verbose):
+    """The outcomes of one seed; what was not as it should be is printed."""
+    schemas = Schemas(seed)
+    schema = schemas.document()
+    VALIDATOR.check_schema(schema)
+    outcomes = []
+    try:
+        text, cut = ask(schema, seed)
+        wrong = None if cut else judge(text, schema)
+        outcomes.append(("cut off" if cut else "INVALID" if wrong else "valid", f"{wrong}\n  {text!r}" if wrong or cut and verbose else None))
+    except Refused as why:
+        outcomes.append(("refused", str(why)))
+    except Exception as error:  # Whatever it is, the seed is what one wants to know.
+        outcomes.append(("FAILED", repr(error)))
+    if seed % 10 == 0:
+        spoiled, keyword = schemas.spoiled()
+        try:
+            ask(spoiled, seed)
+            outcomes.append(("TAKEN in spite of its keyword", keyword))
+        except Refused as why:
+            named = f'"{keyword}"' in str(why)
+            outcomes.append(("keyword named" if named else "NOT NAMED", None if named else f"{keyword}: {why}"))
+    for outcome, why in outcomes:
+        if why is not None:
+            print(f"seed {seed}: {outcome}: {why}\n  {json.dumps(schema)}", flush=True)
+    return [outcome for outcome, _ in outcomes]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--address", default="127.0.0.1:50051")
+    parser.add_argument("--schemas", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0, help="the first one")
+    parser.add_argument("--max-tokens", type=int, default=400)
+    parser.add_argument("--verbose", action="store_true", help="prints what was cut off as well")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        faces = [OpenAi(given.address, given.max_tokens), Grpc(given.address, folder, given.max_tokens)]
         with concurrent.futures.ThreadPoolExecutor(STREAMS) as pool:
-            answers = list(pool.map(answer, range(int(schemas))))
-    valid, invalid, cut = (answers.count(outcome) for outcome in (True, False, None))
-    print(f"{schemas} schemas: {valid} valid, {invalid} invalid, {cut} cut off")
-    if invalid or valid < 0.8 * len(answers):
+            seeds = range(given.seed, given.seed + given.schemas)
+            outcomes = [o for each in pool.map(lambda seed: one(seed, faces[seed % 2], given.verbose), seeds) for o in each]
+    counts = collections.Counter(outcomes)
+    print(f"{given.schemas} schemas: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
+    if any(outcome[:2].isupper() for outcome in counts) or counts["valid"] < 0.95 * given.schemas:
         sys.exit("not as it should be")
+    print("all came as it should")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

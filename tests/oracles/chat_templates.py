@@ -2,9 +2,10 @@
 
     python chat_templates.py FOLDER > ../data/chat_templates.json
 
-The file holds the conversations, the options, the cases (pairs of them), and for each template of FOLDER a list with an
-entry a case: the 64-bit FNV-1a hash of the text; "raised HASH", that of the message which the template raised; or
-"failed", where Jinja could not render the template at all. Hashes, because the templates are other people's.
+The file holds the conversations, the options, the cases (pairs of them), the reasons for which Jinja could not render
+something, and for each template of FOLDER a list with an entry a case: the 64-bit FNV-1a hash of the text; "raised HASH",
+that of the message which the template raised; or "failed N", the Nth of the reasons, where Jinja could not render the
+template at all. Hashes, because the templates are other people's.
 
 Messages go through what apply_chat_template does before it renders: fields that are null are left out.
 """
@@ -121,6 +122,16 @@ def fnv1a(text):
     return f"{value:016x}"
 
 
+REASONS = []
+
+
+def failed(error):
+    reason = f"{type(error).__name__}: {error}"
+    if reason not in REASONS:
+        REASONS.append(reason)
+    return f"failed {REASONS.index(reason)}"
+
+
 def render(source, conversation, option):
     option = dict(OPTIONS[option])
     kwargs = {**TOKENS, **option.pop("kwargs", {})}
@@ -132,9 +143,9 @@ def render(source, conversation, option):
         return fnv1a(texts[0])
     except jinja2.exceptions.TemplateError as error:
         # Only raise_exception raises the class itself; the engine's own errors are below it.
-        return f"raised {fnv1a(str(error))}" if type(error) is jinja2.exceptions.TemplateError else "failed"
-    except Exception:
-        return "failed"
+        return f"raised {fnv1a(str(error))}" if type(error) is jinja2.exceptions.TemplateError else failed(error)
+    except Exception as error:
+        return failed(error)
 
 
 def main():
@@ -147,7 +158,7 @@ def main():
     for path in paths:
         rows = [render(path.read_text(), *case) for case in CASES]
         print(f"{dump(path.name)}: {dump(rows)}" + ("," if path != paths[-1] else ""))
-    print("}}")
+    print('},\n"reasons": ' + dump(REASONS) + "}")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 //! JSON Schema asks validators to pass over keywords that they do not know. Here that would be a promise not kept, so
 //! whatever is neither enforced nor an annotation is refused by name and place.
 
+mod formats;
+mod references;
 mod rules;
 
 use std::collections::BTreeSet;
 
 use serde_json::{Deserializer, Map, Value};
 
+use self::references::References;
 use crate::error::{Error, Result};
 
 /// Schemas within schemas.
@@ -130,7 +133,8 @@ pub(super) fn parse(field: &str, text: &str) -> Result<Value> {
     Ok(schema)
 }
 
-/// Checks a schema that was read before, and takes out annotations that mean nothing here.
+/// Checks a schema that was read before, takes out annotations that mean nothing here, and says what llguidance would
+/// leave open or not find.
 ///
 /// # Errors
 /// As [`parse`].
@@ -170,6 +174,8 @@ struct Check<'a> {
     left: usize,
     /// The row of [`DIALECTS`].
     dialect: usize,
+    /// Of the document that is walked through.
+    references: References,
     /// All patterns of names.
     patterns: BTreeSet<String>,
     /// Schemas that join others, and so may have their patterns looked at once more.
@@ -178,8 +184,17 @@ struct Check<'a> {
 
 impl<'a> Check<'a> {
     fn new(field: &'a str, strict: bool) -> Self {
-        let patterns = BTreeSet::new();
-        Self { field, strict, place: "#".to_owned(), depth: 0, left: MAX_SUBSCHEMAS, dialect: 0, patterns, joins: 0 }
+        Self {
+            field,
+            strict,
+            place: "#".to_owned(),
+            depth: 0,
+            left: MAX_SUBSCHEMAS,
+            dialect: 0,
+            references: References::of(&Value::Null),
+            patterns: BTreeSet::new(),
+            joins: 0,
+        }
     }
 
     /// A whole schema.
@@ -187,7 +202,10 @@ impl<'a> Check<'a> {
         let dialect = schema.get("$schema").and_then(Value::as_str).map(|uri| uri.trim_end_matches('#'));
         let row = DIALECTS.iter().position(|known| Some(*known) == dialect);
         self.dialect = row.unwrap_or(0);
-        self.schema(schema)
+        self.references = References::of(schema);
+        self.schema(schema)?;
+        self.references.rename(schema);
+        Ok(())
     }
 
     /// What only all schemas together can say.
@@ -224,6 +242,7 @@ impl<'a> Check<'a> {
         if let Err(why) = rules::together(object, self.dialect) {
             return self.refuse(why);
         }
+        formats::complete(object);
         for (keyword, value) in object.iter_mut() {
             let Some((_, holds)) = KEYWORDS.iter().find(|(name, _)| name == keyword) else {
                 if self.strict {
@@ -244,8 +263,13 @@ impl<'a> Check<'a> {
                     self.list(keyword, list)?;
                 }
                 (Holds::Map, Value::Object(map)) => self.map(keyword, map)?,
+                (Holds::Text, Value::String(reference)) if keyword == "$ref" => {
+                    self.joins += 1;
+                    if let Some(rewritten) = self.references.rewritten(reference) {
+                        *reference = rewritten;
+                    }
+                }
                 (holds, value) => {
-                    self.joins += usize::from(keyword == "$ref");
                     if let Err(why) = rules::value(*holds, value) {
                         return self.refuse(format_args!("the keyword {keyword:?} {why}"));
                     }
@@ -447,6 +471,8 @@ mod tests {
             (json!({"exclusiveMinimum": true, "allOf": [{}], "minimum": 3}), "exclusiveMinimum"),
             (json!({"type": "object", "minProperties": 1}), "minProperties"),
             (json!({"minProperties": 2, "required": ["a", "a"]}), "minProperties"),
+            (json!({"maxProperties": 1, "required": ["a", "b"]}), "maxProperties"),
+            (json!({"maxProperties": 1, "minProperties": 2, "additionalProperties": false}), "maxProperties"),
             (
                 json!({"minProperties": 1, "additionalProperties": false, "patternProperties": {"^a": {}}}),
                 "minProperties",

@@ -226,6 +226,31 @@ fn a_name_is_spelled_in_one_way() {
 }
 
 #[test]
+fn a_reference_is_a_pointer_with_its_escapes() {
+    let schema = r##"{"$defs": {"a/b": {"const": 1}, "t~x": {"const": 2}, "p%q": {"const": 3}}, "anyOf":
+        [{"$ref": "#/$defs/a~1b"}, {"$ref": "#/$defs/t~0x"}, {"$ref": "#/$defs/p%25q"}, {"$ref": "#/%24defs/a~1b"}]}"##;
+    check(Constraint::Json(schema.into()), &["1", "2", "3"], &["4", "null"]);
+    let tree = r##"{"$defs": {"a/b": {"type": "array", "items": {"$ref": "#/$defs/a~1b"}}}, "$ref": "#/$defs/a~1b"}"##;
+    check(Constraint::Json(tree.into()), &["[[],[[]]]"], &["[1]"]);
+}
+
+#[test]
+fn a_format_is_followed_to_its_definition() {
+    let json = |schema: &str| Constraint::Json(schema.into());
+    let date = r#"{"type": "string", "format": "date", "pattern": "^(19|20)"}"#;
+    check(json(date), &["\"2024-02-29\"", "\"1999-12-31\""], &["\"2023-02-29\"", "\"1900-02-29\"", "\"1812-01-01\""]);
+    check(json(r#"{"type": "string", "format": "time"}"#), &["\"23:59:59Z\""], &["\"23:59:60Z\""]);
+    let moment = r#"{"type": "string", "format": "date-time"}"#;
+    check(
+        json(moment),
+        &["\"2024-02-29T12:00:00.5+01:00\""],
+        &["\"2023-02-29T12:00:00Z\"", "\"2024-02-29T12:00:60Z\""],
+    );
+    let name = |labels: usize| format!("\"{}\"", vec!["abcdefg"; labels].join("."));
+    check(json(r#"{"type": "string", "format": "hostname"}"#), &[&name(31)], &[&name(32)]);
+}
+
+#[test]
 fn what_defines_rules_inside_a_literal_is_no_ebnf() {
     check(lark("start: \"x ::= y\" | \"z\""), &["x ::= y", "z"], &["x"]);
 }

@@ -16,6 +16,7 @@ use super::{
     fields::{Fields, StreamOptions},
     logprobs::TokenNames,
     messages::{Message, turns},
+    samplers::Samplers,
     tools::{Around, Beside},
 };
 use crate::{
@@ -129,7 +130,8 @@ fn read(engine: &Engine, call: &Call) -> Result<Asked> {
     if chat.top_logprobs.is_some_and(|n| n > 0) && chat.logprobs != Some(true) {
         return Err(Error::invalid("top_logprobs", "needs logprobs to be true"));
     }
-    let (answers, mut params) = (fields.answers()?, fields.params(&engine.info().default_params)?);
+    let (answers, params) = (fields.answers()?, fields.params(&engine.info().default_params)?);
+    let mut params = call.parse::<Samplers>()?.over(params)?;
     if chat.logprobs == Some(true) {
         params.logprobs = Some(chat.top_logprobs.unwrap_or(0));
     }

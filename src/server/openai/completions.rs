@@ -16,6 +16,7 @@ use super::{
     fields::{Fields, StreamOptions},
     logprobs::TokenNames,
     prompts::Prompts,
+    samplers::Samplers,
 };
 use crate::{
     engine::{self, Delta, Engine, Finished, Prompt},
@@ -102,7 +103,8 @@ fn read(engine: &Engine, call: &Call) -> Result<Asked> {
     features.check()?;
     let renames = if features.has_response_format() { FORMAT_RENAMES } else { RENAMES };
     own.check()?;
-    let (answers, mut params) = (fields.answers()?, fields.params(&engine.info().default_params)?);
+    let (answers, params) = (fields.answers()?, fields.params(&engine.info().default_params)?);
+    let mut params = call.parse::<Samplers>()?.over(params)?;
     params.max_tokens = params.max_tokens.or(Some(MAX_TOKENS));
     params.structured_outputs = features.structured_outputs()?.or(params.structured_outputs);
     params.logprobs = own.logprobs.or(params.logprobs);

@@ -17,6 +17,7 @@ mod messages;
 mod models;
 mod prompts;
 mod responses;
+mod samplers;
 mod tokens;
 mod tools;
 

@@ -1,6 +1,6 @@
 //! Grammars of tool calls, as Lark in llguidance's dialect: what a structured-output engine enforces.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{
     ids::TokenId,
@@ -11,9 +11,6 @@ use crate::{
 /// A string that stands as plain text between tags, and ends where the next tag begins.
 const FREE_TEXT: &str = "/[^<]*/";
 
-/// Where the schemas stand that others refer to.
-const DEFINITIONS: [&str; 2] = ["$defs", "definitions"];
-
 /// JSON of a schema, with the white space that is usual.
 fn json(mut schema: Value) -> String {
     if let Some(schema) = schema.as_object_mut() {
@@ -23,15 +20,42 @@ fn json(mut schema: Value) -> String {
     format!("%json {schema}")
 }
 
-/// A schema that stands alone, with what it refers to in the one that it is taken from.
-fn with_definitions(mut schema: Value, definitions: &[(&str, &Value)]) -> Value {
-    let refers = schema.to_string().contains("\"$ref\"");
-    if let Some(object) = schema.as_object_mut().filter(|_| refers) {
-        for &(key, definitions) in definitions {
-            object.entry(key).or_insert_with(|| definitions.clone());
-        }
+/// A part of a schema that stands alone: it brings the whole along where it refers to anything, as a definition of its own.
+fn standing_alone(mut part: Value, whole: &Map<String, Value>) -> Value {
+    if !part.to_string().contains("\"$ref\"") {
+        return part;
     }
-    schema
+    let mut whole = Value::Object(whole.clone());
+    move_references(&mut part);
+    move_references(&mut whole);
+    if let Some(part) = part.as_object_mut() {
+        // Nothing refers to definitions inside a part but by way of the whole.
+        part.insert("$defs".into(), json!({ WHOLE: whole }));
+    }
+    part
+}
+
+/// The definition that a whole schema becomes.
+const WHOLE: &str = "parameters";
+
+/// References into a schema (`#`, `#/$defs/a`) become references into the definition that it becomes.
+fn move_references(schema: &mut Value) {
+    match schema {
+        Value::Object(object) => {
+            for (keyword, value) in object {
+                match value {
+                    Value::String(reference) if keyword == "$ref" && reference.starts_with('#') => {
+                        *reference = format!("#/$defs/{WHOLE}{}", &reference[1..]);
+                    }
+                    // Values that stand for themselves.
+                    _ if ["const", "enum", "default", "examples"].contains(&keyword.as_str()) => {}
+                    value => move_references(value),
+                }
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(move_references),
+        _ => {}
+    }
 }
 
 /// Writes the parts of a grammar.
@@ -130,18 +154,16 @@ impl<'a> Grammar<'a> {
         let Some(schema) = &tool.parameters else { return String::new() };
         let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return String::new() };
         let required = schema.get("required").and_then(Value::as_array);
-        let definitions = DEFINITIONS.iter().filter_map(|&key| Some((key, schema.get(key)?)));
-        let definitions: Vec<_> = definitions.collect();
-        let part = |(key, schema): (&String, &Value)| {
+        let part = |(key, part): (&String, &Value)| {
             let value = match tool.takes_string(key) {
-                true => match schema.get("enum").and_then(Value::as_array) {
+                true => match part.get("enum").and_then(Value::as_array) {
                     Some(texts) => {
                         let texts = texts.iter().filter_map(Value::as_str).map(Self::literal);
                         format!("({})", texts.collect::<Vec<_>>().join(" | "))
                     }
                     None => FREE_TEXT.to_owned(),
                 },
-                false => json(with_definitions(schema.clone(), &definitions)),
+                false => json(standing_alone(part.clone(), schema)),
             };
             let written = write(key, &value);
             let needed = required.is_some_and(|required| required.iter().any(|each| each == key));

@@ -200,6 +200,32 @@ fn an_argument_that_refers_to_a_definition_is_followed_in_tags_too() {
 }
 
 #[test]
+fn an_argument_that_refers_to_the_whole_schema_is_followed_in_tags_too() {
+    // A tree: what is asked for of the whole is asked for of each branch, and a property may be a definition as well.
+    let parameters = json!({
+        "type": "object", "required": ["left"], "additionalProperties": false,
+        "properties": {"left": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}, "size": {"type": "integer", "maximum": 9},
+                       "depth": {"$ref": "#/properties/size"}, "$ref": {"const": {"$ref": "#"}}},
+    });
+    let tool = Tool { name: "tree".into(), description: None, parameters: parameters.as_object().cloned() };
+    let calls = Calls::new();
+    let takes = |arguments: &[(&str, &str)]| {
+        let tagged = |(key, value): &(&str, &str)| format!("<parameter={key}>\n{value}\n</parameter>\n");
+        let arguments: String = arguments.iter().map(tagged).collect();
+        let call = format!("<tool_call>\n<function=tree>\n{arguments}</function>\n</tool_call>");
+        calls.take("qwen3_coder", &tool, false, &call)
+    };
+    assert!(takes(&[("left", r#"{"left": {"left": null, "size": 3}}"#)]));
+    assert!(!takes(&[("left", r#"{"left": {"size": 3}}"#)]));
+    assert!(takes(&[("left", "null"), ("depth", "-3")]) && !takes(&[("left", "null"), ("depth", "10")]));
+    assert!(takes(&[("left", "null"), ("$ref", r##"{"$ref": "#"}"##)]));
+    let envelope =
+        |left: &str| format!("<tool_call>\n{{\"name\": \"tree\", \"arguments\": {{\"left\": {left}}}}}\n</tool_call>");
+    assert!(calls.take("hermes", &tool, false, &envelope(r#"{"left": null}"#)));
+    assert!(!calls.take("hermes", &tool, false, &envelope("{}")));
+}
+
+#[test]
 fn a_grammar_of_one_call_ends_behind_it() {
     let tool = Tool { name: "clock".into(), description: None, parameters: None };
     let calls = Calls::new();

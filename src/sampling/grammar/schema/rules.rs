@@ -90,16 +90,21 @@ pub(super) fn together(object: &Map<String, Value>, dialect: usize) -> Result<()
             return Err(format!("the keyword {flag:?} is followed as true or false beside {bound:?} alone"));
         }
     }
-    least_properties(object)
+    number_of_properties(object)
 }
 
-/// A name may come twice where it is not one of `properties`, so what comes more than once counts as one.
-fn least_properties(object: &Map<String, Value>) -> Result<(), String> {
-    let Some(least) = object.get("minProperties").and_then(Value::as_u64) else { return Ok(()) };
+/// A name may come twice where it is not one of `properties`, so what comes more than once counts as one. What must be
+/// there comes, whatever `maxProperties` says.
+fn number_of_properties(object: &Map<String, Value>) -> Result<(), String> {
+    let count = |keyword: &str| object.get(keyword).and_then(Value::as_u64);
+    let (least, most) = (count("minProperties").unwrap_or(0), count("maxProperties"));
     let mut required: Vec<_> =
         object.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
     required.sort_unstable();
     required.dedup();
+    if most.is_some_and(|most| most < least.max(required.len() as u64)) {
+        return Err("the keyword \"maxProperties\" is less than what must be there".to_owned());
+    }
     let patterns = object.get("patternProperties").and_then(Value::as_object).is_some_and(|map| !map.is_empty());
     let closed = object.get("additionalProperties") == Some(&Value::Bool(false)) && !patterns;
     if closed || least <= required.len() as u64 {
