@@ -347,6 +347,11 @@ class AsyncSession:
         return self.conversation.session_id
 
     @property
+    def last_seq(self) -> int:
+        """The number of the last event: what `after_seq` is for who comes back. Events of finished turns are not kept."""
+        return self.conversation.last_seq
+
+    @property
     def opened(self) -> chat_pb2.Opened | None:
         """The model and the effective parameters; none where the session was opened before."""
         return self.conversation.opened
@@ -369,9 +374,8 @@ class AsyncSession:
 
     async def current(self) -> AsyncTurn | None:
         """After coming back by id: the last turn that was told of, which may still be under way."""
-        await self._say(self.conversation.probe())
-        while self.conversation.probing:
-            await self._hear()
+        self.conversation.unanswered()
+        await self._settle()
         return None if self.conversation.turn is None else AsyncTurn(self, self.conversation.turn)
 
     async def cancel(self) -> None:
@@ -465,11 +469,12 @@ class AsyncSession:
             pass
 
     async def _settle(self) -> None:
-        """Waits until no refusal of an earlier edit or cancel can be taken for one of what is said next."""
-        if not self.conversation.settled:
+        """Waits until no refusal of an earlier edit or cancel can be taken for one of what is said next, and until what a
+        broken connection lost was said again."""
+        if not self.conversation.settled and not self.conversation.probing:
             await self._say(self.conversation.probe())
-            while self.conversation.probing:
-                await self._hear()
+        while self.conversation.probing:
+            await self._hear()
 
     async def _hear(self) -> None:
         """The next event, on a new connection where the old one broke."""

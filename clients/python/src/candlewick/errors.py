@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import grpc
+import grpc.aio
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 
@@ -36,8 +37,8 @@ class CandlewickError(Exception):
     """A call, or one turn of a session, failed."""
 
     def __init__(self, code: grpc.StatusCode, message: str, details: Details = Details()) -> None:
-        fields = "; ".join(f"{violation.field} {violation.description}" for violation in details.field_violations)
-        super().__init__(f"{code.name}: {message}" + (f" ({fields})" if fields and fields not in message else ""))
+        fields = [f"{one.field} {one.description}" for one in details.field_violations if one.field not in message]
+        super().__init__(f"{code.name}: {message}" + (f" ({'; '.join(fields)})" if fields else ""))
         self.code = code
         self.message = message
         self.details = details
@@ -132,7 +133,7 @@ def of_code(code: grpc.StatusCode, message: str, details: Details = Details()) -
 
 def of_rpc(error: grpc.RpcError) -> CandlewickError:
     """The exception of a failed call, `google.rpc` details decoded. Details that cannot be read are left out."""
-    if not isinstance(error, grpc.Call):
+    if not isinstance(error, (grpc.Call, grpc.aio.AioRpcError)):
         return of_code(grpc.StatusCode.UNKNOWN, str(error))
     trailers = error.trailing_metadata() or ()
     packed = next((value for key, value in trailers if key == _TRAILER), b"")

@@ -85,6 +85,11 @@ class Session:
         return self.conversation.session_id
 
     @property
+    def last_seq(self) -> int:
+        """The number of the last event: what `after_seq` is for who comes back. Events of finished turns are not kept."""
+        return self.conversation.last_seq
+
+    @property
     def opened(self) -> chat.Opened | None:
         """The model and the effective parameters; none where the session was opened before."""
         return self.conversation.opened
@@ -107,9 +112,8 @@ class Session:
 
     def current(self) -> Turn | None:
         """After coming back by id: the last turn that was told of, which may still be under way."""
-        self._say(self.conversation.probe())
-        while self.conversation.probing:
-            self._hear()
+        self.conversation.unanswered()
+        self._settle()
         return None if self.conversation.turn is None else Turn(self, self.conversation.turn)
 
     def cancel(self) -> None:
@@ -202,11 +206,12 @@ class Session:
             self._said.put(request)
 
     def _settle(self) -> None:
-        """Waits until no refusal of an earlier edit or cancel can be taken for one of what is said next."""
-        if not self.conversation.settled:
+        """Waits until no refusal of an earlier edit or cancel can be taken for one of what is said next, and until what a
+        broken connection lost was said again."""
+        if not self.conversation.settled and not self.conversation.probing:
             self._say(self.conversation.probe())
-            while self.conversation.probing:
-                self._hear()
+        while self.conversation.probing:
+            self._hear()
 
     def _hear(self) -> None:
         """The next event, on a new connection where the old one broke."""
