@@ -2,7 +2,7 @@
 # Builds the example with Debian's packages alone, offline: apt-get install default-jdk-headless libgrpc-java
 # libprotobuf-java libnetty-java libperfmark-java libgoogle-common-protos-java libgeronimo-annotation-1.3-spec-java
 # protobuf-compiler protobuf-compiler-grpc-java-plugin
-# ./build.sh builds into build/; ./build.sh run [ADDRESS] runs what was built.
+# ./build.sh builds into build/; ./build.sh check says what is missing; ./build.sh run [ADDRESS] runs what was built.
 set -euo pipefail
 cd "$(dirname "$0")"
 jars=/usr/share/java
@@ -13,6 +13,7 @@ for jar in grpc-api grpc-context grpc-core grpc-netty grpc-protobuf grpc-protobu
   [ -e "$jars/$jar.jar" ] || { echo "$jars/$jar.jar is missing" >&2; exit 3; }
   classpath+=:$jars/$jar.jar
 done
+[ "${1:-}" != check ] || exit 0
 if [ "${1:-}" = run ]; then
   shift
   exec java -Xmx256m -cp "$classpath" Example "$@"

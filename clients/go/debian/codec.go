@@ -1,5 +1,4 @@
-//go:build debian
-
+// Debian alone: build.sh puts this into each program.
 package main
 
 import (
