@@ -35,6 +35,10 @@ def address(pytestconfig: pytest.Config) -> Iterator[str]:
     server.wait(60)
 
 
+#: Of `Cable.allowance`: enough for a stream's first delta, less than half of a long stream.
+SOME = 4096
+
+
 class Cable:
     """A listener that hands bytes on to a server, and can be cut, deaf for a while, or unplugged."""
 
@@ -46,6 +50,10 @@ class Cable:
         self._lock = threading.Lock()
         #: Whether what the client says is swallowed.
         self.deaf = False
+        #: Bytes that the server may say on a connection before the line holds back the rest: what is cut then is cut in
+        #: the middle, however fast the server and however slow the client.
+        self.allowance: int | None = None
+        self._held = threading.Event()
         #: Connections that are closed as soon as they are there.
         self.refuse = 0
         self.connections = 0
@@ -59,13 +67,16 @@ class Cable:
     def cut(self) -> None:
         """Breaks every connection; new ones work, and are heard."""
         with self._lock:
-            ends, self._ends, self.deaf = self._ends, [], False
+            ends, self._ends, self.deaf, self.allowance = self._ends, [], False, None
+            held, self._held = self._held, threading.Event()
         for end in ends:
             _hang_up(end)
+        held.set()
 
     def close(self) -> None:
         """No more connections."""
-        self._listener.close()
+        # Closing alone would leave the thread that accepts one more.
+        _hang_up(self._listener)
         self.cut()
 
     def _accept(self) -> None:
@@ -86,8 +97,13 @@ class Cable:
             threading.Thread(target=self._pump, args=(server, client, False), daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, up: bool) -> None:
+        passed, held = 0, self._held
         try:
-            while data := source.recv(65536):
+            while data := source.recv(512):
+                if not up and self.allowance is not None and passed >= self.allowance:
+                    held.wait()
+                    break
+                passed += len(data)
                 if not (up and self.deaf):
                     sink.sendall(data)
         except OSError:

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from conftest import Cable
+from conftest import SOME, Cable
 
 from candlewick import AsyncClient, FailedPrecondition, InvalidArgument, RequestOptions, SamplingParams
 
@@ -46,6 +46,8 @@ def test_a_resumable_stream_goes_on_after_the_line_is_cut(address: str, cable: C
     async def ask() -> None:
         async with AsyncClient(cable.address, timeout=120) as client:
             whole = (await client.generate(PROMPT, sampling=LONG)).output.text
+            cable.cut()
+            cable.allowance = SOME
             async with client.generate_stream(PROMPT, sampling=LONG, options=RequestOptions(resumable=True)) as stream:
                 text = (await anext(stream)).text
                 cable.cut()
@@ -57,7 +59,7 @@ def test_a_resumable_stream_goes_on_after_the_line_is_cut(address: str, cable: C
 def test_a_session_turns_cancels_forks_and_rewinds(address: str) -> None:
     async def ask() -> None:
         async with AsyncClient(address, timeout=120) as client:
-            async with await client.session(system="You tell stories.", sampling=GREEDY) as session:
+            async with await client.session(system="You tell stories.", sampling=GREEDY, credits=24) as session:
                 turn = await session.say("Hello")
                 assert "".join([text async for text in turn.text()]) == (await turn.done()).message.content
                 long = await session.say("A long one.", sampling=LONG)
@@ -65,8 +67,10 @@ def test_a_session_turns_cancels_forks_and_rewinds(address: str) -> None:
                 await session.cancel()
                 assert (await long.done()).cancelled
                 await session.cancel()
+                await session.grant(1000)
                 await session.rewind(1)
                 async with await session.fork() as fork:
+                    await fork.grant(1000)
                     left = await (await fork.say("What next?")).done()
                     right = await (await session.say("What next?")).done()
                     assert left.message.content == right.message.content
@@ -77,6 +81,7 @@ def test_a_session_turns_cancels_forks_and_rewinds(address: str) -> None:
 
 def test_a_session_survives_a_cut_line(cable: Cable) -> None:
     async def ask() -> None:
+        cable.allowance = SOME
         async with AsyncClient(cable.address, timeout=120) as client:
             async with await client.session(sampling=GREEDY) as session:
                 turn = await session.say("A long one.", sampling=LONG)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from conftest import Cable
+from conftest import SOME, Cable
 
 from candlewick import (
     CandlewickError,
@@ -94,8 +94,9 @@ def test_a_deadline_ends_a_stream(client: Client) -> None:
             pass
 
 
-def test_a_stream_that_is_closed_is_over(client: Client) -> None:
-    with client.generate_stream(PROMPT, sampling=LONG) as stream:
+def test_a_stream_that_is_closed_is_over(cable: Cable, far: Client) -> None:
+    cable.allowance = SOME
+    with far.generate_stream(PROMPT, sampling=LONG) as stream:
         next(stream)
     with pytest.raises(CandlewickError) as caught:
         for _ in stream:
@@ -121,6 +122,7 @@ def test_what_has_not_begun_is_tried_again(cable: Cable, far: Client) -> None:
 
 def test_a_resumable_stream_goes_on_after_the_line_is_cut(cable: Cable, client: Client, far: Client) -> None:
     whole = client.generate(PROMPT, sampling=LONG).output.text
+    cable.allowance = SOME
     with far.generate_stream(PROMPT, sampling=LONG, options=RequestOptions(resumable=True)) as stream:
         text = next(stream).text
         cable.cut()
@@ -129,8 +131,8 @@ def test_a_resumable_stream_goes_on_after_the_line_is_cut(cable: Cable, client: 
 
 
 def test_a_stream_that_has_begun_and_cannot_be_resumed_fails(cable: Cable, far: Client) -> None:
+    cable.allowance = SOME
     stream = far.generate_stream(PROMPT, sampling=LONG)
-    cable.refuse = 0
     next(stream)
     cable.cut()
     with pytest.raises(Unavailable):

@@ -71,3 +71,16 @@ def test_an_error_with_a_turn_ends_that_turn_alone() -> None:
     assert not turn.over and len(talk.refusals) == 1
     talk.take(chat.SessionResponse(seq=4, error=chat.SessionError(code=13, message="no", turn_index=0)))
     assert turn.over and turn.error is not None and turn.error.turn_index == 0
+
+
+def test_a_turn_that_was_under_way_before_this_client_came_is_found() -> None:
+    talk = Conversation(chat.SessionOpen(session_id="one", after_seq=7))
+    talk.probe()
+    for response in answer_to_a_probe(8, under_way=True):
+        talk.take(response)
+    turn = talk.turn
+    assert turn is not None and not turn.over and talk.lost() == []
+    talk.take(refusal(10, grpc.StatusCode.INVALID_ARGUMENT, "edit.temperature"))
+    assert not turn.over
+    talk.take(chat.SessionResponse(seq=11, turn_done=chat.TurnDone(turn_index=3)))
+    assert talk.turn is turn and turn.over

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from conftest import Cable
+from conftest import SOME, Cable
 
 from candlewick import Aborted, Client, FailedPrecondition, InvalidArgument, NotFound, SamplingParams
 
@@ -54,11 +54,13 @@ def test_a_fork_goes_on_as_its_parent_does(client: Client) -> None:
 
 
 def test_a_cancelled_turn_keeps_what_was_said(client: Client) -> None:
-    with client.session(sampling=GREEDY) as session:
+    with client.session(sampling=GREEDY, credits=8) as session:
         turn = session.say("A long one.", sampling=LONG)
         next(turn)
+        # Without credit it waits, so it has not ended by itself.
         session.cancel()
         assert turn.done.cancelled and turn.done.usage.completion_tokens < 300
+        session.grant(1000)
         assert session.say("Hello").done.turn_index == 1
 
 
@@ -94,6 +96,7 @@ def test_a_turn_that_is_refused_leaves_the_session_as_it_was(client: Client) -> 
 def test_one_turn_at_a_time(client: Client) -> None:
     with client.session(sampling=GREEDY) as session:
         turn = session.say("Hello")
+        # The client knows, before it asks.
         with pytest.raises(FailedPrecondition):
             session.say("And?")
         assert turn.done.turn_index == 0
@@ -102,6 +105,7 @@ def test_one_turn_at_a_time(client: Client) -> None:
 def test_a_session_survives_a_cut_line_in_the_middle_of_a_turn(cable: Cable, client: Client, far: Client) -> None:
     with client.session(sampling=GREEDY) as near:
         whole = near.say("A long one.", sampling=LONG).done.message.content
+    cable.allowance = SOME
     with far.session(sampling=GREEDY) as session:
         turn = session.say("A long one.", sampling=LONG)
         text = next(turn).text
@@ -142,12 +146,13 @@ def test_a_rewind_is_done_though_the_line_was_cut(cable: Cable, far: Client) -> 
 
 
 def test_who_comes_back_by_id_reads_the_turn_on(client: Client) -> None:
-    session = client.session(sampling=GREEDY)
+    session = client.session(sampling=GREEDY, credits=8)
     text = next(session.say("A long one.", sampling=LONG)).text
     session.detach()
     with client.session(session.id, after_seq=session.last_seq) as again:
         turn = again.current()
         assert turn is not None
+        again.grant(1000)
         assert text + "".join(turn.text()) == turn.done.message.content
         assert again.say("And then?").done.turn_index == 1
     with pytest.raises(NotFound):

@@ -1,5 +1,5 @@
 // Talks to a server: a chat that streams, a session of two turns, what a refused request carries, and gRPC-Web.
-//   npm ci && npm run build && node dist/example.js [http://127.0.0.1:50051]
+//   npm install --no-save && npm run build && node dist/example.js [http://127.0.0.1:50051]
 // Ends with 0 where everything came as it should.
 import assert from "node:assert/strict";
 import { connect as connectWeb } from "./browser.js";

@@ -51,6 +51,11 @@ class TurnLog:
                 self.done = response.turn_done
 
     @property
+    def admitted(self) -> bool:
+        """Whether the server has begun it: said so, or was found at it by who came back."""
+        return self.started is not None or not self.requests
+
+    @property
     def over(self) -> bool:
         """Whether nothing more comes."""
         return self.done is not None or self.error is not None
@@ -126,7 +131,7 @@ class Conversation:
         """After a probe on a new connection: what to say again."""
         again: list[chat.SessionRequest] = []
         turn = self.turn
-        if turn is not None and turn.requests and not turn.over and turn.started is None and not self._under_way:
+        if turn is not None and not turn.over and not turn.admitted and not self._under_way:
             self._said_again = True
             again.extend(turn.requests)
         if self._asked is not None and self.answer is None:
@@ -165,7 +170,7 @@ class Conversation:
             self._probed.append(made)
             if any(field.field == "open" for field in made.field_violations):
                 self._settle(self._probed, turn)
-        elif turn is not None and turn.started is None:
+        elif turn is not None and not turn.admitted:
             # Of results that were said again, those that had arrived are refused.
             repeated = self._said_again and any("tool_call_id" in field.field for field in made.field_violations)
             if not repeated:
@@ -180,10 +185,13 @@ class Conversation:
         self._probed, self._unsettled = None, False
         *earlier, of_rewind, _of_open = probed
         self._under_way = of_rewind.code is grpc.StatusCode.FAILED_PRECONDITION
-        if earlier and turn is not None and turn.started is None and not self._under_way:
+        if earlier and turn is not None and not turn.admitted and not self._under_way:
             turn.error = earlier.pop()
         if earlier and self._asked is not None:
             self._asked, self.answer = None, earlier.pop()
+        if turn is None and self._under_way:
+            # Begun before this client came back to the session; nothing was heard of it yet.
+            self.turn = TurnLog([])
         self.refusals.extend(earlier)
 
 
