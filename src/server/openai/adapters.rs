@@ -31,7 +31,9 @@ struct Unload {
 pub(super) async fn load(State(http): State<Http>, request: Request) -> Result<String, Failed<OpenAi>> {
     let info = http.backend.engine.info();
     info.adapters.may_change()?;
-    let asked: Load = Call::read(&http, request, ContentType::Json).await?.parse()?;
+    let call = Call::read(&http, request, ContentType::Json).await?;
+    call.caller.check_admin()?;
+    let asked: Load = call.parse()?;
     let (adapters, base) = (info.adapters.clone(), info.name.clone());
     let Load { lora_name, lora_path } = asked;
     let said = format!("Success: LoRA adapter '{lora_name}' added successfully.");
@@ -44,7 +46,9 @@ pub(super) async fn load(State(http): State<Http>, request: Request) -> Result<S
 pub(super) async fn unload(State(http): State<Http>, request: Request) -> Result<String, Failed<OpenAi>> {
     let adapters = &http.backend.engine.info().adapters;
     adapters.may_change()?;
-    let asked: Unload = Call::read(&http, request, ContentType::Json).await?.parse()?;
+    let call = Call::read(&http, request, ContentType::Json).await?;
+    call.caller.check_admin()?;
+    let asked: Unload = call.parse()?;
     adapters.unload(&asked.lora_name)?;
     Ok(format!("Success: LoRA adapter '{}' removed successfully.", asked.lora_name))
 }

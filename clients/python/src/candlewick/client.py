@@ -1,0 +1,281 @@
+"""The client that blocks: for scripts, and for programs with threads."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+import grpc
+
+from candlewick import calls, conversation
+from candlewick.calls import Asked, Event, MessagesLike, Method, Patience, PromptLike, Retry, StreamLog, Told
+from candlewick.errors import of_rpc
+from candlewick.session import Session
+from candlewick.v1 import chat_pb2
+from candlewick.v1 import common_pb2
+from candlewick.v1 import generation_pb2
+from candlewick.v1 import models_pb2
+from candlewick.v1 import tokens_pb2
+
+Out = TypeVar("Out", covariant=True)
+
+
+class Iterating(Protocol[Out]):
+    """A call under way: what comes, one after the other, and it can be cancelled."""
+
+    def __next__(self) -> Out: ...
+
+    def cancel(self) -> object: ...
+
+
+Calling = Iterating[Event]
+
+
+class Stream(Iterator[common_pb2.Delta]):
+    """Deltas as they come; closing it cancels the request, unless it is resumable.
+
+    What else the stream says is in `log`. A connection that breaks before the first event is made anew, and a resumable
+    stream is resumed where it stopped.
+    """
+
+    def __init__(
+        self,
+        first: Callable[[float | None], Calling] | None,
+        resume: Callable[[generation_pb2.ResumeRequest, float | None], Calling],
+        patience: Patience,
+        log: StreamLog,
+    ) -> None:
+        self.log = log
+        self._first, self._resume, self._patience = first, resume, patience
+        self._call = self._open()
+
+    def _open(self) -> Calling:
+        back = self.log.way_back()
+        if back is None and self._first is not None:
+            return self._first(self._patience.left())
+        assert back is not None
+        return self._resume(back, self._patience.left())
+
+    def __next__(self) -> common_pb2.Delta:
+        while True:
+            try:
+                event = next(self._call)
+            except grpc.RpcError as error:
+                failure = of_rpc(error)
+                pause = self._patience.pause(failure)
+                try:
+                    self.log.way_back()
+                except LookupError:
+                    raise failure from error
+                time.sleep(pause)
+                self._call = self._open()
+                continue
+            self._patience.heard()
+            delta = self.log.take(event)
+            if delta is not None:
+                return delta
+
+    def text(self) -> Iterator[str]:
+        """The text of the first sequence, as it comes."""
+        return (delta.text for delta in self if delta.index == 0 and delta.text)
+
+    def close(self) -> None:
+        """Goes away. The server ends the request, or, of a resumable stream, keeps it for a while."""
+        self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class Client:
+    """A connection to a server. May be used by many threads; each stream and session by one at a time."""
+
+    def __init__(
+        self,
+        target: str = "127.0.0.1:50051",
+        *,
+        api_key: str | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        timeout: float | None = None,
+        retry: Retry = Retry(),
+        options: Sequence[tuple[str, int | str]] = (),
+    ) -> None:
+        """`credentials` for TLS; `timeout` in seconds, of every call that does not say otherwise."""
+        given = (*calls.CHANNEL_OPTIONS, *options)
+        if credentials is None:
+            self._channel = grpc.insecure_channel(target, given)
+        else:
+            self._channel = grpc.secure_channel(target, credentials, given)
+        self._metadata = calls.metadata(api_key)
+        self._timeout, self._retry = timeout, retry
+
+    def close(self) -> None:
+        """Ends the connection and everything on it."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def generate(
+        self,
+        prompt: PromptLike,
+        *,
+        sampling: common_pb2.SamplingParams | None = None,
+        options: common_pb2.RequestOptions | None = None,
+        timeout: float | None = None,
+    ) -> generation_pb2.GenerateResponse:
+        """Continues a prompt, all at once."""
+        asked = generation_pb2.GenerateRequest(prompt=calls.prompt(prompt), options=calls.request_options(sampling, options))
+        return self._unary(calls.GENERATE, asked, timeout)
+
+    def generate_stream(
+        self,
+        prompt: PromptLike,
+        *,
+        sampling: common_pb2.SamplingParams | None = None,
+        options: common_pb2.RequestOptions | None = None,
+        timeout: float | None = None,
+    ) -> Stream:
+        """Continues a prompt, delta by delta."""
+        asked = generation_pb2.GenerateStreamRequest(
+            prompt=calls.prompt(prompt), options=calls.request_options(sampling, options)
+        )
+        return self._stream(lambda left: self._open(calls.GENERATE_STREAM, asked, left), timeout)
+
+    def chat(
+        self,
+        messages: MessagesLike,
+        *,
+        sampling: common_pb2.SamplingParams | None = None,
+        options: common_pb2.RequestOptions | None = None,
+        chat_options: chat_pb2.ChatOptions | None = None,
+        timeout: float | None = None,
+    ) -> chat_pb2.CompleteResponse:
+        """Answers messages, all at once."""
+        asked = chat_pb2.CompleteRequest(
+            messages=calls.messages(messages), options=calls.request_options(sampling, options), chat=chat_options
+        )
+        return self._unary(calls.COMPLETE, asked, timeout)
+
+    def chat_stream(
+        self,
+        messages: MessagesLike,
+        *,
+        sampling: common_pb2.SamplingParams | None = None,
+        options: common_pb2.RequestOptions | None = None,
+        chat_options: chat_pb2.ChatOptions | None = None,
+        timeout: float | None = None,
+    ) -> Stream:
+        """Answers messages, delta by delta."""
+        asked = chat_pb2.CompleteStreamRequest(
+            messages=calls.messages(messages), options=calls.request_options(sampling, options), chat=chat_options
+        )
+        return self._stream(lambda left: self._open(calls.COMPLETE_STREAM, asked, left), timeout)
+
+    def resume(self, stream_id: str, after_seq: int = 0, *, timeout: float | None = None) -> Stream:
+        """Reads a resumable stream on, after the last event that was read."""
+        return self._stream(None, timeout, StreamLog(stream_id, after_seq))
+
+    def quote(
+        self,
+        prompt: PromptLike | None = None,
+        *,
+        messages: MessagesLike | None = None,
+        sampling: common_pb2.SamplingParams | None = None,
+        options: common_pb2.RequestOptions | None = None,
+        chat_options: chat_pb2.ChatOptions | None = None,
+        timeout: float | None = None,
+    ) -> generation_pb2.QuoteResponse:
+        """What a request of a prompt or of messages would meet with, without running it."""
+        asked = calls.quote(prompt, messages, calls.request_options(sampling, options), chat_options)
+        return self._unary(calls.QUOTE, asked, timeout)
+
+    def tokenize(
+        self, text: str, *, model: str | None = None, add_special_tokens: bool | None = None, timeout: float | None = None
+    ) -> list[int]:
+        """The token ids of a text."""
+        asked = tokens_pb2.TokenizeRequest(model=model, text=text, add_special_tokens=add_special_tokens)
+        return list(self._unary(calls.TOKENIZE, asked, timeout).token_ids)
+
+    def detokenize(
+        self,
+        token_ids: Sequence[int],
+        *,
+        model: str | None = None,
+        skip_special_tokens: bool | None = None,
+        timeout: float | None = None,
+    ) -> str:
+        """The text of token ids."""
+        asked = tokens_pb2.DetokenizeRequest(model=model, token_ids=token_ids, skip_special_tokens=skip_special_tokens)
+        return self._unary(calls.DETOKENIZE, asked, timeout).text
+
+    def models(self, *, timeout: float | None = None) -> list[models_pb2.Model]:
+        """What is served."""
+        return list(self._unary(calls.LIST, models_pb2.ListRequest(), timeout).models)
+
+    def session(
+        self,
+        session_id: str | None = None,
+        *,
+        after_seq: int | None = None,
+        system: str | None = None,
+        messages: MessagesLike = (),
+        sampling: common_pb2.SamplingParams | None = None,
+        options: common_pb2.RequestOptions | None = None,
+        chat_options: chat_pb2.ChatOptions | None = None,
+        lease: chat_pb2.Lease | None = None,
+        context_policy: chat_pb2.ContextPolicy | None = None,
+        credits: int | None = None,
+        on_event: Callable[[chat_pb2.SessionResponse], None] | None = None,
+    ) -> Session:
+        """Opens a conversation that the server keeps, or, with a `session_id`, comes back to one.
+
+        `credits`: tokens that may be sent before the first `grant`; unless set, nobody counts. `on_event` sees every
+        event, in the thread that waits for it.
+        """
+        opening = conversation.opening(
+            session_id,
+            after_seq,
+            chat_pb2.SessionOpen(
+                options=calls.request_options(sampling, options),
+                system=system,
+                messages=calls.messages(messages),
+                chat=chat_options,
+                lease=lease,
+                context_policy=context_policy,
+                credits=credits,
+            ),
+        )
+        connect = self._channel.stream_stream(
+            calls.SESSION.path, request_serializer=calls.SESSION.encode, response_deserializer=calls.SESSION.decode
+        )
+        return Session(lambda said: connect(said, metadata=self._metadata), opening, self._retry, on_event)
+
+    def _unary(self, method: Method[Asked, Told], asked: Asked, timeout: float | None) -> Told:
+        patience = Patience(self._retry, self._timeout if timeout is None else timeout)
+        call = self._channel.unary_unary(
+            method.path, request_serializer=method.encode, response_deserializer=method.decode
+        )
+        while True:
+            try:
+                return call(asked, timeout=patience.left(), metadata=self._metadata)
+            except grpc.RpcError as error:
+                time.sleep(patience.pause(of_rpc(error)))
+
+    def _open(self, method: Method[Asked, Told], asked: Asked, left: float | None) -> Iterating[Told]:
+        call = self._channel.unary_stream(
+            method.path, request_serializer=method.encode, response_deserializer=method.decode
+        )
+        return call(asked, timeout=left, metadata=self._metadata)
+
+    def _stream(
+        self, first: Callable[[float | None], Calling] | None, timeout: float | None, log: StreamLog | None = None
+    ) -> Stream:
+        patience = Patience(self._retry, self._timeout if timeout is None else timeout)
+        return Stream(first, lambda back, left: self._open(calls.RESUME, back, left), patience, log or StreamLog())
