@@ -13,7 +13,6 @@ on the loopback interface; a few minutes on two cores. Linux only: CPU time is r
 import argparse
 import asyncio
 import base64
-import collections
 import contextlib
 import dataclasses
 import importlib
@@ -38,7 +37,7 @@ from grpc_or_json_report import report, would_be
 from grpc_or_json_wire import Http1, Http2, Relay
 
 PROTO = pathlib.Path(__file__).resolve().parents[2] / "proto"
-PROMPT = "Once upon a time, there was a little"
+PROMPT = "Once upon a time"
 GENERATION = "/candlewick.v1.Generation/"
 # Calls under way on one HTTP/2 connection; HTTP/1.1 takes one.
 CALLS_A_CONNECTION = 16
@@ -121,6 +120,9 @@ class SseCall(Call):
     def data(self, data):
         *events, self.buffer = (self.buffer + data).split(b"\n\n")
         for event in events:
+            # A comment: nothing came for so long that the server says that it is alive.
+            if event.startswith(b":"):
+                continue
             payload = event.removeprefix(b"data: ")
             if payload == b"[DONE]":
                 self.messages.append(payload)
@@ -337,28 +339,27 @@ def stock(relay, generation, request, tokens):
     return [(b - a) / tokens for a, b in zip(before, after)]
 
 
-async def run(server, relay, faces, arguments):
-    """All cells, by face and number of streams; and what calls cost, with the messages of one of each face."""
-    cells = {face.name: collections.defaultdict(list) for face in faces}
-    scales = [n for n in SCALES if n <= arguments.streams]
-    texts = set()
-    for repetition in range(arguments.repeat):
-        for streams in scales:
-            for face in faces:
-                text, cell = await measure(face, server, relay, streams, SCALES[streams], arguments.tokens)
-                texts |= set() if face.chat else {text}
-                cells[face.name][streams].append(cell)
-                done = f"{repetition + 1}/{arguments.repeat} {streams:5} {face.name:28}"
-                print(f"{done} {cell['serving']:7.1f} us a token", file=sys.stderr, flush=True)
-    assert len(texts) == 1, f"the faces do not say the same: {texts}"
+async def by_call(faces, relay, tokens):
+    """What a call costs in bytes up, down, and down for a token more; and the messages of one call of each face."""
     calls, captured = {}, {}
-    short = arguments.tokens // 4
     for face in faces:
-        few, many = await bytes_of(face, relay, short), await bytes_of(face, relay, arguments.tokens)
-        a_token = (many[1] - few[1]) / (arguments.tokens - short)
-        calls[face.name] = [many[0], many[1] - a_token * arguments.tokens, a_token]
+        few, many = await bytes_of(face, relay, tokens // 4), await bytes_of(face, relay, tokens)
+        a_token = (many[1] - few[1]) / (tokens - tokens // 4)
+        calls[face.name] = [many[0], many[1] - a_token * tokens, a_token]
         captured[face.name] = many[2].messages
-    return cells, calls, captured
+    return calls, captured
+
+
+async def repetition(faces, server, relay, scales, tokens, cells):
+    """Adds to `cells`, by face and number of streams, one measurement of each."""
+    texts = set()
+    for streams in scales:
+        for face in faces:
+            text, cell = await measure(face, server, relay, streams, SCALES[streams], tokens)
+            texts |= set() if face.chat else {text}
+            cells[face.name].setdefault(str(streams), []).append(cell)
+            print(f"{streams:5} {face.name:28} {cell['serving']:7.1f} us a token", file=sys.stderr, flush=True)
+    assert len(texts) == 1, f"the faces do not say the same: {texts}"
 
 
 def generated_messages():
@@ -375,7 +376,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("binary", help="the server: target/release/candlewick")
     parser.add_argument("--streams", type=int, default=max(SCALES), help="leave out what has more streams at once")
-    parser.add_argument("--tokens", type=int, default=48, help="tokens a stream")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens a stream")
     parser.add_argument("--repeat", type=int, default=3, help="how often all is measured; medians are printed")
     parser.add_argument("--svg", type=pathlib.Path, help="where the picture goes")
     parser.add_argument("--json", type=pathlib.Path, help="where every single figure goes")
@@ -387,13 +388,17 @@ def main():
     every = faces(common, generation)
     server = Server(arguments.binary, max(SCALES))
     with contextlib.closing(server), contextlib.closing(Relay(server.port)) as relay:
-        cells, calls, captured = asyncio.run(run(server, relay, every, arguments))
+        calls, captured = asyncio.run(by_call(every, relay, arguments.tokens))
+        measured = {"tokens": arguments.tokens, "calls": calls, "cells": {face.name: {} for face in every}}
+        measured |= would_be(captured, generation.GenerateStreamResponse)
+        scales = [streams for streams in SCALES if streams <= arguments.streams]
+        for _ in range(arguments.repeat):
+            asyncio.run(repetition(every, server, relay, scales, arguments.tokens, measured["cells"]))
+            if arguments.json:
+                arguments.json.write_text(json.dumps(measured, indent=1), encoding="utf-8")
+        # Last: from its first call on, grpcio has threads in this process.
         request = next(face for face in every if face.name == "gRPC").body(arguments.tokens)
-        by_grpcio = stock(relay, generation, request, arguments.tokens)
-    measured = {"tokens": arguments.tokens, "cells": cells, "calls": calls, "grpcio": by_grpcio}
-    measured |= would_be(captured, generation.GenerateStreamResponse)
-    # Keys as they are once written and read again.
-    measured = json.loads(json.dumps(measured))
+        measured["grpcio"] = stock(relay, generation, request, arguments.tokens)
     if arguments.json:
         arguments.json.write_text(json.dumps(measured, indent=1), encoding="utf-8")
     if arguments.svg:

@@ -120,7 +120,8 @@ def report(measured):
     counts = cells.by_scale(cells.of("messages", 2), "messages, {}") + cells.by_scale(cells.of("reads", 2), "arrivals, {}")
     rates = cells.by_scale(cells.of("rate", 0), "tokens a second, {}") + cells.by_scale(cells.of("client", 2), "client, {}")
     by_call = [[name, f"{up:.0f}", f"{fixed:.0f}", a_token] for name, (up, fixed, a_token) in measured["calls"].items()]
-    up_grpcio, down_grpcio, reads_grpcio = measured["grpcio"]
+    # Missing in a file of a run that was cut short.
+    up_grpcio, down_grpcio, reads_grpcio = measured.get("grpcio", [float("nan")] * 3)
     chunks = [f"{name}, {size} bytes: {chunk}" for name, (size, chunk) in measured["chunks"].items()]
     return "\n".join([
         cells.table(f"Bytes a token, {measured['tokens']} tokens a call", alone + down + up),
