@@ -21,6 +21,7 @@ import os
 import pathlib
 import re
 import resource
+import signal
 import socket
 import statistics
 import subprocess
@@ -384,6 +385,8 @@ def main():
     # A relay holds two sockets a connection.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    # So that the server goes down with this program.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     common, generation = generated_messages()
     every = faces(common, generation)
     server = Server(arguments.binary, max(SCALES))
