@@ -215,7 +215,8 @@ class Server:
             self.port = probe.getsockname()[1]
         flags = ["--threads", "1", "--max-model-len", "256", "--num-gpu-blocks-override", str(16 * streams)]
         flags += ["--max-num-seqs", str(streams), "--max-waiting", str(streams), "--log-level", "error"]
-        self.process = subprocess.Popen([binary, "serve", "--listen", f"127.0.0.1:{self.port}", *flags])
+        command = [binary, "serve", "--listen", f"127.0.0.1:{self.port}", *flags]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         for _ in range(600):
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5).read()
