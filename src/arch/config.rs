@@ -15,7 +15,7 @@ use crate::{
     error::{Error, Result},
     ids::TokenId,
     kernels::activation::Activation,
-    layers::rope::RopeConfig,
+    layers::{latent_attention::LatentSizes, rope::RopeConfig},
 };
 
 /// Sizes beyond which a file is taken for broken or hostile: nothing published comes near them.
@@ -26,6 +26,7 @@ pub(crate) mod limits {
     pub(crate) const INTERMEDIATE: RangeInclusive<usize> = 1..=1 << 20;
     pub(crate) const LAYERS: RangeInclusive<usize> = 1..=1024;
     pub(crate) const HEADS: RangeInclusive<usize> = 1..=1024;
+    pub(crate) const HEAD_PART: RangeInclusive<usize> = 1..=256;
     pub(crate) const HEAD_DIM: RangeInclusive<usize> = 8..=256;
     pub(crate) const VOCAB: RangeInclusive<usize> = 1..=1 << 24;
     pub(crate) const POSITIONS: RangeInclusive<usize> = 1..=1 << 24;
@@ -52,6 +53,8 @@ pub struct Multipliers {
     pub logit_softcap: Option<f64>,
     /// `swiglu_limit`.
     pub swiglu_limit: Option<f64>,
+    /// `mscale_all_dim` of YaRN's parameters, where scores are multiplied by what it gives too.
+    pub mscale_all_dim: Option<f64>,
 }
 
 /// Whose conventions weights follow, where files of one architecture differ.
@@ -110,6 +113,8 @@ pub struct ModelConfig {
     pub sliding_window: SlidingWindow,
     /// Experts, where the model has such.
     pub moe: Option<MoeConfig>,
+    /// Sizes of its attention, where keys and values come out of a latent.
+    pub latent: Option<LatentSizes>,
     /// What numbers on the way are multiplied with.
     pub multipliers: Multipliers,
     /// Whether attention and feed-forward layer read the stream beside each other, where the file says.
@@ -145,7 +150,18 @@ impl ModelConfig {
         let num_attention_heads = fields.required_size("num_attention_heads", limits::HEADS)?;
         let num_key_value_heads = fields.size("num_key_value_heads", limits::HEADS)?.unwrap_or(num_attention_heads);
         check_heads(&fields, "num_key_value_heads", num_attention_heads, num_key_value_heads)?;
-        let head_dim = fields.size("head_dim", 0..=usize::MAX)?;
+        let latent = latent(&fields)?;
+        if latent.is_some() && num_key_value_heads != num_attention_heads {
+            let why = format!(
+                "is {num_key_value_heads}, must be the {num_attention_heads} attention heads, beside kv_lora_rank"
+            );
+            return Err(fields.error("num_key_value_heads", why));
+        }
+        let head_dim = match &latent {
+            // The class's own `head_dim` is that of the part which is turned.
+            Some(latent) => Some(latent.key()),
+            None => fields.size("head_dim", 0..=usize::MAX)?,
+        };
         let head_dim = check_head_dim(&fields, "head_dim", head_dim, hidden_size, num_attention_heads)?;
         let vocab_size = fields.required_size("vocab_size", limits::VOCAB)?;
         let eps = fields.number("rms_norm_eps", |x| x > 0.0 && x < 1.0, "between 0 and 1")?;
@@ -155,7 +171,7 @@ impl ModelConfig {
             None if row.name == "GPT2LMHeadModel" => 4 * hidden_size,
             None => return Err(fields.missing("intermediate_size")),
         };
-        let Ropes { rope, local } = ropes(&fields, row, head_dim)?;
+        let Ropes { rope, local } = ropes(&fields, row, latent.map_or(head_dim, |latent| latent.rope))?;
         let max_position_embeddings = fields.required_size("max_position_embeddings", limits::POSITIONS)?;
         Ok(Self {
             architecture: row.name.to_owned(),
@@ -178,6 +194,7 @@ impl ModelConfig {
             mlp_bias: fields.flag("mlp_bias")?,
             sliding_window: SlidingWindow::from_fields(&fields, num_hidden_layers)?,
             moe: MoeConfig::from_fields(&fields)?,
+            latent,
             multipliers: multipliers(&fields)?,
             parallel_residual: fields.flag("use_parallel_residual")?,
             conventions: Conventions::HuggingFace,
@@ -239,8 +256,35 @@ fn rope_layers(fields: &Fields<'_>, num_layers: usize) -> Result<Option<Vec<bool
     Ok(interval.map(|interval| (1..=num_layers).map(|layer| layer % interval != 0).collect()))
 }
 
+/// Sizes of a latent attention; none where keys and values are made of the stream itself.
+fn latent(fields: &Fields<'_>) -> Result<Option<LatentSizes>> {
+    let Some(kv_rank) = fields.size("kv_lora_rank", limits::HIDDEN)? else { return Ok(None) };
+    let size = |field| fields.required_size(field, limits::HEAD_PART);
+    let sizes = LatentSizes {
+        kv_rank,
+        q_rank: fields.size("q_lora_rank", limits::HIDDEN)?,
+        nope: size("qk_nope_head_dim")?,
+        rope: size("qk_rope_head_dim")?,
+        value: size("v_head_dim")?,
+    };
+    if sizes.value > sizes.key() {
+        let why = format!("is {}, must be at most the key's {}", sizes.value, sizes.key());
+        return Err(fields.error("v_head_dim", why));
+    }
+    if !sizes.rope.is_multiple_of(2) {
+        return Err(fields.error("qk_rope_head_dim", format!("is {}, must be even", sizes.rope)));
+    }
+    Ok(Some(sizes))
+}
+
 fn multipliers(fields: &Fields<'_>) -> Result<Multipliers> {
+    let scaling = match fields.object("rope_parameters")? {
+        Some(newer) => Some(newer),
+        None => fields.object("rope_scaling")?,
+    };
+    let mscale_all_dim = scaling.map(|scaling| scaling.positive("mscale_all_dim")).transpose()?.flatten();
     Ok(Multipliers {
+        mscale_all_dim,
         embedding: fields.positive("embedding_multiplier")?,
         residual: fields.positive("residual_multiplier")?,
         attention: fields.positive("attention_multiplier")?,

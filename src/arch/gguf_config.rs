@@ -90,6 +90,7 @@ impl ModelConfig {
             mlp_bias: has(["ffn_up.bias", "ffn_gate.bias"]),
             sliding_window: SlidingWindow { size: window, ..SlidingWindow::default() },
             moe,
+            latent: None,
             multipliers: keys.multipliers(family, num_hidden_layers, hidden_size / num_attention_heads)?,
             parallel_residual: gguf.bool(&keys.key("use_parallel_residual"))?,
             conventions: Conventions::Gguf,

@@ -71,6 +71,9 @@ impl Keys<'_> {
             renormalize: self.gguf.bool(&self.key("expert_weights_norm"))?,
             dense_layers: Vec::new(),
             sparse_step: 1,
+            shared_experts: 0,
+            groups: (1, 1),
+            routed_scale: None,
         }))
     }
 
@@ -88,6 +91,7 @@ impl Keys<'_> {
             attention_softcap: number("attn_logit_softcapping")?,
             logit_softcap: number("final_logit_softcapping")?,
             swiglu_limit: None,
+            mscale_all_dim: None,
         })
     }
 }

@@ -26,6 +26,7 @@ pub mod block;
 pub mod causal_lm;
 pub mod cohere2;
 pub mod config;
+pub mod deepseek_v3;
 pub mod exaone4;
 mod fields;
 pub mod gemma2;
@@ -162,6 +163,12 @@ pub const ARCHITECTURES: &[Architecture] = &[
         partial_rotary_factor: 0.25,
         outline: starcoder2::outline,
         block: stablelm::block,
+        ..USUAL
+    },
+    Architecture {
+        name: "DeepseekV3ForCausalLM",
+        rope_style: RopeStyle::Interleaved,
+        block: deepseek_v3::block,
         ..USUAL
     },
     Architecture {

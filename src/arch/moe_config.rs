@@ -20,10 +20,18 @@ pub struct MoeConfig {
     pub dense_layers: Vec<usize>,
     /// `decoder_sparse_step`.
     pub sparse_step: usize,
+    /// Experts that every token gets, as one that is so many times as wide.
+    pub shared_experts: usize,
+    /// Groups that experts stand in, and how many of them are open to a token (`n_group`, `topk_group`); one of one is all.
+    pub groups: (usize, usize),
+    /// What a token's weights are multiplied with at last, where the file says.
+    pub routed_scale: Option<f64>,
 }
 
 /// Most experts that are taken for meant.
 const EXPERTS: std::ops::RangeInclusive<usize> = 1..=4096;
+/// Most experts that every token gets.
+const SHARED: usize = 64;
 
 impl MoeConfig {
     /// Reads the fields of a config.json; none where there are no experts.
@@ -35,13 +43,22 @@ impl MoeConfig {
             return Ok(None);
         };
         let dense = fields.numbers("mlp_only_layers", *limits::LAYERS.end())?.unwrap_or_default();
+        let first_dense = fields.size("first_k_dense_replace", 0..=*limits::LAYERS.end())?.unwrap_or(0);
+        let groups = fields.size("n_group", 1..=num_experts)?.unwrap_or(1);
+        if !num_experts.is_multiple_of(groups) {
+            return Err(fields.error("n_group", format!("is {groups}, must divide the {num_experts} experts")));
+        }
+        let open = fields.size("topk_group", 1..=groups)?.unwrap_or(groups);
         Ok(Some(Self {
             num_experts,
             experts_per_token: fields.required_size("num_experts_per_tok", 1..=num_experts)?,
             intermediate_size: fields.size("moe_intermediate_size", limits::INTERMEDIATE)?,
             renormalize: fields.flag("norm_topk_prob")?,
-            dense_layers: dense.into_iter().map(|layer| layer as usize).collect(),
+            dense_layers: (0..first_dense).chain(dense.into_iter().map(|layer| layer as usize)).collect(),
             sparse_step: fields.size("decoder_sparse_step", limits::LAYERS)?.unwrap_or(1),
+            shared_experts: fields.size("n_shared_experts", 0..=SHARED)?.unwrap_or(0),
+            groups: (groups, open),
+            routed_scale: fields.positive("routed_scaling_factor")?,
         }))
     }
 

@@ -4,7 +4,7 @@
 use crate::{
     arch::{Architecture, config::limits, fields::Fields},
     error::Result,
-    layers::rope::{RopeConfig, RopeScaling, Yarn},
+    layers::rope::{RopeConfig, RopeScaling, RopeStyle, Yarn},
 };
 
 /// A model's rotary positions.
@@ -47,7 +47,11 @@ fn rope(fields: &Fields<'_>, newer: Option<&Fields<'_>>, row: &Architecture, hea
         Some(object) => scaling(fields, object, rotary_dim)?,
         None => RopeScaling::Default,
     };
-    Ok(RopeConfig { theta, rotary_dim, scaling, style: row.rope_style })
+    let style = match fields.flag("rope_interleave")? {
+        Some(false) => RopeStyle::Halves,
+        _ => row.rope_style,
+    };
+    Ok(RopeConfig { theta, rotary_dim, scaling, style })
 }
 
 /// A kind of scaling, read from the whole file, its own object, and how many numbers of a head turn.

@@ -5,6 +5,7 @@ pub mod attention;
 pub mod context;
 pub mod embedding;
 pub mod keep;
+pub mod latent_attention;
 pub mod linear;
 pub mod loader;
 pub mod mlp;

@@ -18,7 +18,7 @@ use std::{
 use candlewick::{config::Dtype, ids::TokenId, layers::context::LinearObserver};
 use driver::{Ask, Driver, argmax, distance, golden, load_model, tokens};
 
-const CHECKPOINTS: [&str; 27] = [
+const CHECKPOINTS: [&str; 29] = [
     "llama",
     "llama3-rope",
     "mistral",
@@ -46,6 +46,8 @@ const CHECKPOINTS: [&str; 27] = [
     "llama-dynamic",
     "qwen3-yarn",
     "phi3-longrope",
+    "deepseek_v3",
+    "deepseek_v3-direct",
 ];
 
 #[test]
@@ -66,7 +68,7 @@ fn float32_logits_match_the_reference_in_one_piece_and_in_chunks() {
 
 /// Checkpoints whose tokens choose experts: with random routers a token stands between two of them now and then, and less
 /// than float32 may send it to the other one. What their logits are then is bounded by nothing.
-const ROUTED: [&str; 3] = ["mixtral", "qwen3_moe", "gpt_oss"];
+const ROUTED: [&str; 5] = ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "deepseek_v3-direct"];
 
 #[test]
 fn bfloat16_logits_are_near_the_reference_in_one_piece_and_in_chunks() {
@@ -145,7 +147,7 @@ impl LinearObserver for Counts {
 fn every_linear_runs_once_a_step_over_all_scheduled_tokens_together() {
     for name in CHECKPOINTS {
         let model = load_model(name, Dtype::Float32);
-        let layers = model.config().num_hidden_layers;
+        let config = model.config().clone();
         let mut driver = Driver::new(model);
         let counts = Arc::new(Counts::default());
         driver.observer = Some(Box::new(Arc::clone(&counts)));
@@ -158,17 +160,23 @@ fn every_linear_runs_once_a_step_over_all_scheduled_tokens_together() {
         ]);
         let counts = std::mem::take(&mut *counts.0.lock().expect("no panic"));
         let (experts, all): (Vec<_>, Vec<_>) = counts.into_iter().partition(|(linear, _)| linear.contains(".experts."));
-        // A router stands for the two Linears of a layer without experts.
-        let each = if experts.is_empty() { 4 } else { 3 };
-        assert_eq!(all.len(), each * layers + 1, "{name}: {all:?}");
+        let layers = config.num_hidden_layers;
+        let moe = config.moe.as_ref();
+        let sparse = moe.map_or(0, |moe| (0..layers).filter(|&layer| moe.in_layer(layer)).count());
+        // Query, key and value are one product; out of latents they are three, or two with plain queries.
+        let attention = config.latent.map_or(2, |latent| 4 + usize::from(latent.q_rank.is_some()));
+        // A router and perhaps a shared expert stand for the two Linears of a layer without experts.
+        let routers = 1 + if moe.is_some_and(|moe| moe.shared_experts > 0) { 2 } else { 0 };
+        let wanted = attention * layers + 2 * (layers - sparse) + routers * sparse + 1;
+        assert_eq!(all.len(), wanted, "{name}: {all:?}");
         for (linear, runs) in all {
             // The head alone runs over fewer: the three tokens whose logits were asked for.
             let rows = if linear == "lm_head" || linear == "embed_out" { 3 } else { 28 };
             assert_eq!(runs, [rows], "{name}: {linear}");
         }
-        // Two experts a token, each of two Linears, which run once over all of their tokens.
+        // A token's experts are two Linears each, which run once over all of their tokens.
         assert!(experts.iter().all(|(_, runs)| runs.len() == 1), "{name}: {experts:?}");
         let rows: usize = experts.iter().flat_map(|(_, runs)| runs).sum();
-        assert_eq!(rows, if experts.is_empty() { 0 } else { 2 * 2 * 28 * layers }, "{name}");
+        assert_eq!(rows, 2 * 28 * sparse * moe.map_or(0, |moe| moe.experts_per_token), "{name}");
     }
 }

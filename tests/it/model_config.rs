@@ -147,6 +147,37 @@ fn an_impossible_field_is_named_with_its_file() {
 }
 
 #[test]
+fn an_impossible_latent_is_named_by_its_field() {
+    let latent = |field: &str, value: Value| {
+        let sizes = json!({
+            "num_key_value_heads": 4, "kv_lora_rank": 24, "q_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
+            "v_head_dim": 16, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 4, "topk_group": 2, "head_dim": 8,
+        });
+        let mut config = with(sizes);
+        config[field] = value;
+        read(&config)
+    };
+    let good = latent("q_lora_rank", json!(null)).expect("a direct query is one way");
+    assert_eq!((good.head_dim, good.rope.rotary_dim, good.latent.map(|latent| latent.q_rank)), (24, 8, Some(None)));
+    for (field, value, says) in [
+        ("kv_lora_rank", json!(0), "from 1"),
+        ("qk_nope_head_dim", json!(null), "is missing"),
+        ("qk_rope_head_dim", json!(7), "must be even"),
+        ("v_head_dim", json!(25), "at most the key's 24"),
+        ("num_key_value_heads", json!(2), "must be the 4 attention heads"),
+        ("n_group", json!(3), "must divide the 8 experts"),
+        ("topk_group", json!(5), "from 1 to 4"),
+        ("n_shared_experts", json!(65), "from 0 to 64"),
+    ] {
+        let error = latent(field, value).unwrap_err();
+        assert!(error.message.starts_with(&format!("config.json: {field}: ")), "{field}: {error}");
+        assert!(error.message.contains(says), "{field}: {error}");
+    }
+    let error = latent("qk_nope_head_dim", json!(256)).unwrap_err();
+    assert!(error.message.contains("head_dim: is 264"), "{error}");
+}
+
+#[test]
 fn no_value_in_any_field_panics() {
     let names = llama().as_object().expect("an object").keys().cloned().collect::<Vec<_>>();
     let more = ["rope_scaling", "rope_parameters", "layer_types", "sliding_window", "max_window_layers", "mlp_bias"];

@@ -29,6 +29,12 @@ USUAL = {
 ROPE = {"rope_theta": 10000.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, **ROPE}
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, **ROPE}
+DEEP = {**YARN, "mscale": 1.0, "mscale_all_dim": 0.7}
+LATENT = {
+    "num_key_value_heads": 4, "moe_intermediate_size": 32, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4,
+    "topk_group": 2, "first_k_dense_replace": 1, "num_nextn_predict_layers": 0, "kv_lora_rank": 24, "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16, "v_head_dim": 16,
+}
 LONG = {
     "rope_type": "longrope", "original_max_position_embeddings": 4, **ROPE,
     "short_factor": [1.0 + k / 8 for k in range(8)], "long_factor": [1.0 + k for k in range(8)],
@@ -42,6 +48,8 @@ CASES = {
     "stablelm-parallel": ("StableLm", {"use_parallel_residual": True}, {}),
     # It has as many of both, and its class reads no such field.
     "gpt_neox": ("GPTNeoX", {"num_key_value_heads": 4}, {}),
+    "deepseek_v3": ("DeepseekV3", {**LATENT, "q_lora_rank": 32, "n_shared_experts": 2, "rope_parameters": DEEP}, {}),
+    "deepseek_v3-direct": ("DeepseekV3", {**LATENT, "q_lora_rank": None, "v_head_dim": 24, "rope_interleave": False}, {}),
     "llama-linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, **ROPE}}, {}),
     "llama-dynamic": ("Llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 48}, {"stepwise": True}),
     "qwen3-yarn": ("Qwen3", {"rope_parameters": YARN, "head_dim": 32}, {}),
@@ -65,6 +73,9 @@ def checkpoint(name, seed):
                 weight.copy_(1 + 0.2 * torch.randn_like(weight))
             else:
                 weight.copy_(torch.randn_like(weight) * (0.1 if weight.dim() == 1 else weight.shape[-1] ** -0.5))
+        for key, bias in model.named_buffers():
+            if key.endswith("e_score_correction_bias"):
+                bias.copy_((0.1 * torch.randn_like(bias)).bfloat16().float())
         for weight in model.parameters():
             weight.copy_(weight.bfloat16().float())
     model.set_attn_implementation("eager")

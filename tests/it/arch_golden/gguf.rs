@@ -20,8 +20,10 @@ use super::{
     gguf_file::write as write_gguf,
 };
 
-/// Checkpoints that llama.cpp's converter has no way to write, or that differ from others only in what it does not.
-const WITHOUT_GGUF: [&str; 4] = ["llama-dynamic", "ministral", "phi3-longrope", "stablelm-parallel"];
+/// Checkpoints that llama.cpp's converter has no way to write, or that differ from others only in what it does not; and
+/// DeepSeek's, whose GGUF files are not read.
+const WITHOUT_GGUF: [&str; 6] =
+    ["llama-dynamic", "ministral", "phi3-longrope", "stablelm-parallel", "deepseek_v3", "deepseek_v3-direct"];
 
 fn load_gguf(path: &Path, name: &str, dtype: Dtype) -> Arc<dyn Model> {
     let gguf = Arc::new(Gguf::open(path).expect("the file opens"));
