@@ -107,11 +107,11 @@ impl Engine {
         &self,
         life: &Life,
         deadline: Option<Instant>,
-        priority: i32,
+        (tenant, priority): (Option<&str>, i32),
         tokens: usize,
     ) -> Result<()> {
         let Some(deadline) = deadline else { return Ok(()) };
-        let ahead = life.ahead((priority, SequenceId(u64::MAX)), self.config().max_num_seqs);
+        let ahead = life.ahead(tenant, (priority, SequenceId(u64::MAX)), self.config().max_num_seqs);
         within(deadline, self.rates().time_to_first_token(ahead, tokens))
     }
 

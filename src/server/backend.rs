@@ -133,6 +133,15 @@ pub(crate) fn check_model(model: Option<&str>, info: &ModelInfo) -> Result<()> {
     }
 }
 
+/// Whether vectors of this model can be had: those of adapters cannot.
+pub(crate) fn check_embeds(model: Option<&str>, info: &ModelInfo) -> Result<()> {
+    check_model(model, info)?;
+    match model.filter(|model| info.adapters.get(model).is_some()) {
+        Some(_) => Err(Error::invalid("model", "is an adapter: embeddings are those of the model without one")),
+        None => Ok(()),
+    }
+}
+
 /// The longest start of `text` that has at most `bytes` bytes and ends between two characters.
 pub(crate) fn cut(text: &str, bytes: usize) -> &str {
     (0..=bytes.min(text.len())).rev().find_map(|end| text.get(..end)).unwrap_or_default()

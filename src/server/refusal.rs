@@ -18,8 +18,11 @@ use super::{
 };
 use crate::error::Error;
 
+/// How a face answers with an error.
+type Refuse = fn(Error) -> Response;
+
 /// What paths begin with, and how their face says no. The first that fits counts; the last fits all.
-const FACES: [(&str, fn(Error) -> Response); 3] =
+const FACES: [(&str, Refuse); 3] =
     [("/v1/messages", refused::<Anthropic>), ("/api/", refused::<Ollama>), ("/", refused::<OpenAi>)];
 
 /// The answer to a request that goes no further.

@@ -170,7 +170,7 @@ impl Engine {
             // All but the last token may be cached.
             Pooling::Last => prompts.len(),
         };
-        self.check_prefill(&life, deadline, priority, least)?;
+        self.check_prefill(&life, deadline, (tenant.as_deref(), priority), least)?;
         let salt = admission::salt(tenant.as_deref(), cache_salt.as_deref());
         let weight = self.shares().weight(tenant.as_deref());
         let tokens = self.telemetry().tenant(tenant.as_deref());

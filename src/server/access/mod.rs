@@ -222,7 +222,8 @@ mod tests {
     #[test]
     fn a_key_is_taken_from_either_header_and_belongs_to_its_tenant() {
         let access = Access::of(Some(of(&[("a", &["one", "two"]), ("b", &["three"])])));
-        let cases: [(&[(&'static str, &str)], Option<&str>); 11] = [
+        type Headers<'a> = &'a [(&'static str, &'a str)];
+        let cases: [(Headers<'_>, Option<&str>); 11] = [
             (&[("authorization", "Bearer one")], Some("a")),
             (&[("authorization", "bearer  two ")], Some("a")),
             (&[("x-api-key", "three")], Some("b")),

@@ -20,7 +20,7 @@ use crate::{
     },
     server::{
         access::Caller,
-        backend::{check_model, name, request_id},
+        backend::{check_embeds, name, request_id},
     },
 };
 
@@ -192,7 +192,7 @@ async fn one(
 
 /// An engine's request of these options, without inputs or deadline.
 fn request(options: wire::EmbedOptions, info: &ModelInfo) -> Result<EmbedRequest> {
-    check_model(options.model.as_deref(), info)?;
+    check_embeds(options.model.as_deref(), info)?;
     let default = EmbedOptions::default();
     Ok(EmbedRequest {
         options: EmbedOptions {

@@ -13,11 +13,14 @@ use super::{Ollama, answer::nanos, request::check};
 use crate::{
     engine::{EmbedInput, EmbedOptions, EmbedRequest},
     error::Result,
-    server::http::{
-        Http,
-        call::{Call, ContentType},
-        failure::Failed,
-        paths::{Renames, rename},
+    server::{
+        backend::check_embeds,
+        http::{
+            Http,
+            call::{Call, ContentType},
+            failure::Failed,
+            paths::{Renames, rename},
+        },
     },
 };
 
@@ -61,7 +64,9 @@ pub(super) async fn embed(State(http): State<Http>, request: Request) -> Result<
     let began = Instant::now();
     let call = Call::read(&http, request, ContentType::Any).await?;
     let (backend, info) = (&http.backend, http.backend.engine.info());
-    let asked = call.parse::<Embed>().and_then(|embed| check(&embed.model, info).map(|()| embed));
+    let asked = call
+        .parse::<Embed>()
+        .and_then(|embed| check(&embed.model, info).and_then(|model| check_embeds(Some(model), info)).map(|()| embed));
     let Embed { model, input, truncate, dimensions } = asked.map_err(|error| backend.refused(error))?;
     let caller = call.caller.clone();
     drop(call);
@@ -93,7 +98,9 @@ pub(super) async fn embed(State(http): State<Http>, request: Request) -> Result<
 pub(super) async fn legacy(State(http): State<Http>, request: Request) -> Result<Json<Value>, Failed<Ollama>> {
     let call = Call::read(&http, request, ContentType::Any).await?;
     let (backend, info) = (&http.backend, http.backend.engine.info());
-    let asked = call.parse::<Legacy>().and_then(|legacy| check(&legacy.model, info).map(|()| legacy));
+    let asked = call.parse::<Legacy>().and_then(|legacy| {
+        check(&legacy.model, info).and_then(|model| check_embeds(Some(model), info)).map(|()| legacy)
+    });
     let Legacy { prompt, .. } = asked.map_err(|error| backend.refused(error))?;
     let caller = call.caller.clone();
     drop(call);

@@ -15,7 +15,7 @@ use crate::{
     error::{Code, Error, Result},
     params::{Pooling, Usage},
     server::{
-        backend::{check_model, name},
+        backend::{check_embeds, name},
         http::{
             Http,
             call::{Call, ContentType},
@@ -112,7 +112,7 @@ pub(super) async fn create(State(http): State<Http>, request: Request) -> Result
 
 impl Fields {
     fn request(self, info: &ModelInfo) -> Result<EmbedRequest> {
-        check_model(self.model.as_deref(), info)?;
+        check_embeds(self.model.as_deref(), info)?;
         if self.messages.is_some_and(|messages| !messages.is_null()) {
             return Err(Error::invalid("messages", "is not offered here: send the text as input"));
         }

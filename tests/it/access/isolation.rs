@@ -144,7 +144,7 @@ async fn nobody_aborts_what_another_tenant_runs() {
     let tenants = ["a", "b"].map(|name| tenant(name, TenantLimits::default())).to_vec();
     let server = limited(tenants, Some((3, Mishap::Hang(gate.clone())))).await;
     let mut stream = router(&server, "a").await.generate(of_router("one")).await.unwrap().into_inner();
-    let abort = AbortRequest { request_ids: vec!["one".into()], ..AbortRequest::default() };
+    let abort = AbortRequest { request_ids: vec!["one".into()] };
     // It says nothing of whether there was one.
     router(&server, "b").await.abort(abort.clone()).await.unwrap();
     gate.open();

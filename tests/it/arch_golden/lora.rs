@@ -272,7 +272,8 @@ fn a_bad_adapter_is_refused_by_the_name_of_what_is_wrong() {
         };
         changed("llama-all", |_| (), change)
     };
-    let cases: [(fn(Tensor) -> Option<Tensor>, &str); 4] = [
+    type Change = fn(Tensor) -> Option<Tensor>;
+    let cases: [(Change, &str); 4] = [
         (|_| None, "is missing"),
         (|(name, shape, bytes)| Some((name, vec![shape[1], shape[0]], bytes)), "has shape [4, 64]"),
         (|(name, shape, bytes)| Some((name, shape, f32::NAN.to_le_bytes().repeat(bytes.len() / 4))), "not finite"),
