@@ -15,6 +15,7 @@ mod machine;
 mod memory;
 mod resolve;
 mod streams;
+pub(crate) mod suggest;
 #[cfg(test)]
 mod tests;
 mod tls;

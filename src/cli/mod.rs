@@ -25,7 +25,6 @@ mod sampling_args;
 mod serve;
 mod start;
 mod structured_args;
-mod suggest;
 mod tokenize;
 mod transcript;
 
@@ -158,7 +157,7 @@ pub fn run() -> ExitCode {
     keep_freed_memory();
     // Wrong arguments, `--help` and `--version` end here, with 2 and 0.
     let (cli, effective) = parse_arguments().unwrap_or_else(|error| error.exit());
-    let misspelt = cli.command.model().and_then(suggest::nearest_path);
+    let misspelt = cli.command.model().and_then(crate::config::suggest::nearest_path);
     match dispatch(cli, effective) {
         Ok(()) | Err(Stop::ClosedPipe) => ExitCode::SUCCESS,
         Err(Stop::Signal(code)) => ExitCode::from(code),

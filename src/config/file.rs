@@ -9,12 +9,14 @@ use std::{ffi::OsString, path::Path};
 use clap::{Arg, ArgAction, ArgMatches, Command, error::ErrorKind, parser::ValueSource};
 use toml::{Table, Value};
 
-use super::{effective::long_of, keys::one_line, keys::read_text};
+use super::{
+    effective::long_of,
+    keys::{one_line, read_text},
+    suggest::nearest,
+};
 
 /// Bytes of the largest file.
 const MAX_FILE_BYTES: u64 = 1 << 20;
-/// How like a key must be to a setting to be taken for it, of 1.
-const LIKE: f64 = 0.8;
 /// What a file cannot say: where it is itself, and what `--no-…` does, which the other flag can as well.
 const NOT_HERE: [&str; 4] = ["config", "print_config", "help", "version"];
 
@@ -95,10 +97,9 @@ fn is_setting(arg: &Arg) -> bool {
 }
 
 fn unknown(subcommand: &Command, key: &str) -> String {
-    let settings = subcommand.get_arguments().filter(|arg| is_setting(arg)).map(long_of);
-    let like = settings.map(|name| (strsim::jaro_winkler(&name, &key.replace('_', "-")), name));
-    let best = like.filter(|(like, _)| *like > LIKE).max_by(|a, b| a.0.total_cmp(&b.0));
-    let meant = best.map(|(_, name)| format!(": did you mean {name}?")).unwrap_or_default();
+    let settings: Vec<_> = subcommand.get_arguments().filter(|arg| is_setting(arg)).map(long_of).collect();
+    let best = nearest(&key.replace('_', "-"), settings.iter().map(String::as_str));
+    let meant = best.map(|name| format!(": did you mean {name}?")).unwrap_or_default();
     let key: String = key.chars().take(64).collect();
     format!("{key:?} is no setting of {}{meant}", subcommand.get_name())
 }

@@ -90,7 +90,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("reqwest", &["cli/bench_serve/client"]),
     ("plotters", &["cli/bench_serve/plot"]),
     ("rand_distr", &["cli/bench_serve/arrivals"]),
-    ("strsim", &["cli/suggest"]),
+    ("strsim", &["config/suggest"]),
     ("rustyline", &["cli/chat/terminal"]),
     ("opentelemetry", &["telemetry/spans"]),
     ("opentelemetry_sdk", &["telemetry/spans"]),

@@ -117,7 +117,7 @@ fn a_flag_that_contradicts_the_file_wins() {
     let output = run(&["serve", "--config", &path, "--num-gpu-blocks-override", "5", "--print-config"]);
     let printed = stdout(&output);
     assert_eq!(line(&printed, "num-gpu-blocks-override"), ("5", "command line"));
-    assert_eq!(line(&printed, "# kv-cache-memory-bytes"), ("", "default"));
+    assert_eq!(line(&printed, "kv-cache-memory-bytes"), (r#""auto""#, "default"));
 }
 
 #[test]

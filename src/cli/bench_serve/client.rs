@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::{BackendKind, BenchServeArgs, server_events::EventParser};
 use crate::{
-    cli::{connect::Remote, suggest::nearest},
-    config::Secret,
+    cli::connect::Remote,
+    config::{Secret, suggest::nearest},
     engine::{Event, Prompt},
     error::{Code, Error, Result},
     ids::TokenId,

@@ -1,6 +1,6 @@
 //! What a line of `candlewick chat` asks for: something to say, or a command.
 
-use crate::cli::suggest::nearest;
+use crate::config::suggest::nearest;
 
 /// What can be commanded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

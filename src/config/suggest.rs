@@ -8,14 +8,14 @@ const ALIKE: f64 = 0.7;
 const MAX_ENTRIES: usize = 4096;
 
 /// The most alike of the names, if one is alike enough.
-pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let rated = known.into_iter().map(|known| (strsim::jaro_winkler(name, known), known));
     let best = rated.filter(|(alike, _)| *alike > ALIKE).max_by(|a, b| a.0.total_cmp(&b.0));
     best.map(|(_, known)| known)
 }
 
 /// For a path that is not there, what stands beside it with a name like its own.
-pub(super) fn nearest_path(path: &Path) -> Option<String> {
+pub(crate) fn nearest_path(path: &Path) -> Option<String> {
     if path.exists() {
         return None;
     }
