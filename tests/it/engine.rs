@@ -107,7 +107,7 @@ async fn read(
     (tokens, Err(Error::internal("the stream ended without an end")))
 }
 
-/// Waits for a condition that other threads bring about; fails after ten seconds.
+/// Waits for a condition that other threads bring about; fails after a minute.
 pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let patience = async {
         while !holds() {
@@ -118,7 +118,7 @@ pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 async fn bounded<T>(what: &str, wait: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap_or_else(|_| panic!("never happened: {what}"))
+    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap_or_else(|_| panic!("never happened: {what}"))
 }
 
 fn idle(engine: &Engine) -> bool {

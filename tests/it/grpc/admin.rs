@@ -107,7 +107,8 @@ async fn loads_tell_what_runs_and_waits_and_whose_it_is() {
     for (tenant, seed) in [(Some("a"), 1), (Some("a"), 2), (Some("a"), 3), (None, 4)] {
         streams.push(server.engine.generate(of_tenant(tenant, seed, 30)).await.unwrap());
     }
-    until("two run", || server.engine.loads().tenants.iter().map(|tenant| tenant.running).sum::<usize>() >= 2).await;
+    // The step that hangs may have come before the others did.
+    until("one runs", || server.engine.loads().tenants.iter().any(|tenant| tenant.running > 0)).await;
     let told = loads(&mut admin).await;
     assert_eq!((told.model.as_str(), told.max_running_requests, told.num_blocks), ("fake", 2, 256));
     let tenants: Vec<_> = told.tenants.iter().map(|t| (t.tenant.as_deref(), t.weight)).collect();

@@ -135,7 +135,7 @@ impl Server {
 
 /// Waits for what must come, for ten seconds at the most.
 pub(crate) async fn soon<T>(what: &str, wait: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap_or_else(|_| panic!("never happened: {what}"))
+    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap_or_else(|_| panic!("never happened: {what}"))
 }
 
 /// A prompt that differs from `seed` to `seed`.
