@@ -195,7 +195,9 @@ async fn an_unloaded_adapter_serves_those_under_way_and_nobody_new() {
     let adapters = engine.info().adapters.clone();
     let prompt = reference("llama-all").prompts.remove(1);
     let stream = tokio::spawn(said(engine.clone(), Some("llama-all"), prompt.ids.clone()));
-    crate::engine::until("it is there", || engine.num_live() == 1).await;
+    // In line, and not only on its way there: its adapter is its own by then.
+    let in_line = || engine.loads().tenants.iter().any(|tenant| tenant.running + tenant.waiting > 0);
+    crate::engine::until("it is there", in_line).await;
     adapters.unload("llama-all").unwrap();
     let gone = said(engine.clone(), Some("llama-all"), prompt.ids.clone()).await.unwrap_err();
     assert_eq!(gone.code, Code::NotFound);
