@@ -286,7 +286,9 @@ async fn an_engine_that_fails_ends_its_calls_and_the_next_life_answers() {
     let options = |life| FakeOptions { mishap: (life == 0).then_some((1, Mishap::Panic)), ..FakeOptions::default() };
     let server = Server::start(config(), fakes(&config(), options)).await;
     let embed = || EmbedRequest { inputs: (0..40).map(|k| of_ids(&ids(k, 60))).collect(), options: None };
-    assert_eq!(client(&server).await.embed(embed()).await.unwrap_err().code(), Code::Internal);
+    // An input that was not yet in line comes to no engine.
+    let failed = client(&server).await.embed(embed()).await.unwrap_err().code();
+    assert!([Code::Internal, Code::Unavailable].contains(&failed), "{failed}");
     let mut client = client(&server).await;
     let again = async {
         loop {
