@@ -14,6 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use self::{
@@ -83,10 +84,11 @@ fn prepare(engine: &Engine, store: &Store, call: &Call) -> Result<Prepared> {
     let asked: Asked = call.parse()?;
     check_model(asked.model(), engine.info())?;
     let mode = asked.check()?;
-    let mut turns = match asked.previous() {
-        Some(id) => store.turns(&call.caller.owner(), id).ok_or_else(|| gone("previous_response_id", id))?,
-        None => Vec::new(),
+    let known = match asked.previous() {
+        Some(id) => Some(store.turns(&call.caller.owner(), id).ok_or_else(|| gone("previous_response_id", id))?),
+        None => None,
     };
+    let mut turns = known.map(|turns| turns.to_vec()).unwrap_or_default();
     let params = asked.params(&engine.info().default_params);
     let id = format!("resp_{}", call.request_id);
     let model = asked.model().unwrap_or(&engine.info().name).to_owned();
@@ -122,7 +124,7 @@ async fn create(State(state): State<Responses>, request: Request) -> Result<Resp
         Mode::Background => {
             let answer = record.response.clone();
             store.spawn(draft.id.clone(), record, choices.one(), draft);
-            Ok(Json(answer).into_response())
+            Ok(Json(&*answer).into_response())
         }
         Mode::Wait => {
             let (whole, finished) = choices.one().await?;
@@ -140,8 +142,9 @@ async fn retrieve(
     State(store): State<Arc<Store>>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, Failed<OpenAi>> {
-    Ok(Json(store.response(&caller.owner(), &id).ok_or_else(|| gone("response_id", &id))?))
+) -> Result<Response, Failed<OpenAi>> {
+    let response = store.response(&caller.owner(), &id).ok_or_else(|| gone("response_id", &id))?;
+    Ok(Json(&*response).into_response())
 }
 
 /// `DELETE /v1/responses/{id}`; one that is being made is cancelled.
@@ -161,13 +164,25 @@ async fn cancel(
     State(store): State<Arc<Store>>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, Failed<OpenAi>> {
+) -> Result<Response, Failed<OpenAi>> {
     let owner = caller.owner();
     let response = store.response(&owner, &id).ok_or_else(|| gone("response_id", &id))?;
     if response["background"] != true {
         return Err(Error::invalid("response_id", "is of a response that is not made in the background").into());
     }
-    Ok(Json(store.cancel(&owner, &id).ok_or_else(|| gone("response_id", &id))?))
+    drop(response);
+    let cancelled = store.cancel(&owner, &id).ok_or_else(|| gone("response_id", &id))?;
+    Ok(Json(&*cancelled).into_response())
+}
+
+/// The items of a request, as OpenAI lists them.
+#[derive(Serialize)]
+struct Items<'a> {
+    object: &'static str,
+    data: &'a [Value],
+    first_id: &'a str,
+    last_id: &'a str,
+    has_more: bool,
 }
 
 /// `GET /v1/responses/{id}/input_items`.
@@ -175,11 +190,14 @@ async fn input_items(
     State(store): State<Arc<Store>>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, Failed<OpenAi>> {
+) -> Result<Response, Failed<OpenAi>> {
     let items = store.input(&caller.owner(), &id).ok_or_else(|| gone("response_id", &id))?;
-    let end = |item: Option<&Value>| item.and_then(|item| item["id"].as_str()).unwrap_or_default().to_owned();
-    let (first, last) = (end(items.first()), end(items.last()));
-    Ok(Json(json!({"object": "list", "data": items, "first_id": first, "last_id": last, "has_more": false})))
+    let (first_id, last_id) = (id_of(items.first()), id_of(items.last()));
+    Ok(Json(Items { object: "list", data: &items, first_id, last_id, has_more: false }).into_response())
+}
+
+fn id_of(item: Option<&Value>) -> &str {
+    item.and_then(|item| item["id"].as_str()).unwrap_or_default()
 }
 
 fn gone(field: &str, id: &str) -> Error {

@@ -13,6 +13,9 @@ use crate::{
     text::ChatMessage,
 };
 
+/// Pairs of `metadata`, characters of a key, and characters of a value: OpenAI's bounds.
+const METADATA: (usize, usize, usize) = (16, 64, 512);
+
 /// The fields.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -115,6 +118,7 @@ impl Asked {
                 return Err(Error::invalid(field, "is not offered by this server: leave it out"));
             }
         }
+        self.check_metadata()?;
         match (self.stream == Some(true), self.background == Some(true)) {
             (true, true) => Err(Error::invalid("background", "is not offered for a stream")),
             (true, false) => Ok(Mode::Stream),
@@ -124,6 +128,24 @@ impl Asked {
             (false, true) => Ok(Mode::Background),
             (false, false) => Ok(Mode::Wait),
         }
+    }
+
+    /// It is kept as long as the response, for nobody but the client.
+    fn check_metadata(&self) -> Result<()> {
+        let (most_pairs, most_key, most_value) = METADATA;
+        let Some(metadata) = &self.metadata else { return Ok(()) };
+        let fits = |text: &str, most: usize| text.chars().nth(most).is_none();
+        let is_wrong = metadata.len() > most_pairs
+            || metadata.iter().any(|(key, value)| {
+                !fits(key, most_key) || !value.as_str().is_some_and(|value| fits(value, most_value))
+            });
+        if is_wrong {
+            let why = format!(
+                "may have {most_pairs} pairs of texts, keys of {most_key} characters and values of {most_value}"
+            );
+            return Err(Error::invalid("metadata", why));
+        }
+        Ok(())
     }
 
     /// The sampling parameters: what is set over the model's defaults.
