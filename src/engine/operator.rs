@@ -1,6 +1,9 @@
 //! What whoever runs the server may see and do: loads, aborts, and a cache to be emptied.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use tokio::sync::oneshot;
 
@@ -51,8 +54,8 @@ pub enum Which<'a> {
     Id(&'a str),
     /// All of a tenant.
     Tenant(Option<&'a str>),
-    /// Those of a tenant with this id.
-    Own(Option<&'a str>, &'a str),
+    /// Those of a tenant with one of these ids.
+    Own(Option<&'a str>, &'a HashSet<&'a str>),
 }
 
 impl Which<'_> {
@@ -61,7 +64,7 @@ impl Which<'_> {
         match self {
             Self::Id(id) => request.id == id,
             Self::Tenant(tenant) => request.tenant.as_deref() == tenant,
-            Self::Own(tenant, id) => request.tenant.as_deref() == tenant && request.id == id,
+            Self::Own(tenant, ids) => request.tenant.as_deref() == tenant && ids.contains(request.id.as_str()),
         }
     }
 }

@@ -7,7 +7,12 @@ mod kv_events;
 mod loads;
 mod tokenizer;
 
-use std::{collections::HashMap, path::Path, sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+    sync::Arc,
+    time::Instant,
+};
 
 use futures::{StreamExt, stream};
 use tokio::sync::OnceCell;
@@ -53,6 +58,9 @@ const PATHS: FieldPaths = FieldPaths {
         ("inputs[0]", "tokenized.input_ids"),
     ],
 };
+
+/// Ids of one abort. A message has room for two million of nothing.
+const MAX_ABORTED: usize = 4096;
 
 pub(super) struct VllmEngineService {
     backend: Backend,
@@ -164,10 +172,14 @@ impl VllmEngine for VllmEngineService {
 
     async fn abort(&self, request: Request<AbortRequest>) -> Result<Response<AbortResponse>, Status> {
         let owner = Caller::of(request.extensions()).map_err(status)?.owner();
-        for id in &request.get_ref().request_ids {
-            // Its caller's own alone: routers may not know what others call theirs.
-            self.backend.engine.abort(Which::Own(owner.as_deref(), id));
+        let ids = &request.get_ref().request_ids;
+        if ids.len() > MAX_ABORTED {
+            let why = format!("has {} entries, at most {MAX_ABORTED} are allowed in one call", ids.len());
+            return Err(status(Error::invalid("request_ids", why)));
         }
+        // Its caller's own alone: routers may not know what others call theirs.
+        let ids: HashSet<&str> = ids.iter().map(String::as_str).collect();
+        self.backend.engine.abort(Which::Own(owner.as_deref(), &ids));
         Ok(Response::new(AbortResponse {}))
     }
 
