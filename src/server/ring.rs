@@ -2,8 +2,8 @@
 //!
 //! One producer pushes; at most one reader is attached. Who attaches takes over from who was there, because a client that
 //! comes back is often the one whose old connection nobody has found dead yet. While a reader is attached the producer
-//! waits for it ([`Ring::room`]), as it would without a ring, and nothing that it has yet to read goes for its size; while
-//! none is, it goes on, and the oldest events make room.
+//! waits for it ([`Ring::room`]), as it would without a ring, and what it has yet to read goes for its size only where that is
+//! many times what a ring holds; while none is, it goes on, and the oldest events make room.
 
 use std::{
     collections::VecDeque,
@@ -21,6 +21,9 @@ use crate::error::{Code, Error, Result};
 
 /// Events that may wait for an attached reader before the producer waits too.
 const MAX_LAG: u64 = 16;
+/// How many times its bytes a ring may hold for a reader that is there and has yet to read: not everything that is pushed
+/// waits for room, answers to what the client says among it.
+const PROTECTED: usize = 4;
 
 /// What a ring may hold.
 #[derive(Clone, Copy, Debug)]
@@ -66,12 +69,11 @@ impl<T> State<T> {
         self.events.iter().rev().take(unread).map(|(bytes, _)| bytes).sum()
     }
 
-    /// Whether there is more than there may be, and something that can go. What an attached reader has not read goes only
-    /// for the number of events.
+    /// Whether there is more than there may be, and something that can go.
     fn is_over(&self, limits: RingLimits) -> bool {
         let waits = self.cursor.is_some_and(|cursor| cursor < self.oldest());
-        let is_too_large = self.bytes > limits.bytes && self.events.len() > 1;
-        self.events.len() > limits.events || is_too_large && !waits
+        let most = if waits { limits.bytes.saturating_mul(PROTECTED) } else { limits.bytes };
+        self.events.len() > limits.events || self.bytes > most && self.events.len() > 1
     }
 
     fn drop_oldest(&mut self) {
@@ -346,6 +348,18 @@ mod tests {
         drop(reader);
         (0..3).for_each(|k| ring.push(40, k));
         assert_eq!(kept(&ring), (2, 80), "and so does what nobody is there to read");
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waited_to_push_is_kept_for_a_reader_up_to_a_bound() {
+        let ring = Ring::new(RingLimits { events: 100, bytes: 100 });
+        let mut reader = Box::pin(ring.attach(0).unwrap().events());
+        (0..10).for_each(|k| ring.push(40, k));
+        assert_eq!(kept(&ring), (10, 400));
+        assert_eq!(ready(&mut reader).unwrap().unwrap().unwrap(), (1, 0));
+        (10..20).for_each(|k| ring.push(40, k));
+        assert_eq!(kept(&ring), (10, 400));
+        assert_eq!(ready(&mut reader).unwrap().unwrap().unwrap_err().code, Code::DataLoss);
     }
 
     #[tokio::test]

@@ -229,6 +229,10 @@ async fn a_fork_shares_what_was_said_and_goes_its_own_way() {
     assert_eq!(left, continued(&format!("{so_far}<user>Left<assistant>"), 10));
     assert_eq!(right, continued(&format!("{so_far}<user>Right<assistant>"), 10));
     assert_eq!((of_fork.recomputed_tokens, of_first.recomputed_tokens), (1, 1), "both had the blocks");
+    // The tag comes back in an event, which is kept for whoever reads the session.
+    talk.say(Say::Fork(Fork { turn_index: None, tag: Some("x".repeat(257)) }));
+    let error = talk.error().await;
+    assert_eq!((error.code, error.fields[0].field.as_str()), (Code::InvalidArgument as i32, "fork.tag"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

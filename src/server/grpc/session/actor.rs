@@ -332,6 +332,7 @@ impl Actor {
     }
 
     fn fork(&mut self, fork: wire::Fork) -> Result<()> {
+        let tag = fork.tag.map(|given| name("fork.tag", given)).transpose()?;
         let index = fork.turn_index.map(|index| usize::try_from(index).unwrap_or(usize::MAX));
         let session = self.session.fork(index)?;
         let turns = u32::try_from(session.num_turns()).unwrap_or(u32::MAX);
@@ -346,7 +347,7 @@ impl Actor {
         let (_, actor) = self.place.all.place(&self.backend, &self.caller, opened)?;
         let session_id = actor.place.id.clone();
         actor.start();
-        self.tell(Told::Forked(wire::Forked { session_id, tag: fork.tag, turns }));
+        self.tell(Told::Forked(wire::Forked { session_id, tag, turns }));
         Ok(())
     }
 
