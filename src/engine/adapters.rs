@@ -10,6 +10,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak},
 };
 
+use super::block_manager::Salt;
 use crate::{
     arch::{Model, peft::load_adapter},
     config::LoraArgs,
@@ -185,12 +186,12 @@ fn cut(name: &str) -> String {
 /// The salt under which blocks of a request are cached: whoever shares a salt shares an adapter too. No salt that a
 /// client gives can be another's with an adapter.
 #[must_use]
-pub(super) fn salt_with(adapter: Option<&Adapter>, salt: Option<&str>) -> Option<Arc<str>> {
-    match (adapter, salt) {
-        (None, None) => None,
-        (None, Some(salt)) if salt.starts_with('\0') => Some(format!("\0base\0{salt}").into()),
-        (None, Some(salt)) => Some(salt.into()),
-        (Some(adapter), salt) => Some(format!("\0lora{}\0{}", adapter.id(), salt.unwrap_or_default()).into()),
+pub(super) fn salt_with(adapter: Option<&Adapter>, salt: Option<Salt>) -> Option<Salt> {
+    let words = salt.as_ref().map(Salt::words).unwrap_or_default();
+    match adapter {
+        None if words.starts_with('\0') => Some(Salt::untold(format!("\0base\0{words}"))),
+        None => salt,
+        Some(adapter) => Some(Salt::untold(format!("\0lora{}\0{words}", adapter.id()))),
     }
 }
 
@@ -208,9 +209,10 @@ mod tests {
         let mut seen = std::collections::HashSet::new();
         for adapter in [None, Some(&one), Some(&two)] {
             for salt in given {
-                assert!(seen.insert(salt_with(adapter, salt)), "{adapter:?} {salt:?}");
+                assert!(seen.insert(salt_with(adapter, salt.map(Salt::untold))), "{adapter:?} {salt:?}");
             }
         }
-        assert_eq!(salt_with(None, Some("x")).as_deref(), Some("x"));
+        let told = Some(Salt::told("x"));
+        assert_eq!(salt_with(None, told.clone()), told);
     }
 }

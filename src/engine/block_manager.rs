@@ -12,11 +12,12 @@
 
 mod events;
 mod flush;
+mod salt;
 
-use std::{collections::HashMap, ops::Range, sync::Arc};
+use std::{collections::HashMap, ops::Range};
 
-pub use self::events::BlockEvent;
 use self::events::Changes;
+pub use self::{events::BlockEvent, salt::Salt};
 use super::{
     executor::BlockCopy,
     faults::{Fault, planted},
@@ -45,7 +46,7 @@ pub struct BlockTable {
     /// The blocks.
     blocks: Vec<BlockId>,
     /// Who may share them.
-    salt: Option<Arc<str>>,
+    salt: Option<Salt>,
     /// Hashes of the first full blocks' tokens, as far as they were needed. They outlive a release.
     hashes: Vec<BlockHash>,
     /// Serials of the first full blocks' contents: those that were registered, or found registered by others.
@@ -55,13 +56,13 @@ pub struct BlockTable {
 impl BlockTable {
     /// An empty one that shares blocks with those of the same salt.
     #[must_use]
-    pub fn new(salt: Option<Arc<str>>) -> Self {
+    pub fn new(salt: Option<Salt>) -> Self {
         Self { salt, ..Self::default() }
     }
 
     /// Who may share its blocks.
     #[must_use]
-    pub fn salt(&self) -> Option<&Arc<str>> {
+    pub fn salt(&self) -> Option<&Salt> {
         self.salt.as_ref()
     }
 
@@ -100,7 +101,7 @@ struct Content {
     serial: u64,
     parent: Option<u64>,
     parent_hash: Option<BlockHash>,
-    salt: Option<Arc<str>>,
+    salt: Option<Salt>,
 }
 
 /// The blocks of one KV cache.
@@ -210,7 +211,7 @@ impl BlockManager {
     }
 
     /// Of the tokens of a prompt, how many the cache has now: what [`adopt_prefix`](Self::adopt_prefix) would say.
-    pub fn lookup(&mut self, salt: Option<Arc<str>>, tokens: &[TokenId]) -> usize {
+    pub fn lookup(&mut self, salt: Option<Salt>, tokens: &[TokenId]) -> usize {
         let mut table = BlockTable::new(salt);
         if !self.enable_prefix_caching {
             return 0;
@@ -352,7 +353,7 @@ impl BlockManager {
         }
         let parent = match (i, &table.salt) {
             _ if planted(Fault::HashWithoutParent) => 0,
-            (0, Some(salt)) if !planted(Fault::SaltIgnored) => (self.hasher)(1, salt.as_bytes()),
+            (0, Some(salt)) if !planted(Fault::SaltIgnored) => (self.hasher)(1, salt.words().as_bytes()),
             (0, _) => 0,
             _ => table.hashes[i - 1],
         };
@@ -409,7 +410,7 @@ impl BlockManager {
     #[cfg(test)]
     pub(super) fn audit<'a>(&self, tables: impl Iterator<Item = &'a BlockTable>) -> Result<(), String> {
         let mut holders = vec![0; self.num_blocks()];
-        let mut salts: HashMap<BlockId, &Option<Arc<str>>> = HashMap::new();
+        let mut salts: HashMap<BlockId, &Option<Salt>> = HashMap::new();
         for table in tables {
             for &block in &table.blocks {
                 holders[block.index()] += 1;

@@ -13,6 +13,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
+    block_manager::Salt,
     channel::{Bell, ReaderControl},
     executor::{Executor, StepOutput, StepPlan},
     operator::Flushed,
@@ -40,7 +41,7 @@ pub(super) enum Command {
     /// Changes a sequence.
     Edit { id: SequenceId, edit: Edit },
     /// Of a prompt's tokens, how many are cached.
-    Lookup { tokens: Arc<[TokenId]>, salt: Option<Arc<str>>, reply: oneshot::Sender<usize> },
+    Lookup { tokens: Arc<[TokenId]>, salt: Option<Salt>, reply: oneshot::Sender<usize> },
     /// Forgets what the prefix cache holds and nobody uses.
     FlushCache { reply: oneshot::Sender<Flushed> },
     /// Has one conversation hold another one's blocks too.

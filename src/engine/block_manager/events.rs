@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{BlockHash, BlockManager};
+use super::{BlockHash, BlockManager, Salt};
 use crate::ids::TokenId;
 
 /// A change of what the prefix cache holds.
@@ -46,10 +46,10 @@ impl Changes {
         Self { capacity, ..Self::default() }
     }
 
-    /// Writes a change down. `salt` belongs to the block: contents that only one tenant may share are nobody else's
-    /// business.
-    pub(super) fn push(&mut self, salt: Option<&Arc<str>>, event: impl FnOnce() -> BlockEvent) {
-        if self.capacity == 0 || self.overflowed || salt.is_some() {
+    /// Writes a change down. `salt` belongs to the block: what a client keeps to itself is nobody else's business, but
+    /// who reads these events may know what tenants have.
+    pub(super) fn push(&mut self, salt: Option<&Salt>, event: impl FnOnce() -> BlockEvent) {
+        if self.capacity == 0 || self.overflowed || !is_told(salt) {
             return;
         }
         if self.events.len() == self.capacity {
@@ -59,6 +59,11 @@ impl Changes {
         }
         self.events.push(event());
     }
+}
+
+/// Whether blocks of this salt are told.
+fn is_told(salt: Option<&Salt>) -> bool {
+    salt.is_none_or(Salt::is_told)
 }
 
 impl BlockManager {
@@ -85,7 +90,7 @@ impl BlockManager {
         let mut found: Vec<_> = self.contents.iter().zip(0..).filter_map(|(c, i)| Some((c.as_ref()?, i))).collect();
         // Serials grow, so what comes before a block is stored before it.
         found.sort_unstable_by_key(|(content, _)| content.serial);
-        let stored = found.into_iter().filter(|(content, _)| content.salt.is_none()).map(|(content, i)| {
+        let stored = found.into_iter().filter(|(content, _)| is_told(content.salt.as_ref())).map(|(content, i)| {
             let tokens = self.tokens[i * self.block_size..][..self.block_size].into();
             BlockEvent::Stored { hash: content.hash, parent: content.parent_hash, tokens }
         });
@@ -105,9 +110,9 @@ mod tests {
     }
 
     /// Computes a prompt and gives its blocks back.
-    fn visit(manager: &mut BlockManager, salt: Option<&str>, ids: &[u32]) {
+    fn visit(manager: &mut BlockManager, salt: Option<Salt>, ids: &[u32]) {
         let tokens: Vec<_> = ids.iter().copied().map(TokenId).collect();
-        let mut table = BlockTable::new(salt.map(Arc::from));
+        let mut table = BlockTable::new(salt);
         let cached = manager.adopt_prefix(&mut table, &tokens);
         assert!(manager.reserve(&mut table, cached..tokens.len(), &mut Vec::new()));
         manager.register(&mut table, &tokens, tokens.len());
@@ -125,7 +130,7 @@ mod tests {
     }
 
     fn held(manager: &BlockManager) -> HashSet<BlockHash> {
-        manager.contents.iter().flatten().filter(|content| content.salt.is_none()).map(|content| content.hash).collect()
+        manager.contents.iter().flatten().filter(|content| is_told(content.salt.as_ref())).map(|content| content.hash).collect()
     }
 
     #[test]
@@ -164,10 +169,23 @@ mod tests {
     }
 
     #[test]
-    fn what_one_tenant_keeps_to_himself_is_told_to_nobody() {
+    fn what_tenants_have_is_told_each_apart() {
+        let (mut manager, mut known) = (manager(3), HashSet::new());
+        for (name, ids) in [("a", [1, 2, 3, 4]), ("b", [1, 2, 3, 4]), ("a", [5, 6, 7, 8])] {
+            visit(&mut manager, Some(Salt::told(name)), &ids);
+            follow(&mut known, manager.take_events());
+            assert_eq!(known, held(&manager));
+        }
+        assert_eq!(known.len(), 3, "as many as there are blocks");
+        manager.changes.overflowed = true;
+        assert_eq!(manager.take_events().len(), 4, "cleared, and all that there is");
+    }
+
+    #[test]
+    fn what_a_client_keeps_to_itself_is_told_to_nobody() {
         let mut manager = manager(3);
-        visit(&mut manager, Some("tenant"), &[1, 2, 3, 4]);
-        visit(&mut manager, Some("tenant"), &[5, 6, 7, 8]);
+        visit(&mut manager, Some(Salt::untold("client")), &[1, 2, 3, 4]);
+        visit(&mut manager, Some(Salt::untold("client")), &[5, 6, 7, 8]);
         assert!(!manager.has_events(), "neither stored nor evicted");
         manager.changes.overflowed = true;
         assert_eq!(manager.take_events(), [BlockEvent::Cleared]);

@@ -16,6 +16,7 @@ use tokio::{
 
 use super::{
     Engine, admission,
+    block_manager::Salt,
     channel::{Delivery, ReaderControl, ReaderSpec, RequestTag},
     sequence::Sequence,
     supervisor::{Life, Registration},
@@ -271,7 +272,7 @@ struct Batch {
     pooling: Pooling,
     options: EmbedOptions,
     priority: i32,
-    salt: Option<Arc<str>>,
+    salt: Option<Salt>,
     tag: Arc<RequestTag>,
     /// Of the tenant.
     weight: u32,

@@ -13,7 +13,7 @@ use std::{
 use crate::{
     config::EngineConfig,
     engine::{
-        block_manager::{BlockHash, BlockHasher, blake3_128},
+        block_manager::{BlockHash, BlockHasher, Salt, blake3_128},
         executor::{Executor, StepPlan},
         fake::{FakeExecutor, FakeOptions, Random},
         scheduler::{End, Event, Scheduler},
@@ -287,7 +287,7 @@ impl World {
         sequence.priority = [0, 0, 0, -1, 1][self.random.below(5)];
         let tenant = self.random.below(self.tenants.len());
         (sequence.tenant, sequence.weight) = self.tenants[tenant].clone();
-        sequence.salt = [None, None, Some("a"), Some("b")][self.random.below(4)].map(Arc::from);
+        sequence.salt = [None, None, Some("a"), Some("b")][self.random.below(4)].map(Salt::untold);
         let pace =
             [Pace::Prompt, Pace::Prompt, Pace::Prompt, Pace::Slow, Pace::Slow, Pace::Never][self.random.below(6)];
         (sequence, Client { outbox, pace, alone, received: Vec::new(), started: false, prompt, next_prompt_logprob })

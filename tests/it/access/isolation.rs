@@ -10,7 +10,7 @@ use candlewick::{
             GenerateStreamRequest, QuoteRequest, ResumeRequest, SessionOpen, SessionRequest, SessionResponse,
             generate_stream_response::Event, session_request::Event as Say, session_response::Event as Told,
         },
-        smg::grpc::common::SubscribeKvEventsRequest,
+        smg::grpc::common::{SubscribeKvEventsRequest, kv_cache_event::Data},
         vllm::grpc::engine::{
             AbortRequest, GenerateRequest, SamplingParams, TokenizedInput, generate_request::Input,
             generate_response::Response, vllm_engine_client::VllmEngineClient,
@@ -157,13 +157,23 @@ async fn nobody_aborts_what_another_tenant_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_all_tenants_cache_is_told_to_an_admin_only() {
+async fn what_all_tenants_cache_is_told_to_an_admin_only_and_what_a_client_salts_to_nobody() {
     let admin = TenantLimits { admin: true, ..TenantLimits::default() };
     let server = limited(vec![tenant("a", TenantLimits::default()), tenant("root", admin)], None).await;
     let subscribe = || SubscribeKvEventsRequest { start_sequence_number: 0 };
     let refused = router(&server, "a").await.subscribe_kv_events(subscribe()).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
-    router(&server, "root").await.subscribe_kv_events(subscribe()).await.unwrap();
+    let mut events = router(&server, "root").await.subscribe_kv_events(subscribe()).await.unwrap().into_inner();
+    let (mut salted, mut plain) = (request(&prompt(40), 5), request(&prompt(20), 5));
+    salted.options.as_mut().unwrap().cache_salt = Some("salt".into());
+    plain.options.as_mut().unwrap().cache_salt = None;
+    for request in [salted, plain] {
+        read(generation(&server, "a").await.generate_stream(request).await.unwrap().into_inner()).await;
+    }
+    // The blocks of the first would have come first.
+    let batch = soon("a batch", events.message()).await.unwrap().unwrap();
+    let Some(Data::Stored(run)) = &batch.events[0].data else { panic!("{batch:?}") };
+    assert_eq!((run.blocks.len(), &run.blocks[0].token_ids[..]), (1, &prompt(16)[..]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
