@@ -51,8 +51,8 @@ struct State<T> {
     attachment: u64,
     /// Of the reader that is attached: the number of the newest event that it has.
     cursor: Option<u64>,
-    /// Since when none is.
-    detached: Instant,
+    /// When a reader last came, took an event or went.
+    touched: Instant,
     /// The attachment that was asked to end without an error.
     let_go: u64,
     /// Nobody can come back to it.
@@ -93,7 +93,7 @@ impl<T> Drop for Attachment<T> {
     fn drop(&mut self) {
         let mut state = self.ring.state();
         if state.attachment == self.number && state.cursor.take().is_some() {
-            state.detached = Instant::now();
+            state.touched = Instant::now();
             self.ring.changed.notify_waiters();
         }
     }
@@ -115,7 +115,7 @@ impl<T: Clone> Ring<T> {
             end: None,
             attachment: 0,
             cursor: None,
-            detached: Instant::now(),
+            touched: Instant::now(),
             let_go: 0,
             forgotten: false,
         };
@@ -163,6 +163,7 @@ impl<T: Clone> Ring<T> {
         }
         state.attachment += 1;
         state.cursor = Some(after_seq);
+        state.touched = Instant::now();
         self.changed.notify_waiters();
         Ok(Attachment { ring: self.clone(), number: state.attachment })
     }
@@ -186,18 +187,21 @@ impl<T: Clone> Ring<T> {
         .await;
     }
 
-    /// Has it abandoned at once.
+    /// Has it abandoned at once, and lets go of what it holds: who still reads it is told that it is lost.
     pub(crate) fn forget(&self) {
-        self.state().forgotten = true;
+        let mut state = self.state();
+        state.forgotten = true;
+        state.events = VecDeque::new();
+        state.bytes = 0;
         self.changed.notify_waiters();
     }
 
     /// Returns when nobody has been attached for `ttl`, or it was forgotten.
     pub(crate) async fn abandoned(&self, ttl: Duration) {
         let due = |state: &State<T>| match (state.forgotten, state.cursor) {
-            (true, _) => Some(state.detached),
+            (true, _) => Some(state.touched),
             (false, Some(_)) => None,
-            (false, None) => Some(state.detached + ttl),
+            (false, None) => Some(state.touched + ttl),
         };
         loop {
             let at = self.until(|state| due(state)).await;
@@ -213,10 +217,11 @@ impl<T: Clone> Ring<T> {
         matches!(self.state().end, Some(Err(_)))
     }
 
-    /// Since when nobody is attached to a stream that has ended.
-    pub(crate) fn idle_since(&self) -> Option<Instant> {
+    /// Since when nobody reads a stream that has ended: nobody is attached, or who is has not taken anything for `ttl`.
+    pub(crate) fn idle_since(&self, ttl: Duration) -> Option<Instant> {
         let state = self.state();
-        (state.end.is_some() && state.cursor.is_none()).then_some(state.detached)
+        let nobody_reads = state.cursor.is_none() || state.touched.elapsed() >= ttl;
+        (state.end.is_some() && nobody_reads).then_some(state.touched)
     }
 
     async fn until<R>(&self, mut look: impl FnMut(&mut State<T>) -> Option<R>) -> R {
@@ -255,6 +260,7 @@ impl<T: Clone> Attachment<T> {
                     let at = usize::try_from(seq - state.oldest()).unwrap_or(usize::MAX);
                     let event = state.events.get(at).map(|(_, event)| event.clone())?;
                     state.cursor = Some(seq);
+                    state.touched = Instant::now();
                     // The producer may be waiting for this.
                     self.ring.changed.notify_waiters();
                     return Some(Some(Ok((seq, event))));
@@ -431,6 +437,25 @@ mod tests {
         drop(reader);
         abandoned.await;
         assert_eq!(began.elapsed().as_secs(), 11 * 60);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_has_ended_is_idle_once_its_reader_stands_still() {
+        let (ring, ttl) = (Ring::new(LIMITS), Duration::from_secs(60));
+        let mut reader = Box::pin(ring.attach(0).unwrap().events());
+        (0..3).for_each(|k| ring.push(1, k));
+        tokio::time::advance(2 * ttl).await;
+        assert!(ring.idle_since(ttl).is_none(), "it may go on");
+        ring.end(Ok(()));
+        assert!(ring.idle_since(ttl).is_some());
+        assert_eq!(ready(&mut reader).unwrap().unwrap().unwrap(), (1, 0));
+        assert!(ring.idle_since(ttl).is_none(), "its reader reads");
+        tokio::time::advance(ttl).await;
+        assert_eq!(ring.idle_since(ttl).map(|since| since.elapsed()), Some(ttl));
+        ring.forget();
+        assert_eq!(kept(&ring), (0, 0));
+        assert_eq!(ready(&mut reader).unwrap().unwrap().unwrap_err().code, Code::DataLoss);
+        assert!(ring.attach(1).is_err());
     }
 
     #[tokio::test]
