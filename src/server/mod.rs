@@ -14,6 +14,7 @@ mod control_frames;
 mod cors;
 mod events;
 pub mod grpc;
+mod host;
 mod http;
 mod metrics;
 mod oip;

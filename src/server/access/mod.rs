@@ -5,6 +5,7 @@
 //! of how near a guess came or whose key it is.
 
 mod caller;
+mod operator;
 mod tenant;
 
 use std::{
@@ -21,7 +22,10 @@ use axum::{
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use tokio::time::Instant;
 
-pub(crate) use self::caller::{Admission, Caller, Owner, SessionPlace};
+pub(crate) use self::{
+    caller::{Admission, Caller, Owner, SessionPlace},
+    operator::check_operator,
+};
 use self::tenant::Tenant;
 use super::refusal;
 use crate::{
