@@ -41,7 +41,7 @@ use tokio::{
 };
 
 use self::{
-    access::Access,
+    access::{Access, Guard},
     backend::Backend,
     closing::Closer,
     peer::{FromPeer, Peer},
@@ -105,7 +105,8 @@ pub async fn serve(
     let closer = Closer::new();
     let backend = Backend::new(engine.clone(), closer.watch(), options.streams);
     let guarded = grpc::routes(&backend, options.drain_grace)?.merge(http::routes(&backend, &options.allowed_origins));
-    let guard = middleware::from_fn_with_state(options.access, access::guard);
+    let guard = Guard { access: options.access, origins: options.allowed_origins.clone() };
+    let guard = middleware::from_fn_with_state(guard, access::guard);
     let guarded = guarded.fallback(metrics::unknown).layer(guard);
     // Pages that say nothing of anybody's requests.
     let router = guarded.merge(metrics::routes(engine.clone())).merge(root(&engine));

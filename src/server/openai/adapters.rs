@@ -9,10 +9,13 @@ use tokio::task::spawn_blocking;
 use super::error::OpenAi;
 use crate::{
     error::Error,
-    server::http::{
-        Http,
-        call::{Call, ContentType},
-        failure::Failed,
+    server::{
+        access::check_operator,
+        http::{
+            Http,
+            call::{Call, ContentType},
+            failure::Failed,
+        },
     },
 };
 
@@ -31,8 +34,8 @@ struct Unload {
 pub(super) async fn load(State(http): State<Http>, request: Request) -> Result<String, Failed<OpenAi>> {
     let info = http.backend.engine.info();
     info.adapters.may_change()?;
+    check_operator(request.headers(), request.extensions())?;
     let call = Call::read(&http, request, ContentType::Json).await?;
-    call.caller.check_admin()?;
     let asked: Load = call.parse()?;
     let (adapters, base) = (info.adapters.clone(), info.name.clone());
     let Load { lora_name, lora_path } = asked;
@@ -46,8 +49,8 @@ pub(super) async fn load(State(http): State<Http>, request: Request) -> Result<S
 pub(super) async fn unload(State(http): State<Http>, request: Request) -> Result<String, Failed<OpenAi>> {
     let adapters = &http.backend.engine.info().adapters;
     adapters.may_change()?;
+    check_operator(request.headers(), request.extensions())?;
     let call = Call::read(&http, request, ContentType::Json).await?;
-    call.caller.check_admin()?;
     let asked: Unload = call.parse()?;
     adapters.unload(&asked.lora_name)?;
     Ok(format!("Success: LoRA adapter '{}' removed successfully.", asked.lora_name))

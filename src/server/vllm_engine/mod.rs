@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status, codegen::BoxStream};
 
 use self::tokenizer::Archive;
 use super::{
-    access::Caller,
+    access::{Caller, check_program},
     backend::request_id as given_or_drawn,
     events::{Events, Whole, WholeOutput},
     grpc::{Backend, FieldPaths, admin::check_operator, deadline::deadline, status::status, stream as responses},
@@ -276,7 +276,8 @@ impl VllmEngine for VllmEngineService {
         request: Request<SubscribeKvEventsRequest>,
     ) -> Result<Response<Self::SubscribeKvEventsStream>, Status> {
         // These are everybody's tokens.
-        Caller::of(request.extensions()).and_then(|caller| caller.check_admin()).map_err(status)?;
+        let checked = check_program(request.metadata().as_ref());
+        checked.and_then(|()| Caller::of(request.extensions())?.check_admin()).map_err(status)?;
         let after = Some(request.get_ref().start_sequence_number).filter(|&after| after > 0);
         let subscription = self.backend.engine.subscribe_kv_events(after).map_err(status)?;
         let messages = kv_events::messages(subscription).take_until(self.backend.closing.clone().leaving());

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 
 use crate::{
     grpc::Server,
-    openai::http::{get, post},
+    openai::http::{get, post, post_with},
 };
 
 use super::{
@@ -325,6 +325,13 @@ async fn adapters_come_and_go_over_http_and_are_models_there() {
     let (info, config, factory) = parts("llama", Dtype::Float32, &[], 1, &open());
     let server = Server::with(info, ModelText::default(), config, factory, ServeOptions::default()).await;
     let load = json!({"lora_name": "sql", "lora_path": fixture("llama-all")}).to_string();
+    // It reads directories: not for pages, and not for whom a proxy lets in.
+    for header in ["origin: http://localhost", "x-forwarded-for: 10.0.0.1"] {
+        let headers = format!("content-type: application/json\r\n{header}\r\n");
+        for path in ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"] {
+            assert_eq!(post_with(server.address, path, &headers, &load).await.status, 403, "{path} {header}");
+        }
+    }
     let answer = post(server.address, "/v1/load_lora_adapter", &load).await;
     assert_eq!((answer.status, answer.text().await.contains("'sql' added")), (200, true));
     assert_eq!(post(server.address, "/v1/load_lora_adapter", &load).await.status, 400);
