@@ -14,6 +14,7 @@ mod control_frames;
 mod cors;
 mod events;
 pub mod grpc;
+mod held;
 mod host;
 mod http;
 mod metrics;
@@ -107,7 +108,7 @@ pub async fn serve(
     let guarded = grpc::routes(&backend, options.drain_grace)?.merge(http::routes(&backend, &options.allowed_origins));
     let guard = Guard { access: options.access, origins: options.allowed_origins.clone() };
     let guard = middleware::from_fn_with_state(guard, access::guard);
-    let guarded = guarded.fallback(metrics::unknown).layer(guard);
+    let guarded = held::until_sent(guarded).fallback(metrics::unknown).layer(guard);
     // Pages that say nothing of anybody's requests.
     let router = guarded.merge(metrics::routes(engine.clone())).merge(root(&engine));
     let router = cors::open(router, &options.allowed_origins);

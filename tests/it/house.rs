@@ -54,7 +54,7 @@ const SERVED: &[&str] = &[
 ];
 /// Faces that speak JSON know no gRPC, and not each other.
 const JSON_FACE: &[&str] =
-    &["base", "engine", "text", "server/access", "server/backend", "server/events", "server/http"];
+    &["base", "engine", "text", "server/access", "server/backend", "server/events", "server/held", "server/http"];
 /// Policy knows no tensors, no tasks and no wire.
 const POLICY: &[&str] = &[
     "base",
@@ -72,6 +72,7 @@ const BASE_MODULES: &[&str] = &["error", "ids", "params", "config", "telemetry"]
 const LIBRARIES: &[(&str, &[&str])] = &[
     ("tonic", &["server/grpc", "server/vllm_engine", "server/oip", "server/metrics", "proto", "cli/connect"]),
     ("axum", &["server"]),
+    ("http_body", &["server"]),
     ("tonic_web", &["server/grpc"]),
     ("tower_http", &["server/cors"]),
     ("tokenizers", &["text/tokenizer"]),

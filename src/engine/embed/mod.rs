@@ -106,8 +106,8 @@ pub struct Embeddings {
     pub embeddings: Vec<Embedding>,
     /// How they were pooled.
     pub pooling: Pooling,
-    /// What they take of [`VECTORS_KIB`].
-    _room: OwnedSemaphorePermit,
+    /// What they take of the room that the vectors of all calls have; whoever sends them holds it until they are sent.
+    pub room: Arc<OwnedSemaphorePermit>,
 }
 
 impl Embeddings {
@@ -139,7 +139,7 @@ impl Engine {
             let admitted = self.admit_embed(request).await;
             let (batch, room) = admitted.inspect_err(|error| self.telemetry().record_refused(error.code))?;
             let pooling = batch.pooling;
-            Ok(Embeddings { embeddings: batch.run().await?, pooling, _room: room })
+            Ok(Embeddings { embeddings: batch.run().await?, pooling, room: room.into() })
         };
         match deadline {
             Some(deadline) => timeout_at(deadline, work).await.unwrap_or_else(|_| {

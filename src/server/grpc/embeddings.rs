@@ -21,6 +21,7 @@ use crate::{
     server::{
         access::Caller,
         backend::{check_embeds, name, request_id},
+        held::Held,
     },
 };
 
@@ -42,7 +43,7 @@ impl EmbeddingsService {
         caller: &Caller,
         message: wire::EmbedRequest,
         deadline: Option<Instant>,
-    ) -> Result<wire::EmbedResponse> {
+    ) -> Result<(wire::EmbedResponse, Held)> {
         let info = self.backend.engine.info();
         let options = message.options.unwrap_or_default();
         let asked = request_id("options.request_id", options.request_id.clone()).and_then(|id| {
@@ -53,13 +54,14 @@ impl EmbeddingsService {
         let request = asked.map_err(|error| self.backend.refused(error))?;
         let request_id = request.request_id.clone();
         let embeddings = self.backend.embed(caller, request).await.map_err(|error| located(error, |field| field))?;
-        Ok(wire::EmbedResponse {
+        let answer = wire::EmbedResponse {
             request_id,
             model: info.name.clone(),
             usage: Some(convert::usage(embeddings.usage())),
             pooling: pooling_to_wire(embeddings.pooling).into(),
             embeddings: embeddings.embeddings.into_iter().map(embedding).collect(),
-        })
+        };
+        Ok((answer, Held::new(embeddings.room)))
     }
 }
 
@@ -69,7 +71,10 @@ impl Service for EmbeddingsService {
         let (metadata, extensions, message) = request.into_parts();
         let caller = Caller::of(&extensions).map_err(status)?;
         let deadline = deadline(&metadata).map_err(status)?;
-        self.answer(&caller, message, deadline).await.map(Response::new).map_err(status)
+        let (answer, held) = self.answer(&caller, message, deadline).await.map_err(status)?;
+        let mut response = Response::new(answer);
+        response.extensions_mut().insert(held);
+        Ok(response)
     }
 
     type EmbedStreamStream = BoxStream<wire::EmbedStreamResponse>;
@@ -105,8 +110,11 @@ struct Line {
     inbound: Option<Streaming<wire::EmbedStreamRequest>>,
     /// What all inputs share; it has none itself.
     request: EmbedRequest,
-    running: JoinSet<wire::EmbedStreamResponse>,
+    running: JoinSet<Done>,
 }
+
+/// What is said of an input, with its vector's room, which is held until the client takes it.
+type Done = (wire::EmbedStreamResponse, Option<Held>);
 
 impl Line {
     /// The next result; none once all are out.
@@ -127,7 +135,8 @@ impl Line {
             tokio::select! {
                 () = self.backend.closing.clone().cut() => return Some(Err(going_down())),
                 Some(done) = self.running.join_next() => {
-                    return Some(done.map_err(|panic| Error::internal(format!("an embedding failed: {panic}"))));
+                    let failed = |panic| Error::internal(format!("an embedding failed: {panic}"));
+                    return Some(done.map(|(response, _held)| response).map_err(failed));
                 }
                 message = message, if reads => match message {
                     Ok(Some(message)) => match self.hear(message) {
@@ -155,11 +164,11 @@ impl Line {
             Some(Asked::Item(item)) => {
                 let (backend, caller, request) = (self.backend.clone(), self.caller.clone(), self.request.clone());
                 self.running.spawn(async move {
-                    let outcome = match one(&backend, &caller, request, item.input).await {
-                        Ok(embedding) => Outcome::Embedding(embedding),
-                        Err(error) => Outcome::Error(told(error)),
+                    let (outcome, held) = match one(&backend, &caller, request, item.input).await {
+                        Ok((embedding, held)) => (Outcome::Embedding(embedding), Some(held)),
+                        Err(error) => (Outcome::Error(told(error)), None),
                     };
-                    wire::EmbedStreamResponse { id: item.id, outcome: Some(outcome) }
+                    (wire::EmbedStreamResponse { id: item.id, outcome: Some(outcome) }, held)
                 });
             }
             None => return Err(Error::invalid("request", "must be options or an item")),
@@ -178,7 +187,7 @@ async fn one(
     caller: &Caller,
     request: EmbedRequest,
     asked: Option<wire::EmbedInput>,
-) -> Result<wire::Embedding> {
+) -> Result<(wire::Embedding, Held)> {
     let input = input(asked, "item.input").map_err(|error| backend.refused(error))?;
     let embedded = backend.embed(caller, EmbedRequest { inputs: vec![input], ..request }).await;
     // The only input has no index here.
@@ -186,8 +195,9 @@ async fn one(
         Some(rest) => format!("item.input{rest}"),
         None => field,
     };
-    let Embeddings { embeddings, .. } = embedded.map_err(|error| located(error, of_item))?;
-    embeddings.into_iter().next().map(embedding).ok_or_else(|| Error::internal("no vector for an input"))
+    let Embeddings { embeddings, room, .. } = embedded.map_err(|error| located(error, of_item))?;
+    let first = embeddings.into_iter().next().ok_or_else(|| Error::internal("no vector for an input"))?;
+    Ok((embedding(first), Held::new(room)))
 }
 
 /// An engine's request of these options, without inputs or deadline.

@@ -16,6 +16,7 @@ use crate::{
     params::{Pooling, Usage},
     server::{
         backend::{check_embeds, name},
+        held::Held,
         http::{
             Http,
             call::{Call, ContentType},
@@ -107,7 +108,9 @@ pub(super) async fn create(State(http): State<Http>, request: Request) -> Result
         embedding: Vector::of(embedding.values, encoding),
     });
     let answer = Answer { object: "list", data: data.collect(), model: &info.name, usage };
-    Ok(Json(answer).into_response())
+    let mut response = Json(answer).into_response();
+    response.extensions_mut().insert(Held::new(embedded.room));
+    Ok(response)
 }
 
 impl Fields {

@@ -24,6 +24,7 @@ use super::{
     backend::request_id as given_or_drawn,
     events::{Events, Whole, WholeOutput},
     grpc::{Backend, FieldPaths, admin::check_operator, deadline::deadline, status::status, stream as responses},
+    held::Held,
 };
 use crate::{
     engine::{EmbedInput, EmbedRequest as EngineEmbedRequest, Event, Health, Which},
@@ -89,7 +90,7 @@ impl VllmEngineService {
     }
 
     /// One input's vector, pooled as the model's files say and of length 1, as vLLM gives it.
-    async fn vector(&self, request: Request<EmbedRequest>) -> Result<EmbedResponse> {
+    async fn vector(&self, request: Request<EmbedRequest>) -> Result<Response<EmbedResponse>> {
         let (metadata, extensions, EmbedRequest { request_id, tokenized }) = request.into_parts();
         let caller = Caller::of(&extensions)?;
         let asked = given_or_drawn("request_id", Some(request_id)).and_then(|id| {
@@ -104,7 +105,9 @@ impl VllmEngineService {
         let first = embedded.embeddings.into_iter().next();
         let embedding = first.ok_or_else(|| Error::internal("no vector for an input"))?.values;
         let embedding_dim = u32::try_from(embedding.len()).unwrap_or(u32::MAX);
-        Ok(EmbedResponse { embedding, prompt_tokens, embedding_dim })
+        let mut response = Response::new(EmbedResponse { embedding, prompt_tokens, embedding_dim });
+        response.extensions_mut().insert(Held::new(embedded.room));
+        Ok(response)
     }
 }
 
@@ -234,7 +237,7 @@ impl VllmEngine for VllmEngineService {
     }
 
     async fn embed(&self, request: Request<EmbedRequest>) -> Result<Response<EmbedResponse>, Status> {
-        self.vector(request).await.map(Response::new).map_err(status)
+        self.vector(request).await.map_err(status)
     }
 
     async fn flush_cache(&self, request: Request<FlushCacheRequest>) -> Result<Response<FlushCacheResponse>, Status> {
