@@ -144,15 +144,15 @@ mod tests {
         let named = ToolChoice::Named("f".into());
         assert_eq!(field(&ChatPrompt { tool_choice: named.clone(), ..chat() }), "tool_choice");
         assert_eq!(field(&ChatPrompt { tool_choice: ToolChoice::Required, ..chat() }), "tool_choice");
-        assert_eq!(field(&ChatPrompt { tools: vec![tool("")], ..chat() }), "tools[0].name");
+        assert_eq!(field(&ChatPrompt { tools: [tool("")].into(), ..chat() }), "tools[0].name");
         assert_eq!(field(&Vec::new().into()), "messages");
-        check(&ChatPrompt { tool_choice: named, tools: vec![tool("f")], ..chat() }).unwrap();
+        check(&ChatPrompt { tool_choice: named, tools: [tool("f")].into(), ..chat() }).unwrap();
     }
 
     #[test]
     fn a_choice_makes_a_grammar_in_the_models_own_format() {
         let format = OutputFormat::of_template("tools <tool_call> <think>");
-        let asked = ChatPrompt { tool_choice: ToolChoice::Required, tools: vec![tool("f")], ..chat() };
+        let asked = ChatPrompt { tool_choice: ToolChoice::Required, tools: [tool("f")].into(), ..chat() };
         let lark = constraint(&format, &asked, "", &|_| None).unwrap().unwrap();
         assert!(lark.starts_with("start: (\"<think>\" thought gap)? calls\n"), "{lark}");
         let special = |text: &str| (text == "<tool_call>").then_some(TokenId(7));

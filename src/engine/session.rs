@@ -41,8 +41,10 @@ pub struct SessionSettings {
     pub lease_bytes: Option<u64>,
     /// What happens where it no longer fits.
     pub when_full: WhenFull,
-    /// Most bytes of its messages.
+    /// Most bytes of its messages and of all that is said beside them.
     pub max_bytes: usize,
+    /// Bytes that whoever opens it keeps for it besides.
+    pub other_bytes: usize,
 }
 
 /// What one turn asks beside its messages: the prompt, the salt and the lease are the session's.
@@ -267,8 +269,9 @@ impl Session {
         let mut fork = Self {
             engine: self.engine.clone(),
             settings: SessionSettings {
-                chat: ChatPrompt { messages, ..self.settings.chat.clone() },
-                ..self.settings.clone()
+                chat: self.settings.chat.with_messages(messages),
+                cache_salt: self.settings.cache_salt.clone(),
+                ..self.settings
             },
             history: self.history.clone(),
             turns,
@@ -340,9 +343,12 @@ impl Session {
             let others: usize = others.into_iter().flatten().map(String::len).sum();
             message.content.len() + others + call_bytes(message) + 64
         };
-        let total: usize = self.settings.chat.messages.iter().chain(more).map(bytes).sum();
+        let said: usize = self.settings.chat.messages.iter().chain(more).map(bytes).sum();
+        let total = said + self.settings.chat.bytes_beside() + self.settings.other_bytes;
         if total > self.settings.max_bytes {
-            let why = format!("the conversation would have {total} bytes, a session holds {}", self.settings.max_bytes);
+            let most = self.settings.max_bytes;
+            let why =
+                format!("the conversation, its tools and options would have {total} bytes, a session holds {most}");
             return Err(Error::new(Code::ResourceExhausted, why));
         }
         Ok(())

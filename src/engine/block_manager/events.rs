@@ -130,7 +130,13 @@ mod tests {
     }
 
     fn held(manager: &BlockManager) -> HashSet<BlockHash> {
-        manager.contents.iter().flatten().filter(|content| is_told(content.salt.as_ref())).map(|content| content.hash).collect()
+        manager
+            .contents
+            .iter()
+            .flatten()
+            .filter(|content| is_told(content.salt.as_ref()))
+            .map(|content| content.hash)
+            .collect()
     }
 
     #[test]

@@ -25,11 +25,11 @@ use axum::{
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use tokio::time::Instant;
 
+use self::tenant::Tenant;
 pub(crate) use self::{
     caller::{Admission, Caller, Owner, SessionPlace},
     operator::{check_operator, check_program},
 };
-use self::tenant::Tenant;
 use super::{host::Host, refusal};
 use crate::{
     config::{AllowedOrigins, KeyHash, TenantKeys, key_hash},

@@ -41,14 +41,16 @@ pub(crate) fn check_operator(headers: &HeaderMap, extensions: &Extensions) -> Re
     if is_from_here && means_here && !is_forwarded(headers) {
         return Ok(());
     }
-    let why = "this call concerns everybody: it is taken from the server's own machine only, which must call it localhost";
+    let why =
+        "this call concerns everybody: it is taken from the server's own machine only, which must call it localhost";
     Err(Error::new(Code::PermissionDenied, why))
 }
 
 fn is_forwarded(headers: &HeaderMap) -> bool {
-    headers.keys().map(|name| name.as_str()).any(|name| {
-        FORWARDED.contains(&name) || FORWARDED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-    })
+    headers
+        .keys()
+        .map(|name| name.as_str())
+        .any(|name| FORWARDED.contains(&name) || FORWARDED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
 }
 
 #[cfg(test)]

@@ -38,17 +38,19 @@ impl Around {
     /// # Errors
     /// `InvalidArgument` by the path of what cannot be read.
     pub(super) fn tell(self, prompt: &mut ChatPrompt) -> Result<()> {
+        let mut tools = Vec::new();
         for (k, tool) in self.tools.unwrap_or_default().into_iter().enumerate() {
             if tool.kind != "function" {
                 let why = format!("is {:?}, must be function", cut(&tool.kind, 64));
                 return Err(Error::invalid(format!("tools[{k}].type"), why));
             }
-            prompt.tools.push(tool.function);
+            tools.push(tool.function);
         }
+        prompt.tools = tools.into();
         prompt.tool_choice = choice(self.tool_choice.as_ref())?;
         prompt.parallel_tool_calls = self.parallel_tool_calls.unwrap_or(true);
-        prompt.documents = self.documents.unwrap_or_default();
-        prompt.chat_template_kwargs = self.chat_template_kwargs.unwrap_or_default();
+        prompt.documents = self.documents.unwrap_or_default().into();
+        prompt.chat_template_kwargs = self.chat_template_kwargs.unwrap_or_default().into();
         prompt.continue_final_message = self.continue_final_message.unwrap_or(false);
         prompt.add_generation_prompt = self.add_generation_prompt.unwrap_or(!prompt.continue_final_message);
         prompt.thinking_token_budget = self.thinking_token_budget;

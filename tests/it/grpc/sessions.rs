@@ -4,9 +4,9 @@ use candlewick::{
     config::{EngineConfig, StreamArgs},
     engine::Health,
     proto::candlewick::v1::{
-        Ack, CancelTurn, CloseSession, ContextPolicy, EditTurn, FinishReason, Fork, Grant, Lease, Opened,
+        Ack, CancelTurn, ChatOptions, CloseSession, ContextPolicy, EditTurn, FinishReason, Fork, Grant, Lease, Opened,
         RequestOptions, Rewind, SamplingParams, SessionError, SessionOpen, SessionRequest, SessionResponse,
-        StopStrings, TokenizeRequest, TurnDone, UserTurn, chat_client::ChatClient, finish::Matched,
+        StopStrings, TokenizeRequest, Tool, TurnDone, UserTurn, chat_client::ChatClient, finish::Matched,
         session_request::Event as Say, session_response::Event as Told, tokens_client::TokensClient,
     },
 };
@@ -500,6 +500,30 @@ async fn sessions_are_bounded_in_number_and_bytes() {
     assert_eq!(talk.error().await.code, Code::ResourceExhausted as i32);
     let (said, _) = talk.turn("Hi", 5).await;
     assert_eq!(said, continued("<user>Hi<assistant>", 5));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_that_a_session_is_opened_with_counts() {
+    let streams = StreamArgs { max_session_bytes: 2000, ..StreamArgs::default() };
+    let server = server_with(None, config(), streams).await;
+    let long = || "x".repeat(2000);
+    let tool = || Tool { name: "f".into(), description: Some(long()), ..Tool::default() };
+    let chat = |chat: ChatOptions| SessionOpen { chat: Some(chat), ..SessionOpen::default() };
+    let sampling = SamplingParams { stop: vec!["x".repeat(1000); 3], ..SamplingParams::default() };
+    let options = RequestOptions { sampling: Some(sampling), ..RequestOptions::default() };
+    let document = format!("{{\"text\": \"{}\"}}", long());
+    let kwargs = format!("{{\"a\": [{}]}}", vec!["0"; 100].join(", "));
+    for (what, open) in [
+        ("tools", chat(ChatOptions { tools: vec![tool()], ..ChatOptions::default() })),
+        ("a document", chat(ChatOptions { documents_json: vec![document], ..ChatOptions::default() })),
+        ("many small values", chat(ChatOptions { chat_template_kwargs_json: Some(kwargs), ..ChatOptions::default() })),
+        ("options", SessionOpen { options: Some(options), ..SessionOpen::default() }),
+    ] {
+        let refused = Talk::connect(&server, open).await.heard().await.unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{what}: {refused}");
+    }
+    let small = Tool { name: "f".into(), ..Tool::default() };
+    Talk::open(&server, chat(ChatOptions { tools: vec![small], ..ChatOptions::default() })).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

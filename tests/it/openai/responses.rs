@@ -128,7 +128,11 @@ async fn what_cannot_work_or_is_not_kept_is_refused_by_its_name() {
         (400, "metadata", json!({"input": "x", "metadata": {"key": 7}})),
         (400, "metadata", json!({"input": "x", "metadata": {"key": "x".repeat(513)}})),
         (400, "metadata", json!({"input": "x", "metadata": {"x".repeat(65): "x"}})),
-        (400, "metadata", json!({"input": "x", "metadata": (0..17).map(|k| (k.to_string(), "x")).collect::<Map<_, _>>()})),
+        (
+            400,
+            "metadata",
+            json!({"input": "x", "metadata": (0..17).map(|k| (k.to_string(), "x")).collect::<Map<_, _>>()}),
+        ),
         (404, "previous_response_id", json!({"input": "x", "previous_response_id": "resp_none"})),
     ] {
         let refused = post(server.address, PATH, &body.to_string()).await;

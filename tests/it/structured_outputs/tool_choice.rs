@@ -36,7 +36,7 @@ fn schema() -> Value {
 fn chat(choice: ToolChoice) -> ChatPrompt {
     let tool = |name: &str| Tool { name: name.into(), description: None, parameters: schema().as_object().cloned() };
     ChatPrompt {
-        tools: vec![tool("weather"), tool("trains")],
+        tools: [tool("weather"), tool("trains")].into(),
         tool_choice: choice,
         ..vec![ChatMessage::new(Role::User, "Tell me about a fox.")].into()
     }
@@ -117,7 +117,8 @@ async fn a_call_that_cannot_be_asked_for_is_refused_by_name() {
     let thrifty = ChatPrompt { thinking_token_budget: Some(5), ..required() };
     assert_eq!(refused(thrifty, seeded(1)).await, "thinking_token_budget");
     let mut unfollowable = required();
-    unfollowable.tools[0].parameters = json!({"type": "array", "uniqueItems": true}).as_object().cloned();
+    Arc::make_mut(&mut unfollowable.tools)[0].parameters =
+        json!({"type": "array", "uniqueItems": true}).as_object().cloned();
     assert_eq!(refused(unfollowable, seeded(1)).await, "tool_choice");
 }
 

@@ -55,7 +55,7 @@ pub(super) struct Actor {
     caller: Caller,
     place: Place,
     session: Session,
-    defaults: wire::RequestOptions,
+    defaults: Arc<wire::RequestOptions>,
     heartbeat: Duration,
     ttl: Duration,
     policy: wire::ContextPolicy,
