@@ -47,7 +47,7 @@ use tokio::{
 pub use self::{
     adapters::Adapters,
     block_manager::BlockEvent,
-    embed::{EmbedInput, EmbedOptions, EmbedRequest, Embedding, Embeddings},
+    embed::{EmbedBatch, EmbedInput, EmbedOptions, EmbedRequest, Embedding, Embeddings},
     grammars::vocabulary,
     history::History,
     kv_log::{KvBatch, KvRead, KvSubscription},

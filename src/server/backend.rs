@@ -59,12 +59,16 @@ impl Backend {
     /// # Errors
     /// The engine's; `Unavailable` where the server is cut off meanwhile.
     pub(crate) async fn embed(&self, caller: &Caller, request: EmbedRequest) -> Result<Embeddings> {
-        let admission = caller.admit_call().map_err(|error| self.refused(error))?;
-        let request = EmbedRequest { tenant: caller.owner(), ..request };
+        let admission = caller.admit_inputs(request.inputs.len()).map_err(|error| self.refused(error))?;
+        let request = EmbedRequest { tenant: caller.owner(), most_at_once: admission.sequences(), ..request };
+        let embeddings = async {
+            let batch = self.engine.admit_embed(request).await?;
+            // What was admitted is computed, whatever comes of it.
+            admission.charge_prompt(batch.prompt_tokens());
+            batch.run().await
+        };
         tokio::select! {
-            embeddings = self.engine.embed(request) => embeddings.inspect(|all| {
-                admission.charge(all.usage().prompt_tokens.into());
-            }),
+            embeddings = embeddings => embeddings,
             () = self.closing.clone().cut() => {
                 Err(Error::new(Code::Unavailable, "the server shut down before all was embedded: ask another one"))
             }

@@ -30,6 +30,8 @@ pub(crate) struct Events {
     ending: BoxFuture<'static, Error>,
     /// What it takes of its tenant's quotas, until it ends.
     admission: Option<Admission>,
+    /// Tokens generated that were counted there.
+    charged: u64,
 }
 
 /// All events of a call, put together.
@@ -60,6 +62,19 @@ impl Events {
     /// `DeadlineExceeded` where it does not admit it in time.
     pub(crate) async fn open(backend: &Backend, caller: &Caller, request: Request) -> Result<Self> {
         let quota = caller.admit(&request).map_err(|error| backend.refused(error))?;
+        Self::admitted(backend, caller, quota, request).await
+    }
+
+    /// The same of a request that was counted with others.
+    ///
+    /// # Errors
+    /// The engine's, likewise.
+    pub(crate) async fn admitted(
+        backend: &Backend,
+        caller: &Caller,
+        quota: Admission,
+        request: Request,
+    ) -> Result<Self> {
         let deadline = request.deadline;
         let admission = backend.engine.generate(caller.own(request));
         let admitted = match deadline {
@@ -74,17 +89,34 @@ impl Events {
 
     /// Those of a stream that the engine has admitted.
     pub(crate) fn of(backend: &Backend, admission: Admission, generation: Generation) -> Self {
+        // What was admitted is computed, whoever reads it.
+        admission.charge_prompt(generation.prompt().len());
         let closing = backend.closing.clone();
         let ending = async move {
             closing.cut().await;
             Error::new(Code::Unavailable, "the server shut down before this stream had ended: ask another one")
         };
-        Self { generation: Some(generation), ending: Box::pin(ending), admission: Some(admission) }
+        Self { generation: Some(generation), ending: Box::pin(ending), admission: Some(admission), charged: 0 }
     }
 
     /// The engine's stream, while it lasts.
     pub(crate) fn generation(&mut self) -> Option<&mut Generation> {
         self.generation.as_mut()
+    }
+
+    fn charge(&mut self, tokens: u64) {
+        if let Some(admission) = &self.admission {
+            admission.charge(tokens);
+            self.charged += tokens;
+        }
+    }
+
+    /// Lets the engine's stream and the quotas go. What was generated and not told counts too: of sequences that only
+    /// competed to be told, and what a reader left behind.
+    fn end(&mut self) {
+        let generated = self.generation.take().map_or(0, |generation| generation.generated_tokens());
+        self.charge(generated.saturating_sub(self.charged));
+        self.admission = None;
     }
 
     /// Waits for all events.
@@ -133,18 +165,19 @@ impl Stream for Events {
         {
             polled = Poll::Ready(Some(Err(error)));
         }
-        if let Some(admission) = &self.admission {
-            match &polled {
-                Poll::Ready(Some(Ok(Event::Started(started)))) => admission.charge(started.prompt_tokens.into()),
-                Poll::Ready(Some(Ok(Event::Delta(delta)))) => admission.charge(delta.tokens.len() as u64),
-                _ => {}
-            }
+        if let Poll::Ready(Some(Ok(Event::Delta(delta)))) = &polled {
+            self.charge(delta.tokens.len() as u64);
         }
         if let Poll::Ready(Some(Err(_)) | None) = polled {
             // Who hears of the end may ask again at once.
-            self.admission = None;
-            self.generation = None;
+            self.end();
         }
         polled
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.end();
     }
 }

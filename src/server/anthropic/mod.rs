@@ -55,7 +55,7 @@ async fn create(State(http): State<Http>, request: Request) -> Result<Response, 
     };
     let (stream, request) = asked().map_err(|error| http.backend.refused(error))?;
     let model = request.model.clone().unwrap_or_else(|| info.name.clone());
-    let choices = Choices::open(&http.backend, &call.caller, vec![request], RENAMES).await?;
+    let choices = Choices::open(&http.backend, &call.caller, vec![request], 1, RENAMES).await?;
     let stamp = Stamp { id: format!("msg_{}", call.request_id), model };
     drop(call);
     if stream {

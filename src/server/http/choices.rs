@@ -40,19 +40,25 @@ pub(crate) struct Whole {
 }
 
 impl Choices {
-    /// Has the engine admit `requests`, all or none.
+    /// Has the engine admit `requests`, all or none: so many answers to each prompt, one request an answer.
     ///
     /// # Errors
-    /// The engine's for the first one that it refuses, with fields by the face's names.
+    /// The quotas', before the engine hears of any; the engine's for the first one that it refuses. Fields have the face's
+    /// names.
     pub(crate) async fn open(
         backend: &Backend,
         caller: &Caller,
         requests: Vec<Request>,
+        answers: usize,
         renames: Renames,
     ) -> Result<Self> {
+        let quota = caller.admit_all(&requests, answers).map_err(|error| rename(backend.refused(error), renames));
+        let mut quota = quota?;
         let mut choices = Self { events: SelectAll::new(), number: requests.len() };
         for (index, request) in requests.into_iter().enumerate() {
-            let events = Events::open(backend, caller, request).await.map_err(|error| rename(error, renames))?;
+            let own = quota.split(&request, index % answers.max(1) == 0);
+            let events = Events::admitted(backend, caller, own, request).await;
+            let events = events.map_err(|error| rename(error, renames))?;
             choices.events.push(events.map(move |event| (index, event)).boxed());
         }
         Ok(choices)

@@ -111,11 +111,11 @@ pub(super) async fn create(State(http): State<Http>, request: Request) -> Result
     let (backend, engine) = (&http.backend, &http.backend.engine);
     let asked = read(engine, &call).map_err(|error| backend.refused(error))?;
     let model = asked.requests.first().and_then(|request| request.model.clone());
-    let choices = Choices::open(backend, &call.caller, asked.requests, asked.renames).await?;
+    let answers = asked.requests.len();
+    let choices = Choices::open(backend, &call.caller, asked.requests, answers, asked.renames).await?;
     let writer = Writer { names: TokenNames::new(engine.text().tokenizer.clone(), asked.as_token_ids) };
     let stamp = Stamp::new("chatcmpl-", &call.request_id, model.as_ref().unwrap_or(&engine.info().name));
     drop(call);
-    let answers = choices.number();
     match asked.stream {
         Some(options) => Ok(Telling::new(choices, Chunks::new(stamp, writer, options, answers, answers)).sse()),
         None => Ok(Json(whole(choices, &writer, &stamp).await?).into_response()),

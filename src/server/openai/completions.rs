@@ -84,7 +84,7 @@ pub(super) async fn create(State(http): State<Http>, request: Request) -> Result
         echoes.push(text_of(&http, &request.prompt).await?);
     }
     let model = asked.requests.first().and_then(|request| request.model.clone());
-    let choices = Choices::open(backend, &call.caller, asked.requests, asked.renames).await?;
+    let choices = Choices::open(backend, &call.caller, asked.requests, asked.answers, asked.renames).await?;
     let names = TokenNames::new(engine.text().tokenizer.clone(), asked.as_token_ids);
     let writer = Writer { echoes, answers: asked.answers, offsets: vec![0; choices.number()], names };
     let stamp = Stamp::new("cmpl-", &call.request_id, model.as_ref().unwrap_or(&engine.info().name));

@@ -112,7 +112,7 @@ async fn create(State(state): State<Responses>, request: Request) -> Result<Resp
     let call = Call::read(&http, request, ContentType::Json).await?;
     let prepared = prepare(&http.backend.engine, &store, &call).map_err(|error| http.backend.refused(error))?;
     let Prepared { mode, store: keep, request, draft, turns, input } = prepared;
-    let choices = Choices::open(&http.backend, &call.caller, vec![request], RENAMES).await?;
+    let choices = Choices::open(&http.backend, &call.caller, vec![request], 1, RENAMES).await?;
     let owner = call.caller.owner();
     drop(call);
     let record = Record::new(owner, draft.unfinished("in_progress"), turns, input);
