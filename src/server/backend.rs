@@ -9,18 +9,19 @@ use std::{
     time::Instant,
 };
 
-use tokio::{sync::Semaphore, task::spawn_blocking};
-
-use super::{access::Caller, closing::Closing, throughput::Throughput};
+use super::{
+    access::{Admission, Caller},
+    bodies::Bodies,
+    closing::Closing,
+    throughput::Throughput,
+    turns::Turns,
+};
 use crate::{
     config::StreamArgs,
     engine::{EmbedRequest, Embeddings, Engine, ModelInfo},
     error::{Code, Error, Result},
     text::Tokenizer,
 };
-
-/// Calls that tokenize at once, beside those that generate: it takes a core, and generation needs them.
-const TOKENIZING_AT_ONCE: usize = 2;
 
 /// What every service holds. Cheap to clone.
 #[derive(Clone)]
@@ -30,13 +31,16 @@ pub(crate) struct Backend {
     pub(crate) streams: StreamArgs,
     /// Shared, so that all who ask see the same rates.
     pub(crate) throughput: Arc<Throughput>,
-    turns: Arc<Semaphore>,
+    /// Room for what clients send.
+    pub(crate) bodies: Bodies,
+    pub(crate) turns: Turns,
 }
 
 impl Backend {
     pub(crate) fn new(engine: Engine, closing: Closing, streams: StreamArgs) -> Self {
         let throughput = Arc::new(Throughput::since(Instant::now()));
-        Self { engine, closing, streams, throughput, turns: Arc::new(Semaphore::new(TOKENIZING_AT_ONCE)) }
+        let (bodies, turns) = (Bodies::default(), Turns::default());
+        Self { engine, closing, streams, throughput, bodies, turns }
     }
 
     /// The same error, counted as a refusal. The engine counts its own.
@@ -75,19 +79,25 @@ impl Backend {
         }
     }
 
-    /// Runs work on text beside the tasks that stream, in its turn.
+    /// Counts a call that generates nothing against its tenant's quotas.
     ///
     /// # Errors
-    /// The work's.
-    pub(crate) async fn work<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-        let failed = |error: &dyn std::fmt::Display| Error::internal(format!("tokenization: {error}"));
-        // The permit goes along with the work, which goes on where the caller goes away.
-        let turn = self.turns.clone().acquire_owned().await.map_err(|error| failed(&error))?;
-        let work = spawn_blocking(move || {
-            let _turn = turn;
-            work()
-        });
-        work.await.map_err(|error| failed(&error))?
+    /// `ResourceExhausted` that names the quota.
+    pub(crate) fn admit_call(&self, caller: &Caller) -> Result<Admission> {
+        caller.admit_call().map_err(|error| self.refused(error))
+    }
+
+    /// Runs a caller's work on text beside the tasks that stream, in its turn.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` where too many of the caller's wait; the work's.
+    pub(crate) async fn work<T: Send + 'static>(
+        &self,
+        caller: &Caller,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let place = self.turns.line_up(caller).map_err(|error| self.refused(error))?;
+        self.turns.work(place, work).await
     }
 }
 

@@ -20,11 +20,13 @@ use http_body::{Frame, SizeHint};
 
 /// What is held, among an answer's extensions. Cheap to clone; let go of with the last clone.
 #[derive(Clone)]
-pub(crate) struct Held(Arc<dyn Any + Send + Sync>);
+pub(crate) struct Held {
+    _what: Arc<dyn Any + Send + Sync>,
+}
 
 impl Held {
     pub(crate) fn new(what: Arc<dyn Any + Send + Sync>) -> Self {
-        Self(what)
+        Self { _what: what }
     }
 }
 

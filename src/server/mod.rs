@@ -7,6 +7,7 @@
 pub mod access;
 mod anthropic;
 mod backend;
+mod bodies;
 mod bucket;
 mod closing;
 mod connection;
@@ -29,6 +30,7 @@ mod ring;
 mod throughput;
 pub mod tls;
 mod trace_context;
+mod turns;
 mod vllm_engine;
 
 use std::{sync::Arc, time::Duration};

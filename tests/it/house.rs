@@ -49,12 +49,23 @@ const SERVED: &[&str] = &[
     "server/access",
     "server/backend",
     "server/events",
+    "server/bodies",
     "server/closing",
     "server/throughput",
+    "server/turns",
 ];
 /// Faces that speak JSON know no gRPC, and not each other.
-const JSON_FACE: &[&str] =
-    &["base", "engine", "text", "server/access", "server/backend", "server/events", "server/held", "server/http"];
+const JSON_FACE: &[&str] = &[
+    "base",
+    "engine",
+    "text",
+    "server/access",
+    "server/backend",
+    "server/bodies",
+    "server/events",
+    "server/held",
+    "server/http",
+];
 /// Policy knows no tensors, no tasks and no wire.
 const POLICY: &[&str] = &[
     "base",

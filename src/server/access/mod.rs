@@ -187,7 +187,8 @@ fn bearer(value: &HeaderValue) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(key)
 }
 
-fn is_open(path: &str) -> bool {
+/// Whether a call of this path needs no key.
+pub(crate) fn is_open(path: &str) -> bool {
     OPEN.iter().any(|open| path == *open || open.ends_with('/') && path.starts_with(open))
 }
 

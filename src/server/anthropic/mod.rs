@@ -6,7 +6,7 @@ mod request;
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{Request, State},
     response::{IntoResponse, Response},
     routing::post,
 };
@@ -19,7 +19,7 @@ use self::{
 };
 use super::http::{
     Http,
-    call::{Call, ContentType, MAX_BODY_BYTES},
+    call::{Call, ContentType},
     choices::Choices,
     failure::{Failed, method_not_allowed},
     frames::Telling,
@@ -37,7 +37,6 @@ pub(super) fn routes(http: Http) -> Router {
         .route("/v1/messages", post(create))
         .route("/v1/messages/count_tokens", post(count_tokens))
         .method_not_allowed_fallback(method_not_allowed::<Anthropic>)
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(http)
 }
 
@@ -68,8 +67,9 @@ async fn create(State(http): State<Http>, request: Request) -> Result<Response, 
 /// `POST /v1/messages/count_tokens`.
 async fn count_tokens(State(http): State<Http>, request: Request) -> Result<Json<Value>, Failed<Anthropic>> {
     let call = Call::read(&http, request, ContentType::Json).await?;
+    let _admission = http.backend.admit_call(&call.caller)?;
     let turns = call.parse::<Conversation>().and_then(|conversation| conversation.turns(http.backend.engine.info()));
     let turns = turns.map_err(|error| http.backend.refused(error))?;
-    let ids = chat_ids(&http.backend, turns, true).await?;
+    let ids = chat_ids(&http.backend, &call.caller, turns, true).await?;
     Ok(Json(json!({"input_tokens": ids.len()})))
 }

@@ -113,6 +113,8 @@ impl Generation for GenerationService {
 
     async fn quote(&self, request: Request<QuoteRequest>) -> Result<Response<QuoteResponse>, Status> {
         let caller = Caller::of(request.extensions()).map_err(status)?;
+        let _admission = self.backend.admit_call(&caller).map_err(status)?;
+        let _place = self.backend.turns.line_up(&caller).map_err(|error| status(self.backend.refused(error)))?;
         let QuoteRequest { prompt, messages, options, chat } = request.into_inner();
         let prompt = match (prompt, messages.is_empty()) {
             (Some(_), false) => Err(Error::invalid("messages", "cannot be with prompt: one of them is quoted")),

@@ -8,6 +8,7 @@ pub(crate) mod deadline;
 mod embeddings;
 pub(crate) mod generation;
 pub(crate) mod health;
+mod inbound;
 pub(crate) mod models;
 mod resumable;
 mod session;
@@ -88,5 +89,5 @@ pub(super) fn routes(backend: &Backend, drain_grace: Duration) -> Result<Router>
         .add_service(GrpcInferenceServiceServer::new(inference).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(reflection().build_v1().map_err(unreadable)?)
         .add_service(reflection().build_v1alpha().map_err(unreadable)?);
-    Ok(routes.into_axum_router().layer(GrpcWebLayer::new()))
+    Ok(inbound::bounded(routes.into_axum_router(), backend)?.layer(GrpcWebLayer::new()))
 }

@@ -179,7 +179,7 @@ fn least_wanted(streams: &HashMap<String, Entry>, asking: &Owner, ttl: Duration)
     let idle = streams.iter().filter_map(|(id, entry)| {
         let since = entry.ring.idle_since(ttl)?;
         let (theirs, is_own) = (number(&entry.owner), entry.owner == *asking);
-        (is_own || theirs > number(asking)).then(|| (Reverse(theirs), !is_own, since, id))
+        (is_own || theirs > number(asking)).then_some((Reverse(theirs), !is_own, since, id))
     });
     idle.min().map(|(.., id)| id.clone())
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tonic::{Request, Response, Status};
+use tonic::{Extensions, Request, Response, Status};
 
 use super::{Backend, status::status};
 use crate::{
@@ -11,7 +11,10 @@ use crate::{
     proto::candlewick::v1::{
         DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse, tokens_server::Tokens,
     },
-    server::backend::check_model,
+    server::{
+        access::{Admission, Caller},
+        backend::check_model,
+    },
     text::Tokenizer,
 };
 
@@ -24,6 +27,12 @@ impl TokensService {
         Self { backend }
     }
 
+    fn admit(&self, extensions: &Extensions) -> Result<(Caller, Admission)> {
+        let caller = Caller::of(extensions)?;
+        let admission = self.backend.admit_call(&caller)?;
+        Ok((caller, admission))
+    }
+
     fn tokenizer(&self, model: Option<&str>) -> Result<Arc<Tokenizer>> {
         check_model(model, self.backend.engine.info())?;
         self.backend.tokenizer()
@@ -33,17 +42,19 @@ impl TokensService {
 #[tonic::async_trait]
 impl Tokens for TokensService {
     async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
+        let (caller, _admission) = self.admit(request.extensions()).map_err(status)?;
         let TokenizeRequest { model, text, add_special_tokens } = request.into_inner();
         let tokenizer = self.tokenizer(model.as_deref()).map_err(status)?;
         let ids = self
             .backend
-            .work(move || tokenizer.encode(&text, add_special_tokens.unwrap_or(true)))
+            .work(&caller, move || tokenizer.encode(&text, add_special_tokens.unwrap_or(true)))
             .await
             .map_err(status)?;
         Ok(Response::new(TokenizeResponse { token_ids: ids.into_iter().map(|id| id.0).collect() }))
     }
 
     async fn detokenize(&self, request: Request<DetokenizeRequest>) -> Result<Response<DetokenizeResponse>, Status> {
+        let (caller, _admission) = self.admit(request.extensions()).map_err(status)?;
         let DetokenizeRequest { model, token_ids, skip_special_tokens, return_token_strs } = request.into_inner();
         let tokenizer = self.tokenizer(model.as_deref()).map_err(status)?;
         let vocab_size = self.backend.engine.info().vocab_size;
@@ -60,6 +71,6 @@ impl Tokens for TokensService {
                 token_strs: if asked { ids.iter().map(own).collect() } else { Vec::new() },
             })
         };
-        Ok(Response::new(self.backend.work(decode).await.map_err(status)?))
+        Ok(Response::new(self.backend.work(&caller, decode).await.map_err(status)?))
     }
 }

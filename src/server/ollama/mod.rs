@@ -7,7 +7,7 @@ mod request;
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{Request, State},
     middleware,
     response::{IntoResponse, Response},
     routing::{any, get, post},
@@ -20,7 +20,7 @@ use self::{
 };
 use super::http::{
     Http,
-    call::{Call, ContentType, MAX_BODY_BYTES},
+    call::{Call, ContentType},
     choices::Choices,
     failure::{Failed, Failure, Shape, method_not_allowed, no_such_path},
     frames::Telling,
@@ -65,7 +65,6 @@ pub(super) fn routes(http: Http, origins: &AllowedOrigins) -> Router {
         .route("/api/version", get(models::version))
         .route("/api/{*path}", any(no_such_path::<Ollama>))
         .method_not_allowed_fallback(method_not_allowed::<Ollama>)
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn_with_state(origins.clone(), own_or_listed::<Ollama>))
         .with_state(http)
 }

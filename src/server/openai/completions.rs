@@ -21,14 +21,17 @@ use super::{
 use crate::{
     engine::{self, Delta, Engine, Finished, Prompt},
     error::{Error, Result},
-    server::http::{
-        Http,
-        call::{Call, ContentType},
-        choices::Choices,
-        failure::Failed,
-        frames::Telling,
-        paths::Renames,
-        prompt::decode,
+    server::{
+        access::Caller,
+        http::{
+            Http,
+            call::{Call, ContentType},
+            choices::Choices,
+            failure::Failed,
+            frames::Telling,
+            paths::Renames,
+            prompt::decode,
+        },
     },
 };
 
@@ -79,12 +82,15 @@ pub(super) async fn create(State(http): State<Http>, request: Request) -> Result
     let call = Call::read(&http, request, ContentType::Json).await?;
     let (backend, engine) = (&http.backend, &http.backend.engine);
     let asked = read(engine, &call).map_err(|error| backend.refused(error))?;
-    let mut echoes = Vec::new();
-    for request in asked.requests.iter().step_by(asked.answers).filter(|_| asked.echo) {
-        echoes.push(text_of(&http, &request.prompt).await?);
-    }
+    let repeated = asked.requests.iter().step_by(asked.answers).filter(|_| asked.echo);
+    let repeated: Vec<_> = repeated.map(|request| request.prompt.clone()).collect();
     let model = asked.requests.first().and_then(|request| request.model.clone());
     let choices = Choices::open(backend, &call.caller, asked.requests, asked.answers, asked.renames).await?;
+    // Now that it was admitted: this is work too.
+    let mut echoes = Vec::new();
+    for prompt in repeated {
+        echoes.push(text_of(&http, &call.caller, prompt).await?);
+    }
     let names = TokenNames::new(engine.text().tokenizer.clone(), asked.as_token_ids);
     let writer = Writer { echoes, answers: asked.answers, offsets: vec![0; choices.number()], names };
     let stamp = Stamp::new("cmpl-", &call.request_id, model.as_ref().unwrap_or(&engine.info().name));
@@ -133,10 +139,10 @@ impl Completion {
     }
 }
 
-async fn text_of(http: &Http, prompt: &Prompt) -> Result<String> {
+async fn text_of(http: &Http, caller: &Caller, prompt: Prompt) -> Result<String> {
     match prompt {
-        Prompt::Tokens(ids) => decode(&http.backend, "prompt", ids.clone(), true).await,
-        Prompt::Text(text) => Ok(text.clone()),
+        Prompt::Tokens(ids) => decode(&http.backend, caller, "prompt", ids, true).await,
+        Prompt::Text(text) => Ok(text),
         // Completions have no messages.
         Prompt::Chat(_) => Ok(String::new()),
     }

@@ -15,6 +15,7 @@ use crate::{
     error::{Error, Result},
     ids::TokenId,
     server::{
+        access::Caller,
         backend::check_model,
         http::{
             Http,
@@ -44,12 +45,15 @@ struct Detokenize {
     tokens: Vec<u32>,
 }
 
-async fn ids_of(http: &Http, fields: Tokenize) -> Result<Vec<TokenId>> {
+async fn ids_of(http: &Http, caller: &Caller, fields: Tokenize) -> Result<Vec<TokenId>> {
     match (fields.prompt, fields.messages) {
-        (Some(text), None) => prompt::text_ids(&http.backend, text, fields.add_special_tokens.unwrap_or(true)).await,
+        (Some(text), None) => {
+            let special = fields.add_special_tokens.unwrap_or(true);
+            prompt::text_ids(&http.backend, caller, text, special).await
+        }
         (None, Some(messages)) => {
             let generation = fields.add_generation_prompt.unwrap_or(true);
-            prompt::chat_ids(&http.backend, turns(messages)?, generation).await
+            prompt::chat_ids(&http.backend, caller, turns(messages)?, generation).await
         }
         _ => Err(Error::invalid("prompt", "must be set, or messages: one of them")),
     }
@@ -58,11 +62,12 @@ async fn ids_of(http: &Http, fields: Tokenize) -> Result<Vec<TokenId>> {
 /// `POST /tokenize`.
 pub(super) async fn tokenize(State(http): State<Http>, request: Request) -> Result<Json<Value>, Failed<OpenAi>> {
     let call = Call::read(&http, request, ContentType::Json).await?;
+    let _admission = http.backend.admit_call(&call.caller)?;
     let fields: Tokenize = call.parse()?;
     let engine = &http.backend.engine;
     check_model(fields.model.as_deref(), engine.info())?;
     let with_strings = fields.return_token_strs == Some(true);
-    let ids = ids_of(&http, fields).await?;
+    let ids = ids_of(&http, &call.caller, fields).await?;
     let tokenizer = http.backend.tokenizer()?;
     let strings = || ids.iter().map(|&id| tokenizer.id_to_token(id).unwrap_or_default()).collect::<Vec<_>>();
     Ok(Json(json!({
@@ -76,9 +81,10 @@ pub(super) async fn tokenize(State(http): State<Http>, request: Request) -> Resu
 /// `POST /detokenize`.
 pub(super) async fn detokenize(State(http): State<Http>, request: Request) -> Result<Json<Value>, Failed<OpenAi>> {
     let call = Call::read(&http, request, ContentType::Json).await?;
+    let _admission = http.backend.admit_call(&call.caller)?;
     let fields: Detokenize = call.parse()?;
     check_model(fields.model.as_deref(), http.backend.engine.info())?;
     let ids = fields.tokens.into_iter().map(TokenId).collect();
-    let text = prompt::decode(&http.backend, "tokens", ids, false).await?;
+    let text = prompt::decode(&http.backend, &call.caller, "tokens", ids, false).await?;
     Ok(Json(json!({"prompt": text})))
 }

@@ -263,10 +263,11 @@ impl VllmEngine for VllmEngineService {
 
     async fn get_tokenizer(
         &self,
-        _: Request<GetTokenizerRequest>,
+        request: Request<GetTokenizerRequest>,
     ) -> Result<Response<Self::GetTokenizerStream>, Status> {
+        let caller = Caller::of(request.extensions()).map_err(status)?;
         let (archive, engine) = (self.archive.clone(), self.backend.engine.clone());
-        let packed = archive.get_or_try_init(|| self.backend.work(move || Archive::of(&engine)));
+        let packed = archive.get_or_try_init(|| self.backend.work(&caller, move || Archive::of(&engine)));
         packed.await.map_err(status)?;
         let chunks = (0..).map_while(move |n| archive.get()?.chunk(n)).map(Ok);
         Ok(Response::new(Box::pin(stream::iter(chunks))))

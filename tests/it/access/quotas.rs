@@ -6,8 +6,8 @@ use candlewick::{
     config::TenantLimits,
     engine::fake::{Gate, Mishap},
     proto::candlewick::v1::{
-        CloseSession, SessionOpen, SessionRequest, UserTurn, session_request::Event as Say,
-        session_response::Event as Told,
+        CloseSession, QuoteRequest, SessionOpen, SessionRequest, TokenizeRequest, UserTurn,
+        session_request::Event as Say, session_response::Event as Told, tokens_client::TokensClient,
     },
 };
 use futures::channel::mpsc;
@@ -16,9 +16,9 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use super::{chat, generation, headers, limited, tenant};
+use super::{chat, generation, headers, keyed, limited, tenant};
 use crate::{
-    grpc::{Server, options, read, request, soon},
+    grpc::{Server, options, prompt_of, read, request, soon},
     openai::http::post_with,
 };
 
@@ -182,6 +182,32 @@ async fn a_call_for_vectors_has_as_many_streams_as_its_tenant_and_counts_though_
         }
     };
     soon("it has ended, and its tokens were counted", refused).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_generate_nothing_are_requests_too() {
+    let limits = TenantLimits { requests_per_minute: Some(1), ..FREE };
+    let names = ["a", "b", "c", "d", "e"];
+    let server = limited(names.map(|name| tenant(name, limits)).to_vec(), None).await;
+    let messages = json!([{"role": "user", "content": "Hi"}]);
+    for (name, path, body) in [
+        ("a", "/tokenize", json!({"prompt": "Hi"})),
+        ("b", "/detokenize", json!({"tokens": [72, 105]})),
+        ("c", "/v1/messages/count_tokens", json!({"model": "fake", "messages": messages})),
+    ] {
+        for status in [200, 429] {
+            let answer = post_with(server.address, path, &headers(name), &body.to_string()).await;
+            assert_eq!(answer.status, status, "{path}");
+        }
+    }
+    let mut tokens = TokensClient::new(keyed(&server, "d").await);
+    let tokenize = || TokenizeRequest { text: "Hi".into(), ..TokenizeRequest::default() };
+    tokens.tokenize(tokenize()).await.unwrap();
+    assert_eq!(quota(&tokens.tokenize(tokenize()).await.unwrap_err()).0, "requests-per-minute");
+    let quote = || QuoteRequest { prompt: prompt_of(&[1, 2, 3]), options: Some(options(5)), ..QuoteRequest::default() };
+    let mut generation = generation(&server, "e").await;
+    generation.quote(quote()).await.unwrap();
+    assert_eq!(quota(&generation.quote(quote()).await.unwrap_err()).0, "requests-per-minute");
 }
 
 /// A session of a tenant, by its two halves.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use axum::{
     Extension, Json, Router,
-    extract::{DefaultBodyLimit, FromRef, Path, Request, State},
+    extract::{FromRef, Path, Request, State},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -32,7 +32,7 @@ use crate::{
         backend::{check_model, cut},
         http::{
             Http,
-            call::{Call, ContentType, MAX_BODY_BYTES},
+            call::{Call, ContentType},
             choices::Choices,
             failure::{Failed, Failure, method_not_allowed},
             frames::Telling,
@@ -66,7 +66,6 @@ pub(super) fn routes(http: Http) -> Router {
         .route("/v1/responses/{id}/cancel", post(cancel))
         .route("/v1/responses/{id}/input_items", get(input_items))
         .method_not_allowed_fallback(method_not_allowed::<OpenAi>)
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(Responses { http, store: Arc::default() })
 }
 
