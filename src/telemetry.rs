@@ -140,6 +140,8 @@ type Level = Gauge<u64, AtomicU64>;
 #[derive(Debug)]
 pub struct Telemetry {
     registry: Registry,
+    /// What is told of each tenant by its name.
+    of_tenants: Registry,
     num_requests_running: Level,
     num_requests_waiting: Level,
     waiting_tokens: Level,
@@ -241,8 +243,9 @@ impl Telemetry {
     #[rustfmt::skip] // A table.
     pub fn new(model_name: &str) -> Self {
         let labels = [(Cow::Borrowed("model_name"), Cow::Owned(model_name.to_owned()))];
-        let mut table = Table(Registry::with_labels(labels.into_iter()));
-        let t = &mut table;
+        let mut table = Table(Registry::with_labels(labels.clone().into_iter()));
+        let mut of_tenants = Table(Registry::with_labels(labels.into_iter()));
+        let (t, by_tenant) = (&mut table, &mut of_tenants);
         let states = ["sequence", "lease", "free"].map(|state| StateLabels { state });
         let kinds = ["prefill", "decode"].map(|kind| KindLabels { kind });
         let phases = ["schedule", "execute", "apply"].map(|phase| PhaseLabels { phase });
@@ -282,18 +285,19 @@ impl Telemetry {
             block_copies: t.count("candlewick:block_copies", "Blocks copied on write"),
             block_evictions: t.count("candlewick:block_evictions", "Cached blocks given to others"),
             engine_restarts: t.count("candlewick:engine_restarts", "Times the engine came back"),
-            tenant_prompt_tokens: t.add("candlewick:tenant_prompt_tokens", "Prompt tokens of admitted requests, by tenant", Family::default()),
-            tenant_generation_tokens: t.add("candlewick:tenant_generation_tokens", "Tokens generated, by tenant", Family::default()),
+            tenant_prompt_tokens: by_tenant.add("candlewick:tenant_prompt_tokens", "Prompt tokens of admitted requests, by tenant", Family::default()),
+            tenant_generation_tokens: by_tenant.add("candlewick:tenant_generation_tokens", "Tokens generated, by tenant", Family::default()),
             tenants: Mutex::default(),
             requests_refused: t.add("candlewick:requests_refused", "Requests refused, by code", Family::default()),
             spans: OnceLock::new(),
             registry: Registry::default(),
+            of_tenants: Registry::default(),
         };
         // A series that is absent until its first event reads as a gap: let all of them start at zero.
         for outcome in [Outcome::Stop, Outcome::Length, Outcome::Abort, Outcome::Error] {
             let _zero = telemetry.request_success.get_or_create(&ReasonLabels { finished_reason: outcome.label() });
         }
-        Self { registry: table.0, ..telemetry }
+        Self { registry: table.0, of_tenants: of_tenants.0, ..telemetry }
     }
 
     /// From now on each request leaves a span there. Of two calls the first one counts.
@@ -453,12 +457,23 @@ impl Telemetry {
     /// All metrics in the OpenMetrics text format, which every Prometheus scraper reads ([`CONTENT_TYPE`]).
     #[must_use]
     pub fn encode(&self) -> String {
-        let mut text = String::new();
-        match text::encode(&mut text, &self.registry) {
-            Ok(()) => text,
-            // Writing into a String fails only where a label's own formatter does, and ours do not.
-            Err(std::fmt::Error) => String::from("# EOF\n"),
-        }
+        encode(&[&self.registry, &self.of_tenants])
+    }
+
+    /// The same without what is told of tenants.
+    #[must_use]
+    pub fn encode_without_tenants(&self) -> String {
+        encode(&[&self.registry])
+    }
+}
+
+fn encode(registries: &[&Registry]) -> String {
+    let mut text = String::new();
+    let encoded = registries.iter().try_for_each(|registry| text::encode_registry(&mut text, registry));
+    match encoded.and_then(|()| text::encode_eof(&mut text)) {
+        Ok(()) => text,
+        // Writing into a String fails only where a label's own formatter does, and ours do not.
+        Err(std::fmt::Error) => String::from("# EOF\n"),
     }
 }
 

@@ -9,14 +9,16 @@ use axum::{
     routing::get,
 };
 
+use super::access::Access;
 use crate::{
     engine::{Engine, Health},
     telemetry,
 };
 
 /// The pages over one engine.
-pub(super) fn routes(engine: Engine) -> Router {
-    Router::new().route("/health", get(health)).route("/metrics", get(metrics)).with_state(engine)
+pub(super) fn routes(engine: Engine, access: Access) -> Router {
+    let health = Router::new().route("/health", get(health)).with_state(engine.clone());
+    Router::new().route("/metrics", get(metrics)).with_state((engine, access)).merge(health)
 }
 
 /// What a path that nobody serves gets: gRPC clients the status that they understand, others 404.
@@ -47,6 +49,11 @@ async fn health(State(engine): State<Engine>) -> (StatusCode, &'static str) {
     }
 }
 
-async fn metrics(State(engine): State<Engine>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, telemetry::CONTENT_TYPE)], engine.telemetry().encode())
+/// Open to everybody; but whose names the tenants have, and how much they do, is for administrators where there are any.
+async fn metrics(State((engine, access)): State<(Engine, Access)>, headers: HeaderMap) -> impl IntoResponse {
+    let page = match access.may_administer(&headers) {
+        true => engine.telemetry().encode(),
+        false => engine.telemetry().encode_without_tenants(),
+    };
+    ([(CONTENT_TYPE, telemetry::CONTENT_TYPE)], page)
 }

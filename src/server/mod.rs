@@ -108,11 +108,12 @@ pub async fn serve(
     let closer = Closer::new();
     let backend = Backend::new(engine.clone(), closer.watch(), options.streams);
     let guarded = grpc::routes(&backend, options.drain_grace)?.merge(http::routes(&backend, &options.allowed_origins));
+    let pages = metrics::routes(engine.clone(), options.access.clone());
     let guard = Guard { access: options.access, origins: options.allowed_origins.clone() };
     let guard = middleware::from_fn_with_state(guard, access::guard);
     let guarded = held::until_sent(guarded).fallback(metrics::unknown).layer(guard);
     // Pages that say nothing of anybody's requests.
-    let router = guarded.merge(metrics::routes(engine.clone())).merge(root(&engine));
+    let router = guarded.merge(pages).merge(root(&engine));
     let router = cors::open(router, &options.allowed_origins);
     let router = trace_context::carry(router, &engine);
     let mut connections = Connections { router, tls: options.tls, closer, tasks: JoinSet::new(), places: places() };

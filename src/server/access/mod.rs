@@ -134,6 +134,11 @@ impl Access {
         changes
     }
 
+    /// Whether who calls with these headers may know what concerns everybody.
+    pub(super) fn may_administer(&self, headers: &HeaderMap) -> bool {
+        self.caller(headers).is_ok_and(|caller| caller.check_admin().is_ok())
+    }
+
     /// Who calls with these headers.
     ///
     /// # Errors

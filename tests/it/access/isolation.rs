@@ -177,6 +177,20 @@ async fn what_all_tenants_cache_is_told_to_an_admin_only_and_what_a_client_salts
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_name_tenants_to_an_admin_only() {
+    let admin = TenantLimits { admin: true, ..TenantLimits::default() };
+    let server = limited(vec![tenant("a", TenantLimits::default()), tenant("root", admin)], None).await;
+    read(generation(&server, "a").await.generate_stream(request(&prompt(20), 5)).await.unwrap().into_inner()).await;
+    for (key, tells) in [(None, false), (Some("a"), false), (Some("nobody"), false), (Some("root"), true)] {
+        let key = key.map(|name| format!("authorization: Bearer {}\r\n", super::key(name))).unwrap_or_default();
+        let head = format!("GET /metrics HTTP/1.1\r\nhost: x\r\n{key}\r\n");
+        let page = send(server.address, head.as_bytes()).await.text().await;
+        assert!(page.contains("vllm:prompt_tokens_total") && page.ends_with("# EOF\n"), "{page}");
+        assert_eq!(page.contains("tenant=\"a\""), tells, "{key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kept_response_is_its_own_tenants_whoever_chose_its_id() {
     let server = server(&["a", "b"]).await;
     let create = async |tenant: &str, body: serde_json::Value| {
