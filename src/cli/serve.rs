@@ -52,8 +52,9 @@ pub(super) fn run(args: ServeArgs, effective: Effective, log: SetLog) -> Result<
                 () = signals.next() => return Err(Stop::Signal(INTERRUPTED)),
             }
         };
-        engine.shares().set(access.weights());
         let engine = started.get_or_init(|| engine).clone();
+        // Now that who reads the keys again finds the engine: whatever was read before is in these.
+        engine.shares().set(access.weights());
         if let Some(endpoint) = &args.otlp_traces_endpoint {
             engine.telemetry().trace_to(Spans::to_collector(endpoint, QUEUE_SPANS)?);
         }

@@ -1,8 +1,9 @@
 //! Embeddings: inputs become sequences that end with their prompts, in the same line and batch as those that generate.
 //!
-//! A call takes places among the live requests as it is admitted, one an input and [`EMBED_AT_ONCE`](limits::EMBED_AT_ONCE) at the most, or it is
-//! refused; each place takes the next input when its own is done. Everything is tokenized and checked before anything
-//! runs, so a call with a wrong input costs nothing. Dropping the call ends its sequences within a step.
+//! A call takes places among the live requests as it is admitted, one an input and
+//! [`EMBED_AT_ONCE`](limits::EMBED_AT_ONCE) at the most, or it is refused; each place takes the next input when its own is
+//! done. Everything is tokenized and checked before anything runs, so a call with a wrong input costs nothing. Dropping the
+//! call ends its sequences within a step.
 
 mod vector;
 

@@ -95,7 +95,7 @@ impl Service for EmbeddingsService {
             let mut line = line?;
             let result = line.next().await?;
             let goes_on = result.is_ok().then_some(line);
-            Some((result.map_err(status), goes_on))
+            Some((result, goes_on))
         });
         Ok(Response::new(Box::pin(results)))
     }
@@ -118,7 +118,7 @@ type Done = (wire::EmbedStreamResponse, Option<Held>);
 
 impl Line {
     /// The next result; none once all are out.
-    async fn next(&mut self) -> Option<Result<wire::EmbedStreamResponse>> {
+    async fn next(&mut self) -> Option<Result<wire::EmbedStreamResponse, Status>> {
         loop {
             if self.inbound.is_none() && self.running.is_empty() {
                 return None;
@@ -132,20 +132,28 @@ impl Line {
                     None => Ok(None),
                 }
             };
+            let (closing, is_idle) = (self.backend.closing.clone(), self.running.is_empty());
+            let ends = async {
+                match is_idle {
+                    // Nothing is left to finish: who might still say something would only hold up the end.
+                    true => closing.leaving().await,
+                    false => closing.cut().await,
+                }
+            };
             tokio::select! {
-                () = self.backend.closing.clone().cut() => return Some(Err(going_down())),
+                () = ends => return Some(Err(status(going_down()))),
                 Some(done) = self.running.join_next() => {
                     let failed = |panic| Error::internal(format!("an embedding failed: {panic}"));
-                    return Some(done.map(|(response, _held)| response).map_err(failed));
+                    return Some(done.map(|(response, _held)| response).map_err(|panic| status(failed(panic))));
                 }
                 message = message, if reads => match message {
                     Ok(Some(message)) => match self.hear(message) {
                         Ok(()) => {}
-                        Err(error) => return Some(Err(self.backend.refused(error))),
+                        Err(error) => return Some(Err(status(self.backend.refused(error)))),
                     },
                     Ok(None) => self.inbound = None,
-                    // What the transport has to say is its own, and goes nowhere where the client is gone.
-                    Err(broken) => return Some(Err(Error::new(Code::Cancelled, broken.message()))),
+                    // A message that is no good; where the client is gone, it goes nowhere.
+                    Err(broken) => return Some(Err(broken)),
                 },
             }
         }

@@ -331,11 +331,13 @@ impl GrpcInferenceService for InferenceService {
         let (headers, extensions, message) = request.into_parts();
         let deadline = deadline(&headers).map_err(status)?;
         let caller = Caller::of(&extensions).map_err(status)?;
-        let (events, answer) = self.open(&caller, message, deadline).await.map_err(status)?;
+        let asked = self.request(message, deadline).map_err(|error| status(self.backend.refused(error)));
+        let (request, answer) = asked?;
         if answer.streams {
             let why = "must not be set here: ModelStreamInfer answers with a stream";
             return Err(status(self.backend.refused(Error::invalid("stream", why))));
         }
+        let events = responses::open(&self.backend, &caller, request, &PATHS).await.map_err(status)?;
         let answer = Answer { ends_empty: false, ..answer };
         let mut responses = answer.whole(events.whole().await.map_err(status)?);
         Ok(Response::new(responses.swap_remove(0)))

@@ -202,11 +202,26 @@ async fn a_stream_that_asks_for_what_cannot_be_ends_with_its_name() {
         (EmbedStreamRequest { request: None }, Code::InvalidArgument),
         (of_options(EmbedOptions { pooling: Some(9), ..EmbedOptions::default() }), Code::InvalidArgument),
         (of_options(EmbedOptions { model: Some("other".into()), ..EmbedOptions::default() }), Code::NotFound),
+        (item(1, of_text(&"x".repeat(4 << 20))), Code::OutOfRange),
     ] {
         let (inputs, mut results) = stream(&server).await;
         inputs.send(wrong).await.unwrap();
         assert_eq!(soon("the end", results.message()).await.unwrap_err().code(), code);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_with_nothing_under_way_does_not_hold_up_the_end_of_the_server() {
+    let options = ServeOptions { drain_timeout: std::time::Duration::from_secs(3600), ..ServeOptions::default() };
+    let factory = fakes(&config(), |_| FakeOptions::default());
+    let server = Server::with(info(), ModelText::default(), config(), factory, options).await;
+    let (inputs, mut results) = stream(&server).await;
+    inputs.send(item(1, of_ids(&[1, 2, 3]))).await.unwrap();
+    assert!(matches!(next(&mut results).await, Some((1, Outcome::Embedding(_)))));
+    let served = server.shut_down();
+    assert_eq!(soon("its end", results.message()).await.unwrap_err().code(), Code::Unavailable);
+    drop(inputs);
+    soon("the end of the server", served).await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
