@@ -261,7 +261,9 @@ mod tests {
     #[test]
     fn limits_that_change_keep_what_was_used() {
         let (tenant, now) = tenant(TenantLimits { requests_per_minute: Some(6), ..TenantLimits::default() });
-        (0..6).for_each(|_| drop(tenant.enter(answers(1), now).unwrap()));
+        for _ in 0..6 {
+            tenant.enter(answers(1), now).unwrap();
+        }
         tenant.limit(
             TenantLimits { requests_per_minute: Some(6), max_streams: Some(99), ..TenantLimits::default() },
             now,

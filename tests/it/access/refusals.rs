@@ -93,7 +93,7 @@ async fn what_is_said_without_a_key_is_short() {
         for (length, status) in [(4 << 10, None), ((4 << 10) + 1, Some("11"))] {
             // A field that nobody knows: its number, its length in two bytes, and its bytes.
             let inside = length - 3;
-            let field = [vec![0x7a, (inside & 0x7f | 0x80) as u8, (inside >> 7) as u8], vec![b'x'; inside]].concat();
+            let field = [vec![0x7a, ((inside & 0x7f) | 0x80) as u8, (inside >> 7) as u8], vec![b'x'; inside]].concat();
             let message = [&[0, 0, 0][..], &(length as u16).to_be_bytes(), &field].concat();
             let head = format!(
                 "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/grpc-web+proto\r\ncontent-length: {}\r\n\r\n",
