@@ -104,9 +104,9 @@ struct Begun {
 }
 
 impl Begun {
-    /// Takes bytes in, of this message and of others behind it; whether one became whole.
-    fn hear(&mut self, mut bytes: &[u8]) -> bool {
-        let mut was_whole = false;
+    /// Takes bytes in, of this message and of others behind it; whether one became whole, and the length of the longest.
+    fn hear(&mut self, mut bytes: &[u8]) -> (bool, usize) {
+        let (mut was_whole, mut longest) = (false, 0);
         while let Some((&first, rest)) = bytes.split_first() {
             if let Some(byte) = self.head.get_mut(self.here) {
                 *byte = first;
@@ -114,7 +114,9 @@ impl Begun {
                 bytes = rest;
                 if self.here == HEAD_BYTES {
                     let [_, a, b, c, d] = self.head;
-                    self.length = HEAD_BYTES + u32::from_be_bytes([a, b, c, d]) as usize;
+                    let length = u32::from_be_bytes([a, b, c, d]) as usize;
+                    self.length = HEAD_BYTES + length;
+                    longest = longest.max(length);
                 }
             } else {
                 let more = bytes.len().min(self.length - self.here);
@@ -126,7 +128,7 @@ impl Begun {
                 was_whole = true;
             }
         }
-        was_whole
+        (was_whole, longest)
     }
 }
 
@@ -139,10 +141,11 @@ impl Inbound {
         if let Some((since, _)) = self.waiting.take() {
             self.patience = self.patience.saturating_sub(since.elapsed());
         }
-        if self.message.hear(bytes) {
+        let (was_whole, longest) = self.message.hear(bytes);
+        if was_whole {
             self.patience = PATIENCE;
         }
-        if self.message.length.saturating_sub(HEAD_BYTES) > self.most {
+        if longest > self.most {
             return Err(Status::out_of_range(format!(
                 "the message is too large: at most {} bytes are allowed",
                 self.most
@@ -226,11 +229,11 @@ mod tests {
         let all = [message(0), message(3), message(300), message(1)].concat();
         for (size, ends) in [(1, 4), (2, 4), (5, 4), (7, 4), (300, 2), (1000, 1)] {
             let mut begun = Begun::default();
-            let pieces_with_ends = all.chunks(size).filter(|bytes| begun.hear(bytes)).count();
+            let pieces_with_ends = all.chunks(size).filter(|bytes| begun.hear(bytes).0).count();
             assert_eq!((begun.here, pieces_with_ends), (0, ends), "{size}");
         }
         let mut begun = Begun::default();
-        assert!(begun.hear(&all) && !begun.hear(&message(9)[..8]));
+        assert_eq!((begun.hear(&all), begun.hear(&message(9)[..8])), ((true, 300), (false, 9)));
         assert_eq!((begun.here, begun.length), (8, 14));
     }
 
@@ -255,9 +258,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_that_is_too_large_is_refused_by_its_head() {
-        let (send, mut body) = inbound(&Bodies::of(64), 100, true);
-        send.send(Bytes::copy_from_slice(&message(101)[..5])).await.unwrap();
-        assert_eq!(code(body.next().await), GrpcCode::OutOfRange);
+        // As far as its head, and whole.
+        for come in [HEAD_BYTES, HEAD_BYTES + 101] {
+            let (send, mut body) = inbound(&Bodies::of(64), 100, true);
+            send.send(Bytes::copy_from_slice(&message(101)[..come])).await.unwrap();
+            assert_eq!(code(body.next().await), GrpcCode::OutOfRange);
+        }
     }
 
     #[tokio::test(start_paused = true)]
