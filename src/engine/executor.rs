@@ -143,8 +143,8 @@ pub struct StepOutput {
     pub pooled: Vec<(SequenceId, Vec<f32>)>,
     /// Log-probabilities of prompts, as the rows asked for.
     pub prompts: Vec<(SequenceId, PromptLogprobs)>,
-    /// Sequences that sampled and whose own parameters left nothing to choose, or whose grammar
-    /// cannot be followed any further: they end with this error, alone.
+    /// Sequences that had a row and whose own parameters left nothing to choose, whose grammar cannot be followed any
+    /// further, or whose logits are no numbers: they end with this error, alone.
     pub failed: Vec<(SequenceId, Error)>,
 }
 

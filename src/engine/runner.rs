@@ -156,16 +156,17 @@ impl Runner {
             observer: self.observer.as_deref(),
         };
         let hidden = self.model.hidden(&plan.token_ids, &step)?;
-        let prompts = self.prompt_logprobs(plan, &hidden, &step)?;
-        let pooled = self.pools.take_in(plan, |rows| floats(&self.model.states(&hidden, rows)?))?;
+        let mut output = StepOutput::default();
+        self.prompt_logprobs(plan, &hidden, &step, &mut output)?;
+        output.pooled = self.pools.take_in(plan, |rows| floats(&self.model.states(&hidden, rows)?))?;
         if sampling.is_empty() {
-            return Ok(StepOutput { prompts, pooled, ..StepOutput::default() });
+            return Ok(output);
         }
         let mut logits = floats(&self.model.logits(&hidden, &logit_rows, &step)?)?;
         spare::give_back(hidden);
-        let output = self.sample(&sampling, &mut logits, vocab_size);
+        let sampled = self.sample(&sampling, &mut logits, vocab_size, &mut output);
         spare::keep(logits);
-        Ok(StepOutput { prompts, pooled, ..output? })
+        sampled.map(|()| output)
     }
 
     /// Which of the step's rows go through which adapters.
@@ -190,30 +191,42 @@ impl Runner {
         plan: &StepPlan,
         hidden: &Tensor,
         step: &StepContext<'_>,
-    ) -> Result<Vec<(SequenceId, PromptLogprobs)>> {
-        let mut prompts = Vec::new();
+        output: &mut StepOutput,
+    ) -> Result<()> {
         for row in plan.rows.iter().filter(|row| !row.prompt_targets.is_empty()) {
             let sequence = self.samplers.get(&row.id);
             let sequence =
                 sequence.ok_or_else(|| Error::internal(format!("sequence {} was never admitted", row.id)))?;
             let targets = row.prompt_targets.clone();
-            let mut tokens = Vec::with_capacity(targets.len());
+            let (mut tokens, mut failed) = (Vec::with_capacity(targets.len()), None);
             for start in targets.clone().step_by(PROMPT_ROWS as usize) {
                 let positions = start..targets.end.min(start + PROMPT_ROWS);
                 // The token before predicts it.
                 let first = row.query.start as u32 + (start - 1 - row.context_len);
                 let logit_rows: Vec<u32> = (first..first + positions.len() as u32).collect();
                 let logits = floats(&self.model.logits(hidden, &logit_rows, step)?)?;
-                tokens.extend(sequence.given(positions, &logits)?);
+                match sequence.given(positions, &logits) {
+                    Ok(given) => tokens.extend(given),
+                    Err(error) => failed = Some(error),
+                }
                 spare::keep(logits);
             }
-            prompts.push((row.id, PromptLogprobs { start: targets.start, tokens }));
+            match failed {
+                None => output.prompts.push((row.id, PromptLogprobs { start: targets.start, tokens })),
+                Some(error) => output.failed.push(failure(row.id, error)),
+            }
         }
-        Ok(prompts)
+        Ok(())
     }
 
     /// Samples a token for each row from its logits, which are overwritten, rows in parallel.
-    fn sample(&mut self, rows: &[&PlannedRow], logits: &mut [f32], vocab_size: usize) -> Result<StepOutput> {
+    fn sample(
+        &mut self,
+        rows: &[&PlannedRow],
+        logits: &mut [f32],
+        vocab_size: usize,
+        output: &mut StepOutput,
+    ) -> Result<()> {
         // Each row takes its own sampler and place in its grammar out of the maps, so that they can run side by side.
         let mut work = Vec::with_capacity(rows.len());
         for (row, logits) in rows.iter().zip(logits.chunks_exact_mut(vocab_size)) {
@@ -224,27 +237,32 @@ impl Runner {
             work.push((*row, logits, sampling));
         }
         for_each_mut(&mut work, |(row, logits, sampling)| sampling.sample(row, logits));
-        let mut output = StepOutput { sequences: Vec::with_capacity(work.len()), ..StepOutput::default() };
+        output.sequences.reserve(work.len());
         let mut broken = Ok(());
         for (row, _, mut sampling) in work {
             let (constrained, sampled) = (sampling.constrained.take(), sampling.sampled.take());
-            let of_grammar = constrained.as_ref().is_some_and(Result::is_err);
             self.samplers.insert(row.id, sampling);
             self.constraints.go_on(row.id, constrained);
             match sampled {
                 Some(Ok((tokens, complete))) => {
                     output.sequences.push(SequenceOutput { id: row.id, tokens, num_written: 0, complete });
                 }
-                // The request's own doing, and its own end.
-                Some(Err(error)) if of_grammar || matches!(error.code, Code::Aborted | Code::InvalidArgument) => {
-                    output.failed.push((row.id, error));
-                }
-                Some(Err(error)) => broken = broken.and(Err(error)),
-                None => broken = broken.and(Err(Error::internal("a row was not sampled"))),
+                // Its logits, its grammar and its wishes are a row's own, and so is its end.
+                Some(Err(error)) => output.failed.push(failure(row.id, error)),
+                None => broken = Err(Error::internal("a row was not sampled")),
             }
         }
-        broken.map(|()| output)
+        broken
     }
+}
+
+/// The end of a sequence, alone. Whoever runs the server hears of it where the request is not to blame: weights or an
+/// adapter whose numbers overflow do that.
+fn failure(id: SequenceId, error: Error) -> (SequenceId, Error) {
+    if error.code == Code::Internal {
+        tracing::error!(%error, "sequence {id} ends");
+    }
+    (id, error)
 }
 
 /// New tokens of a row, and whether nothing may follow them.

@@ -287,6 +287,18 @@ fn a_bad_adapter_is_refused_by_the_name_of_what_is_wrong() {
         assert!(at == format!("tensor {tensor}") && message.contains(says), "{message}");
     }
 
+    // Finite in the file, and not times lora_alpha / r.
+    let scaled = changed(
+        "llama-all",
+        |config| config["lora_alpha"] = json!(64),
+        |name, shape, bytes| {
+            let bytes = if name == q { f32::MAX.to_le_bytes().repeat(bytes.len() / 4) } else { bytes };
+            Some((name, shape, bytes))
+        },
+    );
+    let (at, message) = refused(scaled.path());
+    assert!(at == format!("tensor {q}") && message.contains("not finite"), "{message}");
+
     // Rank 8 by its tensors, 4 by its configuration; another model's; no weights, a cut file, nothing at all.
     let (at, _) = refused(changed("llama-rslora", |config| config["r"] = json!(4), same).path());
     assert!(at.ends_with("q_proj.lora_A.weight"), "{at}");
@@ -300,6 +312,35 @@ fn a_bad_adapter_is_refused_by_the_name_of_what_is_wrong() {
     fs::remove_file(&file).unwrap();
     assert_eq!(refused(directory.path()).0, "adapter_model.safetensors");
     refused(&directory.path().join("nothing"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_adapter_whose_results_overflow_ends_its_own_streams_alone() {
+    let gate = Arc::new(Gate::default());
+    let engine = start("llama", Dtype::Float32, &[], 1, &gate).await;
+    // Each number is finite, and what comes of multiplying with them is not.
+    let huge =
+        |name, shape, bytes: Vec<u8>| Some((name, shape, (f32::MAX / 4.0).to_le_bytes().repeat(bytes.len() / 4)));
+    let directory = changed("llama-all", |_| (), huge);
+    engine.info().adapters.load("huge", directory.path(), "fake").unwrap();
+    let prompt = golden("llama").prompts.remove(1);
+    let [well, overflows] =
+        [None, Some("huge")].map(|model| tokio::spawn(said(engine.clone(), model, prompt.ids.clone())));
+    let in_line = || engine.loads().tenants.iter().map(|tenant| tenant.running + tenant.waiting).sum::<usize>();
+    crate::engine::until("both are in line", || in_line() == 2).await;
+    gate.open();
+    assert_eq!(overflows.await.unwrap().unwrap_err().code, Code::Internal);
+    assert_eq!(ids(&well.await.unwrap().unwrap().0), prompt.greedy[..STEPS]);
+
+    // Log-probabilities of the prompt come of the same logits.
+    let params = SamplingParams { prompt_logprobs: Some(1), max_tokens: Some(1), ..SamplingParams::default() };
+    let model = Some("huge".to_owned());
+    let request = Request { model, params, ..Request::new(Prompt::Tokens(tokens(&prompt.ids))) };
+    let events: Vec<_> = engine.generate(request).await.unwrap().collect().await;
+    assert!(matches!(events.last(), Some(Err(error)) if error.code == Code::Internal), "{events:?}");
+    assert_eq!(ids(&said(engine.clone(), None, prompt.ids).await.unwrap().0), prompt.greedy[..STEPS]);
+    let restarts = "candlewick:engine_restarts_total{model_name=\"lora\"} 0";
+    assert!(engine.telemetry().encode().contains(restarts), "the engine went on in its first life");
 }
 
 #[test]
