@@ -127,8 +127,10 @@ fn thinking_budget(tokenizer: &Tokenizer, format: &OutputFormat, prompt: &str, t
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Map, json};
+
     use super::*;
-    use crate::text::{ChatMessage, Role, Tool};
+    use crate::text::{ChatMessage, Role, Tool, ToolCallFormat};
 
     fn chat() -> ChatPrompt {
         vec![ChatMessage::new(Role::User, "hi")].into()
@@ -160,6 +162,28 @@ mod tests {
         assert_eq!(constraint(&format, &chat(), "", &|_| None).unwrap(), None);
         let error = constraint(&OutputFormat::default(), &asked, "", &|_| None).unwrap_err();
         assert_eq!(error.violations[0].field, "tool_choice");
+    }
+
+    #[test]
+    fn tools_whose_grammar_would_be_too_long_are_refused_in_every_format_that_enforces_schemas() {
+        // Each argument refers to the definitions: written one by one, each brings all of them along.
+        let arguments = (0..2000).map(|k| (format!("a{k}"), json!({ "$ref": "#/$defs/d" })));
+        let schema = json!({
+            "properties": arguments.collect::<Map<_, _>>(),
+            "$defs": { "d": { "description": "x".repeat(200 << 10), "type": "integer" } },
+        });
+        let tool = Tool { name: "f".into(), description: None, parameters: schema.as_object().cloned() };
+        let asked = ChatPrompt { tool_choice: ToolChoice::Required, tools: [tool.clone(), tool].into(), ..chat() };
+        for name in ToolCallFormat::all_names() {
+            let format = OutputFormat { tool_calls: ToolCallFormat::named(name).ok(), reasoning: None };
+            let grammar = constraint(&format, &asked, "", &|_| None);
+            if ["gemma4", "functiongemma"].contains(&name) {
+                assert!(grammar.unwrap().unwrap().len() < 1000, "{name} enforces no schema");
+                continue;
+            }
+            let error = grammar.unwrap_err();
+            assert_eq!((error.code, error.violations[0].field.as_str()), (Code::InvalidArgument, "tools"), "{name}");
+        }
     }
 
     #[test]
