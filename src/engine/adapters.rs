@@ -2,6 +2,7 @@
 //!
 //! Unloading takes the name away at once: new requests for it are refused, those under way go on with the weights that
 //! they hold. Until the last of them has ended the adapter still counts against `--max-loras`, so that memory has a bound.
+//! What only a life of the engine holds that was given up counts no more: its thread may hang for ever.
 
 use std::{
     collections::BTreeMap,
@@ -155,6 +156,15 @@ impl Adapters {
             table.leaving.push(leaving);
         }
         Ok(())
+    }
+
+    /// Counts nothing any more that sequences hold by now: they were those of a life that was given up.
+    pub(super) fn forget_holders(&self) {
+        let Some(inner) = &self.inner else { return };
+        let mut table = inner.table();
+        table.leaving.clear();
+        // Another count of holders for the same weights.
+        table.loaded.values_mut().for_each(|(adapter, _)| *adapter = Arc::new(Adapter::clone(adapter)));
     }
 
     /// The adapter of that name.

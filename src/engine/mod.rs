@@ -257,7 +257,7 @@ impl Engine {
         factory: ExecutorFactory,
     ) -> Result<Self> {
         telemetry.set_cache_config(config.block_size, config.num_blocks);
-        let supervised = Supervised::new(config, telemetry);
+        let supervised = Supervised::new(config, telemetry, info.adapters.clone());
         supervised.start(factory).await?;
         let grammars = Grammars::new(&info, &text);
         let template_hash = text.chat_template.as_ref().map(|template| template.hash()).unwrap_or_default();

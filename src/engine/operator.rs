@@ -2,11 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use tokio::sync::oneshot;
-
 use super::{Engine, channel::ReaderControl, step::Command, unavailable};
 use crate::{
-    error::{Error, Result},
+    error::Result,
     telemetry::{EngineState, EngineTotals},
 };
 
@@ -125,11 +123,8 @@ impl Engine {
     /// # Errors
     /// `Unavailable` between two lives of the engine, `ResourceExhausted` where too much is asked of it.
     pub async fn flush_cache(&self) -> Result<Flushed> {
-        let restarting = || unavailable("the engine is restarting");
-        let life = self.inner.supervised.life().ok_or_else(restarting)?;
-        let (reply, replied) = oneshot::channel();
-        life.command(Command::FlushCache { reply })?;
-        replied.await.map_err(|_| -> Error { restarting() })
+        let life = self.inner.supervised.life().ok_or_else(|| unavailable("the engine is restarting"))?;
+        life.ask(|reply| Command::FlushCache { reply }).await
     }
 
     /// The readers of all live sequences.

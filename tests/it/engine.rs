@@ -347,6 +347,52 @@ async fn a_step_that_hangs_ends_its_streams_and_the_engine_comes_back() {
     assert_eq!(tokens, FakeExecutor::expected(VOCAB_SIZE, &ids, 30));
 }
 
+/// An engine whose first step hangs, with a stream that it hangs over. The clock stands still.
+async fn hanging(config: EngineConfig) -> (Engine, Arc<Gate>) {
+    let gate = Arc::new(Gate::default());
+    let held = gate.clone();
+    let hangs = move |life| FakeOptions {
+        mishap: (life == 0).then(|| (0, Mishap::Hang(held.clone()))),
+        ..FakeOptions::default()
+    };
+    let engine = engine(config.clone(), fakes(&config, hangs)).await;
+    let stream = engine.generate(request(&prompt(1, 5), 5)).await.unwrap();
+    tokio::spawn(read(stream));
+    until("the step hangs", || gate.reached()).await;
+    tokio::time::pause();
+    (engine, gate)
+}
+
+#[tokio::test]
+async fn who_waits_for_an_answer_of_a_life_that_is_given_up_hears_that_it_was() {
+    let (engine, gate) = hanging(EngineConfig { step_timeout: Duration::from_secs(5), ..config() }).await;
+    let quote = tokio::spawn({
+        let engine = engine.clone();
+        async move { engine.quote(request(&prompt(2, 5), 5)).await.map(drop) }
+    });
+    let mut flush = std::pin::pin!(engine.flush_cache());
+    assert!(futures::poll!(flush.as_mut()).is_pending(), "the engine hangs");
+    // Both have asked before the clock leaps: it does so where nobody has anything to do.
+    let flushed = bounded("the life is given up", flush).await;
+    assert_eq!(flushed.unwrap_err().code, Code::Unavailable);
+    assert_eq!(bounded("the life is given up", quote).await.unwrap().unwrap_err().code, Code::Unavailable);
+    tokio::time::resume();
+    gate.open();
+}
+
+#[tokio::test]
+async fn who_asks_whether_a_deadline_can_be_met_waits_no_longer_than_it() {
+    let (engine, gate) = hanging(config()).await;
+    // A second a token: only what is cached could be there in time, and the engine does not say what is.
+    engine.rates().record_step(Duration::from_secs(100), 100, 0);
+    let began = tokio::time::Instant::now();
+    let deadline = Some(began + Duration::from_secs(50));
+    let refused = engine.generate(Request { deadline, ..request(&prompt(2, 100), 5) }).await.err().unwrap();
+    assert_eq!((refused.code, began.elapsed().as_secs()), (Code::DeadlineExceeded, 50), "{refused}");
+    tokio::time::resume();
+    gate.open();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn draining_refuses_new_requests_and_finishes_those_under_way() {
     let engine = well().await;

@@ -9,7 +9,7 @@ use std::{
 use candlewick::{
     config::{Dtype, EngineConfig, LoraArgs},
     engine::{
-        Adapters, Engine, Event, ExecutorFactory, ModelInfo, ModelText, Prompt, Request,
+        Adapters, Engine, Event, ExecutorFactory, Health, ModelInfo, ModelText, Prompt, Request,
         fake::Gate,
         runner::{Runner, RunnerConfig},
     },
@@ -215,6 +215,28 @@ async fn an_unloaded_adapter_serves_those_under_way_and_nobody_new() {
     let other = reference("llama-rslora").prompts.remove(1);
     let (sampled, cached) = said(engine.clone(), Some("llama-all"), other.ids.clone()).await.unwrap();
     assert_eq!((ids(&sampled), cached), (other.greedy, 0), "another adapter by the same name has a cache of its own");
+}
+
+#[tokio::test]
+async fn an_adapter_that_only_a_life_that_was_given_up_holds_counts_no_more() {
+    let gate = Arc::new(Gate::default());
+    let engine = start("llama", Dtype::Float32, &["llama-all"], 1, &gate).await;
+    let adapters = engine.info().adapters.clone();
+    let prompt = reference("llama-all").prompts.remove(1);
+    let stream = tokio::spawn(said(engine.clone(), Some("llama-all"), prompt.ids.clone()));
+    crate::engine::until("the step hangs", || gate.reached()).await;
+    // The clock leaps while nothing but the hanging step is computed.
+    tokio::time::pause();
+    assert_eq!(stream.await.unwrap().unwrap_err().code, Code::Internal);
+    tokio::time::resume();
+    let back = || *engine.health().borrow() == Health::Serving;
+    crate::engine::until("the engine is back", back).await;
+    // The thread is still there, and holds what it held.
+    adapters.unload("llama-all").unwrap();
+    adapters.load("llama-all", &fixture("llama-all"), "fake").unwrap();
+    gate.open();
+    let (sampled, _) = said(engine, Some("llama-all"), prompt.ids).await.unwrap();
+    assert_eq!(ids(&sampled), prompt.greedy);
 }
 
 /// A copy of an adapter with another configuration and other tensors.
