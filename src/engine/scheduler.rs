@@ -13,8 +13,8 @@
 //!    decodes can wait for them ([`prefill_budget`]).
 //!
 //! So the first of one tenant always gains a token: it can have everybody's blocks, a row, and a token of the budget. Blocks
-//! of another tenant are taken where that one is ahead by more than computing them again costs; and where otherwise nobody
-//! could run, by place alone.
+//! of another tenant are taken where that one is ahead by as much as its prompt and half of its answer, which are to be
+//! computed again; and where otherwise nobody could run, by place alone.
 
 mod admit;
 mod apply;

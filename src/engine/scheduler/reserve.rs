@@ -75,16 +75,17 @@ impl Scheduler {
             .map(|(other, _)| other)
     }
 
-    /// Whether a sequence comes late enough for another one to have its blocks. Of two tenants, one must have been served
-    /// so much more that it stays ahead when the tokens in its blocks are lost: else they would take turns in computing the
-    /// same again.
+    /// Whether a sequence comes late enough for another one to have its blocks. Of two tenants, one must have been served so
+    /// much more that it stays ahead when the tokens in its blocks are lost: else they would take turns in computing the same
+    /// again. Its prompt counts whole, as it was charged, computed or not; its answer by half, because how far it is ahead
+    /// grows with its answer while the other one waits, who would else wait for its end.
     fn gives_way(&self, key: Key, to: Key) -> bool {
         let (own, other): (&Sequence, &Sequence) = (&self.sequences[key], &self.sequences[to]);
         if own.tenant_key == other.tenant_key {
             return own.order() > other.order();
         }
-        let lost = if self.takes_all { 0 } else { self.tenants.cost(own.tenant_key, own.num_computed_tokens) };
-        self.place(key) > self.place(to).after(lost)
+        let lost = if self.takes_all { 0 } else { own.prompt.len() + own.num_output_tokens() / 2 };
+        self.place(key) > self.place(to).after(self.tenants.cost(own.tenant_key, lost))
     }
 
     /// Takes a sequence's blocks away; all its tokens will be computed again, as far as the prefix cache has not kept
