@@ -26,6 +26,8 @@ use crate::{
 
 const VOCAB: u32 = 24;
 const EOS: TokenId = TokenId(0);
+/// Steps that a tenant may have to wait for others: the longest wait in these histories is one of 250.
+const PATIENCE: u32 = 500;
 
 pub(super) fn tokens(ids: &[u32]) -> Vec<TokenId> {
     ids.iter().copied().map(TokenId).collect()
@@ -155,6 +157,8 @@ pub(super) struct World {
     in_flight: usize,
     now: Instant,
     clients: BTreeMap<SequenceId, Client>,
+    /// Of each tenant that could run: steps since it last had a row or waited for tokens.
+    waited: BTreeMap<Option<Arc<str>>, u32>,
     next_id: u64,
     /// Prompts begin like one of these.
     texts: Vec<Vec<TokenId>>,
@@ -204,6 +208,7 @@ impl World {
             in_flight: 0,
             now: Instant::now(),
             clients: BTreeMap::new(),
+            waited: BTreeMap::new(),
             next_id: 0,
             texts,
             coverage: Coverage::default(),
@@ -424,7 +429,7 @@ impl World {
         if self.tenants.len() == 1 {
             self.first_in_order_progresses()?;
         } else {
-            self.somebody_progresses()?;
+            self.every_tenant_progresses()?;
         }
         if !submit && self.in_flight == 0 && self.scheduler.has_work() {
             return Err("there is work, but nothing to submit and nothing to collect".into());
@@ -488,8 +493,22 @@ impl World {
         Err(format!("sequence {} comes first, is {:?} and does not run", first.id, first.status))
     }
 
-    /// Of several tenants: if anybody can run, somebody has a row in this step or waits for tokens.
-    fn somebody_progresses(&mut self) -> Result<(), String> {
+    /// Of several tenants: if anybody can run, somebody has a row in this step or waits for tokens; and each of them does
+    /// before long.
+    fn every_tenant_progresses(&mut self) -> Result<(), String> {
+        let mut progress = BTreeMap::new();
+        for sequence in self.scheduler.sequences().filter(|sequence| !sequence.is_stalled()) {
+            let runs = sequence.outstanding.is_some() || self.plan.rows.iter().any(|row| row.id == sequence.id);
+            *progress.entry(sequence.tenant.clone()).or_insert(false) |= runs;
+        }
+        self.waited.retain(|tenant, _| progress.contains_key(tenant));
+        for (tenant, runs) in progress {
+            let waited = self.waited.entry(tenant.clone()).or_insert(0);
+            *waited = if runs { 0 } else { *waited + 1 };
+            if *waited > PATIENCE {
+                return Err(format!("tenant {tenant:?} has waited for {waited} steps"));
+            }
+        }
         let tenants: BTreeSet<_> = self.scheduler.sequences().map(|sequence| sequence.tenant.clone()).collect();
         self.coverage.several_tenants += u64::from(tenants.len() > 1);
         let mut runnable = self.scheduler.sequences().filter(|sequence| !sequence.is_stalled()).peekable();
