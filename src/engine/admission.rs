@@ -424,19 +424,14 @@ fn check_bytes(text: &str, config: &EngineConfig, field: &str) -> Result<()> {
     Ok(())
 }
 
-/// The tokens of a text that stands in `field`, with the tokenizer's special tokens.
+/// The tokens of a text that stands in `field`, with the tokenizer's special tokens. Takes as long as the text is long.
 ///
 /// # Errors
 /// `FailedPrecondition` without a tokenizer, `InvalidArgument` where the text can never fit.
-pub(super) async fn tokenize_text(
-    text: &ModelText,
-    config: &EngineConfig,
-    input: String,
-    field: &str,
-) -> Result<Vec<TokenId>> {
+pub(super) fn tokenize_text(text: &ModelText, config: &EngineConfig, input: &str, field: &str) -> Result<Vec<TokenId>> {
     let tokenizer = tokenizer_of(text)?;
-    check_bytes(&input, config, field)?;
-    encode(tokenizer, input, true).await
+    check_bytes(input, config, field)?;
+    tokenizer.encode(input, true)
 }
 
 async fn encode(tokenizer: Arc<Tokenizer>, text: String, add_special_tokens: bool) -> Result<Vec<TokenId>> {

@@ -12,7 +12,8 @@ use std::{
 use candlewick::{
     config::EngineConfig,
     engine::{
-        Engine, Event, ExecutorFactory, Health, ModelInfo, ModelText, Prompt, Request, SlowReader,
+        EmbedInput, EmbedRequest, Engine, Event, ExecutorFactory, Health, ModelInfo, ModelText, Prompt, Request,
+        SlowReader,
         fake::{EMBEDDING_SIZE, FakeExecutor, FakeOptions, Gate, Mishap},
     },
     error::{Code, Error},
@@ -391,6 +392,26 @@ async fn who_asks_whether_a_deadline_can_be_met_waits_no_longer_than_it() {
     assert_eq!((refused.code, began.elapsed().as_secs()), (Code::DeadlineExceeded, 50), "{refused}");
     tokio::time::resume();
     gate.open();
+}
+
+#[test]
+fn a_call_for_vectors_is_tokenized_on_a_thread_of_its_own() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let engine = well().await;
+        let gate = Arc::new(Gate::default());
+        let held = gate.clone();
+        let blocker = tokio::task::spawn_blocking(move || held.wait());
+        // Nothing but a look at the inputs can tell that one is wrong.
+        let wrong = EmbedInput::Tokens(vec![TokenId(VOCAB_SIZE)]);
+        let mut call = std::pin::pin!(engine.embed(EmbedRequest::new(vec![wrong])));
+        assert!(futures::poll!(call.as_mut()).is_pending(), "the only thread for it is taken");
+        gate.open();
+        blocker.await.unwrap();
+        let error = call.await.unwrap_err();
+        assert_eq!(error.violations[0].field, "inputs[0].token_ids[0]");
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -164,7 +164,13 @@ impl Engine {
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the request was admitted"));
         }
-        let prompts = self.prompts(inputs, options.truncate).await?;
+        let (engine, truncate) = (self.clone(), options.truncate);
+        // On a thread of its own: thousands of inputs, however short, would delay other tasks. The places go along with
+        // the work, which goes on where the caller goes away.
+        let tokenize = move || engine.prompts(inputs, truncate).map(|prompts| (prompts, places));
+        let (prompts, places) = tokio::task::spawn_blocking(tokenize)
+            .await
+            .map_err(|panic| Error::internal(format!("tokenization failed: {panic}")))??;
         let least = match pooling {
             Pooling::Mean => prompts.iter().map(|prompt| prompt.len()).sum(),
             // All but the last token may be cached.
@@ -205,7 +211,7 @@ impl Engine {
     }
 
     /// The tokens of all inputs, each of at least one and at most as many as fit.
-    async fn prompts(&self, inputs: Vec<EmbedInput>, truncate: bool) -> Result<Vec<Arc<[TokenId]>>> {
+    fn prompts(&self, inputs: Vec<EmbedInput>, truncate: bool) -> Result<Vec<Arc<[TokenId]>>> {
         let (config, info) = (self.config(), self.info());
         // The cache must hold an input whole.
         let most = config.max_model_len.min(config.num_blocks * config.block_size);
@@ -215,7 +221,7 @@ impl Engine {
                 EmbedInput::Tokens(ids) => ids,
                 EmbedInput::Text(text) => {
                     let field = format!("inputs[{k}].text");
-                    admission::tokenize_text(&self.inner.text, config, text, &field).await?
+                    admission::tokenize_text(&self.inner.text, config, &text, &field)?
                 }
             };
             if let Some((j, id)) = ids.iter().enumerate().find(|(_, id)| id.index() >= info.vocab_size) {
