@@ -41,6 +41,10 @@ impl KeepOptions {
                 continue;
             }
             let layer = layer_of(&outline, &header.name);
+            // What predicts tokens further ahead stands behind the last layer (DeepSeek V3), and is not loaded.
+            if layer.is_some_and(|layer| layer >= config.num_hidden_layers) {
+                continue;
+            }
             let role = if layer.is_some() { Role::Block } else { Role::Vocabulary };
             let format = self.format(header, role, transposed && layer.is_some());
             let elements = header.elements().unwrap_or(usize::MAX);
@@ -123,6 +127,22 @@ mod tests {
         let weights = Weights::new(Box::new(SafetensorsSource::open(&directory).expect("a good file")));
         let weights = if config.tie_word_embeddings { weights.tied() } else { weights };
         (config, weights)
+    }
+
+    #[test]
+    fn layers_behind_the_last_one_are_not_loaded_and_take_nothing() {
+        let (config, weights) = fixture("deepseek_v3");
+        let mut headers = weights.headers();
+        let told = KeepOptions::default().facts(&config, &headers);
+        let last = format!("model.layers.{}.", config.num_hidden_layers - 1);
+        let behind = format!("model.layers.{}.", config.num_hidden_layers);
+        let more: Vec<_> = headers.iter().filter(|header| header.name.starts_with(&last)).cloned().collect();
+        assert!(!more.is_empty());
+        headers.extend(more.into_iter().map(|header| {
+            let name = header.name.replace(&last, &behind);
+            TensorHeader { name, ..header }
+        }));
+        assert_eq!(KeepOptions::default().facts(&config, &headers), told);
     }
 
     #[test]
