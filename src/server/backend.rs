@@ -125,10 +125,10 @@ pub(crate) fn name(field: &str, value: String) -> Result<String> {
 /// `NotFound`, which names the model served.
 pub(crate) fn check_model(model: Option<&str>, info: &ModelInfo) -> Result<()> {
     match model {
-        Some(model) if model != info.name && info.adapters.get(model).is_none() => Err(Error::new(
-            Code::NotFound,
-            format!("model {:?} is not served here; {:?} is", cut(model, NAME_BYTES), info.name),
-        )),
+        Some(model) if model != info.name && info.adapters.get(model).is_none() => {
+            let why = format!("{:?} is not served here; {:?} is", cut(model, NAME_BYTES), info.name);
+            Err(Error { code: Code::NotFound, ..Error::invalid("model", why) })
+        }
         _ => Ok(()),
     }
 }

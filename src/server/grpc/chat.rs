@@ -1,5 +1,7 @@
 //! `candlewick.v1.Chat`: messages in, the assistant's turn out, at once or token by token.
 
+use std::time::Duration;
+
 use tonic::{Extensions, Request, Response, Status, Streaming, codegen::BoxStream, metadata::MetadataMap};
 
 use super::{
@@ -8,7 +10,7 @@ use super::{
     resumable::Resumables,
     session::Sessions,
     status::status,
-    stream,
+    stream::{self, Teller},
     streaming::{self, Wishes},
 };
 use crate::{
@@ -49,16 +51,16 @@ impl ChatService {
         Self { backend, resumables, sessions }
     }
 
-    /// Admits a request; gives its id and its events.
+    /// Admits a request whose answer comes at once; gives who tells it, and its events.
     async fn open(
         &self,
         (metadata, extensions): (&MetadataMap, &Extensions),
         asked: Asked,
-    ) -> Result<(String, Events)> {
+    ) -> Result<(Teller, Events)> {
         let caller = Caller::of(extensions)?;
         let request = self.request(metadata, asked).map_err(|error| self.backend.refused(error))?;
-        let id = request.request_id.clone();
-        Ok((id, stream::open(&self.backend, &caller, request, &PATHS).await?))
+        let teller = Teller::new(&request, Duration::ZERO);
+        Ok((teller, stream::open(&self.backend, &caller, request, &PATHS).await?))
     }
 
     fn request(&self, metadata: &MetadataMap, asked: Asked) -> Result<EngineRequest> {
@@ -75,15 +77,17 @@ impl Chat for ChatService {
         let (metadata, extensions, message) = request.into_parts();
         Wishes::refuse_in_unary(message.options.as_ref()).map_err(status)?;
         let asked = (message.messages, message.options, message.chat);
-        let (id, events) = self.open((&metadata, &extensions), asked).await.map_err(status)?;
+        let (teller, events) = self.open((&metadata, &extensions), asked).await.map_err(status)?;
         let whole = events.whole().await.map_err(status)?;
+        let started = teller.started(&self.backend, whole.started);
+        let finished = |end| stream::finished(&self.backend, started.effective.as_ref(), end);
         Ok(Response::new(CompleteResponse {
-            started: Some(convert::started(&id, &self.backend.engine.info().name, whole.started)),
             message: Some(chat_convert::answer(whole.first.text, whole.first.pieces)),
             output: Some(convert::delta(0, String::new(), whole.first.tokens)),
-            finished: Some(convert::finished(whole.first.finished)),
-            alternatives: convert::alternatives(whole.others),
+            finished: Some(finished(whole.first.finished)),
+            alternatives: convert::alternatives(whole.others, finished),
             prompt_logprobs: whole.prompt.map(convert::prompt_logprobs),
+            started: Some(started),
         }))
     }
 

@@ -267,8 +267,11 @@ pub(crate) fn prompt_logprobs(prompt: PromptLogprobs) -> wire::PromptLogprobs {
     }
 }
 
-/// The sequences after the first.
-pub(crate) fn alternatives(others: Vec<WholeOutput>) -> Vec<wire::Alternative> {
+/// The sequences after the first; `finished` tells of their ends.
+pub(super) fn alternatives(
+    others: Vec<WholeOutput>,
+    finished: impl Fn(engine::Finished) -> wire::Finished,
+) -> Vec<wire::Alternative> {
     let alternative = |WholeOutput { text, pieces, tokens, finished: end }| wire::Alternative {
         output: Some(sorted_delta(end.index, text, pieces, tokens)),
         finished: Some(finished(end)),

@@ -9,7 +9,7 @@ use super::{
     deadline::deadline,
     resumable::Resumables,
     status::status,
-    stream,
+    stream::{self, Teller},
     streaming::{self, Wishes},
 };
 use crate::{
@@ -46,17 +46,17 @@ impl GenerationService {
         Self { backend, resumables }
     }
 
-    /// Admits a request; gives its id and its events.
+    /// Admits a request whose answer comes at once; gives who tells it, and its events.
     async fn open(
         &self,
         (metadata, extensions): (&MetadataMap, &Extensions),
         prompt: Option<Prompt>,
         options: Option<RequestOptions>,
-    ) -> Result<(String, Events)> {
+    ) -> Result<(Teller, Events)> {
         let caller = Caller::of(extensions)?;
         let request = self.request(metadata, prompt, options).map_err(|error| self.backend.refused(error))?;
-        let id = request.request_id.clone();
-        Ok((id, stream::open(&self.backend, &caller, request, &PATHS).await?))
+        let teller = Teller::new(&request, Duration::ZERO);
+        Ok((teller, stream::open(&self.backend, &caller, request, &PATHS).await?))
     }
 
     fn request(
@@ -76,14 +76,16 @@ impl Generation for GenerationService {
         let (metadata, extensions, message) = request.into_parts();
         Wishes::refuse_in_unary(message.options.as_ref()).map_err(status)?;
         let opened = self.open((&metadata, &extensions), message.prompt, message.options).await;
-        let (id, events) = opened.map_err(status)?;
+        let (teller, events) = opened.map_err(status)?;
         let whole = events.whole().await.map_err(status)?;
+        let started = teller.started(&self.backend, whole.started);
+        let finished = |end| stream::finished(&self.backend, started.effective.as_ref(), end);
         Ok(Response::new(GenerateResponse {
-            started: Some(convert::started(&id, &self.backend.engine.info().name, whole.started)),
             output: Some(convert::delta(0, whole.first.text, whole.first.tokens)),
-            finished: Some(convert::finished(whole.first.finished)),
-            alternatives: convert::alternatives(whole.others),
+            finished: Some(finished(whole.first.finished)),
+            alternatives: convert::alternatives(whole.others, finished),
             prompt_logprobs: whole.prompt.map(convert::prompt_logprobs),
+            started: Some(started),
         }))
     }
 

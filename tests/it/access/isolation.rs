@@ -74,7 +74,8 @@ async fn an_idempotency_key_stands_for_a_tenants_own_request() {
 /// The first thing that a session says.
 async fn open(server: &Server, tenant: &str, open: SessionOpen) -> Result<SessionResponse, Status> {
     // The client says nothing more, and does not go away.
-    let said = stream::once(async { SessionRequest { event: Some(Say::Open(open)) } }).chain(stream::pending());
+    let said =
+        stream::once(async { SessionRequest { event: Some(Say::Open(open)), id: None } }).chain(stream::pending());
     let mut heard = chat(server, tenant).await.session(said).await?.into_inner();
     Ok(soon("an event", heard.message()).await?.unwrap())
 }

@@ -101,7 +101,7 @@ async fn session(
     tenant: &str,
 ) -> (mpsc::UnboundedSender<SessionRequest>, tonic::Streaming<candlewick::proto::candlewick::v1::SessionResponse>) {
     let (say, said) = mpsc::unbounded();
-    say.unbounded_send(SessionRequest { event: Some(Say::Open(SessionOpen::default())) }).unwrap();
+    say.unbounded_send(SessionRequest { event: Some(Say::Open(SessionOpen::default())), id: None }).unwrap();
     (say, chat(server, tenant).await.session(said).await.unwrap().into_inner())
 }
 
@@ -120,14 +120,14 @@ async fn sessions_and_their_turns_are_counted() {
 
     let sampling = options(3).sampling;
     let turn = || Say::User(UserTurn { content: "Hi".into(), sampling: sampling.clone(), ..UserTurn::default() });
-    say.unbounded_send(SessionRequest { event: Some(turn()) }).unwrap();
+    say.unbounded_send(SessionRequest { event: Some(turn()), id: None }).unwrap();
     while !matches!(soon("an event", hear.message()).await.unwrap().unwrap().event, Some(Told::TurnDone(_))) {}
-    say.unbounded_send(SessionRequest { event: Some(turn()) }).unwrap();
+    say.unbounded_send(SessionRequest { event: Some(turn()), id: None }).unwrap();
     let Some(Told::Error(error)) = soon("an event", hear.message()).await.unwrap().unwrap().event else { panic!() };
     assert_eq!((error.code, error.fields[0].field.as_str()), (Code::ResourceExhausted as i32, "requests-per-minute"));
     assert!(error.retry_after_ms.unwrap() > 0);
 
-    say.unbounded_send(SessionRequest { event: Some(Say::Close(CloseSession {})) }).unwrap();
+    say.unbounded_send(SessionRequest { event: Some(Say::Close(CloseSession {})), id: None }).unwrap();
     while soon("the end", hear.message()).await.unwrap().is_some() {}
     // Its place is free once its task has ended, a moment after its stream.
     for attempt in 0.. {

@@ -5,6 +5,7 @@
 //! what comes in is handed to the task, what goes out is read from the ring.
 
 mod actor;
+mod asked;
 mod open;
 mod turn;
 
@@ -26,9 +27,7 @@ use super::{Backend, resumable::draw_id, status::status};
 use crate::{
     config::StreamArgs,
     error::{Code, Error, Result},
-    proto::candlewick::v1::{
-        SessionOpen, SessionRequest, SessionResponse, session_request::Event as Asked, session_response::Event as Told,
-    },
+    proto::candlewick::v1::{SessionOpen, SessionRequest, SessionResponse, session_request::Event as Asked},
     server::{
         access::{Caller, Owner, SessionPlace},
         ring::{Attachment, Ring, RingLimits},
@@ -54,7 +53,7 @@ pub(super) struct Sessions {
 struct Handle {
     owner: Owner,
     commands: mpsc::Sender<Command>,
-    ring: Arc<Ring<Told>>,
+    ring: Arc<Ring<SessionResponse>>,
 }
 
 /// A place among the sessions; free again when its task ends.
@@ -90,11 +89,11 @@ impl Sessions {
         let listening = tokio::spawn(listen(self.clone(), (backend.clone(), caller), inbound, opened));
         let unheard = || Error::new(Code::Cancelled, "the client went away");
         let opens = async move {
-            let attachment: Result<Attachment<Told>> = opens.await.unwrap_or_else(|_| Err(unheard()));
+            let attachment: Result<Attachment<SessionResponse>> = opens.await.unwrap_or_else(|_| Err(unheard()));
             attachment.map(Attachment::events)
         };
         let events = stream::once(opens).try_flatten();
-        let response = |(seq, event)| SessionResponse { seq, event: Some(event) };
+        let response = |(seq, response)| SessionResponse { seq, ..response };
         let events = events.map(move |event| event.map(response).map_err(status));
         // An answer that ends before its request does resets the stream, and a proxy that hears of the reset first throws
         // away what it still holds of the answer.
@@ -103,7 +102,12 @@ impl Sessions {
     }
 
     /// Opens a session, or finds the one that is meant, and attaches.
-    async fn open(&self, backend: &Backend, caller: &Caller, open: SessionOpen) -> Result<(Handle, Attachment<Told>)> {
+    async fn open(
+        &self,
+        backend: &Backend,
+        caller: &Caller,
+        open: SessionOpen,
+    ) -> Result<(Handle, Attachment<SessionResponse>)> {
         let after_seq = open.after_seq.unwrap_or(0);
         if let Some(id) = open.session_id.as_deref().filter(|id| !id.is_empty()) {
             let handle = self.all().get(id).filter(|handle| handle.owner == caller.owner()).cloned();
@@ -156,14 +160,14 @@ async fn listen(
     sessions: Sessions,
     (backend, caller): (Backend, Caller),
     mut inbound: Streaming<SessionRequest>,
-    opened: oneshot::Sender<Result<Attachment<Told>>>,
+    opened: oneshot::Sender<Result<Attachment<SessionResponse>>>,
 ) {
     let first = tokio::select! {
         first = timeout(FIRST_WORD, inbound.message()) => first,
         () = backend.closing.clone().leaving() => return drop(opened.send(Err(going_down()))),
     };
     let open = match first {
-        Ok(Ok(Some(SessionRequest { event: Some(Asked::Open(open)) }))) => Ok(open),
+        Ok(Ok(Some(SessionRequest { event: Some(Asked::Open(open)), .. }))) => Ok(open),
         Ok(Ok(_)) => Err(Error::invalid("open", "must be the first event of a session")),
         // The client is gone.
         Ok(Err(_)) => return,
@@ -189,8 +193,8 @@ async fn listen(
             () = handle.commands.closed() => return said_all(inbound).await,
         };
         let Ok(Some(request)) = request else { break };
-        let Some(event) = request.event else { continue };
-        if handle.commands.send(Command::Asked(Box::new(event))).await.is_err() {
+        let SessionRequest { event: Some(event), id } = request else { continue };
+        if handle.commands.send(Command::Asked(id, Box::new(event))).await.is_err() {
             return said_all(inbound).await;
         }
     }

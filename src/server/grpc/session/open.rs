@@ -12,16 +12,6 @@ use crate::{
     server::backend::name,
 };
 
-/// Where an engine's complaints belong in an event that asks for a turn.
-pub(super) const TURN_PATHS: FieldPaths = FieldPaths {
-    sampling: "sampling",
-    renamed: &[
-        ("options.sampling", "sampling"),
-        ("options.request_id", "request_id"),
-        ("prompt.text", "content"),
-        ("prompt", "content"),
-    ],
-};
 const OPEN_PATHS: FieldPaths = FieldPaths {
     sampling: "open.options.sampling",
     renamed: &[("options", "open.options"), ("messages", "open.messages"), ("chat", "open.chat")],
