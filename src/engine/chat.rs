@@ -49,7 +49,7 @@ pub(super) fn render(
     let tools = if chat.tool_choice == ToolChoice::None { &[][..] } else { &chat.tools };
     let parser = |k: u64| {
         let parser = OutputParser::new(&format, tools, &prompt, seed ^ k);
-        if chat.parallel_tool_calls { parser } else { parser.first_call_only() }
+        if one_call(chat) { parser.first_call_only() } else { parser }
     };
     let parsers = (0..params.num_sequences() as u64).map(parser).collect();
     Ok(RenderedChat { prompt, parsers, markers: format.markers().filter_map(special).collect() })
@@ -80,6 +80,12 @@ pub(super) fn check(chat: &ChatPrompt) -> Result<()> {
     }
 }
 
+/// Whether an answer may hold one call only. Who names a tool wants it called, as OpenAI's API and vLLM have it, and not
+/// called until the model tires of it.
+fn one_call(chat: &ChatPrompt) -> bool {
+    !chat.parallel_tool_calls || matches!(chat.tool_choice, ToolChoice::Named(_))
+}
+
 /// The grammar of the calls that the choice asks for, if it asks for any.
 fn constraint(
     format: &OutputFormat,
@@ -94,7 +100,7 @@ fn constraint(
         Error::invalid("tool_choice", "cannot be enforced: the model's chat template teaches no format of tool calls")
     })?;
     let grammar = Grammar::new(special);
-    let grammar = if chat.parallel_tool_calls { grammar } else { grammar.one_call() };
+    let grammar = if one_call(chat) { grammar.one_call() } else { grammar };
     calls.constraint(&chat.tools, &chat.tool_choice, format.reasoning, prompt, &grammar)
 }
 

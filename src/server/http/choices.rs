@@ -34,6 +34,8 @@ pub(crate) struct Whole {
     pub(crate) text: String,
     /// Of a chat, all that was said, by kind.
     pub(crate) pieces: Vec<Piece>,
+    /// The prompt's, after its first one, where their log-probabilities were asked for.
+    pub(crate) prompt: Vec<SampledToken>,
     pub(crate) tokens: Vec<SampledToken>,
     /// Set once it has ended.
     pub(crate) finished: Option<Finished>,
@@ -72,7 +74,8 @@ impl Choices {
         while let Some((index, event)) = self.next().await {
             let Some(whole) = wholes.get_mut(index) else { continue };
             match event? {
-                Event::Started(_) | Event::Prompt(_) => {}
+                Event::Started(_) => {}
+                Event::Prompt(prompt) => whole.prompt.extend(prompt.tokens),
                 Event::Delta(delta) => {
                     whole.text.push_str(&delta.text);
                     whole.pieces.extend(delta.pieces);

@@ -120,14 +120,25 @@ impl Beside {
 
     /// What a delta brings.
     pub(super) fn of_delta(pieces: &[Piece]) -> Self {
-        let call = |piece: &Piece| match piece {
-            Piece::ToolCall { index, id, name } => Some(json!({
-                "index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""},
-            })),
-            Piece::Arguments { index, delta } => Some(json!({"index": index, "function": {"arguments": delta}})),
-            Piece::Text(_) | Piece::Reasoning(_) => None,
-        };
-        Self { reasoning_content: reasoning(pieces), tool_calls: pieces.iter().filter_map(call).collect() }
+        let mut calls: Vec<Value> = Vec::new();
+        for piece in pieces {
+            match piece {
+                Piece::ToolCall { index, id, name } => calls.push(json!({
+                    "index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""},
+                })),
+                // One entry a call: there are clients that look at the first and no further.
+                Piece::Arguments { index, delta } => match calls.last_mut().filter(|call| call["index"] == *index) {
+                    Some(call) => {
+                        if let Some(Value::String(arguments)) = call.pointer_mut("/function/arguments") {
+                            arguments.push_str(delta);
+                        }
+                    }
+                    None => calls.push(json!({"index": index, "function": {"arguments": delta}})),
+                },
+                Piece::Text(_) | Piece::Reasoning(_) => {}
+            }
+        }
+        Self { reasoning_content: reasoning(pieces), tool_calls: calls }
     }
 
     /// What a whole answer holds.
@@ -194,10 +205,12 @@ mod tests {
         assert_eq!(
             beside,
             json!({"tool_calls": [
-                {"index": 0, "id": "call_0", "type": "function", "function": {"name": "add", "arguments": ""}},
-                {"index": 0, "function": {"arguments": "{\"a\":"}},
+                {"index": 0, "id": "call_0", "type": "function", "function": {"name": "add", "arguments": "{\"a\":"}},
             ]})
         );
+        let two = Beside::of_delta(&pieces()[5..8]).tool_calls;
+        assert_eq!(two[0], json!({"index": 0, "function": {"arguments": " 1}"}}));
+        assert_eq!((two.len(), &two[1]["index"], &two[1]["function"]["arguments"]), (2, &json!(1), &json!("{}")));
         assert!(Beside::of_delta(&[Piece::Text("well".into())]).is_empty());
     }
 

@@ -103,6 +103,23 @@ async fn a_required_or_named_call_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tool_by_name_is_called_once() {
+    let engine = engine(CALLS).await;
+    // Ends only where nothing else may come.
+    let endless = |seed| SamplingParams {
+        logit_bias: engine.info().eos_token_ids.iter().map(|&id| (id, -100.0)).collect(),
+        ..seeded(seed)
+    };
+    let mut whole = 0;
+    for seed in 0..8 {
+        let answer = answer(&engine, chat(ToolChoice::Named("trains".into())), endless(seed)).await.unwrap();
+        assert_eq!(answer.calls.len(), 1, "{:?}", answer.calls);
+        whole += usize::from(answer.finished.tool_calls);
+    }
+    assert!(whole >= 2, "{whole} of 8 were whole: too few to show anything");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_cannot_be_asked_for_is_refused_by_name() {
     let engine = engine(THINKS).await;
     let refused = async |chat: ChatPrompt, params: SamplingParams| {

@@ -42,7 +42,13 @@ use crate::{
     text::{ChatMessage, Role},
 };
 
-const RENAMES: Renames = &[("max_tokens", "max_output_tokens"), ("prompt.text", "input"), ("prompt", "input")];
+const RENAMES: Renames = &[
+    ("max_tokens", "max_output_tokens"),
+    ("prompt.text", "input"),
+    ("prompt", "input"),
+    ("structured_outputs.json", "text.format.schema"),
+    ("structured_outputs", "text.format"),
+];
 
 /// What these calls hold.
 #[derive(Clone)]
@@ -87,7 +93,7 @@ fn prepare(engine: &Engine, store: &Store, call: &Call) -> Result<Prepared> {
         Some(id) => store.turns(&call.caller.owner(), id).ok_or_else(|| gone("previous_response_id", id))?,
         None => Vec::new(),
     };
-    let params = asked.params(&engine.info().default_params);
+    let params = asked.params(&engine.info().default_params)?;
     let id = format!("resp_{}", call.request_id);
     let model = asked.model().unwrap_or(&engine.info().name).to_owned();
     let draft = Draft::new(id, &model, &asked, &params);
