@@ -8,6 +8,7 @@ mod allocations;
 mod arch_golden;
 mod bench_serve;
 mod cli;
+mod client;
 mod conversations;
 mod dashboard;
 mod documented;
