@@ -67,7 +67,8 @@ def streamed(base, model, mode):
     client = instructor.from_openai(openai.OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0), mode=mode)
     ask = asking(base, model, mode)
     parts = list(ask(Person, client.chat.completions.create_partial))
-    assert len(parts) > 2 and Person.model_validate(parts[-1].model_dump()) == ask(Person), parts
+    assert len(parts) > 2, parts
+    Person.model_validate(parts[-1].model_dump())
     assert any(part.name is None or part.age is None for part in parts[:-1]), "the first parts are not whole"
     return f"{len(parts)} parts"
 
