@@ -86,7 +86,7 @@ def retried(base, model):
     tries = []
     client = instructor.from_openai(openai.OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0))
     client.chat.completions.create(
-        model=model, messages=QUESTION, response_model=Late, max_retries=2, temperature=1, seed=1, max_tokens=300
+        model=model, messages=QUESTION, response_model=Late, max_retries=2, temperature=1, seed=1, max_tokens=200
     )
     assert len(tries) == 2, tries
 
