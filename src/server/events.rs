@@ -9,12 +9,13 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures::{Stream, StreamExt, future::BoxFuture};
+use futures::{Stream, StreamExt};
 use tokio::time::timeout_at;
 
 use super::{
     access::{Admission, Caller},
     backend::Backend,
+    closing::CutWatch,
 };
 use crate::{
     engine::{Event, Finished, Generation, Request, Started},
@@ -26,8 +27,8 @@ use crate::{
 /// The events of one call: the engine's, until they end or are ended. Dropping them cancels the request.
 pub(crate) struct Events {
     generation: Option<Generation>,
-    /// Resolves with the error that ends the call before its time.
-    ending: BoxFuture<'static, Error>,
+    /// Ends the call before its time.
+    cut: CutWatch,
     /// What it takes of its tenant's quotas, until it ends.
     admission: Option<Admission>,
 }
@@ -74,12 +75,7 @@ impl Events {
 
     /// Those of a stream that the engine has admitted.
     pub(crate) fn of(backend: &Backend, admission: Admission, generation: Generation) -> Self {
-        let closing = backend.closing.clone();
-        let ending = async move {
-            closing.cut().await;
-            Error::new(Code::Unavailable, "the server shut down before this stream had ended: ask another one")
-        };
-        Self { generation: Some(generation), ending: Box::pin(ending), admission: Some(admission) }
+        Self { generation: Some(generation), cut: backend.closing.cut_watch(), admission: Some(admission) }
     }
 
     /// The engine's stream, while it lasts.
@@ -128,10 +124,9 @@ impl Stream for Events {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let Some(generation) = &mut self.generation else { return Poll::Ready(None) };
         let mut polled = generation.poll_next_unpin(cx);
-        if polled.is_pending()
-            && let Poll::Ready(error) = self.ending.as_mut().poll(cx)
-        {
-            polled = Poll::Ready(Some(Err(error)));
+        if polled.is_pending() && self.cut.poll(cx).is_ready() {
+            let why = "the server shut down before this stream had ended: ask another one";
+            polled = Poll::Ready(Some(Err(Error::new(Code::Unavailable, why))));
         }
         if let Some(admission) = &self.admission {
             match &polled {

@@ -21,6 +21,7 @@ mod ollama;
 mod openai;
 #[cfg(feature = "web")]
 mod page;
+mod patience;
 mod peer;
 mod refusal;
 mod ring;

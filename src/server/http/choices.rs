@@ -24,8 +24,14 @@ pub(crate) const MAX_CHOICES: usize = 128;
 
 /// The events of all choices, each with its choice's index, as they come. Dropping them cancels all.
 pub(crate) struct Choices {
-    events: SelectAll<BoxStream<'static, (usize, Result<Event>)>>,
+    events: Several,
     number: usize,
+}
+
+/// Most calls ask for one, which needs nobody to say whose turn it is.
+enum Several {
+    One(Box<Events>),
+    Many(SelectAll<BoxStream<'static, (usize, Result<Event>)>>),
 }
 
 /// One choice, put together.
@@ -50,12 +56,19 @@ impl Choices {
         requests: Vec<Request>,
         renames: Renames,
     ) -> Result<Self> {
-        let mut choices = Self { events: SelectAll::new(), number: requests.len() };
-        for (index, request) in requests.into_iter().enumerate() {
-            let events = Events::open(backend, caller, request).await.map_err(|error| rename(error, renames))?;
-            choices.events.push(events.map(move |event| (index, event)).boxed());
+        let number = requests.len();
+        let mut opened = Vec::with_capacity(number);
+        for request in requests {
+            opened.push(Events::open(backend, caller, request).await.map_err(|error| rename(error, renames))?);
         }
-        Ok(choices)
+        let events = match <[Events; 1]>::try_from(opened) {
+            Ok([events]) => Several::One(Box::new(events)),
+            Err(opened) => {
+                let named = |(index, events): (usize, Events)| events.map(move |event| (index, event)).boxed();
+                Several::Many(opened.into_iter().enumerate().map(named).collect())
+            }
+        };
+        Ok(Self { events, number })
     }
 
     /// How many choices there are.
@@ -103,6 +116,9 @@ impl Stream for Choices {
     type Item = (usize, Result<Event>);
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.events.poll_next_unpin(cx)
+        match &mut self.events {
+            Several::One(events) => events.poll_next_unpin(cx).map(|event| Some((0, event?))),
+            Several::Many(events) => events.poll_next_unpin(cx),
+        }
     }
 }

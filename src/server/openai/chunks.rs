@@ -81,14 +81,14 @@ impl<W: ChunkWriter> Teller for Chunks<W> {
             Event::Prompt(_) => None,
         };
         if let Some(written) = written {
-            frames.json(&self.stamp.envelope(W::OBJECT, vec![written], self.continuous(choice)));
+            frames.json(&self.stamp.envelope(W::OBJECT, [written], self.continuous(choice)));
         }
     }
 
     fn end(&mut self, frames: &mut Frames) {
         if self.options.include_usage == Some(true) {
             let total = usage(total(&self.usages, self.answers_a_prompt));
-            frames.json(&self.stamp.envelope::<W::Choice>(W::OBJECT, Vec::new(), Some(total)));
+            frames.json(&self.stamp.envelope::<[W::Choice; 0]>(W::OBJECT, [], Some(total)));
         }
         frames.word(DONE);
     }

@@ -17,6 +17,7 @@ use super::super::{
 };
 use super::{
     Place, going_down,
+    kept::Kept,
     open::{self, Opened, TURN_PATHS},
     turn::Running,
 };
@@ -62,7 +63,7 @@ pub(super) struct Actor {
     /// Tokens that may be sent, where the client counts.
     credits: Option<u64>,
     commands: mpsc::Receiver<Command>,
-    ring: Arc<Ring<Told>>,
+    ring: Arc<Ring<Kept>>,
     running: Option<Running>,
     lease: watch::Receiver<LeaseState>,
     /// Times that its keys and values have gone, as far as they were told.
@@ -85,7 +86,7 @@ impl Actor {
         place: Place,
         opened: Opened,
         commands: mpsc::Receiver<Command>,
-        ring: Arc<Ring<Told>>,
+        ring: Arc<Ring<Kept>>,
     ) -> Self {
         let Opened { session, defaults, heartbeat, ttl, policy, credits } = opened;
         let lease = session.lease();
@@ -129,7 +130,7 @@ impl Actor {
         let response = wire::SessionResponse { seq: 0, event: Some(event) };
         let bytes = response.encoded_len();
         if let Some(event) = response.event {
-            self.ring.push(bytes, event);
+            self.ring.push(bytes, event.into());
         }
     }
 

@@ -5,6 +5,7 @@
 //! what comes in is handed to the task, what goes out is read from the ring.
 
 mod actor;
+mod kept;
 mod open;
 mod turn;
 
@@ -21,14 +22,15 @@ use tokio::{
 };
 use tonic::{Streaming, codegen::BoxStream};
 
-use self::actor::{Actor, Command};
+use self::{
+    actor::{Actor, Command},
+    kept::Kept,
+};
 use super::{Backend, resumable::draw_id, status::status};
 use crate::{
     config::StreamArgs,
     error::{Code, Error, Result},
-    proto::candlewick::v1::{
-        SessionOpen, SessionRequest, SessionResponse, session_request::Event as Asked, session_response::Event as Told,
-    },
+    proto::candlewick::v1::{SessionOpen, SessionRequest, SessionResponse, session_request::Event as Asked},
     server::{
         access::{Caller, Owner, SessionPlace},
         ring::{Attachment, Ring, RingLimits},
@@ -54,7 +56,7 @@ pub(super) struct Sessions {
 struct Handle {
     owner: Owner,
     commands: mpsc::Sender<Command>,
-    ring: Arc<Ring<Told>>,
+    ring: Arc<Ring<Kept>>,
 }
 
 /// A place among the sessions; free again when its task ends.
@@ -90,11 +92,11 @@ impl Sessions {
         let listening = tokio::spawn(listen(self.clone(), (backend.clone(), caller), inbound, opened));
         let unheard = || Error::new(Code::Cancelled, "the client went away");
         let opens = async move {
-            let attachment: Result<Attachment<Told>> = opens.await.unwrap_or_else(|_| Err(unheard()));
+            let attachment: Result<Attachment<Kept>> = opens.await.unwrap_or_else(|_| Err(unheard()));
             attachment.map(Attachment::events)
         };
         let events = stream::once(opens).try_flatten();
-        let response = |(seq, event)| SessionResponse { seq, event: Some(event) };
+        let response = |(seq, event): (u64, Kept)| SessionResponse { seq, event: Some(event.into()) };
         let events = events.map(move |event| event.map(response).map_err(status));
         // An answer that ends before its request does resets the stream, and a proxy that hears of the reset first throws
         // away what it still holds of the answer.
@@ -103,7 +105,7 @@ impl Sessions {
     }
 
     /// Opens a session, or finds the one that is meant, and attaches.
-    async fn open(&self, backend: &Backend, caller: &Caller, open: SessionOpen) -> Result<(Handle, Attachment<Told>)> {
+    async fn open(&self, backend: &Backend, caller: &Caller, open: SessionOpen) -> Result<(Handle, Attachment<Kept>)> {
         let after_seq = open.after_seq.unwrap_or(0);
         if let Some(id) = open.session_id.as_deref().filter(|id| !id.is_empty()) {
             let handle = self.all().get(id).filter(|handle| handle.owner == caller.owner()).cloned();
@@ -156,7 +158,7 @@ async fn listen(
     sessions: Sessions,
     (backend, caller): (Backend, Caller),
     mut inbound: Streaming<SessionRequest>,
-    opened: oneshot::Sender<Result<Attachment<Told>>>,
+    opened: oneshot::Sender<Result<Attachment<Kept>>>,
 ) {
     let first = tokio::select! {
         first = timeout(FIRST_WORD, inbound.message()) => first,
