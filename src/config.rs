@@ -344,6 +344,13 @@ pub struct ServeArgs {
     /// Send a span a request to the collector of traces at this address: OTLP over gRPC, such as http://127.0.0.1:4317.
     #[arg(long, value_name = "URL", help_heading = "Server")]
     pub otlp_traces_endpoint: Option<String>,
+    /// Bytes that the machine reads a second at most (25g), as `candlewick doctor` says: the metrics then have it beside what
+    /// steps read.
+    #[arg(long, value_name = "BYTES", value_parser = number_with_unit, help_heading = "Server")]
+    pub memory_bandwidth: Option<usize>,
+    /// A drill: have the engine panic once, in the first step after this time, to see how clients bear it.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, help_heading = "Server")]
+    pub engine_panic_after: Option<Duration>,
     /// Time that streams have to end after Ctrl-C or SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, help_heading = "Server")]
     pub drain_timeout: Duration,

@@ -21,7 +21,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-pub use self::report::{BlockStates, EngineState, EngineTotals, Reporter, StepFacts};
+pub use self::report::{BlockStates, EngineState, EngineTotals, ModelBytes, Reporter, StepFacts};
 use self::spans::Spans;
 use crate::{error::Code, params::FinishReason};
 
@@ -154,6 +154,12 @@ pub struct Telemetry {
     /// Schedule, execute, apply.
     step_time: [Histogram; 3],
     iteration_tokens: Histogram,
+    /// Weights, keys and values.
+    read_bytes: [Counter; 2],
+    decode_read_rate: Histogram,
+    /// Absent where nobody has said it.
+    memory_bandwidth: Family<[(&'static str, &'static str); 0], Gauge<f64, AtomicU64>>,
+    model_bytes: OnceLock<ModelBytes>,
     num_preemptions: Counter,
     prefix_cache_queries: Counter,
     prefix_cache_hits: Counter,
@@ -246,6 +252,7 @@ impl Telemetry {
         let states = ["sequence", "lease", "free"].map(|state| StateLabels { state });
         let kinds = ["prefill", "decode"].map(|kind| KindLabels { kind });
         let phases = ["schedule", "execute", "apply"].map(|phase| PhaseLabels { phase });
+        let parts = ["weights", "kv_cache"].map(|kind| KindLabels { kind });
         let telemetry = Self {
             num_requests_running: t.level("vllm:num_requests_running", "Sequences that hold blocks"),
             num_requests_waiting: t.level("vllm:num_requests_waiting", "Requests that wait to run"),
@@ -279,6 +286,10 @@ impl Telemetry {
             batch_sequences: t.family("candlewick:batch_sequences", "Sequences of the newest batch", Level::default, kinds.clone()),
             batch_tokens: t.family("candlewick:batch_tokens", "Tokens computed", Counter::default, kinds),
             step_time: t.family("candlewick:step_time_seconds", "Time of a step's phases", || Histogram::new(buckets::STEP_SECONDS), phases),
+            read_bytes: t.family("candlewick:step_read_bytes", "Bytes that steps read: all weights each step, and the keys and values of all tokens before", Counter::default, parts),
+            decode_read_rate: t.times("candlewick:decode_read_bytes_per_second", "… a second, of steps that compute no prompt", &buckets::BYTES_PER_SECOND),
+            memory_bandwidth: t.add("candlewick:memory_bandwidth_bytes_per_second", "Bytes a second that the machine reads at most, where that is set", Family::default()),
+            model_bytes: OnceLock::new(),
             block_copies: t.count("candlewick:block_copies", "Blocks copied on write"),
             block_evictions: t.count("candlewick:block_evictions", "Cached blocks given to others"),
             engine_restarts: t.count("candlewick:engine_restarts", "Times the engine came back"),
@@ -328,6 +339,16 @@ impl Telemetry {
         let labels = CacheConfigLabels { block_size: block_size as u64, num_gpu_blocks: num_blocks as u64 };
         self.cache_config_info.clear();
         self.cache_config_info.get_or_create(&labels).set(1);
+    }
+
+    /// What a step of the model reads, once that is known. Of two calls the first one counts.
+    pub fn set_model_bytes(&self, bytes: ModelBytes) {
+        let _known = self.model_bytes.set(bytes);
+    }
+
+    /// Bytes a second that the machine reads at most, as somebody has measured.
+    pub fn set_memory_bandwidth(&self, bytes_per_second: f64) {
+        self.memory_bandwidth.get_or_create(&[]).set(bytes_per_second);
     }
 
     /// What the engine holds now.
@@ -519,6 +540,12 @@ mod tests {
         let step = StepFacts { prefill_sequences: 1, prefill_tokens: 20, decode_sequences: 3, ..StepFacts::default() };
         reporter.record_step(&step);
         reporter.record_step(&step);
+        telemetry.set_model_bytes(ModelBytes { weights: 900, kv_per_token: 10 });
+        telemetry.set_memory_bandwidth(4e9);
+        let execute = Duration::from_micros(1);
+        reporter.record_step(&StepFacts { decode_sequences: 2, context_tokens: 60, execute, ..StepFacts::default() });
+        reporter.record_step(&StepFacts { context_tokens: 40, execute, ..step });
+        reporter.record_step(&StepFacts::default());
         let text = telemetry.encode();
         for line in [
             "vllm:num_requests_running{model_name=\"demo\"} 2",
@@ -534,17 +561,24 @@ mod tests {
             "vllm:request_prefill_kv_computed_tokens_sum{model_name=\"demo\"} 8.0",
             "vllm:request_generation_tokens_sum{model_name=\"demo\"} 5.0",
             "vllm:request_params_n_sum{model_name=\"demo\"} 2.0",
-            "vllm:iteration_tokens_total_sum{model_name=\"demo\"} 46.0",
+            "vllm:iteration_tokens_total_sum{model_name=\"demo\"} 71.0",
             "candlewick:paused_readers{model_name=\"demo\"} 1",
             "candlewick:kv_blocks{model_name=\"demo\",state=\"lease\"} 3",
             "candlewick:cached_blocks{model_name=\"demo\"} 5",
-            "candlewick:batch_sequences{model_name=\"demo\",kind=\"decode\"} 3",
-            "candlewick:batch_tokens_total{model_name=\"demo\",kind=\"prefill\"} 40",
-            "candlewick:step_time_seconds_count{model_name=\"demo\",phase=\"execute\"} 2",
+            "candlewick:batch_sequences{model_name=\"demo\",kind=\"decode\"} 0",
+            "candlewick:batch_tokens_total{model_name=\"demo\",kind=\"prefill\"} 60",
+            "candlewick:step_time_seconds_count{model_name=\"demo\",phase=\"execute\"} 5",
+            "candlewick:step_read_bytes_total{model_name=\"demo\",kind=\"weights\"} 1800",
+            "candlewick:step_read_bytes_total{model_name=\"demo\",kind=\"kv_cache\"} 1000",
+            "candlewick:decode_read_bytes_per_second_count{model_name=\"demo\"} 1",
+            "candlewick:decode_read_bytes_per_second_sum{model_name=\"demo\"} 1500000000.0",
+            "candlewick:memory_bandwidth_bytes_per_second{model_name=\"demo\"} 4000000000.0",
         ] {
             assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
+        let unset = Telemetry::new("demo").encode();
+        assert!(!unset.contains("memory_bandwidth_bytes_per_second{"), "a limit that nobody knows is none");
     }
 
     #[test]

@@ -51,7 +51,7 @@ impl Backend {
     pub(super) async fn open(args: &BackendArgs) -> Result<Self> {
         match &args.connect {
             Some(url) => Ok(Self::Remote(Remote::connect(url, args.api_key.as_ref()).await?)),
-            None => Ok(Self::Local(start_engine(&args.model, &args.engine, &LoraArgs::default(), None).await?)),
+            None => Ok(Self::Local(start_engine(&args.model, &args.engine, &LoraArgs::default(), None, None).await?)),
         }
     }
 

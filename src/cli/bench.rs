@@ -76,7 +76,7 @@ pub(super) fn run(args: BenchArgs) -> Result<(), Stop> {
             let why = format!("is {widest}, more than the {} of --max-num-seqs", args.engine.max_num_seqs);
             return Err(Error::invalid("--batch", why).into());
         }
-        let engine = start_engine(&args.model, &args.engine, &LoraArgs::default(), None).await?;
+        let engine = start_engine(&args.model, &args.engine, &LoraArgs::default(), None, None).await?;
         let progress = progress(args.batch.len());
         let bench = Bench { engine, threads: args.model.threads, progress, requests: AtomicU64::new(0) };
         let report = bench.run(&args, started).await?;

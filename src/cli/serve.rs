@@ -45,8 +45,8 @@ pub(super) fn run(args: ServeArgs, effective: Effective, log: SetLog) -> Result<
         let reload = Reload { effective, access: access.clone(), engine: started.clone(), tls: tls.clone(), log };
         let reloading = tokio::spawn(reload.run(Signals::hangups()?));
         let engine = {
-            let mut starting =
-                pin!(start_engine(&args.model, &args.engine, &args.lora, args.served_model_name.as_deref()));
+            let (name, panic_after) = (args.served_model_name.as_deref(), args.engine_panic_after);
+            let mut starting = pin!(start_engine(&args.model, &args.engine, &args.lora, name, panic_after));
             tokio::select! {
                 engine = &mut starting => engine?,
                 () = signals.next() => return Err(Stop::Signal(INTERRUPTED)),
@@ -54,6 +54,9 @@ pub(super) fn run(args: ServeArgs, effective: Effective, log: SetLog) -> Result<
         };
         engine.shares().set(access.weights());
         let engine = started.get_or_init(|| engine).clone();
+        if let Some(bytes) = args.memory_bandwidth {
+            engine.telemetry().set_memory_bandwidth(bytes as f64);
+        }
         if let Some(endpoint) = &args.otlp_traces_endpoint {
             engine.telemetry().trace_to(Spans::to_collector(endpoint, QUEUE_SPANS)?);
         }

@@ -1,6 +1,6 @@
 //! From the command line to a running engine: load, resolve, start.
 
-use std::{io::IsTerminal, sync::Arc};
+use std::{io::IsTerminal, sync::Arc, time::Duration};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -8,14 +8,15 @@ use super::say;
 use crate::{
     config::{EngineArgs, EngineConfig, LoraArgs, MachineFacts, ModelArgs, resolve},
     engine::{
-        Engine,
+        Engine, drill,
         load::{LoadProgress, LoadedModel, load_planned},
     },
     error::{Error, Result},
     telemetry::Telemetry,
 };
 
-/// Loads the model and starts an engine for it. Progress is shown where standard error is a terminal.
+/// Loads the model and starts an engine for it, which panics once where that is asked for. Progress is shown where standard
+/// error is a terminal.
 ///
 /// # Errors
 /// Why the model cannot be loaded, or what the flags ask for that it cannot do.
@@ -24,6 +25,7 @@ pub(super) async fn start_engine(
     engine: &EngineArgs,
     lora: &LoraArgs,
     served_model_name: Option<&str>,
+    panic_after: Option<Duration>,
 ) -> Result<Engine> {
     if model.model.is_none() {
         say("no model given: the small built-in demo answers; it knows candlewick and short stories, and little else");
@@ -35,7 +37,10 @@ pub(super) async fn start_engine(
     let loaded = loaded.await.map_err(|error| Error::internal(format!("loading the model panicked: {error}")))?;
     let (loaded, config) = loaded?;
     let telemetry = Arc::new(Telemetry::new(&loaded.info.name));
-    let factory = loaded.executor_factory(&config, threads);
+    let mut factory = loaded.executor_factory(&config, threads);
+    if let Some(after) = panic_after {
+        factory = drill::panics_once(factory, after);
+    }
     Engine::start(loaded.info, loaded.text, config, telemetry, factory).await
 }
 

@@ -10,6 +10,7 @@ mod best_of;
 pub mod block_manager;
 mod channel;
 mod chat;
+pub mod drill;
 mod embed;
 pub mod executor;
 pub mod fake;
@@ -70,7 +71,7 @@ use crate::{
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
     params::{Pooling, SamplingParams, limits},
-    telemetry::{Telemetry, spans::Origin},
+    telemetry::{ModelBytes, Telemetry, spans::Origin},
     text::{ChatPrompt, ChatTemplate, Tokenizer},
 };
 
@@ -257,6 +258,8 @@ impl Engine {
         factory: ExecutorFactory,
     ) -> Result<Self> {
         telemetry.set_cache_config(config.block_size, config.num_blocks);
+        let (weights, kv_per_token) = (info.weight_bytes, info.kv_bytes_per_token);
+        telemetry.set_model_bytes(ModelBytes { weights, kv_per_token });
         let supervised = Supervised::new(config, telemetry);
         supervised.start(factory).await?;
         let grammars = Grammars::new(&info, &text);

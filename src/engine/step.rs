@@ -254,6 +254,7 @@ fn facts(plan: &StepPlan, [schedule, execute, apply]: [Duration; 3]) -> StepFact
         prefill_sequences: plan.rows.len() - decodes,
         prefill_tokens: plan.token_ids.len() - decodes,
         decode_sequences: decodes,
+        context_tokens: plan.rows.iter().map(|row| row.context_len as usize + row.query.len()).sum(),
         schedule,
         execute,
         apply,
@@ -310,7 +311,10 @@ mod tests {
 
     #[test]
     fn a_batch_is_prompts_and_what_goes_on_by_one_token() {
-        let facts = facts(&plan(&[(50, 0), (1, 0), (7, 3), (1, 4), (1, 1)]), [MS, 2 * MS, 3 * MS]);
+        let mut plan = plan(&[(50, 0), (1, 0), (7, 3), (1, 4), (1, 1)]);
+        plan.rows[4].context_len = 30;
+        let facts = facts(&plan, [MS, 2 * MS, 3 * MS]);
+        assert_eq!(facts.context_tokens, 50 + 1 + 7 + 1 + 31);
         assert_eq!((facts.prefill_sequences, facts.prefill_tokens, facts.decode_sequences), (3, 58, 2));
         assert_eq!((facts.schedule, facts.execute, facts.apply), (MS, 2 * MS, 3 * MS));
     }
