@@ -19,6 +19,7 @@ mod hub;
 mod model_config;
 mod model_files;
 mod openai;
+mod prefix_cache;
 mod real_formats;
 mod settings;
 mod structured_outputs;
