@@ -9,6 +9,7 @@ mod browsers;
 mod effective;
 mod file;
 mod keys;
+mod kv_groups;
 mod limits;
 mod lora;
 mod machine;
@@ -30,6 +31,7 @@ pub use self::browsers::{AllowedOrigins, BrowserArgs};
 pub use self::effective::{Effective, Entry, Source};
 pub use self::file::matches;
 pub use self::keys::{KeyHash, TenantKeys, key_hash, read_keys_file};
+pub use self::kv_groups::{KvCacheGroups, LayerPlace};
 pub use self::limits::TenantLimits;
 pub use self::lora::{LoraArgs, LoraModule};
 pub use self::machine::{MachineFacts, MemoryBound, resident_bytes};
@@ -48,6 +50,8 @@ pub struct EngineConfig {
     pub block_size: usize,
     /// Blocks of the KV cache.
     pub num_blocks: usize,
+    /// Which layers share them, and for how long.
+    pub kv_groups: KvCacheGroups,
     /// Tokens a step, prefill chunks and decodes together.
     pub max_num_batched_tokens: usize,
     /// What a step that computes prompts beside decodes may take; zero: no matter what; none: twice what decodes take.
@@ -87,6 +91,12 @@ impl EngineConfig {
         self.num_blocks.saturating_mul(self.pinned_kv_percent.min(self.leased_kv_percent)) / 100
     }
 
+    /// Tokens of the longest sequence that the KV cache can hold, whoever else is here.
+    #[must_use]
+    pub fn longest_cached(&self) -> usize {
+        self.kv_groups.longest(self.num_blocks, self.block_size, self.max_num_batched_tokens)
+    }
+
     /// Requests that may be here at once, running or waiting.
     #[must_use]
     pub fn max_live(&self) -> usize {
@@ -99,6 +109,7 @@ impl Default for EngineConfig {
         Self {
             block_size: 16,
             num_blocks: 1024,
+            kv_groups: KvCacheGroups::ONE,
             max_num_batched_tokens: 512,
             itl_target: None,
             max_num_seqs: 64,

@@ -7,7 +7,7 @@ use crate::{
         keep, kv_dtype, kv_shape,
         outline::Outline,
     },
-    config::ModelFacts,
+    config::{KvCacheGroups, ModelFacts},
     kernels::linear::format::WeightFormat,
     layers::keep::Role,
     weights::TensorHeader,
@@ -51,6 +51,13 @@ impl KeepOptions {
                 let decoded = header.format.kept().bytes_for(elements).unwrap_or(usize::MAX);
                 facts.loading_bytes = facts.loading_bytes.max(decoded.saturating_mul(2));
             }
+            if let (Some(_), [outputs, inputs]) = (layer, header.shape.as_slice())
+                && !header.name.contains(".experts.")
+            {
+                let numbers = outputs.saturating_add(*inputs);
+                facts.adapter_bytes_per_rank =
+                    facts.adapter_bytes_per_rank.saturating_add(numbers.saturating_mul(size_of::<f32>()));
+            }
             if layer == Some(0) && header.shape.len() >= 2 {
                 let of_query = ["q_proj", "qkv", "query_key_value", "c_attn"].iter().any(|q| header.name.contains(q));
                 if block_format.is_none() || of_query {
@@ -60,6 +67,8 @@ impl KeepOptions {
         }
         let dtype = kv_dtype(self.kv_cache_dtype, self.dtype, block_format.unwrap_or(WeightFormat::F32));
         facts.kv_bytes_per_token = kv_shape(config, dtype).bytes_per_token();
+        let windows = row.map_or_else(|| vec![None; config.num_hidden_layers], |row| row.kv_windows(config));
+        facts.kv_groups = KvCacheGroups::of(&windows);
         facts
     }
 
@@ -150,6 +159,7 @@ mod tests {
                 let (told, made) = (facts.weight_bytes, info.weight_bytes);
                 assert!(far * 100 <= made, "{name} {keep:?}: {told} told, {made} made");
                 assert_eq!(facts.kv_bytes_per_token, info.kv_shape.bytes_per_token(), "{name} {keep:?}");
+                assert_eq!(facts.kv_groups, info.kv_groups, "{name} {keep:?}");
             }
             seen += 1;
         }

@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::say;
 use crate::{
-    config::{EngineArgs, EngineConfig, LoraArgs, MachineFacts, ModelArgs, resolve},
+    config::{EngineArgs, EngineConfig, LoraArgs, MachineFacts, ModelArgs, ModelFacts, resolve},
     engine::{
         Engine,
         load::{LoadProgress, LoadedModel, load_planned},
@@ -47,7 +47,7 @@ fn load_with_progress(
     name: Option<&str>,
 ) -> Result<(LoadedModel, EngineConfig)> {
     let bar = LoadBar::new();
-    let plan = |facts: &_| resolve(limits, facts, &MachineFacts::here());
+    let plan = |facts: &ModelFacts| resolve(limits, &facts.with_adapters(lora), &MachineFacts::here());
     let outcome = load_planned(args, name, plan, &mut |progress| bar.show(progress));
     bar.clear();
     let (mut loaded, config) = outcome?;

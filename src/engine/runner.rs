@@ -22,12 +22,11 @@ use crate::{
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
     kernels::{
-        paged_attention::AttentionMetadata,
         pool::{Pool, for_each_mut},
         spare,
     },
     layers::{
-        context::{KvCache, LinearObserver, StepContext},
+        context::{KvCache, KvGroupStep, LinearObserver, StepContext},
         lora::{Adapter, AdapterRows},
     },
     params::{PromptLogprobs, SampledToken},
@@ -65,7 +64,7 @@ pub struct Runner {
     /// Steps submitted and not collected.
     outputs: VecDeque<StepOutput>,
     /// Reused from step to step.
-    attention: AttentionMetadata,
+    groups: Vec<KvGroupStep>,
     observer: Option<Arc<dyn LinearObserver>>,
 }
 
@@ -78,6 +77,7 @@ impl Runner {
         let kv = model.new_kv_cache(config.num_blocks, config.block_size)?;
         let pool = Pool::new(config.num_threads)?;
         Ok(Self {
+            groups: vec![KvGroupStep::default(); kv.groups().count()],
             model,
             kv,
             pool: Arc::new(pool),
@@ -86,7 +86,6 @@ impl Runner {
             constraints: Constraints::default(),
             pools: Pools::default(),
             outputs: VecDeque::new(),
-            attention: AttentionMetadata::default(),
             observer: None,
         })
     }
@@ -142,7 +141,12 @@ impl Runner {
         if plan.token_ids.is_empty() {
             return Ok(StepOutput::default());
         }
-        pack(&mut self.attention, plan, self.kv.shape().block_size);
+        let (num_slots, count) = (plan.slot_mapping.len(), self.groups.len());
+        if num_slots != plan.token_ids.len() * count {
+            let why = format!("{num_slots} slots for {} tokens in {count} KV cache groups", plan.token_ids.len());
+            return Err(Error::internal(why));
+        }
+        pack(&mut self.groups, plan, self.kv.shape().block_size);
         let samples = |row: &&PlannedRow| row.samples && !row.query.is_empty() && !self.pools.contains(row.id);
         let sampling = plan.rows.iter().filter(samples).collect::<Vec<_>>();
         let logit_rows = sampling.iter().map(|row| row.query.end as u32 - 1).collect::<Vec<_>>();
@@ -150,8 +154,7 @@ impl Runner {
         let step = StepContext {
             adapters: adapters.as_ref(),
             positions: &plan.positions,
-            slot_mapping: &plan.slot_mapping,
-            attention: &self.attention,
+            groups: &self.groups,
             kv: &self.kv,
             observer: self.observer.as_deref(),
         };
@@ -300,19 +303,28 @@ fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(spare::take(&tensor.to_device(&Device::Cpu)?.contiguous()?)?)
 }
 
-/// Fills the metadata of attention from a plan's rows.
-fn pack(attention: &mut AttentionMetadata, plan: &StepPlan, block_size: usize) {
-    let AttentionMetadata { block_size: size, cu_seqlens, context_lens, block_tables, cu_blocks } = attention;
-    *size = block_size;
-    for ends in [&mut *cu_seqlens, &mut *cu_blocks] {
-        ends.clear();
-        ends.push(0);
+/// Fills what each group's layers are told from a plan's rows.
+fn pack(groups: &mut [KvGroupStep], plan: &StepPlan, block_size: usize) {
+    let count = groups.len();
+    for (index, KvGroupStep { slot_mapping, attention }) in groups.iter_mut().enumerate() {
+        slot_mapping.clear();
+        slot_mapping.extend(plan.slot_mapping.iter().skip(index).step_by(count));
+        attention.block_size = block_size;
+        attention.block_tables.clear();
+        for ends in [&mut attention.cu_seqlens, &mut attention.cu_blocks] {
+            ends.clear();
+            ends.push(0);
+        }
+        attention.cu_seqlens.extend(plan.rows.iter().map(|row| row.query.end as u32));
+        for row in &plan.rows {
+            let blocks = plan.block_tables.get(row.blocks.clone()).unwrap_or_default();
+            let len = blocks.len() / count;
+            attention.block_tables.extend_from_slice(&blocks[index * len..(index + 1) * len]);
+            attention.cu_blocks.push(attention.block_tables.len() as u32);
+        }
+        attention.context_lens.clear();
+        attention.context_lens.extend(plan.rows.iter().map(|row| row.context_len));
     }
-    cu_seqlens.extend(plan.rows.iter().map(|row| row.query.end as u32));
-    cu_blocks.extend(plan.rows.iter().map(|row| row.blocks.end as u32));
-    context_lens.clear();
-    context_lens.extend(plan.rows.iter().map(|row| row.context_len));
-    block_tables.clone_from(&plan.block_tables);
 }
 
 /// A sampler that has seen what the sequence said so far. Mirostat begins anew.

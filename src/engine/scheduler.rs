@@ -118,15 +118,20 @@ impl Scheduler {
     #[must_use]
     pub fn with_hasher(config: &EngineConfig, max_tokens_per_step: usize, hasher: BlockHasher) -> Self {
         let max_tokens_per_step = max_tokens_per_step.max(1);
-        let cache_tokens = config.num_blocks * config.block_size;
+        let max_num_batched_tokens = config.max_num_batched_tokens.max(1);
+        // Slots for tokens that a step may bring and that nobody knows yet.
+        let num_lookahead = max_tokens_per_step - 1;
+        let step_tokens = max_num_batched_tokens.saturating_add(num_lookahead);
+        let longest = config.kv_groups.longest(config.num_blocks, config.block_size, step_tokens);
         Self {
-            max_num_batched_tokens: config.max_num_batched_tokens.max(1),
+            max_num_batched_tokens,
             max_num_seqs: config.max_num_seqs.max(1),
             max_sequences: config.max_num_seqs + config.max_waiting,
-            max_len: config.max_model_len.min(cache_tokens.saturating_sub(max_tokens_per_step - 1)),
+            max_len: config.max_model_len.min(longest.saturating_sub(num_lookahead)),
             max_tokens_per_step,
             stall_timeout: config.stall_timeout,
             blocks: BlockManager::new(config.num_blocks, config.block_size, config.enable_prefix_caching, hasher)
+                .with_groups(config.kv_groups, step_tokens)
                 .with_events(config.enable_kv_cache_events),
             leases: Leases::new(config.max_leased_blocks(), config.max_pinned_blocks()),
             sequences: Sequences::default(),

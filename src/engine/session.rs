@@ -105,9 +105,9 @@ impl Engine {
             let why = "a session needs a model with a tokenizer and a chat template: use Generation instead";
             return Err(Error::new(Code::FailedPrecondition, why));
         }
-        let per_token = self.info().kv_bytes_per_token.max(1);
-        let most =
-            settings.lease_bytes.map_or(usize::MAX, |bytes| usize::try_from(bytes / per_token).unwrap_or(usize::MAX));
+        let (per_token, groups) = (self.info().kv_bytes_per_token as usize, self.config().kv_groups);
+        let tokens_in = |bytes| groups.tokens_in(per_token, usize::try_from(bytes).unwrap_or(usize::MAX));
+        let most = settings.lease_bytes.map_or(usize::MAX, tokens_in);
         let lease = Lease::new(self.clone(), self.next_lease(), settings.pinned, most);
         let (engine, history, turns) = (self.clone(), Arc::default(), Vec::new());
         let session = Session { engine, settings, history, turns, under_way: None, lease };

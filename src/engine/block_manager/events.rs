@@ -3,6 +3,9 @@
 //! The engine thread writes changes down here and hands them over when there is somebody with room to take them. The
 //! list is bounded: where it would grow longer than the cache is large, it is dropped, and the next to take it gets
 //! the cache as it is instead.
+//!
+//! Of several groups of layers only the first is told of: whether the others still have what a prompt's next token sees may
+//! change between a router's choice and the request, as the rest may.
 
 use std::sync::Arc;
 
@@ -82,7 +85,8 @@ impl BlockManager {
         if !std::mem::take(&mut self.changes.overflowed) {
             return std::mem::take(&mut self.changes.events);
         }
-        let mut found: Vec<_> = self.contents.iter().zip(0..).filter_map(|(c, i)| Some((c.as_ref()?, i))).collect();
+        let registered = self.contents.iter().zip(0..).filter_map(|(registered, i)| Some((registered.as_ref()?, i)));
+        let mut found: Vec<_> = registered.filter_map(|(registered, i)| Some((registered.content()?, i))).collect();
         // Serials grow, so what comes before a block is stored before it.
         found.sort_unstable_by_key(|(content, _)| content.serial);
         let stored = found.into_iter().filter(|(content, _)| content.salt.is_none()).map(|(content, i)| {
@@ -98,7 +102,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::engine::block_manager::{BlockTable, blake3_128};
+    use crate::engine::block_manager::{BlockTable, Registered, blake3_128};
 
     fn manager(num_blocks: usize) -> BlockManager {
         BlockManager::new(num_blocks, 2, true, blake3_128).with_events(true)
@@ -125,7 +129,8 @@ mod tests {
     }
 
     fn held(manager: &BlockManager) -> HashSet<BlockHash> {
-        manager.contents.iter().flatten().filter(|content| content.salt.is_none()).map(|content| content.hash).collect()
+        let contents = manager.contents.iter().flatten().filter_map(Registered::content);
+        contents.filter(|content| content.salt.is_none()).map(|content| content.hash).collect()
     }
 
     #[test]

@@ -208,7 +208,7 @@ impl Engine {
     async fn prompts(&self, inputs: Vec<EmbedInput>, truncate: bool) -> Result<Vec<Arc<[TokenId]>>> {
         let (config, info) = (self.config(), self.info());
         // The cache must hold an input whole.
-        let most = config.max_model_len.min(config.num_blocks * config.block_size);
+        let most = config.max_model_len.min(config.longest_cached());
         let mut prompts = Vec::with_capacity(inputs.len());
         for (k, input) in inputs.into_iter().enumerate() {
             let mut ids = match input {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    config::EngineConfig,
+    config::{EngineConfig, KvCacheGroups},
     engine::{
         block_manager::{BlockHash, BlockHasher, blake3_128},
         executor::{Executor, StepPlan},
@@ -20,7 +20,7 @@ use crate::{
         sequence::{Reader, Sequence, Status},
     },
     error::Code,
-    ids::{SequenceId, TokenId},
+    ids::{BlockId, SequenceId, TokenId},
     params::{FinishReason, SamplingParams},
 };
 
@@ -130,6 +130,10 @@ coverage!(
     prompt_logprobs,
     prompt_logprobs_after_preemption,
     several_tenants,
+    left_behind,
+    prefix_hit_beyond_a_window,
+    fork_beyond_a_window,
+    preemption_with_windows,
 );
 
 impl fmt::Display for Coverage {
@@ -167,9 +171,19 @@ impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut random = Random(seed.wrapping_mul(0x1234_5678_9abc_def1));
         let mut pick = |choices: &[usize]| choices[random.below(choices.len())];
+        // Layers that all see everything, that all slide, and some of each in few and in many groups.
+        let window = Some(pick(&[1, 2, 5, 9, 20]));
+        let kv_groups = match pick(&[0, 0, 0, 1, 2, 3, 4]) {
+            0 => KvCacheGroups::ONE,
+            1 => KvCacheGroups::of(&[window]),
+            2 => KvCacheGroups::of(&[None, window]),
+            3 => KvCacheGroups::of(&[window, window, None, window]),
+            _ => KvCacheGroups::of(&[None, None, window]),
+        };
         let config = EngineConfig {
             block_size: pick(&[1, 2, 3, 4, 8]),
-            num_blocks: pick(&[8, 12, 16, 24, 48]),
+            num_blocks: pick(&[8, 12, 16, 24, 48]) * kv_groups.count(),
+            kv_groups,
             max_num_batched_tokens: pick(&[1, 2, 5, 9, 16, 40]),
             max_num_seqs: pick(&[1, 2, 3, 5, 8]),
             max_model_len: pick(&[24, 40, 64]),
@@ -248,7 +262,11 @@ impl World {
         self.coverage.copy_on_write += counters.copies;
         self.coverage.eviction += counters.evictions;
         self.coverage.forced_hash_collision += counters.collisions;
+        self.coverage.left_behind += counters.left_behind;
         self.coverage.preemption += self.scheduler.stats().preemptions;
+        if self.window().is_some() {
+            self.coverage.preemption_with_windows += self.scheduler.stats().preemptions;
+        }
         match (self.scheduler.len(), self.scheduler.stats().used_blocks, self.executor.num_sequences()) {
             (0, 0, 0) => Ok(()),
             left => Err(format!("sequences, blocks, and the executor's sequences left over: {left:?}")),
@@ -323,8 +341,34 @@ impl World {
 
     /// Tokens that a sequence may have.
     fn limit(&self) -> usize {
-        let cache = self.config.num_blocks * self.config.block_size + 1 - self.options.max_tokens_per_step;
-        self.config.max_model_len.min(cache)
+        let EngineConfig { kv_groups, num_blocks, block_size, .. } = self.config;
+        let cache = kv_groups.longest(num_blocks, block_size, self.step_tokens());
+        self.config.max_model_len.min(cache.saturating_sub(self.options.max_tokens_per_step - 1))
+    }
+
+    /// Tokens of a sequence that a step may write.
+    fn step_tokens(&self) -> usize {
+        self.config.max_num_batched_tokens + self.options.max_tokens_per_step - 1
+    }
+
+    /// Tokens that some layers see, where there are such layers.
+    fn window(&self) -> Option<usize> {
+        self.config.kv_groups.windows().find(|&window| window < usize::MAX)
+    }
+
+    /// No sequence holds more of a group with a window than it sees and a step writes.
+    fn windows_are_left(&self) -> Result<(), String> {
+        let EngineConfig { kv_groups, block_size, .. } = self.config;
+        for sequence in self.scheduler.sequences() {
+            for (blocks, window) in sequence.table.groups().zip(kv_groups.windows()).filter(|&(_, w)| w < usize::MAX) {
+                let held = blocks.iter().filter(|&&block| block != BlockId::NULL).count();
+                let of_step = self.step_tokens().div_ceil(block_size);
+                if held > window.div_ceil(block_size) + of_step + 1 {
+                    return Err(format!("sequence {} holds {held} blocks of a window of {window}", sequence.id));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn arrive(&mut self) -> Result<(), String> {
@@ -349,6 +393,8 @@ impl World {
         let Some(&id) = parents.get(self.random.below(parents.len().max(1))) else { return Ok(()) };
         let Some(parent) = self.scheduler.sequences().find(|parent| parent.id == id) else { return Ok(()) };
         let (salt, mut prompt) = (parent.salt.clone(), parent.tokens.clone());
+        let has_left = parent.table.groups().any(|blocks| blocks.first() == Some(&BlockId::NULL));
+        self.coverage.fork_beyond_a_window += u64::from(has_left);
         if self.chance(60) {
             prompt.truncate(1 + self.random.below(prompt.len()));
             prompt.push(TokenId(3 + self.random.below(3) as u32));
@@ -421,6 +467,7 @@ impl World {
         self.compare(&before);
         self.deliver(events)?;
         self.scheduler.audit()?;
+        self.windows_are_left()?;
         if self.tenants.len() == 1 {
             self.first_in_order_progresses()?;
         } else {
@@ -513,6 +560,8 @@ impl World {
                         return Err(format!("sequence {id} started twice"));
                     }
                     self.coverage.prefix_hit += u64::from(cached_tokens > 0);
+                    let beyond = self.config.kv_groups.windows().any(|window| cached_tokens as usize > window);
+                    self.coverage.prefix_hit_beyond_a_window += u64::from(beyond);
                     let wholly = cached_tokens as usize % self.config.block_size == self.config.block_size - 1;
                     self.coverage.wholly_cached_prompt += u64::from(cached_tokens > 0 && wholly);
                 }

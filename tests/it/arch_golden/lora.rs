@@ -78,13 +78,16 @@ fn parts(
         loaded.load(name, &fixture(name), "fake").unwrap();
     }
     let info = ModelInfo { vocab_size: model.config().vocab_size, adapters: loaded, ..crate::engine::info() };
+    let kv_groups = model.info().kv_groups;
+    let num_blocks = 128 * kv_groups.count();
     let factory: ExecutorFactory = Arc::new(move || {
-        let config = RunnerConfig { num_blocks: 128, block_size: 16, num_threads: 2, eos_token_ids: Vec::new() };
+        let config = RunnerConfig { num_blocks, block_size: 16, num_threads: 2, eos_token_ids: Vec::new() };
         Ok(Box::new(Gated { runner: Runner::new(model.clone(), &config)?, gate: gate.clone() }))
     });
     let config = EngineConfig {
         block_size: 16,
-        num_blocks: 128,
+        num_blocks,
+        kv_groups,
         max_num_batched_tokens: 64,
         max_num_seqs: 32,
         max_model_len: 384,
