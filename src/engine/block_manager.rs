@@ -16,6 +16,7 @@
 
 mod events;
 mod flush;
+mod remembered;
 mod table;
 mod window;
 
@@ -23,9 +24,8 @@ use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use smallvec::SmallVec;
 
-use self::events::Changes;
-use self::table::GroupBlocks;
 pub use self::{events::BlockEvent, table::BlockTable};
+use self::{events::Changes, remembered::Remembered, table::GroupBlocks};
 use super::{
     executor::BlockCopy,
     faults::{Fault, planted},
@@ -116,6 +116,8 @@ pub struct BlockManager {
     index: HashMap<BlockHash, BlockId>,
     /// Where the other groups' blocks beside it are, by its serial and the group.
     beside: HashMap<(u64, usize), BlockId>,
+    /// Contents that have lost their blocks and can be followed by others all the same.
+    remembered: Remembered,
     next_serial: u64,
     counters: BlockCounters,
     /// For those who want to know what can be found.
@@ -139,6 +141,7 @@ impl BlockManager {
             tokens: vec![TokenId::default(); cached * block_size],
             index: HashMap::with_capacity(cached),
             beside: HashMap::new(),
+            remembered: Remembered::default(),
             next_serial: 0,
             counters: BlockCounters::default(),
             changes: Changes::default(),
@@ -149,7 +152,8 @@ impl BlockManager {
     /// window have no blocks for what comes after those.
     #[must_use]
     pub fn with_groups(self, groups: KvCacheGroups, step_tokens: usize) -> Self {
-        Self { groups, step_tokens, ..self }
+        let remembered = if groups.num_full() == 0 { Remembered::of(self.num_blocks()) } else { self.remembered };
+        Self { groups, step_tokens, remembered, ..self }
     }
 
     /// Tokens a block.
@@ -211,7 +215,7 @@ impl BlockManager {
             list.num_behind = self.first_seen(group, next).min(found.len());
             list.blocks.resize(list.num_behind, BlockId::NULL);
             for (&block, &serial) in found.iter().zip(&table.serials).skip(list.num_behind) {
-                let block = if group == 0 { Some(block) } else { self.beside.get(&(serial, group)).copied() };
+                let block = if group == 0 { block } else { self.beside.get(&(serial, group)).copied() };
                 let Some(block) = block else { break }; // None is missing of a prefix that is usable.
                 self.hold(block);
                 list.blocks.push(block);
@@ -226,8 +230,9 @@ impl BlockManager {
         self.next_position(found.len(), tokens.len())
     }
 
-    /// The first group's blocks of the longest prefix of `tokens` that a step can go on from; the table gets their serials.
-    fn find_prefix(&mut self, table: &mut BlockTable, tokens: &[TokenId]) -> Vec<BlockId> {
+    /// The first group's blocks of the longest prefix of `tokens` that a step can go on from, none where a block is gone that
+    /// such a step does not see; the table gets their serials.
+    fn find_prefix(&mut self, table: &mut BlockTable, tokens: &[TokenId]) -> Vec<Option<BlockId>> {
         let mut found = Vec::new();
         if !self.enable_prefix_caching {
             return found;
@@ -238,7 +243,7 @@ impl BlockManager {
             found.push(block);
             table.serials.push(serial);
         }
-        let num_usable = self.usable(&table.serials, tokens.len());
+        let num_usable = self.usable(&found, &table.serials, tokens.len());
         table.serials.truncate(num_usable);
         found.truncate(num_usable);
         found
@@ -298,6 +303,10 @@ impl BlockManager {
             let chunk = &tokens[i * self.block_size..][..self.block_size];
             let hash = self.hash(table, i, chunk);
             let serial = match (self.find(hash, table, chunk), table.groups.first().and_then(|list| list.held(i))) {
+                (Some((None, serial)), Some(block)) => {
+                    self.give_block(block, hash, chunk);
+                    serial
+                }
                 (Some((_, serial)), _) => serial,
                 (None, Some(block)) => self.enter(block, i, hash, table, chunk),
                 // It was given back before it was known to be computed: nothing after it can be found either.
@@ -424,11 +433,14 @@ impl BlockManager {
         hash
     }
 
-    /// The registered block with these tokens, after the contents that the table has, and its serial.
-    fn find(&mut self, hash: BlockHash, table: &BlockTable, chunk: &[TokenId]) -> Option<(BlockId, u64)> {
-        let &block = self.index.get(&hash)?;
-        let content = self.contents[block.index()].as_ref()?.content()?;
-        let same_tokens = self.tokens[block.index() * self.block_size..][..self.block_size] == *chunk;
+    /// The content with these tokens, after the contents that the table has: its block, if it still has one, and its serial.
+    fn find(&mut self, hash: BlockHash, table: &BlockTable, chunk: &[TokenId]) -> Option<(Option<BlockId>, u64)> {
+        let block = self.index.get(&hash).copied();
+        let (content, tokens) = match block {
+            Some(block) => (self.contents[block.index()].as_ref()?.content()?, self.tokens_of(block)),
+            None => self.remembered.get(hash)?,
+        };
+        let same_tokens = *tokens == *chunk;
         let same_parent = content.parent == table.serials.last().copied();
         let same_salt = content.salt == table.salt;
         if (same_tokens || planted(Fault::TokensNotCompared))
@@ -441,23 +453,40 @@ impl BlockManager {
         None
     }
 
-    /// Registers a block as the `i`-th of a table's first group. Whatever had the same hash (another content, or the same after a parent that is no
-    /// longer cached) cannot be found any more.
+    /// Registers a block as the `i`-th of a table's first group. Whatever had the same hash (another content, or the same
+    /// after a parent that is no longer cached) cannot be found any more.
     fn enter(&mut self, block: BlockId, i: usize, hash: BlockHash, table: &BlockTable, chunk: &[TokenId]) -> u64 {
         self.forget(block);
         if let Some(&other) = self.index.get(&hash) {
             self.forget(other);
         }
-        self.index.insert(hash, block);
+        self.remembered.take(hash);
         let serial = self.next_serial;
         self.next_serial += 1;
         let (parent, salt) = (table.serials.last().copied(), table.salt.clone());
         let parent_hash = i.checked_sub(1).map(|before| table.hashes[before]);
-        self.changes.push(salt.as_ref(), || BlockEvent::Stored { hash, parent: parent_hash, tokens: chunk.into() });
-        let content = Content { hash, serial, parent, parent_hash, salt };
-        self.contents[block.index()] = Some(Registered::Content(content));
-        self.tokens[block.index() * self.block_size..][..self.block_size].copy_from_slice(chunk);
+        self.put(block, Content { hash, serial, parent, parent_hash, salt }, chunk);
         serial
+    }
+
+    /// Registers a block with a remembered content.
+    fn give_block(&mut self, block: BlockId, hash: BlockHash, chunk: &[TokenId]) {
+        if let Some(content) = self.remembered.take(hash) {
+            self.forget(block);
+            self.put(block, content, chunk);
+        }
+    }
+
+    fn put(&mut self, block: BlockId, content: Content, chunk: &[TokenId]) {
+        let Content { hash, parent_hash: parent, ref salt, .. } = content;
+        self.changes.push(salt.as_ref(), || BlockEvent::Stored { hash, parent, tokens: chunk.into() });
+        self.index.insert(hash, block);
+        self.tokens[block.index() * self.block_size..][..self.block_size].copy_from_slice(chunk);
+        self.contents[block.index()] = Some(Registered::Content(content));
+    }
+
+    fn tokens_of(&self, block: BlockId) -> &[TokenId] {
+        &self.tokens[block.index() * self.block_size..][..self.block_size]
     }
 
     /// Makes what a block is registered with impossible to find; says whether there was anything. A content takes what
@@ -474,6 +503,8 @@ impl BlockManager {
                         self.contents[beside.index()] = None;
                     }
                 }
+                let first = block.index() * self.block_size;
+                self.remembered.keep(content, &self.tokens[first..first + self.block_size]);
             }
         }
         true
@@ -519,6 +550,9 @@ impl BlockManager {
         if found.count() + beside.count() != registered || self.index.len() + self.beside.len() != registered {
             let (index, beside) = (self.index.len(), self.beside.len());
             return Err(format!("{registered} blocks are registered, {index} in the index and {beside} beside these"));
+        }
+        if let Some(hash) = self.remembered.hashes().find(|hash| self.index.contains_key(hash)) {
+            return Err(format!("the content {hash:x} has a block, and is remembered as one that has none"));
         }
         Ok(())
     }

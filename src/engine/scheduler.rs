@@ -232,7 +232,12 @@ impl Scheduler {
     /// The first two passes.
     fn choose(&mut self, now: Instant, plan: &mut StepPlan) {
         let left = self.reserve(now, plan);
+        let (starved, num_stalled) = (left.starved.is_some(), self.stalled.len());
         self.admit(left, now, plan);
+        // Who stalls in line no longer keeps blocks from those who run behind it.
+        if starved && self.stalled.len() > num_stalled {
+            self.reserve(now, plan);
+        }
     }
 
     /// Whether nobody can run, though there are some who want to and wait for no tokens: each lacks blocks that another

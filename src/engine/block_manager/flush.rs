@@ -12,6 +12,7 @@ impl BlockManager {
         for &block in &cached {
             self.forget(BlockId(block as u32));
         }
+        self.remembered.clear();
         cached.len()
     }
 

@@ -39,18 +39,21 @@ impl BlockManager {
             || planted(Fault::WindowNotChecked)
     }
 
-    /// Of the contents with these serials, one after another, how many a prompt of `num_tokens` can be continued after: the
-    /// first group has them all, and the others must have what the next token sees.
-    pub(super) fn usable(&self, serials: &[u64], num_tokens: usize) -> usize {
+    /// Of the contents with these serials, one after another, how many a prompt of `num_tokens` can be continued after: every
+    /// group must have what the next token sees. `blocks` are those of the first group.
+    pub(super) fn usable(&self, blocks: &[Option<BlockId>], serials: &[u64], num_tokens: usize) -> usize {
         let mut num_usable = serials.len();
         if planted(Fault::WindowNotChecked) {
             return num_usable;
         }
         while num_usable > 0 {
             let next = self.next_position(num_usable, num_tokens);
-            let missing = (1..self.groups.count()).filter_map(|group| {
-                let has = |i: &usize| self.beside.contains_key(&(serials[*i], group));
-                (self.first_seen(group, next)..num_usable).rev().find(|i| !has(i))
+            let missing = (0..self.groups.count()).filter_map(|group| match group {
+                0 => (self.first_seen(0, next)..num_usable).rev().find(|&i| blocks[i].is_none()),
+                _ => {
+                    let has = |i: usize| self.beside.contains_key(&(serials[i], group));
+                    (self.first_seen(group, next)..num_usable).rev().find(|&i| !has(i))
+                }
             });
             match missing.min() {
                 // Whatever ends after it and lacks it does not see enough either: its window begins no later.
@@ -158,6 +161,30 @@ mod tests {
     }
 
     #[test]
+    fn where_all_layers_slide_a_prefix_needs_the_blocks_of_its_last_window_only() {
+        let mut manager = sliding(8);
+        let prompt = tokens(0, 41);
+        for cached in [0, 40] {
+            let (mut table, found) = visit(&mut manager, &prompt);
+            assert_eq!(found, cached, "its first blocks are others' by now");
+            manager.audit([&table].into_iter()).unwrap();
+            manager.release(&mut table);
+        }
+        // Another one takes the blocks of the window too, and what is computed again has its names again.
+        for _ in 0..2 {
+            let (mut table, _) = visit(&mut manager, &tokens(100, 41));
+            manager.release(&mut table);
+            assert_eq!(manager.lookup(None, &prompt), 0);
+            let (mut table, _) = visit(&mut manager, &prompt);
+            manager.release(&mut table);
+            assert_eq!(manager.lookup(None, &prompt), 40);
+        }
+        manager.audit(std::iter::empty()).unwrap();
+        manager.forget_free();
+        assert_eq!(manager.lookup(None, &prompt), 0, "nothing is remembered");
+    }
+
+    #[test]
     fn a_content_that_goes_takes_what_stands_beside_it() {
         let prompt = tokens(0, 8);
         let mut manager = mixed(8);
@@ -166,7 +193,7 @@ mod tests {
         assert_eq!(manager.num_cached(), 8);
         let mut probe = BlockTable::default();
         let chain = manager.find_prefix(&mut probe, &prompt);
-        manager.forget(chain[3]);
+        manager.forget(chain[3].unwrap());
         assert_eq!((manager.num_cached(), manager.lookup(None, &prompt)), (6, 6));
         manager.audit(std::iter::empty()).unwrap();
     }
