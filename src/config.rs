@@ -13,6 +13,7 @@ mod limits;
 mod lora;
 mod machine;
 mod memory;
+mod models;
 mod resolve;
 mod streams;
 pub(crate) mod suggest;
@@ -32,14 +33,18 @@ pub use self::file::matches;
 pub use self::keys::{KeyHash, TenantKeys, key_hash, read_keys_file};
 pub use self::limits::TenantLimits;
 pub use self::lora::{LoraArgs, LoraModule};
-pub use self::machine::{MachineFacts, MemoryBound, resident_bytes};
+pub use self::machine::{MachineFacts, MemoryBound, anonymous_bytes, resident_bytes};
 pub use self::memory::{MemoryPlan, plan_memory};
+pub use self::models::{ModelModule, ModelsArgs};
 pub use self::resolve::{ModelFacts, resolve};
 pub use self::streams::StreamArgs;
 pub use self::tls::{ClientCertificates, TlsArgs};
 pub(crate) use self::values::instruction_set;
 use self::values::{count, kv_cache_memory, number_with_unit, seconds};
-use crate::kernels::machine::InstructionSet;
+use crate::{
+    error::{Error, Result},
+    kernels::machine::InstructionSet,
+};
 
 /// Limits of one engine, resolved: every field is in force as it stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -177,6 +182,19 @@ pub enum Quantization {
     /// 4.5 bits.
     #[value(name = "q4_0")]
     Q4_0,
+}
+
+impl Quantization {
+    /// The one that `--quantization` calls so.
+    ///
+    /// # Errors
+    /// `InvalidArgument` that names all of them.
+    pub fn parse(name: &str) -> Result<Self> {
+        let all = Self::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        let names = all.map(|value| value.get_name().to_owned()).collect::<Vec<_>>().join(", ");
+        Self::from_str(name, false)
+            .map_err(|_| Error::invalid("quantization", format!("is {name:?}, must be one of {names}")))
+    }
 }
 
 /// Where weights come from.
@@ -323,6 +341,9 @@ pub struct ServeArgs {
     /// Adapters beside the model.
     #[command(flatten)]
     pub lora: LoraArgs,
+    /// Models beside it.
+    #[command(flatten)]
+    pub models: ModelsArgs,
     /// Address and port to listen on, for everything.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051", help_heading = "Server")]
     pub listen: String,

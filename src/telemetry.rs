@@ -11,7 +11,7 @@ pub mod spans;
 use std::{
     borrow::Cow,
     collections::HashSet,
-    sync::{Mutex, OnceLock, PoisonError, atomic::AtomicU64},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -457,10 +457,42 @@ impl Telemetry {
         match text::encode(&mut text, &self.registry) {
             Ok(()) => text,
             // Writing into a String fails only where a label's own formatter does, and ours do not.
-            Err(std::fmt::Error) => String::from("# EOF\n"),
+            Err(std::fmt::Error) => format!("{END}\n"),
         }
     }
 }
+
+/// The metrics of several engines as one text: each metric once, with the series of all.
+#[must_use]
+pub fn encode_all(all: &[Arc<Telemetry>]) -> String {
+    if let [only] = all {
+        return only.encode();
+    }
+    // Every engine has the same metrics in the same order; each begins with a line of help.
+    let texts: Vec<String> = all.iter().map(|telemetry| telemetry.encode()).collect();
+    let mut metrics: Vec<(&str, String)> = Vec::new();
+    for text in &texts {
+        let mut at = None;
+        for line in text.lines().filter(|line| *line != END) {
+            if let Some(name) = line.strip_prefix("# HELP ").and_then(|rest| rest.split(' ').next()) {
+                let known = metrics.iter().position(|(known, _)| *known == name);
+                at = Some((known.unwrap_or(metrics.len()), known.is_none()));
+                if known.is_none() {
+                    metrics.push((name, String::new()));
+                }
+            }
+            let Some((index, is_new)) = at else { continue };
+            if let Some((_, series)) = metrics.get_mut(index).filter(|_| is_new || !line.starts_with('#')) {
+                series.push_str(line);
+                series.push('\n');
+            }
+        }
+    }
+    metrics.into_iter().map(|(_, series)| series).chain([format!("{END}\n")]).collect()
+}
+
+/// The last line of the format.
+const END: &str = "# EOF";
 
 fn code_label(code: Code) -> &'static str {
     match code {
@@ -482,8 +514,6 @@ fn code_label(code: Code) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[test]
@@ -545,6 +575,25 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn the_series_of_several_models_stand_under_one_name() {
+        let all = ["a", "b"].map(|name| Arc::new(Telemetry::new(name)));
+        all[1].record_generated(3);
+        let text = encode_all(&all);
+        let help = "# HELP vllm:generation_tokens ";
+        assert_eq!(text.lines().filter(|line| line.starts_with(help)).count(), 1, "{text}");
+        let at = text.lines().position(|line| line.starts_with(help)).unwrap();
+        let lines: Vec<_> = text.lines().skip(at + 1).take_while(|line| !line.starts_with("# HELP")).collect();
+        let series = [r#"{model_name="a"} 0"#, r#"{model_name="b"} 3"#];
+        let series = series.map(|rest| format!("vllm:generation_tokens_total{rest}"));
+        assert_eq!(lines, ["# TYPE vllm:generation_tokens counter", &series[0], &series[1]]);
+        assert!(text.ends_with("# EOF\n") && text.matches("# EOF").count() == 1);
+        let samples = |text: &str| text.lines().filter(|line| !line.starts_with('#')).count();
+        assert_eq!(samples(&text), samples(&all[0].encode()) + samples(&all[1].encode()));
+        assert_eq!(encode_all(&all[..1]), all[0].encode());
+        assert_eq!(encode_all(&[]), "# EOF\n");
     }
 
     #[test]

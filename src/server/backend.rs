@@ -1,4 +1,5 @@
-//! What every face holds and checks: the engine, how the server goes down, and the names that clients give.
+//! What a face works with once it knows which model is meant: that model's engine, how it goes down, and the names that
+//! clients give.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -19,10 +20,8 @@ use crate::{
     text::Tokenizer,
 };
 
-/// Calls that tokenize at once, beside those that generate: it takes a core, and generation needs them.
-const TOKENIZING_AT_ONCE: usize = 2;
-
-/// What every service holds. Cheap to clone.
+/// One model of the server, lent by [`Models`](super::models::Models) for a call or as long as a stream or session lasts.
+/// Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Backend {
     pub(crate) engine: Engine,
@@ -31,12 +30,20 @@ pub(crate) struct Backend {
     /// Shared, so that all who ask see the same rates.
     pub(crate) throughput: Arc<Throughput>,
     turns: Arc<Semaphore>,
+    /// Counts those who hold it.
+    holders: Arc<()>,
 }
 
 impl Backend {
-    pub(crate) fn new(engine: Engine, closing: Closing, streams: StreamArgs) -> Self {
+    /// Of an engine; `turns` has a permit for each call, of whichever model, that may work on text at once.
+    pub(crate) fn new(engine: Engine, closing: Closing, streams: StreamArgs, turns: Arc<Semaphore>) -> Self {
         let throughput = Arc::new(Throughput::since(Instant::now()));
-        Self { engine, closing, streams, throughput, turns: Arc::new(Semaphore::new(TOKENIZING_AT_ONCE)) }
+        Self { engine, closing, streams, throughput, turns, holders: Arc::default() }
+    }
+
+    /// How many there are of this one.
+    pub(crate) fn holders(&self) -> usize {
+        Arc::strong_count(&self.holders)
     }
 
     /// The same error, counted as a refusal. The engine counts its own.
@@ -65,9 +72,7 @@ impl Backend {
             embeddings = self.engine.embed(request) => embeddings.inspect(|all| {
                 admission.charge(all.usage().prompt_tokens.into());
             }),
-            () = self.closing.clone().cut() => {
-                Err(Error::new(Code::Unavailable, "the server shut down before all was embedded: ask another one"))
-            }
+            () = self.closing.clone().cut() => Err(self.closing.error("all was embedded")),
         }
     }
 
@@ -88,7 +93,7 @@ impl Backend {
 }
 
 /// Bytes a name that a client gives: request id, model, cache salt.
-const NAME_BYTES: usize = 256;
+pub(crate) const NAME_BYTES: usize = 256;
 
 /// A request id of the server's own drawing: unique in this process, and hardly ever drawn by another.
 pub(crate) fn draw_request_id() -> String {
@@ -119,23 +124,11 @@ pub(crate) fn name(field: &str, value: String) -> Result<String> {
     Ok(value)
 }
 
-/// Whether the server serves `model`; none means the one it serves.
+/// Whether vectors of what was named can be had: those of adapters cannot.
 ///
 /// # Errors
-/// `NotFound`, which names the model served.
-pub(crate) fn check_model(model: Option<&str>, info: &ModelInfo) -> Result<()> {
-    match model {
-        Some(model) if model != info.name && info.adapters.get(model).is_none() => Err(Error::new(
-            Code::NotFound,
-            format!("model {:?} is not served here; {:?} is", cut(model, NAME_BYTES), info.name),
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Whether vectors of this model can be had: those of adapters cannot.
+/// `InvalidArgument`.
 pub(crate) fn check_embeds(model: Option<&str>, info: &ModelInfo) -> Result<()> {
-    check_model(model, info)?;
     match model.filter(|model| info.adapters.get(model).is_some()) {
         Some(_) => Err(Error::invalid("model", "is an adapter: embeddings are those of the model without one")),
         None => Ok(()),

@@ -1,8 +1,10 @@
-//! How the server goes down, as everything that waits in it sees it.
+//! How the server goes down, or a model does, as everything that waits in it sees it.
 
 use tokio::sync::watch;
 
-/// How far the server is on its way down. Each state includes those before it.
+use crate::error::{Code, Error};
+
+/// How far the server, or a model, is on its way down. Each state includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
     Open,
@@ -12,31 +14,34 @@ enum Stage {
     Cut,
 }
 
-/// Moves the server through its stages.
+/// Moves the server, or a model, through its stages.
 #[derive(Debug)]
-pub(super) struct Closer(watch::Sender<Stage>);
+pub(crate) struct Closer(watch::Sender<Stage>);
 
 impl Closer {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(watch::Sender::new(Stage::Open))
     }
 
-    pub(super) fn leave(&self) {
+    pub(crate) fn leave(&self) {
         self.0.send_replace(Stage::Leaving);
     }
 
-    pub(super) fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.0.send_replace(Stage::Cut);
     }
 
     pub(super) fn watch(&self) -> Closing {
-        Closing(self.0.subscribe())
+        Closing { server: self.0.subscribe(), model: None }
     }
 }
 
-/// Waits for the server's stages.
+/// Waits for the stages of the server and, where it was made for what belongs to a model, of that model.
 #[derive(Clone, Debug)]
-pub(crate) struct Closing(watch::Receiver<Stage>);
+pub(crate) struct Closing {
+    server: watch::Receiver<Stage>,
+    model: Option<watch::Receiver<Stage>>,
+}
 
 impl Closing {
     /// Returns when connections should end, once what they carry has.
@@ -49,8 +54,53 @@ impl Closing {
         self.reached(Stage::Cut).await;
     }
 
-    async fn reached(mut self, stage: Stage) {
-        // The closer vanishes only with the server itself, which is as good as any stage.
-        let _gone = self.0.wait_for(|now| *now >= stage).await;
+    /// The same for what belongs to a model that `closer` takes down.
+    pub(crate) fn of_model(&self, closer: &Closer) -> Self {
+        Self { server: self.server.clone(), model: Some(closer.0.subscribe()) }
+    }
+
+    /// `Unavailable`, for what ended `before` its time because of the stage that was reached.
+    pub(crate) fn error(&self, before: &str) -> Error {
+        let why = match *self.server.borrow() {
+            Stage::Open if self.model.is_some() => {
+                format!("the model was unloaded before {before}: ask for another one")
+            }
+            _ => format!("the server shut down before {before}: ask another one"),
+        };
+        Error::new(Code::Unavailable, why)
+    }
+
+    async fn reached(self, stage: Stage) {
+        let of = async |mut stages: watch::Receiver<Stage>| {
+            // A closer vanishes only with what it takes down, which is as good as any stage.
+            let _gone = stages.wait_for(|now| *now >= stage).await;
+        };
+        match self.model {
+            Some(model) => tokio::select! {
+                () = of(self.server) => {}
+                () = of(model) => {}
+            },
+            None => of(self.server).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_a_model_ends_with_it_or_with_the_server_whichever_comes_first() {
+        let (server, model) = (Closer::new(), Closer::new());
+        let (all, own) = (server.watch(), server.watch().of_model(&model));
+        model.leave();
+        assert!(own.clone().leaving().now_or_never().is_some() && own.clone().cut().now_or_never().is_none());
+        assert!(all.clone().leaving().now_or_never().is_none(), "others go on");
+        assert!(own.error("it ended").message.contains("the model was unloaded before it ended"));
+        server.cut();
+        assert!(own.clone().cut().now_or_never().is_some() && all.clone().cut().now_or_never().is_some());
+        assert!(own.error("it ended").message.contains("the server shut down before it ended"));
     }
 }

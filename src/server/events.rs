@@ -76,8 +76,8 @@ impl Events {
     pub(crate) fn of(backend: &Backend, admission: Admission, generation: Generation) -> Self {
         let closing = backend.closing.clone();
         let ending = async move {
-            closing.cut().await;
-            Error::new(Code::Unavailable, "the server shut down before this stream had ended: ask another one")
+            closing.clone().cut().await;
+            closing.error("this stream had ended")
         };
         Self { generation: Some(generation), ending: Box::pin(ending), admission: Some(admission) }
     }

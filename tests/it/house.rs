@@ -30,6 +30,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("engine/runner", &["base", "kernels", "layers", "arch", "sampling", "engine/executor"]),
     ("engine", &["base", "kernels", "weights", "layers", "arch", "sampling", "text", "engine"]),
     ("server/backend", SERVED),
+    ("server/models", SERVED),
     ("server/throughput", SERVED),
     ("server/events", SERVED),
     ("server/http", JSON_FACE),
@@ -48,13 +49,14 @@ const SERVED: &[&str] = &[
     "text",
     "server/access",
     "server/backend",
+    "server/models",
     "server/events",
     "server/closing",
     "server/throughput",
 ];
 /// Faces that speak JSON know no gRPC, and not each other.
 const JSON_FACE: &[&str] =
-    &["base", "engine", "text", "server/access", "server/backend", "server/events", "server/http"];
+    &["base", "engine", "text", "server/access", "server/backend", "server/events", "server/models", "server/http"];
 /// Policy knows no tensors, no tasks and no wire.
 const POLICY: &[&str] = &[
     "base",

@@ -19,7 +19,7 @@ use axum::{
     response::Response,
 };
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 pub(crate) use self::caller::{Admission, Caller, Owner, SessionPlace};
 use self::tenant::Tenant;
@@ -44,7 +44,11 @@ const SHOWN: usize = 2;
 
 /// Who may call, as it stands. Cheap to clone; all clones change together.
 #[derive(Clone, Debug, Default)]
-pub struct Access(Arc<RwLock<Option<Keys>>>);
+pub struct Access {
+    keys: Arc<RwLock<Option<Keys>>>,
+    /// Goes up with every change.
+    changes: Arc<watch::Sender<u64>>,
+}
 
 /// All keys.
 #[derive(Debug, Default)]
@@ -78,13 +82,13 @@ impl Access {
     /// Whether keys are asked for.
     #[must_use]
     pub fn asks(&self) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// The shares of the tenants, by their names.
     #[must_use]
     pub fn weights(&self) -> Vec<(Arc<str>, u32)> {
-        let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         let tenants = keys.iter().flat_map(|keys| &keys.tenants);
         tenants.map(|tenant| (tenant.name.clone(), tenant.limits().weight)).collect()
     }
@@ -94,7 +98,7 @@ impl Access {
     pub fn replace(&self, listed: Vec<TenantKeys>) -> AccessChanges {
         let now = Instant::now();
         let mut changes = AccessChanges::default();
-        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         let old = current.take().unwrap_or_default();
         let old_keys = old.keys();
         let mut known: HashMap<Arc<str>, Arc<Tenant>> =
@@ -124,7 +128,14 @@ impl Access {
         }
         changes.removed.sort();
         *current = Some(keys);
+        drop(current);
+        self.changes.send_modify(|count| *count += 1);
         changes
+    }
+
+    /// Goes up whenever there are other keys.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// Who calls with these headers.
@@ -132,7 +143,7 @@ impl Access {
     /// # Errors
     /// `Unauthenticated`.
     fn caller(&self, headers: &HeaderMap) -> Result<Caller> {
-        let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         let Some(keys) = keys.as_ref() else { return Ok(Caller::anybody()) };
         let shown: Vec<KeyHash> = shown(headers).take(SHOWN).map(key_hash).collect();
         if shown.is_empty() {

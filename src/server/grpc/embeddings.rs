@@ -5,7 +5,7 @@ use tokio::{task::JoinSet, time::Instant};
 use tonic::{Request, Response, Status, Streaming, codegen::BoxStream};
 
 use super::{
-    Backend, convert,
+    Backend, Models, convert,
     deadline::deadline,
     status::{fields, retry_after_ms, status},
 };
@@ -21,6 +21,7 @@ use crate::{
     server::{
         access::Caller,
         backend::{check_embeds, name, request_id},
+        closing::Closing,
     },
 };
 
@@ -28,12 +29,12 @@ use crate::{
 const STREAMED_AT_ONCE: usize = 32;
 
 pub(super) struct EmbeddingsService {
-    backend: Backend,
+    models: Models,
 }
 
 impl EmbeddingsService {
-    pub(super) fn new(backend: Backend) -> Self {
-        Self { backend }
+    pub(super) fn new(models: Models) -> Self {
+        Self { models }
     }
 
     /// The answer to a unary call.
@@ -43,16 +44,17 @@ impl EmbeddingsService {
         message: wire::EmbedRequest,
         deadline: Option<Instant>,
     ) -> Result<wire::EmbedResponse> {
-        let info = self.backend.engine.info();
         let options = message.options.unwrap_or_default();
+        let backend = &self.models.backend(options.model.as_deref()).await?;
+        let info = backend.engine.info();
         let asked = request_id("options.request_id", options.request_id.clone()).and_then(|id| {
             let inputs = message.inputs.into_iter().enumerate();
             let inputs = inputs.map(|(k, asked)| input(Some(asked), &format!("inputs[{k}]"))).collect::<Result<_>>()?;
             Ok(EmbedRequest { request_id: id, inputs, deadline, ..request(options, info)? })
         });
-        let request = asked.map_err(|error| self.backend.refused(error))?;
+        let request = asked.map_err(|error| backend.refused(error))?;
         let request_id = request.request_id.clone();
-        let embeddings = self.backend.embed(caller, request).await.map_err(|error| located(error, |field| field))?;
+        let embeddings = backend.embed(caller, request).await.map_err(|error| located(error, |field| field))?;
         Ok(wire::EmbedResponse {
             request_id,
             model: info.name.clone(),
@@ -81,7 +83,8 @@ impl Service for EmbeddingsService {
         let (metadata, extensions, inbound) = request.into_parts();
         let line = Line {
             caller: Caller::of(&extensions).map_err(status)?,
-            backend: self.backend.clone(),
+            models: self.models.clone(),
+            backend: None,
             inbound: Some(inbound),
             request: EmbedRequest { deadline: deadline(&metadata).map_err(status)?, ..EmbedRequest::new(Vec::new()) },
             running: JoinSet::new(),
@@ -100,7 +103,9 @@ impl Service for EmbeddingsService {
 /// the client reads or not; dropping the stream ends them all.
 struct Line {
     caller: Caller,
-    backend: Backend,
+    models: Models,
+    /// The model of the options that came last; none before the first message.
+    backend: Option<Backend>,
     /// Until the client has sent its last input.
     inbound: Option<Streaming<wire::EmbedStreamRequest>>,
     /// What all inputs share; it has none itself.
@@ -115,6 +120,8 @@ impl Line {
             if self.inbound.is_none() && self.running.is_empty() {
                 return None;
             }
+            let closing = self.backend.as_ref().map_or_else(|| self.models.closing(), |own| own.closing.clone());
+            let is_idle = self.running.is_empty();
             let has_room = self.running.len() < STREAMED_AT_ONCE;
             let inbound = self.inbound.as_mut().filter(|_| has_room);
             let reads = inbound.is_some();
@@ -125,14 +132,14 @@ impl Line {
                 }
             };
             tokio::select! {
-                () = self.backend.closing.clone().cut() => return Some(Err(going_down())),
+                error = cut_off(closing, is_idle) => return Some(Err(error)),
                 Some(done) = self.running.join_next() => {
                     return Some(done.map_err(|panic| Error::internal(format!("an embedding failed: {panic}"))));
                 }
                 message = message, if reads => match message {
-                    Ok(Some(message)) => match self.hear(message) {
+                    Ok(Some(message)) => match self.hear(message).await {
                         Ok(()) => {}
-                        Err(error) => return Some(Err(self.backend.refused(error))),
+                        Err(error) => return Some(Err(error)),
                     },
                     Ok(None) => self.inbound = None,
                     // What the transport has to say is its own, and goes nowhere where the client is gone.
@@ -145,15 +152,21 @@ impl Line {
     /// Takes a message in.
     ///
     /// # Errors
-    /// `InvalidArgument` where it asks for nothing or for options that cannot be; that ends the stream.
-    fn hear(&mut self, message: wire::EmbedStreamRequest) -> Result<()> {
+    /// `InvalidArgument` where it asks for nothing or for options that cannot be, and what is wrong with the model that it
+    /// names; that ends the stream.
+    async fn hear(&mut self, message: wire::EmbedStreamRequest) -> Result<()> {
         match message.request {
             Some(Asked::Options(options)) => {
-                let deadline = self.request.deadline;
-                self.request = EmbedRequest { deadline, ..request(options, self.backend.engine.info())? };
+                let (deadline, backend) = (self.request.deadline, self.models.backend(options.model.as_deref()).await?);
+                let request = request(options, backend.engine.info()).map_err(|error| backend.refused(error))?;
+                (self.request, self.backend) = (EmbedRequest { deadline, ..request }, Some(backend));
             }
             Some(Asked::Item(item)) => {
-                let (backend, caller, request) = (self.backend.clone(), self.caller.clone(), self.request.clone());
+                let backend = match &self.backend {
+                    Some(backend) => backend.clone(),
+                    None => self.backend.insert(self.models.backend(None).await?).clone(),
+                };
+                let (caller, request) = (self.caller.clone(), self.request.clone());
                 self.running.spawn(async move {
                     let outcome = match one(&backend, &caller, request, item.input).await {
                         Ok(embedding) => Outcome::Embedding(embedding),
@@ -162,14 +175,19 @@ impl Line {
                     wire::EmbedStreamResponse { id: item.id, outcome: Some(outcome) }
                 });
             }
-            None => return Err(Error::invalid("request", "must be options or an item")),
+            None => return Err(self.models.refused(Error::invalid("request", "must be options or an item"))),
         }
         Ok(())
     }
 }
 
-fn going_down() -> Error {
-    Error::new(Code::Unavailable, "the server shut down before this stream had ended: ask another one")
+/// Why the stream ends before its time, once it must: sooner where nothing is left to finish.
+async fn cut_off(closing: Closing, is_idle: bool) -> Error {
+    match is_idle {
+        true => closing.clone().leaving().await,
+        false => closing.clone().cut().await,
+    }
+    closing.error("this stream had ended")
 }
 
 /// The vector of one input of a stream.

@@ -61,7 +61,7 @@ impl Call {
         let kib = u32::try_from(length.div_ceil(1024)).unwrap_or(u32::MAX);
         let room = http.bodies.clone().try_acquire_many_owned(kib).map_err(|_| {
             let full = Error::new(Code::ResourceExhausted, "too many request bodies are being read: try again later");
-            http.backend.refused(full)
+            http.models.refused(full)
         })?;
         let caller = Caller::of(request.extensions())?;
         let request_id = request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default();

@@ -9,7 +9,7 @@ use axum::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Ollama, answer::nanos, request::check};
+use super::{Ollama, answer::nanos, request::backend_of};
 use crate::{
     engine::{EmbedInput, EmbedOptions, EmbedRequest},
     error::Result,
@@ -30,7 +30,6 @@ const LEGACY_RENAMES: Renames = &[("inputs[0].text", "prompt"), ("inputs[0]", "p
 /// `options` and `keep_alive` concern how a model is loaded, which is the server's affair.
 #[derive(Debug, Deserialize)]
 struct Embed {
-    model: String,
     #[serde(default)]
     input: Input,
     #[serde(default)]
@@ -54,7 +53,6 @@ impl Default for Input {
 
 #[derive(Debug, Deserialize)]
 struct Legacy {
-    model: String,
     #[serde(default)]
     prompt: String,
 }
@@ -63,11 +61,9 @@ struct Legacy {
 pub(super) async fn embed(State(http): State<Http>, request: Request) -> Result<Json<Value>, Failed<Ollama>> {
     let began = Instant::now();
     let call = Call::read(&http, request, ContentType::Any).await?;
-    let (backend, info) = (&http.backend, http.backend.engine.info());
-    let asked = call
-        .parse::<Embed>()
-        .and_then(|embed| check(&embed.model, info).and_then(|model| check_embeds(Some(model), info)).map(|()| embed));
-    let Embed { model, input, truncate, dimensions } = asked.map_err(|error| backend.refused(error))?;
+    let (backend, model) = backend_of(&http, &call).await?;
+    let asked = check_embeds(Some(&model), backend.engine.info()).and_then(|()| call.parse());
+    let Embed { input, truncate, dimensions } = asked.map_err(|error| backend.refused(error))?;
     let caller = call.caller.clone();
     drop(call);
     let texts = match input {
@@ -97,11 +93,9 @@ pub(super) async fn embed(State(http): State<Http>, request: Request) -> Result<
 /// `POST /api/embeddings`: one vector, as long as it comes.
 pub(super) async fn legacy(State(http): State<Http>, request: Request) -> Result<Json<Value>, Failed<Ollama>> {
     let call = Call::read(&http, request, ContentType::Any).await?;
-    let (backend, info) = (&http.backend, http.backend.engine.info());
-    let asked = call.parse::<Legacy>().and_then(|legacy| {
-        check(&legacy.model, info).and_then(|model| check_embeds(Some(model), info)).map(|()| legacy)
-    });
-    let Legacy { prompt, .. } = asked.map_err(|error| backend.refused(error))?;
+    let (backend, model) = backend_of(&http, &call).await?;
+    let asked = check_embeds(Some(&model), backend.engine.info()).and_then(|()| call.parse());
+    let Legacy { prompt } = asked.map_err(|error| backend.refused(error))?;
     let caller = call.caller.clone();
     drop(call);
     if prompt.is_empty() {

@@ -13,7 +13,7 @@ use super::{
     chunks::{ChunkWriter, Chunks},
     error::OpenAi,
     features::Features,
-    fields::{Fields, StreamOptions},
+    fields::{Fields, StreamOptions, backend_of},
     logprobs::TokenNames,
     messages::{Message, turns},
     samplers::Samplers,
@@ -108,7 +108,8 @@ struct Asked {
 /// Handles a call.
 pub(super) async fn create(State(http): State<Http>, request: Request) -> Result<Response, Failed<OpenAi>> {
     let call = Call::read(&http, request, ContentType::Json).await?;
-    let (backend, engine) = (&http.backend, &http.backend.engine);
+    let backend = &backend_of(&http, &call).await?;
+    let engine = &backend.engine;
     let asked = read(engine, &call).map_err(|error| backend.refused(error))?;
     let model = asked.requests.first().and_then(|request| request.model.clone());
     let choices = Choices::open(backend, &call.caller, asked.requests, asked.renames).await?;

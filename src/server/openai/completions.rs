@@ -13,7 +13,7 @@ use super::{
     chunks::{ChunkWriter, Chunks},
     error::OpenAi,
     features::Features,
-    fields::{Fields, StreamOptions},
+    fields::{Fields, StreamOptions, backend_of},
     logprobs::TokenNames,
     prompts::Prompts,
     samplers::Samplers,
@@ -21,14 +21,17 @@ use super::{
 use crate::{
     engine::{self, Delta, Engine, Finished, Prompt},
     error::{Error, Result},
-    server::http::{
-        Http,
-        call::{Call, ContentType},
-        choices::Choices,
-        failure::Failed,
-        frames::Telling,
-        paths::Renames,
-        prompt::decode,
+    server::{
+        backend::Backend,
+        http::{
+            Http,
+            call::{Call, ContentType},
+            choices::Choices,
+            failure::Failed,
+            frames::Telling,
+            paths::Renames,
+            prompt::decode,
+        },
     },
 };
 
@@ -77,11 +80,12 @@ struct Asked {
 /// Handles a call.
 pub(super) async fn create(State(http): State<Http>, request: Request) -> Result<Response, Failed<OpenAi>> {
     let call = Call::read(&http, request, ContentType::Json).await?;
-    let (backend, engine) = (&http.backend, &http.backend.engine);
+    let backend = &backend_of(&http, &call).await?;
+    let engine = &backend.engine;
     let asked = read(engine, &call).map_err(|error| backend.refused(error))?;
     let mut echoes = Vec::new();
     for request in asked.requests.iter().step_by(asked.answers).filter(|_| asked.echo) {
-        echoes.push(text_of(&http, &request.prompt).await?);
+        echoes.push(text_of(backend, &request.prompt).await?);
     }
     let model = asked.requests.first().and_then(|request| request.model.clone());
     let choices = Choices::open(backend, &call.caller, asked.requests, asked.renames).await?;
@@ -133,9 +137,9 @@ impl Completion {
     }
 }
 
-async fn text_of(http: &Http, prompt: &Prompt) -> Result<String> {
+async fn text_of(backend: &Backend, prompt: &Prompt) -> Result<String> {
     match prompt {
-        Prompt::Tokens(ids) => decode(&http.backend, "prompt", ids.clone(), true).await,
+        Prompt::Tokens(ids) => decode(backend, "prompt", ids.clone(), true).await,
         Prompt::Text(text) => Ok(text.clone()),
         // Completions have no messages.
         Prompt::Chat(_) => Ok(String::new()),

@@ -6,8 +6,9 @@ use candlewick::{
     proto::candlewick::v1::{
         Ack, CancelTurn, CloseSession, ContextPolicy, EditTurn, FinishReason, Fork, Grant, Lease, Opened,
         RequestOptions, Rewind, SamplingParams, SessionError, SessionOpen, SessionRequest, SessionResponse,
-        StopStrings, TokenizeRequest, TurnDone, UserTurn, chat_client::ChatClient, finish::Matched,
-        session_request::Event as Say, session_response::Event as Told, tokens_client::TokensClient,
+        StopStrings, TokenizeRequest, TurnDone, UnloadRequest, UserTurn, chat_client::ChatClient, finish::Matched,
+        models_client::ModelsClient, session_request::Event as Say, session_response::Event as Told,
+        tokens_client::TokensClient,
     },
 };
 use futures::channel::mpsc;
@@ -549,4 +550,25 @@ async fn a_client_that_only_has_one_question_is_let_go_after_the_answer() {
     assert_eq!(done.turn_index, 1, "the session is still there");
     drop(again);
     until("nothing runs", || server.engine.telemetry().state().num_running == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_of_a_model_that_is_unloaded_ends_after_its_turn() {
+    let (server, gate) = server_that_hangs(3).await;
+    let (mut idle, _) = Talk::open(&server, SessionOpen::default()).await;
+    let (mut busy, _) = Talk::open(&server, SessionOpen::default()).await;
+    busy.user("hello", 12);
+    until("the turn is under way", || server.engine.num_live() == 1).await;
+    let mut models = ModelsClient::new(server.channel().await);
+    let unload = UnloadRequest { name: "fake".into(), ..UnloadRequest::default() };
+    assert!(!models.unload(unload).await.unwrap().into_inner().unloaded);
+    let unloaded = |error: Status| {
+        assert_eq!(error.code(), Code::Unavailable);
+        assert!(error.message().contains("the model was unloaded"), "{error:?}");
+    };
+    unloaded(idle.heard().await.unwrap_err());
+    gate.open();
+    let (said, _) = busy.turn_done().await;
+    assert_eq!(said, continued("<user>hello<assistant>", 12));
+    unloaded(busy.heard().await.unwrap_err());
 }

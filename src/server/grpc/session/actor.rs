@@ -16,7 +16,7 @@ use super::super::{
     told::Told as Heard,
 };
 use super::{
-    Place, going_down,
+    Place,
     open::{self, Opened, TURN_PATHS},
     turn::Running,
 };
@@ -178,7 +178,7 @@ impl Actor {
         };
         tokio::select! {
             biased;
-            () = ends => Woken::End(Some(going_down())),
+            () = ends => Woken::End(Some(backend.closing.error("the session was closed"))),
             command = commands.recv() => command.map_or(Woken::End(None), Woken::Command),
             Ok(()) = lease.changed() => Woken::Lease,
             event = turn => Woken::Turn(event),

@@ -22,13 +22,13 @@ use self::{
     request::{Asked, Mode},
     store::{Record, Store},
 };
-use super::error::OpenAi;
+use super::{error::OpenAi, fields::backend_of};
 use crate::{
     engine::{Engine, Request as EngineRequest},
     error::{Code, Error, Result},
     server::{
         access::Caller,
-        backend::{check_model, cut},
+        backend::cut,
         http::{
             Http,
             call::{Call, ContentType, MAX_BODY_BYTES},
@@ -81,7 +81,6 @@ struct Prepared {
 
 fn prepare(engine: &Engine, store: &Store, call: &Call) -> Result<Prepared> {
     let asked: Asked = call.parse()?;
-    check_model(asked.model(), engine.info())?;
     let mode = asked.check()?;
     let mut turns = match asked.previous() {
         Some(id) => store.turns(&call.caller.owner(), id).ok_or_else(|| gone("previous_response_id", id))?,
@@ -108,9 +107,10 @@ fn prepare(engine: &Engine, store: &Store, call: &Call) -> Result<Prepared> {
 async fn create(State(state): State<Responses>, request: Request) -> Result<Response, Failed<OpenAi>> {
     let Responses { http, store } = state;
     let call = Call::read(&http, request, ContentType::Json).await?;
-    let prepared = prepare(&http.backend.engine, &store, &call).map_err(|error| http.backend.refused(error))?;
+    let backend = &backend_of(&http, &call).await?;
+    let prepared = prepare(&backend.engine, &store, &call).map_err(|error| backend.refused(error))?;
     let Prepared { mode, store: keep, request, draft, turns, input } = prepared;
-    let choices = Choices::open(&http.backend, &call.caller, vec![request], RENAMES).await?;
+    let choices = Choices::open(backend, &call.caller, vec![request], RENAMES).await?;
     let owner = call.caller.owner();
     drop(call);
     let record = Record::new(owner, draft.unfinished("in_progress"), turns, input);
