@@ -12,7 +12,7 @@ use tokio::{
 
 use super::{
     Shared,
-    table::{Leaving, Served, State, Table},
+    table::{Leaving, Served, State, Table, num_live},
     upgraded_after,
 };
 use crate::{
@@ -42,7 +42,7 @@ impl Unloading {
 
     /// Requests that it still has; none once its memory has been given back.
     pub(crate) fn num_live(&self) -> Option<usize> {
-        let live = self.served.upgrade().map_or(0, |served| served.backend.engine.num_live());
+        let live = self.served.upgrade().map_or(0, |served| num_live(&served.backend.engine));
         (!*self.gone.borrow()).then_some(live)
     }
 }

@@ -265,7 +265,7 @@ impl Models {
 
     /// Requests that the models have.
     pub(crate) fn num_live(&self) -> usize {
-        self.shared.table().engines().iter().map(|engine| engine.num_live()).sum()
+        self.shared.table().engines().iter().map(table::num_live).sum()
     }
 
     /// Begins to load a model. It goes on whoever listens.
