@@ -9,10 +9,12 @@ mod browsers;
 mod effective;
 mod file;
 mod keys;
+mod kv_groups;
 mod limits;
 mod lora;
 mod machine;
 mod memory;
+mod models;
 mod resolve;
 mod streams;
 pub(crate) mod suggest;
@@ -30,16 +32,21 @@ pub use self::browsers::{AllowedOrigins, BrowserArgs};
 pub use self::effective::{Effective, Entry, Source};
 pub use self::file::matches;
 pub use self::keys::{KeyHash, TenantKeys, key_hash, read_keys_file};
+pub use self::kv_groups::{KvCacheGroups, LayerPlace};
 pub use self::limits::TenantLimits;
 pub use self::lora::{LoraArgs, LoraModule};
-pub use self::machine::{MachineFacts, MemoryBound, resident_bytes};
+pub use self::machine::{MachineFacts, MemoryBound, anonymous_bytes, resident_bytes};
 pub use self::memory::{MemoryPlan, plan_memory};
+pub use self::models::{ModelModule, ModelsArgs};
 pub use self::resolve::{ModelFacts, resolve};
 pub use self::streams::StreamArgs;
 pub use self::tls::{ClientCertificates, TlsArgs};
 pub(crate) use self::values::instruction_set;
 use self::values::{count, kv_cache_memory, number_with_unit, seconds};
-use crate::kernels::machine::InstructionSet;
+use crate::{
+    error::{Error, Result},
+    kernels::machine::InstructionSet,
+};
 
 /// Limits of one engine, resolved: every field is in force as it stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +55,8 @@ pub struct EngineConfig {
     pub block_size: usize,
     /// Blocks of the KV cache.
     pub num_blocks: usize,
+    /// Which layers share them, and for how long.
+    pub kv_groups: KvCacheGroups,
     /// Tokens a step, prefill chunks and decodes together.
     pub max_num_batched_tokens: usize,
     /// What a step that computes prompts beside decodes may take; zero: no matter what; none: twice what decodes take.
@@ -87,6 +96,12 @@ impl EngineConfig {
         self.num_blocks.saturating_mul(self.pinned_kv_percent.min(self.leased_kv_percent)) / 100
     }
 
+    /// Tokens of the longest sequence that the KV cache can hold, whoever else is here.
+    #[must_use]
+    pub fn longest_cached(&self) -> usize {
+        self.kv_groups.longest(self.num_blocks, self.block_size, self.max_num_batched_tokens)
+    }
+
     /// Requests that may be here at once, running or waiting.
     #[must_use]
     pub fn max_live(&self) -> usize {
@@ -99,6 +114,7 @@ impl Default for EngineConfig {
         Self {
             block_size: 16,
             num_blocks: 1024,
+            kv_groups: KvCacheGroups::ONE,
             max_num_batched_tokens: 512,
             itl_target: None,
             max_num_seqs: 64,
@@ -177,6 +193,19 @@ pub enum Quantization {
     /// 4.5 bits.
     #[value(name = "q4_0")]
     Q4_0,
+}
+
+impl Quantization {
+    /// The one that `--quantization` calls so.
+    ///
+    /// # Errors
+    /// `InvalidArgument` that names all of them.
+    pub fn parse(name: &str) -> Result<Self> {
+        let all = Self::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        let names = all.map(|value| value.get_name().to_owned()).collect::<Vec<_>>().join(", ");
+        Self::from_str(name, false)
+            .map_err(|_| Error::invalid("quantization", format!("is {name:?}, must be one of {names}")))
+    }
 }
 
 /// Where weights come from.
@@ -323,6 +352,9 @@ pub struct ServeArgs {
     /// Adapters beside the model.
     #[command(flatten)]
     pub lora: LoraArgs,
+    /// Models beside it.
+    #[command(flatten)]
+    pub models: ModelsArgs,
     /// Address and port to listen on, for everything.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051", help_heading = "Server")]
     pub listen: String,
@@ -344,6 +376,13 @@ pub struct ServeArgs {
     /// Send a span a request to the collector of traces at this address: OTLP over gRPC, such as http://127.0.0.1:4317.
     #[arg(long, value_name = "URL", help_heading = "Server")]
     pub otlp_traces_endpoint: Option<String>,
+    /// Bytes that the machine reads a second at most (25g), as `candlewick doctor` says: the metrics then have it beside what
+    /// steps read.
+    #[arg(long, value_name = "BYTES", value_parser = number_with_unit, help_heading = "Server")]
+    pub memory_bandwidth: Option<usize>,
+    /// A drill: have the engine panic once, in the first step after this time, to see how clients bear it.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, help_heading = "Server")]
+    pub engine_panic_after: Option<Duration>,
     /// Time that streams have to end after Ctrl-C or SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, help_heading = "Server")]
     pub drain_timeout: Duration,

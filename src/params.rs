@@ -41,6 +41,8 @@ pub mod limits {
     pub const CHOICES: usize = 1024;
     /// Inputs of one call for embeddings, as in OpenAI's API.
     pub const EMBED_INPUTS: usize = 2048;
+    /// Those of them that are computed at once: enough to fill a batch, and others get their places.
+    pub const EMBED_AT_ONCE: usize = 32;
     /// Numbers of one call's embeddings, all inputs together: 16 MiB.
     pub const EMBED_NUMBERS: usize = 4 << 20;
 }

@@ -11,7 +11,7 @@ pub mod spans;
 use std::{
     borrow::Cow,
     collections::HashSet,
-    sync::{Mutex, OnceLock, PoisonError, atomic::AtomicU64},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -21,7 +21,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-pub use self::report::{BlockStates, EngineState, EngineTotals, Reporter, StepFacts};
+pub use self::report::{BlockStates, EngineState, EngineTotals, ModelBytes, Reporter, StepFacts};
 use self::spans::Spans;
 use crate::{error::Code, params::FinishReason};
 
@@ -140,6 +140,8 @@ type Level = Gauge<u64, AtomicU64>;
 #[derive(Debug)]
 pub struct Telemetry {
     registry: Registry,
+    /// What is told of each tenant by its name.
+    of_tenants: Registry,
     num_requests_running: Level,
     num_requests_waiting: Level,
     waiting_tokens: Level,
@@ -154,6 +156,12 @@ pub struct Telemetry {
     /// Schedule, execute, apply.
     step_time: [Histogram; 3],
     iteration_tokens: Histogram,
+    /// Weights, keys and values.
+    read_bytes: [Counter; 2],
+    decode_read_rate: Histogram,
+    /// Absent where nobody has said it.
+    memory_bandwidth: Family<[(&'static str, &'static str); 0], Gauge<f64, AtomicU64>>,
+    model_bytes: OnceLock<ModelBytes>,
     num_preemptions: Counter,
     prefix_cache_queries: Counter,
     prefix_cache_hits: Counter,
@@ -241,11 +249,13 @@ impl Telemetry {
     #[rustfmt::skip] // A table.
     pub fn new(model_name: &str) -> Self {
         let labels = [(Cow::Borrowed("model_name"), Cow::Owned(model_name.to_owned()))];
-        let mut table = Table(Registry::with_labels(labels.into_iter()));
-        let t = &mut table;
+        let mut table = Table(Registry::with_labels(labels.clone().into_iter()));
+        let mut of_tenants = Table(Registry::with_labels(labels.into_iter()));
+        let (t, by_tenant) = (&mut table, &mut of_tenants);
         let states = ["sequence", "lease", "free"].map(|state| StateLabels { state });
         let kinds = ["prefill", "decode"].map(|kind| KindLabels { kind });
         let phases = ["schedule", "execute", "apply"].map(|phase| PhaseLabels { phase });
+        let parts = ["weights", "kv_cache"].map(|kind| KindLabels { kind });
         let telemetry = Self {
             num_requests_running: t.level("vllm:num_requests_running", "Sequences that hold blocks"),
             num_requests_waiting: t.level("vllm:num_requests_waiting", "Requests that wait to run"),
@@ -279,21 +289,26 @@ impl Telemetry {
             batch_sequences: t.family("candlewick:batch_sequences", "Sequences of the newest batch", Level::default, kinds.clone()),
             batch_tokens: t.family("candlewick:batch_tokens", "Tokens computed", Counter::default, kinds),
             step_time: t.family("candlewick:step_time_seconds", "Time of a step's phases", || Histogram::new(buckets::STEP_SECONDS), phases),
+            read_bytes: t.family("candlewick:step_read_bytes", "Bytes that steps read: all weights each step, and the keys and values of all tokens before", Counter::default, parts),
+            decode_read_rate: t.times("candlewick:decode_read_bytes_per_second", "… a second, of steps that compute no prompt", &buckets::BYTES_PER_SECOND),
+            memory_bandwidth: t.add("candlewick:memory_bandwidth_bytes_per_second", "Bytes a second that the machine reads at most, where that is set", Family::default()),
+            model_bytes: OnceLock::new(),
             block_copies: t.count("candlewick:block_copies", "Blocks copied on write"),
             block_evictions: t.count("candlewick:block_evictions", "Cached blocks given to others"),
             engine_restarts: t.count("candlewick:engine_restarts", "Times the engine came back"),
-            tenant_prompt_tokens: t.add("candlewick:tenant_prompt_tokens", "Prompt tokens of admitted requests, by tenant", Family::default()),
-            tenant_generation_tokens: t.add("candlewick:tenant_generation_tokens", "Tokens generated, by tenant", Family::default()),
+            tenant_prompt_tokens: by_tenant.add("candlewick:tenant_prompt_tokens", "Prompt tokens of admitted requests, by tenant", Family::default()),
+            tenant_generation_tokens: by_tenant.add("candlewick:tenant_generation_tokens", "Tokens generated, by tenant", Family::default()),
             tenants: Mutex::default(),
             requests_refused: t.add("candlewick:requests_refused", "Requests refused, by code", Family::default()),
             spans: OnceLock::new(),
             registry: Registry::default(),
+            of_tenants: Registry::default(),
         };
         // A series that is absent until its first event reads as a gap: let all of them start at zero.
         for outcome in [Outcome::Stop, Outcome::Length, Outcome::Abort, Outcome::Error] {
             let _zero = telemetry.request_success.get_or_create(&ReasonLabels { finished_reason: outcome.label() });
         }
-        Self { registry: table.0, ..telemetry }
+        Self { registry: table.0, of_tenants: of_tenants.0, ..telemetry }
     }
 
     /// From now on each request leaves a span there. Of two calls the first one counts.
@@ -328,6 +343,16 @@ impl Telemetry {
         let labels = CacheConfigLabels { block_size: block_size as u64, num_gpu_blocks: num_blocks as u64 };
         self.cache_config_info.clear();
         self.cache_config_info.get_or_create(&labels).set(1);
+    }
+
+    /// What a step of the model reads, once that is known. Of two calls the first one counts.
+    pub fn set_model_bytes(&self, bytes: ModelBytes) {
+        let _known = self.model_bytes.set(bytes);
+    }
+
+    /// Bytes a second that the machine reads at most, as somebody has measured.
+    pub fn set_memory_bandwidth(&self, bytes_per_second: f64) {
+        self.memory_bandwidth.get_or_create(&[]).set(bytes_per_second);
     }
 
     /// What the engine holds now.
@@ -453,14 +478,61 @@ impl Telemetry {
     /// All metrics in the OpenMetrics text format, which every Prometheus scraper reads ([`CONTENT_TYPE`]).
     #[must_use]
     pub fn encode(&self) -> String {
-        let mut text = String::new();
-        match text::encode(&mut text, &self.registry) {
-            Ok(()) => text,
-            // Writing into a String fails only where a label's own formatter does, and ours do not.
-            Err(std::fmt::Error) => String::from("# EOF\n"),
-        }
+        encode(&[&self.registry, &self.of_tenants])
+    }
+
+    /// The same without what is told of tenants.
+    #[must_use]
+    pub fn encode_without_tenants(&self) -> String {
+        encode(&[&self.registry])
     }
 }
+
+fn encode(registries: &[&Registry]) -> String {
+    let mut text = String::new();
+    let encoded = registries.iter().try_for_each(|registry| text::encode_registry(&mut text, registry));
+    match encoded.and_then(|()| text::encode_eof(&mut text)) {
+        Ok(()) => text,
+        // Writing into a String fails only where a label's own formatter does, and ours do not.
+        Err(std::fmt::Error) => format!("{END}\n"),
+    }
+}
+
+/// The metrics of several engines as one text: each metric once, with the series of all; those of tenants where asked for.
+#[must_use]
+pub fn encode_all(all: &[Arc<Telemetry>], with_tenants: bool) -> String {
+    let text = |telemetry: &Arc<Telemetry>| match with_tenants {
+        true => telemetry.encode(),
+        false => telemetry.encode_without_tenants(),
+    };
+    if let [only] = all {
+        return text(only);
+    }
+    // Every engine has the same metrics in the same order; each begins with a line of help.
+    let texts: Vec<String> = all.iter().map(text).collect();
+    let mut metrics: Vec<(&str, String)> = Vec::new();
+    for text in &texts {
+        let mut at = None;
+        for line in text.lines().filter(|line| *line != END) {
+            if let Some(name) = line.strip_prefix("# HELP ").and_then(|rest| rest.split(' ').next()) {
+                let known = metrics.iter().position(|(known, _)| *known == name);
+                at = Some((known.unwrap_or(metrics.len()), known.is_none()));
+                if known.is_none() {
+                    metrics.push((name, String::new()));
+                }
+            }
+            let Some((index, is_new)) = at else { continue };
+            if let Some((_, series)) = metrics.get_mut(index).filter(|_| is_new || !line.starts_with('#')) {
+                series.push_str(line);
+                series.push('\n');
+            }
+        }
+    }
+    metrics.into_iter().map(|(_, series)| series).chain([format!("{END}\n")]).collect()
+}
+
+/// The last line of the format.
+const END: &str = "# EOF";
 
 fn code_label(code: Code) -> &'static str {
     match code {
@@ -482,8 +554,6 @@ fn code_label(code: Code) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[test]
@@ -519,6 +589,12 @@ mod tests {
         let step = StepFacts { prefill_sequences: 1, prefill_tokens: 20, decode_sequences: 3, ..StepFacts::default() };
         reporter.record_step(&step);
         reporter.record_step(&step);
+        telemetry.set_model_bytes(ModelBytes { weights: 900, kv_per_token: 10 });
+        telemetry.set_memory_bandwidth(4e9);
+        let execute = Duration::from_micros(1);
+        reporter.record_step(&StepFacts { decode_sequences: 2, context_tokens: 60, execute, ..StepFacts::default() });
+        reporter.record_step(&StepFacts { context_tokens: 40, execute, ..step });
+        reporter.record_step(&StepFacts::default());
         let text = telemetry.encode();
         for line in [
             "vllm:num_requests_running{model_name=\"demo\"} 2",
@@ -534,17 +610,43 @@ mod tests {
             "vllm:request_prefill_kv_computed_tokens_sum{model_name=\"demo\"} 8.0",
             "vllm:request_generation_tokens_sum{model_name=\"demo\"} 5.0",
             "vllm:request_params_n_sum{model_name=\"demo\"} 2.0",
-            "vllm:iteration_tokens_total_sum{model_name=\"demo\"} 46.0",
+            "vllm:iteration_tokens_total_sum{model_name=\"demo\"} 71.0",
             "candlewick:paused_readers{model_name=\"demo\"} 1",
             "candlewick:kv_blocks{model_name=\"demo\",state=\"lease\"} 3",
             "candlewick:cached_blocks{model_name=\"demo\"} 5",
-            "candlewick:batch_sequences{model_name=\"demo\",kind=\"decode\"} 3",
-            "candlewick:batch_tokens_total{model_name=\"demo\",kind=\"prefill\"} 40",
-            "candlewick:step_time_seconds_count{model_name=\"demo\",phase=\"execute\"} 2",
+            "candlewick:batch_sequences{model_name=\"demo\",kind=\"decode\"} 0",
+            "candlewick:batch_tokens_total{model_name=\"demo\",kind=\"prefill\"} 60",
+            "candlewick:step_time_seconds_count{model_name=\"demo\",phase=\"execute\"} 5",
+            "candlewick:step_read_bytes_total{model_name=\"demo\",kind=\"weights\"} 1800",
+            "candlewick:step_read_bytes_total{model_name=\"demo\",kind=\"kv_cache\"} 1000",
+            "candlewick:decode_read_bytes_per_second_count{model_name=\"demo\"} 1",
+            "candlewick:decode_read_bytes_per_second_sum{model_name=\"demo\"} 1500000000.0",
+            "candlewick:memory_bandwidth_bytes_per_second{model_name=\"demo\"} 4000000000.0",
         ] {
             assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
+        let unset = Telemetry::new("demo").encode();
+        assert!(!unset.contains("memory_bandwidth_bytes_per_second{"), "a limit that nobody knows is none");
+    }
+
+    #[test]
+    fn the_series_of_several_models_stand_under_one_name() {
+        let all = ["a", "b"].map(|name| Arc::new(Telemetry::new(name)));
+        all[1].record_generated(3);
+        let text = encode_all(&all, true);
+        let help = "# HELP vllm:generation_tokens ";
+        assert_eq!(text.lines().filter(|line| line.starts_with(help)).count(), 1, "{text}");
+        let at = text.lines().position(|line| line.starts_with(help)).unwrap();
+        let lines: Vec<_> = text.lines().skip(at + 1).take_while(|line| !line.starts_with("# HELP")).collect();
+        let series = [r#"{model_name="a"} 0"#, r#"{model_name="b"} 3"#];
+        let series = series.map(|rest| format!("vllm:generation_tokens_total{rest}"));
+        assert_eq!(lines, ["# TYPE vllm:generation_tokens counter", &series[0], &series[1]]);
+        assert!(text.ends_with("# EOF\n") && text.matches("# EOF").count() == 1);
+        let samples = |text: &str| text.lines().filter(|line| !line.starts_with('#')).count();
+        assert_eq!(samples(&text), samples(&all[0].encode()) + samples(&all[1].encode()));
+        assert_eq!(encode_all(&all[..1], true), all[0].encode());
+        assert_eq!(encode_all(&[], true), "# EOF\n");
     }
 
     #[test]

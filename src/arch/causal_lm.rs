@@ -9,11 +9,12 @@ use crate::{
         Architecture, BlockLoad, Model, ModelInfo, ModelLoad, block::Block, config::ModelConfig, keep, kv_dtype,
         kv_shape, outline::Outline,
     },
+    config::KvCacheGroups,
     error::{Error, Result},
     ids::TokenId,
     kernels::spare::give_back,
     layers::{
-        context::{KvCache, KvCacheShape, StepContext},
+        context::{KvCache, KvCacheShape, KvGroupStep, StepContext},
         embedding::Embedding,
         linear::Linear,
         loader::{LoadTally, TensorLoader},
@@ -27,6 +28,8 @@ use crate::{
 pub struct CausalLm {
     config: ModelConfig,
     info: ModelInfo,
+    /// Of each layer, as far as its keys and values are concerned.
+    kv_windows: Vec<Option<usize>>,
     device: Device,
     outline: Outline,
     embedding: Embedding,
@@ -64,9 +67,10 @@ impl CausalLm {
         let rope = Arc::new(Rope::new(&config.rope, device)?);
         let local_rope = config.local_rope.as_ref().map(|rope| Rope::new(rope, device).map(Arc::new)).transpose()?;
         let block = |layer| {
+            let window = architecture.window(config, layer);
             let loader = loader.under(outline.layers).under(layer);
             let (rope, local_rope) = (Arc::clone(&rope), local_rope.clone());
-            (architecture.block)(&BlockLoad { loader, config, layer, rope, local_rope })
+            (architecture.block)(&BlockLoad { loader, config, layer, window, rope, local_rope })
         };
         let blocks = (0..config.num_hidden_layers).map(block).collect::<Result<Vec<_>>>()?;
         let block_parameters = tally.parameters() - before_blocks;
@@ -79,16 +83,19 @@ impl CausalLm {
             false => root.head(outline.head, vocab, hidden)?,
         };
         let format = tally.block_format().ok_or_else(|| Error::internal("a model without weights in its blocks"))?;
+        let kv_windows = architecture.kv_windows(config);
         let info = ModelInfo {
             num_parameters: tally.parameters(),
             block_parameters,
             weight_bytes: tally.bytes(),
             dtype: format.to_string(),
             kv_shape: kv_shape(config, kv_dtype(kv_cache_dtype, dtype, format)),
+            kv_groups: KvCacheGroups::of(&kv_windows),
         };
         Ok(Self {
             config: config.clone(),
             info,
+            kv_windows,
             device: device.clone(),
             outline,
             embedding,
@@ -142,7 +149,8 @@ impl Model for CausalLm {
     }
 
     fn hidden(&self, token_ids: &[TokenId], step: &StepContext<'_>) -> Result<Tensor> {
-        if token_ids.len() != step.positions.len() || token_ids.len() != step.slot_mapping.len() {
+        let differs = |group: &KvGroupStep| group.slot_mapping.len() != token_ids.len();
+        if token_ids.len() != step.positions.len() || step.groups.iter().any(differs) {
             return Err(Error::internal("a step's token ids, positions and slots differ in number"));
         }
         let mut x = self.embed(token_ids, step.positions)?;
@@ -170,6 +178,6 @@ impl Model for CausalLm {
     }
 
     fn new_kv_cache(&self, num_blocks: usize, block_size: usize) -> Result<KvCache> {
-        KvCache::new(KvCacheShape { num_blocks, block_size, ..self.info.kv_shape }, &self.device)
+        KvCache::new(KvCacheShape { num_blocks, block_size, ..self.info.kv_shape }, &self.kv_windows, &self.device)
     }
 }

@@ -7,8 +7,6 @@ use crate::{
     layers::{attention::AttentionOptions, norm::NormOptions, sublayer::Branch},
 };
 
-/// Layers of which the last sees everything.
-const PERIOD: usize = 4;
 /// What logits are multiplied with where the file does not say, as the class has it.
 const LOGIT_SCALE: f64 = 0.0625;
 
@@ -29,12 +27,10 @@ fn norm(config: &ModelConfig) -> NormOptions {
 pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
     let (config, plain) = (load.config, load.plain_attention());
     let bias = config.attention_bias.unwrap_or(false);
-    let window = config.sliding_window.of_layer_but_every(PERIOD, load.layer);
     let options = AttentionOptions {
         qkv_bias: bias,
         output_bias: bias,
-        rope: plain.rope.filter(|_| window.is_some()),
-        window,
+        rope: plain.rope.filter(|_| load.window.is_some()),
         ..load.plain_attention()
     };
     let norm = || load.norm("input_layernorm", norm(config));

@@ -10,18 +10,13 @@ use crate::{
     },
 };
 
-/// Layers of which the last sees everything, where there are windows and the file does not say.
-const PERIOD: usize = 4;
-
 /// Loads a block.
 pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
     let (config, plain) = (load.config, load.plain_attention());
-    let window = config.sliding_window.of_layer_but_every(PERIOD, load.layer);
-    let turns = window.is_some() || config.sliding_window.size.is_none();
+    let turns = load.window.is_some() || config.sliding_window.size.is_none();
     let options = AttentionOptions {
         qk_norm: Some(QkNorm { options: NormOptions::rms(config.norm_eps), whole: false }),
         rope: plain.rope.filter(|_| turns),
-        window,
         ..load.plain_attention()
     };
     post_norm(load, options)

@@ -7,7 +7,7 @@ use crate::{
         keep, kv_dtype, kv_shape,
         outline::Outline,
     },
-    config::ModelFacts,
+    config::{KvCacheGroups, ModelFacts},
     kernels::linear::format::WeightFormat,
     layers::keep::Role,
     weights::TensorHeader,
@@ -41,6 +41,10 @@ impl KeepOptions {
                 continue;
             }
             let layer = layer_of(&outline, &header.name);
+            // What predicts tokens further ahead stands behind the last layer (DeepSeek V3), and is not loaded.
+            if layer.is_some_and(|layer| layer >= config.num_hidden_layers) {
+                continue;
+            }
             let role = if layer.is_some() { Role::Block } else { Role::Vocabulary };
             let format = self.format(header, role, transposed && layer.is_some());
             let elements = header.elements().unwrap_or(usize::MAX);
@@ -51,6 +55,13 @@ impl KeepOptions {
                 let decoded = header.format.kept().bytes_for(elements).unwrap_or(usize::MAX);
                 facts.loading_bytes = facts.loading_bytes.max(decoded.saturating_mul(2));
             }
+            if let (Some(_), [outputs, inputs]) = (layer, header.shape.as_slice())
+                && !header.name.contains(".experts.")
+            {
+                let numbers = outputs.saturating_add(*inputs);
+                facts.adapter_bytes_per_rank =
+                    facts.adapter_bytes_per_rank.saturating_add(numbers.saturating_mul(size_of::<f32>()));
+            }
             if layer == Some(0) && header.shape.len() >= 2 {
                 let of_query = ["q_proj", "qkv", "query_key_value", "c_attn"].iter().any(|q| header.name.contains(q));
                 if block_format.is_none() || of_query {
@@ -60,6 +71,8 @@ impl KeepOptions {
         }
         let dtype = kv_dtype(self.kv_cache_dtype, self.dtype, block_format.unwrap_or(WeightFormat::F32));
         facts.kv_bytes_per_token = kv_shape(config, dtype).bytes_per_token();
+        let windows = row.map_or_else(|| vec![None; config.num_hidden_layers], |row| row.kv_windows(config));
+        facts.kv_groups = KvCacheGroups::of(&windows);
         facts
     }
 
@@ -126,6 +139,22 @@ mod tests {
     }
 
     #[test]
+    fn layers_behind_the_last_one_are_not_loaded_and_take_nothing() {
+        let (config, weights) = fixture("deepseek_v3");
+        let mut headers = weights.headers();
+        let told = KeepOptions::default().facts(&config, &headers);
+        let last = format!("model.layers.{}.", config.num_hidden_layers - 1);
+        let behind = format!("model.layers.{}.", config.num_hidden_layers);
+        let more: Vec<_> = headers.iter().filter(|header| header.name.starts_with(&last)).cloned().collect();
+        assert!(!more.is_empty());
+        headers.extend(more.into_iter().map(|header| {
+            let name = header.name.replace(&last, &behind);
+            TensorHeader { name, ..header }
+        }));
+        assert_eq!(KeepOptions::default().facts(&config, &headers), told);
+    }
+
+    #[test]
     fn what_headers_tell_is_what_loading_makes() {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden");
         let names = fs::read_dir(directory).expect("fixtures").map(|entry| entry.expect("an entry").file_name());
@@ -150,6 +179,7 @@ mod tests {
                 let (told, made) = (facts.weight_bytes, info.weight_bytes);
                 assert!(far * 100 <= made, "{name} {keep:?}: {told} told, {made} made");
                 assert_eq!(facts.kv_bytes_per_token, info.kv_shape.bytes_per_token(), "{name} {keep:?}");
+                assert_eq!(facts.kv_groups, info.kv_groups, "{name} {keep:?}");
             }
             seen += 1;
         }

@@ -16,9 +16,6 @@ use crate::{
     },
 };
 
-/// Layers of which the last sees everything.
-const PERIOD: usize = 2;
-
 /// What surrounds the blocks, of Gemma 3 too.
 pub(super) fn outline(config: &ModelConfig) -> Outline {
     Outline {
@@ -31,11 +28,7 @@ pub(super) fn outline(config: &ModelConfig) -> Outline {
 
 /// Loads a block.
 pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
-    let options = AttentionOptions {
-        window: load.config.sliding_window.of_layer_but_every(PERIOD, load.layer),
-        ..attention(load)
-    };
-    sandwich(load, options)
+    sandwich(load, attention(load))
 }
 
 /// Its norms.

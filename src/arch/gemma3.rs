@@ -9,15 +9,10 @@ use crate::{
     layers::attention::{AttentionOptions, QkNorm},
 };
 
-/// Layers of which the last sees everything.
-const PERIOD: usize = 6;
-
 /// Loads a block.
 pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
-    let window = load.config.sliding_window.of_layer_but_every(PERIOD, load.layer);
-    let local = load.local_rope.as_ref().filter(|_| window.is_some());
+    let local = load.local_rope.as_ref().filter(|_| load.window.is_some());
     let options = AttentionOptions {
-        window,
         rope: Some(Arc::clone(local.unwrap_or(&load.rope))),
         qk_norm: Some(QkNorm { options: gemma2::norm(load.config), whole: false }),
         ..gemma2::attention(load)

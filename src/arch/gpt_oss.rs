@@ -16,8 +16,6 @@ use crate::{
     },
 };
 
-/// Layers of which the last sees everything.
-const PERIOD: usize = 2;
 /// Of the gate's sigmoid, as the class has it.
 const ALPHA: f32 = 1.702;
 /// Of the gate, where the file does not say.
@@ -28,13 +26,7 @@ pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
     let config = load.config;
     let moe = moe(config)?;
     let bias = config.attention_bias.unwrap_or(true);
-    let options = AttentionOptions {
-        qkv_bias: bias,
-        output_bias: bias,
-        window: config.sliding_window.of_layer_but_every(PERIOD, load.layer),
-        sinks: true,
-        ..load.plain_attention()
-    };
+    let options = AttentionOptions { qkv_bias: bias, output_bias: bias, sinks: true, ..load.plain_attention() };
     let routing = Routing {
         experts_per_token: moe.experts_per_token,
         scores: Scores::SoftmaxOfTaken,

@@ -4,11 +4,9 @@
 use crate::{
     arch::{BlockLoad, block::Block, llama::pre_norm},
     error::Result,
-    layers::attention::AttentionOptions,
 };
 
 /// Loads a block.
 pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
-    let window = load.config.sliding_window.of_layer(load.layer, true);
-    pre_norm(load, AttentionOptions { window, ..load.plain_attention() }, false)
+    pre_norm(load, load.plain_attention(), false)
 }

@@ -6,7 +6,6 @@ use crate::{
     error::Result,
     kernels::activation::Gate,
     layers::{
-        attention::AttentionOptions,
         loader::TensorLoader,
         mlp::{GatedMlp, GatedNames, MlpSizes},
         moe::{Moe, Routing, Scores},
@@ -27,8 +26,7 @@ pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
         selection_bias: None,
         groups: (1, 1),
     };
-    let window = config.sliding_window.of_layer(load.layer, true);
-    let attention = load.attention(AttentionOptions { window, ..load.plain_attention() })?;
+    let attention = load.attention(load.plain_attention())?;
     let names = GatedNames::Apart(["w1", "w3", "w2"]);
     let gate = Gate::Of(config.activation);
     let experts = experts(&loader.under("experts"), moe.num_experts, names, mlp_sizes(config, false), gate)?;

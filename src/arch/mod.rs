@@ -8,8 +8,8 @@ use std::{path::Path, sync::Arc};
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    arch::{block::Block, causal_lm::CausalLm, config::ModelConfig, outline::Outline},
-    config::{Dtype, KvCacheDtype, Quantization},
+    arch::{block::Block, causal_lm::CausalLm, config::ModelConfig, outline::Outline, window::Sliding},
+    config::{Dtype, KvCacheDtype, KvCacheGroups, Quantization},
     error::{Error, Result},
     ids::TokenId,
     kernels::linear::format::WeightFormat,
@@ -74,6 +74,8 @@ pub struct Architecture {
     rope_style: RopeStyle,
     /// The share of a head that is turned where config.json does not say.
     partial_rotary_factor: f64,
+    /// Which layers see the last tokens only, where config.json does not say.
+    sliding: Sliding,
     /// What surrounds the blocks.
     outline: fn(&ModelConfig) -> Outline,
     /// Loads a block.
@@ -87,6 +89,7 @@ const USUAL: Architecture = Architecture {
     tied: false,
     rope_style: RopeStyle::Halves,
     partial_rotary_factor: 1.0,
+    sliding: Sliding::Never,
     outline: Outline::usual,
     block: llama::block,
 };
@@ -94,17 +97,36 @@ const USUAL: Architecture = Architecture {
 /// Every architecture, by name.
 pub const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "LlamaForCausalLM", gguf: Some("llama"), ..USUAL },
-    Architecture { name: "MistralForCausalLM", block: mistral::block, ..USUAL },
-    Architecture { name: "MinistralForCausalLM", block: mistral::block, ..USUAL },
-    Architecture { name: "MixtralForCausalLM", block: mixtral::block, ..USUAL },
-    Architecture { name: "Qwen2ForCausalLM", gguf: Some("qwen2"), block: qwen2::block, ..USUAL },
-    Architecture { name: "Qwen3ForCausalLM", gguf: Some("qwen3"), block: qwen3::block, ..USUAL },
-    Architecture { name: "Qwen3MoeForCausalLM", gguf: Some("qwen3moe"), block: qwen3_moe::block, ..USUAL },
-    Architecture { name: "Phi3ForCausalLM", gguf: Some("phi3"), block: phi3::block, ..USUAL },
+    Architecture { name: "MistralForCausalLM", sliding: Sliding::Always, block: mistral::block, ..USUAL },
+    Architecture { name: "MinistralForCausalLM", sliding: Sliding::Always, block: mistral::block, ..USUAL },
+    Architecture { name: "MixtralForCausalLM", sliding: Sliding::Always, block: mixtral::block, ..USUAL },
+    Architecture {
+        name: "Qwen2ForCausalLM",
+        gguf: Some("qwen2"),
+        sliding: Sliding::WhereAsked,
+        block: qwen2::block,
+        ..USUAL
+    },
+    Architecture {
+        name: "Qwen3ForCausalLM",
+        gguf: Some("qwen3"),
+        sliding: Sliding::WhereAsked,
+        block: qwen3::block,
+        ..USUAL
+    },
+    Architecture {
+        name: "Qwen3MoeForCausalLM",
+        gguf: Some("qwen3moe"),
+        sliding: Sliding::WhereAsked,
+        block: qwen3_moe::block,
+        ..USUAL
+    },
+    Architecture { name: "Phi3ForCausalLM", gguf: Some("phi3"), sliding: Sliding::Always, block: phi3::block, ..USUAL },
     Architecture {
         name: "Gemma2ForCausalLM",
         gguf: Some("gemma2"),
         tied: true,
+        sliding: Sliding::ButEvery(2),
         outline: gemma2::outline,
         block: gemma2::block,
         ..USUAL
@@ -113,11 +135,19 @@ pub const ARCHITECTURES: &[Architecture] = &[
         name: "Gemma3ForCausalLM",
         gguf: Some("gemma3"),
         tied: true,
+        sliding: Sliding::ButEvery(6),
         outline: gemma2::outline,
         block: gemma3::block,
         ..USUAL
     },
-    Architecture { name: "SmolLM3ForCausalLM", gguf: Some("smollm3"), tied: true, block: smollm3::block, ..USUAL },
+    Architecture {
+        name: "SmolLM3ForCausalLM",
+        gguf: Some("smollm3"),
+        tied: true,
+        sliding: Sliding::WhereAsked,
+        block: smollm3::block,
+        ..USUAL
+    },
     Architecture { name: "Olmo2ForCausalLM", gguf: Some("olmo2"), block: olmo2::block, ..USUAL },
     Architecture {
         name: "GraniteForCausalLM",
@@ -138,6 +168,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
         name: "Starcoder2ForCausalLM",
         gguf: Some("starcoder2"),
         tied: true,
+        sliding: Sliding::Always,
         outline: starcoder2::outline,
         block: starcoder2::block,
         ..USUAL
@@ -150,17 +181,30 @@ pub const ARCHITECTURES: &[Architecture] = &[
         block: gpt2::block,
         ..USUAL
     },
-    Architecture { name: "GptOssForCausalLM", gguf: Some("gpt-oss"), block: gpt_oss::block, ..USUAL },
+    Architecture {
+        name: "GptOssForCausalLM",
+        gguf: Some("gpt-oss"),
+        sliding: Sliding::ButEvery(2),
+        block: gpt_oss::block,
+        ..USUAL
+    },
     Architecture {
         name: "Cohere2ForCausalLM",
         gguf: Some("cohere2"),
         tied: true,
         rope_style: RopeStyle::Interleaved,
+        sliding: Sliding::ButEvery(4),
         outline: cohere2::outline,
         block: cohere2::block,
         ..USUAL
     },
-    Architecture { name: "Exaone4ForCausalLM", gguf: Some("exaone4"), block: exaone4::block, ..USUAL },
+    Architecture {
+        name: "Exaone4ForCausalLM",
+        gguf: Some("exaone4"),
+        sliding: Sliding::ButEvery(4),
+        block: exaone4::block,
+        ..USUAL
+    },
     Architecture {
         name: "StableLmForCausalLM",
         gguf: Some("stablelm"),
@@ -185,6 +229,20 @@ pub const ARCHITECTURES: &[Architecture] = &[
     },
 ];
 
+impl Architecture {
+    /// Tokens that a layer sees, the newest included; without it, all.
+    fn window(&self, config: &ModelConfig, layer: usize) -> Option<usize> {
+        config.sliding_window.of(self.sliding, layer)
+    }
+
+    /// The windows of all layers, those left out that are as long as any sequence: what the layers' keys and values are kept
+    /// for.
+    fn kv_windows(&self, config: &ModelConfig) -> Vec<Option<usize>> {
+        let narrow = |window: &usize| *window < config.max_position_embeddings;
+        (0..config.num_hidden_layers).map(|layer| self.window(config, layer).filter(narrow)).collect()
+    }
+}
+
 /// What a [`Block`] is loaded from.
 pub struct BlockLoad<'a> {
     /// Tensors of this block.
@@ -193,6 +251,8 @@ pub struct BlockLoad<'a> {
     pub config: &'a ModelConfig,
     /// Which block.
     pub layer: usize,
+    /// Tokens that it sees, itself the last of them; without it, all before it.
+    pub window: Option<usize>,
     /// Shared by all blocks.
     pub rope: Arc<Rope>,
     /// Of layers with a window, where they have positions of their own.
@@ -259,6 +319,8 @@ pub struct ModelInfo {
     pub dtype: String,
     /// Sizes of a KV cache of one block of one token.
     pub kv_shape: KvCacheShape,
+    /// Which layers share blocks of it.
+    pub kv_groups: KvCacheGroups,
 }
 
 /// In which format weights are kept.

@@ -49,9 +49,16 @@ impl MoeConfig {
             return Err(fields.error("n_group", format!("is {groups}, must divide the {num_experts} experts")));
         }
         let open = fields.size("topk_group", 1..=groups)?.unwrap_or(groups);
+        let experts_per_token = fields.required_size("num_experts_per_tok", 1..=num_experts)?;
+        let size = num_experts / groups;
+        if open * size < experts_per_token {
+            let why =
+                format!("opens {open} groups of {size} experts, fewer than the {experts_per_token} that a token gets");
+            return Err(fields.error("topk_group", why));
+        }
         Ok(Some(Self {
             num_experts,
-            experts_per_token: fields.required_size("num_experts_per_tok", 1..=num_experts)?,
+            experts_per_token,
             intermediate_size: fields.size("moe_intermediate_size", limits::INTERMEDIATE)?,
             renormalize: fields.flag("norm_topk_prob")?,
             dense_layers: (0..first_dense).chain(dense.into_iter().map(|layer| layer as usize)).collect(),

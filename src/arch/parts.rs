@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl BlockLoad<'_> {
-    /// Attention as the configuration's sizes have it: no biases, no norms of queries and keys, no window.
+    /// Attention as the configuration's sizes have it: no biases, no norms of queries and keys, the layer's window.
     #[must_use]
     pub fn plain_attention(&self) -> AttentionOptions {
         let config = self.config;
@@ -29,7 +29,7 @@ impl BlockLoad<'_> {
             output_bias: false,
             qk_norm: None,
             rope: Some(Arc::clone(&self.rope)),
-            window: None,
+            window: self.window,
             scale: (config.head_dim as f64).sqrt().recip(),
             softcap: None,
             sinks: false,

@@ -150,9 +150,8 @@ pub fn load_adapter(
                 continue;
             }
             let rank = config.rank;
-            let a = file.numbers(a, module, "lora_A", [rank, linear.inputs])?;
-            let mut b = file.numbers(b, module, "lora_B", [*outputs, rank])?;
-            b.iter_mut().for_each(|number| *number *= config.scale);
+            let a = file.numbers(a, module, "lora_A", [rank, linear.inputs], 1.0)?;
+            let b = file.numbers(b, module, "lora_B", [*outputs, rank], config.scale)?;
             parts.push(LowRank { columns, rank, a, b });
         }
         if !parts.is_empty() {
@@ -184,8 +183,15 @@ impl AdapterFile<'_> {
             .find(|name| self.source.contains(name) || self.source.refusal(name).is_some())
     }
 
-    /// The numbers of a matrix.
-    fn numbers(&self, name: Option<String>, module: &str, which: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
+    /// The numbers of a matrix, times `scale`.
+    fn numbers(
+        &self,
+        name: Option<String>,
+        module: &str,
+        which: &str,
+        shape: [usize; 2],
+        scale: f32,
+    ) -> Result<Vec<f32>> {
         let [usual, _] = Self::spellings(module, which);
         let wrong = |why: String| {
             let name = name.as_ref().unwrap_or(&usual);
@@ -198,9 +204,10 @@ impl AdapterFile<'_> {
         if raw.shape != shape {
             return wrong(format!("has shape {:?}, but the model and the rank call for {shape:?}", raw.shape));
         }
-        let numbers = raw.to_f32();
+        let mut numbers = raw.to_f32();
+        numbers.iter_mut().for_each(|number| *number *= scale);
         if numbers.iter().any(|number| !number.is_finite()) {
-            return wrong("has numbers that are not finite".into());
+            return wrong("has numbers that are not finite, or are not once they are scaled".into());
         }
         Ok(numbers)
     }

@@ -13,11 +13,7 @@ use crate::{
 
 /// Loads a block.
 pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
-    let options = AttentionOptions {
-        qkv: QkvNames::Fused("qkv_proj"),
-        window: load.config.sliding_window.of_layer(load.layer, true),
-        ..load.plain_attention()
-    };
+    let options = AttentionOptions { qkv: QkvNames::Fused("qkv_proj"), ..load.plain_attention() };
     let mlp = load.named_mlp(GatedNames::Fused(["gate_up_proj", "down_proj"]), false)?;
     Ok(Block::sequential([
         Branch::behind(load.rms_norm("input_layernorm")?, load.attention(options)?),

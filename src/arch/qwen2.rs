@@ -9,6 +9,5 @@ use crate::{
 
 /// Loads a block.
 pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
-    let window = load.config.sliding_window.of_layer(load.layer, false);
-    pre_norm(load, AttentionOptions { qkv_bias: true, window, ..load.plain_attention() }, false)
+    pre_norm(load, AttentionOptions { qkv_bias: true, ..load.plain_attention() }, false)
 }

@@ -22,7 +22,6 @@ pub(super) fn attention(load: &BlockLoad<'_>) -> AttentionOptions {
         qkv_bias: bias,
         output_bias: bias,
         qk_norm: Some(QkNorm { options: NormOptions::rms(config.norm_eps), whole: false }),
-        window: config.sliding_window.of_layer(load.layer, false),
         ..load.plain_attention()
     }
 }

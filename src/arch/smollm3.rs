@@ -22,7 +22,6 @@ pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
         qkv_bias: bias,
         output_bias: bias,
         rope: plain.rope.filter(|_| turns),
-        window: config.sliding_window.of_layer(layer, false),
         ..load.plain_attention()
     };
     pre_norm(load, options, config.mlp_bias.unwrap_or(false))

@@ -16,12 +16,7 @@ pub(super) fn outline(config: &ModelConfig) -> Outline {
 pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
     let config = load.config;
     let bias = config.attention_bias.unwrap_or(true);
-    let options = AttentionOptions {
-        qkv_bias: bias,
-        output_bias: bias,
-        window: config.sliding_window.of_layer(load.layer, true),
-        ..load.plain_attention()
-    };
+    let options = AttentionOptions { qkv_bias: bias, output_bias: bias, ..load.plain_attention() };
     let norm = |name: &str| load.norm(name, NormOptions::layer(config.norm_eps));
     let sizes = mlp_sizes(config, bias);
     let mlp = PlainMlp::load(&load.loader.under("mlp"), ["c_fc", "c_proj"], sizes, config.activation)?;

@@ -5,6 +5,19 @@ use crate::{
     error::Result,
 };
 
+/// In which layers an architecture has windows, where the file does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sliding {
+    /// In none, whatever the file says.
+    Never,
+    /// In those that the file names, or in all that it turns them on for.
+    WhereAsked,
+    /// In all.
+    Always,
+    /// In all but every so manieth.
+    ButEvery(usize),
+}
+
 /// Sliding-window attention, as a file has it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SlidingWindow {
@@ -36,6 +49,17 @@ impl SlidingWindow {
         Ok(Self { size, enabled: fields.flag("use_sliding_window")?, first_layer, layers })
     }
 
+    /// The window of a layer of such an architecture.
+    #[must_use]
+    pub fn of(&self, sliding: Sliding, layer: usize) -> Option<usize> {
+        match sliding {
+            Sliding::Never => None,
+            Sliding::WhereAsked => self.of_layer(layer, false),
+            Sliding::Always => self.of_layer(layer, true),
+            Sliding::ButEvery(period) => self.of_layer_but_every(period, layer),
+        }
+    }
+
     /// The window of a layer; `by_default` says whether this architecture slides where the file does not say.
     #[must_use]
     pub fn of_layer(&self, layer: usize, by_default: bool) -> Option<usize> {
@@ -47,8 +71,7 @@ impl SlidingWindow {
     }
 
     /// The window of a layer where this architecture slides in all but every `period`-th layer, unless the file says which.
-    #[must_use]
-    pub fn of_layer_but_every(&self, period: usize, layer: usize) -> Option<usize> {
+    fn of_layer_but_every(&self, period: usize, layer: usize) -> Option<usize> {
         match &self.layers {
             Some(_) => self.of_layer(layer, true),
             None => self.size.filter(|_| !(layer + 1).is_multiple_of(period)),

@@ -7,7 +7,7 @@ use futures::Stream;
 
 use super::{connect::Remote, sampling_args::SamplingArgs, start::start_engine};
 use crate::{
-    config::{EngineArgs, LoraArgs, ModelArgs, Secret},
+    config::{EngineArgs, ModelArgs, Secret},
     engine::{Engine, Event, Prompt, Request},
     error::Result,
 };
@@ -40,7 +40,7 @@ impl BackendArgs {
 /// A place that tokens come from.
 pub(super) enum Backend {
     Local(Engine),
-    Remote(Remote),
+    Remote(Box<Remote>),
 }
 
 impl Backend {
@@ -50,8 +50,8 @@ impl Backend {
     /// Why that cannot be done.
     pub(super) async fn open(args: &BackendArgs) -> Result<Self> {
         match &args.connect {
-            Some(url) => Ok(Self::Remote(Remote::connect(url, args.api_key.as_ref()).await?)),
-            None => Ok(Self::Local(start_engine(&args.model, &args.engine, &LoraArgs::default(), None).await?)),
+            Some(url) => Ok(Self::Remote(Box::new(Remote::connect(url, args.api_key.as_ref()).await?))),
+            None => Ok(Self::Local(start_engine(&args.model, &args.engine).await?)),
         }
     }
 

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Stop, bench_serve, block_on, start::start_engine};
 use crate::{
-    config::{EngineArgs, LoraArgs, ModelArgs, resident_bytes},
+    config::{EngineArgs, ModelArgs, resident_bytes},
     engine::{Engine, Event, Prompt, Request},
     error::{Error, Result},
     ids::TokenId,
@@ -76,7 +76,7 @@ pub(super) fn run(args: BenchArgs) -> Result<(), Stop> {
             let why = format!("is {widest}, more than the {} of --max-num-seqs", args.engine.max_num_seqs);
             return Err(Error::invalid("--batch", why).into());
         }
-        let engine = start_engine(&args.model, &args.engine, &LoraArgs::default(), None).await?;
+        let engine = start_engine(&args.model, &args.engine).await?;
         let progress = progress(args.batch.len());
         let bench = Bench { engine, threads: args.model.threads, progress, requests: AtomicU64::new(0) };
         let report = bench.run(&args, started).await?;

@@ -167,10 +167,13 @@ impl Report {
     fn memory(&self, config: &ModelConfig, args: &InspectArgs) -> Value {
         let facts = self.options.facts(config, &self.headers);
         let context = args.context.map_or(facts.max_position_embeddings, |context| context as usize);
-        let kv_bytes = facts.kv_bytes_per_token.saturating_mul(context);
+        let groups = facts.kv_groups;
+        let kv_bytes = groups.bytes(facts.kv_bytes_per_token, context);
         let mut memory = json!({
             "weight_bytes": facts.weight_bytes,
             "kv_bytes_per_token": facts.kv_bytes_per_token,
+            "kv_block_tables": groups.count(),
+            "kv_window_tokens": groups.windows().find(|&window| window < usize::MAX),
             "context_tokens": context,
             "kv_bytes": kv_bytes,
             "total_bytes": facts.weight_bytes.saturating_add(kv_bytes),
@@ -179,8 +182,11 @@ impl Report {
             Err(error) => memory["refused"] = json!(error.message),
             Ok((blocks, plan)) => {
                 let MemoryPlan { kv, activations, room, available, .. } = plan;
+                let (size, step) = (args.engine.block_size, args.engine.max_num_batched_tokens);
                 memory["served_here"] = json!({
                     "kv_blocks": blocks,
+                    "longest_sequence_tokens": groups.longest(blocks, size, step).min(facts.max_position_embeddings),
+                    "sequences_of_context": blocks / groups.blocks(context, size, step).max(1),
                     "kv_cache_bytes": kv,
                     "activation_bytes": activations,
                     "room_bytes": room,

@@ -1,10 +1,7 @@
 //! What can change while the server runs: on SIGHUP the settings are read again, and certificates also when their files
 //! change, since not everybody who renews one can send a signal. What is wrong is logged, and what was in force stays.
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::time::Duration;
 
 use tokio::{
     sync::mpsc,
@@ -15,7 +12,6 @@ use tokio::{
 use super::{Cli, SetLog, Subcommands, parse_arguments};
 use crate::{
     config::Effective,
-    engine::Engine,
     error::{Code, Error, Result},
     server::{access::Access, tls::Tls},
 };
@@ -29,8 +25,6 @@ const AT_ONCE: [&str; 3] = ["api-key", "api-keys-file", "log-level"];
 pub(super) struct Reload {
     pub(super) effective: Effective,
     pub(super) access: Access,
-    /// Once it has started.
-    pub(super) engine: Arc<OnceLock<Engine>>,
     pub(super) tls: Option<Tls>,
     pub(super) log: SetLog,
 }
@@ -109,9 +103,6 @@ impl Reload {
         }
         (self.log)(&log)?;
         let changes = tenants.map(|tenants| self.access.replace(tenants)).unwrap_or_default();
-        if let Some(engine) = self.engine.get() {
-            engine.shares().set(self.access.weights());
-        }
         tracing::info!(
             settings = ?now,
             tenants_added = ?changes.added,

@@ -4,7 +4,6 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     pin::pin,
-    sync::{Arc, OnceLock},
 };
 
 use serde_json::json;
@@ -13,12 +12,12 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{SetLog, Stop, block_on, reload::Reload, say, start::start_engine};
+use super::{SetLog, Stop, block_on, reload::Reload, say, start::start_models};
 use crate::{
     config::{ClientCertificates, Effective, ServeArgs},
-    engine::Engine,
+    engine::{Engine, load::ModelSource},
     error::{Code, Error, Result},
-    server::{self, ServeOptions, access::Access, tls::Tls},
+    server::{self, ModelOptions, ServeOptions, access::Access, tls::Tls},
     telemetry::spans::{QUEUE_SPANS, Spans},
 };
 
@@ -41,24 +40,32 @@ pub(super) fn run(args: ServeArgs, effective: Effective, log: SetLog) -> Result<
         warn(&args, address, tls.is_some());
         let socket = bind(&args.listen, address)?;
         // From here on a signal to read files again is heeded, and not the end.
-        let started = Arc::new(OnceLock::new());
-        let reload = Reload { effective, access: access.clone(), engine: started.clone(), tls: tls.clone(), log };
+        let reload = Reload { effective, access: access.clone(), tls: tls.clone(), log };
         let reloading = tokio::spawn(reload.run(Signals::hangups()?));
-        let engine = {
-            let mut starting =
-                pin!(start_engine(&args.model, &args.engine, &args.lora, args.served_model_name.as_deref()));
+        let source = ModelSource {
+            model: args.model.clone(),
+            engine: args.engine.clone(),
+            lora: args.lora.clone(),
+            served_model_name: args.served_model_name.clone(),
+            panic_after: args.engine_panic_after,
+        };
+        let (first, others) = {
+            let mut starting = pin!(start_models(&source, &args.models.models));
             tokio::select! {
-                engine = &mut starting => engine?,
+                models = &mut starting => models?,
                 () = signals.next() => return Err(Stop::Signal(INTERRUPTED)),
             }
         };
-        engine.shares().set(access.weights());
-        let engine = started.get_or_init(|| engine).clone();
+        let engine = &first.engine;
+        if let Some(bytes) = args.memory_bandwidth {
+            let all = std::iter::once(&first).chain(&others);
+            all.for_each(|started| started.engine.telemetry().set_memory_bandwidth(bytes as f64));
+        }
         if let Some(endpoint) = &args.otlp_traces_endpoint {
             engine.telemetry().trace_to(Spans::to_collector(endpoint, QUEUE_SPANS)?);
         }
         let listener = socket.listen(BACKLOG).map_err(|error| cannot_listen(&args.listen, &error))?;
-        announce(&engine, &listener, args.json)?;
+        announce(engine, &listener, args.json)?;
         let telemetry = engine.telemetry().clone();
         let shutdown = async move {
             signals.next().await;
@@ -68,8 +75,15 @@ pub(super) fn run(args: ServeArgs, effective: Effective, log: SetLog) -> Result<
                 std::process::exit(INTERRUPTED.into());
             });
         };
+        let models = ModelOptions {
+            others,
+            max_models: args.models.max_models(),
+            idle_timeout: args.models.model_idle_timeout,
+            settings: Some(source),
+            ..ModelOptions::default()
+        };
         server::serve(
-            engine,
+            first,
             listener,
             ServeOptions {
                 drain_timeout: args.drain_timeout,
@@ -77,6 +91,7 @@ pub(super) fn run(args: ServeArgs, effective: Effective, log: SetLog) -> Result<
                 access,
                 tls,
                 streams: args.streams,
+                models,
                 ..ServeOptions::default()
             },
             shutdown,

@@ -1,61 +1,67 @@
 //! From the command line to a running engine: load, resolve, start.
 
-use std::{io::IsTerminal, sync::Arc};
+use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::say;
 use crate::{
-    config::{EngineArgs, EngineConfig, LoraArgs, MachineFacts, ModelArgs, resolve},
+    config::{EngineArgs, LoraArgs, MachineFacts, ModelArgs, ModelModule, anonymous_bytes},
     engine::{
         Engine,
-        load::{LoadProgress, LoadedModel, load_planned},
+        load::{LoadProgress, ModelSource, Started, model_name},
     },
     error::{Error, Result},
-    telemetry::Telemetry,
 };
 
-/// Loads the model and starts an engine for it. Progress is shown where standard error is a terminal.
+/// Loads the model and starts an engine for it, which panics once where that is asked for. Progress is shown where standard
+/// error is a terminal.
 ///
 /// # Errors
 /// Why the model cannot be loaded, or what the flags ask for that it cannot do.
-pub(super) async fn start_engine(
-    model: &ModelArgs,
-    engine: &EngineArgs,
-    lora: &LoraArgs,
-    served_model_name: Option<&str>,
-) -> Result<Engine> {
-    if model.model.is_none() {
+pub(super) async fn start_engine(model: &ModelArgs, engine: &EngineArgs) -> Result<Engine> {
+    let (model, engine, lora) = (model.clone(), engine.clone(), LoraArgs::default());
+    Ok(start(ModelSource { model, engine, lora, served_model_name: None, panic_after: None }, 0).await?.engine)
+}
+
+/// The same for what a server begins with: the first model, and those beside it one after another.
+///
+/// # Errors
+/// The first of any; `InvalidArgument` where two have one name.
+pub(super) async fn start_models(first: &ModelSource, others: &[ModelModule]) -> Result<(Started, Vec<Started>)> {
+    let started = start(first.clone(), 0).await?;
+    let mut names = vec![started.engine.info().name.clone()];
+    let mut promised = started.engine.memory_bytes();
+    let mut more = Vec::with_capacity(others.len());
+    for ModelModule { name, path } in others {
+        let name = name.clone().unwrap_or_else(|| model_name(path));
+        if names.contains(&name) {
+            let why = format!("{name:?} is the name of two models: give one of them another, as in NAME={path}");
+            return Err(Error::invalid("--models", why));
+        }
+        let other = start(first.sibling(path, &name), promised).await?;
+        promised = promised.saturating_add(other.engine.memory_bytes());
+        names.push(name);
+        more.push(other);
+    }
+    Ok((started, more))
+}
+
+/// Starts one beside others that were promised so many bytes.
+async fn start(source: ModelSource, promised: u64) -> Result<Started> {
+    if source.model.model.is_none() {
         say("no model given: the small built-in demo answers; it knows candlewick and short stories, and little else");
     }
-    let (args, name, threads) = (model.clone(), served_model_name.map(str::to_owned), model.threads);
-    let (limits, lora) = (engine.clone(), lora.clone());
-    // Takes seconds to minutes, and the signals want to be heard meanwhile.
-    let loaded = tokio::task::spawn_blocking(move || load_with_progress(&args, &limits, &lora, name.as_deref()));
-    let loaded = loaded.await.map_err(|error| Error::internal(format!("loading the model panicked: {error}")))?;
-    let (loaded, config) = loaded?;
-    let telemetry = Arc::new(Telemetry::new(&loaded.info.name));
-    let factory = loaded.executor_factory(&config, threads);
-    Engine::start(loaded.info, loaded.text, config, telemetry, factory).await
-}
-
-/// Loads the model if it fits into memory, with what is in force for it there.
-fn load_with_progress(
-    args: &ModelArgs,
-    limits: &EngineArgs,
-    lora: &LoraArgs,
-    name: Option<&str>,
-) -> Result<(LoadedModel, EngineConfig)> {
+    let machine = MachineFacts::here().beside(promised, anonymous_bytes().unwrap_or(0));
     let bar = LoadBar::new();
-    let plan = |facts: &_| resolve(limits, facts, &MachineFacts::here());
-    let outcome = load_planned(args, name, plan, &mut |progress| bar.show(progress));
+    let shown = bar.clone();
+    let started = source.start(machine, None, move |progress| shown.show(progress)).await;
     bar.clear();
-    let (mut loaded, config) = outcome?;
-    loaded.serve_adapters(lora)?;
-    Ok((loaded, config))
+    started
 }
 
-/// How far loading has come, where standard error is a terminal.
+/// How far loading has come, where standard error is a terminal. Clones show the same.
+#[derive(Clone)]
 pub(super) struct LoadBar {
     bar: ProgressBar,
     downloading: ProgressStyle,

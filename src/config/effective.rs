@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use clap::{Arg, ArgMatches, Command, parser::ValueSource};
 
 /// Settings whose values are not shown.
-const SECRET: [&str; 1] = ["api-key"];
+pub(super) const SECRET: [&str; 1] = ["api-key"];
 /// What is said on the command line and is no setting.
 const NO_SETTINGS: [&str; 4] = ["config", "print_config", "help", "version"];
 /// Column of the remarks.

@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, error::ErrorKind, parser::ValueS
 use toml::{Table, Value};
 
 use super::{
-    effective::long_of,
+    effective::{SECRET, long_of},
     keys::{one_line, read_text},
     suggest::nearest,
 };
@@ -155,6 +155,18 @@ fn check(subcommand: &Command, path: &Path, settings: &[Setting]) -> Result<(), 
         let said = said.split("\n\nUsage").next().unwrap_or_default();
         let said = said.split("\n\nFor more").next().unwrap_or_default();
         let said = said.strip_prefix("error: ").unwrap_or(said);
+        let said = unsaid(subcommand, settings, said);
         subcommand.clone().error(error.kind(), format!("--config {}: {said}", path.display()))
     })
+}
+
+/// The same words without the values of settings that are secret: they are printed, and logged where a file is read again.
+fn unsaid(subcommand: &Command, settings: &[Setting], said: &str) -> String {
+    let is_secret = |setting: &&Setting| {
+        let arg = subcommand.get_arguments().find(|arg| arg.get_id() == setting.id.as_str());
+        arg.is_some_and(|arg| SECRET.contains(&long_of(arg).as_str()))
+    };
+    let secrets =
+        settings.iter().filter(is_secret).flat_map(|setting| &setting.values).filter(|value| !value.is_empty());
+    secrets.fold(said.to_owned(), |said, secret| said.replace(secret.as_str(), "(not shown)"))
 }

@@ -72,6 +72,22 @@ impl MachineFacts {
     }
 }
 
+impl MachineFacts {
+    /// The same, without what was promised to other models and not taken yet: of `promised` bytes, this process holds
+    /// `taken`.
+    #[must_use]
+    pub fn beside(self, promised: u64, taken: u64) -> Self {
+        let owed = usize::try_from(promised.saturating_sub(taken)).unwrap_or(usize::MAX);
+        Self { available_memory_bytes: self.available_memory_bytes.map(|bytes| bytes.saturating_sub(owed)), ..self }
+    }
+}
+
+/// Bytes of this process that are in memory and of no file, on Linux.
+#[must_use]
+pub fn anonymous_bytes() -> Option<u64> {
+    kilobytes(&read(Path::new("/proc/self/status"))?, "RssAnon:").map(|bytes| bytes as u64)
+}
+
 /// Bytes of this process that are in memory, on Linux.
 #[must_use]
 pub fn resident_bytes() -> Option<u64> {
@@ -220,6 +236,16 @@ mod tests {
             ("sys/fs/cgroup/memory/memory.stat", "cache 1\ntotal_inactive_file 1000\n"),
         ];
         assert_eq!(machine(&files), facts(5000, MemoryBound::ControlGroup));
+    }
+
+    #[test]
+    fn what_others_were_promised_and_have_not_taken_is_not_there() {
+        let there = facts(1000, MemoryBound::Machine);
+        assert_eq!(there.beside(0, 50), there);
+        assert_eq!(there.beside(300, 50), facts(750, MemoryBound::Machine));
+        assert_eq!(there.beside(300, 400), there, "taken already: the machine has counted it");
+        assert_eq!(there.beside(u64::MAX, 0), facts(0, MemoryBound::Machine));
+        assert_eq!(MachineFacts::default().beside(300, 0), MachineFacts::default(), "nobody says");
     }
 
     #[test]

@@ -28,6 +28,8 @@ const PROMPT_LOGIT_ROWS: usize = 32;
 pub struct MemoryPlan {
     /// Weights as they are kept.
     pub weights: usize,
+    /// LoRA adapters beside them, as many as may be loaded.
+    pub adapters: usize,
     /// The KV cache.
     pub kv: usize,
     /// What a step of the most tokens takes on its way.
@@ -46,7 +48,7 @@ impl MemoryPlan {
     /// Everything together, at the time when it is most.
     #[must_use]
     pub fn needed(&self) -> usize {
-        let running = self.kv.saturating_add(self.activations);
+        let running = self.adapters.saturating_add(self.kv).saturating_add(self.activations);
         self.weights.saturating_add(running.max(self.loading)).saturating_add(self.room)
     }
 
@@ -59,11 +61,15 @@ impl MemoryPlan {
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { weights, kv, activations, loading, room, available, bound } = *self;
-        if loading > kv.saturating_add(activations) {
-            write!(f, "weights {} + decoding them {}", Mib(weights), Mib(loading))?;
+        let Self { weights, adapters, kv, activations, loading, room, available, bound } = *self;
+        write!(f, "weights {}", Mib(weights))?;
+        if loading > adapters.saturating_add(kv).saturating_add(activations) {
+            write!(f, " + decoding them {}", Mib(loading))?;
         } else {
-            write!(f, "weights {} + KV cache {} + activations {}", Mib(weights), Mib(kv), Mib(activations))?;
+            if adapters > 0 {
+                write!(f, " + adapters {}", Mib(adapters))?;
+            }
+            write!(f, " + KV cache {} + activations {}", Mib(kv), Mib(activations))?;
         }
         write!(f, " + room {} = {}", Mib(room), Mib(self.needed()))?;
         match available {
@@ -95,11 +101,12 @@ impl fmt::Display for Mib {
 /// `FailedPrecondition` with the sum where the model does not fit, `InvalidArgument` that names the flag where it is too
 /// small for a block or too large to number.
 pub fn plan_memory(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts) -> Result<(usize, MemoryPlan)> {
-    let block_bytes = model.kv_bytes_per_token.saturating_mul(args.block_size).max(1);
+    let block_bytes = model.block_bytes(args.block_size);
     let available = machine.available_memory_bytes;
     let logit_rows = args.max_num_seqs.min(args.max_num_batched_tokens).max(PROMPT_LOGIT_ROWS);
     let mut plan = MemoryPlan {
         weights: model.weight_bytes,
+        adapters: model.adapter_bytes,
         kv: 0,
         activations: (model.activation_bytes_per_token.saturating_mul(args.max_num_batched_tokens))
             .saturating_add(model.logit_row_bytes.saturating_mul(logit_rows)),
@@ -108,12 +115,14 @@ pub fn plan_memory(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts
         available,
         bound: machine.bound,
     };
-    let blocks_of = |tokens: usize| tokens.div_ceil(args.block_size);
+    let groups = model.kv_groups;
+    let blocks_of = |tokens: usize| groups.blocks(tokens, args.block_size, args.max_num_batched_tokens);
     // No shorter than this: one sequence as long as is asked for, or one of use.
-    let least = args.max_model_len.unwrap_or_else(|| model.max_position_embeddings.min(LEAST_CONTEXT_TOKENS));
-    let least = blocks_of(least);
+    let least_tokens = args.max_model_len.unwrap_or_else(|| model.max_position_embeddings.min(LEAST_CONTEXT_TOKENS));
+    let least = blocks_of(least_tokens);
     let beside = |room| {
-        available.map(|bytes| bytes.saturating_sub(plan.weights).saturating_sub(plan.activations).saturating_sub(room))
+        let taken = plan.weights.saturating_add(plan.adapters).saturating_add(plan.activations);
+        available.map(|bytes| bytes.saturating_sub(taken).saturating_sub(room))
     };
     let (flag, wanted) = match (args.num_gpu_blocks_override, args.kv_cache_memory_bytes) {
         (Some(blocks), _) => ("--num-gpu-blocks-override", blocks),
@@ -126,8 +135,10 @@ pub fn plan_memory(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts
             ("--kv-cache-memory-bytes", (share / block_bytes).max(least).min(usable))
         }
     };
-    if wanted == 0 {
-        let why = format!("is too small for a block of {} tokens, which takes {block_bytes} bytes", args.block_size);
+    if wanted < groups.count() {
+        let bytes = block_bytes.saturating_mul(groups.count());
+        let why =
+            format!("is too small for {} tokens, a block of all layers, which takes {bytes} bytes", args.block_size);
         return Err(Error::invalid(flag, why));
     }
     // Slots are numbered with 32 bits.
@@ -139,7 +150,8 @@ pub fn plan_memory(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts
     plan.kv = fitting.saturating_mul(block_bytes);
     if fitting < wanted.min(least) || !plan.fits() {
         plan.kv = wanted.min(least).saturating_mul(block_bytes);
-        return Err(does_not_fit(&plan, wanted.min(least).saturating_mul(args.block_size)));
+        let tokens = groups.longest(wanted.min(least), args.block_size, args.max_num_batched_tokens);
+        return Err(does_not_fit(&plan, tokens.min(least_tokens)));
     }
     if fitting < wanted {
         let asked = MemoryPlan { kv: wanted.saturating_mul(block_bytes), ..plan };
@@ -155,7 +167,7 @@ fn does_not_fit(plan: &MemoryPlan, tokens: usize) -> Error {
     let why = format!(
         "the model does not fit into memory, even with a KV cache of {tokens} tokens: {plan}. What makes it smaller: \
          --quantization (weights), --max-model-len and --kv-cache-dtype fp8 (KV cache), --max-num-batched-tokens and \
-         --max-num-seqs (activations)"
+         --max-num-seqs (activations), --max-loras and --max-lora-rank (adapters)"
     );
     Error::new(Code::FailedPrecondition, why)
 }

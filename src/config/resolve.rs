@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{EngineArgs, EngineConfig, MachineFacts, plan_memory};
+use super::{EngineArgs, EngineConfig, KvCacheGroups, LoraArgs, MachineFacts, plan_memory};
 use crate::error::{Error, Result};
 
 /// What [`resolve`] must know of a model; all of it can be read off its files' headers.
@@ -12,6 +12,8 @@ pub struct ModelFacts {
     pub max_position_embeddings: usize,
     /// Bytes that one token's keys and values take, all layers together.
     pub kv_bytes_per_token: usize,
+    /// Which layers share blocks of the KV cache, and which need those of a window only.
+    pub kv_groups: KvCacheGroups,
     /// Bytes of its weights as they are kept.
     pub weight_bytes: usize,
     /// Most bytes that are decoded at once while they are loaded.
@@ -20,6 +22,29 @@ pub struct ModelFacts {
     pub activation_bytes_per_token: usize,
     /// Bytes that a row of logits takes until a token is chosen.
     pub logit_row_bytes: usize,
+    /// Bytes that a LoRA adapter of rank 1 takes beside all of its Linears but experts'.
+    pub adapter_bytes_per_rank: usize,
+    /// Bytes of all adapters that there may be at once.
+    pub adapter_bytes: usize,
+}
+
+/// The ranks of an adapter's matrices are rounded up to this when they are packed.
+const RANKS_PACKED: usize = 16;
+
+impl ModelFacts {
+    /// The same model with as many adapters beside it, of the greatest rank, as may be loaded.
+    #[must_use]
+    pub fn with_adapters(self, args: &LoraArgs) -> Self {
+        let count = if args.allow_runtime_lora_updating { args.max_loras } else { args.lora_modules.len() };
+        let each = self.adapter_bytes_per_rank.saturating_mul(args.max_lora_rank.next_multiple_of(RANKS_PACKED));
+        Self { adapter_bytes: each.saturating_mul(count), ..self }
+    }
+
+    /// Bytes of a block of so many tokens.
+    #[must_use]
+    pub fn block_bytes(&self, block_size: usize) -> usize {
+        self.kv_groups.block_bytes_per_token(self.kv_bytes_per_token).saturating_mul(block_size).max(1)
+    }
 }
 
 const MAX_MODEL_LEN: &str = "--max-model-len";
@@ -39,11 +64,13 @@ pub fn resolve(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts) ->
         return Err(Error::invalid(MAX_MODEL_LEN, why));
     }
     let (num_blocks, memory) = plan_memory(args, model, machine)?;
-    let max_model_len = max_model_len(args, model, num_blocks * args.block_size)?;
+    let longest = model.kv_groups.longest(num_blocks, args.block_size, args.max_num_batched_tokens);
+    let max_model_len = max_model_len(args, model, longest)?;
     tracing::info!("memory: {memory}");
     Ok(EngineConfig {
         block_size: args.block_size,
         num_blocks,
+        kv_groups: model.kv_groups,
         max_num_batched_tokens: args.max_num_batched_tokens,
         itl_target: args.itl_target_ms.map(|ms| Duration::from_millis(ms as u64)),
         max_num_seqs: args.max_num_seqs,
@@ -62,8 +89,8 @@ pub fn resolve(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts) ->
 fn max_model_len(args: &EngineArgs, model: &ModelFacts, capacity_tokens: usize) -> Result<usize> {
     match args.max_model_len {
         Some(asked) if asked > capacity_tokens => {
-            let tokens = asked.div_ceil(args.block_size).saturating_mul(args.block_size);
-            let bytes = tokens.saturating_mul(model.kv_bytes_per_token);
+            let blocks = model.kv_groups.blocks(asked, args.block_size, args.max_num_batched_tokens);
+            let bytes = blocks.saturating_mul(model.block_bytes(args.block_size));
             let why = format!(
                 "is {asked}, but the KV cache holds {capacity_tokens} tokens: ask for at most that many, or make the \
                  cache larger with --kv-cache-memory-bytes {bytes}"

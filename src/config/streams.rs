@@ -31,7 +31,7 @@ pub struct StreamArgs {
     /// Longest time that a session may outlive its connection; what it gets unless it asks for less.
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = seconds)]
     pub session_ttl: Duration,
-    /// Most bytes of the messages that a session holds.
+    /// Most bytes that a session holds: its messages, tools, documents and options.
     #[arg(long, value_name = "BYTES", default_value = "4M", value_parser = number_with_unit)]
     pub max_session_bytes: usize,
 }

@@ -21,10 +21,13 @@ fn parse(line: &str) -> Result<ServeArgs, clap::Error> {
 const MODEL: ModelFacts = ModelFacts {
     max_position_embeddings: 1000,
     kv_bytes_per_token: 64,
+    kv_groups: KvCacheGroups::ONE,
     weight_bytes: 0,
     loading_bytes: 0,
     activation_bytes_per_token: 0,
     logit_row_bytes: 0,
+    adapter_bytes_per_rank: 0,
+    adapter_bytes: 0,
 };
 const MACHINE: MachineFacts = machine(1 << 20);
 
@@ -107,10 +110,13 @@ fn absurd_models_overflow_nothing() {
     let facts = ModelFacts {
         max_position_embeddings: usize::MAX,
         kv_bytes_per_token: usize::MAX,
+        kv_groups: KvCacheGroups::of(&[None, Some(usize::MAX), Some(1)]),
         weight_bytes: usize::MAX,
         loading_bytes: usize::MAX,
         activation_bytes_per_token: usize::MAX,
         logit_row_bytes: usize::MAX,
+        adapter_bytes_per_rank: usize::MAX,
+        adapter_bytes: usize::MAX,
     };
     for line in ["", "--kv-cache-memory-bytes 1G", "--num-gpu-blocks-override 7"] {
         assert!(resolve(&parse(line).unwrap().engine, &facts, &MACHINE).is_err(), "{line}");
@@ -121,10 +127,13 @@ fn absurd_models_overflow_nothing() {
 const REAL: ModelFacts = ModelFacts {
     max_position_embeddings: 4096,
     kv_bytes_per_token: 64 << 10,
+    kv_groups: KvCacheGroups::ONE,
     weight_bytes: 20 << 20,
     loading_bytes: 2 << 20,
     activation_bytes_per_token: 8 << 10,
     logit_row_bytes: 4 << 10,
+    adapter_bytes_per_rank: 64 << 10,
+    adapter_bytes: 0,
 };
 
 #[test]
@@ -170,6 +179,48 @@ fn an_automatic_cache_leaves_three_quarters_unless_the_context_asked_for_needs_m
     // A quarter of 1024 - 20 - 1.25 MiB.
     assert_eq!(plain, 250);
     assert_eq!(blocks("--max-num-batched-tokens 128 --max-model-len 4096"), 256);
+}
+
+#[test]
+fn adapters_that_may_come_are_in_the_sum() {
+    let module = LoraModule { name: "a".into(), path: "a".into() };
+    let two = LoraArgs { lora_modules: vec![module.clone(), module], max_lora_rank: 20, ..LoraArgs::default() };
+    let any = LoraArgs { allow_runtime_lora_updating: true, max_loras: 5, ..two.clone() };
+    // Ranks are packed by sixteens: 2 MiB each.
+    for (args, bytes) in [(&LoraArgs::default(), 0), (&two, 4 << 20), (&any, 10 << 20)] {
+        assert_eq!(REAL.with_adapters(args).adapter_bytes, bytes);
+    }
+    let args = parse("--max-num-batched-tokens 128 --max-model-len 256").unwrap().engine;
+    assert!(resolve(&args, &REAL, &machine(48 << 20)).is_ok());
+    let error = resolve(&args, &REAL.with_adapters(&any), &machine(48 << 20)).unwrap_err();
+    assert!(error.message.contains("weights 20 MiB + adapters 10 MiB + KV cache 16 MiB"), "{error}");
+}
+
+#[test]
+fn layers_with_a_window_leave_the_cache_to_longer_and_more_sequences() {
+    // Of eight layers of 8 KiB a token, two see everything: blocks of two layers, 256 KiB each of 16 tokens.
+    let windows: Vec<_> = (1..=8).map(|layer| (layer % 4 != 0).then_some(64)).collect();
+    let mixed = ModelFacts { kv_groups: KvCacheGroups::of(&windows), ..REAL };
+    let all = ModelFacts { kv_groups: KvCacheGroups::of(&[Some(64); 8]), ..REAL };
+    let resolved = |facts: &ModelFacts, line: &str| {
+        let args = parse(&format!("--max-num-batched-tokens 32 {line}")).unwrap().engine;
+        resolve(&args, facts, &machine(1 << 30)).map(|config| (config.num_blocks, config.max_model_len))
+    };
+    // Three groups of at most ceil((63 + 32) / 16) + 1 blocks, the rest is the fourth's.
+    assert_eq!(resolved(&REAL, "--kv-cache-memory-bytes 32M").unwrap(), (32, 512));
+    assert_eq!(resolved(&mixed, "--kv-cache-memory-bytes 32M").unwrap(), (128, (128 - 3 * 7) * 16));
+    assert_eq!(resolved(&all, "--kv-cache-memory-bytes 32M").unwrap(), (32, 4096), "its length does not matter");
+    // What two sequences can use at most.
+    assert_eq!(resolved(&mixed, "--max-num-seqs 2").unwrap().0, 2 * (4096 / 16 + 3 * 7));
+    assert_eq!(resolved(&all, "--max-num-seqs 2").unwrap().0, 2 * 7);
+    // A context that fits only so, and one that does not.
+    assert!(resolved(&REAL, "--kv-cache-memory-bytes 32M --max-model-len 1024").is_err());
+    assert_eq!(resolved(&mixed, "--kv-cache-memory-bytes 32M --max-model-len 1024").unwrap().1, 1024);
+    let error = resolved(&mixed, "--kv-cache-memory-bytes 32M --max-model-len 2048").unwrap_err();
+    let bytes = (2048 / 16 + 3 * 7) * (256 << 10);
+    assert!(error.message.contains(&format!("holds 1712 tokens: ask for at most that many, or make the cache larger with --kv-cache-memory-bytes {bytes}")), "{error}");
+    let error = resolved(&mixed, "--num-gpu-blocks-override 3").unwrap_err();
+    assert!(error.message.contains("1048576 bytes"), "{error}");
 }
 
 #[test]

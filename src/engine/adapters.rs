@@ -2,6 +2,7 @@
 //!
 //! Unloading takes the name away at once: new requests for it are refused, those under way go on with the weights that
 //! they hold. Until the last of them has ended the adapter still counts against `--max-loras`, so that memory has a bound.
+//! What only a life of the engine holds that was given up counts no more: its thread may hang for ever.
 
 use std::{
     collections::BTreeMap,
@@ -10,6 +11,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak},
 };
 
+use super::block_manager::Salt;
 use crate::{
     arch::{Model, peft::load_adapter},
     config::LoraArgs,
@@ -157,6 +159,15 @@ impl Adapters {
         Ok(())
     }
 
+    /// Counts nothing any more that sequences hold by now: they were those of a life that was given up.
+    pub(super) fn forget_holders(&self) {
+        let Some(inner) = &self.inner else { return };
+        let mut table = inner.table();
+        table.leaving.clear();
+        // Another count of holders for the same weights.
+        table.loaded.values_mut().for_each(|(adapter, _)| *adapter = Arc::new(Adapter::clone(adapter)));
+    }
+
     /// The adapter of that name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Arc<Adapter>> {
@@ -185,12 +196,12 @@ fn cut(name: &str) -> String {
 /// The salt under which blocks of a request are cached: whoever shares a salt shares an adapter too. No salt that a
 /// client gives can be another's with an adapter.
 #[must_use]
-pub(super) fn salt_with(adapter: Option<&Adapter>, salt: Option<&str>) -> Option<Arc<str>> {
-    match (adapter, salt) {
-        (None, None) => None,
-        (None, Some(salt)) if salt.starts_with('\0') => Some(format!("\0base\0{salt}").into()),
-        (None, Some(salt)) => Some(salt.into()),
-        (Some(adapter), salt) => Some(format!("\0lora{}\0{}", adapter.id(), salt.unwrap_or_default()).into()),
+pub(super) fn salt_with(adapter: Option<&Adapter>, salt: Option<Salt>) -> Option<Salt> {
+    let words = salt.as_ref().map(Salt::words).unwrap_or_default();
+    match adapter {
+        None if words.starts_with('\0') => Some(Salt::untold(format!("\0base\0{words}"))),
+        None => salt,
+        Some(adapter) => Some(Salt::untold(format!("\0lora{}\0{words}", adapter.id()))),
     }
 }
 
@@ -208,9 +219,10 @@ mod tests {
         let mut seen = std::collections::HashSet::new();
         for adapter in [None, Some(&one), Some(&two)] {
             for salt in given {
-                assert!(seen.insert(salt_with(adapter, salt)), "{adapter:?} {salt:?}");
+                assert!(seen.insert(salt_with(adapter, salt.map(Salt::untold))), "{adapter:?} {salt:?}");
             }
         }
-        assert_eq!(salt_with(None, Some("x")).as_deref(), Some("x"));
+        let told = Some(Salt::told("x"));
+        assert_eq!(salt_with(None, told.clone()), told);
     }
 }

@@ -14,6 +14,7 @@ use super::{
     adapters::salt_with,
     bad_words::BadWords,
     best_of::BestOf,
+    block_manager::Salt,
     channel::{ReaderControl, ReaderSpec, RequestTag},
     chat,
     grammars::Grammars,
@@ -54,7 +55,7 @@ pub(super) struct Admitted {
     params: Arc<SamplingParams>,
     priority: i32,
     /// Of its blocks in the prefix cache.
-    salt: Option<Arc<str>>,
+    salt: Option<Salt>,
     adapter: Option<Arc<Adapter>>,
     deadline: Option<Instant>,
     stream: StreamOptions,
@@ -67,12 +68,15 @@ pub(super) struct Admitted {
 }
 
 /// Who shares cached prefixes: those of one tenant that give the same salt. What a client gives can never be what another
-/// tenant has, since a tenant's salt begins with the length of its name and others with a colon.
-pub(super) fn salt(tenant: Option<&str>, given: Option<&str>) -> Option<Arc<str>> {
+/// tenant has, since a tenant's salt begins with the length of its name and others with a colon. Routers are told of blocks
+/// that a tenant has, not of those for which a client gave a salt.
+pub(super) fn salt(tenant: Option<&str>, given: Option<&str>) -> Option<Salt> {
+    let given = given.filter(|given| !given.is_empty());
     match (tenant, given) {
         (None, None) => None,
-        (None, Some(given)) => Some(format!(":{given}").into()),
-        (Some(tenant), given) => Some(format!("{}:{tenant}{}", tenant.len(), given.unwrap_or_default()).into()),
+        (None, Some(given)) => Some(Salt::untold(format!(":{given}"))),
+        (Some(tenant), None) => Some(Salt::told(format!("{}:{tenant}", tenant.len()))),
+        (Some(tenant), Some(given)) => Some(Salt::untold(format!("{}:{tenant}{given}", tenant.len()))),
     }
 }
 
@@ -81,7 +85,7 @@ pub(super) fn salt(tenant: Option<&str>, given: Option<&str>) -> Option<Arc<str>
 pub(super) struct Needs {
     pub prompt: Arc<[TokenId]>,
     /// Who may share its cached blocks.
-    pub salt: Option<Arc<str>>,
+    pub salt: Option<Salt>,
     pub deadline: Option<Instant>,
     pub tenant: Option<Arc<str>>,
     pub priority: i32,
@@ -118,7 +122,7 @@ impl Admitted {
     ) -> Result<Self> {
         let Request { request_id, model, prompt, mut params, priority, cache_salt, tenant, deadline, stream } = request;
         let adapter = adapter(info, model.as_deref())?;
-        let salt = salt_with(adapter.as_deref(), salt(tenant.as_deref(), cache_salt.as_deref()).as_deref());
+        let salt = salt_with(adapter.as_deref(), salt(tenant.as_deref(), cache_salt.as_deref()));
         sampling::validate(&params, &info.eos_token_ids, info.vocab_size)?;
         if let Some(k) = params.stop_token_ids.iter().position(|id| id.index() >= info.vocab_size) {
             let why = format!("is {}, but the vocabulary has {} entries", params.stop_token_ids[k], info.vocab_size);
@@ -424,19 +428,14 @@ fn check_bytes(text: &str, config: &EngineConfig, field: &str) -> Result<()> {
     Ok(())
 }
 
-/// The tokens of a text that stands in `field`, with the tokenizer's special tokens.
+/// The tokens of a text that stands in `field`, with the tokenizer's special tokens. Takes as long as the text is long.
 ///
 /// # Errors
 /// `FailedPrecondition` without a tokenizer, `InvalidArgument` where the text can never fit.
-pub(super) async fn tokenize_text(
-    text: &ModelText,
-    config: &EngineConfig,
-    input: String,
-    field: &str,
-) -> Result<Vec<TokenId>> {
+pub(super) fn tokenize_text(text: &ModelText, config: &EngineConfig, input: &str, field: &str) -> Result<Vec<TokenId>> {
     let tokenizer = tokenizer_of(text)?;
-    check_bytes(&input, config, field)?;
-    encode(tokenizer, input, true).await
+    check_bytes(input, config, field)?;
+    tokenizer.encode(input, true)
 }
 
 async fn encode(tokenizer: Arc<Tokenizer>, text: String, add_special_tokens: bool) -> Result<Vec<TokenId>> {

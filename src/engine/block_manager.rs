@@ -9,19 +9,32 @@
 //! the serial of the content before it, so a candidate is trusted if its tokens, its salt and its parent's serial
 //! are those looked for: then, by induction, so is everything before it. Prefix caching by chained hashes is vLLM's
 //! idea (`docs/design/prefix_caching.md` there); the serials are what makes it exact.
+//!
+//! A model has one or more groups of layers ([`KvCacheGroups`]), and a table a list of blocks for each. The first group's
+//! contents are the chain that is looked up; a block of another group is found by the serial of the content beside it, and
+//! goes with it. A group with a window gives back what no token sees any more ([`window`]).
 
 mod events;
 mod flush;
+mod remembered;
+mod salt;
+mod table;
+mod window;
 
-use std::{collections::HashMap, ops::Range, sync::Arc};
+use std::{collections::HashMap, ops::Range};
 
-pub use self::events::BlockEvent;
-use self::events::Changes;
+use smallvec::SmallVec;
+
+pub use self::{events::BlockEvent, salt::Salt, table::BlockTable};
+use self::{events::Changes, remembered::Remembered, table::GroupBlocks};
 use super::{
     executor::BlockCopy,
     faults::{Fault, planted},
 };
-use crate::ids::{BlockId, TokenId};
+use crate::{
+    config::KvCacheGroups,
+    ids::{BlockId, TokenId},
+};
 
 /// Names a block's tokens and all before them.
 pub type BlockHash = u128;
@@ -39,45 +52,6 @@ pub fn blake3_128(parent: BlockHash, bytes: &[u8]) -> BlockHash {
     BlockHash::from_le_bytes(hash)
 }
 
-/// What one sequence holds of the cache, in order. Must be given back with [`BlockManager::release`].
-#[derive(Debug, Default)]
-pub struct BlockTable {
-    /// The blocks.
-    blocks: Vec<BlockId>,
-    /// Who may share them.
-    salt: Option<Arc<str>>,
-    /// Hashes of the first full blocks' tokens, as far as they were needed. They outlive a release.
-    hashes: Vec<BlockHash>,
-    /// Serials of the first full blocks' contents: those that were registered, or found registered by others.
-    serials: Vec<u64>,
-}
-
-impl BlockTable {
-    /// An empty one that shares blocks with those of the same salt.
-    #[must_use]
-    pub fn new(salt: Option<Arc<str>>) -> Self {
-        Self { salt, ..Self::default() }
-    }
-
-    /// Who may share its blocks.
-    #[must_use]
-    pub fn salt(&self) -> Option<&Arc<str>> {
-        self.salt.as_ref()
-    }
-
-    /// The blocks, in order.
-    #[must_use]
-    pub fn blocks(&self) -> &[BlockId] {
-        &self.blocks
-    }
-
-    /// Whether it holds none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.blocks.is_empty()
-    }
-}
-
 /// What has happened since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlockCounters {
@@ -91,6 +65,17 @@ pub struct BlockCounters {
     pub copies: u64,
     /// Times one hash stood for two contents.
     pub collisions: u64,
+    /// Blocks given back because they lay before a window.
+    pub left_behind: u64,
+}
+
+/// What a block is registered with.
+#[derive(Debug)]
+enum Registered {
+    /// Of the first group: a content.
+    Content(Content),
+    /// Of another group: what stands beside the content with this serial.
+    Beside { serial: u64, group: usize },
 }
 
 /// A registered content.
@@ -100,24 +85,40 @@ struct Content {
     serial: u64,
     parent: Option<u64>,
     parent_hash: Option<BlockHash>,
-    salt: Option<Arc<str>>,
+    salt: Option<Salt>,
+}
+
+impl Registered {
+    fn content(&self) -> Option<&Content> {
+        match self {
+            Self::Content(content) => Some(content),
+            Self::Beside { .. } => None,
+        }
+    }
 }
 
 /// The blocks of one KV cache.
 #[derive(Debug)]
 pub struct BlockManager {
     block_size: usize,
+    groups: KvCacheGroups,
+    /// Tokens of a sequence that a step writes, at most.
+    step_tokens: usize,
     enable_prefix_caching: bool,
     hasher: BlockHasher,
     /// Tables that hold each block.
     ref_counts: Vec<u32>,
     free: FreeList,
     /// What each block is registered with.
-    contents: Vec<Option<Content>>,
-    /// The tokens of each registered block, `[num_blocks * block_size]`.
+    contents: Vec<Option<Registered>>,
+    /// The tokens of each content, `[num_blocks * block_size]`.
     tokens: Vec<TokenId>,
-    /// Where each registered content is.
+    /// Where each content is.
     index: HashMap<BlockHash, BlockId>,
+    /// Where the other groups' blocks beside it are, by its serial and the group.
+    beside: HashMap<(u64, usize), BlockId>,
+    /// Contents that have lost their blocks and can be followed by others all the same.
+    remembered: Remembered,
     next_serial: u64,
     counters: BlockCounters,
     /// For those who want to know what can be found.
@@ -125,12 +126,14 @@ pub struct BlockManager {
 }
 
 impl BlockManager {
-    /// `num_blocks` free blocks of `block_size` tokens.
+    /// `num_blocks` free blocks of `block_size` tokens, of one group of layers that see all.
     #[must_use]
     pub fn new(num_blocks: usize, block_size: usize, enable_prefix_caching: bool, hasher: BlockHasher) -> Self {
         let cached = if enable_prefix_caching { num_blocks } else { 0 };
         Self {
             block_size,
+            groups: KvCacheGroups::ONE,
+            step_tokens: usize::MAX,
             enable_prefix_caching,
             hasher,
             ref_counts: vec![0; num_blocks],
@@ -138,10 +141,20 @@ impl BlockManager {
             contents: (0..num_blocks).map(|_| None).collect(),
             tokens: vec![TokenId::default(); cached * block_size],
             index: HashMap::with_capacity(cached),
+            beside: HashMap::new(),
+            remembered: Remembered::default(),
             next_serial: 0,
             counters: BlockCounters::default(),
             changes: Changes::default(),
         }
+    }
+
+    /// The same blocks for these groups of layers. A step writes at most `step_tokens` tokens of a sequence: groups with a
+    /// window have no blocks for what comes after those.
+    #[must_use]
+    pub fn with_groups(self, groups: KvCacheGroups, step_tokens: usize) -> Self {
+        let remembered = if groups.num_full() == 0 { Remembered::of(self.num_blocks()) } else { self.remembered };
+        Self { groups, step_tokens, remembered, ..self }
     }
 
     /// Tokens a block.
@@ -164,7 +177,7 @@ impl BlockManager {
 
     /// Blocks whose content can be found.
     pub fn num_cached(&self) -> usize {
-        self.index.len()
+        self.index.len() + self.beside.len()
     }
 
     /// Blocks that tables hold.
@@ -191,67 +204,94 @@ impl BlockManager {
         self.counters.hits_tokens += hit_tokens as u64;
     }
 
-    /// Fills an empty table with the registered blocks that hold the longest prefix of `tokens`. Returns the number of
-    /// tokens that need not be computed: all in these blocks, except that the very last token always is, since
-    /// somebody wants to see what comes after it.
+    /// Fills an empty table with the registered blocks that hold the longest prefix of `tokens` which a step can go on from.
+    /// Returns the number of tokens that need not be computed: all in these blocks, except that the very last token always
+    /// is, since somebody wants to see what comes after it.
     pub fn adopt_prefix(&mut self, table: &mut BlockTable, tokens: &[TokenId]) -> usize {
         debug_assert!(table.is_empty());
+        let found = self.find_prefix(table, tokens);
+        let next = self.next_position(found.len(), tokens.len());
+        self.enter_groups(table);
+        for (group, list) in table.groups.iter_mut().enumerate() {
+            list.num_behind = self.first_seen(group, next).min(found.len());
+            list.blocks.resize(list.num_behind, BlockId::NULL);
+            for (&block, &serial) in found.iter().zip(&table.serials).skip(list.num_behind) {
+                let block = if group == 0 { block } else { self.beside.get(&(serial, group)).copied() };
+                let Some(block) = block else { break }; // None is missing of a prefix that is usable.
+                self.hold(block);
+                list.blocks.push(block);
+            }
+        }
+        next
+    }
+
+    /// Of the tokens of a prompt, how many the cache has now: what [`adopt_prefix`](Self::adopt_prefix) would say.
+    pub fn lookup(&mut self, salt: Option<Salt>, tokens: &[TokenId]) -> usize {
+        let found = self.find_prefix(&mut BlockTable::new(salt), tokens);
+        self.next_position(found.len(), tokens.len())
+    }
+
+    /// The first group's blocks of the longest prefix of `tokens` that a step can go on from, none where a block is gone that
+    /// such a step does not see; the table gets their serials.
+    fn find_prefix(&mut self, table: &mut BlockTable, tokens: &[TokenId]) -> Vec<Option<BlockId>> {
+        let mut found = Vec::new();
         if !self.enable_prefix_caching {
-            return 0;
+            return found;
         }
         for (i, chunk) in tokens.chunks_exact(self.block_size).enumerate() {
             let hash = self.hash(table, i, chunk);
             let Some((block, serial)) = self.find(hash, table, chunk) else { break };
-            self.hold(block);
-            table.blocks.push(block);
+            found.push(block);
             table.serials.push(serial);
         }
-        (table.blocks.len() * self.block_size).min(tokens.len().saturating_sub(1))
-    }
-
-    /// Of the tokens of a prompt, how many the cache has now: what [`adopt_prefix`](Self::adopt_prefix) would say.
-    pub fn lookup(&mut self, salt: Option<Arc<str>>, tokens: &[TokenId]) -> usize {
-        let mut table = BlockTable::new(salt);
-        if !self.enable_prefix_caching {
-            return 0;
-        }
-        for (i, chunk) in tokens.chunks_exact(self.block_size).enumerate() {
-            let hash = self.hash(&mut table, i, chunk);
-            let Some((_, serial)) = self.find(hash, &table, chunk) else { break };
-            table.serials.push(serial);
-        }
-        (table.serials.len() * self.block_size).min(tokens.len().saturating_sub(1))
+        let num_usable = self.usable(&found, &table.serials, tokens.len());
+        table.serials.truncate(num_usable);
+        found.truncate(num_usable);
+        found
     }
 
     /// Makes the table cover the positions `write` with blocks that can be written: takes free blocks, and replaces
     /// those that others hold too by copies, to be made before the step (pushed on `copies`). Does all or, if there
-    /// are too few free blocks, nothing and returns false.
+    /// are too few free blocks, nothing and returns false. Groups with a window have what a step can write, and give back
+    /// what nobody sees from the beginning of `write` on.
     pub fn reserve(&mut self, table: &mut BlockTable, write: Range<usize>, copies: &mut Vec<BlockCopy>) -> bool {
-        let first = (write.start / self.block_size).min(table.blocks.len());
-        let num_new = write.end.div_ceil(self.block_size).saturating_sub(table.blocks.len());
-        let num_shared = table.blocks[first..].iter().filter(|&&block| self.is_shared(block)).count();
-        if num_new + num_shared > self.free.len {
+        self.enter_groups(table);
+        self.leave_behind(table, write.start);
+        let first = write.start / self.block_size;
+        let of_step = write.end.min(write.start.saturating_add(self.step_tokens));
+        let end = |group| if group < self.groups.num_full() { write.end } else { of_step };
+        let num_new = |group, len: usize| end(group).div_ceil(self.block_size).saturating_sub(len);
+        let mut num_needed = 0;
+        let mut new = SmallVec::<[usize; 1]>::new();
+        for (group, GroupBlocks { blocks, .. }) in table.groups.iter().enumerate() {
+            new.push(num_new(group, blocks.len()));
+            let num_shared = blocks[first.min(blocks.len())..].iter().filter(|&&block| self.is_shared(block)).count();
+            num_needed += new[group] + num_shared;
+        }
+        if num_needed > self.free.len {
             return false;
         }
-        for i in first..table.blocks.len() {
-            let block = table.blocks[i];
-            if self.is_shared(block) {
-                let copy = self.take();
-                copies.push(BlockCopy { source: block, destination: copy });
-                self.counters.copies += 1;
-                self.let_go(block);
-                table.blocks[i] = copy;
-            } else if i >= table.serials.len() && !planted(Fault::ContentNotForgotten) {
-                // The block may be registered with what its former holders had in it. (Where the table agrees with
-                // that content, what will be written is what is there.)
-                self.forget(block);
+        for (GroupBlocks { blocks, .. }, num_new) in table.groups.iter_mut().zip(new) {
+            for (i, block) in blocks.iter_mut().enumerate().skip(first) {
+                if self.is_shared(*block) {
+                    let copy = self.take();
+                    copies.push(BlockCopy { source: *block, destination: copy });
+                    self.counters.copies += 1;
+                    self.let_go(std::mem::replace(block, copy));
+                } else if i >= table.serials.len() && !planted(Fault::ContentNotForgotten) {
+                    // The block may be registered with what its former holders had in it. (Where the table agrees with
+                    // that content, what will be written is what is there.)
+                    self.forget(*block);
+                }
             }
-        }
-        for _ in 0..num_new {
-            let block = self.take();
-            table.blocks.push(block);
+            blocks.extend((0..num_new).map(|_| self.take()));
         }
         true
+    }
+
+    /// Gives a table that has none a list a group.
+    fn enter_groups(&self, table: &mut BlockTable) {
+        table.groups.resize_with(self.groups.count(), GroupBlocks::default);
     }
 
     /// Registers the blocks whose tokens all are among the first `num_computed`. Where somebody else has registered the
@@ -263,46 +303,79 @@ impl BlockManager {
         for i in table.serials.len()..num_computed / self.block_size {
             let chunk = &tokens[i * self.block_size..][..self.block_size];
             let hash = self.hash(table, i, chunk);
-            let serial = match self.find(hash, table, chunk) {
-                Some((_, serial)) => serial,
-                None => self.enter(i, hash, table, chunk),
+            let serial = match (self.find(hash, table, chunk), table.groups.first().and_then(|list| list.held(i))) {
+                (Some((None, serial)), Some(block)) => {
+                    self.give_block(block, hash, chunk);
+                    serial
+                }
+                (Some((_, serial)), _) => serial,
+                (None, Some(block)) => self.enter(block, i, hash, table, chunk),
+                // It was given back before it was known to be computed: nothing after it can be found either.
+                (None, None) => return,
             };
             table.serials.push(serial);
+            for (group, list) in table.groups.iter().enumerate().skip(1) {
+                if let Some(block) = list.held(i).filter(|_| !self.beside.contains_key(&(serial, group))) {
+                    self.forget(block);
+                    self.beside.insert((serial, group), block);
+                    self.contents[block.index()] = Some(Registered::Beside { serial, group });
+                }
+            }
         }
     }
 
-    /// A table over the same blocks, as far as they hold the first `num_tokens` tokens; the last block may be partly
-    /// filled.
-    pub fn fork(&mut self, table: &BlockTable, num_tokens: usize) -> BlockTable {
+    /// A table over the same blocks, as far as they hold the first `num_tokens` tokens, the last of which may be partly
+    /// filled; and how many tokens these are: none where their window was given back.
+    pub fn fork(&mut self, table: &BlockTable, num_tokens: usize) -> (BlockTable, usize) {
+        if !self.sees_enough(table, num_tokens) {
+            return (BlockTable::new(table.salt.clone()), 0);
+        }
         let num_full = num_tokens / self.block_size;
-        let blocks = table.blocks[..num_tokens.div_ceil(self.block_size)].to_vec();
-        blocks.iter().for_each(|&block| self.hold(block));
-        BlockTable {
-            blocks,
+        let num_blocks = num_tokens.div_ceil(self.block_size);
+        let mut fork = BlockTable {
+            groups: SmallVec::new(),
             salt: table.salt.clone(),
             hashes: table.hashes[..num_full.min(table.hashes.len())].to_vec(),
             serials: table.serials[..num_full.min(table.serials.len())].to_vec(),
+        };
+        for (group, list) in table.groups.iter().enumerate() {
+            let mut blocks = list.blocks[..num_blocks].to_vec();
+            let num_behind = self.first_seen(group, num_tokens).max(list.num_behind).min(num_blocks);
+            blocks[..num_behind].fill(BlockId::NULL);
+            blocks[num_behind..].iter().for_each(|&block| self.hold(block));
+            fork.groups.push(GroupBlocks { blocks, num_behind });
         }
+        (fork, num_tokens)
     }
 
     /// Gives back the blocks behind the first `num_tokens` tokens, and forgets what the table knows of the contents
-    /// behind them: other tokens will be written there.
-    pub fn truncate(&mut self, table: &mut BlockTable, num_tokens: usize) {
+    /// behind them: other tokens will be written there. Returns how many tokens the table holds then: none, and no block,
+    /// where a token after these sees what was given back.
+    pub fn truncate(&mut self, table: &mut BlockTable, num_tokens: usize) -> usize {
         let num_full = num_tokens / self.block_size;
         table.hashes.truncate(num_full);
         table.serials.truncate(num_full);
-        while table.blocks.len() > num_tokens.div_ceil(self.block_size) {
-            let Some(block) = table.blocks.pop() else { return };
-            self.let_go(block);
+        if !self.sees_enough(table, num_tokens) {
+            self.release(table);
+            return 0;
         }
+        for list in &mut table.groups {
+            while list.blocks.len() > num_tokens.div_ceil(self.block_size) {
+                let Some(block) = list.blocks.pop() else { break };
+                self.let_go(block);
+            }
+        }
+        num_tokens
     }
 
     /// Gives all blocks back, the last first: what nothing depends on is evicted first.
     pub fn release(&mut self, table: &mut BlockTable) {
-        table.serials.clear();
-        while let Some(block) = table.blocks.pop() {
-            self.let_go(block);
+        let len = table.groups.iter().map(|list| list.blocks.len()).max().unwrap_or(0);
+        for i in (0..len).rev() {
+            table.groups.iter().filter_map(|list| list.held(i)).for_each(|block| self.let_go(block));
         }
+        table.groups.clear();
+        table.serials.clear();
     }
 
     fn is_shared(&self, block: BlockId) -> bool {
@@ -352,7 +425,7 @@ impl BlockManager {
         }
         let parent = match (i, &table.salt) {
             _ if planted(Fault::HashWithoutParent) => 0,
-            (0, Some(salt)) if !planted(Fault::SaltIgnored) => (self.hasher)(1, salt.as_bytes()),
+            (0, Some(salt)) if !planted(Fault::SaltIgnored) => (self.hasher)(1, salt.words().as_bytes()),
             (0, _) => 0,
             _ => table.hashes[i - 1],
         };
@@ -361,11 +434,14 @@ impl BlockManager {
         hash
     }
 
-    /// The registered block with these tokens, after the contents that the table has, and its serial.
-    fn find(&mut self, hash: BlockHash, table: &BlockTable, chunk: &[TokenId]) -> Option<(BlockId, u64)> {
-        let &block = self.index.get(&hash)?;
-        let content = self.contents[block.index()].as_ref()?;
-        let same_tokens = self.tokens[block.index() * self.block_size..][..self.block_size] == *chunk;
+    /// The content with these tokens, after the contents that the table has: its block, if it still has one, and its serial.
+    fn find(&mut self, hash: BlockHash, table: &BlockTable, chunk: &[TokenId]) -> Option<(Option<BlockId>, u64)> {
+        let block = self.index.get(&hash).copied();
+        let (content, tokens) = match block {
+            Some(block) => (self.contents[block.index()].as_ref()?.content()?, self.tokens_of(block)),
+            None => self.remembered.get(hash)?,
+        };
+        let same_tokens = *tokens == *chunk;
         let same_parent = content.parent == table.serials.last().copied();
         let same_salt = content.salt == table.salt;
         if (same_tokens || planted(Fault::TokensNotCompared))
@@ -378,40 +454,75 @@ impl BlockManager {
         None
     }
 
-    /// Registers block `i` of a table. Whatever had the same hash (another content, or the same after a parent that is no
-    /// longer cached) cannot be found any more.
-    fn enter(&mut self, i: usize, hash: BlockHash, table: &BlockTable, chunk: &[TokenId]) -> u64 {
-        let block = table.blocks[i];
+    /// Registers a block as the `i`-th of a table's first group. Whatever had the same hash (another content, or the same
+    /// after a parent that is no longer cached) cannot be found any more.
+    fn enter(&mut self, block: BlockId, i: usize, hash: BlockHash, table: &BlockTable, chunk: &[TokenId]) -> u64 {
         self.forget(block);
         if let Some(&other) = self.index.get(&hash) {
             self.forget(other);
         }
-        self.index.insert(hash, block);
+        self.remembered.take(hash);
         let serial = self.next_serial;
         self.next_serial += 1;
         let (parent, salt) = (table.serials.last().copied(), table.salt.clone());
         let parent_hash = i.checked_sub(1).map(|before| table.hashes[before]);
-        self.changes.push(salt.as_ref(), || BlockEvent::Stored { hash, parent: parent_hash, tokens: chunk.into() });
-        self.contents[block.index()] = Some(Content { hash, serial, parent, parent_hash, salt });
-        self.tokens[block.index() * self.block_size..][..self.block_size].copy_from_slice(chunk);
+        self.put(block, Content { hash, serial, parent, parent_hash, salt }, chunk);
         serial
     }
 
-    /// Makes a block's content impossible to find; says whether there was one.
+    /// Registers a block with a remembered content.
+    fn give_block(&mut self, block: BlockId, hash: BlockHash, chunk: &[TokenId]) {
+        if let Some(content) = self.remembered.take(hash) {
+            self.forget(block);
+            self.put(block, content, chunk);
+        }
+    }
+
+    fn put(&mut self, block: BlockId, content: Content, chunk: &[TokenId]) {
+        let Content { hash, parent_hash: parent, ref salt, .. } = content;
+        self.changes.push(salt.as_ref(), || BlockEvent::Stored { hash, parent, tokens: chunk.into() });
+        self.index.insert(hash, block);
+        self.tokens[block.index() * self.block_size..][..self.block_size].copy_from_slice(chunk);
+        self.contents[block.index()] = Some(Registered::Content(content));
+    }
+
+    fn tokens_of(&self, block: BlockId) -> &[TokenId] {
+        &self.tokens[block.index() * self.block_size..][..self.block_size]
+    }
+
+    /// Makes what a block is registered with impossible to find; says whether there was anything. A content takes what
+    /// stands beside it along.
     fn forget(&mut self, block: BlockId) -> bool {
-        let Some(content) = self.contents[block.index()].take() else { return false };
-        self.index.remove(&content.hash);
-        self.changes.push(content.salt.as_ref(), || BlockEvent::Removed { hash: content.hash });
+        match self.contents.get_mut(block.index()).and_then(Option::take) {
+            None => return false,
+            Some(Registered::Beside { serial, group }) => drop(self.beside.remove(&(serial, group))),
+            Some(Registered::Content(content)) => {
+                self.index.remove(&content.hash);
+                self.changes.push(content.salt.as_ref(), || BlockEvent::Removed { hash: content.hash });
+                for group in 1..self.groups.count() {
+                    if let Some(beside) = self.beside.remove(&(content.serial, group)) {
+                        self.contents[beside.index()] = None;
+                    }
+                }
+                let first = block.index() * self.block_size;
+                self.remembered.keep(content, &self.tokens[first..first + self.block_size]);
+            }
+        }
         true
     }
 
     /// Checks everything that must hold between the blocks and all the tables there are.
     #[cfg(test)]
     pub(super) fn audit<'a>(&self, tables: impl Iterator<Item = &'a BlockTable>) -> Result<(), String> {
+        use std::collections::HashSet;
+
         let mut holders = vec![0; self.num_blocks()];
-        let mut salts: HashMap<BlockId, &Option<Arc<str>>> = HashMap::new();
+        let mut salts: HashMap<BlockId, &Option<Salt>> = HashMap::new();
         for table in tables {
-            for &block in &table.blocks {
+            for &block in table.groups.iter().flat_map(GroupBlocks::all_held) {
+                if block == BlockId::NULL {
+                    return Err("a table holds a block that it gave back".into());
+                }
                 holders[block.index()] += 1;
                 if *salts.entry(block).or_insert(&table.salt) != &table.salt {
                     return Err(format!("block {block} is shared across tenants"));
@@ -430,11 +541,19 @@ impl BlockManager {
             return Err(format!("{used} used and {} free of {} blocks", free.len(), self.num_blocks()));
         }
         let registered = self.contents.iter().flatten().count();
-        let found = self.index.iter().filter(|(hash, block)| {
-            self.contents[block.index()].as_ref().is_some_and(|content| content.hash == **hash)
+        let content = |block: &BlockId| self.contents[block.index()].as_ref().and_then(Registered::content);
+        let found = self.index.iter().filter(|(hash, block)| content(block).is_some_and(|found| found.hash == **hash));
+        let serials: HashSet<_> = self.index.values().filter_map(content).map(|content| content.serial).collect();
+        let beside = self.beside.iter().filter(|((serial, group), block)| {
+            matches!(&self.contents[block.index()], Some(Registered::Beside { serial: s, group: g }) if (s, g) == (serial, group))
+                && serials.contains(serial)
         });
-        if found.count() != registered || self.index.len() != registered {
-            return Err(format!("{registered} contents, {} index entries", self.index.len()));
+        if found.count() + beside.count() != registered || self.index.len() + self.beside.len() != registered {
+            let (index, beside) = (self.index.len(), self.beside.len());
+            return Err(format!("{registered} blocks are registered, {index} in the index and {beside} beside these"));
+        }
+        if let Some(hash) = self.remembered.hashes().find(|hash| self.index.contains_key(hash)) {
+            return Err(format!("the content {hash:x} has a block, and is remembered as one that has none"));
         }
         Ok(())
     }
@@ -519,6 +638,10 @@ mod tests {
         ids.iter().copied().map(TokenId).collect()
     }
 
+    fn blocks(table: &BlockTable) -> &[BlockId] {
+        &table.groups[0].blocks
+    }
+
     /// Computes `tokens` into a new table, after what the cache has of them.
     fn computed(manager: &mut BlockManager, tokens: &[TokenId]) -> (BlockTable, usize) {
         let mut table = BlockTable::default();
@@ -571,9 +694,9 @@ mod tests {
         }
         manager.register(&mut one, &short, 2);
         manager.register(&mut other, &long, 5);
-        assert_ne!(one.blocks[0], other.blocks[0]);
+        assert_ne!(blocks(&one)[0], blocks(&other)[0]);
         let (third, cached) = computed(&mut manager, &long);
-        assert_eq!((cached, &third.blocks[..2]), (4, &[one.blocks[0], other.blocks[1]][..]));
+        assert_eq!((cached, &blocks(&third)[..2]), (4, &[blocks(&one)[0], blocks(&other)[1]][..]));
     }
 
     #[test]
@@ -581,10 +704,10 @@ mod tests {
         let mut manager = manager(4);
         let prompt = tokens(&[1, 2, 3]);
         let (mut table, _) = computed(&mut manager, &prompt);
-        let mut fork = manager.fork(&table, 3);
+        let (mut fork, _) = manager.fork(&table, 3);
         let mut copies = Vec::new();
         assert!(manager.reserve(&mut fork, 3..4, &mut copies));
-        assert_eq!(copies, [BlockCopy { source: table.blocks[1], destination: fork.blocks[1] }]);
+        assert_eq!(copies, [BlockCopy { source: blocks(&table)[1], destination: blocks(&fork)[1] }]);
         assert!(manager.reserve(&mut table, 3..4, &mut copies));
         assert_eq!(copies.len(), 1, "the other is alone with it then");
         manager.audit([&table, &fork].into_iter()).unwrap();

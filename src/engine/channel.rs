@@ -220,6 +220,11 @@ impl ReaderControl {
         self.ended.load(Ordering::Acquire) || self.cancelled.load(Ordering::Acquire)
     }
 
+    /// Tokens that went out.
+    pub(super) fn generated_tokens(&self) -> u64 {
+        self.generated_tokens.load(Ordering::Relaxed)
+    }
+
     /// Its priority and id.
     pub(super) fn place(&self) -> (i32, SequenceId) {
         self.place

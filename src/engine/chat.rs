@@ -49,7 +49,7 @@ pub(super) fn render(
     let tools = if chat.tool_choice == ToolChoice::None { &[][..] } else { &chat.tools };
     let parser = |k: u64| {
         let parser = OutputParser::new(&format, tools, &prompt, seed ^ k);
-        if chat.parallel_tool_calls { parser } else { parser.first_call_only() }
+        if one_call(chat) { parser.first_call_only() } else { parser }
     };
     let parsers = (0..params.num_sequences() as u64).map(parser).collect();
     Ok(RenderedChat { prompt, parsers, markers: format.markers().filter_map(special).collect() })
@@ -80,6 +80,12 @@ pub(super) fn check(chat: &ChatPrompt) -> Result<()> {
     }
 }
 
+/// Whether an answer may hold one call only. Who names a tool wants it called, as OpenAI's API and vLLM have it, and not
+/// called until the model tires of it.
+fn one_call(chat: &ChatPrompt) -> bool {
+    !chat.parallel_tool_calls || matches!(chat.tool_choice, ToolChoice::Named(_))
+}
+
 /// The grammar of the calls that the choice asks for, if it asks for any.
 fn constraint(
     format: &OutputFormat,
@@ -94,7 +100,7 @@ fn constraint(
         Error::invalid("tool_choice", "cannot be enforced: the model's chat template teaches no format of tool calls")
     })?;
     let grammar = Grammar::new(special);
-    let grammar = if chat.parallel_tool_calls { grammar } else { grammar.one_call() };
+    let grammar = if one_call(chat) { grammar.one_call() } else { grammar };
     calls.constraint(&chat.tools, &chat.tool_choice, format.reasoning, prompt, &grammar)
 }
 
@@ -127,8 +133,10 @@ fn thinking_budget(tokenizer: &Tokenizer, format: &OutputFormat, prompt: &str, t
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Map, json};
+
     use super::*;
-    use crate::text::{ChatMessage, Role, Tool};
+    use crate::text::{ChatMessage, Role, Tool, ToolCallFormat};
 
     fn chat() -> ChatPrompt {
         vec![ChatMessage::new(Role::User, "hi")].into()
@@ -144,15 +152,15 @@ mod tests {
         let named = ToolChoice::Named("f".into());
         assert_eq!(field(&ChatPrompt { tool_choice: named.clone(), ..chat() }), "tool_choice");
         assert_eq!(field(&ChatPrompt { tool_choice: ToolChoice::Required, ..chat() }), "tool_choice");
-        assert_eq!(field(&ChatPrompt { tools: vec![tool("")], ..chat() }), "tools[0].name");
+        assert_eq!(field(&ChatPrompt { tools: [tool("")].into(), ..chat() }), "tools[0].name");
         assert_eq!(field(&Vec::new().into()), "messages");
-        check(&ChatPrompt { tool_choice: named, tools: vec![tool("f")], ..chat() }).unwrap();
+        check(&ChatPrompt { tool_choice: named, tools: [tool("f")].into(), ..chat() }).unwrap();
     }
 
     #[test]
     fn a_choice_makes_a_grammar_in_the_models_own_format() {
         let format = OutputFormat::of_template("tools <tool_call> <think>");
-        let asked = ChatPrompt { tool_choice: ToolChoice::Required, tools: vec![tool("f")], ..chat() };
+        let asked = ChatPrompt { tool_choice: ToolChoice::Required, tools: [tool("f")].into(), ..chat() };
         let lark = constraint(&format, &asked, "", &|_| None).unwrap().unwrap();
         assert!(lark.starts_with("start: (\"<think>\" thought gap)? calls\n"), "{lark}");
         let special = |text: &str| (text == "<tool_call>").then_some(TokenId(7));
@@ -160,6 +168,28 @@ mod tests {
         assert_eq!(constraint(&format, &chat(), "", &|_| None).unwrap(), None);
         let error = constraint(&OutputFormat::default(), &asked, "", &|_| None).unwrap_err();
         assert_eq!(error.violations[0].field, "tool_choice");
+    }
+
+    #[test]
+    fn tools_whose_grammar_would_be_too_long_are_refused_in_every_format_that_enforces_schemas() {
+        // Each argument refers to the definitions: written one by one, each brings all of them along.
+        let arguments = (0..2000).map(|k| (format!("a{k}"), json!({ "$ref": "#/$defs/d" })));
+        let schema = json!({
+            "properties": arguments.collect::<Map<_, _>>(),
+            "$defs": { "d": { "description": "x".repeat(200 << 10), "type": "integer" } },
+        });
+        let tool = Tool { name: "f".into(), description: None, parameters: schema.as_object().cloned() };
+        let asked = ChatPrompt { tool_choice: ToolChoice::Required, tools: [tool.clone(), tool].into(), ..chat() };
+        for name in ToolCallFormat::all_names() {
+            let format = OutputFormat { tool_calls: ToolCallFormat::named(name).ok(), reasoning: None };
+            let grammar = constraint(&format, &asked, "", &|_| None);
+            if ["gemma4", "functiongemma"].contains(&name) {
+                assert!(grammar.unwrap().unwrap().len() < 1000, "{name} enforces no schema");
+                continue;
+            }
+            let error = grammar.unwrap_err();
+            assert_eq!((error.code, error.violations[0].field.as_str()), (Code::InvalidArgument, "tools"), "{name}");
+        }
     }
 
     #[test]

@@ -25,10 +25,11 @@ pub use crate::params::{FinishReason, SampledToken, TokenLogprobs};
 /// Everything one step computes, flattened: the buffers are reused from step to step, so planning allocates nothing
 /// once they have grown.
 ///
-/// Invariants, which the scheduler keeps and executors may rely on: `token_ids`, `positions` and `slot_mapping` have
-/// the same length, at most `max_num_batched_tokens`; no slot appears twice in `slot_mapping`; the rows' `query`
-/// ranges partition those arrays in order; a row's block table covers `context_len + query.len()` tokens, plus
-/// `max_tokens_per_step - 1` more for a row that samples.
+/// Invariants, which the scheduler keeps and executors may rely on: `token_ids` and `positions` have the same length, at
+/// most `max_num_batched_tokens`, and `slot_mapping` as many entries a group; no slot appears twice in `slot_mapping`; the
+/// rows' `query` ranges partition those arrays in order; a row's block tables cover `context_len + query.len()` tokens, plus
+/// `max_tokens_per_step - 1` more for a row that samples. Of a group with a window they begin with [`BlockId::NULL`] as far
+/// as no token of the row sees anything.
 #[derive(Clone, Debug, Default)]
 pub struct StepPlan {
     /// Counts the steps of this engine.
@@ -49,9 +50,9 @@ pub struct StepPlan {
     pub token_ids: Vec<TokenId>,
     /// Their positions in their sequences, `[num_scheduled_tokens]`.
     pub positions: Vec<u32>,
-    /// Where their keys and values go, `[num_scheduled_tokens]`.
+    /// Where their keys and values go in each group of the KV cache, `[num_scheduled_tokens, groups]`.
     pub slot_mapping: Vec<Slot>,
-    /// The rows' block tables, one after another.
+    /// The rows' block tables, one after another, each `[groups, blocks]`.
     pub block_tables: Vec<BlockId>,
 }
 
@@ -62,7 +63,7 @@ pub struct PlannedRow {
     pub id: SequenceId,
     /// Its tokens in `token_ids`, `positions` and `slot_mapping`.
     pub query: Range<usize>,
-    /// Its blocks in `block_tables`.
+    /// Its blocks in `block_tables`, those of one group after those of another.
     pub blocks: Range<usize>,
     /// Tokens before the query whose keys and values stand in the blocks already.
     pub context_len: u32,
@@ -143,8 +144,8 @@ pub struct StepOutput {
     pub pooled: Vec<(SequenceId, Vec<f32>)>,
     /// Log-probabilities of prompts, as the rows asked for.
     pub prompts: Vec<(SequenceId, PromptLogprobs)>,
-    /// Sequences that sampled and whose own parameters left nothing to choose, or whose grammar
-    /// cannot be followed any further: they end with this error, alone.
+    /// Sequences that had a row and whose own parameters left nothing to choose, whose grammar cannot be followed any
+    /// further, or whose logits are no numbers: they end with this error, alone.
     pub failed: Vec<(SequenceId, Error)>,
 }
 

@@ -1,9 +1,9 @@
 //! An executor without arithmetic, for tests of everything above it and for the bench of a step.
 //!
 //! Its "keys and values" are the tokens themselves: a step stores token ids in slots, and what comes next is a hash of
-//! the whole context, *read back through the block table*. A wrong slot, a stale block or a lost copy therefore gives a
-//! wrong token, as it would in the real one. Besides, it knows what every sequence should read, checks the plan's
-//! invariants, and fails the step with a sentence when one does not hold.
+//! the whole context, *read back through the block tables*: of a group with a window, what the row's tokens see. A wrong
+//! slot, a stale block or a lost copy therefore is noticed, as it would be in the real one: it knows what every sequence should
+//! read, checks the plan's invariants, and fails the step with a sentence when one does not hold.
 
 mod pooled;
 
@@ -24,7 +24,7 @@ use super::executor::{
     Executor, PlannedRow, Rewind, SampledToken, SequenceOutput, StepOutput, StepPlan, TokenLogprobs,
 };
 use crate::{
-    config::EngineConfig,
+    config::{EngineConfig, KvCacheGroups},
     error::{Error, Result},
     ids::{BlockId, SequenceId, TokenId},
     params::PromptLogprobs,
@@ -124,6 +124,7 @@ pub struct FakeExecutor {
     options: FakeOptions,
     random: Random,
     block_size: usize,
+    groups: KvCacheGroups,
     max_num_batched_tokens: usize,
     slots: Vec<FakeSlot>,
     sequences: HashMap<SequenceId, Known>,
@@ -144,6 +145,7 @@ impl FakeExecutor {
             random: Random(options.seed),
             options,
             block_size: config.block_size,
+            groups: config.kv_groups,
             max_num_batched_tokens: config.max_num_batched_tokens,
             slots: vec![FakeSlot::default(); config.num_blocks * config.block_size],
             sequences: HashMap::new(),
@@ -174,7 +176,7 @@ impl FakeExecutor {
 
     fn check_arrays(&self, plan: &StepPlan) -> Result<()> {
         let n = plan.token_ids.len();
-        ensure(plan.positions.len() == n && plan.slot_mapping.len() == n, || {
+        ensure(plan.positions.len() == n && plan.slot_mapping.len() == n * self.groups.count(), || {
             format!("{n} tokens, {} positions, {} slots", plan.positions.len(), plan.slot_mapping.len())
         })?;
         ensure(n <= self.max_num_batched_tokens, || format!("{n} tokens exceed the budget"))?;
@@ -227,11 +229,11 @@ impl FakeExecutor {
 
     /// Stores a row's tokens where the plan says, which must be where its block table says.
     fn write_row(&mut self, r: usize, row: &PlannedRow, plan: &StepPlan) -> Result<()> {
-        let table = &plan.block_tables[row.blocks.clone()];
         let lookahead = if row.samples { self.options.max_tokens_per_step - 1 } else { 0 };
         let num_covered = row.context_len as usize + row.query.len() + lookahead;
-        ensure(table.len() * self.block_size >= num_covered, || {
-            format!("sequence {}: {} blocks do not cover {num_covered} tokens", row.id, table.len())
+        let num_blocks = row.blocks.len() / self.groups.count();
+        ensure(num_blocks * self.block_size >= num_covered, || {
+            format!("sequence {}: {num_blocks} blocks do not cover {num_covered} tokens", row.id)
         })?;
         let known = self.known(row.id)?;
         let num_known = known.tokens.len();
@@ -251,9 +253,11 @@ impl FakeExecutor {
             format!("sequence {}: other tokens than it has at {}..{end}", row.id, row.context_len)
         })?;
         for (i, position) in row.query.clone().zip(row.context_len..) {
-            let slot = plan.slot_mapping[i].index();
             ensure(plan.positions[i] == position, || format!("sequence {}: position {position} is missing", row.id))?;
-            self.write(slot, r, Stored { token: plan.token_ids[i], position })?;
+            for group in 0..self.groups.count() {
+                let slot = plan.slot_mapping[i * self.groups.count() + group].index();
+                self.write(slot, r, Stored { token: plan.token_ids[i], position })?;
+            }
         }
         Ok(())
     }
@@ -270,25 +274,31 @@ impl FakeExecutor {
         Ok(())
     }
 
-    /// Reads a row's context back through its block table.
+    /// Reads a row's context back through its block tables, each as far back as the row's first token sees.
     fn read_row(&self, r: usize, row: &PlannedRow, plan: &StepPlan) -> Result<Context> {
-        let table = &plan.block_tables[row.blocks.clone()];
-        let tokens = &self.known(row.id)?.tokens;
-        let mut context = Context::default();
-        for (position, &token) in tokens[..row.context_len as usize + row.query.len()].iter().enumerate() {
-            let slot = self.slot(table, position);
-            let at = self.slots.get(slot).ok_or_else(|| violation(format!("there is no slot {slot}")))?;
-            let says = |what: &str| violation(format!("sequence {}, position {position}: slot {slot} {what}", row.id));
-            let stored = at.stored.ok_or_else(|| says("was never written"))?;
-            if at.changed.0 == self.num_submitted && at.changed.1 != r {
-                return Err(says("is being written by another row"));
+        let tokens = &self.known(row.id)?.tokens[..row.context_len as usize + row.query.len()];
+        for (table, window) in self.tables(row, plan).zip(self.groups.windows()) {
+            let first = (row.context_len as usize + 1).saturating_sub(window);
+            for (position, &token) in tokens.iter().enumerate().skip(first) {
+                let slot = self.slot(table, position);
+                let at = self.slots.get(slot).ok_or_else(|| violation(format!("there is no slot {slot}")))?;
+                let says =
+                    |what: &str| violation(format!("sequence {}, position {position}: slot {slot} {what}", row.id));
+                let stored = at.stored.ok_or_else(|| says("was never written"))?;
+                if at.changed.0 == self.num_submitted && at.changed.1 != r {
+                    return Err(says("is being written by another row"));
+                }
+                if stored != (Stored { token, position: position as u32 }) {
+                    return Err(says(&format!("is stale: it holds {stored:?}")));
+                }
             }
-            if stored != (Stored { token, position: position as u32 }) {
-                return Err(says(&format!("is stale: it holds {stored:?}")));
-            }
-            context = context.then(stored.token);
         }
-        Ok(context)
+        Ok(tokens.iter().fold(Context::default(), |context, &token| context.then(token)))
+    }
+
+    /// A row's block tables, one a group.
+    fn tables<'a>(&self, row: &PlannedRow, plan: &'a StepPlan) -> std::slice::ChunksExact<'a, BlockId> {
+        plan.block_tables[row.blocks.clone()].chunks_exact((row.blocks.len() / self.groups.count()).max(1))
     }
 
     fn slot(&self, table: &[BlockId], position: usize) -> usize {
@@ -298,7 +308,6 @@ impl FakeExecutor {
     /// Samples for a row: one token, and as many more as its "draft" was right about, whose keys and values are
     /// written on the way. What the draft was wrong about leaves rubbish in the slots behind.
     fn sample(&mut self, r: usize, row: &PlannedRow, mut context: Context, plan: &StepPlan) -> Result<SequenceOutput> {
-        let table = &plan.block_tables[row.blocks.clone()];
         let end = row.context_len as usize + row.query.len();
         let num_drafted = self.options.max_tokens_per_step - 1;
         let num_accepted = self.random.below(num_drafted + 1);
@@ -316,7 +325,9 @@ impl FakeExecutor {
             }
             if i < num_drafted {
                 let token = if i < num_accepted { token } else { TokenId(u32::MAX) };
-                self.write(self.slot(table, end + i), r, Stored { token, position: (end + i) as u32 })?;
+                for table in self.tables(row, plan) {
+                    self.write(self.slot(table, end + i), r, Stored { token, position: (end + i) as u32 })?;
+                }
             }
         }
         if let Some(known) = self.sequences.get_mut(&row.id) {

@@ -40,6 +40,12 @@ pub(super) enum Fault {
     BlocksLeaked,
     /// A mean is taken over what the prefix cache did not have.
     MeanOfUncached,
+    /// Blocks before a window are kept.
+    WindowNotLeft,
+    /// The first block of a window is given back.
+    WindowLeftTooEarly,
+    /// A sequence goes on where its window was given back, or is not cached.
+    WindowNotChecked,
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod best_of;
 pub mod block_manager;
 mod channel;
 mod chat;
+pub mod drill;
 mod embed;
 pub mod executor;
 pub mod fake;
@@ -47,7 +48,7 @@ use tokio::{
 pub use self::{
     adapters::Adapters,
     block_manager::BlockEvent,
-    embed::{EmbedInput, EmbedOptions, EmbedRequest, Embedding, Embeddings},
+    embed::{EmbedBatch, EmbedInput, EmbedOptions, EmbedRequest, Embedding, Embeddings},
     grammars::vocabulary,
     history::History,
     kv_log::{KvBatch, KvRead, KvSubscription},
@@ -70,7 +71,7 @@ use crate::{
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
     params::{Pooling, SamplingParams, limits},
-    telemetry::{Telemetry, spans::Origin},
+    telemetry::{ModelBytes, Telemetry, spans::Origin},
     text::{ChatPrompt, ChatTemplate, Tokenizer},
 };
 
@@ -257,7 +258,9 @@ impl Engine {
         factory: ExecutorFactory,
     ) -> Result<Self> {
         telemetry.set_cache_config(config.block_size, config.num_blocks);
-        let supervised = Supervised::new(config, telemetry);
+        let (weights, kv_per_token) = (info.weight_bytes, info.kv_bytes_per_token);
+        telemetry.set_model_bytes(ModelBytes { weights, kv_per_token });
+        let supervised = Supervised::new(config, telemetry, info.adapters.clone());
         supervised.start(factory).await?;
         let grammars = Grammars::new(&info, &text);
         let template_hash = text.chat_template.as_ref().map(|template| template.hash()).unwrap_or_default();
@@ -295,6 +298,14 @@ impl Engine {
     #[must_use]
     pub fn text(&self) -> &ModelText {
         &self.inner.text
+    }
+
+    /// Bytes of its weights and of its KV cache, whether the operating system has been asked for all of them yet or not.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        let (info, config) = (self.info(), self.config());
+        let tokens = (config.num_blocks as u64).saturating_mul(config.block_size as u64);
+        info.weight_bytes.saturating_add(tokens.saturating_mul(info.kv_bytes_per_token))
     }
 
     /// The engine's metrics.

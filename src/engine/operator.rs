@@ -1,12 +1,13 @@
 //! What whoever runs the server may see and do: loads, aborts, and a cache to be emptied.
 
-use std::{collections::BTreeMap, sync::Arc};
-
-use tokio::sync::oneshot;
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use super::{Engine, channel::ReaderControl, step::Command, unavailable};
 use crate::{
-    error::{Error, Result},
+    error::Result,
     telemetry::{EngineState, EngineTotals},
 };
 
@@ -51,8 +52,8 @@ pub enum Which<'a> {
     Id(&'a str),
     /// All of a tenant.
     Tenant(Option<&'a str>),
-    /// Those of a tenant with this id.
-    Own(Option<&'a str>, &'a str),
+    /// Those of a tenant with one of these ids.
+    Own(Option<&'a str>, &'a HashSet<&'a str>),
 }
 
 impl Which<'_> {
@@ -61,7 +62,7 @@ impl Which<'_> {
         match self {
             Self::Id(id) => request.id == id,
             Self::Tenant(tenant) => request.tenant.as_deref() == tenant,
-            Self::Own(tenant, id) => request.tenant.as_deref() == tenant && request.id == id,
+            Self::Own(tenant, ids) => request.tenant.as_deref() == tenant && ids.contains(request.id.as_str()),
         }
     }
 }
@@ -125,11 +126,8 @@ impl Engine {
     /// # Errors
     /// `Unavailable` between two lives of the engine, `ResourceExhausted` where too much is asked of it.
     pub async fn flush_cache(&self) -> Result<Flushed> {
-        let restarting = || unavailable("the engine is restarting");
-        let life = self.inner.supervised.life().ok_or_else(restarting)?;
-        let (reply, replied) = oneshot::channel();
-        life.command(Command::FlushCache { reply })?;
-        replied.await.map_err(|_| -> Error { restarting() })
+        let life = self.inner.supervised.life().ok_or_else(|| unavailable("the engine is restarting"))?;
+        life.ask(|reply| Command::FlushCache { reply }).await
     }
 
     /// The readers of all live sequences.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::{sync::oneshot, time::Instant};
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     Engine, Inner, Request,
@@ -95,7 +95,9 @@ impl Engine {
             return Ok(());
         }
         // What is cached need not be computed; only those that would be refused have to know.
-        let cached = cached_tokens(life, &needs).await?;
+        let cached = timeout_at(deadline, cached_tokens(life, &needs)).await.map_err(|_| {
+            Error::new(Code::DeadlineExceeded, "the deadline passed before the engine said what is cached")
+        })??;
         within(deadline, self.time_needed(ahead, prompt - cached.min(prompt), least))
     }
 
@@ -134,7 +136,6 @@ fn within(deadline: Instant, needed: Option<Duration>) -> Result<()> {
 }
 
 async fn cached_tokens(life: &Life, needs: &Needs) -> Result<usize> {
-    let (reply, replied) = oneshot::channel();
-    life.command(Command::Lookup { tokens: needs.prompt.clone(), salt: needs.salt.clone(), reply })?;
-    replied.await.map_err(|_| unavailable("the engine is restarting"))
+    let (tokens, salt) = (needs.prompt.clone(), needs.salt.clone());
+    life.ask(|reply| Command::Lookup { tokens, salt, reply }).await
 }

@@ -22,12 +22,11 @@ use crate::{
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
     kernels::{
-        paged_attention::AttentionMetadata,
         pool::{Pool, for_each_mut},
         spare,
     },
     layers::{
-        context::{KvCache, LinearObserver, StepContext},
+        context::{KvCache, KvGroupStep, LinearObserver, StepContext},
         lora::{Adapter, AdapterRows},
     },
     params::{PromptLogprobs, SampledToken},
@@ -65,7 +64,7 @@ pub struct Runner {
     /// Steps submitted and not collected.
     outputs: VecDeque<StepOutput>,
     /// Reused from step to step.
-    attention: AttentionMetadata,
+    groups: Vec<KvGroupStep>,
     observer: Option<Arc<dyn LinearObserver>>,
 }
 
@@ -78,6 +77,7 @@ impl Runner {
         let kv = model.new_kv_cache(config.num_blocks, config.block_size)?;
         let pool = Pool::new(config.num_threads)?;
         Ok(Self {
+            groups: vec![KvGroupStep::default(); kv.groups().count()],
             model,
             kv,
             pool: Arc::new(pool),
@@ -86,7 +86,6 @@ impl Runner {
             constraints: Constraints::default(),
             pools: Pools::default(),
             outputs: VecDeque::new(),
-            attention: AttentionMetadata::default(),
             observer: None,
         })
     }
@@ -142,7 +141,12 @@ impl Runner {
         if plan.token_ids.is_empty() {
             return Ok(StepOutput::default());
         }
-        pack(&mut self.attention, plan, self.kv.shape().block_size);
+        let (num_slots, count) = (plan.slot_mapping.len(), self.groups.len());
+        if num_slots != plan.token_ids.len() * count {
+            let why = format!("{num_slots} slots for {} tokens in {count} KV cache groups", plan.token_ids.len());
+            return Err(Error::internal(why));
+        }
+        pack(&mut self.groups, plan, self.kv.shape().block_size);
         let samples = |row: &&PlannedRow| row.samples && !row.query.is_empty() && !self.pools.contains(row.id);
         let sampling = plan.rows.iter().filter(samples).collect::<Vec<_>>();
         let logit_rows = sampling.iter().map(|row| row.query.end as u32 - 1).collect::<Vec<_>>();
@@ -150,22 +154,22 @@ impl Runner {
         let step = StepContext {
             adapters: adapters.as_ref(),
             positions: &plan.positions,
-            slot_mapping: &plan.slot_mapping,
-            attention: &self.attention,
+            groups: &self.groups,
             kv: &self.kv,
             observer: self.observer.as_deref(),
         };
         let hidden = self.model.hidden(&plan.token_ids, &step)?;
-        let prompts = self.prompt_logprobs(plan, &hidden, &step)?;
-        let pooled = self.pools.take_in(plan, |rows| floats(&self.model.states(&hidden, rows)?))?;
+        let mut output = StepOutput::default();
+        self.prompt_logprobs(plan, &hidden, &step, &mut output)?;
+        output.pooled = self.pools.take_in(plan, |rows| floats(&self.model.states(&hidden, rows)?))?;
         if sampling.is_empty() {
-            return Ok(StepOutput { prompts, pooled, ..StepOutput::default() });
+            return Ok(output);
         }
         let mut logits = floats(&self.model.logits(&hidden, &logit_rows, &step)?)?;
         spare::give_back(hidden);
-        let output = self.sample(&sampling, &mut logits, vocab_size);
+        let sampled = self.sample(&sampling, &mut logits, vocab_size, &mut output);
         spare::keep(logits);
-        Ok(StepOutput { prompts, pooled, ..output? })
+        sampled.map(|()| output)
     }
 
     /// Which of the step's rows go through which adapters.
@@ -190,30 +194,42 @@ impl Runner {
         plan: &StepPlan,
         hidden: &Tensor,
         step: &StepContext<'_>,
-    ) -> Result<Vec<(SequenceId, PromptLogprobs)>> {
-        let mut prompts = Vec::new();
+        output: &mut StepOutput,
+    ) -> Result<()> {
         for row in plan.rows.iter().filter(|row| !row.prompt_targets.is_empty()) {
             let sequence = self.samplers.get(&row.id);
             let sequence =
                 sequence.ok_or_else(|| Error::internal(format!("sequence {} was never admitted", row.id)))?;
             let targets = row.prompt_targets.clone();
-            let mut tokens = Vec::with_capacity(targets.len());
+            let (mut tokens, mut failed) = (Vec::with_capacity(targets.len()), None);
             for start in targets.clone().step_by(PROMPT_ROWS as usize) {
                 let positions = start..targets.end.min(start + PROMPT_ROWS);
                 // The token before predicts it.
                 let first = row.query.start as u32 + (start - 1 - row.context_len);
                 let logit_rows: Vec<u32> = (first..first + positions.len() as u32).collect();
                 let logits = floats(&self.model.logits(hidden, &logit_rows, step)?)?;
-                tokens.extend(sequence.given(positions, &logits)?);
+                match sequence.given(positions, &logits) {
+                    Ok(given) => tokens.extend(given),
+                    Err(error) => failed = Some(error),
+                }
                 spare::keep(logits);
             }
-            prompts.push((row.id, PromptLogprobs { start: targets.start, tokens }));
+            match failed {
+                None => output.prompts.push((row.id, PromptLogprobs { start: targets.start, tokens })),
+                Some(error) => output.failed.push(failure(row.id, error)),
+            }
         }
-        Ok(prompts)
+        Ok(())
     }
 
     /// Samples a token for each row from its logits, which are overwritten, rows in parallel.
-    fn sample(&mut self, rows: &[&PlannedRow], logits: &mut [f32], vocab_size: usize) -> Result<StepOutput> {
+    fn sample(
+        &mut self,
+        rows: &[&PlannedRow],
+        logits: &mut [f32],
+        vocab_size: usize,
+        output: &mut StepOutput,
+    ) -> Result<()> {
         // Each row takes its own sampler and place in its grammar out of the maps, so that they can run side by side.
         let mut work = Vec::with_capacity(rows.len());
         for (row, logits) in rows.iter().zip(logits.chunks_exact_mut(vocab_size)) {
@@ -224,27 +240,32 @@ impl Runner {
             work.push((*row, logits, sampling));
         }
         for_each_mut(&mut work, |(row, logits, sampling)| sampling.sample(row, logits));
-        let mut output = StepOutput { sequences: Vec::with_capacity(work.len()), ..StepOutput::default() };
+        output.sequences.reserve(work.len());
         let mut broken = Ok(());
         for (row, _, mut sampling) in work {
             let (constrained, sampled) = (sampling.constrained.take(), sampling.sampled.take());
-            let of_grammar = constrained.as_ref().is_some_and(Result::is_err);
             self.samplers.insert(row.id, sampling);
             self.constraints.go_on(row.id, constrained);
             match sampled {
                 Some(Ok((tokens, complete))) => {
                     output.sequences.push(SequenceOutput { id: row.id, tokens, num_written: 0, complete });
                 }
-                // The request's own doing, and its own end.
-                Some(Err(error)) if of_grammar || matches!(error.code, Code::Aborted | Code::InvalidArgument) => {
-                    output.failed.push((row.id, error));
-                }
-                Some(Err(error)) => broken = broken.and(Err(error)),
-                None => broken = broken.and(Err(Error::internal("a row was not sampled"))),
+                // Its logits, its grammar and its wishes are a row's own, and so is its end.
+                Some(Err(error)) => output.failed.push(failure(row.id, error)),
+                None => broken = Err(Error::internal("a row was not sampled")),
             }
         }
-        broken.map(|()| output)
+        broken
     }
+}
+
+/// The end of a sequence, alone. Whoever runs the server hears of it where the request is not to blame: weights or an
+/// adapter whose numbers overflow do that.
+fn failure(id: SequenceId, error: Error) -> (SequenceId, Error) {
+    if error.code == Code::Internal {
+        tracing::error!(%error, "sequence {id} ends");
+    }
+    (id, error)
 }
 
 /// New tokens of a row, and whether nothing may follow them.
@@ -300,19 +321,28 @@ fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(spare::take(&tensor.to_device(&Device::Cpu)?.contiguous()?)?)
 }
 
-/// Fills the metadata of attention from a plan's rows.
-fn pack(attention: &mut AttentionMetadata, plan: &StepPlan, block_size: usize) {
-    let AttentionMetadata { block_size: size, cu_seqlens, context_lens, block_tables, cu_blocks } = attention;
-    *size = block_size;
-    for ends in [&mut *cu_seqlens, &mut *cu_blocks] {
-        ends.clear();
-        ends.push(0);
+/// Fills what each group's layers are told from a plan's rows.
+fn pack(groups: &mut [KvGroupStep], plan: &StepPlan, block_size: usize) {
+    let count = groups.len();
+    for (index, KvGroupStep { slot_mapping, attention }) in groups.iter_mut().enumerate() {
+        slot_mapping.clear();
+        slot_mapping.extend(plan.slot_mapping.iter().skip(index).step_by(count));
+        attention.block_size = block_size;
+        attention.block_tables.clear();
+        for ends in [&mut attention.cu_seqlens, &mut attention.cu_blocks] {
+            ends.clear();
+            ends.push(0);
+        }
+        attention.cu_seqlens.extend(plan.rows.iter().map(|row| row.query.end as u32));
+        for row in &plan.rows {
+            let blocks = plan.block_tables.get(row.blocks.clone()).unwrap_or_default();
+            let len = blocks.len() / count;
+            attention.block_tables.extend_from_slice(&blocks[index * len..(index + 1) * len]);
+            attention.cu_blocks.push(attention.block_tables.len() as u32);
+        }
+        attention.context_lens.clear();
+        attention.context_lens.extend(plan.rows.iter().map(|row| row.context_len));
     }
-    cu_seqlens.extend(plan.rows.iter().map(|row| row.query.end as u32));
-    cu_blocks.extend(plan.rows.iter().map(|row| row.blocks.end as u32));
-    context_lens.clear();
-    context_lens.extend(plan.rows.iter().map(|row| row.context_len));
-    block_tables.clone_from(&plan.block_tables);
 }
 
 /// A sampler that has seen what the sequence said so far. Mirostat begins anew.

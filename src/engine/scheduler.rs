@@ -13,8 +13,8 @@
 //!    decodes can wait for them ([`prefill_budget`]).
 //!
 //! So the first of one tenant always gains a token: it can have everybody's blocks, a row, and a token of the budget. Blocks
-//! of another tenant are taken where that one is ahead by more than computing them again costs; and where otherwise nobody
-//! could run, by place alone.
+//! of another tenant are taken where that one is ahead by as much as its prompt and half of its answer, which are to be
+//! computed again; and where otherwise nobody could run, by place alone.
 
 mod admit;
 mod apply;
@@ -118,15 +118,20 @@ impl Scheduler {
     #[must_use]
     pub fn with_hasher(config: &EngineConfig, max_tokens_per_step: usize, hasher: BlockHasher) -> Self {
         let max_tokens_per_step = max_tokens_per_step.max(1);
-        let cache_tokens = config.num_blocks * config.block_size;
+        let max_num_batched_tokens = config.max_num_batched_tokens.max(1);
+        // Slots for tokens that a step may bring and that nobody knows yet.
+        let num_lookahead = max_tokens_per_step - 1;
+        let step_tokens = max_num_batched_tokens.saturating_add(num_lookahead);
+        let longest = config.kv_groups.longest(config.num_blocks, config.block_size, step_tokens);
         Self {
-            max_num_batched_tokens: config.max_num_batched_tokens.max(1),
+            max_num_batched_tokens,
             max_num_seqs: config.max_num_seqs.max(1),
             max_sequences: config.max_num_seqs + config.max_waiting,
-            max_len: config.max_model_len.min(cache_tokens.saturating_sub(max_tokens_per_step - 1)),
+            max_len: config.max_model_len.min(longest.saturating_sub(num_lookahead)),
             max_tokens_per_step,
             stall_timeout: config.stall_timeout,
             blocks: BlockManager::new(config.num_blocks, config.block_size, config.enable_prefix_caching, hasher)
+                .with_groups(config.kv_groups, step_tokens)
                 .with_events(config.enable_kv_cache_events),
             leases: Leases::new(config.max_leased_blocks(), config.max_pinned_blocks()),
             sequences: Sequences::default(),
@@ -227,7 +232,12 @@ impl Scheduler {
     /// The first two passes.
     fn choose(&mut self, now: Instant, plan: &mut StepPlan) {
         let left = self.reserve(now, plan);
+        let (starved, num_stalled) = (left.starved.is_some(), self.stalled.len());
         self.admit(left, now, plan);
+        // Who stalls in line no longer keeps blocks from those who run behind it.
+        if starved && self.stalled.len() > num_stalled {
+            self.reserve(now, plan);
+        }
     }
 
     /// Whether nobody can run, though there are some who want to and wait for no tokens: each lacks blocks that another

@@ -10,7 +10,7 @@ use std::{
 use smallvec::SmallVec;
 
 use super::{
-    block_manager::BlockTable,
+    block_manager::{BlockTable, Salt},
     faults::{Fault, planted},
 };
 use crate::{
@@ -136,7 +136,7 @@ pub struct Sequence {
     /// The tokens of `dry_sequence_breakers`.
     pub dry_breakers: Arc<[Vec<TokenId>]>,
     /// Keeps tenants apart in the prefix cache: only sequences of the same salt share blocks.
-    pub salt: Option<Arc<str>>,
+    pub salt: Option<Salt>,
     /// What its output must match; the executor keeps where in it the sequence stands.
     pub grammar: Option<Arc<Grammar>>,
     /// Set where its prompt's hidden states are wanted, and no token: it ends with its prompt. Its `max_tokens` is 0.

@@ -41,8 +41,10 @@ pub struct SessionSettings {
     pub lease_bytes: Option<u64>,
     /// What happens where it no longer fits.
     pub when_full: WhenFull,
-    /// Most bytes of its messages.
+    /// Most bytes of its messages and of all that is said beside them.
     pub max_bytes: usize,
+    /// Bytes that whoever opens it keeps for it besides.
+    pub other_bytes: usize,
 }
 
 /// What one turn asks beside its messages: the prompt, the salt and the lease are the session's.
@@ -105,9 +107,9 @@ impl Engine {
             let why = "a session needs a model with a tokenizer and a chat template: use Generation instead";
             return Err(Error::new(Code::FailedPrecondition, why));
         }
-        let per_token = self.info().kv_bytes_per_token.max(1);
-        let most =
-            settings.lease_bytes.map_or(usize::MAX, |bytes| usize::try_from(bytes / per_token).unwrap_or(usize::MAX));
+        let (per_token, groups) = (self.info().kv_bytes_per_token as usize, self.config().kv_groups);
+        let tokens_in = |bytes| groups.tokens_in(per_token, usize::try_from(bytes).unwrap_or(usize::MAX));
+        let most = settings.lease_bytes.map_or(usize::MAX, tokens_in);
         let lease = Lease::new(self.clone(), self.next_lease(), settings.pinned, most);
         let (engine, history, turns) = (self.clone(), Arc::default(), Vec::new());
         let session = Session { engine, settings, history, turns, under_way: None, lease };
@@ -267,8 +269,9 @@ impl Session {
         let mut fork = Self {
             engine: self.engine.clone(),
             settings: SessionSettings {
-                chat: ChatPrompt { messages, ..self.settings.chat.clone() },
-                ..self.settings.clone()
+                chat: self.settings.chat.with_messages(messages),
+                cache_salt: self.settings.cache_salt.clone(),
+                ..self.settings
             },
             history: self.history.clone(),
             turns,
@@ -340,9 +343,12 @@ impl Session {
             let others: usize = others.into_iter().flatten().map(String::len).sum();
             message.content.len() + others + call_bytes(message) + 64
         };
-        let total: usize = self.settings.chat.messages.iter().chain(more).map(bytes).sum();
+        let said: usize = self.settings.chat.messages.iter().chain(more).map(bytes).sum();
+        let total = said + self.settings.chat.bytes_beside() + self.settings.other_bytes;
         if total > self.settings.max_bytes {
-            let why = format!("the conversation would have {total} bytes, a session holds {}", self.settings.max_bytes);
+            let most = self.settings.max_bytes;
+            let why =
+                format!("the conversation, its tools and options would have {total} bytes, a session holds {most}");
             return Err(Error::new(Code::ResourceExhausted, why));
         }
         Ok(())

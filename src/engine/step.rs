@@ -13,6 +13,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
+    block_manager::Salt,
     channel::{Bell, ReaderControl},
     executor::{Executor, StepOutput, StepPlan},
     operator::Flushed,
@@ -40,7 +41,7 @@ pub(super) enum Command {
     /// Changes a sequence.
     Edit { id: SequenceId, edit: Edit },
     /// Of a prompt's tokens, how many are cached.
-    Lookup { tokens: Arc<[TokenId]>, salt: Option<Arc<str>>, reply: oneshot::Sender<usize> },
+    Lookup { tokens: Arc<[TokenId]>, salt: Option<Salt>, reply: oneshot::Sender<usize> },
     /// Forgets what the prefix cache holds and nobody uses.
     FlushCache { reply: oneshot::Sender<Flushed> },
     /// Has one conversation hold another one's blocks too.
@@ -139,16 +140,13 @@ impl StepLoop {
             let runs = self.scheduler.schedule(began, &mut plan, &mut events);
             let (scheduled, mut executed) = (Instant::now(), None);
             if runs {
-                let output = self.execute(&plan)?;
+                let Some(output) = self.execute(&plan)? else { return Ok(()) };
                 executed = Some(Instant::now());
                 self.scheduler.apply(output, &mut events)?;
             }
             self.report();
             self.pace.count_ends(&events, self.scheduler.stats().waiting > 0);
             self.outbox.take_in(&mut events);
-            if self.progress.abandoned.load(Ordering::Acquire) {
-                return Ok(());
-            }
             let delivered = self.outbox.send(&mut self.scheduler);
             if let Some(executed) = executed {
                 let (schedule, execute) = (scheduled - began, executed - scheduled);
@@ -203,16 +201,21 @@ impl StepLoop {
         }
     }
 
-    fn execute(&mut self, plan: &StepPlan) -> Result<StepOutput> {
+    /// Runs a step. None where this thread was given up meanwhile: rates and gauges are those of another life by now, and
+    /// its streams have ended.
+    fn execute(&mut self, plan: &StepPlan) -> Result<Option<StepOutput>> {
         self.progress.tick();
         let began = Instant::now();
         self.executor.submit(plan)?;
         let output = self.executor.collect()?;
+        self.progress.tick();
+        if self.progress.abandoned.load(Ordering::Acquire) {
+            return Ok(None);
+        }
         let elapsed = began.elapsed();
         self.pace.count_step(elapsed, plan);
         self.scheduler.record_step(elapsed);
-        self.progress.tick();
-        Ok(output)
+        Ok(Some(output))
     }
 
     fn park(&self, delivered: bool) {
@@ -254,6 +257,7 @@ fn facts(plan: &StepPlan, [schedule, execute, apply]: [Duration; 3]) -> StepFact
         prefill_sequences: plan.rows.len() - decodes,
         prefill_tokens: plan.token_ids.len() - decodes,
         decode_sequences: decodes,
+        context_tokens: plan.rows.iter().map(|row| row.context_len as usize + row.query.len()).sum(),
         schedule,
         execute,
         apply,
@@ -262,10 +266,19 @@ fn facts(plan: &StepPlan, [schedule, execute, apply]: [Duration; 3]) -> StepFact
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::Semaphore;
+
     use super::*;
     use crate::{
-        engine::{executor::PlannedRow, scheduler::End},
+        config::EngineConfig,
+        engine::{
+            channel::ReaderSpec,
+            executor::PlannedRow,
+            fake::{FakeExecutor, FakeOptions},
+            scheduler::End,
+        },
         params::{FinishReason, Usage},
+        telemetry::Telemetry,
     };
 
     const MS: Duration = Duration::from_millis(1);
@@ -308,9 +321,66 @@ mod tests {
         assert!(pace.rates.retry_after().is_some());
     }
 
+    /// Is given up while it computes.
+    struct GivenUp {
+        executor: FakeExecutor,
+        progress: Arc<Progress>,
+    }
+
+    impl Executor for GivenUp {
+        fn submit(&mut self, plan: &StepPlan) -> Result<()> {
+            self.executor.submit(plan)
+        }
+
+        fn collect(&mut self) -> Result<StepOutput> {
+            self.progress.abandoned.store(true, Ordering::Release);
+            self.executor.collect()
+        }
+    }
+
+    #[test]
+    fn a_thread_that_was_given_up_in_a_step_says_nothing_of_it() {
+        let config = EngineConfig::default();
+        let telemetry = Arc::new(Telemetry::new("test"));
+        // What the life after it says.
+        let state = EngineState { num_running: 7, ..EngineState::default() };
+        Reporter::new(telemetry.clone()).report(state, EngineTotals::default());
+
+        let (progress, bell) = (Arc::<Progress>::default(), Arc::<Bell>::default());
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let id = SequenceId(1);
+        let spec =
+            ReaderSpec { capacity_tokens: 8, credits: None, prompt_tokens: 3, place: (0, id), request: Arc::default() };
+        let (reader, _deliveries) = ReaderControl::new(spec, bell.clone(), permit);
+        let sequence = Sequence::new(id, [TokenId(5); 3].into(), Arc::default(), reader.clone());
+        let (requests, queued) = std::sync::mpsc::sync_channel(1);
+        requests.send(vec![(sequence, reader)]).unwrap();
+        let (fan_out, mut batches) = tokio::sync::mpsc::channel(1);
+        let executor = FakeExecutor::new(&config, FakeOptions::default());
+        let mut step_loop = StepLoop {
+            scheduler: Scheduler::new(&config, 1),
+            executor: Box::new(GivenUp { executor, progress: progress.clone() }),
+            requests: queued,
+            commands: std::sync::mpsc::sync_channel(1).1,
+            bell,
+            progress: progress.clone(),
+            outbox: Outbox::new(fan_out),
+            reporter: Reporter::new(telemetry.clone()),
+            pace: pace(),
+        };
+        step_loop.run().unwrap();
+        assert!(progress.abandoned.load(Ordering::Acquire), "the step ran");
+        assert_eq!(telemetry.state(), state);
+        assert_eq!(step_loop.pace.rates.prefill_tokens_per_second(), None);
+        assert!(batches.try_recv().is_err());
+    }
+
     #[test]
     fn a_batch_is_prompts_and_what_goes_on_by_one_token() {
-        let facts = facts(&plan(&[(50, 0), (1, 0), (7, 3), (1, 4), (1, 1)]), [MS, 2 * MS, 3 * MS]);
+        let mut plan = plan(&[(50, 0), (1, 0), (7, 3), (1, 4), (1, 1)]);
+        plan.rows[4].context_len = 30;
+        let facts = facts(&plan, [MS, 2 * MS, 3 * MS]);
+        assert_eq!(facts.context_tokens, 50 + 1 + 7 + 1 + 31);
         assert_eq!((facts.prefill_sequences, facts.prefill_tokens, facts.decode_sequences), (3, 58, 2));
         assert_eq!((facts.schedule, facts.execute, facts.apply), (MS, 2 * MS, 3 * MS));
     }

@@ -348,6 +348,12 @@ impl Generation {
         Usage { completion_tokens, ..first }
     }
 
+    /// Tokens generated so far for all its sequences, those included that its reader has not taken or is not shown.
+    #[must_use]
+    pub fn generated_tokens(&self) -> u64 {
+        self.outputs.iter().map(|output| output.control.generated_tokens()).sum()
+    }
+
     /// The prompt's ids.
     #[must_use]
     pub fn prompt(&self) -> &[TokenId] {

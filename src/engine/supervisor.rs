@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    Health,
+    Adapters, Health,
     channel::{Bell, Delivery, ReaderControl},
     executor::Executor,
     kv_log::KvLog,
@@ -29,6 +29,7 @@ use super::{
     rates::{Ahead, Rates},
     scheduler::Scheduler,
     step::{Command, Pace, Progress, Queued, StepLoop},
+    unavailable,
 };
 use crate::{
     config::EngineConfig,
@@ -61,6 +62,8 @@ pub(super) struct Life {
     pub commands: SyncSender<Command>,
     pub bell: Arc<Bell>,
     progress: Arc<Progress>,
+    /// Says what [`Progress::abandoned`] says, to those who wait.
+    given_up: watch::Sender<bool>,
     readers: Readers,
 }
 
@@ -137,9 +140,27 @@ impl Life {
         Ok(())
     }
 
+    /// Asks the engine thread something between two steps.
+    ///
+    /// # Errors
+    /// As [`command`](Self::command); `Unavailable` where this life ends first. A thread that hangs neither answers nor drops
+    /// what was to be answered.
+    pub(super) async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T> {
+        let (reply, replied) = oneshot::channel();
+        self.command(question(reply))?;
+        let mut given_up = self.given_up.subscribe();
+        let answer = tokio::select! {
+            biased;
+            answer = replied => answer.ok(),
+            _given_up = given_up.wait_for(|given_up| *given_up) => None,
+        };
+        answer.ok_or_else(|| unavailable("the engine is restarting"))
+    }
+
     /// Tells the engine thread to end after its present step.
     pub(super) fn stop(&self) {
         self.progress.abandoned.store(true, Ordering::Release);
+        self.given_up.send_replace(true);
         self.bell.ring();
     }
 
@@ -179,6 +200,7 @@ impl Running {
             commands,
             bell: Arc::default(),
             progress: Arc::default(),
+            given_up: watch::Sender::new(false),
             readers: Readers::default(),
         });
         let (bell, progress) = (life.bell.clone(), life.progress.clone());
@@ -249,6 +271,7 @@ pub(super) struct Supervised {
     pub config: EngineConfig,
     pub telemetry: Arc<Telemetry>,
     pub rates: Arc<Rates>,
+    adapters: Adapters,
     pub health: watch::Sender<Health>,
     /// What the prefix cache holds, whichever life it belongs to.
     pub kv_log: Arc<KvLog>,
@@ -259,11 +282,12 @@ pub(super) struct Supervised {
 }
 
 impl Supervised {
-    pub(super) fn new(config: EngineConfig, telemetry: Arc<Telemetry>) -> Arc<Self> {
+    pub(super) fn new(config: EngineConfig, telemetry: Arc<Telemetry>, adapters: Adapters) -> Arc<Self> {
         Arc::new(Self {
             config,
             telemetry,
             rates: Arc::default(),
+            adapters,
             health: watch::Sender::new(Health::Serving),
             kv_log: Arc::default(),
             life: Mutex::new(None),
@@ -332,6 +356,7 @@ impl Supervised {
             self.telemetry.record_restart();
             self.set_life(None);
             running.fail_streams(&self.telemetry).await;
+            self.adapters.forget_holders();
             let mut pause = RESTART_PAUSE.0;
             running = loop {
                 match self.begin_life(&factory).await {

@@ -171,9 +171,9 @@ impl Sublayer for Attention {
         let q = self.place(&qkv.narrow(1, 0, num_heads)?, q_norm, step)?;
         let k = self.place(&qkv.narrow(1, num_heads, num_kv_heads)?, k_norm, step)?;
         let v = qkv.narrow(1, num_heads + num_kv_heads, num_kv_heads)?;
-        let kv = step.kv.layer(self.layer)?;
-        store_kv(&k, &v, kv, step.slot_mapping)?;
-        let attended = paged_attention(&q, kv, step.attention, &self.scoring)?;
+        let (kv, group) = step.kv_layer(self.layer)?;
+        store_kv(&k, &v, kv, &group.slot_mapping)?;
+        let attended = paged_attention(&q, kv, &group.attention, &self.scoring)?;
         [q, k, qkv].into_iter().for_each(give_back);
         let y = self.output.forward(Inputs::Rows(&attended), onto, step);
         give_back(attended);

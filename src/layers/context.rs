@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 
 use crate::{
+    config::{KvCacheGroups, LayerPlace},
     error::{Error, Result},
     ids::{BlockId, Slot},
     kernels::{
@@ -25,10 +26,8 @@ pub trait LinearObserver: Send + Sync {
 pub struct StepContext<'a> {
     /// Position of each token in its sequence: `[num_scheduled_tokens]`.
     pub positions: &'a [u32],
-    /// Where each token's keys and values go: `[num_scheduled_tokens]`.
-    pub slot_mapping: &'a [Slot],
-    /// Which blocks each row attends to.
-    pub attention: &'a AttentionMetadata,
+    /// What the layers of each group of the KV cache are told.
+    pub groups: &'a [KvGroupStep],
     /// Keys and values of all layers.
     pub kv: &'a KvCache,
     /// Which rows go through which adapters, where any do.
@@ -37,12 +36,33 @@ pub struct StepContext<'a> {
     pub observer: Option<&'a dyn LinearObserver>,
 }
 
+/// One step, as the layers see it that share block tables.
+#[derive(Clone, Debug, Default)]
+pub struct KvGroupStep {
+    /// Where each token's keys and values go: `[num_scheduled_tokens]`.
+    pub slot_mapping: Vec<Slot>,
+    /// Which blocks each row attends to.
+    pub attention: AttentionMetadata,
+}
+
+impl StepContext<'_> {
+    /// The cache of one layer, and what its group is told.
+    ///
+    /// # Errors
+    /// `Internal` where the cache has fewer layers, or the step fewer groups: they were made for another model.
+    pub fn kv_layer(&self, layer: usize) -> Result<(&KvLayer, &KvGroupStep)> {
+        let (group, kv) = self.kv.layer(layer)?;
+        let step = self.groups.get(group);
+        Ok((kv, step.ok_or_else(|| Error::internal(format!("the step has no KV cache group {group}")))?))
+    }
+}
+
 /// Sizes of a KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvCacheShape {
     /// Layers that keep keys and values.
     pub num_layers: usize,
-    /// Blocks a layer.
+    /// Blocks; each holds the layers of one group.
     pub num_blocks: usize,
     /// Tokens a block.
     pub block_size: usize,
@@ -60,38 +80,39 @@ impl KvCacheShape {
     pub fn bytes_per_token(&self) -> usize {
         2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.size_in_bytes()
     }
-
-    /// Bytes of the whole cache, or `None` where that overflows.
-    #[must_use]
-    pub fn bytes(&self) -> Option<usize> {
-        self.num_blocks.checked_mul(self.block_size)?.checked_mul(self.bytes_per_token())
-    }
 }
 
 /// Keys and values of every layer, in blocks.
+///
+/// Layers of different groups stand in the same memory: the blocks of a group's tables are its own.
 pub struct KvCache {
     shape: KvCacheShape,
+    groups: KvCacheGroups,
+    /// Of each layer of the model.
+    places: Vec<LayerPlace>,
+    /// Those of a group.
     layers: Vec<KvLayer>,
 }
 
 impl KvCache {
-    /// Allocates all blocks.
+    /// Allocates all blocks, for layers with these windows.
     ///
     /// # Errors
     /// `InvalidArgument` where the sizes are 0, or more slots than a [`Slot`] can number.
-    pub fn new(shape: KvCacheShape, device: &Device) -> Result<Self> {
+    pub fn new(shape: KvCacheShape, windows: &[Option<usize>], device: &Device) -> Result<Self> {
         let slots = shape.num_blocks.checked_mul(shape.block_size).filter(|&n| n > 0 && u32::try_from(n).is_ok());
-        if slots.is_none() || shape.bytes().is_none() {
+        if slots.and_then(|slots| slots.checked_mul(shape.bytes_per_token())).is_none() {
             let why = format!(
                 "{} blocks of {} tokens are not a KV cache: both must be at least 1 and their product below 2^32",
                 shape.num_blocks, shape.block_size
             );
             return Err(Error::invalid("num_gpu_blocks_override", why));
         }
-        let KvCacheShape { num_layers, num_blocks, block_size, num_kv_heads, head_dim, dtype } = shape;
+        let KvCacheShape { num_blocks, block_size, num_kv_heads, head_dim, dtype, .. } = shape;
+        let groups = KvCacheGroups::of(windows);
         let layer = || KvLayer::new(num_blocks, block_size, num_kv_heads, head_dim, dtype, device);
-        let layers = std::iter::repeat_with(layer).take(num_layers).collect::<Result<Vec<_>>>()?;
-        Ok(Self { shape, layers })
+        let layers = std::iter::repeat_with(layer).take(groups.layers_per_group()).collect::<Result<Vec<_>>>()?;
+        Ok(Self { shape, groups, places: groups.places(windows), layers })
     }
 
     /// Its sizes.
@@ -100,15 +121,19 @@ impl KvCache {
         self.shape
     }
 
-    /// The cache of one layer.
-    ///
-    /// # Errors
-    /// `Internal` where the cache has fewer layers: it was made for another model.
-    pub fn layer(&self, layer: usize) -> Result<&KvLayer> {
-        self.layers.get(layer).ok_or_else(|| Error::internal(format!("the KV cache has no layer {layer}")))
+    /// Which layers share its blocks.
+    #[must_use]
+    pub fn groups(&self) -> KvCacheGroups {
+        self.groups
     }
 
-    /// Copies whole blocks, source to destination, in every layer.
+    /// The group of one layer, and where its keys and values are in that group's blocks.
+    fn layer(&self, layer: usize) -> Result<(usize, &KvLayer)> {
+        let found = self.places.get(layer).and_then(|place| Some((place.group, self.layers.get(place.index)?)));
+        found.ok_or_else(|| Error::internal(format!("the KV cache has no layer {layer}")))
+    }
+
+    /// Copies whole blocks, source to destination, in every layer of their group.
     ///
     /// # Errors
     /// `Internal` where a block is not of this cache.

@@ -167,9 +167,9 @@ impl Sublayer for LatentAttention {
         let x = x.tensor()?;
         let q = self.queries(&x, step)?;
         let (k, v) = self.keys_and_values(&x, step)?;
-        let kv = step.kv.layer(self.layer)?;
-        store_kv(&k, &v, kv, step.slot_mapping)?;
-        let attended = paged_attention(&q, kv, step.attention, &self.scoring)?;
+        let (kv, group) = step.kv_layer(self.layer)?;
+        store_kv(&k, &v, kv, &group.slot_mapping)?;
+        let attended = paged_attention(&q, kv, &group.attention, &self.scoring)?;
         [q, k, v].into_iter().for_each(give_back);
         let (tokens, heads, value) = (attended.dim(0)?, self.num_heads, self.sizes.value);
         let values = attended.reshape((tokens, heads, self.sizes.key()))?.narrow(2, 0, value)?;

@@ -52,12 +52,13 @@ struct Beside {
     parts: Vec<(Range<usize>, Range<usize>, PackedWeight)>,
 }
 
-/// A loaded adapter.
+/// A loaded adapter; its clones share its weights.
+#[derive(Clone)]
 pub struct Adapter {
     /// Tells it from all others that this process loads, also from those of the same name before and after it.
     id: u64,
     name: String,
-    beside: HashMap<String, Beside>,
+    beside: Arc<HashMap<String, Beside>>,
     bytes: usize,
 }
 
@@ -90,7 +91,7 @@ impl Adapter {
             bytes += a.bytes();
             beside.insert(linear.name.clone(), Beside { a, parts: packed });
         }
-        Ok(Self { id, name, beside, bytes })
+        Ok(Self { id, name, beside: Arc::new(beside), bytes })
     }
 
     /// Its number.

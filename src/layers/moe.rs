@@ -64,7 +64,8 @@ impl Routing {
             taken = softmax(&taken);
         }
         if self.renormalize {
-            let total: f32 = taken.iter().sum();
+            // Sigmoids may all be zero; DeepSeek's own code adds as much.
+            let total = taken.iter().sum::<f32>() + 1e-20;
             taken.iter_mut().for_each(|weight| *weight /= total);
         }
         order.into_iter().zip(taken.into_iter().map(|weight| weight * self.scale)).collect()
@@ -185,6 +186,12 @@ mod tests {
         let chosen = biased.choose(&[0.0, -1.0, 2.0, 1.0]);
         assert_eq!(chosen.iter().map(|(expert, _)| *expert).collect::<Vec<_>>(), [1, 2]);
         assert!((chosen[0].1 - 1.0 / (1.0 + 1f32.exp())).abs() < 1e-6);
+    }
+
+    #[test]
+    fn experts_that_all_count_nothing_count_nothing_once_they_are_renormalized() {
+        let chosen = routing(Scores::Sigmoid, true).choose(&[-200.0, -300.0, -200.0]);
+        assert_eq!(chosen, [(0, 0.0), (1, 0.0)]);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What every face holds and checks: the engine, how the server goes down, and the names that clients give.
+//! What a face works with once it knows which model is meant: that model's engine, how it goes down, and the names that
+//! clients give.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -9,9 +10,7 @@ use std::{
     time::Instant,
 };
 
-use tokio::{sync::Semaphore, task::spawn_blocking};
-
-use super::{access::Caller, closing::Closing, throughput::Throughput};
+use super::{access::Caller, closing::Closing, throughput::Throughput, turns::Turns};
 use crate::{
     config::StreamArgs,
     engine::{EmbedRequest, Embeddings, Engine, ModelInfo},
@@ -19,10 +18,8 @@ use crate::{
     text::Tokenizer,
 };
 
-/// Calls that tokenize at once, beside those that generate: it takes a core, and generation needs them.
-const TOKENIZING_AT_ONCE: usize = 2;
-
-/// What every service holds. Cheap to clone.
+/// One model of the server, lent by [`Models`](super::models::Models) for a call or as long as a stream or session lasts.
+/// Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Backend {
     pub(crate) engine: Engine,
@@ -30,13 +27,21 @@ pub(crate) struct Backend {
     pub(crate) streams: StreamArgs,
     /// Shared, so that all who ask see the same rates.
     pub(crate) throughput: Arc<Throughput>,
-    turns: Arc<Semaphore>,
+    pub(crate) turns: Turns,
+    /// Counts those who hold it.
+    holders: Arc<()>,
 }
 
 impl Backend {
-    pub(crate) fn new(engine: Engine, closing: Closing, streams: StreamArgs) -> Self {
+    /// Of an engine; `turns` are those of all models.
+    pub(crate) fn new(engine: Engine, closing: Closing, streams: StreamArgs, turns: Turns) -> Self {
         let throughput = Arc::new(Throughput::since(Instant::now()));
-        Self { engine, closing, streams, throughput, turns: Arc::new(Semaphore::new(TOKENIZING_AT_ONCE)) }
+        Self { engine, closing, streams, throughput, turns, holders: Arc::default() }
+    }
+
+    /// How many there are of this one.
+    pub(crate) fn holders(&self) -> usize {
+        Arc::strong_count(&self.holders)
     }
 
     /// The same error, counted as a refusal. The engine counts its own.
@@ -59,36 +64,36 @@ impl Backend {
     /// # Errors
     /// The engine's; `Unavailable` where the server is cut off meanwhile.
     pub(crate) async fn embed(&self, caller: &Caller, request: EmbedRequest) -> Result<Embeddings> {
-        let admission = caller.admit_call().map_err(|error| self.refused(error))?;
-        let request = EmbedRequest { tenant: caller.owner(), ..request };
+        let admission = caller.admit_inputs(request.inputs.len()).map_err(|error| self.refused(error))?;
+        let request = EmbedRequest { tenant: caller.owner(), most_at_once: admission.sequences(), ..request };
+        let embeddings = async {
+            let batch = self.engine.admit_embed(request).await?;
+            // What was admitted is computed, whatever comes of it.
+            admission.charge_prompt(batch.prompt_tokens());
+            batch.run().await
+        };
         tokio::select! {
-            embeddings = self.engine.embed(request) => embeddings.inspect(|all| {
-                admission.charge(all.usage().prompt_tokens.into());
-            }),
-            () = self.closing.clone().cut() => {
-                Err(Error::new(Code::Unavailable, "the server shut down before all was embedded: ask another one"))
-            }
+            embeddings = embeddings => embeddings,
+            () = self.closing.clone().cut() => Err(self.closing.error("all was embedded")),
         }
     }
 
-    /// Runs work on text beside the tasks that stream, in its turn.
+    /// Runs a caller's work on text beside the tasks that stream, in its turn.
     ///
     /// # Errors
-    /// The work's.
-    pub(crate) async fn work<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-        let failed = |error: &dyn std::fmt::Display| Error::internal(format!("tokenization: {error}"));
-        // The permit goes along with the work, which goes on where the caller goes away.
-        let turn = self.turns.clone().acquire_owned().await.map_err(|error| failed(&error))?;
-        let work = spawn_blocking(move || {
-            let _turn = turn;
-            work()
-        });
-        work.await.map_err(|error| failed(&error))?
+    /// `ResourceExhausted` where too many of the caller's wait; the work's.
+    pub(crate) async fn work<T: Send + 'static>(
+        &self,
+        caller: &Caller,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let place = self.turns.line_up(caller).map_err(|error| self.refused(error))?;
+        self.turns.work(place, work).await
     }
 }
 
 /// Bytes a name that a client gives: request id, model, cache salt.
-const NAME_BYTES: usize = 256;
+pub(crate) const NAME_BYTES: usize = 256;
 
 /// A request id of the server's own drawing: unique in this process, and hardly ever drawn by another.
 pub(crate) fn draw_request_id() -> String {
@@ -119,23 +124,11 @@ pub(crate) fn name(field: &str, value: String) -> Result<String> {
     Ok(value)
 }
 
-/// Whether the server serves `model`; none means the one it serves.
+/// Whether vectors of what was named can be had: those of adapters cannot.
 ///
 /// # Errors
-/// `NotFound`, which names the model served.
-pub(crate) fn check_model(model: Option<&str>, info: &ModelInfo) -> Result<()> {
-    match model {
-        Some(model) if model != info.name && info.adapters.get(model).is_none() => Err(Error::new(
-            Code::NotFound,
-            format!("model {:?} is not served here; {:?} is", cut(model, NAME_BYTES), info.name),
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Whether vectors of this model can be had: those of adapters cannot.
+/// `InvalidArgument`.
 pub(crate) fn check_embeds(model: Option<&str>, info: &ModelInfo) -> Result<()> {
-    check_model(model, info)?;
     match model.filter(|model| info.adapters.get(model).is_some()) {
         Some(_) => Err(Error::invalid("model", "is an adapter: embeddings are those of the model without one")),
         None => Ok(()),

@@ -31,13 +31,13 @@ impl Bucket {
         Self { level: rate.burst, at: now }
     }
 
-    /// How long until there is one to take; none where there is one now. `now` may not go back.
-    pub(crate) fn wait(&mut self, rate: Rate, now: Instant) -> Option<Duration> {
+    /// How long until there are so many to take; none where there are now. `now` may not go back.
+    pub(crate) fn wait(&mut self, number: u32, rate: Rate, now: Instant) -> Option<Duration> {
         let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
         self.level = (self.level + elapsed * rate.per_second).min(rate.burst);
         self.at = now;
-        // What is a rounding short of one is one.
-        let short = 1.0 - self.level;
+        // What is a rounding short of it is enough.
+        let short = f64::from(number) - self.level;
         (short > 1e-6).then(|| Duration::try_from_secs_f64(short / rate.per_second).unwrap_or(Duration::MAX))
     }
 
@@ -55,7 +55,7 @@ mod tests {
 
     /// Waits in whole milliseconds: what is computed in floating point is not exact.
     fn wait(bucket: &mut Bucket, per_minute: u32, now: Instant) -> Option<u128> {
-        bucket.wait(Rate::a_minute(per_minute), now).map(|wait| (wait.as_micros() + 500) / 1000)
+        bucket.wait(1, Rate::a_minute(per_minute), now).map(|wait| (wait.as_micros() + 500) / 1000)
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{closing::Closing, control_frames::Counted, peer::FromPeer, tls::Tls};
+use super::{closing::Closing, control_frames::Counted, patience::Patient, peer::FromPeer, tls::Tls};
 
 /// Calls that one connection may have under way; more wait at the client, as HTTP/2 has it. A router holds one connection
 /// for all of its clients.
@@ -70,15 +70,17 @@ async fn heard<T>(first_word: impl Future<Output = Option<T>>, closing: &Closing
 async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: FromPeer, closing: Closing) {
     let builder = builder();
     let connection = builder.serve_connection(TokioIo::new(Counted::new(stream)), TowerToHyperService::new(router));
-    tokio::pin!(connection);
-    let served = tokio::select! {
-        served = connection.as_mut() => served,
-        () = closing.leaving() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let served = async {
+        tokio::pin!(connection);
+        tokio::select! {
+            served = connection.as_mut() => served,
+            () = closing.leaving() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
         }
     };
-    if let Err(error) = served {
+    if let Err(error) = Patient::new(std::pin::pin!(served)).await {
         tracing::debug!(error, "a connection broke");
     }
 }

@@ -99,7 +99,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
         let asking = self.frames.pass(buffer.filled().get(before..).unwrap_or_default());
         if asking > 0 {
             self.bucket.take(asking);
-            if self.bucket.wait(RATE, Instant::now()).is_some() {
+            if self.bucket.wait(1, RATE, Instant::now()).is_some() {
                 return Poll::Ready(Err(io::Error::other("the client floods the connection with pings or settings")));
             }
         }

@@ -9,12 +9,13 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures::{Stream, StreamExt, future::BoxFuture};
+use futures::{Stream, StreamExt};
 use tokio::time::timeout_at;
 
 use super::{
     access::{Admission, Caller},
     backend::Backend,
+    closing::CutWatch,
 };
 use crate::{
     engine::{Event, Finished, Generation, Request, Started},
@@ -26,10 +27,12 @@ use crate::{
 /// The events of one call: the engine's, until they end or are ended. Dropping them cancels the request.
 pub(crate) struct Events {
     generation: Option<Generation>,
-    /// Resolves with the error that ends the call before its time.
-    ending: BoxFuture<'static, Error>,
+    /// Ends the call before its time.
+    cut: CutWatch,
     /// What it takes of its tenant's quotas, until it ends.
     admission: Option<Admission>,
+    /// Tokens generated that were counted there.
+    charged: u64,
 }
 
 /// All events of a call, put together.
@@ -60,6 +63,19 @@ impl Events {
     /// `DeadlineExceeded` where it does not admit it in time.
     pub(crate) async fn open(backend: &Backend, caller: &Caller, request: Request) -> Result<Self> {
         let quota = caller.admit(&request).map_err(|error| backend.refused(error))?;
+        Self::admitted(backend, caller, quota, request).await
+    }
+
+    /// The same of a request that was counted with others.
+    ///
+    /// # Errors
+    /// The engine's, likewise.
+    pub(crate) async fn admitted(
+        backend: &Backend,
+        caller: &Caller,
+        quota: Admission,
+        request: Request,
+    ) -> Result<Self> {
         let deadline = request.deadline;
         let admission = backend.engine.generate(caller.own(request));
         let admitted = match deadline {
@@ -74,17 +90,30 @@ impl Events {
 
     /// Those of a stream that the engine has admitted.
     pub(crate) fn of(backend: &Backend, admission: Admission, generation: Generation) -> Self {
-        let closing = backend.closing.clone();
-        let ending = async move {
-            closing.cut().await;
-            Error::new(Code::Unavailable, "the server shut down before this stream had ended: ask another one")
-        };
-        Self { generation: Some(generation), ending: Box::pin(ending), admission: Some(admission) }
+        // What was admitted is computed, whoever reads it.
+        admission.charge_prompt(generation.prompt().len());
+        let cut = backend.closing.cut_watch();
+        Self { generation: Some(generation), cut, admission: Some(admission), charged: 0 }
     }
 
     /// The engine's stream, while it lasts.
     pub(crate) fn generation(&mut self) -> Option<&mut Generation> {
         self.generation.as_mut()
+    }
+
+    fn charge(&mut self, tokens: u64) {
+        if let Some(admission) = &self.admission {
+            admission.charge(tokens);
+            self.charged += tokens;
+        }
+    }
+
+    /// Lets the engine's stream and the quotas go. What was generated and not told counts too: of sequences that only
+    /// competed to be told, and what a reader left behind.
+    fn end(&mut self) {
+        let generated = self.generation.take().map_or(0, |generation| generation.generated_tokens());
+        self.charge(generated.saturating_sub(self.charged));
+        self.admission = None;
     }
 
     /// Waits for all events.
@@ -128,23 +157,22 @@ impl Stream for Events {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let Some(generation) = &mut self.generation else { return Poll::Ready(None) };
         let mut polled = generation.poll_next_unpin(cx);
-        if polled.is_pending()
-            && let Poll::Ready(error) = self.ending.as_mut().poll(cx)
-        {
-            polled = Poll::Ready(Some(Err(error)));
+        if polled.is_pending() && self.cut.poll(cx).is_ready() {
+            polled = Poll::Ready(Some(Err(self.cut.error("this stream had ended"))));
         }
-        if let Some(admission) = &self.admission {
-            match &polled {
-                Poll::Ready(Some(Ok(Event::Started(started)))) => admission.charge(started.prompt_tokens.into()),
-                Poll::Ready(Some(Ok(Event::Delta(delta)))) => admission.charge(delta.tokens.len() as u64),
-                _ => {}
-            }
+        if let Poll::Ready(Some(Ok(Event::Delta(delta)))) = &polled {
+            self.charge(delta.tokens.len() as u64);
         }
         if let Poll::Ready(Some(Err(_)) | None) = polled {
             // Who hears of the end may ask again at once.
-            self.admission = None;
-            self.generation = None;
+            self.end();
         }
         polled
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.end();
     }
 }

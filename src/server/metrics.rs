@@ -9,14 +9,13 @@ use axum::{
     routing::get,
 };
 
-use crate::{
-    engine::{Engine, Health},
-    telemetry,
-};
+use super::{access::Access, models::Models};
+use crate::{engine::Health, telemetry};
 
-/// The pages over one engine.
-pub(super) fn routes(engine: Engine) -> Router {
-    Router::new().route("/health", get(health)).route("/metrics", get(metrics)).with_state(engine)
+/// The pages over all models.
+pub(super) fn routes(models: Models, access: Access) -> Router {
+    let health = Router::new().route("/health", get(health)).with_state(models.clone());
+    Router::new().route("/metrics", get(metrics)).with_state((models, access)).merge(health)
 }
 
 /// What a path that nobody serves gets: gRPC clients the status that they understand, others 404.
@@ -31,22 +30,25 @@ pub(super) async fn unknown(headers: HeaderMap) -> Response {
 }
 
 /// What programs are told at `/`.
-pub(super) fn line(engine: &Engine) -> String {
+pub(super) fn line(models: &Models) -> String {
+    let names: Vec<_> = models.ready().iter().map(|backend| format!("{:?}", backend.engine.info().name)).collect();
     format!(
-        "candlewick {} serves {:?} over gRPC on this port; reflection lists the services. See also /health and /metrics.\n",
+        "candlewick {} serves {} over gRPC on this port; reflection lists the services. See also /health and /metrics.\n",
         env!("CARGO_PKG_VERSION"),
-        engine.info().name,
+        names.join(", "),
     )
 }
 
-async fn health(State(engine): State<Engine>) -> (StatusCode, &'static str) {
-    match *engine.health().borrow() {
+async fn health(State(models): State<Models>) -> (StatusCode, &'static str) {
+    match models.health() {
         Health::Serving => (StatusCode::OK, "serving\n"),
         Health::Restarting => (StatusCode::SERVICE_UNAVAILABLE, "restarting\n"),
         Health::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
     }
 }
 
-async fn metrics(State(engine): State<Engine>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, telemetry::CONTENT_TYPE)], engine.telemetry().encode())
+/// Open to everybody; but whose names the tenants have, and how much they do, is for administrators where there are any.
+async fn metrics(State((models, access)): State<(Models, Access)>, headers: HeaderMap) -> impl IntoResponse {
+    let with_tenants = access.may_administer(&headers);
+    ([(CONTENT_TYPE, telemetry::CONTENT_TYPE)], telemetry::encode_all(&models.telemetries(), with_tenants))
 }

@@ -7,6 +7,7 @@
 pub mod access;
 mod anthropic;
 mod backend;
+mod bodies;
 mod bucket;
 mod closing;
 mod connection;
@@ -14,19 +15,24 @@ mod control_frames;
 mod cors;
 mod events;
 pub mod grpc;
+mod held;
+mod host;
 mod http;
 mod metrics;
+mod models;
 mod oip;
 mod ollama;
 mod openai;
 #[cfg(feature = "web")]
 mod page;
+mod patience;
 mod peer;
 mod refusal;
 mod ring;
 mod throughput;
 pub mod tls;
 mod trace_context;
+mod turns;
 mod vllm_engine;
 
 use std::{sync::Arc, time::Duration};
@@ -39,16 +45,17 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
+pub use self::models::ModelOptions;
 use self::{
-    access::Access,
-    backend::Backend,
+    access::{Access, Guard},
     closing::Closer,
+    models::Models,
     peer::{FromPeer, Peer},
     tls::Tls,
 };
 use crate::{
     config::{AllowedOrigins, StreamArgs},
-    engine::Engine,
+    engine::load::Started,
     error::Result,
 };
 
@@ -62,7 +69,7 @@ const DRAIN_GRACE: Duration = Duration::from_millis(25);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// How to serve.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ServeOptions {
     /// How long calls are still taken after health has turned: those that were on their way when shutdown began.
     pub drain_grace: Duration,
@@ -76,6 +83,8 @@ pub struct ServeOptions {
     pub tls: Option<Tls>,
     /// Bounds of streams that outlive their connection, and of sessions.
     pub streams: StreamArgs,
+    /// Models beside the first.
+    pub models: ModelOptions,
 }
 
 impl Default for ServeOptions {
@@ -87,42 +96,46 @@ impl Default for ServeOptions {
             access: Access::default(),
             tls: None,
             streams: StreamArgs::default(),
+            models: ModelOptions::default(),
         }
     }
 }
 
-/// Serves an engine on `listener` until `shutdown` resolves, then drains.
+/// Serves models on `listener` until `shutdown` resolves, then drains. Requests that name no model go to `first`.
 ///
 /// # Errors
 /// `Internal` where the services cannot be set up. Once it serves, it ends without an error.
 pub async fn serve(
-    engine: Engine,
+    first: impl Into<Started>,
     listener: TcpListener,
     options: ServeOptions,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
     let closer = Closer::new();
-    let backend = Backend::new(engine.clone(), closer.watch(), options.streams);
-    let guarded = grpc::routes(&backend, options.drain_grace)?.merge(http::routes(&backend, &options.allowed_origins));
-    let guard = middleware::from_fn_with_state(options.access, access::guard);
-    let guarded = guarded.fallback(metrics::unknown).layer(guard);
+    let going = (closer.watch(), options.access.clone());
+    let models = Models::new(first.into(), options.models, going, options.streams);
+    let guarded = grpc::routes(&models, options.drain_grace)?.merge(http::routes(&models, &options.allowed_origins));
+    let pages = metrics::routes(models.clone(), options.access.clone());
+    let guard = Guard { access: options.access, origins: options.allowed_origins.clone() };
+    let guard = middleware::from_fn_with_state(guard, access::guard);
+    let guarded = held::until_sent(guarded).fallback(metrics::unknown).layer(guard);
     // Pages that say nothing of anybody's requests.
-    let router = guarded.merge(metrics::routes(engine.clone())).merge(root(&engine));
+    let router = guarded.merge(pages).merge(root(&models));
     let router = cors::open(router, &options.allowed_origins);
-    let router = trace_context::carry(router, &engine);
+    let router = trace_context::carry(router, &models);
     let mut connections = Connections { router, tls: options.tls, closer, tasks: JoinSet::new(), places: places() };
 
     connections.accept_until(&listener, shutdown).await;
-    engine.announce_drain();
+    models.announce_drain();
     if !options.drain_grace.is_zero() {
         connections.accept_until(&listener, sleep(options.drain_grace)).await;
     }
-    engine.begin_drain();
+    models.begin_drain();
     tracing::info!("draining: streams under way go on, new requests are refused");
     let deadline = Instant::now() + options.drain_timeout;
     let drained = async {
         tokio::select! {
-            () = engine.drained() => tracing::info!("every request has ended"),
+            () = models.drained() => tracing::info!("every request has ended"),
             () = sleep_until(deadline) => tracing::warn!("the drain timeout passed: what still streams is cut off"),
         }
     };
@@ -133,8 +146,8 @@ pub async fn serve(
 }
 
 /// What is at `/`: the chat page for browsers, a line for programs.
-fn root(engine: &Engine) -> Router {
-    let line = metrics::line(engine);
+fn root(models: &Models) -> Router {
+    let line = metrics::line(models);
     #[cfg(feature = "web")]
     let router = page::routes(line);
     #[cfg(not(feature = "web"))]

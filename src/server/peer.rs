@@ -1,4 +1,4 @@
-//! Whom a call comes from, for those who ask.
+//! Whom a call comes from, and whom it takes this server for, for those who ask.
 
 use std::{
     net::IpAddr,
@@ -7,6 +7,8 @@ use std::{
 
 use axum::{Router, http::Request};
 use tower_service::Service;
+
+use super::host::Host;
 
 /// The address at the other end of a call's connection, where it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +21,7 @@ impl Peer {
     }
 }
 
-/// The routes, as one connection calls them: each of its requests carries its [`Peer`].
+/// The routes, as one connection calls them: each of its requests carries its [`Peer`] and its [`Host`].
 #[derive(Clone)]
 pub(super) struct FromPeer {
     router: Router,
@@ -45,7 +47,9 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let host = Host::of(request.headers(), request.uri());
         request.extensions_mut().insert(self.peer);
+        request.extensions_mut().insert(host);
         self.router.call(request)
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! One producer pushes; at most one reader is attached. Who attaches takes over from who was there, because a client that
 //! comes back is often the one whose old connection nobody has found dead yet. While a reader is attached the producer
-//! waits for it ([`Ring::room`]), as it would without a ring, and nothing that it has yet to read goes for its size; while
-//! none is, it goes on, and the oldest events make room.
+//! waits for it ([`Ring::room`]), as it would without a ring, and what it has yet to read goes for its size only where that is
+//! many times what a ring holds; while none is, it goes on, and the oldest events make room.
 
 use std::{
     collections::VecDeque,
@@ -21,6 +21,9 @@ use crate::error::{Code, Error, Result};
 
 /// Events that may wait for an attached reader before the producer waits too.
 const MAX_LAG: u64 = 16;
+/// How many times its bytes a ring may hold for a reader that is there and has yet to read: not everything that is pushed
+/// waits for room, answers to what the client says among it.
+const PROTECTED: usize = 4;
 
 /// What a ring may hold.
 #[derive(Clone, Copy, Debug)]
@@ -48,8 +51,8 @@ struct State<T> {
     attachment: u64,
     /// Of the reader that is attached: the number of the newest event that it has.
     cursor: Option<u64>,
-    /// Since when none is.
-    detached: Instant,
+    /// When a reader last came, took an event or went.
+    touched: Instant,
     /// The attachment that was asked to end without an error.
     let_go: u64,
     /// Nobody can come back to it.
@@ -66,12 +69,11 @@ impl<T> State<T> {
         self.events.iter().rev().take(unread).map(|(bytes, _)| bytes).sum()
     }
 
-    /// Whether there is more than there may be, and something that can go. What an attached reader has not read goes only
-    /// for the number of events.
+    /// Whether there is more than there may be, and something that can go.
     fn is_over(&self, limits: RingLimits) -> bool {
         let waits = self.cursor.is_some_and(|cursor| cursor < self.oldest());
-        let is_too_large = self.bytes > limits.bytes && self.events.len() > 1;
-        self.events.len() > limits.events || is_too_large && !waits
+        let most = if waits { limits.bytes.saturating_mul(PROTECTED) } else { limits.bytes };
+        self.events.len() > limits.events || self.bytes > most && self.events.len() > 1
     }
 
     fn drop_oldest(&mut self) {
@@ -91,7 +93,7 @@ impl<T> Drop for Attachment<T> {
     fn drop(&mut self) {
         let mut state = self.ring.state();
         if state.attachment == self.number && state.cursor.take().is_some() {
-            state.detached = Instant::now();
+            state.touched = Instant::now();
             self.ring.changed.notify_waiters();
         }
     }
@@ -113,7 +115,7 @@ impl<T: Clone> Ring<T> {
             end: None,
             attachment: 0,
             cursor: None,
-            detached: Instant::now(),
+            touched: Instant::now(),
             let_go: 0,
             forgotten: false,
         };
@@ -161,6 +163,7 @@ impl<T: Clone> Ring<T> {
         }
         state.attachment += 1;
         state.cursor = Some(after_seq);
+        state.touched = Instant::now();
         self.changed.notify_waiters();
         Ok(Attachment { ring: self.clone(), number: state.attachment })
     }
@@ -184,18 +187,21 @@ impl<T: Clone> Ring<T> {
         .await;
     }
 
-    /// Has it abandoned at once.
+    /// Has it abandoned at once, and lets go of what it holds: who still reads it is told that it is lost.
     pub(crate) fn forget(&self) {
-        self.state().forgotten = true;
+        let mut state = self.state();
+        state.forgotten = true;
+        state.events = VecDeque::new();
+        state.bytes = 0;
         self.changed.notify_waiters();
     }
 
     /// Returns when nobody has been attached for `ttl`, or it was forgotten.
     pub(crate) async fn abandoned(&self, ttl: Duration) {
         let due = |state: &State<T>| match (state.forgotten, state.cursor) {
-            (true, _) => Some(state.detached),
+            (true, _) => Some(state.touched),
             (false, Some(_)) => None,
-            (false, None) => Some(state.detached + ttl),
+            (false, None) => Some(state.touched + ttl),
         };
         loop {
             let at = self.until(|state| due(state)).await;
@@ -211,10 +217,11 @@ impl<T: Clone> Ring<T> {
         matches!(self.state().end, Some(Err(_)))
     }
 
-    /// Since when nobody is attached to a stream that has ended.
-    pub(crate) fn idle_since(&self) -> Option<Instant> {
+    /// Since when nobody reads a stream that has ended: nobody is attached, or who is has not taken anything for `ttl`.
+    pub(crate) fn idle_since(&self, ttl: Duration) -> Option<Instant> {
         let state = self.state();
-        (state.end.is_some() && state.cursor.is_none()).then_some(state.detached)
+        let nobody_reads = state.cursor.is_none() || state.touched.elapsed() >= ttl;
+        (state.end.is_some() && nobody_reads).then_some(state.touched)
     }
 
     async fn until<R>(&self, mut look: impl FnMut(&mut State<T>) -> Option<R>) -> R {
@@ -253,6 +260,7 @@ impl<T: Clone> Attachment<T> {
                     let at = usize::try_from(seq - state.oldest()).unwrap_or(usize::MAX);
                     let event = state.events.get(at).map(|(_, event)| event.clone())?;
                     state.cursor = Some(seq);
+                    state.touched = Instant::now();
                     // The producer may be waiting for this.
                     self.ring.changed.notify_waiters();
                     return Some(Some(Ok((seq, event))));
@@ -349,6 +357,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_nobody_waited_to_push_is_kept_for_a_reader_up_to_a_bound() {
+        let ring = Ring::new(RingLimits { events: 100, bytes: 100 });
+        let mut reader = Box::pin(ring.attach(0).unwrap().events());
+        (0..10).for_each(|k| ring.push(40, k));
+        assert_eq!(kept(&ring), (10, 400));
+        assert_eq!(ready(&mut reader).unwrap().unwrap().unwrap(), (1, 0));
+        (10..20).for_each(|k| ring.push(40, k));
+        assert_eq!(kept(&ring), (10, 400));
+        assert_eq!(ready(&mut reader).unwrap().unwrap().unwrap_err().code, Code::DataLoss);
+    }
+
+    #[tokio::test]
     async fn a_reader_that_has_yet_to_read_is_bounded_in_events() {
         let ring = Ring::new(LIMITS);
         let mut reader = Box::pin(ring.attach(0).unwrap().events());
@@ -417,6 +437,25 @@ mod tests {
         drop(reader);
         abandoned.await;
         assert_eq!(began.elapsed().as_secs(), 11 * 60);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_has_ended_is_idle_once_its_reader_stands_still() {
+        let (ring, ttl) = (Ring::new(LIMITS), Duration::from_secs(60));
+        let mut reader = Box::pin(ring.attach(0).unwrap().events());
+        (0..3).for_each(|k| ring.push(1, k));
+        tokio::time::advance(2 * ttl).await;
+        assert!(ring.idle_since(ttl).is_none(), "it may go on");
+        ring.end(Ok(()));
+        assert!(ring.idle_since(ttl).is_some());
+        assert_eq!(ready(&mut reader).unwrap().unwrap().unwrap(), (1, 0));
+        assert!(ring.idle_since(ttl).is_none(), "its reader reads");
+        tokio::time::advance(ttl).await;
+        assert_eq!(ring.idle_since(ttl).map(|since| since.elapsed()), Some(ttl));
+        ring.forget();
+        assert_eq!(kept(&ring), (0, 0));
+        assert_eq!(ready(&mut reader).unwrap().unwrap().unwrap_err().code, Code::DataLoss);
+        assert!(ring.attach(1).is_err());
     }
 
     #[tokio::test]

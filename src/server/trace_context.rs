@@ -9,11 +9,12 @@ use axum::{
     response::Response,
 };
 
-use crate::{engine::Engine, telemetry::spans::Incoming};
+use super::models::Models;
+use crate::telemetry::spans::Incoming;
 
 /// The routes, with each call in its trace, where spans go anywhere.
-pub(super) fn carry(router: Router, engine: &Engine) -> Router {
-    if engine.telemetry().spans().is_some() { router.layer(from_fn(within)) } else { router }
+pub(super) fn carry(router: Router, models: &Models) -> Router {
+    if models.are_traced() { router.layer(from_fn(within)) } else { router }
 }
 
 async fn within(request: Request, next: Next) -> Response {

@@ -23,5 +23,8 @@ pub(super) const REQUEST_TOKENS: [f64; 18] = [
 /// Tokens of a step.
 pub(super) const STEP_TOKENS: [f64; 13] =
     [1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16_384.0];
+/// Bytes a second that memory gives, from a small model on a busy core to a GPU.
+pub(super) const BYTES_PER_SECOND: [f64; 13] =
+    [1e8, 2.5e8, 5e8, 1e9, 2.5e9, 5e9, 1e10, 2.5e10, 5e10, 1e11, 2.5e11, 1e12, 4e12];
 /// Sequences of a request.
 pub(super) const SEQUENCES: [f64; 5] = [1.0, 2.0, 5.0, 10.0, 20.0];

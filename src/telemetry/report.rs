@@ -45,12 +45,23 @@ pub struct StepFacts {
     pub prefill_tokens: usize,
     /// Sequences that went on by their newest token.
     pub decode_sequences: usize,
+    /// Tokens whose keys and values were read: of each sequence all that it has so far.
+    pub context_tokens: usize,
     /// Choosing who is in the batch.
     pub schedule: Duration,
     /// The model and the sampler.
     pub execute: Duration,
     /// Taking in what came of it, and handing it over to the readers.
     pub apply: Duration,
+}
+
+/// What a step of a model reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ModelBytes {
+    /// All weights, as they are kept. Of experts more than are chosen, and more of an embedding than is looked up.
+    pub weights: u64,
+    /// Keys and values of a token, all layers together. Layers with a window read fewer tokens than there are.
+    pub kv_per_token: u64,
 }
 
 /// What one life of the engine has counted since it began.
@@ -99,9 +110,10 @@ impl Reporter {
         self.last = totals;
     }
 
-    /// Publishes one step: eight uncontended locks at the most.
+    /// Publishes one step: nine uncontended locks at the most.
     pub fn record_step(&self, step: &StepFacts) {
         let telemetry = &self.telemetry;
+        self.record_read(step);
         telemetry.iteration_tokens.observe((step.prefill_tokens + step.decode_sequences) as f64);
         let [prefill, decode] = &telemetry.batch_tokens;
         prefill.inc_by(step.prefill_tokens as u64);
@@ -112,6 +124,22 @@ impl Reporter {
         let phases = [step.schedule, step.execute, step.apply];
         for (histogram, took) in telemetry.step_time.iter().zip(phases) {
             histogram.observe(took.as_secs_f64());
+        }
+    }
+
+    fn record_read(&self, step: &StepFacts) {
+        let Some(model) = self.telemetry.model_bytes.get() else { return };
+        if step.prefill_tokens + step.decode_sequences == 0 {
+            return;
+        }
+        let kv_bytes = model.kv_per_token * step.context_tokens as u64;
+        let [weights, kv_cache] = &self.telemetry.read_bytes;
+        weights.inc_by(model.weights);
+        kv_cache.inc_by(kv_bytes);
+        // Steps that compute prompts multiply longer than they read.
+        if step.prefill_tokens == 0 && !step.execute.is_zero() {
+            let bytes = (model.weights + kv_bytes) as f64;
+            self.telemetry.decode_read_rate.observe(bytes / step.execute.as_secs_f64());
         }
     }
 }

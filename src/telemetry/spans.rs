@@ -37,7 +37,8 @@ const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// What it gets for the last one, when the server ends.
 const LAST_EXPORT: Duration = Duration::from_secs(3);
 
-/// Where spans go.
+/// Where spans go. Cheap to clone.
+#[derive(Clone)]
 pub struct Spans {
     provider: SdkTracerProvider,
     tracer: SdkTracer,

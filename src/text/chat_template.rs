@@ -253,7 +253,7 @@ impl ChatTemplate {
             tools: prompt.tools.iter().map(Tool::for_template).collect(),
             documents: prompt.documents.iter().cloned().map(Value::Object).collect(),
             now,
-            variables: prompt.chat_template_kwargs.clone(),
+            variables: serde_json::Map::clone(&prompt.chat_template_kwargs),
         };
         self.render(&prompt.messages, &options)
     }

@@ -1,8 +1,10 @@
 //! A conversation as requests bring it: messages, and what the template is told beside them.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
-use super::{Tool, ToolCall, ToolChoice};
+use super::{Tool, ToolCall, ToolChoice, json_map_bytes};
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,15 +81,15 @@ pub struct ChatPrompt {
     /// What was said.
     pub messages: Vec<ChatMessage>,
     /// What the model may call.
-    pub tools: Vec<Tool>,
+    pub tools: Arc<[Tool]>,
     /// Whether it does.
     pub tool_choice: ToolChoice,
     /// Whether an answer may hold more than one call.
     pub parallel_tool_calls: bool,
     /// Documents for templates that know of them, each a map.
-    pub documents: Vec<Map<String, Value>>,
+    pub documents: Arc<[Map<String, Value>]>,
     /// Further variables for the template (`enable_thinking`); they win over ours.
-    pub chat_template_kwargs: Map<String, Value>,
+    pub chat_template_kwargs: Arc<Map<String, Value>>,
     /// Which of the model's templates; by default `tool_use` where there are tools and it is one, else `default`.
     pub chat_template: Option<String>,
     /// End the prompt with the start of an answer.
@@ -98,15 +100,45 @@ pub struct ChatPrompt {
     pub thinking_token_budget: Option<u32>,
 }
 
+impl ChatPrompt {
+    /// The same, but for what was said.
+    #[must_use]
+    pub fn with_messages(&self, messages: Vec<ChatMessage>) -> Self {
+        let Self { messages: _, tools, tool_choice, documents, chat_template_kwargs, chat_template, .. } = self;
+        Self {
+            messages,
+            tools: tools.clone(),
+            tool_choice: tool_choice.clone(),
+            documents: documents.clone(),
+            chat_template_kwargs: chat_template_kwargs.clone(),
+            chat_template: chat_template.clone(),
+            ..*self
+        }
+    }
+
+    /// Bytes of all but the messages.
+    #[must_use]
+    pub fn bytes_beside(&self) -> usize {
+        let tool = |tool: &Tool| {
+            let description = tool.description.as_ref().map_or(0, String::len);
+            size_of::<Tool>() + tool.name.len() + description + tool.parameters.as_ref().map_or(0, json_map_bytes)
+        };
+        self.tools.iter().map(tool).sum::<usize>()
+            + self.documents.iter().map(json_map_bytes).sum::<usize>()
+            + json_map_bytes(&self.chat_template_kwargs)
+            + self.chat_template.as_ref().map_or(0, String::len)
+    }
+}
+
 impl From<Vec<ChatMessage>> for ChatPrompt {
     fn from(messages: Vec<ChatMessage>) -> Self {
         Self {
             messages,
-            tools: Vec::new(),
+            tools: Arc::default(),
             tool_choice: ToolChoice::Auto,
             parallel_tool_calls: true,
-            documents: Vec::new(),
-            chat_template_kwargs: Map::new(),
+            documents: Arc::default(),
+            chat_template_kwargs: Arc::default(),
             chat_template: None,
             add_generation_prompt: true,
             continue_final_message: false,

@@ -35,6 +35,14 @@ def generated(folder, *services):
     return [importlib.import_module(f"candlewick.v1.{name}_{kind}") for name in services for kind in ("pb2", "pb2_grpc")]
 
 
+class Trouble(AssertionError):
+    """An error that a session told, or its end where something else was waited for."""
+
+    def __init__(self, why, code):
+        super().__init__(why)
+        self.code = code
+
+
 class Talk:
     """One connection to a session."""
 
@@ -58,8 +66,9 @@ class Talk:
             if kind == "delta":
                 text += response.delta.text
             elif kind == "error":
-                raise AssertionError(f"an error came: {response.error}")
-        raise AssertionError(f"the session ended before {kinds}")
+                code = next(code.name for code in grpc.StatusCode if code.value[0] == response.error.code)
+                raise Trouble(f"an error came: {response.error}", code)
+        raise Trouble(f"the session ended before {kinds}", "ENDED")
 
     def turn(self, content, **options):
         self.say(user=self.pb.UserTurn(content=content, **options))

@@ -5,57 +5,27 @@
     .venv/bin/python tests/clients/http_clients.py target/release/candlewick [--schema openapi.json]
 
 Starts the server, asks it in every way that these clients have for what it offers, and ends with 0 where every answer is as
-it must be. With OpenAI's own schema (openapi.json of its repository openai-openapi) every answer and every chunk is also
-checked against it.
+it must be. With OpenAI's own schema (openapi.json of its repository openai-openapi) a proxy between the two checks every
+answer, chunk and error against it.
 """
 
-import argparse
 import contextlib
 import io
-import json
 import pathlib
 import re
 import subprocess
-import sys
 import time
 import urllib.request
 
 import anthropic
-import jsonschema
 import ollama
 import openai
+
+import stock
 
 DOCUMENT = pathlib.Path(__file__).resolve().parents[2] / "docs" / "openai.md"
 MODEL_QUESTION = [{"role": "user", "content": "What is candlewick?"}]
 PROMPT = "Once upon a time"
-
-
-class Schemas:
-    """OpenAI's schemas; without a file nothing is checked."""
-
-    def __init__(self, path):
-        self.document = self.nullable(json.load(open(path))) if path else None
-        self.checked = 0
-
-    def nullable(self, node):
-        """OpenAPI 3.0's `nullable`, which JSON schema does not have, as a type."""
-        if isinstance(node, list):
-            return [self.nullable(entry) for entry in node]
-        if not isinstance(node, dict):
-            return node
-        node = {key: self.nullable(value) for key, value in node.items()}
-        return {"anyOf": [node, {"type": "null"}]} if node.pop("nullable", False) is True else node
-
-    def check(self, name, message):
-        if self.document is None:
-            return
-        if hasattr(message, "model_dump"):
-            # What came over the wire, and not what the client made of it.
-            message = message.model_dump(mode="json", exclude_unset=True, by_alias=True, warnings=False)
-        schema = {"$ref": f"#/components/schemas/{name}", "components": self.document["components"]}
-        error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(message))
-        assert error is None, f"{name}: {error.json_path}: {error.message}\n{json.dumps(message)[:2000]}"
-        self.checked += 1
 
 
 def refused(kind, call, **expected):
@@ -81,50 +51,42 @@ def becomes(what, holds):
         time.sleep(0.02)
 
 
-def openai_models_and_errors(client, model, schemas):
+def openai_models_and_errors(client, model):
     models = client.models.list()
     assert [entry.id for entry in models.data] == [model]
-    schemas.check("ListModelsResponse", models)
-    schemas.check("Model", client.models.retrieve(model))
+    assert client.models.retrieve(model).id == model
     ask = client.chat.completions.create
-    error = refused(openai.NotFoundError, lambda: ask(model="other", messages=MODEL_QUESTION), status_code=404)
-    schemas.check("ErrorResponse", json.loads(error.response.text))
+    refused(openai.NotFoundError, lambda: ask(model="other", messages=MODEL_QUESTION), status_code=404)
     wrong = lambda: ask(model=model, messages=MODEL_QUESTION, top_p=7)
-    error = refused(openai.BadRequestError, wrong, param="top_p", type="invalid_request_error")
-    schemas.check("ErrorResponse", json.loads(error.response.text))
+    refused(openai.BadRequestError, wrong, param="top_p", type="invalid_request_error")
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
     refused(openai.BadRequestError, lambda: ask(model=model, messages=image), param="messages[0].content[0].type")
 
 
-def openai_embeddings(client, model, schemas):
+def openai_embeddings(client, model):
     texts = ["a wick", "a candle", "a wick"]
     create = lambda **more: client.embeddings.create(model=model, input=texts, **more)
     # The client asks for base64 unless told otherwise, and decodes it.
     plain, packed = create(encoding_format="float"), create()
-    schemas.check("CreateEmbeddingResponse", plain)
     vectors = [row.embedding for row in plain.data]
     near = lambda one, other: all(abs(x - y) < 1e-6 for x, y in zip(one, other, strict=True))
     assert all(near(one, row.embedding) for one, row in zip(vectors, packed.data, strict=True)), "encodings differ"
     assert vectors[0] == vectors[2] != vectors[1]
     assert all(abs(sum(x * x for x in vector) - 1) < 1e-5 for vector in vectors), "the length is 1"
     assert all(len(row.embedding) == 8 for row in create(dimensions=8).data)
-    wrong = lambda: create(dimensions=10**6)
-    schemas.check("ErrorResponse", json.loads(refused(openai.BadRequestError, wrong, param="dimensions").response.text))
+    refused(openai.BadRequestError, lambda: create(dimensions=10**6), param="dimensions")
 
 
-def openai_chat(client, model, schemas):
+def openai_chat(client, model):
     ask = lambda **more: client.chat.completions.create(
         model=model, messages=MODEL_QUESTION, temperature=0, max_completion_tokens=40, **more
     )
     whole = ask(logprobs=True, top_logprobs=2)
-    schemas.check("CreateChatCompletionResponse", whole)
     choice = whole.choices[0]
     assert "candlewick" in choice.message.content.lower() and choice.finish_reason in ("stop", "length"), choice
     assert all(len(entry.top_logprobs) == 2 and entry.logprob <= 0 for entry in choice.logprobs.content)
     assert all(entry.token == entry.top_logprobs[0].token for entry in choice.logprobs.content), "greedy is the likeliest"
     chunks = list(ask(stream=True, stream_options={"include_usage": True}))
-    for chunk in chunks:
-        schemas.check("CreateChatCompletionStreamResponse", chunk)
     told = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert told == choice.message.content
     assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
@@ -132,12 +94,11 @@ def openai_chat(client, model, schemas):
     assert [choice.message.content for choice in several.choices] == [told, told], "greedy, whatever the seed"
 
 
-def openai_completions(client, model, schemas):
+def openai_completions(client, model):
     ask = lambda **more: client.completions.create(model=model, **{"prompt": PROMPT, "max_tokens": 24, **more})
     seeded = [ask(temperature=1, seed=5).choices[0].text for _ in range(2)]
     assert seeded[0] == seeded[1], seeded
     batch = ask(prompt=[PROMPT, "The sun"], temperature=0, echo=True)
-    schemas.check("CreateCompletionResponse", batch)
     assert [choice.text.startswith(start) for choice, start in zip(batch.choices, (PROMPT, "The sun"))] == [True, True]
     logprobs = ask(temperature=0, logprobs=3).choices[0].logprobs
     assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == 24
@@ -171,24 +132,20 @@ def openai_cancel(client, model, base):
     becomes("their ends are counted", lambda: metric(base, "vllm:request_success_total") >= before + 5)
 
 
-def openai_responses(client, model, schemas):
+def openai_responses(client, model):
     ask = lambda **more: client.responses.create(
         model=model, **{"input": "What is candlewick?", "temperature": 0, "max_output_tokens": 40, **more}
     )
     first = ask()
-    schemas.check("Response", first)
     assert "candlewick" in first.output_text.lower()
     assert client.responses.retrieve(first.id).output_text == first.output_text
-    schemas.check("ResponseItemList", client.responses.input_items.list(first.id))
     second = ask(input="Who are you?", previous_response_id=first.id)
     assert second.usage.input_tokens > first.usage.input_tokens
     events = list(ask(stream=True))
-    for event in events:
-        schemas.check("ResponseStreamEvent", event)
     told = "".join(event.delta for event in events if event.type == "response.output_text.delta")
     assert told == first.output_text and events[-1].response.output_text == told
+    assert client.responses.input_items.list(first.id).data
     later = ask(background=True)
-    schemas.check("Response", later)
     becomes("the response is made", lambda: client.responses.retrieve(later.id).status != "in_progress")
     assert client.responses.retrieve(later.id).output_text == told
     client.responses.delete(later.id)
@@ -243,37 +200,19 @@ def documented_examples(base):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("binary", help="the candlewick program")
-    parser.add_argument("--schema", help="OpenAI's openapi.json")
-    arguments = parser.parse_args()
-    schemas = Schemas(arguments.schema)
-    command = [arguments.binary, "serve", "--listen", "127.0.0.1:0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            line = server.stdout.readline()
-            model, address = re.match(r"candlewick serves (\S+) on (\S+):", line).groups()
-            base = f"http://{address}"
-            client = openai.OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0)
-            claude = anthropic.Anthropic(base_url=base, api_key="none", max_retries=0)
-            parts = [
-                ("openai: models and errors", lambda: openai_models_and_errors(client, model, schemas)),
-                ("openai: embeddings", lambda: openai_embeddings(client, model, schemas)),
-                ("openai: chat", lambda: openai_chat(client, model, schemas)),
-                ("openai: completions", lambda: openai_completions(client, model, schemas)),
-                ("openai: a client that goes away", lambda: openai_cancel(client, model, base)),
-                ("openai: responses", lambda: openai_responses(client, model, schemas)),
-                ("anthropic: messages", lambda: anthropic_messages(claude, model)),
-                ("the examples of docs/openai.md", lambda: documented_examples(base)),
-                ("ollama: chat, generate, models", lambda: ollama_chat(ollama.Client(host=base), model)),
-            ]
-            for name, part in parts:
-                part()
-                print(f"ok    {name}", flush=True)
-        finally:
-            server.terminate()
-    print(f"{schemas.checked} messages are as OpenAI's schema has them" if schemas.document else "no schema was given")
+    with stock.served(stock.options(__doc__)) as (model, base):
+        client = openai.OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0)
+        claude = anthropic.Anthropic(base_url=base, api_key="none", max_retries=0)
+        stock.passed("openai: models and errors", lambda: openai_models_and_errors(client, model))
+        stock.passed("openai: embeddings", lambda: openai_embeddings(client, model))
+        stock.passed("openai: chat", lambda: openai_chat(client, model))
+        stock.passed("openai: completions", lambda: openai_completions(client, model))
+        stock.passed("openai: a client that goes away", lambda: openai_cancel(client, model, base))
+        stock.passed("openai: responses", lambda: openai_responses(client, model))
+        stock.passed("anthropic: messages", lambda: anthropic_messages(claude, model))
+        stock.passed("the examples of docs/openai.md", lambda: documented_examples(base))
+        stock.passed("ollama: chat, generate, models", lambda: ollama_chat(ollama.Client(host=base), model))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

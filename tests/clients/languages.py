@@ -94,9 +94,9 @@ def java(_binary, address):
 def rust(binary, address):
     example = pathlib.Path(binary).resolve().parent / "examples/grpc_client"
     if not example.exists():
-        raise NotInstalled("cargo build --example grpc_client makes it")
+        raise NotInstalled("cargo build -p candlewick-client --example grpc_client makes it")
     said = run(example, "Once upon a time", f"http://{address}")
-    return last(said, "generated")
+    return last(said, "session")
 
 
 LANGUAGES = {"python": python, "typescript": typescript, "go": go, "java": java, "rust": rust}

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """The proxies of deploy/proxies in front of two workers, each that is installed: streams arrive token by token, statuses in
-trailers with their details, a stream in both directions, errors in the middle of a stream, sessions keep to their worker, and
+trailers with their details, a stream in both directions, errors in the middle of a stream, what operators may do is not passed on, sessions keep to their worker, and
 a worker that drains gets nothing new.
 
     python3 -m venv .venv && .venv/bin/pip install -r tests/clients/requirements-proxies.txt
@@ -229,6 +229,17 @@ def through(name, proxy, services, workers, point):
         ids = collections.Counter(answer.infer_response.id for answer in answers)
         failed = [answer.infer_response.id for answer in answers if answer.error_message]
         point(ids["a"] > 10 and ids["b"] > 10 and failed == ["wrong"], f"a stream in both directions: {dict(ids)}, an error for {failed}")
+
+    codes = []
+    for address in [proxy.least, proxy.session]:
+        with grpc.insecure_channel(address) as channel:
+            for path in ["candlewick.v1.Admin/FlushCache", "candlewick.v1.Models/Load", "vllm.grpc.engine.VllmEngine/FlushCache"]:
+                try:
+                    channel.unary_unary(f"/{path}")(b"", timeout=60)
+                    codes.append(None)
+                except grpc.RpcError as error:
+                    codes.append(error.code())
+    point(set(codes) == {grpc.StatusCode.PERMISSION_DENIED}, f"what is for whoever runs a worker is not passed on: {codes}")
 
     sessions(proxy, services, point)
     before = [served(port) for port in workers]

@@ -11,6 +11,7 @@ mod oracle;
 mod quality;
 mod runner;
 mod stories;
+mod windows;
 
 use std::{
     collections::BTreeMap,

@@ -27,6 +27,7 @@ fn open(server: &Server, max_bytes: usize) -> Result<Session> {
         lease_bytes: None,
         when_full: WhenFull::DropOldest,
         max_bytes,
+        other_bytes: 0,
     })
 }
 

@@ -12,7 +12,8 @@ use std::{
 use candlewick::{
     config::EngineConfig,
     engine::{
-        Engine, Event, ExecutorFactory, Health, ModelInfo, ModelText, Prompt, Request, SlowReader,
+        EmbedInput, EmbedRequest, Engine, Event, ExecutorFactory, Health, ModelInfo, ModelText, Prompt, Request,
+        SlowReader,
         fake::{EMBEDDING_SIZE, FakeExecutor, FakeOptions, Gate, Mishap},
     },
     error::{Code, Error},
@@ -345,6 +346,72 @@ async fn a_step_that_hangs_ends_its_streams_and_the_engine_comes_back() {
     let ids = prompt(4, 9);
     let (tokens, _) = read(engine.generate(request(&ids, 30)).await.unwrap()).await;
     assert_eq!(tokens, FakeExecutor::expected(VOCAB_SIZE, &ids, 30));
+}
+
+/// An engine whose first step hangs, with a stream that it hangs over. The clock stands still.
+async fn hanging(config: EngineConfig) -> (Engine, Arc<Gate>) {
+    let gate = Arc::new(Gate::default());
+    let held = gate.clone();
+    let hangs = move |life| FakeOptions {
+        mishap: (life == 0).then(|| (0, Mishap::Hang(held.clone()))),
+        ..FakeOptions::default()
+    };
+    let engine = engine(config.clone(), fakes(&config, hangs)).await;
+    let stream = engine.generate(request(&prompt(1, 5), 5)).await.unwrap();
+    tokio::spawn(read(stream));
+    until("the step hangs", || gate.reached()).await;
+    tokio::time::pause();
+    (engine, gate)
+}
+
+#[tokio::test]
+async fn who_waits_for_an_answer_of_a_life_that_is_given_up_hears_that_it_was() {
+    let (engine, gate) = hanging(EngineConfig { step_timeout: Duration::from_secs(5), ..config() }).await;
+    let quote = tokio::spawn({
+        let engine = engine.clone();
+        async move { engine.quote(request(&prompt(2, 5), 5)).await.map(drop) }
+    });
+    let mut flush = std::pin::pin!(engine.flush_cache());
+    assert!(futures::poll!(flush.as_mut()).is_pending(), "the engine hangs");
+    // Both have asked before the clock leaps: it does so where nobody has anything to do.
+    let flushed = bounded("the life is given up", flush).await;
+    assert_eq!(flushed.unwrap_err().code, Code::Unavailable);
+    assert_eq!(bounded("the life is given up", quote).await.unwrap().unwrap_err().code, Code::Unavailable);
+    tokio::time::resume();
+    gate.open();
+}
+
+#[tokio::test]
+async fn who_asks_whether_a_deadline_can_be_met_waits_no_longer_than_it() {
+    let (engine, gate) = hanging(config()).await;
+    // A second a token: only what is cached could be there in time, and the engine does not say what is.
+    engine.rates().record_step(Duration::from_secs(100), 100, 0);
+    let began = tokio::time::Instant::now();
+    let deadline = Some(began + Duration::from_secs(50));
+    let refused = engine.generate(Request { deadline, ..request(&prompt(2, 100), 5) }).await.err().unwrap();
+    assert_eq!((refused.code, began.elapsed().as_secs()), (Code::DeadlineExceeded, 50), "{refused}");
+    tokio::time::resume();
+    gate.open();
+}
+
+#[test]
+fn a_call_for_vectors_is_tokenized_on_a_thread_of_its_own() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let engine = well().await;
+        let gate = Arc::new(Gate::default());
+        let held = gate.clone();
+        let blocker = tokio::task::spawn_blocking(move || held.wait());
+        // Nothing but a look at the inputs can tell that one is wrong.
+        let wrong = EmbedInput::Tokens(vec![TokenId(VOCAB_SIZE)]);
+        let mut call = std::pin::pin!(engine.embed(EmbedRequest::new(vec![wrong])));
+        assert!(futures::poll!(call.as_mut()).is_pending(), "the only thread for it is taken");
+        gate.open();
+        blocker.await.unwrap();
+        let error = call.await.unwrap_err();
+        assert_eq!(error.violations[0].field, "inputs[0].token_ids[0]");
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

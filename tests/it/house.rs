@@ -30,6 +30,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("engine/runner", &["base", "kernels", "layers", "arch", "sampling", "engine/executor"]),
     ("engine", &["base", "kernels", "weights", "layers", "arch", "sampling", "text", "engine"]),
     ("server/backend", SERVED),
+    ("server/models", SERVED),
     ("server/throughput", SERVED),
     ("server/events", SERVED),
     ("server/http", JSON_FACE),
@@ -48,13 +49,26 @@ const SERVED: &[&str] = &[
     "text",
     "server/access",
     "server/backend",
+    "server/models",
     "server/events",
+    "server/bodies",
     "server/closing",
     "server/throughput",
+    "server/turns",
 ];
 /// Faces that speak JSON know no gRPC, and not each other.
-const JSON_FACE: &[&str] =
-    &["base", "engine", "text", "server/access", "server/backend", "server/events", "server/http"];
+const JSON_FACE: &[&str] = &[
+    "base",
+    "engine",
+    "text",
+    "server/access",
+    "server/backend",
+    "server/bodies",
+    "server/events",
+    "server/held",
+    "server/models",
+    "server/http",
+];
 /// Policy knows no tensors, no tasks and no wire.
 const POLICY: &[&str] = &[
     "base",
@@ -72,6 +86,7 @@ const BASE_MODULES: &[&str] = &["error", "ids", "params", "config", "telemetry"]
 const LIBRARIES: &[(&str, &[&str])] = &[
     ("tonic", &["server/grpc", "server/vllm_engine", "server/oip", "server/metrics", "proto", "cli/connect"]),
     ("axum", &["server"]),
+    ("http_body", &["server"]),
     ("tonic_web", &["server/grpc"]),
     ("tower_http", &["server/cors"]),
     ("tokenizers", &["text/tokenizer"]),
@@ -104,8 +119,12 @@ const LIBRARIES: &[(&str, &[&str])] = &[
 /// Policy stays free of these, wherever the row above would allow them.
 const POLICY_FREE_OF: &[&str] = &["tokio", "candle_core"];
 
-/// Every source file with its module path (`engine/scheduler`) and its text.
+/// Every source file of the server with its module path (`engine/scheduler`) and its text.
 fn sources() -> Vec<(String, String)> {
+    sources_in(&["src", "crates/compute/src"])
+}
+
+fn sources_in(roots: &[&str]) -> Vec<(String, String)> {
     fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
         let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
         for path in entries.map(|entry| entry.unwrap().path()) {
@@ -121,7 +140,7 @@ fn sources() -> Vec<(String, String)> {
         path.to_string_lossy().trim_end_matches("/mod").to_owned()
     };
     let mut sources = Vec::new();
-    for root in ["src", "crates/compute/src"].map(|root| Path::new(env!("CARGO_MANIFEST_DIR")).join(root)) {
+    for root in roots.iter().map(|root| Path::new(env!("CARGO_MANIFEST_DIR")).join(root)) {
         let mut files = Vec::new();
         walk(&root, &mut files);
         files.sort();
@@ -234,7 +253,8 @@ fn a_library_is_named_in_its_own_place_only() {
 
 #[test]
 fn every_file_opens_with_what_it_is_for() {
-    let silent: Vec<_> = sources().into_iter().filter(|(_, text)| !text.starts_with("//! ")).map(|(m, _)| m).collect();
+    let all = sources_in(&["src", "crates/compute/src", "clients/rust/src"]);
+    let silent: Vec<_> = all.into_iter().filter(|(_, text)| !text.starts_with("//! ")).map(|(m, _)| m).collect();
     assert!(silent.is_empty(), "{silent:?}");
 }
 

@@ -151,7 +151,7 @@ fn an_impossible_latent_is_named_by_its_field() {
     let latent = |field: &str, value: Value| {
         let sizes = json!({
             "num_key_value_heads": 4, "kv_lora_rank": 24, "q_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
-            "v_head_dim": 16, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 4, "topk_group": 2, "head_dim": 8,
+            "v_head_dim": 16, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "head_dim": 8,
         });
         let mut config = with(sizes);
         config[field] = value;
@@ -167,6 +167,7 @@ fn an_impossible_latent_is_named_by_its_field() {
         ("num_key_value_heads", json!(2), "must be the 4 attention heads"),
         ("n_group", json!(3), "must divide the 8 experts"),
         ("topk_group", json!(5), "from 1 to 4"),
+        ("topk_group", json!(1), "opens 1 groups of 2 experts, fewer than the 3"),
         ("n_shared_experts", json!(65), "from 0 to 64"),
     ] {
         let error = latent(field, value).unwrap_err();

@@ -112,6 +112,15 @@ fn a_wrong_file_is_refused_by_the_setting_and_says_what_was_meant() {
 }
 
 #[test]
+fn a_key_of_the_file_that_is_no_good_is_not_said() {
+    let (_directory, path) = file("api-key = ['correct horse']");
+    let output = run(&["serve", "--config", &path, "--print-config"]);
+    let said = stderr(&output);
+    assert!(output.status.code() == Some(2) && said.contains("--api-key") && said.contains("visible ASCII"), "{said}");
+    assert!(!said.contains("correct") && !said.contains("horse"), "{said}");
+}
+
+#[test]
 fn a_flag_that_contradicts_the_file_wins() {
     let (_directory, path) = file("kv-cache-memory-bytes = '1G'");
     let output = run(&["serve", "--config", &path, "--num-gpu-blocks-override", "5", "--print-config"]);

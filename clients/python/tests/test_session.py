@@ -71,6 +71,7 @@ def test_a_cancel_that_comes_too_late_harms_nothing(client: Client) -> None:
         session.edit(temperature=0.5)
         assert session.say("And then?").done.turn_index == 1
         assert [type(one) for one in session.conversation.refusals] == [FailedPrecondition] * 2
+        assert [one.event for one in session.conversation.refusals] == ["cancel", "edit"]
 
 
 def test_an_edit_shortens_the_turn_under_way(client: Client) -> None:
@@ -87,9 +88,10 @@ def test_a_turn_that_is_refused_leaves_the_session_as_it_was(client: Client) -> 
     with client.session(sampling=GREEDY) as session:
         with pytest.raises(InvalidArgument) as caught:
             session.say("Hello", sampling=SamplingParams(temperature=-1)).done
-        assert [one.field for one in caught.value.field_violations] == ["sampling.temperature"]
-        with pytest.raises(InvalidArgument):
+        assert [one.field for one in caught.value.field_violations] == ["user.sampling.temperature"]
+        with pytest.raises(InvalidArgument) as refused:
             session.rewind(7)
+        assert refused.value.event == "rewind" and refused.value.field_violations[0].field == "rewind.turn_index"
         assert session.say("Hello").done.turn_index == 0
 
 
@@ -123,6 +125,17 @@ def test_a_turn_that_was_lost_with_the_line_is_said_again(cable: Cable, far: Cli
         cable.cut()
         assert turn.done.turn_index == 1
         assert session.say("And then?").done.turn_index == 2
+
+
+def test_a_grant_that_was_lost_with_the_line_is_said_again(cable: Cable, far: Client) -> None:
+    with far.session(sampling=GREEDY, credits=0) as session:
+        turn = session.say("Hello")
+        while turn.log.started is None:
+            session._hear()
+        cable.deaf = True
+        session.grant(16)
+        cable.cut()
+        assert turn.done.usage.completion_tokens <= 16 and session.reconnects == 1
 
 
 def test_a_turn_that_arrived_is_not_said_twice(cable: Cable, far: Client) -> None:

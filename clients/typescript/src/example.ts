@@ -36,7 +36,10 @@ const second = await turn("And then?");
 const known = first.usage.promptTokens + first.usage.completionTokens;
 assert.ok(second.turnIndex === 1 && second.computedTokens <= second.usage.promptTokens - known + 17);
 await session.rewind(1);
+// Too late, and the next turn is none the worse for it.
+session.cancel();
 const again = await turn("And then?");
+assert.equal(session.refusals.length, 1);
 assert.equal(again.message?.content, second.message?.content);
 await session.close();
 console.log(`session: turn 2 had ${second.usage.promptTokens} prompt tokens and computed ${second.computedTokens}`);

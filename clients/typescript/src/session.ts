@@ -15,6 +15,8 @@ import type { Delta } from "./gen/candlewick/v1/common_pb.js";
 
 type Said = MessageInitShape<typeof SessionRequestSchema>;
 
+const REFUSALS = 16;
+
 /** The deltas of one turn; `done` after the last one. */
 export interface Turn extends AsyncIterable<Delta> {
   done: TurnDone | undefined;
@@ -50,6 +52,10 @@ class Outbox implements AsyncIterable<Said> {
 export class Session {
   /** The number of the last event. */
   lastSeq = 0n;
+  /** Cancels and grants that came too late or were wrong; the last 16. */
+  readonly refusals: ConnectError[] = [];
+  // Another client of this session has ids of its own.
+  private nextId = BigInt(Math.floor(Math.random() * Number.MAX_SAFE_INTEGER));
   private readonly outbox = new Outbox();
   private readonly events: AsyncIterator<SessionResponse>;
 
@@ -73,14 +79,14 @@ export class Session {
 
   /** A turn of the user's; read it to its end before the next one. */
   say(content: string, turn: Omit<MessageInitShape<typeof UserTurnSchema>, "content" | "$typeName"> = {}): Turn {
-    this.outbox.put({ event: { case: "user", value: { ...turn, content } } });
+    const id = this.tell({ case: "user", value: { ...turn, content } });
     const session = this;
     return {
       done: undefined,
       async *[Symbol.asyncIterator]() {
         for (;;) {
-          const { event } = await session.hear();
-          if (event.case === "error") throw failure(event.value);
+          const { event, answers } = await session.hear();
+          if (event.case === "error") session.refuse(event.value, event.value.turnIndex !== undefined || answers === id);
           if (event.case === "delta") yield event.value;
           if (event.case === "turnDone") {
             this.done = event.value;
@@ -93,24 +99,22 @@ export class Session {
 
   /** Ends the turn under way; what was said so far stays. */
   cancel(): void {
-    this.outbox.put({ event: { case: "cancel", value: {} } });
+    this.tell({ case: "cancel", value: {} });
   }
 
   /** Allows so many tokens more, where the session was opened with credits. */
   grant(tokens: bigint): void {
-    this.outbox.put({ event: { case: "grant", value: { tokens } } });
+    this.tell({ case: "grant", value: { tokens } });
   }
 
   /** Goes back to before a turn. */
   async rewind(turnIndex: number): Promise<void> {
-    this.outbox.put({ event: { case: "rewind", value: { turnIndex } } });
-    await this.until("rewound");
+    await this.until("rewound", this.tell({ case: "rewind", value: { turnIndex } }));
   }
 
   /** Makes a session that begins like this one; open it by this id. */
   async fork(turnIndex?: number): Promise<string> {
-    this.outbox.put({ event: { case: "fork", value: { turnIndex } } });
-    return (await this.until("forked")).sessionId;
+    return (await this.until("forked", this.tell({ case: "fork", value: { turnIndex } }))).sessionId;
   }
 
   /** Ends the session, on the server too. */
@@ -127,12 +131,26 @@ export class Session {
     return next.value;
   }
 
-  private async until<Case extends "opened" | "rewound" | "forked">(wanted: Case) {
+  /** Says something; its id, which comes back with what answers it. */
+  private tell(event: Said["event"]): bigint {
+    const id = this.nextId++;
+    this.outbox.put({ event, id });
+    return id;
+  }
+
+  /** Throws an error where it is of what is waited for, and keeps it where it is of something else. */
+  private refuse(error: SessionError, isWaitedFor: boolean): void {
+    if (isWaitedFor) throw failure(error);
+    this.refusals.push(failure(error));
+    if (this.refusals.length > REFUSALS) this.refusals.shift();
+  }
+
+  private async until<Case extends "opened" | "rewound" | "forked">(wanted: Case, id?: bigint) {
     type Wanted = Extract<SessionResponse["event"], { case: Case }>["value"];
     for (;;) {
-      const { event } = await this.hear();
-      if (event.case === "error") throw failure(event.value);
-      if (event.case === wanted) return event.value as Wanted;
+      const { event, answers } = await this.hear();
+      if (event.case === "error") this.refuse(event.value, answers === id);
+      if (event.case === wanted && answers === id) return event.value as Wanted;
     }
   }
 }
@@ -140,5 +158,5 @@ export class Session {
 /** What one event asked for and could not be done; the session goes on. */
 function failure(error: SessionError): ConnectError {
   const fields = error.fields.map(({ field, description }) => `${field} ${description}`);
-  return new ConnectError([error.message, ...fields].join("; "), error.code as Code);
+  return new ConnectError([`${error.event}: ${error.message}`, ...fields].join("; "), error.code as Code);
 }

@@ -41,3 +41,8 @@ id!(
     /// One sequence inside the engine; never reused while the process lives.
     SequenceId(u64)
 );
+
+impl BlockId {
+    /// No block: what stands in a block table where a block was given back because no token sees it any more.
+    pub const NULL: Self = Self(u32::MAX);
+}

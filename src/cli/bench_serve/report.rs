@@ -95,8 +95,8 @@ impl Report {
             burstiness: args.burstiness,
             max_concurrency: args.max_concurrency,
             percentiles,
-            input_tokens: answers.iter().map(|(answer, sent)| answer.input_tokens.unwrap_or(*sent)).sum(),
-            output_tokens: answers.iter().map(|(answer, _)| answer.output_tokens).sum(),
+            input_tokens: total(answers.iter().map(|(answer, sent)| answer.input_tokens.unwrap_or(*sent))),
+            output_tokens: total(answers.iter().map(|(answer, _)| answer.output_tokens)),
             distributions,
             measured,
         }
@@ -141,7 +141,7 @@ impl Report {
             "total_output_tokens": self.output_tokens,
             "request_throughput": round(self.per_second(completed)),
             "output_throughput": round(self.per_second(self.output_tokens)),
-            "total_token_throughput": round(self.per_second(self.input_tokens + self.output_tokens)),
+            "total_token_throughput": round(self.per_second(self.input_tokens.saturating_add(self.output_tokens))),
         });
         let mut times = Map::new();
         for distribution in &self.distributions {
@@ -210,6 +210,11 @@ impl Report {
         }
         Ok(())
     }
+}
+
+/// What servers report may be anything.
+fn total(tokens: impl Iterator<Item = u64>) -> u64 {
+    tokens.fold(0, u64::saturating_add)
 }
 
 #[cfg(test)]

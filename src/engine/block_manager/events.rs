@@ -3,10 +3,13 @@
 //! The engine thread writes changes down here and hands them over when there is somebody with room to take them. The
 //! list is bounded: where it would grow longer than the cache is large, it is dropped, and the next to take it gets
 //! the cache as it is instead.
+//!
+//! Of several groups of layers only the first is told of: whether the others still have what a prompt's next token sees may
+//! change between a router's choice and the request, as the rest may.
 
 use std::sync::Arc;
 
-use super::{BlockHash, BlockManager};
+use super::{BlockHash, BlockManager, Salt};
 use crate::ids::TokenId;
 
 /// A change of what the prefix cache holds.
@@ -46,10 +49,10 @@ impl Changes {
         Self { capacity, ..Self::default() }
     }
 
-    /// Writes a change down. `salt` belongs to the block: contents that only one tenant may share are nobody else's
-    /// business.
-    pub(super) fn push(&mut self, salt: Option<&Arc<str>>, event: impl FnOnce() -> BlockEvent) {
-        if self.capacity == 0 || self.overflowed || salt.is_some() {
+    /// Writes a change down. `salt` belongs to the block: what a client keeps to itself is nobody else's business, but
+    /// who reads these events may know what tenants have.
+    pub(super) fn push(&mut self, salt: Option<&Salt>, event: impl FnOnce() -> BlockEvent) {
+        if self.capacity == 0 || self.overflowed || !is_told(salt) {
             return;
         }
         if self.events.len() == self.capacity {
@@ -59,6 +62,11 @@ impl Changes {
         }
         self.events.push(event());
     }
+}
+
+/// Whether blocks of this salt are told.
+fn is_told(salt: Option<&Salt>) -> bool {
+    salt.is_none_or(Salt::is_told)
 }
 
 impl BlockManager {
@@ -82,10 +90,11 @@ impl BlockManager {
         if !std::mem::take(&mut self.changes.overflowed) {
             return std::mem::take(&mut self.changes.events);
         }
-        let mut found: Vec<_> = self.contents.iter().zip(0..).filter_map(|(c, i)| Some((c.as_ref()?, i))).collect();
+        let registered = self.contents.iter().zip(0..).filter_map(|(registered, i)| Some((registered.as_ref()?, i)));
+        let mut found: Vec<_> = registered.filter_map(|(registered, i)| Some((registered.content()?, i))).collect();
         // Serials grow, so what comes before a block is stored before it.
         found.sort_unstable_by_key(|(content, _)| content.serial);
-        let stored = found.into_iter().filter(|(content, _)| content.salt.is_none()).map(|(content, i)| {
+        let stored = found.into_iter().filter(|(content, _)| is_told(content.salt.as_ref())).map(|(content, i)| {
             let tokens = self.tokens[i * self.block_size..][..self.block_size].into();
             BlockEvent::Stored { hash: content.hash, parent: content.parent_hash, tokens }
         });
@@ -98,16 +107,16 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::engine::block_manager::{BlockTable, blake3_128};
+    use crate::engine::block_manager::{BlockTable, Registered, blake3_128};
 
     fn manager(num_blocks: usize) -> BlockManager {
         BlockManager::new(num_blocks, 2, true, blake3_128).with_events(true)
     }
 
     /// Computes a prompt and gives its blocks back.
-    fn visit(manager: &mut BlockManager, salt: Option<&str>, ids: &[u32]) {
+    fn visit(manager: &mut BlockManager, salt: Option<Salt>, ids: &[u32]) {
         let tokens: Vec<_> = ids.iter().copied().map(TokenId).collect();
-        let mut table = BlockTable::new(salt.map(Arc::from));
+        let mut table = BlockTable::new(salt);
         let cached = manager.adopt_prefix(&mut table, &tokens);
         assert!(manager.reserve(&mut table, cached..tokens.len(), &mut Vec::new()));
         manager.register(&mut table, &tokens, tokens.len());
@@ -125,7 +134,8 @@ mod tests {
     }
 
     fn held(manager: &BlockManager) -> HashSet<BlockHash> {
-        manager.contents.iter().flatten().filter(|content| content.salt.is_none()).map(|content| content.hash).collect()
+        let contents = manager.contents.iter().flatten().filter_map(Registered::content);
+        contents.filter(|content| is_told(content.salt.as_ref())).map(|content| content.hash).collect()
     }
 
     #[test]
@@ -164,10 +174,23 @@ mod tests {
     }
 
     #[test]
-    fn what_one_tenant_keeps_to_himself_is_told_to_nobody() {
+    fn what_tenants_have_is_told_each_apart() {
+        let (mut manager, mut known) = (manager(3), HashSet::new());
+        for (name, ids) in [("a", [1, 2, 3, 4]), ("b", [1, 2, 3, 4]), ("a", [5, 6, 7, 8])] {
+            visit(&mut manager, Some(Salt::told(name)), &ids);
+            follow(&mut known, manager.take_events());
+            assert_eq!(known, held(&manager));
+        }
+        assert_eq!(known.len(), 3, "as many as there are blocks");
+        manager.changes.overflowed = true;
+        assert_eq!(manager.take_events().len(), 4, "cleared, and all that there is");
+    }
+
+    #[test]
+    fn what_a_client_keeps_to_itself_is_told_to_nobody() {
         let mut manager = manager(3);
-        visit(&mut manager, Some("tenant"), &[1, 2, 3, 4]);
-        visit(&mut manager, Some("tenant"), &[5, 6, 7, 8]);
+        visit(&mut manager, Some(Salt::untold("client")), &[1, 2, 3, 4]);
+        visit(&mut manager, Some(Salt::untold("client")), &[5, 6, 7, 8]);
         assert!(!manager.has_events(), "neither stored nor evicted");
         manager.changes.overflowed = true;
         assert_eq!(manager.take_events(), [BlockEvent::Cleared]);

@@ -8,13 +8,18 @@ impl BlockManager {
     pub fn forget_free(&mut self) -> usize {
         let free = |block: &usize| self.ref_counts[*block] == 0 && self.contents[*block].is_some();
         let cached: Vec<_> = (0..self.num_blocks()).filter(free).collect();
-        cached.iter().filter(|&&block| self.forget(BlockId(block as u32))).count()
+        // A content may have taken what comes later here along.
+        for &block in &cached {
+            self.forget(BlockId(block as u32));
+        }
+        self.remembered.clear();
+        cached.len()
     }
 
     /// Blocks whose content can be found, held or free.
     #[must_use]
     pub fn num_registered(&self) -> usize {
-        self.index.len()
+        self.num_cached()
     }
 }
 

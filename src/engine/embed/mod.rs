@@ -1,8 +1,9 @@
 //! Embeddings: inputs become sequences that end with their prompts, in the same line and batch as those that generate.
 //!
-//! A call takes places among the live requests as it is admitted, one an input and [`PLACES`] at the most, or it is
-//! refused; each place takes the next input when its own is done. Everything is tokenized and checked before anything
-//! runs, so a call with a wrong input costs nothing. Dropping the call ends its sequences within a step.
+//! A call takes places among the live requests as it is admitted, one an input and
+//! [`EMBED_AT_ONCE`](limits::EMBED_AT_ONCE) at the most, or it is refused; each place takes the next input when its own is
+//! done. Everything is tokenized and checked before anything runs, so a call with a wrong input costs nothing. Dropping the
+//! call ends its sequences within a step.
 
 mod vector;
 
@@ -16,6 +17,7 @@ use tokio::{
 
 use super::{
     Engine, admission,
+    block_manager::Salt,
     channel::{Delivery, ReaderControl, ReaderSpec, RequestTag},
     sequence::Sequence,
     supervisor::{Life, Registration},
@@ -28,8 +30,6 @@ use crate::{
     telemetry::Outcome,
 };
 
-/// Places among the live requests that one call takes at the most: enough to fill a batch, and others get theirs.
-const PLACES: usize = 32;
 /// KiB of vectors of all calls together, those included that are being sent.
 pub(super) const VECTORS_KIB: usize = 256 << 10;
 
@@ -50,6 +50,8 @@ pub struct EmbedRequest {
     pub cache_salt: Option<String>,
     /// When the answer is no longer wanted.
     pub deadline: Option<Instant>,
+    /// Inputs that may run at once.
+    pub most_at_once: usize,
 }
 
 /// One input.
@@ -84,8 +86,16 @@ impl EmbedRequest {
     /// A request with the usual options.
     #[must_use]
     pub fn new(inputs: Vec<EmbedInput>) -> Self {
-        let (request_id, options) = (String::new(), EmbedOptions::default());
-        Self { request_id, tenant: None, inputs, options, priority: 0, cache_salt: None, deadline: None }
+        Self {
+            request_id: String::new(),
+            tenant: None,
+            inputs,
+            options: EmbedOptions::default(),
+            priority: 0,
+            cache_salt: None,
+            deadline: None,
+            most_at_once: limits::EMBED_AT_ONCE,
+        }
     }
 }
 
@@ -105,8 +115,8 @@ pub struct Embeddings {
     pub embeddings: Vec<Embedding>,
     /// How they were pooled.
     pub pooling: Pooling,
-    /// What they take of [`VECTORS_KIB`].
-    _room: OwnedSemaphorePermit,
+    /// What they take of the room that the vectors of all calls have; whoever sends them holds it until they are sent.
+    pub room: Arc<OwnedSemaphorePermit>,
 }
 
 impl Embeddings {
@@ -126,37 +136,38 @@ impl Engine {
     /// The vectors of some inputs.
     ///
     /// # Errors
+    /// As [`admit_embed`](Self::admit_embed) and [`EmbedBatch::run`].
+    pub async fn embed(&self, request: EmbedRequest) -> Result<Embeddings> {
+        self.admit_embed(request).await?.run().await
+    }
+
+    /// Admits some inputs, which are then ready to run.
+    ///
+    /// # Errors
     /// - `Unavailable` while draining or restarting, `ResourceExhausted` while the queue is full or too many vectors are
     ///   under way: both before any text is tokenized.
     /// - `InvalidArgument` naming the field: `inputs[3].text`, `inputs[3].token_ids[7]`, `dimensions`.
     /// - `FailedPrecondition` where the model lacks the tokenizer, or its files ask for a pooling that is not offered.
     /// - `DeadlineExceeded` where the deadline has passed, or cannot be met at the rates that are measured.
-    /// - `Internal` where the engine failed meanwhile.
-    pub async fn embed(&self, request: EmbedRequest) -> Result<Embeddings> {
+    pub async fn admit_embed(&self, request: EmbedRequest) -> Result<EmbedBatch> {
         let deadline = request.deadline;
-        let work = async {
-            let admitted = self.admit_embed(request).await;
-            let (batch, room) = admitted.inspect_err(|error| self.telemetry().record_refused(error.code))?;
-            let pooling = batch.pooling;
-            Ok(Embeddings { embeddings: batch.run().await?, pooling, _room: room })
+        let admission = async {
+            let admitted = self.try_admit_embed(request).await;
+            admitted.inspect_err(|error| self.telemetry().record_refused(error.code))
         };
-        match deadline {
-            Some(deadline) => timeout_at(deadline, work).await.unwrap_or_else(|_| {
-                Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the last vector was computed"))
-            }),
-            None => work.await,
-        }
+        before(deadline, admission).await
     }
 
-    async fn admit_embed(&self, request: EmbedRequest) -> Result<(Batch, OwnedSemaphorePermit)> {
+    async fn try_admit_embed(&self, request: EmbedRequest) -> Result<EmbedBatch> {
         if self.inner.supervised.draining() {
             return Err(unavailable("the server is draining: it finishes what it has and takes nothing new"));
         }
         let life = self.inner.supervised.life().ok_or_else(|| unavailable("the engine is restarting"))?;
-        let EmbedRequest { request_id, tenant, inputs, options, priority, cache_salt, deadline } = request;
+        let EmbedRequest { request_id, tenant, inputs, options, priority, cache_salt, deadline, most_at_once } =
+            request;
         let (pooling, dimensions) = self.check_options(&options)?;
         check_number(inputs.len(), dimensions)?;
-        let places = places(&life, inputs.len().min(PLACES).min(self.config().max_live()))
+        let places = places(&life, inputs.len().min(most_at_once).clamp(1, self.config().max_live()))
             .ok_or_else(|| self.full("the queue is full: try again later"))?;
         let kib = u32::try_from((inputs.len() * dimensions * size_of::<f32>()).div_ceil(1024)).unwrap_or(u32::MAX);
         let room = self.inner.vectors.clone().try_acquire_many_owned(kib);
@@ -164,7 +175,13 @@ impl Engine {
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the request was admitted"));
         }
-        let prompts = self.prompts(inputs, options.truncate).await?;
+        let (engine, truncate) = (self.clone(), options.truncate);
+        // On a thread of its own: thousands of inputs, however short, would delay other tasks. The places go along with
+        // the work, which goes on where the caller goes away.
+        let tokenize = move || engine.prompts(inputs, truncate).map(|prompts| (prompts, places));
+        let (prompts, places) = tokio::task::spawn_blocking(tokenize)
+            .await
+            .map_err(|panic| Error::internal(format!("tokenization failed: {panic}")))??;
         let least = match pooling {
             Pooling::Mean => prompts.iter().map(|prompt| prompt.len()).sum(),
             // All but the last token may be cached.
@@ -175,9 +192,9 @@ impl Engine {
         let weight = self.shares().weight(tenant.as_deref());
         let tokens = self.telemetry().tenant(tenant.as_deref());
         let tag = Arc::new(RequestTag { id: request_id, tenant, tokens: Some(tokens) });
-        let batch =
-            Batch { engine: self.clone(), life, places, prompts, pooling, options, priority, salt, tag, weight };
-        Ok((batch, room))
+        let engine = self.clone();
+        let batch = Batch { engine, life, places, prompts, pooling, options, priority, salt, tag, weight };
+        Ok(EmbedBatch { batch, room, deadline })
     }
 
     fn full(&self, message: &str) -> Error {
@@ -205,17 +222,17 @@ impl Engine {
     }
 
     /// The tokens of all inputs, each of at least one and at most as many as fit.
-    async fn prompts(&self, inputs: Vec<EmbedInput>, truncate: bool) -> Result<Vec<Arc<[TokenId]>>> {
+    fn prompts(&self, inputs: Vec<EmbedInput>, truncate: bool) -> Result<Vec<Arc<[TokenId]>>> {
         let (config, info) = (self.config(), self.info());
         // The cache must hold an input whole.
-        let most = config.max_model_len.min(config.num_blocks * config.block_size);
+        let most = config.max_model_len.min(config.longest_cached());
         let mut prompts = Vec::with_capacity(inputs.len());
         for (k, input) in inputs.into_iter().enumerate() {
             let mut ids = match input {
                 EmbedInput::Tokens(ids) => ids,
                 EmbedInput::Text(text) => {
                     let field = format!("inputs[{k}].text");
-                    admission::tokenize_text(&self.inner.text, config, text, &field).await?
+                    admission::tokenize_text(&self.inner.text, config, &text, &field)?
                 }
             };
             if let Some((j, id)) = ids.iter().enumerate().find(|(_, id)| id.index() >= info.vocab_size) {
@@ -258,10 +275,47 @@ fn places(life: &Life, wanted: usize) -> Option<Vec<Place>> {
     (!places.is_empty()).then_some(places)
 }
 
+/// What `work` comes to, if it does before the deadline.
+async fn before<T>(deadline: Option<Instant>, work: impl Future<Output = Result<T>>) -> Result<T> {
+    match deadline {
+        Some(deadline) => timeout_at(deadline, work).await.unwrap_or_else(|_| {
+            Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the last vector was computed"))
+        }),
+        None => work.await,
+    }
+}
+
+/// A call for vectors that was admitted; nothing of it runs yet. Dropping it gives up its places.
+pub struct EmbedBatch {
+    batch: Batch,
+    room: OwnedSemaphorePermit,
+    deadline: Option<Instant>,
+}
+
+impl EmbedBatch {
+    /// Tokens of all its inputs.
+    #[must_use]
+    pub fn prompt_tokens(&self) -> usize {
+        self.batch.prompts.iter().map(|prompt| prompt.len()).sum()
+    }
+
+    /// Computes the vectors.
+    ///
+    /// # Errors
+    /// `DeadlineExceeded`; `Cancelled` where it is aborted; `Internal` where the engine failed, `Unavailable` where it
+    /// restarts meanwhile.
+    pub async fn run(self) -> Result<Embeddings> {
+        let Self { batch, room, deadline } = self;
+        let pooling = batch.pooling;
+        let embeddings = before(deadline, batch.run()).await?;
+        Ok(Embeddings { embeddings, pooling, room: room.into() })
+    }
+}
+
 /// A place among the live requests, which the inputs of a call take one after another.
 type Place = Arc<OwnedSemaphorePermit>;
 
-/// An admitted call.
+/// The inputs of a call.
 struct Batch {
     engine: Engine,
     life: Arc<Life>,
@@ -271,7 +325,7 @@ struct Batch {
     pooling: Pooling,
     options: EmbedOptions,
     priority: i32,
-    salt: Option<Arc<str>>,
+    salt: Option<Salt>,
     tag: Arc<RequestTag>,
     /// Of the tenant.
     weight: u32,

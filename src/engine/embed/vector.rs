@@ -3,13 +3,15 @@
 use crate::error::{Error, Result};
 
 /// Keeps the first `dimensions` numbers, and then gives the vector a length of 1 if asked: models that are trained for it
-/// (Kusupati et al. 2022, arXiv 2205.13147) keep most of what they say in the first numbers.
+/// (Kusupati et al. 2022, arXiv 2205.13147) keep most of what they say in the first numbers. What is cut off takes no
+/// memory, since only what is left is counted.
 ///
 /// # Errors
 /// `Internal` where a number is not finite: nothing can be compared with it.
 pub(super) fn finish(mut values: Vec<f32>, dimensions: Option<usize>, normalize: bool) -> Result<Vec<f32>> {
     if let Some(dimensions) = dimensions {
         values.truncate(dimensions);
+        values.shrink_to_fit();
     }
     if values.iter().any(|x| !x.is_finite()) {
         return Err(Error::internal("a hidden state that is not finite"));
@@ -36,6 +38,12 @@ mod tests {
         assert_eq!(finish(values(), Some(2), true).unwrap(), [0.6, 0.8]);
         let whole = finish(values(), None, true).unwrap();
         assert_eq!(whole, [3.0 / 13.0, 4.0 / 13.0, 12.0 / 13.0]);
+    }
+
+    #[test]
+    fn what_was_cut_off_takes_no_memory() {
+        let vector = finish(vec![1.0; 4096], Some(64), true).unwrap();
+        assert!(vector.len() == 64 && vector.capacity() < 128, "room for {} numbers", vector.capacity());
     }
 
     #[test]

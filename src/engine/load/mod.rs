@@ -1,6 +1,8 @@
 //! From a path to everything that an engine serves: the model, its tokenizer and chat template, and its defaults.
 
 mod demo;
+mod memory;
+mod start;
 mod vocab;
 
 use std::{
@@ -10,6 +12,11 @@ use std::{
 };
 
 use candle_core::Device;
+
+pub use self::{
+    memory::ModelMemory,
+    start::{ModelSource, Started, model_name},
+};
 
 use crate::{
     arch::{

@@ -253,6 +253,64 @@ fn who_comes_while_long_answers_fill_the_batch_does_not_wait_for_their_end() {
 }
 
 #[test]
+fn who_lacks_blocks_beside_one_long_answer_waits_for_about_as_many_tokens_as_that_has_by_then() {
+    let hog = Tenant { backlog: 1, requests: 1, ..Tenant::queued(1, (100, 100), (3000, 3000)) };
+    let late = Tenant { backlog: 0, requests: 1, ..Tenant::queued(1, (2900, 2900), (16, 16)) };
+    for (before, weight) in [(300, 1), (600, 1), (1000, 1), (600, 3)] {
+        // Room for either, not for both.
+        let config = EngineConfig { num_blocks: 200, ..config(4) };
+        let mut shop = Shop::new(1, &config, &[hog.clone(), Tenant { weight, ..late.clone() }]);
+        shop.run(before);
+        shop.tenants[1].backlog = 1;
+        // Its answer, and its prompt twice: D > prompt + (answer + D) / 2.
+        let most = before + 2 * 100;
+        for step in 0.. {
+            shop.run(1);
+            let (served, _) = shop.log.last().unwrap();
+            if served[1] > 0 {
+                break;
+            }
+            assert_eq!(served[0], 1, "the other one goes on");
+            // It is looked at again every now and then.
+            assert!(step <= most + 32, "{step} steps beside one that had answered for {before}");
+        }
+        shop.run(usize::MAX);
+        assert_eq!(shop.scheduler.stats().preemptions, 1, "who gave way came back once the other had ended");
+    }
+}
+
+#[test]
+fn tenants_take_turns_where_there_are_blocks_for_one_and_a_half() {
+    for (prompt, answer) in [((10, 60), (20, 120)), ((100, 300), (400, 800))] {
+        for seed in 0..4 {
+            let tenant = |weight| Tenant { backlog: 3, requests: 8, ..Tenant::queued(weight, prompt, answer) };
+            let tenants = [tenant(1), tenant(1), tenant(2)];
+            let longest = prompt.1 + answer.1;
+            let config = EngineConfig { num_blocks: longest * 3 / 2 / 16, ..config(4) };
+            let mut shop = Shop::new(seed, &config, &tenants);
+            // Steps since each was served, where it has something here.
+            let mut waited = [0; 3];
+            loop {
+                shop.arrive();
+                if shop.here.is_empty() {
+                    break;
+                }
+                let here: Vec<_> = shop.counts.iter().map(|&count| count > 0).collect();
+                shop.step();
+                let (served, _) = shop.log.last().unwrap();
+                for (tenant, waited) in waited.iter_mut().enumerate() {
+                    *waited = if here[tenant] && served[tenant] == 0 { *waited + 1 } else { 0 };
+                    assert!(*waited <= 3 * longest, "seed {seed}: tenant {tenant} waits for {waited} steps");
+                }
+            }
+            let preemptions = shop.scheduler.stats().preemptions;
+            println!("seed {seed}: {preemptions} preemptions in {} steps", shop.log.len());
+            assert!(preemptions >= 10, "seed {seed}: only {preemptions} preemptions");
+        }
+    }
+}
+
+#[test]
 fn random_tenants_with_random_weights_are_served_by_them() {
     let mut looked_at = 0;
     for seed in 0..24 {

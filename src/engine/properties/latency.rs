@@ -154,6 +154,25 @@ fn a_prompt_of_4000_tokens_no_more_than_doubles_the_time_between_the_others_toke
 }
 
 #[test]
+fn steps_that_differ_by_half_of_what_they_take_stall_nobody() {
+    for seed in 0..8 {
+        for (jitter, prompt_token) in [(0.3, 90.0), (0.5, 90.0), (0.3, 400.0), (0.5, 400.0)] {
+            let machine = Machine { jitter, prompt_token, ..FAST };
+            let mut streams = streaming(None, machine);
+            streams.random = Random(u64::wrapping_mul(seed, 0x9e37_79b9_7f4a_7c15) | 1);
+            // What so short prompts add to their steps is less than chance does.
+            for _ in 0..3 {
+                streams.p99_beside(machine, 3);
+            }
+            let before = streams.p99(machine, 100);
+            let (beside, steps) = streams.p99_beside(machine, LONG_PROMPT);
+            let what = format!("seed {seed}, {jitter} by chance, {prompt_token} us a token, {steps} steps");
+            assert!(beside * 2 <= before * 5, "{what}: {beside:?} beside the prompt, {before:?} before");
+        }
+    }
+}
+
+#[test]
 fn without_a_target_the_same_prompt_stalls_them() {
     let mut streams = streaming(Some(Duration::ZERO), FAST);
     let before = streams.p99(FAST, 300);

@@ -11,6 +11,7 @@ use super::world::{Outbox, tokens};
 use crate::{
     config::EngineConfig,
     engine::{
+        block_manager::Salt,
         channel::{ReaderControl, ReaderSpec},
         executor::{Executor, SequenceOutput, StepOutput, StepPlan},
         fake::{FakeExecutor, FakeOptions},
@@ -67,7 +68,7 @@ impl Engine {
     /// Runs a request alone; the tokens it found in the cache, and what it got.
     fn run(&mut self, prompt: &[TokenId], salt: Option<&str>) -> Result<(u32, Vec<TokenId>), String> {
         let mut sequence = self.sequence(prompt, 2);
-        sequence.salt = salt.map(Arc::from);
+        sequence.salt = salt.map(Salt::untold);
         self.run_to_end(sequence)
     }
 

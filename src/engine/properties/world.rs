@@ -11,21 +11,23 @@ use std::{
 };
 
 use crate::{
-    config::EngineConfig,
+    config::{EngineConfig, KvCacheGroups},
     engine::{
-        block_manager::{BlockHash, BlockHasher, blake3_128},
+        block_manager::{BlockHash, BlockHasher, Salt, blake3_128},
         executor::{Executor, StepPlan},
         fake::{FakeExecutor, FakeOptions, Random},
         scheduler::{End, Event, Scheduler},
         sequence::{Reader, Sequence, Status},
     },
     error::Code,
-    ids::{SequenceId, TokenId},
+    ids::{BlockId, SequenceId, TokenId},
     params::{FinishReason, SamplingParams},
 };
 
 const VOCAB: u32 = 24;
 const EOS: TokenId = TokenId(0);
+/// Steps that a tenant may have to wait for others: the longest wait in these histories is one of 250.
+const PATIENCE: u32 = 500;
 
 pub(super) fn tokens(ids: &[u32]) -> Vec<TokenId> {
     ids.iter().copied().map(TokenId).collect()
@@ -130,6 +132,10 @@ coverage!(
     prompt_logprobs,
     prompt_logprobs_after_preemption,
     several_tenants,
+    left_behind,
+    prefix_hit_beyond_a_window,
+    fork_beyond_a_window,
+    preemption_with_windows,
 );
 
 impl fmt::Display for Coverage {
@@ -155,6 +161,8 @@ pub(super) struct World {
     in_flight: usize,
     now: Instant,
     clients: BTreeMap<SequenceId, Client>,
+    /// Of each tenant that could run: steps since it last had a row or waited for tokens.
+    waited: BTreeMap<Option<Arc<str>>, u32>,
     next_id: u64,
     /// Prompts begin like one of these.
     texts: Vec<Vec<TokenId>>,
@@ -167,9 +175,19 @@ impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut random = Random(seed.wrapping_mul(0x1234_5678_9abc_def1));
         let mut pick = |choices: &[usize]| choices[random.below(choices.len())];
+        // Layers that all see everything, that all slide, and some of each in few and in many groups.
+        let window = Some(pick(&[1, 2, 5, 9, 20]));
+        let kv_groups = match pick(&[0, 0, 0, 1, 2, 3, 4]) {
+            0 => KvCacheGroups::ONE,
+            1 => KvCacheGroups::of(&[window]),
+            2 => KvCacheGroups::of(&[None, window]),
+            3 => KvCacheGroups::of(&[window, window, None, window]),
+            _ => KvCacheGroups::of(&[None, None, window]),
+        };
         let config = EngineConfig {
             block_size: pick(&[1, 2, 3, 4, 8]),
-            num_blocks: pick(&[8, 12, 16, 24, 48]),
+            num_blocks: pick(&[8, 12, 16, 24, 48]) * kv_groups.count(),
+            kv_groups,
             max_num_batched_tokens: pick(&[1, 2, 5, 9, 16, 40]),
             max_num_seqs: pick(&[1, 2, 3, 5, 8]),
             max_model_len: pick(&[24, 40, 64]),
@@ -204,6 +222,7 @@ impl World {
             in_flight: 0,
             now: Instant::now(),
             clients: BTreeMap::new(),
+            waited: BTreeMap::new(),
             next_id: 0,
             texts,
             coverage: Coverage::default(),
@@ -248,7 +267,11 @@ impl World {
         self.coverage.copy_on_write += counters.copies;
         self.coverage.eviction += counters.evictions;
         self.coverage.forced_hash_collision += counters.collisions;
+        self.coverage.left_behind += counters.left_behind;
         self.coverage.preemption += self.scheduler.stats().preemptions;
+        if self.window().is_some() {
+            self.coverage.preemption_with_windows += self.scheduler.stats().preemptions;
+        }
         match (self.scheduler.len(), self.scheduler.stats().used_blocks, self.executor.num_sequences()) {
             (0, 0, 0) => Ok(()),
             left => Err(format!("sequences, blocks, and the executor's sequences left over: {left:?}")),
@@ -287,7 +310,7 @@ impl World {
         sequence.priority = [0, 0, 0, -1, 1][self.random.below(5)];
         let tenant = self.random.below(self.tenants.len());
         (sequence.tenant, sequence.weight) = self.tenants[tenant].clone();
-        sequence.salt = [None, None, Some("a"), Some("b")][self.random.below(4)].map(Arc::from);
+        sequence.salt = [None, None, Some("a"), Some("b")][self.random.below(4)].map(Salt::untold);
         let pace =
             [Pace::Prompt, Pace::Prompt, Pace::Prompt, Pace::Slow, Pace::Slow, Pace::Never][self.random.below(6)];
         (sequence, Client { outbox, pace, alone, received: Vec::new(), started: false, prompt, next_prompt_logprob })
@@ -323,8 +346,34 @@ impl World {
 
     /// Tokens that a sequence may have.
     fn limit(&self) -> usize {
-        let cache = self.config.num_blocks * self.config.block_size + 1 - self.options.max_tokens_per_step;
-        self.config.max_model_len.min(cache)
+        let EngineConfig { kv_groups, num_blocks, block_size, .. } = self.config;
+        let cache = kv_groups.longest(num_blocks, block_size, self.step_tokens());
+        self.config.max_model_len.min(cache.saturating_sub(self.options.max_tokens_per_step - 1))
+    }
+
+    /// Tokens of a sequence that a step may write.
+    fn step_tokens(&self) -> usize {
+        self.config.max_num_batched_tokens + self.options.max_tokens_per_step - 1
+    }
+
+    /// Tokens that some layers see, where there are such layers.
+    fn window(&self) -> Option<usize> {
+        self.config.kv_groups.windows().find(|&window| window < usize::MAX)
+    }
+
+    /// No sequence holds more of a group with a window than it sees and a step writes.
+    fn windows_are_left(&self) -> Result<(), String> {
+        let EngineConfig { kv_groups, block_size, .. } = self.config;
+        for sequence in self.scheduler.sequences() {
+            for (blocks, window) in sequence.table.groups().zip(kv_groups.windows()).filter(|&(_, w)| w < usize::MAX) {
+                let held = blocks.iter().filter(|&&block| block != BlockId::NULL).count();
+                let of_step = self.step_tokens().div_ceil(block_size);
+                if held > window.div_ceil(block_size) + of_step + 1 {
+                    return Err(format!("sequence {} holds {held} blocks of a window of {window}", sequence.id));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn arrive(&mut self) -> Result<(), String> {
@@ -349,6 +398,8 @@ impl World {
         let Some(&id) = parents.get(self.random.below(parents.len().max(1))) else { return Ok(()) };
         let Some(parent) = self.scheduler.sequences().find(|parent| parent.id == id) else { return Ok(()) };
         let (salt, mut prompt) = (parent.salt.clone(), parent.tokens.clone());
+        let has_left = parent.table.groups().any(|blocks| blocks.first() == Some(&BlockId::NULL));
+        self.coverage.fork_beyond_a_window += u64::from(has_left);
         if self.chance(60) {
             prompt.truncate(1 + self.random.below(prompt.len()));
             prompt.push(TokenId(3 + self.random.below(3) as u32));
@@ -421,10 +472,11 @@ impl World {
         self.compare(&before);
         self.deliver(events)?;
         self.scheduler.audit()?;
+        self.windows_are_left()?;
         if self.tenants.len() == 1 {
             self.first_in_order_progresses()?;
         } else {
-            self.somebody_progresses()?;
+            self.every_tenant_progresses()?;
         }
         if !submit && self.in_flight == 0 && self.scheduler.has_work() {
             return Err("there is work, but nothing to submit and nothing to collect".into());
@@ -488,8 +540,22 @@ impl World {
         Err(format!("sequence {} comes first, is {:?} and does not run", first.id, first.status))
     }
 
-    /// Of several tenants: if anybody can run, somebody has a row in this step or waits for tokens.
-    fn somebody_progresses(&mut self) -> Result<(), String> {
+    /// Of several tenants: if anybody can run, somebody has a row in this step or waits for tokens; and each of them does
+    /// before long.
+    fn every_tenant_progresses(&mut self) -> Result<(), String> {
+        let mut progress = BTreeMap::new();
+        for sequence in self.scheduler.sequences().filter(|sequence| !sequence.is_stalled()) {
+            let runs = sequence.outstanding.is_some() || self.plan.rows.iter().any(|row| row.id == sequence.id);
+            *progress.entry(sequence.tenant.clone()).or_insert(false) |= runs;
+        }
+        self.waited.retain(|tenant, _| progress.contains_key(tenant));
+        for (tenant, runs) in progress {
+            let waited = self.waited.entry(tenant.clone()).or_insert(0);
+            *waited = if runs { 0 } else { *waited + 1 };
+            if *waited > PATIENCE {
+                return Err(format!("tenant {tenant:?} has waited for {waited} steps"));
+            }
+        }
         let tenants: BTreeSet<_> = self.scheduler.sequences().map(|sequence| sequence.tenant.clone()).collect();
         self.coverage.several_tenants += u64::from(tenants.len() > 1);
         let mut runnable = self.scheduler.sequences().filter(|sequence| !sequence.is_stalled()).peekable();
@@ -513,6 +579,8 @@ impl World {
                         return Err(format!("sequence {id} started twice"));
                     }
                     self.coverage.prefix_hit += u64::from(cached_tokens > 0);
+                    let beyond = self.config.kv_groups.windows().any(|window| cached_tokens as usize > window);
+                    self.coverage.prefix_hit_beyond_a_window += u64::from(beyond);
                     let wholly = cached_tokens as usize % self.config.block_size == self.config.block_size - 1;
                     self.coverage.wholly_cached_prompt += u64::from(cached_tokens > 0 && wholly);
                 }

@@ -75,10 +75,13 @@ impl Scheduler {
         if same_life {
             sequence.num_computed_tokens += num_written.min(taken.count.saturating_sub(1));
         }
+        let mut begins_anew = false;
         if is_rewind {
             // The last token is always computed: its logits choose the next one.
             sequence.num_computed_tokens = sequence.num_computed_tokens.min(sequence.tokens.len() - 1);
-            self.blocks.truncate(&mut sequence.table, sequence.num_computed_tokens);
+            let kept = self.blocks.truncate(&mut sequence.table, sequence.num_computed_tokens);
+            begins_anew = kept < sequence.num_computed_tokens;
+            sequence.num_computed_tokens = kept;
             let index = sequence.num_output_tokens() as u32;
             self.rewinds.push(Rewind { id, index, removed: taken.removed });
         }
@@ -102,6 +105,9 @@ impl Scheduler {
         } else if gave_up {
             let why = "every way to go on came to say what bad_words bans: gave up";
             self.end(key, End::Failed(Error::new(Code::Aborted, why)), events);
+        } else if begins_anew {
+            // What it sees from there was given back: it goes through the door again, as after a preemption.
+            self.preempt(key);
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Scheduler;
 use crate::{
-    engine::executor::ParamsEdit,
+    engine::{block_manager::Salt, executor::ParamsEdit},
     ids::{SequenceId, TokenId},
     params::SamplingParams,
 };
@@ -54,7 +54,7 @@ impl Scheduler {
     }
 
     /// Of the tokens of a prompt, how many the prefix cache has now.
-    pub fn lookup(&mut self, salt: Option<Arc<str>>, tokens: &[TokenId]) -> usize {
+    pub fn lookup(&mut self, salt: Option<Salt>, tokens: &[TokenId]) -> usize {
         self.blocks.lookup(salt, tokens)
     }
 }

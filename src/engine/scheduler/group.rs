@@ -71,8 +71,7 @@ impl Scheduler {
         if child.needs_whole_prompt() {
             num_common = 0;
         }
-        child.table = self.blocks.fork(&parent.table, num_common);
-        child.num_computed_tokens = num_common;
+        (child.table, child.num_computed_tokens) = self.blocks.fork(&parent.table, num_common);
         self.refused = None;
         self.enter(child);
     }

@@ -45,11 +45,11 @@ impl Leases {
 
     /// Blocks that leases hold; one that two of them share counts twice.
     pub(super) fn num_blocks(&self) -> usize {
-        self.held.values().map(|held| held.table.blocks().len()).sum()
+        self.held.values().map(|held| held.table.num_held()).sum()
     }
 
     fn num_pinned_blocks(&self) -> usize {
-        self.held.values().filter(|held| held.pinned).map(|held| held.table.blocks().len()).sum()
+        self.held.values().filter(|held| held.pinned).map(|held| held.table.num_held()).sum()
     }
 
     /// The one that was used the longest ago.
@@ -83,8 +83,7 @@ impl Scheduler {
         let (table, tokens) = if let Some(held) = self.leases.held.get(&parent) {
             (&held.table, &held.tokens[..])
         } else if let Some(sequence) = self.sequences.iter().map(|(_, s)| s).find(of_running) {
-            let num_written =
-                sequence.num_computed_tokens.min(sequence.table.blocks().len() * self.blocks.block_size());
+            let num_written = sequence.num_computed_tokens.min(sequence.table.num_covered() * self.blocks.block_size());
             (&sequence.table, &sequence.tokens[..num_written])
         } else {
             return 0;
@@ -93,8 +92,11 @@ impl Scheduler {
         if kept == 0 {
             return 0;
         }
-        let (table, tokens) = (self.blocks.fork(table, kept), tokens[..kept].to_vec());
-        self.hold(child, table, tokens)
+        let tokens = tokens[..kept].to_vec();
+        match self.blocks.fork(table, kept) {
+            (_, 0) => 0,
+            (table, _) => self.hold(child, table, tokens),
+        }
     }
 
     /// A sequence ends: its lease takes its blocks over.
@@ -112,7 +114,11 @@ impl Scheduler {
         }
         let kept = sequence.num_computed_tokens.min(sequence.tokens.len()).min(holder.max_tokens());
         let mut table = std::mem::take(&mut sequence.table);
-        self.blocks.truncate(&mut table, kept);
+        if self.blocks.truncate(&mut table, kept) < kept {
+            // It may hold so few that what comes after them sees what was given back.
+            holder.lost();
+            return;
+        }
         let mut tokens = std::mem::take(&mut sequence.tokens);
         tokens.truncate(kept);
         self.hold(holder, table, tokens);
@@ -120,7 +126,7 @@ impl Scheduler {
 
     /// Puts a table into a lease, at the cost of older ones if need be; says how many tokens it holds then.
     fn hold(&mut self, holder: Arc<dyn LeaseHolder>, mut table: BlockTable, tokens: Vec<TokenId>) -> usize {
-        let (id, num_blocks) = (holder.id(), table.blocks().len());
+        let (id, num_blocks) = (holder.id(), table.num_held());
         if let Some(mut older) = self.leases.held.remove(&id) {
             self.blocks.release(&mut older.table);
         }
@@ -150,12 +156,13 @@ impl Scheduler {
         let alike = held.tokens.iter().zip(known).take_while(|(held, known)| held == known).count();
         // What another adapter computed is of no use.
         let common = if held.table.salt() == sequence.salt.as_ref() { alike } else { 0 };
-        self.blocks.truncate(&mut held.table, common);
-        if common == 0 {
+        // Of what has a window, only what comes after it was kept: who goes back further begins anew.
+        let kept = self.blocks.truncate(&mut held.table, common);
+        if kept == 0 {
             return None;
         }
         sequence.table = held.table;
-        Some(common)
+        Some(kept)
     }
 
     /// The sequence does not run yet: its lease has the blocks again.
@@ -165,8 +172,9 @@ impl Scheduler {
         let mut table = std::mem::replace(&mut sequence.table, BlockTable::new(sequence.salt.clone()));
         sequence.num_computed_tokens = 0;
         let tokens = sequence.tokens[..num_tokens].to_vec();
-        self.blocks.truncate(&mut table, num_tokens);
-        self.hold(holder, table, tokens);
+        if self.blocks.truncate(&mut table, num_tokens) > 0 {
+            self.hold(holder, table, tokens);
+        }
     }
 
     /// Takes the blocks of the lease that was used the longest ago; false if there is none.

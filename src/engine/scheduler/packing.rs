@@ -10,7 +10,7 @@ use crate::{
         faults::{Fault, planted},
         sequence::Sequence,
     },
-    ids::Slot,
+    ids::{BlockId, Slot},
 };
 
 impl Scheduler {
@@ -97,25 +97,28 @@ fn pack_row(
     let end = context_len + num_scheduled_tokens;
     let samples = end == sequence.tokens.len();
     let num_slots = if samples { end + max_tokens_per_step - 1 } else { end };
-    let blocks = &sequence.table.blocks()[..num_slots.div_ceil(block_size)];
+    let num_blocks = num_slots.div_ceil(block_size);
 
     let query = plan.token_ids.len()..plan.token_ids.len() + num_scheduled_tokens;
     plan.token_ids.extend_from_slice(&sequence.tokens[context_len..end]);
     plan.positions.extend((context_len..end).map(|position| position as u32));
-    plan.slot_mapping.extend((context_len..end).map(|position| {
+    for position in context_len..end {
         let stale = planted(Fault::StaleSlot) && position > 0 && position % block_size == 0;
-        let block = blocks[position / block_size - usize::from(stale)];
-        Slot(block.0 * block_size as u32 + (position % block_size) as u32)
-    }));
-    let row_blocks = plan.block_tables.len()..plan.block_tables.len() + blocks.len();
-    plan.block_tables.extend_from_slice(blocks);
+        let (i, offset) = (position / block_size - usize::from(stale), position % block_size);
+        let slot = |blocks: &[BlockId]| Slot(blocks[i].0 * block_size as u32 + offset as u32);
+        plan.slot_mapping.extend(sequence.table.groups().map(slot));
+    }
+    let first_block = plan.block_tables.len();
+    for blocks in sequence.table.groups() {
+        plan.block_tables.extend_from_slice(&blocks[..num_blocks]);
+    }
     // Before what may come of the row: the log-probabilities take room as well.
     let prompt_targets = prompt_targets(sequence, context_len, end);
     let max_new_tokens = sequence.num_acceptable_tokens().max(1);
     plan.rows.push(PlannedRow {
         id: sequence.id,
         query,
-        blocks: row_blocks,
+        blocks: first_block..plan.block_tables.len(),
         context_len: context_len as u32,
         samples,
         num_output_tokens: sequence.num_output_tokens() as u32,

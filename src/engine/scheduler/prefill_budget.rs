@@ -6,7 +6,8 @@
 //! that prompts go on, and as many as the batch holds where nobody streams or nothing has been measured.
 //!
 //! Measurements are averages that follow the machine. Each is kept from leaping, because one step during which the machine
-//! did something else says little. While prompts go on and on, nothing would tell what decodes alone take by now: every
+//! did something else says little; what fewer tokens than a block add is less than steps differ by chance, and is not
+//! measured. While prompts go on and on, nothing would tell what decodes alone take by now: every
 //! [`PROBE`]th step therefore takes a single token.
 
 use std::time::Duration;
@@ -17,7 +18,7 @@ const PROBE: u32 = 32;
 const HEADROOM: f64 = 0.9;
 /// How much a measurement counts beside those before it.
 const GAIN: f64 = 0.3;
-/// How many times larger a measurement may be than the average that it enters.
+/// How many times larger or smaller a measurement may be than the average that it enters.
 const LEAP: f64 = 4.0;
 /// Tokens in a step beside the decodes that still count as none.
 const HARDLY_ANY: usize = 1;
@@ -40,7 +41,7 @@ impl Measured {
         let nanos = nanos.max(1.0);
         self.0 = Some(match self.0 {
             None => nanos,
-            Some(before) => before + GAIN * (nanos.min(before * LEAP) - before),
+            Some(before) => before + GAIN * (nanos.clamp(before / LEAP, before * LEAP) - before),
         });
     }
 }
@@ -107,8 +108,13 @@ impl PrefillBudget {
             (0, 0) => {}
             (0, _) => self.prefill_alone.record(nanos / tokens),
             (_, 0..=HARDLY_ANY) => self.decode_step.record(nanos),
-            _ => {
+            (_, few) if few < self.block_size => {}
+            (decodes, _) => {
                 if let Some(decode_step) = self.decode_step.0 {
+                    // A token takes no more beside others than alone, or than a row that decodes: the first measurement
+                    // corrects that, since by chance it may be next to nothing.
+                    let most = self.prefill_alone.0.unwrap_or(decode_step / decodes as f64);
+                    self.prefill_token.0.get_or_insert(most);
                     self.prefill_token.record((nanos - decode_step) / tokens);
                 }
             }

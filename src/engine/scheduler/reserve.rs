@@ -35,7 +35,9 @@ impl Scheduler {
             } else if num_uncomputed > 0 {
                 left.starved = left.starved.or(Some(place));
             }
-            i += 1;
+            // Places are as old as the step: who gave its blocks up for this one may have stood before it.
+            let to_here = &self.running[..self.running.len().min(i + 1)];
+            i = to_here.iter().rposition(|&(_, other)| other == key).map_or(i, |at| at + 1);
         }
         left
     }
@@ -75,16 +77,17 @@ impl Scheduler {
             .map(|(other, _)| other)
     }
 
-    /// Whether a sequence comes late enough for another one to have its blocks. Of two tenants, one must have been served
-    /// so much more that it stays ahead when the tokens in its blocks are lost: else they would take turns in computing the
-    /// same again.
+    /// Whether a sequence comes late enough for another one to have its blocks. Of two tenants, one must have been served so
+    /// much more that it stays ahead when the tokens in its blocks are lost: else they would take turns in computing the same
+    /// again. Its prompt counts whole, as it was charged, computed or not; its answer by half, because how far it is ahead
+    /// grows with its answer while the other one waits, who would else wait for its end.
     fn gives_way(&self, key: Key, to: Key) -> bool {
         let (own, other): (&Sequence, &Sequence) = (&self.sequences[key], &self.sequences[to]);
         if own.tenant_key == other.tenant_key {
             return own.order() > other.order();
         }
-        let lost = if self.takes_all { 0 } else { self.tenants.cost(own.tenant_key, own.num_computed_tokens) };
-        self.place(key) > self.place(to).after(lost)
+        let lost = if self.takes_all { 0 } else { own.prompt.len() + own.num_output_tokens() / 2 };
+        self.place(key) > self.place(to).after(self.tenants.cost(own.tenant_key, lost))
     }
 
     /// Takes a sequence's blocks away; all its tokens will be computed again, as far as the prefix cache has not kept
@@ -101,5 +104,62 @@ impl Scheduler {
         if sequence.status == Status::Running {
             self.set_status(key, Status::Waiting);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        config::EngineConfig,
+        engine::{
+            executor::Executor,
+            fake::{FakeExecutor, FakeOptions},
+            sequence::Reader,
+        },
+        ids::{SequenceId, TokenId},
+    };
+
+    /// Has room for everything.
+    struct Roomy;
+
+    impl Reader for Roomy {
+        fn room(&self) -> usize {
+            1 << 20
+        }
+
+        fn capacity(&self) -> usize {
+            1 << 20
+        }
+
+        fn cancelled(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn who_gives_its_blocks_up_takes_nobodys_turn_with_it() {
+        // Two blocks for each of three, and a third for two of them.
+        let config = EngineConfig { block_size: 4, num_blocks: 6, max_model_len: 16, ..EngineConfig::default() };
+        let mut scheduler = Scheduler::new(&config, 1);
+        let mut executor = FakeExecutor::new(&config, FakeOptions::default());
+        let (mut plan, mut events, now) = (StepPlan::default(), Vec::new(), Instant::now());
+        for id in 1..=3 {
+            let prompt = [TokenId(id); 7].into();
+            scheduler.add(Sequence::new(SequenceId(id.into()), prompt, Arc::default(), Arc::new(Roomy))).unwrap();
+        }
+        for _ in 0..2 {
+            assert!(scheduler.schedule(now, &mut plan, &mut events));
+            executor.submit(&plan).unwrap();
+            scheduler.apply(executor.collect().unwrap(), &mut events).unwrap();
+        }
+        // The third stands first, as it may where its place has changed since the step began.
+        scheduler.running.rotate_right(1);
+        scheduler.reserve(now, &mut plan);
+        let mut ready: Vec<_> = scheduler.sequences().filter(|sequence| sequence.ready).map(|s| s.id.0).collect();
+        ready.sort_unstable();
+        assert_eq!((scheduler.stats().preemptions, ready), (1, vec![1, 2]));
     }
 }

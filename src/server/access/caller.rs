@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::http::Extensions;
 use tokio::time::Instant;
 
-use super::tenant::Tenant;
+use super::tenant::{Tenant, Total};
 use crate::{
     engine::Request,
     error::{Code, Error, Result},
@@ -24,6 +24,8 @@ pub(crate) struct Caller(Option<Arc<Tenant>>);
 pub(crate) struct Admission {
     tenant: Option<Arc<Tenant>>,
     sequences: u32,
+    /// Whether the tokens of its prompt count: of several answers to one, those of the first do.
+    counts_prompt: bool,
 }
 
 /// A tenant's place for a session.
@@ -80,10 +82,21 @@ impl Caller {
     /// Counts a request against the tenant's quotas, before anything is done for it.
     ///
     /// # Errors
-    /// `ResourceExhausted` that names the quota and says when to come back.
+    /// `ResourceExhausted` that names the quota and says when to come back; `InvalidArgument` for more than the quota itself.
     pub(crate) fn admit(&self, request: &Request) -> Result<Admission> {
-        let sequences = request.params.num_sequences().clamp(1, limits::SEQUENCES);
-        self.enter(u32::try_from(sequences).unwrap_or(u32::MAX))
+        self.admit_all(std::slice::from_ref(request), 1)
+    }
+
+    /// Counts all requests of a call at once, likewise; each prompt has so many of them, one an answer, and counts once.
+    ///
+    /// # Errors
+    /// As [`admit`](Self::admit).
+    pub(crate) fn admit_all(&self, requests: &[Request], answers: usize) -> Result<Admission> {
+        let params = requests.first().map(|request| &request.params);
+        let each = params.map_or(1, |params| params.num_sequences().clamp(1, limits::SEQUENCES)) * answers;
+        let field = if params.is_some_and(|params| params.best_of.is_some()) { "best_of" } else { "n" };
+        let prompts = requests.len().div_ceil(answers.max(1));
+        self.enter(Total { requests: number(prompts), sequences: number(each), field, or_fewer: false })
     }
 
     /// Counts a call that generates nothing, likewise.
@@ -91,14 +104,24 @@ impl Caller {
     /// # Errors
     /// `ResourceExhausted`, likewise.
     pub(crate) fn admit_call(&self) -> Result<Admission> {
-        self.enter(1)
+        self.enter(Total { requests: 1, sequences: 1, field: "n", or_fewer: false })
     }
 
-    fn enter(&self, sequences: u32) -> Result<Admission> {
-        if let Some(tenant) = &self.0 {
-            tenant.enter(sequences, Instant::now())?;
-        }
-        Ok(Admission { tenant: self.0.clone(), sequences })
+    /// Counts a call for so many vectors, likewise: a request, and as many sequences as run at once.
+    ///
+    /// # Errors
+    /// `ResourceExhausted`, likewise.
+    pub(crate) fn admit_inputs(&self, inputs: usize) -> Result<Admission> {
+        let sequences = number(inputs.clamp(1, limits::EMBED_AT_ONCE));
+        self.enter(Total { requests: 1, sequences, field: "inputs", or_fewer: true })
+    }
+
+    fn enter(&self, total: Total) -> Result<Admission> {
+        let sequences = match &self.0 {
+            Some(tenant) => tenant.enter(total, Instant::now())?,
+            None => total.requests.saturating_mul(total.sequences),
+        };
+        Ok(Admission { tenant: self.0.clone(), sequences, counts_prompt: true })
     }
 
     /// Counts a session.
@@ -113,7 +136,30 @@ impl Caller {
     }
 }
 
+fn number(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
 impl Admission {
+    /// Sequences that may run at once.
+    pub(crate) fn sequences(&self) -> usize {
+        self.sequences as usize
+    }
+
+    /// What one of several requests takes of it.
+    pub(crate) fn split(&mut self, request: &Request, counts_prompt: bool) -> Self {
+        let sequences = number(request.params.num_sequences().max(1)).min(self.sequences);
+        self.sequences -= sequences;
+        Self { tenant: self.tenant.clone(), sequences, counts_prompt }
+    }
+
+    /// Counts the tokens of its prompt.
+    pub(crate) fn charge_prompt(&self, tokens: usize) {
+        if self.counts_prompt {
+            self.charge(tokens as u64);
+        }
+    }
+
     /// Counts tokens that were computed.
     pub(crate) fn charge(&self, tokens: u64) {
         if let Some(tenant) = self.tenant.as_ref().filter(|_| tokens > 0) {

@@ -5,6 +5,7 @@
 //! of how near a guess came or whose key it is.
 
 mod caller;
+mod operator;
 mod tenant;
 
 use std::{
@@ -14,18 +15,24 @@ use std::{
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, header::AUTHORIZATION},
+    http::{
+        HeaderMap, HeaderValue,
+        header::{AUTHORIZATION, ORIGIN},
+    },
     middleware::Next,
     response::Response,
 };
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
-pub(crate) use self::caller::{Admission, Caller, Owner, SessionPlace};
 use self::tenant::Tenant;
-use super::refusal;
+pub(crate) use self::{
+    caller::{Admission, Caller, Owner, SessionPlace},
+    operator::{check_operator, check_program},
+};
+use super::{host::Host, refusal};
 use crate::{
-    config::{KeyHash, TenantKeys, key_hash},
+    config::{AllowedOrigins, KeyHash, TenantKeys, key_hash},
     error::{Code, Error, Result},
 };
 
@@ -44,7 +51,11 @@ const SHOWN: usize = 2;
 
 /// Who may call, as it stands. Cheap to clone; all clones change together.
 #[derive(Clone, Debug, Default)]
-pub struct Access(Arc<RwLock<Option<Keys>>>);
+pub struct Access {
+    keys: Arc<RwLock<Option<Keys>>>,
+    /// Goes up with every change.
+    changes: Arc<watch::Sender<u64>>,
+}
 
 /// All keys.
 #[derive(Debug, Default)]
@@ -78,13 +89,13 @@ impl Access {
     /// Whether keys are asked for.
     #[must_use]
     pub fn asks(&self) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// The shares of the tenants, by their names.
     #[must_use]
     pub fn weights(&self) -> Vec<(Arc<str>, u32)> {
-        let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         let tenants = keys.iter().flat_map(|keys| &keys.tenants);
         tenants.map(|tenant| (tenant.name.clone(), tenant.limits().weight)).collect()
     }
@@ -94,7 +105,7 @@ impl Access {
     pub fn replace(&self, listed: Vec<TenantKeys>) -> AccessChanges {
         let now = Instant::now();
         let mut changes = AccessChanges::default();
-        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         let old = current.take().unwrap_or_default();
         let old_keys = old.keys();
         let mut known: HashMap<Arc<str>, Arc<Tenant>> =
@@ -124,7 +135,19 @@ impl Access {
         }
         changes.removed.sort();
         *current = Some(keys);
+        drop(current);
+        self.changes.send_modify(|count| *count += 1);
         changes
+    }
+
+    /// Whether who calls with these headers may know what concerns everybody.
+    pub(super) fn may_administer(&self, headers: &HeaderMap) -> bool {
+        self.caller(headers).is_ok_and(|caller| caller.check_admin().is_ok())
+    }
+
+    /// Goes up whenever there are other keys.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// Who calls with these headers.
@@ -132,7 +155,7 @@ impl Access {
     /// # Errors
     /// `Unauthenticated`.
     fn caller(&self, headers: &HeaderMap) -> Result<Caller> {
-        let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         let Some(keys) = keys.as_ref() else { return Ok(Caller::anybody()) };
         let shown: Vec<KeyHash> = shown(headers).take(SHOWN).map(key_hash).collect();
         if shown.is_empty() {
@@ -180,18 +203,53 @@ fn bearer(value: &HeaderValue) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(key)
 }
 
-fn is_open(path: &str) -> bool {
+/// Whether a call of this path needs no key.
+pub(crate) fn is_open(path: &str) -> bool {
     OPEN.iter().any(|open| path == *open || open.ends_with('/') && path.starts_with(open))
 }
 
+/// What the guard knows.
+#[derive(Clone, Debug)]
+pub(super) struct Guard {
+    pub(super) access: Access,
+    /// Sites whose pages may call.
+    pub(super) origins: AllowedOrigins,
+}
+
+impl Guard {
+    /// Who makes a call.
+    ///
+    /// # Errors
+    /// `Unauthenticated`; `PermissionDenied` for a page that calls a server without keys by a name that may be the page's own.
+    fn caller(&self, request: &Request) -> Result<Caller> {
+        if is_open(request.uri().path()) {
+            // Nothing is done for anybody there.
+            return Ok(Caller::anybody());
+        }
+        let caller = self.access.caller(request.headers())?;
+        if !caller.has_key() {
+            self.check_host(request.headers(), request.extensions().get())?;
+        }
+        Ok(caller)
+    }
+
+    /// Browsers let a page call its own server without asking that server first, and know it by its name alone. A name can
+    /// be made to lead here; a key cannot be had that way.
+    fn check_host(&self, headers: &HeaderMap, host: Option<&Host>) -> Result<()> {
+        let (AllowedOrigins::List(listed), Some(origin)) = (&self.origins, headers.get(ORIGIN)) else { return Ok(()) };
+        let is_listed = listed.iter().any(|listed| listed.as_bytes() == origin.as_bytes());
+        if is_listed || host.is_some_and(|host| *host != Host::Name) {
+            return Ok(());
+        }
+        let why = "without keys, pages may call this server as localhost or by its address: start it with \
+                   --allowed-origins and list this page's origin";
+        Err(Error::new(Code::PermissionDenied, why))
+    }
+}
+
 /// Lets a call through with its [`Caller`] among its extensions, or refuses it in the shape of the face that it is for.
-pub(super) async fn guard(State(access): State<Access>, mut request: Request, next: Next) -> Response {
-    let caller = match is_open(request.uri().path()) {
-        // Nothing is done for anybody there.
-        true => Ok(Caller::anybody()),
-        false => access.caller(request.headers()),
-    };
-    match caller {
+pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
+    match guard.caller(&request) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
@@ -256,6 +314,30 @@ mod tests {
         assert_eq!(of_key("four").as_deref(), Some("c"));
         assert_eq!(of_key("five").as_deref(), Some("d"));
         assert!(of_key("two").is_none() && of_key("three").is_none());
+    }
+
+    #[test]
+    fn a_page_calls_a_server_without_keys_by_what_is_nobody_elses_name() {
+        let listed = AllowedOrigins::List(vec!["https://chat.example.org".into()]);
+        let guard = |origins| Guard { access: Access::default(), origins };
+        let may = |origins: &AllowedOrigins, origin: Option<&str>, host: Option<Host>| {
+            let headers = origin.map(|origin| (ORIGIN, origin.parse().unwrap())).into_iter().collect();
+            guard(origins.clone()).check_host(&headers, host.as_ref()).is_ok()
+        };
+        let rebound = Some("http://evil.example:50051");
+        for (origin, host, allowed) in [
+            (None, Some(Host::Name), true),
+            (rebound, Some(Host::Name), false),
+            (rebound, None, false),
+            (Some("null"), Some(Host::Name), false),
+            (Some("http://127.0.0.1:50051"), Some(Host::Local), true),
+            (Some("http://10.0.0.1:50051"), Some(Host::Address), true),
+            (Some("https://chat.example.org"), Some(Host::Name), true),
+            (Some("http://chat.example.org"), Some(Host::Name), false),
+        ] {
+            assert_eq!(may(&listed, origin, host), allowed, "{origin:?} {host:?}");
+            assert!(may(&AllowedOrigins::Any, origin, host), "{origin:?} {host:?}");
+        }
     }
 
     #[test]

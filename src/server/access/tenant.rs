@@ -17,6 +17,19 @@ pub(super) struct Tenant {
     use_: Mutex<Use>,
 }
 
+/// What a call asks of its tenant's quotas, all of it at once: it is let in whole or not at all.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Total {
+    /// Prompts.
+    pub(super) requests: u32,
+    /// Answers to each.
+    pub(super) sequences: u32,
+    /// Where the call says how many those are.
+    pub(super) field: &'static str,
+    /// Whether one sequence after the other will do as well.
+    pub(super) or_fewer: bool,
+}
+
 #[derive(Debug)]
 struct Use {
     limits: TenantLimits,
@@ -57,37 +70,42 @@ impl Tenant {
         self.used().gone = true;
     }
 
-    /// Lets one request of so many sequences in.
+    /// Lets a call in, with all that it asks for; says how many sequences it may have at once.
     ///
     /// # Errors
-    /// `ResourceExhausted` that names the quota; `Unauthenticated` where the tenant is no more.
-    pub(super) fn enter(&self, sequences: u32, now: Instant) -> Result<()> {
+    /// `ResourceExhausted` that names the quota; `InvalidArgument` that names the field where the call asks for more than
+    /// the quota itself; `Unauthenticated` where the tenant is no more.
+    pub(super) fn enter(&self, total: Total, now: Instant) -> Result<u32> {
         let used = &mut *self.used();
         used.check_here(&self.name)?;
         let limits = used.limits;
-        if let Some(most) = limits.max_streams
-            && used.streams.saturating_add(sequences) > most
-        {
-            let why = format!("{} of {most} streams are under way, and {sequences} more are asked for", used.streams);
+        total.check(limits)?;
+        let (least, most) = total.sequences();
+        let free = limits.max_streams.map_or(u32::MAX, |limit| limit.saturating_sub(used.streams));
+        if free < least {
+            let limit = limits.max_streams.unwrap_or_default();
+            let why = format!("{} of {limit} streams are under way, and {least} more are asked for", used.streams);
             return Err(over("max-streams", why));
         }
         // Asked of both before anything is taken of one.
         let rates = [
-            ("tokens-per-minute", limits.tokens_per_minute, &mut used.tokens),
-            ("requests-per-minute", limits.requests_per_minute, &mut used.requests),
+            ("tokens-per-minute", limits.tokens_per_minute, &mut used.tokens, 1),
+            ("requests-per-minute", limits.requests_per_minute, &mut used.requests, total.requests),
         ];
-        for (name, limit, bucket) in rates {
-            let wait = limit.zip(bucket.as_mut()).and_then(|(limit, bucket)| bucket.wait(Rate::a_minute(limit), now));
+        for (name, limit, bucket, number) in rates {
+            let bucket = limit.zip(bucket.as_mut());
+            let wait = bucket.and_then(|(limit, bucket)| bucket.wait(number, Rate::a_minute(limit), now));
             if let Some(wait) = wait {
                 let limit = limit.unwrap_or_default();
                 return Err(over(name, format!("{limit} a minute are used up")).retry_after(wait));
             }
         }
         if let Some(requests) = &mut used.requests {
-            requests.take(1);
+            requests.take(total.requests.into());
         }
+        let sequences = most.min(free);
         used.streams += sequences;
-        Ok(())
+        Ok(sequences)
     }
 
     pub(super) fn leave(&self, sequences: u32) {
@@ -131,6 +149,31 @@ impl Use {
     }
 }
 
+impl Total {
+    /// Sequences: as many as there must be, and as many as are wanted.
+    fn sequences(self) -> (u32, u32) {
+        let most = self.requests.saturating_mul(self.sequences);
+        (if self.or_fewer { 1 } else { most }, most)
+    }
+
+    /// Whether it can ever be let in.
+    fn check(self, limits: TenantLimits) -> Result<()> {
+        let (least, _) = self.sequences();
+        let quotas = [
+            ("requests-per-minute", limits.requests_per_minute, self.requests, 1),
+            ("max-streams", limits.max_streams, least, self.sequences),
+        ];
+        for (name, limit, asked, each) in quotas {
+            if let Some(limit) = limit.filter(|&limit| asked > limit) {
+                let field = if each > limit { self.field } else { "prompt" };
+                let why = format!("asks for {asked} at once, but the quota {name} of this key is {limit}");
+                return Err(Error::invalid(field, why));
+            }
+        }
+        Ok(())
+    }
+}
+
 fn buckets(limits: TenantLimits, now: Instant) -> (Option<Bucket>, Option<Bucket>) {
     let full = |limit: Option<u32>| limit.map(|limit| Bucket::full(Rate::a_minute(limit), now));
     (full(limits.requests_per_minute), full(limits.tokens_per_minute))
@@ -152,8 +195,13 @@ mod tests {
         (Tenant::new("t".into(), limits, now), now)
     }
 
+    /// One request for so many answers.
+    fn answers(sequences: u32) -> Total {
+        Total { requests: 1, sequences, field: "n", or_fewer: false }
+    }
+
     /// Its name, and the seconds until it is worth trying again.
-    fn quota(outcome: Result<()>) -> (String, Option<u64>) {
+    fn quota<T: std::fmt::Debug>(outcome: Result<T>) -> (String, Option<u64>) {
         let error = outcome.unwrap_err();
         assert_eq!(error.code, Code::ResourceExhausted);
         let seconds = error.retry_after.map(|after| after.as_secs_f64().round() as u64);
@@ -163,11 +211,11 @@ mod tests {
     #[test]
     fn streams_are_counted_until_they_leave() {
         let (tenant, now) = tenant(TenantLimits { max_streams: Some(3), ..TenantLimits::default() });
-        tenant.enter(2, now).unwrap();
-        assert_eq!(quota(tenant.enter(2, now)).0, "max-streams");
-        tenant.enter(1, now).unwrap();
+        tenant.enter(answers(2), now).unwrap();
+        assert_eq!(quota(tenant.enter(answers(2), now)).0, "max-streams");
+        tenant.enter(answers(1), now).unwrap();
         tenant.leave(2);
-        tenant.enter(2, now).unwrap();
+        tenant.enter(answers(2), now).unwrap();
     }
 
     #[test]
@@ -175,36 +223,62 @@ mod tests {
         let limits =
             TenantLimits { requests_per_minute: Some(2), tokens_per_minute: Some(60), ..TenantLimits::default() };
         let (tenant, now) = tenant(limits);
-        tenant.enter(1, now).unwrap();
+        tenant.enter(answers(1), now).unwrap();
         tenant.charge(120);
         for _ in 0..5 {
-            assert_eq!(quota(tenant.enter(1, now)), ("tokens-per-minute".into(), Some(61)));
+            assert_eq!(quota(tenant.enter(answers(1), now)), ("tokens-per-minute".into(), Some(61)));
         }
         let later = now + Duration::from_secs(61);
-        tenant.enter(1, later).unwrap();
-        tenant.enter(1, later).unwrap();
-        assert_eq!(quota(tenant.enter(1, later)).0, "requests-per-minute");
+        tenant.enter(answers(1), later).unwrap();
+        tenant.enter(answers(1), later).unwrap();
+        assert_eq!(quota(tenant.enter(answers(1), later)).0, "requests-per-minute");
+    }
+
+    #[test]
+    fn a_call_is_let_in_whole_or_not_at_all() {
+        let limits = TenantLimits { requests_per_minute: Some(3), max_streams: Some(6), ..TenantLimits::default() };
+        let (tenant, now) = tenant(limits);
+        let prompts = |requests, sequences| Total { requests, sequences, field: "n", or_fewer: false };
+        for (total, field) in [(prompts(1, 7), "n"), (prompts(2, 4), "prompt"), (prompts(4, 1), "prompt")] {
+            let error = tenant.enter(total, now).unwrap_err();
+            assert_eq!((error.code, error.violations[0].field.as_str()), (Code::InvalidArgument, field), "{total:?}");
+        }
+        assert_eq!(tenant.enter(prompts(2, 2), now).unwrap(), 4);
+        assert_eq!(quota(tenant.enter(prompts(1, 3), now)).0, "max-streams");
+        assert_eq!(quota(tenant.enter(prompts(2, 1), now)), ("requests-per-minute".into(), Some(20)));
+        assert_eq!(tenant.enter(prompts(1, 2), now).unwrap(), 2, "what was refused took nothing");
+    }
+
+    #[test]
+    fn who_can_do_with_fewer_streams_gets_those_that_are_left() {
+        let (tenant, now) = tenant(TenantLimits { max_streams: Some(3), ..TenantLimits::default() });
+        let up_to = |sequences| Total { requests: 1, sequences, field: "inputs", or_fewer: true };
+        assert_eq!(tenant.enter(up_to(2), now).unwrap(), 2);
+        assert_eq!(tenant.enter(up_to(32), now).unwrap(), 1);
+        assert_eq!(quota(tenant.enter(up_to(32), now)).0, "max-streams");
     }
 
     #[test]
     fn limits_that_change_keep_what_was_used() {
         let (tenant, now) = tenant(TenantLimits { requests_per_minute: Some(6), ..TenantLimits::default() });
-        (0..6).for_each(|_| tenant.enter(1, now).unwrap());
+        for _ in 0..6 {
+            tenant.enter(answers(1), now).unwrap();
+        }
         tenant.limit(
             TenantLimits { requests_per_minute: Some(6), max_streams: Some(99), ..TenantLimits::default() },
             now,
         );
-        assert_eq!(quota(tenant.enter(1, now)), ("requests-per-minute".into(), Some(10)));
+        assert_eq!(quota(tenant.enter(answers(1), now)), ("requests-per-minute".into(), Some(10)));
         tenant.limit(TenantLimits::default(), now);
-        tenant.enter(1, now).unwrap();
+        tenant.enter(answers(1), now).unwrap();
     }
 
     #[test]
     fn a_tenant_without_keys_begins_nothing_new() {
         let (tenant, now) = tenant(TenantLimits::default());
-        tenant.enter(1, now).unwrap();
+        tenant.enter(answers(1), now).unwrap();
         tenant.go();
-        assert_eq!(tenant.enter(1, now).unwrap_err().code, Code::Unauthenticated);
+        assert_eq!(tenant.enter(answers(1), now).unwrap_err().code, Code::Unauthenticated);
         assert_eq!(tenant.open_session().unwrap_err().code, Code::Unauthenticated);
         tenant.leave(1);
     }

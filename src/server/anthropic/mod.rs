@@ -6,7 +6,7 @@ mod request;
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{Request, State},
     response::{IntoResponse, Response},
     routing::post,
 };
@@ -19,7 +19,7 @@ use self::{
 };
 use super::http::{
     Http,
-    call::{Call, ContentType, MAX_BODY_BYTES},
+    call::{Call, ContentType},
     choices::Choices,
     failure::{Failed, method_not_allowed},
     frames::Telling,
@@ -37,25 +37,24 @@ pub(super) fn routes(http: Http) -> Router {
         .route("/v1/messages", post(create))
         .route("/v1/messages/count_tokens", post(count_tokens))
         .method_not_allowed_fallback(method_not_allowed::<Anthropic>)
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(http)
 }
 
 /// `POST /v1/messages`.
 async fn create(State(http): State<Http>, request: Request) -> Result<Response, Failed<Anthropic>> {
     let call = Call::read(&http, request, ContentType::Json).await?;
-    let info = http.backend.engine.info();
+    let conversation: Conversation = call.parse().map_err(|error| http.models.refused(error))?;
+    let model = conversation.model().to_owned();
+    let backend = &http.models.backend(Some(&model)).await?;
     let asked = || -> Result<(bool, EngineRequest)> {
-        let (conversation, messages): (Conversation, Messages) = (call.parse()?, call.parse()?);
-        let model = Some(conversation.model().to_owned());
-        let turns = conversation.turns(info)?;
+        let messages: Messages = call.parse()?;
+        let turns = conversation.turns()?;
         let stream = messages.stream == Some(true);
-        let request = messages.request(&call.request_id, turns, &info.default_params)?;
-        Ok((stream, EngineRequest { model, ..request }))
+        let request = messages.request(&call.request_id, turns, &backend.engine.info().default_params)?;
+        Ok((stream, EngineRequest { model: Some(model.clone()), ..request }))
     };
-    let (stream, request) = asked().map_err(|error| http.backend.refused(error))?;
-    let model = request.model.clone().unwrap_or_else(|| info.name.clone());
-    let choices = Choices::open(&http.backend, &call.caller, vec![request], RENAMES).await?;
+    let (stream, request) = asked().map_err(|error| backend.refused(error))?;
+    let choices = Choices::open(backend, &call.caller, vec![request], 1, RENAMES).await?;
     let stamp = Stamp { id: format!("msg_{}", call.request_id), model };
     drop(call);
     if stream {
@@ -68,8 +67,10 @@ async fn create(State(http): State<Http>, request: Request) -> Result<Response, 
 /// `POST /v1/messages/count_tokens`.
 async fn count_tokens(State(http): State<Http>, request: Request) -> Result<Json<Value>, Failed<Anthropic>> {
     let call = Call::read(&http, request, ContentType::Json).await?;
-    let turns = call.parse::<Conversation>().and_then(|conversation| conversation.turns(http.backend.engine.info()));
-    let turns = turns.map_err(|error| http.backend.refused(error))?;
-    let ids = chat_ids(&http.backend, turns, true).await?;
+    let _admission = http.models.admit_call(&call.caller)?;
+    let conversation: Conversation = call.parse().map_err(|error| http.models.refused(error))?;
+    let backend = &http.models.backend(Some(conversation.model())).await?;
+    let turns = conversation.turns().map_err(|error| backend.refused(error))?;
+    let ids = chat_ids(backend, &call.caller, turns, true).await?;
     Ok(Json(json!({"input_tokens": ids.len()})))
 }

@@ -4,11 +4,11 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    engine::{ModelInfo, Request},
+    engine::Request,
     error::{Error, Result},
     params::SamplingParams,
     server::{
-        backend::{check_model, cut},
+        backend::cut,
         http::{
             content::Content,
             prompt::{conversation, role},
@@ -67,9 +67,8 @@ impl Conversation {
     /// The messages as chat templates know them, with the system's first.
     ///
     /// # Errors
-    /// `NotFound` for another model, `InvalidArgument` by the path of what is wrong.
-    pub(super) fn turns(self, info: &ModelInfo) -> Result<Vec<ChatMessage>> {
-        check_model(Some(&self.model), info)?;
+    /// `InvalidArgument` by the path of what is wrong.
+    pub(super) fn turns(self) -> Result<Vec<ChatMessage>> {
         if self.tools.is_some_and(|tools| !tools.is_empty()) {
             return Err(Error::invalid("tools", "is not offered by this server: leave it out"));
         }

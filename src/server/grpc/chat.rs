@@ -1,14 +1,16 @@
 //! `candlewick.v1.Chat`: messages in, the assistant's turn out, at once or token by token.
 
+use std::time::Duration;
+
 use tonic::{Extensions, Request, Response, Status, Streaming, codegen::BoxStream, metadata::MetadataMap};
 
 use super::{
-    Backend, FieldPaths, chat_convert, convert,
+    Backend, FieldPaths, Models, chat_convert, convert,
     deadline::deadline,
     resumable::Resumables,
     session::Sessions,
     status::status,
-    stream,
+    stream::{self, Teller},
     streaming::{self, Wishes},
 };
 use crate::{
@@ -39,34 +41,36 @@ const PATHS: FieldPaths = FieldPaths {
 };
 
 pub(super) struct ChatService {
-    backend: Backend,
+    models: Models,
     resumables: Resumables,
     sessions: Sessions,
 }
 
 impl ChatService {
-    pub(super) fn new(backend: Backend, resumables: Resumables, sessions: Sessions) -> Self {
-        Self { backend, resumables, sessions }
+    pub(super) fn new(models: Models, resumables: Resumables, sessions: Sessions) -> Self {
+        Self { models, resumables, sessions }
     }
 
-    /// Admits a request; gives its id and its events.
+    /// Admits a request whose answer comes at once; gives who tells it, its model and its events.
     async fn open(
         &self,
         (metadata, extensions): (&MetadataMap, &Extensions),
         asked: Asked,
-    ) -> Result<(String, Events)> {
+    ) -> Result<(Teller, Backend, Events)> {
         let caller = Caller::of(extensions)?;
-        let request = self.request(metadata, asked).map_err(|error| self.backend.refused(error))?;
-        let id = request.request_id.clone();
-        Ok((id, stream::open(&self.backend, &caller, request, &PATHS).await?))
+        let backend = self.models.backend(convert::model(asked.1.as_ref())).await?;
+        let request = engine_request(&backend, metadata, asked).map_err(|error| backend.refused(error))?;
+        let teller = Teller::new(&request, Duration::ZERO);
+        let events = stream::open(&backend, &caller, request, &PATHS).await?;
+        Ok((teller, backend, events))
     }
+}
 
-    fn request(&self, metadata: &MetadataMap, asked: Asked) -> Result<EngineRequest> {
-        let (messages, options, chat) = asked;
-        let prompt = chat_convert::prompt(messages, chat)?;
-        let request = convert::request(Prompt::Chat(prompt), options, self.backend.engine.info())?;
-        Ok(EngineRequest { deadline: deadline(metadata)?, ..request })
-    }
+fn engine_request(backend: &Backend, metadata: &MetadataMap, asked: Asked) -> Result<EngineRequest> {
+    let (messages, options, chat) = asked;
+    let prompt = chat_convert::prompt(messages, chat)?;
+    let request = convert::request(Prompt::Chat(prompt), options, backend.engine.info())?;
+    Ok(EngineRequest { deadline: deadline(metadata)?, ..request })
 }
 
 #[tonic::async_trait]
@@ -75,15 +79,17 @@ impl Chat for ChatService {
         let (metadata, extensions, message) = request.into_parts();
         Wishes::refuse_in_unary(message.options.as_ref()).map_err(status)?;
         let asked = (message.messages, message.options, message.chat);
-        let (id, events) = self.open((&metadata, &extensions), asked).await.map_err(status)?;
+        let (teller, backend, events) = self.open((&metadata, &extensions), asked).await.map_err(status)?;
         let whole = events.whole().await.map_err(status)?;
+        let started = teller.started(&backend, whole.started);
+        let finished = |end| stream::finished(&backend, started.effective.as_ref(), end);
         Ok(Response::new(CompleteResponse {
-            started: Some(convert::started(&id, &self.backend.engine.info().name, whole.started)),
             message: Some(chat_convert::answer(whole.first.text, whole.first.pieces)),
             output: Some(convert::delta(0, String::new(), whole.first.tokens)),
-            finished: Some(convert::finished(whole.first.finished)),
-            alternatives: convert::alternatives(whole.others),
+            finished: Some(finished(whole.first.finished)),
+            alternatives: convert::alternatives(whole.others, finished),
             prompt_logprobs: whole.prompt.map(convert::prompt_logprobs),
+            started: Some(started),
         }))
     }
 
@@ -96,10 +102,12 @@ impl Chat for ChatService {
         let (metadata, extensions, message) = request.into_parts();
         let caller = Caller::of(&extensions).map_err(status)?;
         let CompleteStreamRequest { messages, options, chat } = message;
-        let wishes = Wishes::of_stream(&self.backend, options.as_ref(), || format!("{messages:?}{chat:?}"));
-        let asked = wishes.and_then(|wishes| Ok((wishes, self.request(&metadata, (messages, options, chat))?)));
-        let (wishes, request) = asked.map_err(|error| status(self.backend.refused(error)))?;
-        let response = streaming::respond(&self.backend, &self.resumables, caller, request, &PATHS, wishes).await;
+        let backend = self.models.backend(convert::model(options.as_ref())).await.map_err(status)?;
+        let wishes = Wishes::of_stream(&backend, options.as_ref(), || format!("{messages:?}{chat:?}"));
+        let asked =
+            wishes.and_then(|wishes| Ok((wishes, engine_request(&backend, &metadata, (messages, options, chat))?)));
+        let (wishes, request) = asked.map_err(|error| status(backend.refused(error)))?;
+        let response = streaming::respond(&backend, &self.resumables, caller, request, &PATHS, wishes).await;
         Ok(Response::new(response.map_err(status)?))
     }
 
@@ -110,6 +118,6 @@ impl Chat for ChatService {
         request: Request<Streaming<SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let caller = Caller::of(request.extensions()).map_err(status)?;
-        Ok(Response::new(self.sessions.connect(&self.backend, caller, request.into_inner())))
+        Ok(Response::new(self.sessions.connect(&self.models, caller, request.into_inner())))
     }
 }

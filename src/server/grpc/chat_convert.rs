@@ -24,7 +24,8 @@ pub(super) fn prompt(messages: Vec<wire::Message>, options: Option<wire::ChatOpt
         return Err(Error::invalid("chat.documents_json", why));
     }
     let documents = options.documents_json.iter().enumerate();
-    let documents: Result<_> = documents.map(|(k, text)| object(&format!("chat.documents_json[{k}]"), text)).collect();
+    let documents: Result<Vec<_>> =
+        documents.map(|(k, text)| object(&format!("chat.documents_json[{k}]"), text)).collect();
     let kwargs = options.chat_template_kwargs_json.as_deref().filter(|text| !text.is_empty());
     let continues = options.continue_final_message.unwrap_or(false);
     if continues && options.add_generation_prompt == Some(true) {
@@ -32,13 +33,14 @@ pub(super) fn prompt(messages: Vec<wire::Message>, options: Option<wire::ChatOpt
         return Err(Error::invalid("chat.continue_final_message", why));
     }
     Ok(ChatPrompt {
-        tools: tools?,
+        tools: tools?.into(),
         tool_choice: choice(options.tool_choice),
-        documents: documents?,
+        documents: documents?.into(),
         chat_template_kwargs: kwargs
             .map(|text| object("chat.chat_template_kwargs_json", text))
             .transpose()?
-            .unwrap_or_default(),
+            .unwrap_or_default()
+            .into(),
         chat_template: options.chat_template.filter(|name| !name.is_empty()),
         add_generation_prompt: options.add_generation_prompt.unwrap_or(!continues),
         continue_final_message: continues,

@@ -8,19 +8,18 @@ use crate::{
     params::{FinishReason, PromptLogprobs, SampledToken, SamplerKind, SamplingParams, Usage},
     proto::candlewick::v1 as wire,
     server::{
-        backend::{check_model, name, request_id},
+        backend::{name, request_id},
         events::WholeOutput,
     },
     text::Piece,
 };
 
-/// A request of `candlewick.v1`. The deadline is left open.
+/// A request of `candlewick.v1` to this model or one of its adapters. The deadline is left open.
 ///
 /// # Errors
-/// `InvalidArgument` with the field's path, `NotFound` for another model.
+/// `InvalidArgument` with the field's path.
 pub(crate) fn request(prompt: Prompt, options: Option<wire::RequestOptions>, info: &ModelInfo) -> Result<Request> {
     let options = options.unwrap_or_default();
-    check_model(options.model.as_deref(), info)?;
     let mut set = options.sampling.unwrap_or_default();
     let structured_outputs = structured_outputs::from_wire(set.structured_outputs.take())?;
     let mut params = sampling(set, &info.default_params)?;
@@ -38,6 +37,11 @@ pub(crate) fn request(prompt: Prompt, options: Option<wire::RequestOptions>, inf
         deadline: None,
         stream: engine::StreamOptions { slow_reader, ..engine::StreamOptions::default() },
     })
+}
+
+/// The model that the options of a request name.
+pub(super) fn model(options: Option<&wire::RequestOptions>) -> Option<&str> {
+    options?.model.as_deref()
 }
 
 /// What becomes of a reader that does not keep up.
@@ -267,8 +271,11 @@ pub(crate) fn prompt_logprobs(prompt: PromptLogprobs) -> wire::PromptLogprobs {
     }
 }
 
-/// The sequences after the first.
-pub(crate) fn alternatives(others: Vec<WholeOutput>) -> Vec<wire::Alternative> {
+/// The sequences after the first; `finished` tells of their ends.
+pub(super) fn alternatives(
+    others: Vec<WholeOutput>,
+    finished: impl Fn(engine::Finished) -> wire::Finished,
+) -> Vec<wire::Alternative> {
     let alternative = |WholeOutput { text, pieces, tokens, finished: end }| wire::Alternative {
         output: Some(sorted_delta(end.index, text, pieces, tokens)),
         finished: Some(finished(end)),

@@ -5,7 +5,7 @@ use tokio::{task::JoinSet, time::Instant};
 use tonic::{Request, Response, Status, Streaming, codegen::BoxStream};
 
 use super::{
-    Backend, convert,
+    Backend, Models, convert,
     deadline::deadline,
     status::{fields, retry_after_ms, status},
 };
@@ -21,6 +21,8 @@ use crate::{
     server::{
         access::Caller,
         backend::{check_embeds, name, request_id},
+        closing::Closing,
+        held::Held,
     },
 };
 
@@ -28,12 +30,12 @@ use crate::{
 const STREAMED_AT_ONCE: usize = 32;
 
 pub(super) struct EmbeddingsService {
-    backend: Backend,
+    models: Models,
 }
 
 impl EmbeddingsService {
-    pub(super) fn new(backend: Backend) -> Self {
-        Self { backend }
+    pub(super) fn new(models: Models) -> Self {
+        Self { models }
     }
 
     /// The answer to a unary call.
@@ -42,24 +44,26 @@ impl EmbeddingsService {
         caller: &Caller,
         message: wire::EmbedRequest,
         deadline: Option<Instant>,
-    ) -> Result<wire::EmbedResponse> {
-        let info = self.backend.engine.info();
+    ) -> Result<(wire::EmbedResponse, Held)> {
         let options = message.options.unwrap_or_default();
+        let backend = &self.models.backend(options.model.as_deref()).await?;
+        let info = backend.engine.info();
         let asked = request_id("options.request_id", options.request_id.clone()).and_then(|id| {
             let inputs = message.inputs.into_iter().enumerate();
             let inputs = inputs.map(|(k, asked)| input(Some(asked), &format!("inputs[{k}]"))).collect::<Result<_>>()?;
             Ok(EmbedRequest { request_id: id, inputs, deadline, ..request(options, info)? })
         });
-        let request = asked.map_err(|error| self.backend.refused(error))?;
+        let request = asked.map_err(|error| backend.refused(error))?;
         let request_id = request.request_id.clone();
-        let embeddings = self.backend.embed(caller, request).await.map_err(|error| located(error, |field| field))?;
-        Ok(wire::EmbedResponse {
+        let embeddings = backend.embed(caller, request).await.map_err(|error| located(error, |field| field))?;
+        let answer = wire::EmbedResponse {
             request_id,
             model: info.name.clone(),
             usage: Some(convert::usage(embeddings.usage())),
             pooling: pooling_to_wire(embeddings.pooling).into(),
             embeddings: embeddings.embeddings.into_iter().map(embedding).collect(),
-        })
+        };
+        Ok((answer, Held::new(embeddings.room)))
     }
 }
 
@@ -69,7 +73,10 @@ impl Service for EmbeddingsService {
         let (metadata, extensions, message) = request.into_parts();
         let caller = Caller::of(&extensions).map_err(status)?;
         let deadline = deadline(&metadata).map_err(status)?;
-        self.answer(&caller, message, deadline).await.map(Response::new).map_err(status)
+        let (answer, held) = self.answer(&caller, message, deadline).await.map_err(status)?;
+        let mut response = Response::new(answer);
+        response.extensions_mut().insert(held);
+        Ok(response)
     }
 
     type EmbedStreamStream = BoxStream<wire::EmbedStreamResponse>;
@@ -81,7 +88,8 @@ impl Service for EmbeddingsService {
         let (metadata, extensions, inbound) = request.into_parts();
         let line = Line {
             caller: Caller::of(&extensions).map_err(status)?,
-            backend: self.backend.clone(),
+            models: self.models.clone(),
+            backend: None,
             inbound: Some(inbound),
             request: EmbedRequest { deadline: deadline(&metadata).map_err(status)?, ..EmbedRequest::new(Vec::new()) },
             running: JoinSet::new(),
@@ -90,7 +98,7 @@ impl Service for EmbeddingsService {
             let mut line = line?;
             let result = line.next().await?;
             let goes_on = result.is_ok().then_some(line);
-            Some((result.map_err(status), goes_on))
+            Some((result, goes_on))
         });
         Ok(Response::new(Box::pin(results)))
     }
@@ -100,21 +108,28 @@ impl Service for EmbeddingsService {
 /// the client reads or not; dropping the stream ends them all.
 struct Line {
     caller: Caller,
-    backend: Backend,
+    models: Models,
+    /// The model of the options that came last; none before the first message.
+    backend: Option<Backend>,
     /// Until the client has sent its last input.
     inbound: Option<Streaming<wire::EmbedStreamRequest>>,
     /// What all inputs share; it has none itself.
     request: EmbedRequest,
-    running: JoinSet<wire::EmbedStreamResponse>,
+    running: JoinSet<Done>,
 }
+
+/// What is said of an input, with its vector's room, which is held until the client takes it.
+type Done = (wire::EmbedStreamResponse, Option<Held>);
 
 impl Line {
     /// The next result; none once all are out.
-    async fn next(&mut self) -> Option<Result<wire::EmbedStreamResponse>> {
+    async fn next(&mut self) -> Option<Result<wire::EmbedStreamResponse, Status>> {
         loop {
             if self.inbound.is_none() && self.running.is_empty() {
                 return None;
             }
+            let closing = self.backend.as_ref().map_or_else(|| self.models.closing(), |own| own.closing.clone());
+            let is_idle = self.running.is_empty();
             let has_room = self.running.len() < STREAMED_AT_ONCE;
             let inbound = self.inbound.as_mut().filter(|_| has_room);
             let reads = inbound.is_some();
@@ -125,18 +140,19 @@ impl Line {
                 }
             };
             tokio::select! {
-                () = self.backend.closing.clone().cut() => return Some(Err(going_down())),
+                error = cut_off(closing, is_idle) => return Some(Err(status(error))),
                 Some(done) = self.running.join_next() => {
-                    return Some(done.map_err(|panic| Error::internal(format!("an embedding failed: {panic}"))));
+                    let failed = |panic| Error::internal(format!("an embedding failed: {panic}"));
+                    return Some(done.map(|(response, _held)| response).map_err(|panic| status(failed(panic))));
                 }
                 message = message, if reads => match message {
-                    Ok(Some(message)) => match self.hear(message) {
+                    Ok(Some(message)) => match self.hear(message).await {
                         Ok(()) => {}
-                        Err(error) => return Some(Err(self.backend.refused(error))),
+                        Err(error) => return Some(Err(status(error))),
                     },
                     Ok(None) => self.inbound = None,
-                    // What the transport has to say is its own, and goes nowhere where the client is gone.
-                    Err(broken) => return Some(Err(Error::new(Code::Cancelled, broken.message()))),
+                    // A message that is no good; where the client is gone, it goes nowhere.
+                    Err(broken) => return Some(Err(broken)),
                 },
             }
         }
@@ -145,31 +161,42 @@ impl Line {
     /// Takes a message in.
     ///
     /// # Errors
-    /// `InvalidArgument` where it asks for nothing or for options that cannot be; that ends the stream.
-    fn hear(&mut self, message: wire::EmbedStreamRequest) -> Result<()> {
+    /// `InvalidArgument` where it asks for nothing or for options that cannot be, and what is wrong with the model that it
+    /// names; that ends the stream.
+    async fn hear(&mut self, message: wire::EmbedStreamRequest) -> Result<()> {
         match message.request {
             Some(Asked::Options(options)) => {
-                let deadline = self.request.deadline;
-                self.request = EmbedRequest { deadline, ..request(options, self.backend.engine.info())? };
+                let (deadline, backend) = (self.request.deadline, self.models.backend(options.model.as_deref()).await?);
+                let request = request(options, backend.engine.info()).map_err(|error| backend.refused(error))?;
+                (self.request, self.backend) = (EmbedRequest { deadline, ..request }, Some(backend));
             }
             Some(Asked::Item(item)) => {
-                let (backend, caller, request) = (self.backend.clone(), self.caller.clone(), self.request.clone());
+                let backend = match &self.backend {
+                    Some(backend) => backend.clone(),
+                    None => self.backend.insert(self.models.backend(None).await?).clone(),
+                };
+                let (caller, request) = (self.caller.clone(), self.request.clone());
                 self.running.spawn(async move {
-                    let outcome = match one(&backend, &caller, request, item.input).await {
-                        Ok(embedding) => Outcome::Embedding(embedding),
-                        Err(error) => Outcome::Error(told(error)),
+                    let (outcome, held) = match one(&backend, &caller, request, item.input).await {
+                        Ok((embedding, held)) => (Outcome::Embedding(embedding), Some(held)),
+                        Err(error) => (Outcome::Error(told(error)), None),
                     };
-                    wire::EmbedStreamResponse { id: item.id, outcome: Some(outcome) }
+                    (wire::EmbedStreamResponse { id: item.id, outcome: Some(outcome) }, held)
                 });
             }
-            None => return Err(Error::invalid("request", "must be options or an item")),
+            None => return Err(self.models.refused(Error::invalid("request", "must be options or an item"))),
         }
         Ok(())
     }
 }
 
-fn going_down() -> Error {
-    Error::new(Code::Unavailable, "the server shut down before this stream had ended: ask another one")
+/// Why the stream ends before its time, once it must: sooner where nothing is left to finish.
+async fn cut_off(closing: Closing, is_idle: bool) -> Error {
+    match is_idle {
+        true => closing.clone().leaving().await,
+        false => closing.clone().cut().await,
+    }
+    closing.error("this stream had ended")
 }
 
 /// The vector of one input of a stream.
@@ -178,7 +205,7 @@ async fn one(
     caller: &Caller,
     request: EmbedRequest,
     asked: Option<wire::EmbedInput>,
-) -> Result<wire::Embedding> {
+) -> Result<(wire::Embedding, Held)> {
     let input = input(asked, "item.input").map_err(|error| backend.refused(error))?;
     let embedded = backend.embed(caller, EmbedRequest { inputs: vec![input], ..request }).await;
     // The only input has no index here.
@@ -186,8 +213,9 @@ async fn one(
         Some(rest) => format!("item.input{rest}"),
         None => field,
     };
-    let Embeddings { embeddings, .. } = embedded.map_err(|error| located(error, of_item))?;
-    embeddings.into_iter().next().map(embedding).ok_or_else(|| Error::internal("no vector for an input"))
+    let Embeddings { embeddings, room, .. } = embedded.map_err(|error| located(error, of_item))?;
+    let first = embeddings.into_iter().next().ok_or_else(|| Error::internal("no vector for an input"))?;
+    Ok((embedding(first), Held::new(room)))
 }
 
 /// An engine's request of these options, without inputs or deadline.

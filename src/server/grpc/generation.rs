@@ -5,11 +5,11 @@ use std::time::Duration;
 use tonic::{Extensions, Request, Response, Status, codegen::BoxStream, metadata::MetadataMap};
 
 use super::{
-    Backend, FieldPaths, chat_convert, convert,
+    Backend, FieldPaths, Models, chat_convert, convert,
     deadline::deadline,
     resumable::Resumables,
     status::status,
-    stream,
+    stream::{self, Teller},
     streaming::{self, Wishes},
 };
 use crate::{
@@ -37,37 +37,39 @@ const QUOTE_PATHS: FieldPaths = FieldPaths {
 };
 
 pub(super) struct GenerationService {
-    backend: Backend,
+    models: Models,
     resumables: Resumables,
 }
 
 impl GenerationService {
-    pub(super) fn new(backend: Backend, resumables: Resumables) -> Self {
-        Self { backend, resumables }
+    pub(super) fn new(models: Models, resumables: Resumables) -> Self {
+        Self { models, resumables }
     }
 
-    /// Admits a request; gives its id and its events.
+    /// Admits a request whose answer comes at once; gives who tells it, its model and its events.
     async fn open(
         &self,
         (metadata, extensions): (&MetadataMap, &Extensions),
         prompt: Option<Prompt>,
         options: Option<RequestOptions>,
-    ) -> Result<(String, Events)> {
+    ) -> Result<(Teller, Backend, Events)> {
         let caller = Caller::of(extensions)?;
-        let request = self.request(metadata, prompt, options).map_err(|error| self.backend.refused(error))?;
-        let id = request.request_id.clone();
-        Ok((id, stream::open(&self.backend, &caller, request, &PATHS).await?))
+        let backend = self.models.backend(convert::model(options.as_ref())).await?;
+        let request = engine_request(&backend, metadata, prompt, options).map_err(|error| backend.refused(error))?;
+        let teller = Teller::new(&request, Duration::ZERO);
+        let events = stream::open(&backend, &caller, request, &PATHS).await?;
+        Ok((teller, backend, events))
     }
+}
 
-    fn request(
-        &self,
-        metadata: &MetadataMap,
-        prompt: Option<Prompt>,
-        options: Option<RequestOptions>,
-    ) -> Result<EngineRequest> {
-        let request = convert::request(convert::prompt(prompt)?, options, self.backend.engine.info())?;
-        Ok(EngineRequest { deadline: deadline(metadata)?, ..request })
-    }
+fn engine_request(
+    backend: &Backend,
+    metadata: &MetadataMap,
+    prompt: Option<Prompt>,
+    options: Option<RequestOptions>,
+) -> Result<EngineRequest> {
+    let request = convert::request(convert::prompt(prompt)?, options, backend.engine.info())?;
+    Ok(EngineRequest { deadline: deadline(metadata)?, ..request })
 }
 
 #[tonic::async_trait]
@@ -76,14 +78,16 @@ impl Generation for GenerationService {
         let (metadata, extensions, message) = request.into_parts();
         Wishes::refuse_in_unary(message.options.as_ref()).map_err(status)?;
         let opened = self.open((&metadata, &extensions), message.prompt, message.options).await;
-        let (id, events) = opened.map_err(status)?;
+        let (teller, backend, events) = opened.map_err(status)?;
         let whole = events.whole().await.map_err(status)?;
+        let started = teller.started(&backend, whole.started);
+        let finished = |end| stream::finished(&backend, started.effective.as_ref(), end);
         Ok(Response::new(GenerateResponse {
-            started: Some(convert::started(&id, &self.backend.engine.info().name, whole.started)),
             output: Some(convert::delta(0, whole.first.text, whole.first.tokens)),
-            finished: Some(convert::finished(whole.first.finished)),
-            alternatives: convert::alternatives(whole.others),
+            finished: Some(finished(whole.first.finished)),
+            alternatives: convert::alternatives(whole.others, finished),
             prompt_logprobs: whole.prompt.map(convert::prompt_logprobs),
+            started: Some(started),
         }))
     }
 
@@ -95,10 +99,12 @@ impl Generation for GenerationService {
     ) -> Result<Response<Self::GenerateStreamStream>, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let caller = Caller::of(&extensions).map_err(status)?;
-        let wishes = Wishes::of_stream(&self.backend, message.options.as_ref(), || format!("{:?}", message.prompt));
-        let asked = wishes.and_then(|wishes| Ok((wishes, self.request(&metadata, message.prompt, message.options)?)));
-        let (wishes, request) = asked.map_err(|error| status(self.backend.refused(error)))?;
-        let response = streaming::respond(&self.backend, &self.resumables, caller, request, &PATHS, wishes).await;
+        let backend = self.models.backend(convert::model(message.options.as_ref())).await.map_err(status)?;
+        let wishes = Wishes::of_stream(&backend, message.options.as_ref(), || format!("{:?}", message.prompt));
+        let asked = wishes
+            .and_then(|wishes| Ok((wishes, engine_request(&backend, &metadata, message.prompt, message.options)?)));
+        let (wishes, request) = asked.map_err(|error| status(backend.refused(error)))?;
+        let response = streaming::respond(&backend, &self.resumables, caller, request, &PATHS, wishes).await;
         Ok(Response::new(response.map_err(status)?))
     }
 
@@ -113,19 +119,22 @@ impl Generation for GenerationService {
 
     async fn quote(&self, request: Request<QuoteRequest>) -> Result<Response<QuoteResponse>, Status> {
         let caller = Caller::of(request.extensions()).map_err(status)?;
+        let _admission = self.models.admit_call(&caller).map_err(status)?;
+        let _place = self.models.line_up(&caller).map_err(status)?;
         let QuoteRequest { prompt, messages, options, chat } = request.into_inner();
         let prompt = match (prompt, messages.is_empty()) {
             (Some(_), false) => Err(Error::invalid("messages", "cannot be with prompt: one of them is quoted")),
             (prompt, true) => convert::prompt(prompt),
             (None, false) => chat_convert::prompt(messages, chat).map(EnginePrompt::Chat),
         };
-        let request = prompt.and_then(|prompt| convert::request(prompt, options, self.backend.engine.info()));
-        let quote = self.backend.engine.quote(caller.own(request.map_err(status)?)).await;
+        let Backend { engine, .. } = &self.models.backend(convert::model(options.as_ref())).await.map_err(status)?;
+        let request = prompt.and_then(|prompt| convert::request(prompt, options, engine.info()));
+        let quote = engine.quote(caller.own(request.map_err(status)?)).await;
         let quote = quote.map_err(|error| status(QUOTE_PATHS.locate(error)))?;
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let rates = self.backend.engine.rates();
+        let rates = engine.rates();
         Ok(Response::new(QuoteResponse {
-            model: self.backend.engine.info().name.clone(),
+            model: engine.info().name.clone(),
             prompt_tokens: quote.prompt_tokens,
             cached_tokens: quote.cached_tokens,
             queue_position: u32::try_from(quote.position).unwrap_or(u32::MAX),

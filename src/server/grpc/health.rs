@@ -1,7 +1,9 @@
-//! `grpc.health.v1`: the engine's health under the name of every service, with a Watch that tells each change.
+//! `grpc.health.v1`: the server's health under the name of every service, that of a model under `models/NAME`, with a Watch
+//! that tells each change.
+//!
+//! The server is healthy as long as one of its models is: requests for that one are answered.
 
 use futures::{Stream, StreamExt};
-use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status, codegen::BoxStream};
 use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse,
@@ -9,19 +11,22 @@ use tonic_health::pb::{
     health_server::{Health as HealthRpc, HealthServer},
 };
 
-use super::{Backend, SERVICES, status::status};
+use super::{Models, SERVICES, status::status};
 use crate::{
     engine::Health,
     error::{Code, Error},
 };
 
-/// The service, over the engine's own health.
-pub(super) fn service(backend: &Backend) -> HealthServer<impl HealthRpc> {
-    HealthServer::new(HealthService { backend: backend.clone() })
+/// What stands before a model's name.
+const MODEL: &str = "models/";
+
+/// The service, over the models' own health.
+pub(super) fn service(models: &Models) -> HealthServer<impl HealthRpc> {
+    HealthServer::new(HealthService { models: models.clone() })
 }
 
 struct HealthService {
-    backend: Backend,
+    models: Models,
 }
 
 fn response(status: ServingStatus) -> HealthCheckResponse {
@@ -35,13 +40,21 @@ fn serving(health: Health) -> ServingStatus {
     }
 }
 
+/// Of a service, or of a model; none where there is no such thing.
+fn health_of(models: &Models, name: &str) -> Option<Health> {
+    match name.strip_prefix(MODEL) {
+        Some(model) => models.health_of(model),
+        None => SERVICES.contains(&name).then(|| models.health()),
+    }
+}
+
 impl HealthService {
     /// The status now and at every change, each different from the one before.
-    fn statuses(&self, known: bool) -> impl Stream<Item = ServingStatus> + Send + 'static {
-        let mut last = None;
-        WatchStream::new(self.backend.engine.health())
-            .map(move |health| if known { serving(health) } else { ServingStatus::ServiceUnknown })
-            .filter(move |&status| std::future::ready(last.replace(status) != Some(status)))
+    fn statuses(&self, name: String) -> impl Stream<Item = ServingStatus> + Send + 'static {
+        let (models, mut last) = (self.models.clone(), None);
+        let now = move |()| health_of(&models, &name).map_or(ServingStatus::ServiceUnknown, serving);
+        let statuses = self.models.health_changes().map(now);
+        statuses.filter(move |&status| std::future::ready(last.replace(status) != Some(status)))
     }
 }
 
@@ -49,19 +62,16 @@ impl HealthService {
 impl HealthRpc for HealthService {
     async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
         let name = request.into_inner().service;
-        if !SERVICES.contains(&name.as_str()) {
-            return Err(status(Error::new(Code::NotFound, format!("no service is called {name:?}"))));
-        }
-        let health = *self.backend.engine.health().borrow();
+        let unknown = || status(Error::new(Code::NotFound, format!("no service is called {name:?}")));
+        let health = health_of(&self.models, &name).ok_or_else(unknown)?;
         Ok(Response::new(response(serving(health))))
     }
 
     type WatchStream = BoxStream<HealthCheckResponse>;
 
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let known = SERVICES.contains(&request.into_inner().service.as_str());
         // Clients take any end of a watch as a reason to watch again, elsewhere or later.
-        let updates = self.statuses(known).take_until(self.backend.closing.clone().leaving());
+        let updates = self.statuses(request.into_inner().service).take_until(self.models.closing().leaving());
         Ok(Response::new(Box::pin(updates.map(|status| Ok(response(status))))))
     }
 }

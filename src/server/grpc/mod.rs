@@ -1,4 +1,4 @@
-//! gRPC and gRPC-Web: the services of `candlewick.v1`, health and reflection, over one engine.
+//! gRPC and gRPC-Web: the services of `candlewick.v1`, health and reflection, over the server's models.
 
 pub(crate) mod admin;
 pub(crate) mod chat;
@@ -8,6 +8,7 @@ pub(crate) mod deadline;
 mod embeddings;
 pub(crate) mod generation;
 pub(crate) mod health;
+mod inbound;
 pub(crate) mod models;
 mod resumable;
 mod session;
@@ -26,7 +27,7 @@ use tonic_web::GrpcWebLayer;
 
 pub(crate) use self::convert::FieldPaths;
 pub(crate) use super::backend::Backend;
-use super::{oip, vllm_engine};
+use super::{models::Models, oip, vllm_engine};
 use crate::{
     error::{Error, Result},
     proto::{
@@ -60,27 +61,27 @@ const SERVICES: [&str; 9] = [
 ///
 /// # Errors
 /// `Internal` where the descriptors that were built in cannot be read.
-pub(super) fn routes(backend: &Backend, drain_grace: Duration) -> Result<Router> {
+pub(super) fn routes(models: &Models, drain_grace: Duration) -> Result<Router> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let unreadable = |error| Error::internal(format!("reflection: {error}"));
-    let resumables = resumable::Resumables::new(backend.streams);
-    let generation = generation::GenerationService::new(backend.clone(), resumables.clone());
-    let sessions = session::Sessions::new(backend.streams);
-    let chat = chat::ChatService::new(backend.clone(), resumables, sessions);
-    let models = models::ModelsService::new(backend.clone());
-    let tokens = tokens::TokensService::new(backend.clone());
-    let admin = admin::AdminService::new(backend.clone(), drain_grace);
-    let embeddings = embeddings::EmbeddingsService::new(backend.clone());
-    let inference = oip::InferenceService::new(backend.clone());
-    let vllm = vllm_engine::VllmEngineService::new(backend.clone());
-    let routes = Routes::new(health::service(backend))
+    let resumables = resumable::Resumables::new(models.streams());
+    let generation = generation::GenerationService::new(models.clone(), resumables.clone());
+    let sessions = session::Sessions::new(models.streams());
+    let chat = chat::ChatService::new(models.clone(), resumables, sessions);
+    let served = models::ModelsService::new(models.clone());
+    let tokens = tokens::TokensService::new(models.clone());
+    let admin = admin::AdminService::new(models.clone(), drain_grace);
+    let embeddings = embeddings::EmbeddingsService::new(models.clone());
+    let inference = oip::InferenceService::new(models.clone());
+    let vllm = vllm_engine::VllmEngineService::new(models.clone());
+    let routes = Routes::new(health::service(models))
         .add_service(GenerationServer::new(generation).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(ChatServer::new(chat).max_decoding_message_size(MAX_REQUEST_BYTES))
-        .add_service(ModelsServer::new(models))
+        .add_service(ModelsServer::new(served))
         .add_service(TokensServer::new(tokens).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(AdminServer::new(admin))
         .add_service(EmbeddingsServer::new(embeddings).max_decoding_message_size(MAX_REQUEST_BYTES))
@@ -88,5 +89,5 @@ pub(super) fn routes(backend: &Backend, drain_grace: Duration) -> Result<Router>
         .add_service(GrpcInferenceServiceServer::new(inference).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(reflection().build_v1().map_err(unreadable)?)
         .add_service(reflection().build_v1alpha().map_err(unreadable)?);
-    Ok(routes.into_axum_router().layer(GrpcWebLayer::new()))
+    Ok(inbound::bounded(routes.into_axum_router(), models.bodies())?.layer(GrpcWebLayer::new()))
 }

@@ -5,10 +5,12 @@
 //! each ring in events and bytes, so all together are too.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     future::Future,
     hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use futures::{Stream, StreamExt};
@@ -142,12 +144,7 @@ impl Resumables {
             }
         }
         if streams.len() >= self.limits.max_resumable_streams {
-            // A tenant makes room among its own, as far as it has any.
-            let idle = streams.iter().filter_map(|(id, entry)| {
-                let since = entry.ring.idle_since()?;
-                Some((entry.owner != owner, since, id.clone()))
-            });
-            let Some((.., id)) = idle.min() else {
+            let Some(id) = least_wanted(&streams, &owner, self.limits.resume_ttl) else {
                 let why = format!("{} resumable streams are kept already", self.limits.max_resumable_streams);
                 return Err(Error::new(Code::ResourceExhausted, why));
             };
@@ -171,6 +168,20 @@ impl Resumables {
         let ring = ring.ok_or_else(|| Error::new(Code::NotFound, "there is no such stream, or not any more"))?;
         ring.attach(after_seq)
     }
+}
+
+/// Of the streams that have ended and that nobody reads, the oldest of the tenant that has the most streams. Who asks for
+/// room gets it of its own, or of those that have more than it has.
+fn least_wanted(streams: &HashMap<String, Entry>, asking: &Owner, ttl: Duration) -> Option<String> {
+    let mut held: HashMap<&Owner, usize> = HashMap::new();
+    streams.values().for_each(|entry| *held.entry(&entry.owner).or_default() += 1);
+    let number = |owner: &Owner| held.get(owner).copied().unwrap_or_default();
+    let idle = streams.iter().filter_map(|(id, entry)| {
+        let since = entry.ring.idle_since(ttl)?;
+        let (theirs, is_own) = (number(&entry.owner), entry.owner == *asking);
+        (is_own || theirs > number(asking)).then_some((Reverse(theirs), !is_own, since, id))
+    });
+    idle.min().map(|(.., id)| id.clone())
 }
 
 /// Moves a stream's events into its ring, and returns when nobody has read them for the time to live.
@@ -249,6 +260,49 @@ mod tests {
         let first = first.await.unwrap();
         assert_eq!(heard(retry).await, (3, None));
         assert_eq!(heard(first).await, (0, Some(Code::Aborted)));
+    }
+
+    /// A stream of a tenant that has ended, its reader, and its id.
+    async fn ended(all: &Resumables, owner: &str) -> Result<(Attachment<Told>, String)> {
+        let mut id = String::new();
+        let opened = all.open(Some(owner.into()), None, |drawn| {
+            id = drawn;
+            async { Ok(said(1, None)) }
+        });
+        let attachment = opened.await?;
+        // So that its task has seen its end.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        Ok((attachment, id))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_that_have_ended_make_room_though_a_reader_holds_on_to_them() {
+        let limits = StreamArgs { max_resumable_streams: 2, ..StreamArgs::default() };
+        let all = Resumables::new(limits);
+        let (stuck, first) = ended(&all, "a").await.unwrap();
+        let (_held, second) = ended(&all, "a").await.unwrap();
+        assert_eq!(ended(&all, "a").await.err().unwrap().code, Code::ResourceExhausted, "both may still be read");
+        tokio::time::advance(limits.resume_ttl).await;
+        ended(&all, "b").await.unwrap();
+        let kept = |id: &str| all.resume(&Some("a".into()), id, 0).is_ok();
+        assert!(!kept(&first) && kept(&second), "the oldest goes");
+        assert_eq!(heard(stuck).await, (0, Some(Code::DataLoss)), "and whoever holds it holds nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tenant_with_many_streams_makes_room_among_its_own() {
+        let all = Resumables::new(StreamArgs { max_resumable_streams: 3, ..StreamArgs::default() });
+        let (_, of_b) = ended(&all, "b").await.unwrap();
+        let (first, of_a) = ended(&all, "a").await.unwrap();
+        let (second, _) = ended(&all, "a").await.unwrap();
+        // Those of a are read, the one of b is not.
+        assert_eq!(ended(&all, "a").await.err().unwrap().code, Code::ResourceExhausted);
+        drop(first);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        drop(second);
+        ended(&all, "b").await.unwrap();
+        let kept = |owner: &str, id: &str| all.resume(&Some(owner.into()), id, 0).is_ok();
+        assert!(kept("b", &of_b) && !kept("a", &of_a), "who has the most makes room");
     }
 
     #[tokio::test]

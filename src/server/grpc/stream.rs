@@ -13,7 +13,7 @@ use tonic::codegen::BoxStream;
 
 use super::{Backend, FieldPaths, convert, status::status, told::Told};
 use crate::{
-    engine::{Event, Generation, Progress, Receipt, Request, SlowReader, Timings},
+    engine::{self, Event, Generation, Progress, Prompt, Receipt, Request, SlowReader, Timings},
     error::{Error, Result},
     proto::candlewick::v1 as wire,
     server::{access::Caller, events::Events},
@@ -65,7 +65,29 @@ pub(super) struct Teller {
 }
 
 impl Teller {
-    /// Of a request, whose options it looks at before they are taken apart.
+    /// Of a request, with so much time between two heartbeats.
+    pub(super) fn new(request: &Request, heartbeat: Duration) -> Self {
+        Self {
+            request_id: request.request_id.clone(),
+            priority: request.priority,
+            slow_reader: request.stream.slow_reader,
+            heartbeat,
+            stream_id: None,
+            is_chat: matches!(request.prompt, Prompt::Chat(_)),
+        }
+    }
+
+    /// The first event: what is in force.
+    pub(super) fn started(&self, backend: &Backend, event: engine::Started) -> wire::Started {
+        let mut started = convert::started(&self.request_id, &backend.engine.info().name, event);
+        started.stream_id.clone_from(&self.stream_id);
+        started.slow_reader = Some(convert::slow_reader_to_wire(self.slow_reader).into());
+        started.priority = Some(self.priority);
+        started.heartbeat_interval_ms = Some(u32::try_from(self.heartbeat.as_millis()).unwrap_or(u32::MAX));
+        started
+    }
+
+    /// How often a stream says that it is alive, of a request's options, before they are taken apart.
     ///
     /// # Errors
     /// `InvalidArgument` with the field's path.
@@ -116,16 +138,10 @@ impl Telling {
     }
 
     fn tell(&mut self, event: Event) -> Told {
-        let info = self.backend.engine.info();
         match event {
             Event::Started(event) => {
-                let mut started = convert::started(&self.teller.request_id, &info.name, *event);
+                let started = self.teller.started(&self.backend, *event);
                 self.effective.clone_from(&started.effective);
-                started.stream_id.clone_from(&self.teller.stream_id);
-                started.slow_reader = Some(convert::slow_reader_to_wire(self.teller.slow_reader).into());
-                started.priority = Some(self.teller.priority);
-                let ms = u32::try_from(self.teller.heartbeat.as_millis()).unwrap_or(u32::MAX);
-                started.heartbeat_interval_ms = Some(ms);
                 Told::Started(Box::new(started))
             }
             Event::Prompt(prompt) => Told::PromptLogprobs(convert::prompt_logprobs(prompt)),
@@ -136,28 +152,7 @@ impl Telling {
                     false => convert::delta(delta.index, delta.text, delta.tokens),
                 })
             }
-            Event::Finished(mut event) => {
-                let (timings, receipt) = (event.timings, event.receipt.take());
-                let mut finished = convert::finished(event);
-                finished.timings = Some(timings_to_wire(timings));
-                finished.receipt = receipt.map(|receipt| self.receipt(*receipt));
-                Told::Finished(Box::new(finished))
-            }
-        }
-    }
-
-    fn receipt(&self, receipt: Receipt) -> wire::Receipt {
-        let hex = |bytes: [u8; 32]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        let engine = &self.backend.engine;
-        wire::Receipt {
-            model: engine.info().name.clone(),
-            weights_hash: engine.info().weights_hash.clone(),
-            template_hash: engine.template_hash().to_owned(),
-            seed: receipt.seed,
-            parameters: self.effective.clone(),
-            prompt_hash: hex(receipt.prompt_hash),
-            output_hash: hex(receipt.output_hash),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            Event::Finished(event) => Told::Finished(Box::new(finished(&self.backend, self.effective.as_ref(), event))),
         }
     }
 
@@ -197,6 +192,32 @@ impl Stream for Telling {
                 None => Poll::Pending,
             },
         }
+    }
+}
+
+/// The end of a sequence, with its timings and its receipt. `effective` is what [`Teller::started`] told.
+pub(super) fn finished(
+    backend: &Backend,
+    effective: Option<&wire::SamplingParams>,
+    mut event: engine::Finished,
+) -> wire::Finished {
+    let (timings, proof) = (timings_to_wire(event.timings), event.receipt.take());
+    let receipt = proof.map(|proof| receipt(backend, effective, *proof));
+    wire::Finished { timings: Some(timings), receipt, ..convert::finished(event) }
+}
+
+fn receipt(backend: &Backend, effective: Option<&wire::SamplingParams>, proof: Receipt) -> wire::Receipt {
+    let hex = |bytes: [u8; 32]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let engine = &backend.engine;
+    wire::Receipt {
+        model: engine.info().name.clone(),
+        weights_hash: engine.info().weights_hash.clone(),
+        template_hash: engine.template_hash().to_owned(),
+        seed: proof.seed,
+        parameters: effective.cloned(),
+        prompt_hash: hex(proof.prompt_hash),
+        output_hash: hex(proof.output_hash),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
     told::Told,
 };
 use crate::{
-    engine::{Prompt, Request},
+    engine::Request,
     error::{Error, Result},
     proto::candlewick::v1 as wire,
     server::{access::Caller, backend::name},
@@ -84,14 +84,7 @@ pub(super) async fn respond<M: From<(u64, Told)> + Send + 'static>(
     paths: &'static FieldPaths,
     wishes: Wishes,
 ) -> Result<BoxStream<M>> {
-    let teller = Teller {
-        request_id: request.request_id.clone(),
-        priority: request.priority,
-        slow_reader: request.stream.slow_reader,
-        heartbeat: wishes.heartbeat,
-        stream_id: None,
-        is_chat: matches!(request.prompt, Prompt::Chat(_)),
-    };
+    let teller = Teller::new(&request, wishes.heartbeat);
     if !wishes.resumable {
         let events = stream::open(backend, &caller, request, paths).await?;
         return Ok(stream::numbered(Telling::new(backend, events, teller).numbered()));

@@ -1,52 +1,55 @@
 //! `candlewick.v1.Tokens`: text to token ids and back.
 
-use std::sync::Arc;
+use tonic::{Extensions, Request, Response, Status};
 
-use tonic::{Request, Response, Status};
-
-use super::{Backend, status::status};
+use super::{Backend, Models, status::status};
 use crate::{
-    error::{Error, Result},
+    error::Error,
     ids::TokenId,
     proto::candlewick::v1::{
         DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse, tokens_server::Tokens,
     },
-    server::backend::check_model,
-    text::Tokenizer,
+    server::access::{Admission, Caller},
 };
 
 pub(super) struct TokensService {
-    backend: Backend,
+    models: Models,
 }
 
 impl TokensService {
-    pub(super) fn new(backend: Backend) -> Self {
-        Self { backend }
+    pub(super) fn new(models: Models) -> Self {
+        Self { models }
     }
 
-    fn tokenizer(&self, model: Option<&str>) -> Result<Arc<Tokenizer>> {
-        check_model(model, self.backend.engine.info())?;
-        self.backend.tokenizer()
+    fn admit(&self, extensions: &Extensions) -> Result<(Caller, Admission), Status> {
+        let caller = Caller::of(extensions).map_err(status)?;
+        let admission = self.models.admit_call(&caller).map_err(status)?;
+        Ok((caller, admission))
+    }
+
+    async fn backend(&self, model: Option<String>) -> Result<Backend, Status> {
+        self.models.backend(model.as_deref()).await.map_err(status)
     }
 }
 
 #[tonic::async_trait]
 impl Tokens for TokensService {
     async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
+        let (caller, _admission) = self.admit(request.extensions())?;
         let TokenizeRequest { model, text, add_special_tokens } = request.into_inner();
-        let tokenizer = self.tokenizer(model.as_deref()).map_err(status)?;
-        let ids = self
-            .backend
-            .work(move || tokenizer.encode(&text, add_special_tokens.unwrap_or(true)))
-            .await
-            .map_err(status)?;
+        let backend = self.backend(model).await?;
+        let tokenizer = backend.tokenizer().map_err(status)?;
+        let encode = move || tokenizer.encode(&text, add_special_tokens.unwrap_or(true));
+        let ids = backend.work(&caller, encode).await.map_err(status)?;
         Ok(Response::new(TokenizeResponse { token_ids: ids.into_iter().map(|id| id.0).collect() }))
     }
 
     async fn detokenize(&self, request: Request<DetokenizeRequest>) -> Result<Response<DetokenizeResponse>, Status> {
+        let (caller, _admission) = self.admit(request.extensions())?;
         let DetokenizeRequest { model, token_ids, skip_special_tokens, return_token_strs } = request.into_inner();
-        let tokenizer = self.tokenizer(model.as_deref()).map_err(status)?;
-        let vocab_size = self.backend.engine.info().vocab_size;
+        let backend = self.backend(model).await?;
+        let tokenizer = backend.tokenizer().map_err(status)?;
+        let vocab_size = backend.engine.info().vocab_size;
         if let Some((k, id)) = token_ids.iter().enumerate().find(|&(_, &id)| TokenId(id).index() >= vocab_size) {
             let why = format!("is {id}, but the vocabulary has {vocab_size} entries");
             return Err(status(Error::invalid(format!("token_ids[{k}]"), why)));
@@ -60,6 +63,6 @@ impl Tokens for TokensService {
                 token_strs: if asked { ids.iter().map(own).collect() } else { Vec::new() },
             })
         };
-        Ok(Response::new(self.backend.work(decode).await.map_err(status)?))
+        Ok(Response::new(backend.work(&caller, decode).await.map_err(status)?))
     }
 }

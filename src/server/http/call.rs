@@ -3,26 +3,25 @@
 use std::time::Duration;
 
 use axum::{
-    body::Bytes,
-    extract::{FromRequest, Request},
+    body::Body,
+    extract::Request,
     http::{
         HeaderMap, StatusCode,
         header::{CONTENT_LENGTH, CONTENT_TYPE},
     },
 };
+use futures::StreamExt;
 use serde::de::DeserializeOwned;
-use tokio::{sync::OwnedSemaphorePermit, time::timeout};
+use tokio::time::timeout;
 
 use super::{Http, failure::Failure, request_id::RequestId};
 use crate::{
-    error::{Code, Error, Result},
-    server::access::Caller,
+    error::{Error, Result},
+    server::{access::Caller, bodies::BodyRoom},
 };
 
 /// Bytes of the largest body, as over gRPC.
-pub(crate) const MAX_BODY_BYTES: usize = 4 << 20;
-/// KiB of bodies that are being read at once, over all calls.
-pub(crate) const BODIES_KIB: usize = 128 << 10;
+const MAX_BODY_BYTES: usize = 4 << 20;
 /// How long a client may take to send one.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -39,8 +38,8 @@ pub(crate) enum ContentType {
 pub(crate) struct Call {
     pub(crate) request_id: String,
     pub(crate) caller: Caller,
-    body: Bytes,
-    _room: OwnedSemaphorePermit,
+    body: Vec<u8>,
+    _room: BodyRoom,
 }
 
 impl Call {
@@ -54,24 +53,16 @@ impl Call {
             let why = "the body must be JSON: send the header content-type: application/json";
             return Err(Failure::of_http(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
         }
-        let length = announced_bytes(request.headers()).unwrap_or(MAX_BODY_BYTES);
+        let length = announced_bytes(request.headers()).unwrap_or_default();
         if length > MAX_BODY_BYTES {
             return Err(too_large());
         }
-        let kib = u32::try_from(length.div_ceil(1024)).unwrap_or(u32::MAX);
-        let room = http.bodies.clone().try_acquire_many_owned(kib).map_err(|_| {
-            let full = Error::new(Code::ResourceExhausted, "too many request bodies are being read: try again later");
-            http.backend.refused(full)
-        })?;
         let caller = Caller::of(request.extensions())?;
         let request_id = request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default();
-        let body = timeout(BODY_TIMEOUT, Bytes::from_request(request, &()))
+        let mut room = http.models.bodies().begin();
+        let body = timeout(BODY_TIMEOUT, read(http, request.into_body(), length, &mut room))
             .await
-            .map_err(|_| Failure::of_http(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"))?;
-        let body = body.map_err(|broken| match broken.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => too_large(),
-            status => Failure::of_http(status, "the body could not be read"),
-        })?;
+            .map_err(|_| Failure::of_http(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"))??;
         Ok(Self { request_id, caller, body, _room: room })
     }
 
@@ -96,6 +87,21 @@ impl Call {
         deserializer.end().map_err(|error| Error::invalid("body", error.to_string()))?;
         Ok(parsed)
     }
+}
+
+/// Reads a body of so many bytes, as far as is known, and takes room for each that comes.
+async fn read(http: &Http, body: Body, announced: usize, room: &mut BodyRoom) -> Result<Vec<u8>, Failure> {
+    let (mut bytes, mut frames) = (Vec::with_capacity(announced), body.into_data_stream());
+    while let Some(frame) = frames.next().await {
+        let frame = frame.map_err(|_| Failure::of_http(StatusCode::BAD_REQUEST, "the body could not be read"))?;
+        let length = bytes.len() + frame.len();
+        if length > MAX_BODY_BYTES {
+            return Err(too_large());
+        }
+        room.resize(length).map_err(|error| http.models.refused(error))?;
+        bytes.extend_from_slice(&frame);
+    }
+    Ok(bytes)
 }
 
 fn too_large() -> Failure {

@@ -24,8 +24,14 @@ pub(crate) const MAX_CHOICES: usize = 128;
 
 /// The events of all choices, each with its choice's index, as they come. Dropping them cancels all.
 pub(crate) struct Choices {
-    events: SelectAll<BoxStream<'static, (usize, Result<Event>)>>,
+    events: Several,
     number: usize,
+}
+
+/// Most calls ask for one, which needs nobody to say whose turn it is.
+enum Several {
+    One(Box<Events>),
+    Many(SelectAll<BoxStream<'static, (usize, Result<Event>)>>),
 }
 
 /// One choice, put together.
@@ -34,28 +40,42 @@ pub(crate) struct Whole {
     pub(crate) text: String,
     /// Of a chat, all that was said, by kind.
     pub(crate) pieces: Vec<Piece>,
+    /// The prompt's, after its first one, where their log-probabilities were asked for.
+    pub(crate) prompt: Vec<SampledToken>,
     pub(crate) tokens: Vec<SampledToken>,
     /// Set once it has ended.
     pub(crate) finished: Option<Finished>,
 }
 
 impl Choices {
-    /// Has the engine admit `requests`, all or none.
+    /// Has the engine admit `requests`, all or none: so many answers to each prompt, one request an answer.
     ///
     /// # Errors
-    /// The engine's for the first one that it refuses, with fields by the face's names.
+    /// The quotas', before the engine hears of any; the engine's for the first one that it refuses. Fields have the face's
+    /// names.
     pub(crate) async fn open(
         backend: &Backend,
         caller: &Caller,
         requests: Vec<Request>,
+        answers: usize,
         renames: Renames,
     ) -> Result<Self> {
-        let mut choices = Self { events: SelectAll::new(), number: requests.len() };
+        let quota = caller.admit_all(&requests, answers).map_err(|error| rename(backend.refused(error), renames));
+        let (mut quota, number) = (quota?, requests.len());
+        let mut opened = Vec::with_capacity(number);
         for (index, request) in requests.into_iter().enumerate() {
-            let events = Events::open(backend, caller, request).await.map_err(|error| rename(error, renames))?;
-            choices.events.push(events.map(move |event| (index, event)).boxed());
+            let own = quota.split(&request, index % answers.max(1) == 0);
+            let events = Events::admitted(backend, caller, own, request).await;
+            opened.push(events.map_err(|error| rename(error, renames))?);
         }
-        Ok(choices)
+        let events = match <[Events; 1]>::try_from(opened) {
+            Ok([events]) => Several::One(Box::new(events)),
+            Err(opened) => {
+                let named = |(index, events): (usize, Events)| events.map(move |event| (index, event)).boxed();
+                Several::Many(opened.into_iter().enumerate().map(named).collect())
+            }
+        };
+        Ok(Self { events, number })
     }
 
     /// How many choices there are.
@@ -72,7 +92,8 @@ impl Choices {
         while let Some((index, event)) = self.next().await {
             let Some(whole) = wholes.get_mut(index) else { continue };
             match event? {
-                Event::Started(_) | Event::Prompt(_) => {}
+                Event::Started(_) => {}
+                Event::Prompt(prompt) => whole.prompt.extend(prompt.tokens),
                 Event::Delta(delta) => {
                     whole.text.push_str(&delta.text);
                     whole.pieces.extend(delta.pieces);
@@ -103,6 +124,9 @@ impl Stream for Choices {
     type Item = (usize, Result<Event>);
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.events.poll_next_unpin(cx)
+        match &mut self.events {
+            Several::One(events) => events.poll_next_unpin(cx).map(|event| Some((0, event?))),
+            Several::Many(events) => events.poll_next_unpin(cx),
+        }
     }
 }

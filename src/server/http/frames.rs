@@ -2,42 +2,49 @@
 //! "Server-sent events") or as lines of JSON.
 
 use std::{
-    collections::VecDeque,
     convert::Infallible,
+    mem,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{
-    body::Body,
-    http::header::CONTENT_TYPE,
-    response::{
-        IntoResponse, Response, Sse,
-        sse::{Event as SseEvent, KeepAlive},
-    },
+    body::{Body, Bytes},
+    http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName},
+    response::{IntoResponse, Response},
 };
 use futures::{Stream, StreamExt};
 use serde::Serialize;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::{choices::Choices, failure::Failure};
 use crate::engine::Event;
 
-/// A comment goes out after so long a silence, so that no proxy takes a long prefill for a dead connection.
+/// A comment goes out after so long a silence at the latest, so that no proxy takes a long prefill for a dead connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const COMMENT: &[u8] = b":\n\n";
+/// Bytes of frames that go out in one piece; at least one frame does.
+const PIECE_BYTES: usize = 8 << 10;
+/// What a token's frame fits into.
+const FRAME_BYTES: usize = 512;
 
-/// One frame of a stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Frame {
-    /// The name of a server-sent event.
-    pub(crate) event: Option<&'static str>,
-    /// Without line breaks.
-    pub(crate) data: String,
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// How frames are told apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Form {
+    #[default]
+    Events,
+    Lines,
 }
 
-/// Frames that are ready to go out.
+/// Frames that are ready to go out, as they go out.
 #[derive(Debug, Default)]
-pub(crate) struct Frames(VecDeque<Frame>);
+pub(crate) struct Frames {
+    form: Form,
+    bytes: Vec<u8>,
+}
 
 impl Frames {
     /// Adds a message.
@@ -52,15 +59,67 @@ impl Frames {
 
     /// Adds a word that is no JSON.
     pub(crate) fn word(&mut self, word: &str) {
-        self.0.push_back(Frame { event: None, data: word.to_owned() });
+        self.begin(None);
+        self.bytes.extend_from_slice(word.as_bytes());
+        self.end();
     }
 
-    fn add(&mut self, event: Option<&'static str>, message: &impl Serialize) {
-        match serde_json::to_string(message) {
-            Ok(data) => self.0.push_back(Frame { event, data }),
+    fn add(&mut self, event: Option<&str>, message: &impl Serialize) {
+        let before = self.bytes.len();
+        self.begin(event);
+        // JSON has no line break outside of its strings, and writes those in them as `\n`.
+        match serde_json::to_writer(&mut self.bytes, message) {
+            Ok(()) => self.end(),
             // Unreachable: our messages are maps with string keys.
-            Err(error) => tracing::error!(%error, "a message could not be written"),
+            Err(error) => {
+                self.bytes.truncate(before);
+                tracing::error!(%error, "a message could not be written");
+            }
         }
+    }
+
+    fn begin(&mut self, event: Option<&str>) {
+        self.bytes.reserve(FRAME_BYTES);
+        if self.form == Form::Lines {
+            return;
+        }
+        if let Some(event) = event {
+            self.bytes.extend_from_slice(b"event: ");
+            self.bytes.extend_from_slice(event.as_bytes());
+            self.bytes.push(b'\n');
+        }
+        self.bytes.extend_from_slice(b"data: ");
+    }
+
+    fn end(&mut self) {
+        let end: &[u8] = if self.form == Form::Lines { b"\n" } else { b"\n\n" };
+        self.bytes.extend_from_slice(end);
+    }
+}
+
+/// Comes round when it is time for a comment.
+struct KeepAlive {
+    ticks: Interval,
+    /// Something went out since the last tick.
+    spoke: bool,
+}
+
+impl KeepAlive {
+    fn new() -> Self {
+        // Two ticks, of which the first may come at once after something was said.
+        let period = KEEP_ALIVE / 2;
+        let mut ticks = interval_at(Instant::now() + period, period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { ticks, spoke: true }
+    }
+
+    fn is_due(&mut self, cx: &mut Context<'_>) -> bool {
+        while self.ticks.poll_tick(cx).is_ready() {
+            if !mem::take(&mut self.spoke) {
+                return true;
+            }
+        }
+        false
     }
 }
 
@@ -79,55 +138,109 @@ pub(crate) struct Telling<T> {
     choices: Option<Choices>,
     teller: T,
     frames: Frames,
+    keep_alive: Option<KeepAlive>,
 }
 
 impl<T: Teller> Telling<T> {
     pub(crate) fn new(choices: Choices, teller: T) -> Self {
-        Self { choices: Some(choices), teller, frames: Frames::default() }
+        Self { choices: Some(choices), teller, frames: Frames::default(), keep_alive: None }
     }
 
     /// The answer as server-sent events.
-    pub(crate) fn sse(self) -> Response {
-        let events = self.map(|Frame { event, data }| {
-            let frame = SseEvent::default().data(data);
-            Ok::<_, Infallible>(match event {
-                Some(event) => frame.event(event),
-                None => frame,
-            })
-        });
-        let answer = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
+    pub(crate) fn sse(mut self) -> Response {
+        self.keep_alive = Some(KeepAlive::new());
         // nginx would collect a response otherwise.
-        ([("x-accel-buffering", "no")], answer).into_response()
+        let headers = [(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-cache"), (X_ACCEL_BUFFERING, "no")];
+        (headers, self.into_body()).into_response()
     }
 
     /// The answer as lines of JSON.
-    pub(crate) fn lines(self) -> Response {
-        let lines = self.map(|Frame { data, .. }| Ok::<_, Infallible>(data + "\n"));
-        ([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+    pub(crate) fn lines(mut self) -> Response {
+        self.frames.form = Form::Lines;
+        ([(CONTENT_TYPE, "application/x-ndjson")], self.into_body()).into_response()
+    }
+
+    fn into_body(self) -> Body {
+        Body::from_stream(self.map(Ok::<_, Infallible>))
     }
 }
 
 impl<T: Teller> Stream for Telling<T> {
-    type Item = Frame;
+    type Item = Bytes;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Frame>> {
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let this = self.get_mut();
-        loop {
-            if let Some(frame) = this.frames.0.pop_front() {
-                return Poll::Ready(Some(frame));
-            }
-            let Some(choices) = &mut this.choices else { return Poll::Ready(None) };
-            match ready!(choices.poll_next_unpin(cx)) {
-                Some((choice, Ok(event))) => this.teller.tell(choice, event, &mut this.frames),
-                Some((_, Err(error))) => {
+        while this.frames.bytes.len() < PIECE_BYTES
+            && let Some(choices) = &mut this.choices
+        {
+            match choices.poll_next_unpin(cx) {
+                Poll::Ready(Some((choice, Ok(event)))) => this.teller.tell(choice, event, &mut this.frames),
+                Poll::Ready(Some((_, Err(error)))) => {
                     this.choices = None;
                     this.teller.fail(error.into(), &mut this.frames);
                 }
-                None => {
+                Poll::Ready(None) => {
                     this.choices = None;
                     this.teller.end(&mut this.frames);
                 }
+                Poll::Pending => break,
             }
         }
+        if !this.frames.bytes.is_empty() {
+            if let Some(keep_alive) = &mut this.keep_alive {
+                keep_alive.spoke = true;
+            }
+            return Poll::Ready(Some(mem::take(&mut this.frames.bytes).into()));
+        }
+        if this.choices.is_none() {
+            return Poll::Ready(None);
+        }
+        let is_silent_for_long = this.keep_alive.as_mut().is_some_and(|keep_alive| keep_alive.is_due(cx));
+        if is_silent_for_long { Poll::Ready(Some(Bytes::from_static(COMMENT))) } else { Poll::Pending }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn frames_are_told_apart_as_their_form_has_it() {
+        for (form, told) in [
+            (Form::Events, "data: {\"a\":\"x\\ny\"}\n\nevent: say\ndata: 1\n\ndata: [DONE]\n\n"),
+            (Form::Lines, "{\"a\":\"x\\ny\"}\n1\n[DONE]\n"),
+        ] {
+            let mut frames = Frames { form, ..Frames::default() };
+            frames.json(&json!({"a": "x\ny"}));
+            frames.event("say", &1);
+            frames.word("[DONE]");
+            assert_eq!(String::from_utf8(frames.bytes).unwrap(), told);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_broken_in_time_and_only_silence() {
+        let mut keep_alive = KeepAlive::new();
+        let began = Instant::now();
+        poll_fn(|cx| if keep_alive.is_due(cx) { Poll::Ready(()) } else { Poll::Pending }).await;
+        assert_eq!(began.elapsed(), KEEP_ALIVE);
+        let mut due = async |spoke| {
+            keep_alive.spoke |= spoke;
+            poll_fn(|cx| Poll::Ready(keep_alive.is_due(cx))).await
+        };
+        for _ in 0..40 {
+            tokio::time::advance(KEEP_ALIVE / 4).await;
+            assert!(!due(true).await);
+        }
+        let mut broken = false;
+        for _ in 0..2 {
+            tokio::time::advance(KEEP_ALIVE / 2).await;
+            broken |= due(false).await;
+        }
+        assert!(broken);
     }
 }

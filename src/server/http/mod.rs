@@ -12,25 +12,20 @@ pub(crate) mod paths;
 pub(crate) mod prompt;
 pub(crate) mod request_id;
 
-use std::sync::Arc;
-
 use axum::{Router, middleware};
-use tokio::sync::Semaphore;
 
-use super::{anthropic, backend::Backend, ollama, openai};
+use super::{anthropic, models::Models, ollama, openai};
 use crate::config::AllowedOrigins;
 
 /// What every JSON face holds. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Http {
-    pub(crate) backend: Backend,
-    /// A permit a KiB of request bodies that are being read and understood.
-    bodies: Arc<Semaphore>,
+    pub(crate) models: Models,
 }
 
 /// The routes of all faces; `origins` are the sites whose pages may call.
-pub(crate) fn routes(backend: &Backend, origins: &AllowedOrigins) -> Router {
-    let http = Http { backend: backend.clone(), bodies: Arc::new(Semaphore::new(call::BODIES_KIB)) };
+pub(crate) fn routes(models: &Models, origins: &AllowedOrigins) -> Router {
+    let http = Http { models: models.clone() };
     Router::new()
         .merge(openai::routes(http.clone()))
         .merge(anthropic::routes(http.clone()))

@@ -5,7 +5,7 @@ use crate::{
     engine::Prompt,
     error::{Code, Error, Result},
     ids::TokenId,
-    server::backend::Backend,
+    server::{access::Caller, backend::Backend},
     text::{ChatMessage, RenderOptions, Role},
 };
 
@@ -29,9 +29,14 @@ pub(crate) fn conversation(turns: Vec<ChatMessage>) -> Prompt {
 ///
 /// # Errors
 /// `FailedPrecondition` where the model has no tokenizer; the tokenizer's.
-pub(crate) async fn text_ids(backend: &Backend, text: String, add_special_tokens: bool) -> Result<Vec<TokenId>> {
+pub(crate) async fn text_ids(
+    backend: &Backend,
+    caller: &Caller,
+    text: String,
+    add_special_tokens: bool,
+) -> Result<Vec<TokenId>> {
     let tokenizer = backend.tokenizer()?;
-    backend.work(move || tokenizer.encode(&text, add_special_tokens)).await
+    backend.work(caller, move || tokenizer.encode(&text, add_special_tokens)).await
 }
 
 /// The tokens that a conversation is to the model.
@@ -40,6 +45,7 @@ pub(crate) async fn text_ids(backend: &Backend, text: String, add_special_tokens
 /// `FailedPrecondition` where the model has no tokenizer or chat template; theirs.
 pub(crate) async fn chat_ids(
     backend: &Backend,
+    caller: &Caller,
     messages: Vec<ChatMessage>,
     add_generation_prompt: bool,
 ) -> Result<Vec<TokenId>> {
@@ -48,19 +54,25 @@ pub(crate) async fn chat_ids(
     let template =
         template.ok_or_else(|| Error::new(Code::FailedPrecondition, "the model came without a chat template"))?;
     let options = RenderOptions { add_generation_prompt, ..RenderOptions::default() };
-    backend.work(move || tokenizer.encode(&template.render(&messages, &options)?, false)).await
+    backend.work(caller, move || tokenizer.encode(&template.render(&messages, &options)?, false)).await
 }
 
 /// The text of some tokens.
 ///
 /// # Errors
 /// `InvalidArgument` for an id beyond the vocabulary, by its index in `field`; `FailedPrecondition` without a tokenizer.
-pub(crate) async fn decode(backend: &Backend, field: &str, ids: Vec<TokenId>, skip_special: bool) -> Result<String> {
+pub(crate) async fn decode(
+    backend: &Backend,
+    caller: &Caller,
+    field: &str,
+    ids: Vec<TokenId>,
+    skip_special: bool,
+) -> Result<String> {
     let tokenizer = backend.tokenizer()?;
     let vocab_size = backend.engine.info().vocab_size;
     if let Some((k, id)) = ids.iter().enumerate().find(|(_, id)| id.index() >= vocab_size) {
         let why = format!("is {id}, but the vocabulary has {vocab_size} entries");
         return Err(Error::invalid(format!("{field}[{k}]"), why));
     }
-    backend.work(move || Ok(tokenizer.decode(&ids, skip_special))).await
+    backend.work(caller, move || Ok(tokenizer.decode(&ids, skip_special))).await
 }

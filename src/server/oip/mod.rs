@@ -19,6 +19,7 @@ use super::{
     access::Caller,
     events::Events,
     grpc::{Backend, FieldPaths, deadline::deadline, status::status, stream as responses},
+    models::{Listed, ModelState, Models},
 };
 use crate::{
     engine::{Event, Health, Prompt, Request as EngineRequest},
@@ -31,10 +32,10 @@ use crate::{
         grpc_inference_service_server::GrpcInferenceService, infer_parameter::ParameterChoice,
         model_metadata_response::TensorMetadata, repository_index_response::ModelIndex,
     },
-    server::backend::{check_model, name, request_id},
+    server::backend::{name, request_id},
 };
 
-/// The only version of the model.
+/// The only version of a model.
 const VERSION: &str = "1";
 /// What serves it, in Triton's words.
 const PLATFORM: &str = "candlewick";
@@ -52,37 +53,46 @@ type Answers = BoxStream<ModelStreamInferResponse>;
 
 #[derive(Clone)]
 pub(super) struct InferenceService {
-    backend: Backend,
+    models: Models,
 }
 
 impl InferenceService {
-    pub(super) fn new(backend: Backend) -> Self {
-        Self { backend }
+    pub(super) fn new(models: Models) -> Self {
+        Self { models }
     }
 
     fn is_ready(&self) -> bool {
-        *self.backend.engine.health().borrow() == Health::Serving
+        self.models.health() == Health::Serving
     }
 
-    /// Whether the model of that name and version is served.
+    /// The model of that name and version.
+    async fn backend(&self, model: &str, version: &str) -> Result<Backend> {
+        let backend = self.models.backend(Some(model)).await?;
+        check_version(version).map_err(|error| backend.refused(error))?;
+        Ok(backend)
+    }
+
+    /// Whether that model is served.
     fn check(&self, model: &str, version: &str) -> Result<()> {
-        check_model(Some(model), self.backend.engine.info())?;
-        match version {
-            "" | VERSION => Ok(()),
-            other => Err(Error::new(Code::NotFound, format!("version {other:?} is not served here; {VERSION:?} is"))),
+        match self.models.knows(model) {
+            true => check_version(version),
+            false => Err(self.models.unknown(model)),
         }
     }
 
     /// What a request asks the engine, and how it wants the answer.
-    fn request(&self, mut message: ModelInferRequest, deadline: Option<Instant>) -> Result<(EngineRequest, Answer)> {
-        self.check(&message.model_name, &message.model_version)?;
+    fn request(
+        backend: &Backend,
+        mut message: ModelInferRequest,
+        deadline: Option<Instant>,
+    ) -> Result<(EngineRequest, Answer)> {
         let mut values: HashMap<_, _> = tensors::inputs(&mut message)?.into_iter().collect();
         let mut text = |name: &str| match values.remove(name) {
             Some(Value::Text(text)) => Some(text),
             _ => None,
         };
         let prompt = text("text_input").ok_or_else(|| Error::invalid("inputs", "must have a text_input"))?;
-        let defaults = &self.backend.engine.info().default_params;
+        let defaults = &backend.engine.info().default_params;
         let mut params = match text("sampling_parameters") {
             Some(json) => sampling::parameters(&json, defaults)?,
             None => defaults.clone(),
@@ -105,7 +115,7 @@ impl InferenceService {
             params.logprobs = params.logprobs.or(Some(0));
         }
         let answer = Answer {
-            model_name: self.backend.engine.info().name.clone(),
+            model_name: backend.engine.info().name.clone(),
             model_version: VERSION.to_owned(),
             id: name("id", message.id)?,
             streams,
@@ -115,7 +125,7 @@ impl InferenceService {
             ..Answer::default()
         };
         let request = EngineRequest {
-            model: None,
+            model: Some(message.model_name),
             request_id: request_id("id", Some(answer.id.clone()))?,
             prompt: Prompt::Text(prompt),
             params,
@@ -134,8 +144,9 @@ impl InferenceService {
         message: ModelInferRequest,
         deadline: Option<Instant>,
     ) -> Result<(Events, Answer)> {
-        let (request, answer) = self.request(message, deadline).map_err(|error| self.backend.refused(error))?;
-        Ok((responses::open(&self.backend, caller, request, &PATHS).await?, answer))
+        let backend = self.backend(&message.model_name, &message.model_version).await?;
+        let (request, answer) = Self::request(&backend, message, deadline).map_err(|error| backend.refused(error))?;
+        Ok((responses::open(&backend, caller, request, &PATHS).await?, answer))
     }
 
     /// All that comes of one request of a stream.
@@ -143,7 +154,7 @@ impl InferenceService {
         let service = self.clone();
         // Of a request that is refused the id is all that is known to be right.
         let head = Answer {
-            model_name: service.backend.engine.info().name.clone(),
+            model_name: crate::server::backend::cut(&message.model_name, 256).to_owned(),
             model_version: VERSION.to_owned(),
             id: crate::server::backend::cut(&message.id, 256).to_owned(),
             ..Answer::default()
@@ -165,6 +176,23 @@ impl InferenceService {
             }
         };
         opened.flatten_stream().boxed()
+    }
+}
+
+fn check_version(version: &str) -> Result<()> {
+    match version {
+        "" | VERSION => Ok(()),
+        other => Err(Error::new(Code::NotFound, format!("version {other:?} is not served here; {VERSION:?} is"))),
+    }
+}
+
+/// How a model stands, in Triton's words.
+fn state(listed: &Listed, health: Option<Health>) -> &'static str {
+    match listed.state {
+        ModelState::Ready | ModelState::Idle if health == Some(Health::Serving) => "READY",
+        ModelState::Loading => "LOADING",
+        ModelState::Draining => "UNLOADING",
+        _ => "UNAVAILABLE",
     }
 }
 
@@ -317,25 +345,28 @@ impl GrpcInferenceService for InferenceService {
         &self,
         _: Request<RepositoryIndexRequest>,
     ) -> Result<Response<RepositoryIndexResponse>, Status> {
-        let state = if self.is_ready() { "READY" } else { "UNAVAILABLE" };
-        let model = ModelIndex {
-            name: self.backend.engine.info().name.clone(),
+        let models = self.models.list().into_iter().filter(|listed| listed.parent.is_none());
+        let model = |listed: Listed| ModelIndex {
             version: VERSION.to_owned(),
-            state: state.to_owned(),
-            reason: String::new(),
+            state: state(&listed, self.models.health_of(&listed.name)).to_owned(),
+            reason: listed.failure.unwrap_or_default(),
+            name: listed.name,
         };
-        Ok(Response::new(RepositoryIndexResponse { models: vec![model] }))
+        Ok(Response::new(RepositoryIndexResponse { models: models.map(model).collect() }))
     }
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         let (headers, extensions, message) = request.into_parts();
         let deadline = deadline(&headers).map_err(status)?;
         let caller = Caller::of(&extensions).map_err(status)?;
-        let (events, answer) = self.open(&caller, message, deadline).await.map_err(status)?;
+        let backend = self.backend(&message.model_name, &message.model_version).await.map_err(status)?;
+        let asked = Self::request(&backend, message, deadline).map_err(|error| status(backend.refused(error)));
+        let (request, answer) = asked?;
         if answer.streams {
             let why = "must not be set here: ModelStreamInfer answers with a stream";
-            return Err(status(self.backend.refused(Error::invalid("stream", why))));
+            return Err(status(backend.refused(Error::invalid("stream", why))));
         }
+        let events = responses::open(&backend, &caller, request, &PATHS).await.map_err(status)?;
         let answer = Answer { ends_empty: false, ..answer };
         let mut responses = answer.whole(events.whole().await.map_err(status)?);
         Ok(Response::new(responses.swap_remove(0)))
@@ -354,7 +385,7 @@ impl GrpcInferenceService for InferenceService {
             requests: Some(requests),
             deadline: deadline(&headers).map_err(status)?,
             under_way: SelectAll::new(),
-            leaving: self.backend.closing.clone().leaving().boxed(),
+            leaving: self.models.closing().leaving().boxed(),
         });
         Ok(Response::new(conversation.boxed()))
     }

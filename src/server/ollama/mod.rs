@@ -7,7 +7,7 @@ mod request;
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{Request, State},
     middleware,
     response::{IntoResponse, Response},
     routing::{any, get, post},
@@ -16,16 +16,19 @@ use serde_json::{Value, json};
 
 use self::{
     answer::{Lines, Words},
-    request::{Chat, Generate, Options},
+    request::{Chat, Generate, Options, backend_of},
 };
-use super::http::{
-    Http,
-    call::{Call, ContentType, MAX_BODY_BYTES},
-    choices::Choices,
-    failure::{Failed, Failure, Shape, method_not_allowed, no_such_path},
-    frames::Telling,
-    origin::own_or_listed,
-    paths::Renames,
+use super::{
+    backend::Backend,
+    http::{
+        Http,
+        call::{Call, ContentType},
+        choices::Choices,
+        failure::{Failed, Failure, Shape, method_not_allowed, no_such_path},
+        frames::Telling,
+        origin::own_or_listed,
+        paths::Renames,
+    },
 };
 use crate::{config::AllowedOrigins, engine, error::Result};
 
@@ -65,7 +68,6 @@ pub(super) fn routes(http: Http, origins: &AllowedOrigins) -> Router {
         .route("/api/version", get(models::version))
         .route("/api/{*path}", any(no_such_path::<Ollama>))
         .method_not_allowed_fallback(method_not_allowed::<Ollama>)
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn_with_state(origins.clone(), own_or_listed::<Ollama>))
         .with_state(http)
 }
@@ -73,36 +75,38 @@ pub(super) fn routes(http: Http, origins: &AllowedOrigins) -> Router {
 /// `POST /api/chat`.
 async fn chat(State(http): State<Http>, request: Request) -> Result<Response, Failed<Ollama>> {
     let call = Call::read(&http, request, ContentType::Any).await?;
-    let asked = call.parse::<Chat>().and_then(|chat| chat.read(http.backend.engine.info()));
-    let (prompt, options) = asked.map_err(|error| http.backend.refused(error))?;
-    answer(&http, call, Words::Chat, prompt, options).await
+    let (backend, model) = backend_of(&http, &call).await?;
+    let asked = call.parse::<Chat>().and_then(|chat| chat.read(model));
+    let (prompt, options) = asked.map_err(|error| backend.refused(error))?;
+    answer(&backend, call, Words::Chat, prompt, options).await
 }
 
 /// `POST /api/generate`.
 async fn generate(State(http): State<Http>, request: Request) -> Result<Response, Failed<Ollama>> {
     let call = Call::read(&http, request, ContentType::Any).await?;
-    let templated = http.backend.engine.text().chat_template.is_some();
-    let asked = call.parse::<Generate>().and_then(|generate| generate.read(http.backend.engine.info(), templated));
-    let (prompt, options) = asked.map_err(|error| http.backend.refused(error))?;
-    answer(&http, call, Words::Generate, prompt, options).await
+    let (backend, model) = backend_of(&http, &call).await?;
+    let templated = backend.engine.text().chat_template.is_some();
+    let asked = call.parse::<Generate>().and_then(|generate| generate.read(model, templated));
+    let (prompt, options) = asked.map_err(|error| backend.refused(error))?;
+    answer(&backend, call, Words::Generate, prompt, options).await
 }
 
 /// Without a prompt the call asks for the model to be loaded, which it is.
 async fn answer(
-    http: &Http,
+    backend: &Backend,
     call: Call,
     words: Words,
     prompt: Option<engine::Prompt>,
     options: Options,
 ) -> Result<Response, Failed<Ollama>> {
-    let info = http.backend.engine.info();
+    let info = backend.engine.info();
     let mut lines = Lines::new(words, options.model.clone());
     let Some(prompt) = prompt else { return Ok(Json(lines.loaded()).into_response()) };
     let (stream, model) = (options.stream, Some(options.model.clone()));
-    let params = options.params(&info.default_params).map_err(|error| http.backend.refused(error))?;
+    let params = options.params(&info.default_params).map_err(|error| backend.refused(error))?;
     let caller = call.caller.clone();
     let request = engine::Request { request_id: call.into_id(), model, params, ..engine::Request::new(prompt) };
-    let choices = Choices::open(&http.backend, &caller, vec![request], RENAMES).await?;
+    let choices = Choices::open(backend, &caller, vec![request], 1, RENAMES).await?;
     if stream {
         return Ok(Telling::new(choices, lines).lines());
     }

@@ -5,21 +5,22 @@ use axum::{
     extract::{Request, State},
 };
 use jiff::Timestamp;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Ollama, request::check};
+use super::{Ollama, request::backend_of};
 use crate::{
-    engine::Engine,
-    server::http::{
-        Http,
-        call::{Call, ContentType},
-        failure::Failed,
+    engine::ModelInfo,
+    server::{
+        http::{
+            Http,
+            call::{Call, ContentType},
+            failure::Failed,
+        },
+        models::{About, Listed, ModelState},
     },
 };
 
-fn details(engine: &Engine) -> Value {
-    let info = engine.info();
+fn details(info: &ModelInfo) -> Value {
     json!({
         "parent_model": "",
         "format": if info.path.ends_with(".gguf") { "gguf" } else { "safetensors" },
@@ -30,30 +31,40 @@ fn details(engine: &Engine) -> Value {
     })
 }
 
-/// The model, as lists show it. It has no digest: its bytes are not hashed when it is loaded.
-fn entry(engine: &Engine) -> Value {
-    let info = engine.info();
+/// A model, as lists show it. It has no digest: its bytes are not hashed when it is loaded.
+fn entry(info: &ModelInfo) -> Value {
     json!({
         "name": info.name,
         "model": info.name,
         "modified_at": Timestamp::now().to_string(),
         "size": info.weight_bytes,
         "digest": "",
-        "details": details(engine),
+        "details": details(info),
     })
 }
 
-/// `GET /api/tags`.
-pub(super) async fn tags(State(http): State<Http>) -> Json<Value> {
-    Json(json!({"models": [entry(&http.backend.engine)]}))
+/// The models, without their adapters, that stand so.
+fn listed(http: &Http, stands: impl Fn(ModelState) -> bool, show: impl Fn(&About) -> Value) -> Json<Value> {
+    let is_meant = |listed: &Listed| listed.parent.is_none() && stands(listed.state);
+    let models = http.models.list().into_iter().filter(is_meant).filter_map(|listed| listed.about);
+    let models: Vec<_> = models.map(|about| show(&about)).collect();
+    Json(json!({"models": models}))
 }
 
-/// `GET /api/ps`.
+/// `GET /api/tags`: those that requests may name.
+pub(super) async fn tags(State(http): State<Http>) -> Json<Value> {
+    listed(&http, ModelState::answers, |about| entry(&about.info))
+}
+
+/// `GET /api/ps`: those in memory.
 pub(super) async fn running(State(http): State<Http>) -> Json<Value> {
-    let mut entry = entry(&http.backend.engine);
-    entry["size_vram"] = 0.into();
-    entry["context_length"] = http.backend.engine.config().max_model_len.into();
-    Json(json!({"models": [entry]}))
+    let in_memory = |state| matches!(state, ModelState::Ready | ModelState::Draining);
+    listed(&http, in_memory, |about| {
+        let mut entry = entry(&about.info);
+        entry["size_vram"] = 0.into();
+        entry["context_length"] = about.max_model_len.into();
+        entry
+    })
 }
 
 /// `GET /api/version`.
@@ -61,31 +72,22 @@ pub(super) async fn version() -> Json<Value> {
     Json(json!({"version": env!("CARGO_PKG_VERSION")}))
 }
 
-#[derive(Debug, Deserialize)]
-struct Show {
-    /// Older clients say `name`.
-    #[serde(alias = "name")]
-    model: String,
-}
-
 /// `POST /api/show`.
 pub(super) async fn show(State(http): State<Http>, request: Request) -> Result<Json<Value>, Failed<Ollama>> {
     let call = Call::read(&http, request, ContentType::Any).await?;
-    let asked: Show = call.parse()?;
-    let engine = &http.backend.engine;
-    let info = engine.info();
-    check(&asked.model, info)?;
+    let (backend, _) = backend_of(&http, &call).await?;
+    let (info, config) = (backend.engine.info(), backend.engine.config());
     let family = &info.model_type;
     Ok(Json(json!({
         "modelfile": "",
         "parameters": "",
         "template": "",
         "modified_at": Timestamp::now().to_string(),
-        "details": details(engine),
+        "details": details(info),
         "model_info": {
             "general.architecture": family,
             "general.parameter_count": info.num_parameters,
-            format!("{family}.context_length"): engine.config().max_model_len,
+            format!("{family}.context_length"): config.max_model_len,
             format!("{family}.vocab_size"): info.vocab_size,
         },
         "capabilities": ["completion"],

@@ -4,12 +4,16 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::{
-    engine::{ModelInfo, Prompt},
+    engine::Prompt,
     error::{Error, Result},
     params::SamplingParams,
     server::{
-        backend::{check_model, cut},
-        http::prompt::{conversation, role},
+        backend::{Backend, cut},
+        http::{
+            Http,
+            call::Call,
+            prompt::{conversation, role},
+        },
     },
     text::{ChatMessage, Role},
 };
@@ -17,7 +21,6 @@ use crate::{
 /// `POST /api/chat`.
 #[derive(Debug, Deserialize)]
 pub(super) struct Chat {
-    model: String,
     #[serde(default)]
     messages: Vec<Message>,
     #[serde(default)]
@@ -38,7 +41,6 @@ struct Message {
 /// `POST /api/generate`.
 #[derive(Debug, Deserialize)]
 pub(super) struct Generate {
-    model: String,
     #[serde(default)]
     prompt: String,
     #[serde(default)]
@@ -95,14 +97,22 @@ struct Sampling {
     stop: Option<Vec<String>>,
 }
 
-/// The model or adapter that `name` stands for. Ollama's clients may add `:latest`.
+/// The model that is asked; older clients say `name`.
+#[derive(Debug, Deserialize)]
+struct Named {
+    #[serde(alias = "name")]
+    model: String,
+}
+
+/// The model that a call names, and the name of it or of its adapter that was meant. Ollama's clients may add `:latest`.
 ///
 /// # Errors
-/// `NotFound`.
-pub(super) fn check<'n>(name: &'n str, info: &ModelInfo) -> Result<&'n str> {
-    let short = name.strip_suffix(":latest").filter(|short| check_model(Some(short), info).is_ok());
-    let name = short.unwrap_or(name);
-    check_model(Some(name), info).map(|()| name)
+/// `InvalidArgument` where the call names none; as [`Models::backend`](crate::server::models::Models::backend).
+pub(super) async fn backend_of(http: &Http, call: &Call) -> Result<(Backend, String)> {
+    let Named { model } = call.parse().map_err(|error| http.models.refused(error))?;
+    let short = model.strip_suffix(":latest").filter(|short| http.models.knows(short));
+    let name = short.unwrap_or(&model).to_owned();
+    Ok((http.models.backend(Some(&name)).await?, name))
 }
 
 fn not_offered(field: &str) -> Error {
@@ -134,9 +144,8 @@ impl Chat {
     /// The prompt, unless the call asks for nothing; and how to go on.
     ///
     /// # Errors
-    /// `NotFound` for another model, `InvalidArgument` by the field's name.
-    pub(super) fn read(self, info: &ModelInfo) -> Result<(Option<Prompt>, Options)> {
-        let model = check(&self.model, info)?.to_owned();
+    /// `InvalidArgument` by the field's name.
+    pub(super) fn read(self, model: String) -> Result<(Option<Prompt>, Options)> {
         if some(self.tools.as_ref()) {
             return Err(not_offered("tools"));
         }
@@ -160,8 +169,7 @@ impl Generate {
     ///
     /// # Errors
     /// As [`Chat::read`].
-    pub(super) fn read(self, info: &ModelInfo, templated: bool) -> Result<(Option<Prompt>, Options)> {
-        let model = check(&self.model, info)?.to_owned();
+    pub(super) fn read(self, model: String, templated: bool) -> Result<(Option<Prompt>, Options)> {
         for (field, asked) in [
             ("images", some(self.images.as_ref())),
             ("suffix", self.suffix.is_some_and(|suffix| !suffix.is_empty())),

@@ -9,10 +9,14 @@ use tokio::task::spawn_blocking;
 use super::error::OpenAi;
 use crate::{
     error::Error,
-    server::http::{
-        Http,
-        call::{Call, ContentType},
-        failure::Failed,
+    server::{
+        access::check_operator,
+        backend::cut,
+        http::{
+            Http,
+            call::{Call, ContentType},
+            failure::Failed,
+        },
     },
 };
 
@@ -20,6 +24,9 @@ use crate::{
 struct Load {
     lora_name: String,
     lora_path: PathBuf,
+    /// The model that it is for; the default one where there is none.
+    #[serde(default)]
+    base_model_name: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -29,13 +36,17 @@ struct Unload {
 
 /// `POST /v1/load_lora_adapter`: answers when requests can name it.
 pub(super) async fn load(State(http): State<Http>, request: Request) -> Result<String, Failed<OpenAi>> {
-    let info = http.backend.engine.info();
-    info.adapters.may_change()?;
+    check_operator(request.headers(), request.extensions())?;
     let call = Call::read(&http, request, ContentType::Json).await?;
-    call.caller.check_admin()?;
-    let asked: Load = call.parse()?;
+    let Load { lora_name, lora_path, base_model_name } = call.parse()?;
+    let backend = http.models.backend(base_model_name.as_deref()).await?;
+    let info = backend.engine.info();
+    info.adapters.may_change()?;
+    if http.models.knows(&lora_name) {
+        let why = format!("{:?} is loaded already: unload it first, or choose another name", cut(&lora_name, 256));
+        return Err(Error::invalid("lora_name", why).into());
+    }
     let (adapters, base) = (info.adapters.clone(), info.name.clone());
-    let Load { lora_name, lora_path } = asked;
     let said = format!("Success: LoRA adapter '{lora_name}' added successfully.");
     let loading = spawn_blocking(move || adapters.load(&lora_name, &lora_path, &base));
     loading.await.map_err(|error| Error::internal(format!("loading an adapter failed: {error}")))??;
@@ -44,11 +55,14 @@ pub(super) async fn load(State(http): State<Http>, request: Request) -> Result<S
 
 /// `POST /v1/unload_lora_adapter`: no new request can name it; those under way end as they were promised.
 pub(super) async fn unload(State(http): State<Http>, request: Request) -> Result<String, Failed<OpenAi>> {
-    let adapters = &http.backend.engine.info().adapters;
-    adapters.may_change()?;
+    check_operator(request.headers(), request.extensions())?;
     let call = Call::read(&http, request, ContentType::Json).await?;
-    call.caller.check_admin()?;
     let asked: Unload = call.parse()?;
+    // Where no model has it, the default one says so.
+    let of = Some(asked.lora_name.as_str()).filter(|name| http.models.knows(name));
+    let backend = http.models.backend(of).await?;
+    let adapters = &backend.engine.info().adapters;
+    adapters.may_change()?;
     adapters.unload(&asked.lora_name)?;
     Ok(format!("Success: LoRA adapter '{}' removed successfully.", asked.lora_name))
 }

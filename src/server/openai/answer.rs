@@ -12,13 +12,13 @@ use crate::{
 
 /// A `chat.completion`, `text_completion` or a chunk of either.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Envelope<C> {
-    pub(super) id: String,
+pub(super) struct Envelope<'a, C> {
+    pub(super) id: &'a str,
     pub(super) object: &'static str,
     /// Seconds since 1970.
     pub(super) created: u64,
-    pub(super) model: String,
-    pub(super) choices: Vec<C>,
+    pub(super) model: &'a str,
+    pub(super) choices: C,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) usage: Option<Value>,
 }
@@ -36,8 +36,9 @@ impl Stamp {
         Self { id: format!("{prefix}{request_id}"), created: now(), model: model.to_owned() }
     }
 
-    pub(super) fn envelope<C>(&self, object: &'static str, choices: Vec<C>, usage: Option<Value>) -> Envelope<C> {
-        Envelope { id: self.id.clone(), object, created: self.created, model: self.model.clone(), choices, usage }
+    /// `choices` are a list.
+    pub(super) fn envelope<C>(&self, object: &'static str, choices: C, usage: Option<Value>) -> Envelope<'_, C> {
+        Envelope { id: &self.id, object, created: self.created, model: &self.model, choices, usage }
     }
 }
 

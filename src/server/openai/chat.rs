@@ -13,7 +13,7 @@ use super::{
     chunks::{ChunkWriter, Chunks},
     error::OpenAi,
     features::Features,
-    fields::{Fields, StreamOptions},
+    fields::{Fields, StreamOptions, backend_of},
     logprobs::TokenNames,
     messages::{Message, turns},
     samplers::Samplers,
@@ -108,14 +108,15 @@ struct Asked {
 /// Handles a call.
 pub(super) async fn create(State(http): State<Http>, request: Request) -> Result<Response, Failed<OpenAi>> {
     let call = Call::read(&http, request, ContentType::Json).await?;
-    let (backend, engine) = (&http.backend, &http.backend.engine);
+    let backend = &backend_of(&http, &call).await?;
+    let engine = &backend.engine;
     let asked = read(engine, &call).map_err(|error| backend.refused(error))?;
     let model = asked.requests.first().and_then(|request| request.model.clone());
-    let choices = Choices::open(backend, &call.caller, asked.requests, asked.renames).await?;
+    let answers = asked.requests.len();
+    let choices = Choices::open(backend, &call.caller, asked.requests, answers, asked.renames).await?;
     let writer = Writer { names: TokenNames::new(engine.text().tokenizer.clone(), asked.as_token_ids) };
     let stamp = Stamp::new("chatcmpl-", &call.request_id, model.as_ref().unwrap_or(&engine.info().name));
     drop(call);
-    let answers = choices.number();
     match asked.stream {
         Some(options) => Ok(Telling::new(choices, Chunks::new(stamp, writer, options, answers, answers)).sse()),
         None => Ok(Json(whole(choices, &writer, &stamp).await?).into_response()),

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     engine::{Delta, Event, Finished},
-    params::Usage,
+    params::{PromptLogprobs, Usage},
     server::http::{
         failure::{Failure, Shape},
         frames::{Frames, Teller},
@@ -29,6 +29,10 @@ pub(super) trait ChunkWriter: Send + Unpin + 'static {
 
     /// Before anything is said.
     fn started(&mut self, index: usize) -> Option<Self::Choice>;
+    /// Log-probabilities of a stretch of the prompt; nothing where this API has no place for them.
+    fn prompt(&mut self, _index: usize, _prompt: &PromptLogprobs) -> Option<Self::Choice> {
+        None
+    }
     /// Something new; nothing where there is nothing to say yet.
     fn delta(&mut self, index: usize, delta: Delta) -> Option<Self::Choice>;
     /// The end of a choice.
@@ -66,29 +70,29 @@ impl<W: ChunkWriter> Chunks<W> {
 impl<W: ChunkWriter> Teller for Chunks<W> {
     fn tell(&mut self, choice: usize, event: Event, frames: &mut Frames) {
         let now = match &event {
-            Event::Started(started) => Usage { prompt_tokens: started.prompt_tokens, ..Usage::default() },
-            Event::Delta(delta) => delta.usage,
-            Event::Finished(finished) => finished.usage,
-            Event::Prompt(_) => return,
+            Event::Started(started) => Some(Usage { prompt_tokens: started.prompt_tokens, ..Usage::default() }),
+            Event::Delta(delta) => Some(delta.usage),
+            Event::Finished(finished) => Some(finished.usage),
+            Event::Prompt(_) => None,
         };
-        if let Some(usage) = self.usages.get_mut(choice) {
+        if let (Some(usage), Some(now)) = (self.usages.get_mut(choice), now) {
             *usage = now;
         }
         let written = match event {
             Event::Started(_) => self.writer.started(choice),
             Event::Delta(delta) => self.writer.delta(choice, delta),
             Event::Finished(finished) => Some(self.writer.finished(choice, &finished)),
-            Event::Prompt(_) => None,
+            Event::Prompt(prompt) => self.writer.prompt(choice, &prompt),
         };
         if let Some(written) = written {
-            frames.json(&self.stamp.envelope(W::OBJECT, vec![written], self.continuous(choice)));
+            frames.json(&self.stamp.envelope(W::OBJECT, [written], self.continuous(choice)));
         }
     }
 
     fn end(&mut self, frames: &mut Frames) {
         if self.options.include_usage == Some(true) {
             let total = usage(total(&self.usages, self.answers_a_prompt));
-            frames.json(&self.stamp.envelope::<W::Choice>(W::OBJECT, Vec::new(), Some(total)));
+            frames.json(&self.stamp.envelope::<[W::Choice; 0]>(W::OBJECT, [], Some(total)));
         }
         frames.word(DONE);
     }

@@ -13,7 +13,7 @@ use super::{
     chunks::{ChunkWriter, Chunks},
     error::OpenAi,
     features::Features,
-    fields::{Fields, StreamOptions},
+    fields::{Fields, StreamOptions, backend_of},
     logprobs::TokenNames,
     prompts::Prompts,
     samplers::Samplers,
@@ -21,14 +21,20 @@ use super::{
 use crate::{
     engine::{self, Delta, Engine, Finished, Prompt},
     error::{Error, Result},
-    server::http::{
-        Http,
-        call::{Call, ContentType},
-        choices::Choices,
-        failure::Failed,
-        frames::Telling,
-        paths::Renames,
-        prompt::decode,
+    ids::TokenId,
+    params::{PromptLogprobs, SampledToken},
+    server::{
+        access::Caller,
+        backend::Backend,
+        http::{
+            Http,
+            call::{Call, ContentType},
+            choices::Choices,
+            failure::Failed,
+            frames::Telling,
+            paths::Renames,
+            prompt::{decode, text_ids},
+        },
     },
 };
 
@@ -77,14 +83,19 @@ struct Asked {
 /// Handles a call.
 pub(super) async fn create(State(http): State<Http>, request: Request) -> Result<Response, Failed<OpenAi>> {
     let call = Call::read(&http, request, ContentType::Json).await?;
-    let (backend, engine) = (&http.backend, &http.backend.engine);
+    let backend = &backend_of(&http, &call).await?;
+    let engine = &backend.engine;
     let asked = read(engine, &call).map_err(|error| backend.refused(error))?;
-    let mut echoes = Vec::new();
-    for request in asked.requests.iter().step_by(asked.answers).filter(|_| asked.echo) {
-        echoes.push(text_of(&http, &request.prompt).await?);
-    }
+    let repeated = asked.requests.iter().step_by(asked.answers).filter(|_| asked.echo);
+    let repeated: Vec<_> =
+        repeated.map(|request| (request.prompt.clone(), request.params.prompt_logprobs.is_some())).collect();
     let model = asked.requests.first().and_then(|request| request.model.clone());
-    let choices = Choices::open(backend, &call.caller, asked.requests, asked.renames).await?;
+    let choices = Choices::open(backend, &call.caller, asked.requests, asked.answers, asked.renames).await?;
+    // Now that it was admitted: this is work too.
+    let mut echoes = Vec::new();
+    for (prompt, wants_first) in repeated {
+        echoes.push(Echo::of(backend, &call.caller, prompt, wants_first).await?);
+    }
     let names = TokenNames::new(engine.text().tokenizer.clone(), asked.as_token_ids);
     let writer = Writer { echoes, answers: asked.answers, offsets: vec![0; choices.number()], names };
     let stamp = Stamp::new("cmpl-", &call.request_id, model.as_ref().unwrap_or(&engine.info().name));
@@ -108,6 +119,8 @@ fn read(engine: &Engine, call: &Call) -> Result<Asked> {
     params.max_tokens = params.max_tokens.or(Some(MAX_TOKENS));
     params.structured_outputs = features.structured_outputs()?.or(params.structured_outputs);
     params.logprobs = own.logprobs.or(params.logprobs);
+    // What is repeated is told of as what is said.
+    params.prompt_logprobs = own.logprobs.filter(|_| own.echo == Some(true));
     Ok(Asked {
         stream: fields.streams(),
         requests: fields.requests(engine, &call.request_id, own.prompt.0, &params, answers)?,
@@ -126,27 +139,41 @@ impl Completion {
         if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
             return Err(Error::invalid("suffix", "is not offered by this server: leave it out"));
         }
-        if self.echo == Some(true) && self.logprobs.is_some() {
-            return Err(Error::invalid("echo", "is not offered with logprobs: those of a prompt are not computed"));
-        }
         Ok(())
     }
 }
 
-async fn text_of(http: &Http, prompt: &Prompt) -> Result<String> {
-    match prompt {
-        Prompt::Tokens(ids) => decode(&http.backend, "prompt", ids.clone(), true).await,
-        Prompt::Text(text) => Ok(text.clone()),
-        // Completions have no messages.
-        Prompt::Chat(_) => Ok(String::new()),
+/// A prompt that is repeated before its answers.
+struct Echo {
+    text: String,
+    /// Its first token, where log-probabilities are asked for: nothing predicts it, so it comes with no event.
+    first: Option<TokenId>,
+}
+
+impl Echo {
+    async fn of(backend: &Backend, caller: &Caller, prompt: Prompt, wants_first: bool) -> Result<Self> {
+        Ok(match prompt {
+            Prompt::Tokens(ids) => {
+                let first = ids.first().copied().filter(|_| wants_first);
+                Self { text: decode(backend, caller, "prompt", ids, true).await?, first }
+            }
+            Prompt::Text(text) if wants_first => {
+                let ids = text_ids(backend, caller, text.clone(), true).await?;
+                Self { text, first: ids.first().copied() }
+            }
+            Prompt::Text(text) => Self { text, first: None },
+            // Completions have no messages.
+            Prompt::Chat(_) => Self { text: String::new(), first: None },
+        })
     }
 }
 
 async fn whole(choices: Choices, mut writer: Writer, stamp: &Stamp) -> Result<impl Serialize> {
     let (mut written, mut usages) = (Vec::new(), Vec::new());
     for (index, (whole, finished)) in choices.whole().await?.into_iter().enumerate() {
-        let echo = writer.echo(index).to_owned();
-        let logprobs = writer.logprobs(index, &whole.tokens);
+        let (echo, first) = writer.echo(index);
+        let tokens: Vec<_> = whole.prompt.into_iter().chain(whole.tokens).collect();
+        let logprobs = writer.logprobs(index, first, &tokens);
         let finished_choice = writer.finished(index, &finished);
         written.push(Choice { text: echo + &whole.text, logprobs, ..finished_choice });
         usages.push(finished.usage);
@@ -156,8 +183,8 @@ async fn whole(choices: Choices, mut writer: Writer, stamp: &Stamp) -> Result<im
 
 /// Writes the choices of a call.
 struct Writer {
-    /// The prompts' texts, where they are to be repeated before the answers.
-    echoes: Vec<String>,
+    /// The prompts, where they are to be repeated before the answers.
+    echoes: Vec<Echo>,
     answers: usize,
     /// Characters of tokens written so far, a choice.
     offsets: Vec<usize>,
@@ -165,12 +192,12 @@ struct Writer {
 }
 
 impl Writer {
-    fn echo(&self, index: usize) -> &str {
-        self.echoes.get(index / self.answers).map_or("", String::as_str)
+    fn echo(&self, index: usize) -> (String, Option<TokenId>) {
+        self.echoes.get(index / self.answers).map(|echo| (echo.text.clone(), echo.first)).unwrap_or_default()
     }
 
-    fn logprobs(&mut self, index: usize, tokens: &[crate::params::SampledToken]) -> Option<Value> {
-        self.names.completion(tokens, self.offsets.get_mut(index)?)
+    fn logprobs(&mut self, index: usize, first: Option<TokenId>, tokens: &[SampledToken]) -> Option<Value> {
+        self.names.completion(first, tokens, self.offsets.get_mut(index)?)
     }
 }
 
@@ -179,13 +206,19 @@ impl ChunkWriter for Writer {
     const OBJECT: &'static str = OBJECT;
 
     fn started(&mut self, index: usize) -> Option<Choice> {
-        let text = self.echo(index).to_owned();
-        let said = Choice { index, text, logprobs: None, finish_reason: None, stop_reason: None };
-        (!said.text.is_empty()).then_some(said)
+        let (text, first) = self.echo(index);
+        let logprobs = self.logprobs(index, first, &[]);
+        let said = Choice { index, text, logprobs, finish_reason: None, stop_reason: None };
+        (!said.text.is_empty() || said.logprobs.is_some()).then_some(said)
+    }
+
+    fn prompt(&mut self, index: usize, prompt: &PromptLogprobs) -> Option<Choice> {
+        let logprobs = Some(self.logprobs(index, None, &prompt.tokens)?);
+        Some(Choice { index, text: String::new(), logprobs, finish_reason: None, stop_reason: None })
     }
 
     fn delta(&mut self, index: usize, delta: Delta) -> Option<Choice> {
-        let logprobs = self.logprobs(index, &delta.tokens);
+        let logprobs = self.logprobs(index, None, &delta.tokens);
         let said = Choice { index, text: delta.text, logprobs, finish_reason: None, stop_reason: None };
         (!said.text.is_empty() || said.logprobs.is_some()).then_some(said)
     }

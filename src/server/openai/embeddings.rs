@@ -9,13 +9,14 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{error::OpenAi, prompts::Prompts};
+use super::{error::OpenAi, fields::backend_of, prompts::Prompts};
 use crate::{
     engine::{EmbedInput, EmbedOptions, EmbedRequest, ModelInfo, Prompt},
     error::{Code, Error, Result},
     params::{Pooling, Usage},
     server::{
         backend::{check_embeds, name},
+        held::Held,
         http::{
             Http,
             call::{Call, ContentType},
@@ -90,7 +91,8 @@ impl Vector {
 /// Handles a call.
 pub(super) async fn create(State(http): State<Http>, request: Request) -> Result<Response, Failed<OpenAi>> {
     let call = Call::read(&http, request, ContentType::Json).await?;
-    let (backend, info) = (&http.backend, http.backend.engine.info());
+    let backend = &backend_of(&http, &call).await?;
+    let info = backend.engine.info();
     let asked = call.parse::<Fields>().and_then(|fields| {
         let encoding = fields.encoding_format.unwrap_or_default();
         Ok((encoding, fields.request(info)?))
@@ -107,7 +109,9 @@ pub(super) async fn create(State(http): State<Http>, request: Request) -> Result
         embedding: Vector::of(embedding.values, encoding),
     });
     let answer = Answer { object: "list", data: data.collect(), model: &info.name, usage };
-    Ok(Json(answer).into_response())
+    let mut response = Json(answer).into_response();
+    response.extensions_mut().insert(Held::new(embedded.room));
+    Ok(response)
 }
 
 impl Fields {

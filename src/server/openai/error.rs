@@ -10,7 +10,13 @@ pub(crate) struct OpenAi;
 
 impl Shape for OpenAi {
     fn body(failure: &Failure) -> Value {
-        let (kind, code) = kind(failure.status);
+        let (kind, code) = match failure {
+            // Gateways tell a model that is not there from other wrong requests by this word.
+            Failure { status: StatusCode::NOT_FOUND, param: Some(param), .. } if param == "model" => {
+                ("invalid_request_error", Some("model_not_found"))
+            }
+            _ => kind(failure.status),
+        };
         json!({"error": {"message": failure.message, "type": kind, "param": failure.param, "code": code}})
     }
 }

@@ -10,8 +10,8 @@ use crate::{
     ids::TokenId,
     params::SamplingParams,
     server::{
-        backend::{check_model, name},
-        http::choices::MAX_CHOICES,
+        backend::{Backend, name},
+        http::{Http, call::Call, choices::MAX_CHOICES},
     },
 };
 
@@ -143,7 +143,7 @@ impl Fields {
     /// own, counted up from it.
     ///
     /// # Errors
-    /// `NotFound` for another model, `InvalidArgument` for too many requests.
+    /// `InvalidArgument` for too many requests.
     pub(super) fn requests(
         &self,
         engine: &Engine,
@@ -152,7 +152,6 @@ impl Fields {
         params: &SamplingParams,
         answers: usize,
     ) -> Result<Vec<Request>> {
-        check_model(self.model.as_deref(), engine.info())?;
         let most = MAX_CHOICES.min(engine.config().max_live());
         let number = prompts.len().saturating_mul(answers);
         if number > most {
@@ -175,6 +174,22 @@ impl Fields {
         let repeated = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, answers));
         Ok(repeated.enumerate().map(request).collect())
     }
+}
+
+/// The model that is asked.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Named {
+    model: Option<String>,
+}
+
+/// The model that a call names.
+///
+/// # Errors
+/// `InvalidArgument` where it is no name; as [`Models::backend`](crate::server::models::Models::backend).
+pub(super) async fn backend_of(http: &Http, call: &Call) -> Result<Backend> {
+    let Named { model } = call.parse().map_err(|error| http.models.refused(error))?;
+    http.models.backend(model.as_deref()).await
 }
 
 /// The seed of the `k`-th answer.

@@ -59,10 +59,26 @@ impl TokenNames {
         (!entries.is_empty()).then(|| json!({"content": entries, "refusal": null}))
     }
 
-    /// The form of completions; nothing where no token has log-probabilities. `offset` counts the characters of tokens
-    /// written so far, over all chunks.
-    pub(super) fn completion(&self, tokens: &[SampledToken], offset: &mut usize) -> Option<Value> {
+    /// The form of completions; nothing where no token has log-probabilities. `first` is the first token of a prompt that is
+    /// repeated, which nothing predicts. `offset` counts the characters of tokens written so far, over all chunks.
+    pub(super) fn completion(
+        &self,
+        first: Option<TokenId>,
+        tokens: &[SampledToken],
+        offset: &mut usize,
+    ) -> Option<Value> {
         let (mut names, mut chosen, mut tops, mut offsets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut place = |name: &str| {
+            offsets.push(*offset);
+            *offset += name.chars().count();
+        };
+        if let Some(first) = first {
+            let name = self.name(first);
+            place(&name);
+            names.push(name);
+            chosen.push(None);
+            tops.push(None);
+        }
         for (id, logprobs) in with_logprobs(tokens) {
             let name = self.name(id);
             let mut top: Map<String, Value> = Map::new();
@@ -72,11 +88,10 @@ impl TokenNames {
             }
             // The chosen one is always among them.
             top.entry(name.clone()).or_insert_with(|| logprobs.chosen.max(LEAST).into());
-            offsets.push(*offset);
-            *offset += name.chars().count();
+            place(&name);
             names.push(name);
-            chosen.push(logprobs.chosen.max(LEAST));
-            tops.push(top);
+            chosen.push(Some(logprobs.chosen.max(LEAST)));
+            tops.push(Some(top));
         }
         (!names.is_empty())
             .then(|| json!({"tokens": names, "token_logprobs": chosen, "top_logprobs": tops, "text_offset": offsets}))
@@ -103,7 +118,7 @@ mod tests {
         let chat = names.chat(&tokens).unwrap();
         assert_eq!(chat["content"][0]["logprob"], -9999.0);
         assert_eq!(chat["content"][0]["top_logprobs"][0]["token"], "token_id:1");
-        let completion = names.completion(&tokens, &mut 0).unwrap();
+        let completion = names.completion(None, &tokens, &mut 0).unwrap();
         assert_eq!(completion["top_logprobs"][0], json!({"token_id:1": -0.5, "token_id:7": -9999.0}));
     }
 
@@ -111,9 +126,18 @@ mod tests {
     fn offsets_go_on_from_chunk_to_chunk() {
         let names = TokenNames { tokenizer: None };
         let mut offset = 3;
-        names.completion(&[token(7, -1.0, &[])], &mut offset).unwrap();
-        let second = names.completion(&[token(8, -1.0, &[])], &mut offset).unwrap();
+        names.completion(None, &[token(7, -1.0, &[])], &mut offset).unwrap();
+        let second = names.completion(None, &[token(8, -1.0, &[])], &mut offset).unwrap();
         assert_eq!(second["text_offset"], json!([3 + "token_id:7".len()]));
-        assert!(names.completion(&[], &mut offset).is_none());
+        assert!(names.completion(None, &[], &mut offset).is_none());
+    }
+
+    #[test]
+    fn the_first_token_of_a_prompt_has_a_name_and_no_number() {
+        let names = TokenNames { tokenizer: None };
+        let told = names.completion(Some(TokenId(5)), &[token(7, -1.0, &[])], &mut 0).unwrap();
+        assert_eq!(told["tokens"], json!(["token_id:5", "token_id:7"]));
+        assert_eq!((&told["token_logprobs"], &told["top_logprobs"][0]), (&json!([null, -1.0]), &json!(null)));
+        assert_eq!(told["text_offset"], json!([0, "token_id:5".len()]));
     }
 }

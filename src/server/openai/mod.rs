@@ -23,14 +23,12 @@ mod tools;
 
 use axum::{
     Router,
-    extract::DefaultBodyLimit,
     routing::{any, get, post},
 };
 
 use self::error::OpenAi;
 use super::http::{
     Http,
-    call::MAX_BODY_BYTES,
     failure::{method_not_allowed, no_such_path},
 };
 
@@ -50,7 +48,6 @@ pub(super) fn routes(http: Http) -> Router {
         .route("/ping", get(models::ping).post(models::ping))
         .route("/v1/{*path}", any(no_such_path::<OpenAi>))
         .method_not_allowed_fallback(method_not_allowed::<OpenAi>)
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(http.clone())
         .merge(responses::routes(http))
 }

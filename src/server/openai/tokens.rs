@@ -9,13 +9,15 @@ use serde_json::{Value, json};
 
 use super::{
     error::OpenAi,
+    fields::backend_of,
     messages::{Message, turns},
 };
 use crate::{
     error::{Error, Result},
     ids::TokenId,
     server::{
-        backend::check_model,
+        access::Caller,
+        backend::Backend,
         http::{
             Http,
             call::{Call, ContentType},
@@ -28,7 +30,6 @@ use crate::{
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Tokenize {
-    model: Option<String>,
     prompt: Option<String>,
     messages: Option<Vec<Message>>,
     /// True by default for a prompt; a chat template writes its own.
@@ -40,16 +41,15 @@ struct Tokenize {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Detokenize {
-    model: Option<String>,
     tokens: Vec<u32>,
 }
 
-async fn ids_of(http: &Http, fields: Tokenize) -> Result<Vec<TokenId>> {
+async fn ids_of(backend: &Backend, caller: &Caller, fields: Tokenize) -> Result<Vec<TokenId>> {
     match (fields.prompt, fields.messages) {
-        (Some(text), None) => prompt::text_ids(&http.backend, text, fields.add_special_tokens.unwrap_or(true)).await,
+        (Some(text), None) => prompt::text_ids(backend, caller, text, fields.add_special_tokens.unwrap_or(true)).await,
         (None, Some(messages)) => {
             let generation = fields.add_generation_prompt.unwrap_or(true);
-            prompt::chat_ids(&http.backend, turns(messages)?, generation).await
+            prompt::chat_ids(backend, caller, turns(messages)?, generation).await
         }
         _ => Err(Error::invalid("prompt", "must be set, or messages: one of them")),
     }
@@ -58,16 +58,16 @@ async fn ids_of(http: &Http, fields: Tokenize) -> Result<Vec<TokenId>> {
 /// `POST /tokenize`.
 pub(super) async fn tokenize(State(http): State<Http>, request: Request) -> Result<Json<Value>, Failed<OpenAi>> {
     let call = Call::read(&http, request, ContentType::Json).await?;
+    let _admission = http.models.admit_call(&call.caller)?;
     let fields: Tokenize = call.parse()?;
-    let engine = &http.backend.engine;
-    check_model(fields.model.as_deref(), engine.info())?;
+    let backend = &backend_of(&http, &call).await?;
     let with_strings = fields.return_token_strs == Some(true);
-    let ids = ids_of(&http, fields).await?;
-    let tokenizer = http.backend.tokenizer()?;
+    let ids = ids_of(backend, &call.caller, fields).await?;
+    let tokenizer = backend.tokenizer()?;
     let strings = || ids.iter().map(|&id| tokenizer.id_to_token(id).unwrap_or_default()).collect::<Vec<_>>();
     Ok(Json(json!({
         "count": ids.len(),
-        "max_model_len": engine.config().max_model_len,
+        "max_model_len": backend.engine.config().max_model_len,
         "tokens": ids.iter().map(|id| id.0).collect::<Vec<_>>(),
         "token_strs": with_strings.then(strings),
     })))
@@ -76,9 +76,10 @@ pub(super) async fn tokenize(State(http): State<Http>, request: Request) -> Resu
 /// `POST /detokenize`.
 pub(super) async fn detokenize(State(http): State<Http>, request: Request) -> Result<Json<Value>, Failed<OpenAi>> {
     let call = Call::read(&http, request, ContentType::Json).await?;
+    let _admission = http.models.admit_call(&call.caller)?;
     let fields: Detokenize = call.parse()?;
-    check_model(fields.model.as_deref(), http.backend.engine.info())?;
+    let backend = &backend_of(&http, &call).await?;
     let ids = fields.tokens.into_iter().map(TokenId).collect();
-    let text = prompt::decode(&http.backend, "tokens", ids, false).await?;
+    let text = prompt::decode(backend, &call.caller, "tokens", ids, false).await?;
     Ok(Json(json!({"prompt": text})))
 }

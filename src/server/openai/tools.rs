@@ -38,17 +38,19 @@ impl Around {
     /// # Errors
     /// `InvalidArgument` by the path of what cannot be read.
     pub(super) fn tell(self, prompt: &mut ChatPrompt) -> Result<()> {
+        let mut tools = Vec::new();
         for (k, tool) in self.tools.unwrap_or_default().into_iter().enumerate() {
             if tool.kind != "function" {
                 let why = format!("is {:?}, must be function", cut(&tool.kind, 64));
                 return Err(Error::invalid(format!("tools[{k}].type"), why));
             }
-            prompt.tools.push(tool.function);
+            tools.push(tool.function);
         }
+        prompt.tools = tools.into();
         prompt.tool_choice = choice(self.tool_choice.as_ref())?;
         prompt.parallel_tool_calls = self.parallel_tool_calls.unwrap_or(true);
-        prompt.documents = self.documents.unwrap_or_default();
-        prompt.chat_template_kwargs = self.chat_template_kwargs.unwrap_or_default();
+        prompt.documents = self.documents.unwrap_or_default().into();
+        prompt.chat_template_kwargs = self.chat_template_kwargs.unwrap_or_default().into();
         prompt.continue_final_message = self.continue_final_message.unwrap_or(false);
         prompt.add_generation_prompt = self.add_generation_prompt.unwrap_or(!prompt.continue_final_message);
         prompt.thinking_token_budget = self.thinking_token_budget;
@@ -120,14 +122,25 @@ impl Beside {
 
     /// What a delta brings.
     pub(super) fn of_delta(pieces: &[Piece]) -> Self {
-        let call = |piece: &Piece| match piece {
-            Piece::ToolCall { index, id, name } => Some(json!({
-                "index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""},
-            })),
-            Piece::Arguments { index, delta } => Some(json!({"index": index, "function": {"arguments": delta}})),
-            Piece::Text(_) | Piece::Reasoning(_) => None,
-        };
-        Self { reasoning_content: reasoning(pieces), tool_calls: pieces.iter().filter_map(call).collect() }
+        let mut calls: Vec<Value> = Vec::new();
+        for piece in pieces {
+            match piece {
+                Piece::ToolCall { index, id, name } => calls.push(json!({
+                    "index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""},
+                })),
+                // One entry a call: there are clients that look at the first and no further.
+                Piece::Arguments { index, delta } => match calls.last_mut().filter(|call| call["index"] == *index) {
+                    Some(call) => {
+                        if let Some(Value::String(arguments)) = call.pointer_mut("/function/arguments") {
+                            arguments.push_str(delta);
+                        }
+                    }
+                    None => calls.push(json!({"index": index, "function": {"arguments": delta}})),
+                },
+                Piece::Text(_) | Piece::Reasoning(_) => {}
+            }
+        }
+        Self { reasoning_content: reasoning(pieces), tool_calls: calls }
     }
 
     /// What a whole answer holds.
@@ -194,10 +207,12 @@ mod tests {
         assert_eq!(
             beside,
             json!({"tool_calls": [
-                {"index": 0, "id": "call_0", "type": "function", "function": {"name": "add", "arguments": ""}},
-                {"index": 0, "function": {"arguments": "{\"a\":"}},
+                {"index": 0, "id": "call_0", "type": "function", "function": {"name": "add", "arguments": "{\"a\":"}},
             ]})
         );
+        let two = Beside::of_delta(&pieces()[5..8]).tool_calls;
+        assert_eq!(two[0], json!({"index": 0, "function": {"arguments": " 1}"}}));
+        assert_eq!((two.len(), &two[1]["index"], &two[1]["function"]["arguments"]), (2, &json!(1), &json!("{}")));
         assert!(Beside::of_delta(&[Piece::Text("well".into())]).is_empty());
     }
 

@@ -12,14 +12,16 @@ pub(super) fn loads(backend: &Backend) -> GetLoadsResponse {
     let (config, loads) = (backend.engine.config(), backend.engine.loads());
     let (state, totals) = (loads.state, loads.totals);
     let signed = |n: u64| i32::try_from(n).unwrap_or(i32::MAX);
+    // Where no sequence is longer than a window.
+    let tokens_in = |blocks: usize| blocks / config.kv_groups.count() * config.block_size;
     let ratio = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
     let load = SchedulerLoad {
         dp_rank: 0,
         num_running_reqs: signed(state.num_running),
         num_waiting_reqs: signed(state.num_waiting),
         num_total_reqs: signed(state.num_running + state.num_waiting),
-        num_used_tokens: super::signed(loads.used_blocks * config.block_size),
-        max_total_num_tokens: super::signed(config.num_blocks * config.block_size),
+        num_used_tokens: super::signed(tokens_in(loads.used_blocks)),
+        max_total_num_tokens: super::signed(tokens_in(config.num_blocks)),
         token_usage: state.kv_cache_usage,
         gen_throughput: backend.throughput.at(Instant::now(), &loads).all,
         cache_hit_rate: ratio(totals.prefix_cache_hit_tokens, totals.prefix_cache_query_tokens),

@@ -1,4 +1,5 @@
-//! `vllm.grpc.engine.VllmEngine`, as the routers in front of vLLM speak it: token ids in, token ids out.
+//! `vllm.grpc.engine.VllmEngine`, as the routers in front of vLLM speak it: token ids in, token ids out. Its requests name
+//! no model: they go to the default one.
 //!
 //! Not offered, and `UNIMPLEMENTED`: the profiler, which routers can do without.
 
@@ -7,7 +8,12 @@ mod kv_events;
 mod loads;
 mod tokenizer;
 
-use std::{collections::HashMap, path::Path, sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
 use futures::{StreamExt, stream};
 use tokio::sync::OnceCell;
@@ -15,10 +21,12 @@ use tonic::{Request, Response, Status, codegen::BoxStream};
 
 use self::tokenizer::Archive;
 use super::{
-    access::Caller,
+    access::{Caller, check_program},
     backend::request_id as given_or_drawn,
     events::{Events, Whole, WholeOutput},
     grpc::{Backend, FieldPaths, admin::check_operator, deadline::deadline, status::status, stream as responses},
+    held::Held,
+    models::Models,
 };
 use crate::{
     engine::{EmbedInput, EmbedRequest as EngineEmbedRequest, Event, Health, Which},
@@ -54,21 +62,41 @@ const PATHS: FieldPaths = FieldPaths {
     ],
 };
 
+/// Ids of one abort. A message has room for two million of nothing.
+const MAX_ABORTED: usize = 4096;
+
 pub(super) struct VllmEngineService {
-    backend: Backend,
+    models: Models,
     began: Instant,
-    /// Where routers on the same machine find the tokenizer's files.
-    tokenizer_path: String,
     /// What routers fetch, once the first has asked.
+    archive: Mutex<Packed>,
+}
+
+/// The archive of the model that was last asked for, by the hash of its weights.
+#[derive(Clone, Default)]
+struct Packed {
+    weights_hash: String,
     archive: Arc<OnceCell<Archive>>,
 }
 
 impl VllmEngineService {
-    pub(super) fn new(backend: Backend) -> Self {
-        let path = &backend.engine.info().path;
-        let tokenizer_path = if Path::new(path).is_dir() { path.clone() } else { String::new() };
-        let began = Instant::now();
-        Self { backend, began, tokenizer_path, archive: Arc::default() }
+    pub(super) fn new(models: Models) -> Self {
+        Self { models, began: Instant::now(), archive: Mutex::default() }
+    }
+
+    /// The model that these calls are about.
+    async fn backend(&self) -> Result<Backend> {
+        self.models.backend(None).await
+    }
+
+    /// Where the archive of this model is, or is to be.
+    fn archive_of(&self, backend: &Backend) -> Arc<OnceCell<Archive>> {
+        let weights_hash = &backend.engine.info().weights_hash;
+        let mut packed = self.archive.lock().unwrap_or_else(PoisonError::into_inner);
+        if packed.weights_hash != *weights_hash {
+            *packed = Packed { weights_hash: weights_hash.clone(), archive: Arc::default() };
+        }
+        packed.archive.clone()
     }
 
     async fn open(&self, request: Request<GenerateRequest>) -> Result<Events> {
@@ -76,12 +104,13 @@ impl VllmEngineService {
         let caller = Caller::of(&extensions)?;
         let request = convert::request(message)
             .and_then(|request| Ok(crate::engine::Request { deadline: deadline(&metadata)?, ..request }));
-        let request = request.map_err(|error| self.backend.refused(error))?;
-        responses::open(&self.backend, &caller, request, &PATHS).await
+        let backend = self.backend().await?;
+        let request = request.map_err(|error| backend.refused(error))?;
+        responses::open(&backend, &caller, request, &PATHS).await
     }
 
     /// One input's vector, pooled as the model's files say and of length 1, as vLLM gives it.
-    async fn vector(&self, request: Request<EmbedRequest>) -> Result<EmbedResponse> {
+    async fn vector(&self, request: Request<EmbedRequest>) -> Result<Response<EmbedResponse>> {
         let (metadata, extensions, EmbedRequest { request_id, tokenized }) = request.into_parts();
         let caller = Caller::of(&extensions)?;
         let asked = given_or_drawn("request_id", Some(request_id)).and_then(|id| {
@@ -89,14 +118,17 @@ impl VllmEngineService {
             let request = EngineEmbedRequest::new(vec![EmbedInput::Tokens(ids)]);
             Ok(EngineEmbedRequest { request_id: id, deadline: deadline(&metadata)?, ..request })
         });
-        let request = asked.map_err(|error| self.backend.refused(error))?;
-        let embedded = self.backend.embed(&caller, request).await;
+        let backend = self.backend().await?;
+        let request = asked.map_err(|error| backend.refused(error))?;
+        let embedded = backend.embed(&caller, request).await;
         let embedded = embedded.map_err(|error| PATHS.locate(error))?;
         let prompt_tokens = embedded.usage().prompt_tokens;
         let first = embedded.embeddings.into_iter().next();
         let embedding = first.ok_or_else(|| Error::internal("no vector for an input"))?.values;
         let embedding_dim = u32::try_from(embedding.len()).unwrap_or(u32::MAX);
-        Ok(EmbedResponse { embedding, prompt_tokens, embedding_dim })
+        let mut response = Response::new(EmbedResponse { embedding, prompt_tokens, embedding_dim });
+        response.extensions_mut().insert(Held::new(embedded.room));
+        Ok(response)
     }
 }
 
@@ -164,15 +196,19 @@ impl VllmEngine for VllmEngineService {
 
     async fn abort(&self, request: Request<AbortRequest>) -> Result<Response<AbortResponse>, Status> {
         let owner = Caller::of(request.extensions()).map_err(status)?.owner();
-        for id in &request.get_ref().request_ids {
-            // Its caller's own alone: routers may not know what others call theirs.
-            self.backend.engine.abort(Which::Own(owner.as_deref(), id));
+        let ids = &request.get_ref().request_ids;
+        if ids.len() > MAX_ABORTED {
+            let why = format!("has {} entries, at most {MAX_ABORTED} are allowed in one call", ids.len());
+            return Err(status(Error::invalid("request_ids", why)));
         }
+        // Its caller's own alone: routers may not know what others call theirs.
+        let ids: HashSet<&str> = ids.iter().map(String::as_str).collect();
+        self.models.abort(Which::Own(owner.as_deref(), &ids));
         Ok(Response::new(AbortResponse {}))
     }
 
     async fn health_check(&self, _: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
-        let health = *self.backend.engine.health().borrow();
+        let health = self.models.health();
         let message = match health {
             Health::Serving => "serving",
             Health::Restarting => "the engine is restarting",
@@ -182,7 +218,10 @@ impl VllmEngine for VllmEngineService {
     }
 
     async fn get_model_info(&self, _: Request<GetModelInfoRequest>) -> Result<Response<GetModelInfoResponse>, Status> {
-        let (info, config) = (self.backend.engine.info(), self.backend.engine.config());
+        let backend = self.backend().await.map_err(status)?;
+        let (info, config) = (backend.engine.info(), backend.engine.config());
+        // Where routers on the same machine find the tokenizer's files.
+        let tokenizer_path = if Path::new(&info.path).is_dir() { info.path.clone() } else { String::new() };
         Ok(Response::new(GetModelInfoResponse {
             model_path: info.path.clone(),
             is_generation: true,
@@ -190,7 +229,7 @@ impl VllmEngine for VllmEngineService {
             vocab_size: u32::try_from(info.vocab_size).unwrap_or(u32::MAX),
             supports_vision: false,
             served_model_name: info.name.clone(),
-            tokenizer_path: self.tokenizer_path.clone(),
+            tokenizer_path,
             model_type: info.model_type.clone(),
             architectures: vec![info.architecture.clone()],
             eos_token_ids: info.eos_token_ids.iter().map(|id| signed(id.index())).collect(),
@@ -206,7 +245,7 @@ impl VllmEngine for VllmEngineService {
         &self,
         _: Request<GetServerInfoRequest>,
     ) -> Result<Response<GetServerInfoResponse>, Status> {
-        let engine = &self.backend.engine;
+        let engine = &self.backend().await.map_err(status)?.engine;
         let state = engine.telemetry().state();
         Ok(Response::new(GetServerInfoResponse {
             active_requests: u32::try_from(state.num_running + state.num_waiting).unwrap_or(u32::MAX),
@@ -222,12 +261,12 @@ impl VllmEngine for VllmEngineService {
     }
 
     async fn embed(&self, request: Request<EmbedRequest>) -> Result<Response<EmbedResponse>, Status> {
-        self.vector(request).await.map(Response::new).map_err(status)
+        self.vector(request).await.map_err(status)
     }
 
     async fn flush_cache(&self, request: Request<FlushCacheRequest>) -> Result<Response<FlushCacheResponse>, Status> {
         check_operator(request.metadata(), request.extensions()).map_err(status)?;
-        let flushed = self.backend.engine.flush_cache().await.map_err(status)?;
+        let flushed = self.backend().await.map_err(status)?.engine.flush_cache().await.map_err(status)?;
         let message = format!("{} blocks freed, {} in use", flushed.freed, flushed.in_use);
         Ok(Response::new(FlushCacheResponse { success: true, message }))
     }
@@ -241,17 +280,19 @@ impl VllmEngine for VllmEngineService {
     }
 
     async fn get_loads(&self, _: Request<GetLoadsRequest>) -> Result<Response<GetLoadsResponse>, Status> {
-        Ok(Response::new(loads::loads(&self.backend)))
+        Ok(Response::new(loads::loads(&self.backend().await.map_err(status)?)))
     }
 
     type GetTokenizerStream = BoxStream<GetTokenizerChunk>;
 
     async fn get_tokenizer(
         &self,
-        _: Request<GetTokenizerRequest>,
+        request: Request<GetTokenizerRequest>,
     ) -> Result<Response<Self::GetTokenizerStream>, Status> {
-        let (archive, engine) = (self.archive.clone(), self.backend.engine.clone());
-        let packed = archive.get_or_try_init(|| self.backend.work(move || Archive::of(&engine)));
+        let caller = Caller::of(request.extensions()).map_err(status)?;
+        let backend = self.backend().await.map_err(status)?;
+        let (archive, engine) = (self.archive_of(&backend), backend.engine.clone());
+        let packed = archive.get_or_try_init(|| backend.work(&caller, move || Archive::of(&engine)));
         packed.await.map_err(status)?;
         let chunks = (0..).map_while(move |n| archive.get()?.chunk(n)).map(Ok);
         Ok(Response::new(Box::pin(stream::iter(chunks))))
@@ -264,10 +305,12 @@ impl VllmEngine for VllmEngineService {
         request: Request<SubscribeKvEventsRequest>,
     ) -> Result<Response<Self::SubscribeKvEventsStream>, Status> {
         // These are everybody's tokens.
-        Caller::of(request.extensions()).and_then(|caller| caller.check_admin()).map_err(status)?;
+        let checked = check_program(request.metadata().as_ref());
+        checked.and_then(|()| Caller::of(request.extensions())?.check_admin()).map_err(status)?;
         let after = Some(request.get_ref().start_sequence_number).filter(|&after| after > 0);
-        let subscription = self.backend.engine.subscribe_kv_events(after).map_err(status)?;
-        let messages = kv_events::messages(subscription).take_until(self.backend.closing.clone().leaving());
+        let backend = self.backend().await.map_err(status)?;
+        let subscription = backend.engine.subscribe_kv_events(after).map_err(status)?;
+        let messages = kv_events::messages(subscription).take_until(backend.closing.clone().leaving());
         Ok(Response::new(Box::pin(messages.map(Ok))))
     }
 }

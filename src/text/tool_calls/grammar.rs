@@ -1,10 +1,12 @@
 //! Grammars of tool calls, as Lark in llguidance's dialect: what a structured-output engine enforces.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value, json};
 
 use crate::{
     ids::TokenId,
-    params::{JSON_ESCAPES, JSON_WHITESPACE},
+    params::{JSON_ESCAPES, JSON_WHITESPACE, limits},
     text::{Tool, reasoning::ReasoningFormat},
 };
 
@@ -58,6 +60,22 @@ fn move_references(schema: &mut Value) {
     }
 }
 
+/// Parts of a grammar, joined as far as anybody would take them: what is longer is refused whole, so no more is written. An
+/// argument brings its whole schema along, and there may be thousands of arguments.
+fn joined(parts: impl Iterator<Item = String>, separator: &str) -> String {
+    let mut joined = String::new();
+    for part in parts {
+        if !joined.is_empty() {
+            joined.push_str(separator);
+        }
+        joined.push_str(&part);
+        if joined.len() > limits::CONSTRAINT_BYTES {
+            break;
+        }
+    }
+    joined
+}
+
 /// Writes the parts of a grammar.
 ///
 /// A mark is a literal, or the token itself where it is a special one, which no text can spell.
@@ -104,18 +122,21 @@ impl<'a> Grammar<'a> {
 
     /// A text in which some of these marks stand.
     pub(super) fn marked(&self, text: &str, marks: &[&str]) -> String {
-        let mut parts = Vec::new();
-        let mut rest = text;
-        while !rest.is_empty() {
-            let next = marks.iter().filter_map(|mark| Some((rest.find(mark)?, *mark))).min();
-            let (at, mark) = next.unwrap_or((rest.len(), ""));
+        let (mut parts, mut rest, mut at) = (Vec::new(), text, 0);
+        // Once along the text, however many marks are in it.
+        while let Some(c) = rest[at..].chars().next() {
+            let Some(mark) = marks.iter().find(|mark| rest[at..].starts_with(**mark)) else {
+                at += c.len_utf8();
+                continue;
+            };
             if at > 0 {
                 parts.push(Self::literal(&rest[..at]));
             }
-            if !mark.is_empty() {
-                parts.push(self.marker(mark));
-            }
-            rest = &rest[at + mark.len()..];
+            parts.push(self.marker(mark));
+            (rest, at) = (&rest[at + mark.len()..], 0);
+        }
+        if !rest.is_empty() {
+            parts.push(Self::literal(rest));
         }
         parts.join(" ")
     }
@@ -153,7 +174,8 @@ impl<'a> Grammar<'a> {
     pub(super) fn tagged_parts(tool: &Tool, write: impl Fn(&str, &str) -> String) -> String {
         let Some(schema) = &tool.parameters else { return String::new() };
         let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return String::new() };
-        let required = schema.get("required").and_then(Value::as_array);
+        let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
+        let required: HashSet<&str> = required.filter_map(Value::as_str).collect();
         let part = |(key, part): (&String, &Value)| {
             let value = match tool.takes_string(key) {
                 true => match part.get("enum").and_then(Value::as_array) {
@@ -166,15 +188,14 @@ impl<'a> Grammar<'a> {
                 false => json(standing_alone(part.clone(), schema)),
             };
             let written = write(key, &value);
-            let needed = required.is_some_and(|required| required.iter().any(|each| each == key));
-            if needed { written } else { format!("({written})?") }
+            if required.contains(key.as_str()) { written } else { format!("({written})?") }
         };
-        properties.iter().map(part).collect::<Vec<_>>().join(" ")
+        joined(properties.iter().map(part), " ")
     }
 
     /// One of the tools, as `write` writes it.
     pub(super) fn any(tools: &[Tool], write: impl Fn(&Tool) -> String) -> String {
-        tools.iter().map(|tool| format!("({})", write(tool))).collect::<Vec<_>>().join(" | ")
+        joined(tools.iter().map(|tool| format!("({})", write(tool))), " | ")
     }
 
     /// What comes before the calls where the model reasons: an expression, and the rules that it needs.
@@ -192,6 +213,38 @@ impl<'a> Grammar<'a> {
             (expression, rules)
         } else {
             (format!("({} {expression})?", self.marker(format.start())), rules)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_parts_are_written_than_anybody_would_take() {
+        let mut written = 0;
+        let part = |_| {
+            written += 1;
+            "x".repeat(limits::CONSTRAINT_BYTES / 4)
+        };
+        assert!(joined((0..1_000_000).map(part), " | ").len() > limits::CONSTRAINT_BYTES);
+        assert_eq!(written, 4, "four parts and what stands between them are too long already");
+        assert_eq!(joined(["a", "b", "c"].map(str::to_owned).into_iter(), " | "), "a | b | c");
+    }
+
+    #[test]
+    fn marks_in_a_text_are_their_tokens_wherever_they_stand() {
+        let special = |text: &str| (text == "<a>").then_some(TokenId(7));
+        let grammar = Grammar::new(&special);
+        for (text, expected) in [
+            ("", ""),
+            ("é", "\"é\""),
+            ("<a>", "<[7]>"),
+            ("x<a><b>é<a", "\"x\" <[7]> \"<b>\" \"é<a\""),
+            ("<b><a>", "\"<b>\" <[7]>"),
+        ] {
+            assert_eq!(grammar.marked(text, &["<a>", "<b>"]), expected, "{text}");
         }
     }
 }

@@ -35,7 +35,10 @@ pub use self::grammar::Grammar;
 use self::sink::CallIds;
 pub(super) use self::sink::Sink;
 use super::{Tool, ToolChoice, reasoning::ReasoningFormat};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    params::limits,
+};
 
 /// Reads an answer, one character at a time.
 pub(super) trait CallParser: Send {
@@ -58,7 +61,8 @@ pub struct ToolCallFormat {
     /// It frames all that the model writes, reasoning and text too, so it is read even without tools.
     pub(super) is_whole_answer: bool,
     parser: fn(&[Tool]) -> Box<dyn CallParser>,
-    /// The grammar of one or more calls of any of these tools.
+    /// The grammar of one or more calls of any of these tools. Where it is longer than a constraint may be, it need not be
+    /// whole.
     grammar: fn(&[Tool], &Grammar<'_>) -> String,
 }
 
@@ -118,7 +122,8 @@ impl ToolCallFormat {
     /// reasoning where the model reasons. None where the choice constrains nothing. `prompt` is the rendered one.
     ///
     /// # Errors
-    /// `InvalidArgument` where the choice names a tool that the request does not bring, or there are none.
+    /// `InvalidArgument` where the choice names a tool that the request does not bring, there are none, or their schemas make
+    /// a grammar longer than a constraint may be.
     pub fn constraint(
         &self,
         tools: &[Tool],
@@ -140,6 +145,14 @@ impl ToolCallFormat {
             return Err(Error::invalid("tool_choice", why));
         }
         let calls = (self.grammar)(&chosen, grammar);
+        if calls.len() > limits::CONSTRAINT_BYTES {
+            let why = format!(
+                "make a grammar of more than the {} bytes that are allowed: let tool_choice name one, or make their \
+                 schemas smaller (an argument that refers to definitions may need all of them)",
+                limits::CONSTRAINT_BYTES
+            );
+            return Err(Error::invalid("tools", why));
+        }
         let thought = reasoning.filter(|_| !self.is_whole_answer).map(|reasoning| grammar.reasoning(reasoning, prompt));
         Ok(Some(match thought {
             Some((start, rules)) => format!("start: {start} calls\n{rules}\ncalls: {calls}\n"),

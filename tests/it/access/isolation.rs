@@ -10,7 +10,7 @@ use candlewick::{
             GenerateStreamRequest, QuoteRequest, ResumeRequest, SessionOpen, SessionRequest, SessionResponse,
             generate_stream_response::Event, session_request::Event as Say, session_response::Event as Told,
         },
-        smg::grpc::common::SubscribeKvEventsRequest,
+        smg::grpc::common::{SubscribeKvEventsRequest, kv_cache_event::Data},
         vllm::grpc::engine::{
             AbortRequest, GenerateRequest, SamplingParams, TokenizedInput, generate_request::Input,
             generate_response::Response, vllm_engine_client::VllmEngineClient,
@@ -74,7 +74,8 @@ async fn an_idempotency_key_stands_for_a_tenants_own_request() {
 /// The first thing that a session says.
 async fn open(server: &Server, tenant: &str, open: SessionOpen) -> Result<SessionResponse, Status> {
     // The client says nothing more, and does not go away.
-    let said = stream::once(async { SessionRequest { event: Some(Say::Open(open)) } }).chain(stream::pending());
+    let said =
+        stream::once(async { SessionRequest { event: Some(Say::Open(open)), id: None } }).chain(stream::pending());
     let mut heard = chat(server, tenant).await.session(said).await?.into_inner();
     Ok(soon("an event", heard.message()).await?.unwrap())
 }
@@ -157,13 +158,37 @@ async fn nobody_aborts_what_another_tenant_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_all_tenants_cache_is_told_to_an_admin_only() {
+async fn what_all_tenants_cache_is_told_to_an_admin_only_and_what_a_client_salts_to_nobody() {
     let admin = TenantLimits { admin: true, ..TenantLimits::default() };
     let server = limited(vec![tenant("a", TenantLimits::default()), tenant("root", admin)], None).await;
     let subscribe = || SubscribeKvEventsRequest { start_sequence_number: 0 };
     let refused = router(&server, "a").await.subscribe_kv_events(subscribe()).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
-    router(&server, "root").await.subscribe_kv_events(subscribe()).await.unwrap();
+    let mut events = router(&server, "root").await.subscribe_kv_events(subscribe()).await.unwrap().into_inner();
+    let (mut salted, mut plain) = (request(&prompt(40), 5), request(&prompt(20), 5));
+    salted.options.as_mut().unwrap().cache_salt = Some("salt".into());
+    plain.options.as_mut().unwrap().cache_salt = None;
+    for request in [salted, plain] {
+        read(generation(&server, "a").await.generate_stream(request).await.unwrap().into_inner()).await;
+    }
+    // The blocks of the first would have come first.
+    let batch = soon("a batch", events.message()).await.unwrap().unwrap();
+    let Some(Data::Stored(run)) = &batch.events[0].data else { panic!("{batch:?}") };
+    assert_eq!((run.blocks.len(), &run.blocks[0].token_ids[..]), (1, &prompt(16)[..]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_name_tenants_to_an_admin_only() {
+    let admin = TenantLimits { admin: true, ..TenantLimits::default() };
+    let server = limited(vec![tenant("a", TenantLimits::default()), tenant("root", admin)], None).await;
+    read(generation(&server, "a").await.generate_stream(request(&prompt(20), 5)).await.unwrap().into_inner()).await;
+    for (key, tells) in [(None, false), (Some("a"), false), (Some("nobody"), false), (Some("root"), true)] {
+        let key = key.map(|name| format!("authorization: Bearer {}\r\n", super::key(name))).unwrap_or_default();
+        let head = format!("GET /metrics HTTP/1.1\r\nhost: x\r\n{key}\r\n");
+        let page = send(server.address, head.as_bytes()).await.text().await;
+        assert!(page.contains("vllm:prompt_tokens_total") && page.ends_with("# EOF\n"), "{page}");
+        assert_eq!(page.contains("tenant=\"a\""), tells, "{key}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,7 +4,7 @@ mod floods;
 mod isolation;
 mod quotas;
 mod refusals;
-mod tls;
+pub(crate) mod tls;
 
 use candlewick::{
     config::{TenantKeys, TenantLimits, key_hash},
@@ -34,7 +34,7 @@ impl Interceptor for Key {
 type Keyed = InterceptedService<Channel, Key>;
 
 /// The key of a tenant.
-fn key(tenant: &str) -> String {
+pub(crate) fn key(tenant: &str) -> String {
     format!("key-of-{tenant}")
 }
 
@@ -43,7 +43,7 @@ fn tenant(name: &str, limits: TenantLimits) -> TenantKeys {
 }
 
 /// For tenants without limits.
-async fn server(tenants: &[&str]) -> Server {
+pub(crate) async fn server(tenants: &[&str]) -> Server {
     limited(tenants.iter().map(|name| tenant(name, TenantLimits::default())).collect(), None).await
 }
 

@@ -87,6 +87,25 @@ async fn each_face_refuses_in_its_own_shape() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_said_without_a_key_is_short() {
+    let server = server(&["a"]).await;
+    for path in ["/grpc.health.v1.Health/Check", OPEN[0], OPEN[1], OPEN[2]] {
+        for (length, status) in [(4 << 10, None), ((4 << 10) + 1, Some("11"))] {
+            // A field that nobody knows: its number, its length in two bytes, and its bytes.
+            let inside = length - 3;
+            let field = [vec![0x7a, ((inside & 0x7f) | 0x80) as u8, (inside >> 7) as u8], vec![b'x'; inside]].concat();
+            let message = [&[0, 0, 0][..], &(length as u16).to_be_bytes(), &field].concat();
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/grpc-web+proto\r\ncontent-length: {}\r\n\r\n",
+                message.len()
+            );
+            let answer = send(server.address, &[head.as_bytes(), &message].concat()).await;
+            assert_eq!(answer.header("grpc-status").filter(|status| *status != "0"), status, "{path} {length}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn how_the_server_is_can_be_asked_without_a_key() {
     let server = server(&["a"]).await;
     for path in ["/", "/health", "/metrics", "/ping", "/version"] {

@@ -125,6 +125,13 @@ async fn server(args: &TlsArgs) -> (Server, Tls) {
     (Server::with(info(), ModelText::default(), config(), factory, options).await, tls)
 }
 
+/// A server with a certificate, the authority that signed it, and another that did not, as PEM.
+pub(crate) async fn served() -> (Server, String, String) {
+    let (authority, another) = (Authority::new(), Authority::new());
+    let (server, _) = server(&Files::of(&authority.server()).args()).await;
+    (server, authority.0.pem(), another.0.pem())
+}
+
 async fn connect(server: &Server, connector: &TlsConnector) -> std::io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(server.address).await.unwrap();
     soon("a handshake", connector.connect(ServerName::try_from("localhost").unwrap(), stream)).await

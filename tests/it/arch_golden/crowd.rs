@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use candlewick::{
-    config::{Dtype, EngineConfig},
+    arch::Model,
+    config::{Dtype, EngineConfig, KvCacheGroups},
     engine::{
         Engine, Event, ExecutorFactory, ModelText, Prompt, Request,
         executor::{Executor, StepOutput, StepPlan},
@@ -39,10 +40,11 @@ impl Executor for Gated {
     }
 }
 
-fn config() -> EngineConfig {
+fn config(kv_groups: KvCacheGroups) -> EngineConfig {
     EngineConfig {
         block_size: 16,
-        num_blocks: 24,
+        num_blocks: 24 * kv_groups.count(),
+        kv_groups,
         max_num_batched_tokens: 21,
         max_num_seqs: 16,
         max_model_len: 384,
@@ -52,15 +54,23 @@ fn config() -> EngineConfig {
 
 async fn start(name: &str, dtype: Dtype, gate: &Arc<Gate>) -> Engine {
     let (model, gate) = (load_model(name, dtype), gate.clone());
-    let info = candlewick::engine::ModelInfo { vocab_size: model.config().vocab_size, ..crate::engine::info() };
-    let factory: ExecutorFactory = Arc::new(move || {
-        let config = RunnerConfig { num_blocks: 24, block_size: 16, num_threads: 2, eos_token_ids: Vec::new() };
-        Ok(Box::new(Gated { runner: Runner::new(model.clone(), &config)?, gate: gate.clone() }))
-    });
-    Engine::start(info, ModelText::default(), config(), Arc::new(Telemetry::new(name)), factory).await.unwrap()
+    let config = config(model.info().kv_groups);
+    start_with(config, model, gate).await
 }
 
-async fn read(engine: Engine, ids: Vec<u32>) -> Vec<SampledToken> {
+/// An engine of the model on a cache as the configuration says.
+pub(super) async fn start_with(config: EngineConfig, model: Arc<dyn Model>, gate: Arc<Gate>) -> Engine {
+    let info = candlewick::engine::ModelInfo { vocab_size: model.config().vocab_size, ..crate::engine::info() };
+    let (num_blocks, block_size) = (config.num_blocks, config.block_size);
+    let factory: ExecutorFactory = Arc::new(move || {
+        let config = RunnerConfig { num_blocks, block_size, num_threads: 2, eos_token_ids: Vec::new() };
+        Ok(Box::new(Gated { runner: Runner::new(model.clone(), &config)?, gate: gate.clone() }))
+    });
+    Engine::start(info, ModelText::default(), config, Arc::new(Telemetry::new("crowd")), factory).await.unwrap()
+}
+
+/// 32 tokens after a prompt, each the most likely.
+pub(super) async fn read(engine: Engine, ids: Vec<u32>) -> Vec<SampledToken> {
     let params = SamplingParams {
         temperature: 0.0,
         max_tokens: Some(32),

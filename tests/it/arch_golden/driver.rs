@@ -8,7 +8,7 @@ use candlewick::{
     config::{Dtype, KvCacheDtype},
     ids::{BlockId, Slot, TokenId},
     kernels::paged_attention::AttentionMetadata,
-    layers::context::{KvCache, LinearObserver, StepContext},
+    layers::context::{KvCache, KvGroupStep, LinearObserver, StepContext},
     weights::{Weights, safetensors::SafetensorsSource},
 };
 use serde::Deserialize;
@@ -68,7 +68,8 @@ pub(super) fn load_weights(weights: &Weights, config: &ModelConfig, dtype: Dtype
 
 /// A sequence's place in the cache.
 pub(super) struct Sequence {
-    blocks: Vec<BlockId>,
+    /// Of each group of layers.
+    blocks: Vec<Vec<BlockId>>,
     context_len: usize,
 }
 
@@ -89,55 +90,55 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn new(model: Arc<dyn Model>) -> Self {
-        let kv = model.new_kv_cache(NUM_BLOCKS, BLOCK_SIZE).expect("a small cache");
+        let num_blocks = NUM_BLOCKS * model.info().kv_groups.count();
+        let kv = model.new_kv_cache(num_blocks, BLOCK_SIZE).expect("a small cache");
         Self { model, kv, handed_out: 0, observer: None }
     }
 
     pub(super) fn sequence(&mut self) -> Sequence {
-        Sequence { blocks: Vec::new(), context_len: 0 }
+        Sequence { blocks: vec![Vec::new(); self.kv.groups().count()], context_len: 0 }
     }
 
     fn new_block(&mut self) -> BlockId {
         self.handed_out += 1;
-        assert!(self.handed_out <= NUM_BLOCKS, "the test needs more blocks");
-        BlockId((self.handed_out * 89 % NUM_BLOCKS) as u32)
+        let num_blocks = self.kv.shape().num_blocks;
+        assert!(self.handed_out <= num_blocks, "the test needs more blocks");
+        BlockId((self.handed_out * 89 % num_blocks) as u32)
     }
 
     /// Runs one step; logits a sequence, a row each token asked for.
     pub(super) fn step(&mut self, asks: &mut [Ask<'_>]) -> Vec<Vec<Vec<f32>>> {
-        let mut attention = AttentionMetadata { block_size: BLOCK_SIZE, ..AttentionMetadata::default() };
-        attention.cu_seqlens.push(0);
-        attention.cu_blocks.push(0);
-        let (mut token_ids, mut positions, mut slot_mapping, mut logit_rows) = (vec![], vec![], vec![], vec![]);
+        let attention =
+            AttentionMetadata { block_size: BLOCK_SIZE, cu_seqlens: vec![0], cu_blocks: vec![0], ..Default::default() };
+        let group = KvGroupStep { attention, ..KvGroupStep::default() };
+        let mut groups = vec![group; self.kv.groups().count()];
+        let (mut token_ids, mut positions, mut logit_rows) = (vec![], vec![], vec![]);
         for Ask { sequence, tokens, all_logits } in asks.iter_mut() {
-            attention.context_lens.push(sequence.context_len as u32);
             for (k, token) in tokens.iter().enumerate() {
                 let position = sequence.context_len + k;
-                if position / BLOCK_SIZE == sequence.blocks.len() {
-                    sequence.blocks.push(self.new_block());
+                for (blocks, group) in sequence.blocks.iter_mut().zip(&mut groups) {
+                    if position / BLOCK_SIZE == blocks.len() {
+                        blocks.push(self.new_block());
+                    }
+                    let block = blocks[position / BLOCK_SIZE].index();
+                    group.slot_mapping.push(Slot((block * BLOCK_SIZE + position % BLOCK_SIZE) as u32));
                 }
-                let block = sequence.blocks[position / BLOCK_SIZE].index();
                 if *all_logits || k + 1 == tokens.len() {
                     logit_rows.push(token_ids.len() as u32);
                 }
                 token_ids.push(*token);
                 positions.push(position as u32);
-                slot_mapping.push(Slot((block * BLOCK_SIZE + position % BLOCK_SIZE) as u32));
+            }
+            for (blocks, KvGroupStep { attention, .. }) in sequence.blocks.iter().zip(&mut groups) {
+                attention.context_lens.push(sequence.context_len as u32);
+                attention.block_tables.extend_from_slice(blocks);
+                attention.cu_seqlens.push(token_ids.len() as u32);
+                attention.cu_blocks.push(attention.block_tables.len() as u32);
             }
             sequence.context_len += tokens.len();
-            attention.block_tables.extend_from_slice(&sequence.blocks);
-            attention.cu_seqlens.push(token_ids.len() as u32);
-            attention.cu_blocks.push(attention.block_tables.len() as u32);
         }
         let observer = self.observer.as_deref();
-        let step = StepContext {
-            adapters: None,
-            positions: &positions,
-            slot_mapping: &slot_mapping,
-            attention: &attention,
-            kv: &self.kv,
-            observer,
-        };
+        let step = StepContext { adapters: None, positions: &positions, groups: &groups, kv: &self.kv, observer };
         let logits = self.model.forward(&token_ids, &logit_rows, &step).expect("a step");
         let mut logits = logits.to_vec2::<f32>().expect("logits").into_iter();
         let rows = |ask: &Ask<'_>| if ask.all_logits { ask.tokens.len() } else { 1 };

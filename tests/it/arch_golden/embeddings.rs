@@ -27,9 +27,12 @@ async fn start(name: &str, dtype: Dtype, max_num_batched_tokens: usize, num_bloc
     let model = load_model(name, dtype);
     let (vocab_size, embedding_size) = (model.config().vocab_size, model.config().hidden_size);
     let info = ModelInfo { vocab_size, embedding_size, ..crate::engine::info() };
+    let kv_groups = model.info().kv_groups;
+    let num_blocks = num_blocks * kv_groups.count();
     let config = EngineConfig {
         block_size: 16,
         num_blocks,
+        kv_groups,
         max_num_batched_tokens,
         max_num_seqs: 16,
         max_model_len: 128,

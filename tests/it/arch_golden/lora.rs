@@ -9,7 +9,7 @@ use std::{
 use candlewick::{
     config::{Dtype, EngineConfig, LoraArgs},
     engine::{
-        Adapters, Engine, Event, ExecutorFactory, ModelInfo, ModelText, Prompt, Request,
+        Adapters, Engine, Event, ExecutorFactory, Health, ModelInfo, ModelText, Prompt, Request,
         fake::Gate,
         runner::{Runner, RunnerConfig},
     },
@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 
 use crate::{
     grpc::Server,
-    openai::http::{get, post},
+    openai::http::{get, post, post_with},
 };
 
 use super::{
@@ -78,13 +78,16 @@ fn parts(
         loaded.load(name, &fixture(name), "fake").unwrap();
     }
     let info = ModelInfo { vocab_size: model.config().vocab_size, adapters: loaded, ..crate::engine::info() };
+    let kv_groups = model.info().kv_groups;
+    let num_blocks = 128 * kv_groups.count();
     let factory: ExecutorFactory = Arc::new(move || {
-        let config = RunnerConfig { num_blocks: 128, block_size: 16, num_threads: 2, eos_token_ids: Vec::new() };
+        let config = RunnerConfig { num_blocks, block_size: 16, num_threads: 2, eos_token_ids: Vec::new() };
         Ok(Box::new(Gated { runner: Runner::new(model.clone(), &config)?, gate: gate.clone() }))
     });
     let config = EngineConfig {
         block_size: 16,
-        num_blocks: 128,
+        num_blocks,
+        kv_groups,
         max_num_batched_tokens: 64,
         max_num_seqs: 32,
         max_model_len: 384,
@@ -217,6 +220,28 @@ async fn an_unloaded_adapter_serves_those_under_way_and_nobody_new() {
     assert_eq!((ids(&sampled), cached), (other.greedy, 0), "another adapter by the same name has a cache of its own");
 }
 
+#[tokio::test]
+async fn an_adapter_that_only_a_life_that_was_given_up_holds_counts_no_more() {
+    let gate = Arc::new(Gate::default());
+    let engine = start("llama", Dtype::Float32, &["llama-all"], 1, &gate).await;
+    let adapters = engine.info().adapters.clone();
+    let prompt = reference("llama-all").prompts.remove(1);
+    let stream = tokio::spawn(said(engine.clone(), Some("llama-all"), prompt.ids.clone()));
+    crate::engine::until("the step hangs", || gate.reached()).await;
+    // The clock leaps while nothing but the hanging step is computed.
+    tokio::time::pause();
+    assert_eq!(stream.await.unwrap().unwrap_err().code, Code::Internal);
+    tokio::time::resume();
+    let back = || *engine.health().borrow() == Health::Serving;
+    crate::engine::until("the engine is back", back).await;
+    // The thread is still there, and holds what it held.
+    adapters.unload("llama-all").unwrap();
+    adapters.load("llama-all", &fixture("llama-all"), "fake").unwrap();
+    gate.open();
+    let (sampled, _) = said(engine, Some("llama-all"), prompt.ids).await.unwrap();
+    assert_eq!(ids(&sampled), prompt.greedy);
+}
+
 /// A copy of an adapter with another configuration and other tensors.
 fn changed(
     name: &str,
@@ -287,6 +312,18 @@ fn a_bad_adapter_is_refused_by_the_name_of_what_is_wrong() {
         assert!(at == format!("tensor {tensor}") && message.contains(says), "{message}");
     }
 
+    // Finite in the file, and not times lora_alpha / r.
+    let scaled = changed(
+        "llama-all",
+        |config| config["lora_alpha"] = json!(64),
+        |name, shape, bytes| {
+            let bytes = if name == q { f32::MAX.to_le_bytes().repeat(bytes.len() / 4) } else { bytes };
+            Some((name, shape, bytes))
+        },
+    );
+    let (at, message) = refused(scaled.path());
+    assert!(at == format!("tensor {q}") && message.contains("not finite"), "{message}");
+
     // Rank 8 by its tensors, 4 by its configuration; another model's; no weights, a cut file, nothing at all.
     let (at, _) = refused(changed("llama-rslora", |config| config["r"] = json!(4), same).path());
     assert!(at.ends_with("q_proj.lora_A.weight"), "{at}");
@@ -300,6 +337,35 @@ fn a_bad_adapter_is_refused_by_the_name_of_what_is_wrong() {
     fs::remove_file(&file).unwrap();
     assert_eq!(refused(directory.path()).0, "adapter_model.safetensors");
     refused(&directory.path().join("nothing"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_adapter_whose_results_overflow_ends_its_own_streams_alone() {
+    let gate = Arc::new(Gate::default());
+    let engine = start("llama", Dtype::Float32, &[], 1, &gate).await;
+    // Each number is finite, and what comes of multiplying with them is not.
+    let huge =
+        |name, shape, bytes: Vec<u8>| Some((name, shape, (f32::MAX / 4.0).to_le_bytes().repeat(bytes.len() / 4)));
+    let directory = changed("llama-all", |_| (), huge);
+    engine.info().adapters.load("huge", directory.path(), "fake").unwrap();
+    let prompt = golden("llama").prompts.remove(1);
+    let [well, overflows] =
+        [None, Some("huge")].map(|model| tokio::spawn(said(engine.clone(), model, prompt.ids.clone())));
+    let in_line = || engine.loads().tenants.iter().map(|tenant| tenant.running + tenant.waiting).sum::<usize>();
+    crate::engine::until("both are in line", || in_line() == 2).await;
+    gate.open();
+    assert_eq!(overflows.await.unwrap().unwrap_err().code, Code::Internal);
+    assert_eq!(ids(&well.await.unwrap().unwrap().0), prompt.greedy[..STEPS]);
+
+    // Log-probabilities of the prompt come of the same logits.
+    let params = SamplingParams { prompt_logprobs: Some(1), max_tokens: Some(1), ..SamplingParams::default() };
+    let model = Some("huge".to_owned());
+    let request = Request { model, params, ..Request::new(Prompt::Tokens(tokens(&prompt.ids))) };
+    let events: Vec<_> = engine.generate(request).await.unwrap().collect().await;
+    assert!(matches!(events.last(), Some(Err(error)) if error.code == Code::Internal), "{events:?}");
+    assert_eq!(ids(&said(engine.clone(), None, prompt.ids).await.unwrap().0), prompt.greedy[..STEPS]);
+    let restarts = "candlewick:engine_restarts_total{model_name=\"lora\"} 0";
+    assert!(engine.telemetry().encode().contains(restarts), "the engine went on in its first life");
 }
 
 #[test]
@@ -325,6 +391,13 @@ async fn adapters_come_and_go_over_http_and_are_models_there() {
     let (info, config, factory) = parts("llama", Dtype::Float32, &[], 1, &open());
     let server = Server::with(info, ModelText::default(), config, factory, ServeOptions::default()).await;
     let load = json!({"lora_name": "sql", "lora_path": fixture("llama-all")}).to_string();
+    // It reads directories: not for pages, and not for whom a proxy lets in.
+    for header in ["origin: http://localhost", "x-forwarded-for: 10.0.0.1"] {
+        let headers = format!("content-type: application/json\r\n{header}\r\n");
+        for path in ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"] {
+            assert_eq!(post_with(server.address, path, &headers, &load).await.status, 403, "{path} {header}");
+        }
+    }
     let answer = post(server.address, "/v1/load_lora_adapter", &load).await;
     assert_eq!((answer.status, answer.text().await.contains("'sql' added")), (200, true));
     assert_eq!(post(server.address, "/v1/load_lora_adapter", &load).await.status, 400);

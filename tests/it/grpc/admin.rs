@@ -210,8 +210,16 @@ async fn a_router_ends_no_requests_of_tenants() {
 async fn pages_and_calls_that_a_proxy_passes_on_are_denied_every_call() {
     let server = Server::well().await;
     let channel = server.channel().await;
-    for header in ["origin", "x-forwarded-for"] {
-        let mut admin = AdminClient::with_interceptor(channel.clone(), |mut request: tonic::Request<()>| {
+    // A proxy that adds nothing passes on a host that is not this machine's.
+    let uri = format!("http://{}", server.address).parse().unwrap();
+    let elsewhere = Channel::builder(uri).origin("http://model.example".parse().unwrap()).connect().await.unwrap();
+    for (header, channel) in [
+        ("origin", channel.clone()),
+        ("x-forwarded-for", channel.clone()),
+        ("x-envoy-expected-rq-timeout-ms", channel.clone()),
+        ("x-request-id", elsewhere),
+    ] {
+        let mut admin = AdminClient::with_interceptor(channel, |mut request: tonic::Request<()>| {
             request.metadata_mut().insert(header, "http://localhost".parse().unwrap());
             Ok(request)
         });

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candlewick::{
     engine::{
-        EmbedInput as EngineInput, EmbedRequest as EngineRequest,
+        EmbedInput as EngineInput, EmbedRequest as EngineRequest, ModelInfo, ModelText,
         fake::{FakeExecutor, FakeOptions, Mishap},
     },
     error::Code as ErrorCode,
@@ -15,13 +15,14 @@ use candlewick::{
         embed_input::Input, embed_stream_request::Request as Asked, embed_stream_response::Outcome,
         embeddings_client::EmbeddingsClient,
     },
+    server::ServeOptions,
 };
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming, transport::Channel};
 use tonic_types::StatusExt;
 
-use super::{Server, config, fakes, ids, request, soon, text, until};
+use super::{Server, config, fakes, ids, info, request, soon, text, until};
 
 async fn client(server: &Server) -> EmbeddingsClient<Channel> {
     EmbeddingsClient::new(server.channel().await)
@@ -201,11 +202,26 @@ async fn a_stream_that_asks_for_what_cannot_be_ends_with_its_name() {
         (EmbedStreamRequest { request: None }, Code::InvalidArgument),
         (of_options(EmbedOptions { pooling: Some(9), ..EmbedOptions::default() }), Code::InvalidArgument),
         (of_options(EmbedOptions { model: Some("other".into()), ..EmbedOptions::default() }), Code::NotFound),
+        (item(1, of_text(&"x".repeat(4 << 20))), Code::OutOfRange),
     ] {
         let (inputs, mut results) = stream(&server).await;
         inputs.send(wrong).await.unwrap();
         assert_eq!(soon("the end", results.message()).await.unwrap_err().code(), code);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_with_nothing_under_way_does_not_hold_up_the_end_of_the_server() {
+    let options = ServeOptions { drain_timeout: std::time::Duration::from_secs(3600), ..ServeOptions::default() };
+    let factory = fakes(&config(), |_| FakeOptions::default());
+    let server = Server::with(info(), ModelText::default(), config(), factory, options).await;
+    let (inputs, mut results) = stream(&server).await;
+    inputs.send(item(1, of_ids(&[1, 2, 3]))).await.unwrap();
+    assert!(matches!(next(&mut results).await, Some((1, Outcome::Embedding(_)))));
+    let served = server.shut_down();
+    assert_eq!(soon("its end", results.message()).await.unwrap_err().code(), Code::Unavailable);
+    drop(inputs);
+    soon("the end of the server", served).await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -258,6 +274,30 @@ async fn a_full_queue_refuses_calls_and_inputs_and_says_when_to_come_back() {
     until("the places are free", || server.engine.num_live() == 0).await;
     inputs.send(item(8, of_ids(&[1, 2]))).await.unwrap();
     assert!(matches!(next(&mut results).await, Some((8, Outcome::Embedding(_)))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vectors_that_are_not_sent_yet_take_their_room() {
+    // So large that the room for all vectors is that of sixteen.
+    let info = ModelInfo { embedding_size: params::limits::EMBED_NUMBERS, ..info() };
+    let factory = fakes(&config(), |_| FakeOptions::default());
+    let server = Server::with(info, ModelText::default(), config(), factory, ServeOptions::default()).await;
+    let embed = || EmbedRequest { inputs: vec![of_ids(&[1, 2, 3])], options: None };
+    // A client that lets the server send nothing but headers.
+    let uri = format!("http://{}", server.address).parse().unwrap();
+    let deaf = Channel::builder(uri).initial_stream_window_size(0).connect().await.unwrap();
+    let calls: Vec<_> = (0..16).map(|_| EmbeddingsClient::new(deaf.clone())).collect();
+    let calls = calls.into_iter().map(|mut client| tokio::spawn(async move { client.embed(embed()).await }));
+    let calls: Vec<_> = calls.collect();
+    let metrics = || server.engine.telemetry().encode();
+    until("all are computed", || metrics().contains("finished_reason=\"stop\"} 16")).await;
+    let mut client = client(&server).await;
+    let refused = client.embed(embed()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.message().contains("vectors"), "{refused}");
+    calls.iter().for_each(|call| call.abort());
+    let there_is_room = async { while client.embed(embed()).await.is_err() {} };
+    soon("what nobody waits for makes room", there_is_room).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -167,6 +167,7 @@ async fn a_call_that_is_wrong_is_refused_with_the_field() {
     }
     let other = ModelInferRequest { model_name: "other".into(), ..request("", "hello", "{}", &[]) };
     assert_eq!(client.model_infer(other).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(server.engine.telemetry().prompt_tokens(), 0, "none of them was begun");
     server.idle().await;
 }
 

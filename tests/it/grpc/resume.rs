@@ -9,8 +9,9 @@ use candlewick::{
         fake::{FakeOptions, Gate, Mishap},
     },
     proto::candlewick::v1::{
-        GenerateStreamRequest, ResumeRequest, ResumeResponse, SlowReader, Started, generate_stream_response::Event,
-        generation_client::GenerationClient, progress::Stage, resume_response::Event as ResumeEvent,
+        GenerateRequest, GenerateStreamRequest, ResumeRequest, ResumeResponse, SlowReader, Started,
+        generate_stream_response::Event, generation_client::GenerationClient, progress::Stage,
+        resume_response::Event as ResumeEvent,
     },
     server::ServeOptions,
 };
@@ -217,6 +218,33 @@ async fn a_stream_says_what_is_in_force_first_and_proves_itself_last() {
     let timings = finished.timings.unwrap();
     assert!(timings.queue_ms > 0.0 && timings.prefill_ms >= 0.0 && timings.decode_ms > 0.0, "{timings:?}");
     assert!(timings.total_ms >= timings.queue_ms + timings.prefill_ms + timings.decode_ms, "{timings:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_answered_at_once_is_told_in_full_too() {
+    let server = server(StreamArgs::default()).await;
+    let streamed =
+        read(server.generation().await.generate_stream(request(&ids(8, 33), 12)).await.unwrap().into_inner()).await;
+    let GenerateStreamRequest { prompt, options } = request(&ids(8, 33), 12);
+    let mut options = options.unwrap();
+    options.priority = Some(3);
+    options.sampling.as_mut().unwrap().n = Some(2);
+    let asked = GenerateRequest { prompt, options: Some(options) };
+    let whole = server.generation().await.generate(asked).await.unwrap().into_inner();
+    let started = whole.started.unwrap();
+    assert_eq!((started.slow_reader(), started.priority), (SlowReader::Pause, Some(3)));
+    assert_eq!((started.heartbeat_interval_ms, started.stream_id), (Some(0), None), "there is no stream");
+    let proof = streamed.finished.unwrap().receipt.unwrap();
+    let ends = std::iter::once(whole.finished).chain(whole.alternatives.into_iter().map(|other| other.finished));
+    let mut receipts = 0;
+    for end in ends.map(Option::unwrap) {
+        let receipt = end.receipt.unwrap();
+        assert_eq!(receipt.parameters, started.effective);
+        assert_eq!((receipt.prompt_hash, receipt.output_hash), (proof.prompt_hash.clone(), proof.output_hash.clone()));
+        assert!(end.timings.unwrap().total_ms > 0.0);
+        receipts += 1;
+    }
+    assert_eq!(receipts, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

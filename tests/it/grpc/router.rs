@@ -174,6 +174,18 @@ async fn events_that_are_turned_off_are_unimplemented() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_in_browsers_do_not_learn_what_is_cached() {
+    let server = Server::well().await;
+    let mut page = VllmEngineClient::with_interceptor(server.channel().await, |mut request: tonic::Request<()>| {
+        request.metadata_mut().insert("origin", "http://localhost".parse().unwrap());
+        Ok(request)
+    });
+    let refused = page.subscribe_kv_events(SubscribeKvEventsRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    page.get_loads(GetLoadsRequest::default()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscription_does_not_hold_up_the_end_of_the_server() {
     let server = Server::well().await;
     let mut events = subscribe(&mut client(&server).await, 0).await;

@@ -4,10 +4,11 @@ use candlewick::{
     config::{EngineConfig, StreamArgs},
     engine::Health,
     proto::candlewick::v1::{
-        Ack, CancelTurn, CloseSession, ContextPolicy, EditTurn, FinishReason, Fork, Grant, Lease, Opened,
+        Ack, CancelTurn, ChatOptions, CloseSession, ContextPolicy, EditTurn, FinishReason, Fork, Grant, Lease, Opened,
         RequestOptions, Rewind, SamplingParams, SessionError, SessionOpen, SessionRequest, SessionResponse,
-        StopStrings, TokenizeRequest, TurnDone, UserTurn, chat_client::ChatClient, finish::Matched,
-        session_request::Event as Say, session_response::Event as Told, tokens_client::TokensClient,
+        StopStrings, TokenizeRequest, Tool, ToolResult, TurnDone, UnloadRequest, UserTurn, chat_client::ChatClient,
+        finish::Matched, models_client::ModelsClient, session_request::Event as Say, session_response::Event as Told,
+        tokens_client::TokensClient,
     },
 };
 use futures::channel::mpsc;
@@ -24,6 +25,8 @@ struct Talk {
     say: mpsc::UnboundedSender<SessionRequest>,
     hear: Streaming<SessionResponse>,
     seq: u64,
+    /// The id of what the last event answered.
+    answers: Option<u64>,
 }
 
 impl Talk {
@@ -42,14 +45,19 @@ impl Talk {
     async fn on(channel: Channel, open: SessionOpen) -> Self {
         let (say, said) = mpsc::unbounded();
         let seq = open.after_seq.unwrap_or(0);
-        say.unbounded_send(SessionRequest { event: Some(Say::Open(open)) }).unwrap();
+        say.unbounded_send(SessionRequest { event: Some(Say::Open(open)), id: None }).unwrap();
         let mut client = ChatClient::new(channel);
         let hear = soon("headers", client.session(said)).await.unwrap().into_inner();
-        Self { say, hear, seq }
+        Self { say, hear, seq, answers: None }
     }
 
     fn say(&self, event: Say) {
-        self.say.unbounded_send(SessionRequest { event: Some(event) }).unwrap();
+        self.say.unbounded_send(SessionRequest { event: Some(event), id: None }).unwrap();
+    }
+
+    /// With an id of its own.
+    fn say_as(&self, id: u64, event: Say) {
+        self.say.unbounded_send(SessionRequest { event: Some(event), id: Some(id) }).unwrap();
     }
 
     fn user(&self, content: &str, max_tokens: u32) {
@@ -62,6 +70,7 @@ impl Talk {
         Ok(response.map(|response| {
             self.seq += 1;
             assert_eq!(response.seq, self.seq, "events are numbered without a hole");
+            self.answers = response.answers;
             response.event.unwrap()
         }))
     }
@@ -94,6 +103,12 @@ impl Talk {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// What a user says, for a turn of three tokens.
+fn asked(content: &str) -> Say {
+    let sampling = Some(SamplingParams { max_tokens: Some(3), ..SamplingParams::default() });
+    Say::User(UserTurn { content: content.into(), sampling, ..UserTurn::default() })
 }
 
 fn come_back(opened: &Opened, after_seq: u64) -> SessionOpen {
@@ -229,6 +244,10 @@ async fn a_fork_shares_what_was_said_and_goes_its_own_way() {
     assert_eq!(left, continued(&format!("{so_far}<user>Left<assistant>"), 10));
     assert_eq!(right, continued(&format!("{so_far}<user>Right<assistant>"), 10));
     assert_eq!((of_fork.recomputed_tokens, of_first.recomputed_tokens), (1, 1), "both had the blocks");
+    // The tag comes back in an event, which is kept for whoever reads the session.
+    talk.say(Say::Fork(Fork { turn_index: None, tag: Some("x".repeat(257)) }));
+    let error = talk.error().await;
+    assert_eq!((error.code, error.fields[0].field.as_str()), (Code::InvalidArgument as i32, "fork.tag"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -417,7 +436,7 @@ async fn tokens_that_can_never_fit_are_the_requests_fault_and_not_the_contexts()
             talk.user("More", max_tokens);
             let error = talk.error().await;
             assert_eq!(error.code, Code::InvalidArgument as i32, "{error:?}");
-            assert_eq!(error.fields[0].field, "sampling.max_tokens");
+            assert_eq!(error.fields[0].field, "user.sampling.max_tokens");
         }
         let (_, done) = talk.turn("More", 5).await;
         assert_eq!((done.turn_index, done.forgotten_turns), (1, 0), "nothing was forgotten");
@@ -499,6 +518,30 @@ async fn sessions_are_bounded_in_number_and_bytes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_that_a_session_is_opened_with_counts() {
+    let streams = StreamArgs { max_session_bytes: 2000, ..StreamArgs::default() };
+    let server = server_with(None, config(), streams).await;
+    let long = || "x".repeat(2000);
+    let tool = || Tool { name: "f".into(), description: Some(long()), ..Tool::default() };
+    let chat = |chat: ChatOptions| SessionOpen { chat: Some(chat), ..SessionOpen::default() };
+    let sampling = SamplingParams { stop: vec!["x".repeat(1000); 3], ..SamplingParams::default() };
+    let options = RequestOptions { sampling: Some(sampling), ..RequestOptions::default() };
+    let document = format!("{{\"text\": \"{}\"}}", long());
+    let kwargs = format!("{{\"a\": [{}]}}", vec!["0"; 100].join(", "));
+    for (what, open) in [
+        ("tools", chat(ChatOptions { tools: vec![tool()], ..ChatOptions::default() })),
+        ("a document", chat(ChatOptions { documents_json: vec![document], ..ChatOptions::default() })),
+        ("many small values", chat(ChatOptions { chat_template_kwargs_json: Some(kwargs), ..ChatOptions::default() })),
+        ("options", SessionOpen { options: Some(options), ..SessionOpen::default() }),
+    ] {
+        let refused = Talk::connect(&server, open).await.heard().await.unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{what}: {refused}");
+    }
+    let small = Tool { name: "f".into(), ..Tool::default() };
+    Talk::open(&server, chat(ChatOptions { tools: vec![small], ..ChatOptions::default() })).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_client_gets_wrong_is_named_and_the_session_goes_on() {
     let server = server().await;
     let named = async |open: SessionOpen| Talk::connect(&server, open).await.heard().await.unwrap_err();
@@ -516,7 +559,7 @@ async fn what_a_client_gets_wrong_is_named_and_the_session_goes_on() {
     let (mut talk, _) = Talk::open(&server, SessionOpen::default()).await;
     talk.say(Say::User(UserTurn { content: "Hi".into(), sampling, ..UserTurn::default() }));
     let error = talk.error().await;
-    assert_eq!((error.code, error.fields[0].field.as_str()), (Code::InvalidArgument as i32, "sampling.top_p"));
+    assert_eq!((error.code, error.fields[0].field.as_str()), (Code::InvalidArgument as i32, "user.sampling.top_p"));
     talk.say(Say::Open(SessionOpen::default()));
     assert_eq!(talk.error().await.code, Code::InvalidArgument as i32);
     talk.user("Hi", 400);
@@ -536,6 +579,89 @@ async fn what_a_client_gets_wrong_is_named_and_the_session_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_says_which_event_it_answers() {
+    let server = server().await;
+    let (mut talk, _) = Talk::open(&server, SessionOpen::default()).await;
+    assert_eq!(talk.answers, None);
+    let cold = Some(SamplingParams { temperature: Some(-1.0), ..SamplingParams::default() });
+    talk.say_as(9, Say::Rewind(Rewind { turn_index: 3 }));
+    talk.say_as(8, Say::Cancel(CancelTurn {}));
+    talk.say_as(7, Say::User(UserTurn { content: "Hi".into(), sampling: cold, ..UserTurn::default() }));
+    talk.say_as(6, Say::Fork(Fork { turn_index: Some(2), tag: None }));
+    talk.say_as(5, Say::Edit(EditTurn::default()));
+    talk.say_as(4, Say::ToolResult(ToolResult { tool_call_id: "x".into(), ..ToolResult::default() }));
+    talk.say(Say::Open(SessionOpen::default()));
+    for (id, event, field) in [
+        (Some(9), "rewind", Some("rewind.turn_index")),
+        (Some(8), "cancel", None),
+        (Some(7), "user", Some("user.sampling.temperature")),
+        (Some(6), "fork", Some("fork.turn_index")),
+        (Some(5), "edit", None),
+        (Some(4), "tool_result", Some("tool_result.tool_call_id")),
+        (None, "open", Some("open")),
+    ] {
+        let error = talk.error().await;
+        let named = error.fields.first().map(|field| field.field.as_str());
+        assert_eq!((talk.answers, error.event.as_str(), named), (id, event, field));
+    }
+    talk.say_as(20, asked("Hi"));
+    assert!(matches!(talk.next().await, Told::TurnStarted(_)));
+    assert_eq!(talk.answers, Some(20));
+    assert!(matches!(talk.next().await, Told::Delta(_)));
+    assert_eq!(talk.answers, None);
+    talk.turn_done().await;
+    assert_eq!(talk.answers, Some(20));
+    talk.say_as(21, Say::Fork(Fork::default()));
+    talk.say_as(22, Say::Rewind(Rewind { turn_index: 0 }));
+    assert!(matches!(talk.next().await, Told::Forked(_)));
+    assert_eq!(talk.answers, Some(21));
+    assert!(matches!(talk.next().await, Told::Rewound(_)));
+    assert_eq!(talk.answers, Some(22));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_edit_and_a_turn_that_fails_later_are_named_by_their_events() {
+    let server = server().await;
+    let (mut talk, _) = Talk::open(&server, SessionOpen { credits: Some(0), ..SessionOpen::default() }).await;
+    // Without credit it stands still until its time is up.
+    let timeout_ms = Some(2000);
+    talk.say_as(1, Say::User(UserTurn { content: "Hi".into(), timeout_ms, ..UserTurn::default() }));
+    let error = loop {
+        match talk.next().await {
+            Told::TurnStarted(_) | Told::Progress(_) => {}
+            Told::Error(error) => break error,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((error.code, error.turn_index), (Code::DeadlineExceeded as i32, Some(0)));
+    assert_eq!((talk.answers, error.event.as_str()), (Some(1), "user"));
+    talk.say_as(2, asked("Hi"));
+    assert!(matches!(talk.next().await, Told::TurnStarted(_)));
+    talk.say_as(3, Say::Edit(EditTurn { temperature: Some(-1.0), ..EditTurn::default() }));
+    let error = talk.error().await;
+    assert_eq!((talk.answers, error.event.as_str()), (Some(3), "edit"));
+    assert_eq!((error.fields[0].field.as_str(), error.turn_index), ("edit.temperature", None));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_said_again_with_its_id_happens_once_on_any_connection() {
+    let server = server().await;
+    let (mut talk, opened) = Talk::open(&server, SessionOpen::default()).await;
+    for _ in 0..3 {
+        talk.say_as(1, asked("Hi"));
+    }
+    let (said, _) = talk.turn_done().await;
+    let seq = talk.seq;
+    drop(talk);
+    let mut again = Talk::connect(&server, come_back(&opened, seq)).await;
+    again.say_as(1, asked("Hi"));
+    again.say_as(2, asked("More"));
+    let (more, done) = again.turn_done().await;
+    assert_eq!((again.answers, done.turn_index), (Some(2), 1), "one turn each");
+    assert_eq!(more, continued(&format!("<user>Hi<assistant>{said}<user>More<assistant>"), 3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_only_has_one_question_is_let_go_after_the_answer() {
     let server = server().await;
     let (mut talk, opened) = Talk::open(&server, SessionOpen::default()).await;
@@ -549,4 +675,25 @@ async fn a_client_that_only_has_one_question_is_let_go_after_the_answer() {
     assert_eq!(done.turn_index, 1, "the session is still there");
     drop(again);
     until("nothing runs", || server.engine.telemetry().state().num_running == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_of_a_model_that_is_unloaded_ends_after_its_turn() {
+    let (server, gate) = server_that_hangs(3).await;
+    let (mut idle, _) = Talk::open(&server, SessionOpen::default()).await;
+    let (mut busy, _) = Talk::open(&server, SessionOpen::default()).await;
+    busy.user("hello", 12);
+    until("the turn is under way", || server.engine.num_live() == 1).await;
+    let mut models = ModelsClient::new(server.channel().await);
+    let unload = UnloadRequest { name: "fake".into(), ..UnloadRequest::default() };
+    assert!(!models.unload(unload).await.unwrap().into_inner().unloaded);
+    let unloaded = |error: Status| {
+        assert_eq!(error.code(), Code::Unavailable);
+        assert!(error.message().contains("the model was unloaded"), "{error:?}");
+    };
+    unloaded(idle.heard().await.unwrap_err());
+    gate.open();
+    let (said, _) = busy.turn_done().await;
+    assert_eq!(said, continued("<user>hello<assistant>", 12));
+    unloaded(busy.heard().await.unwrap_err());
 }

@@ -122,6 +122,21 @@ async fn an_abort_by_id_ends_that_stream_and_frees_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_abort_names_thousands_at_the_most() {
+    let (server, gate) = Server::hung(config(), 3).await;
+    let mut client = client(&server).await;
+    let stream = client.generate(request("7", &ids(1, 9), true, up_to(20))).await.unwrap().into_inner();
+    let ids = |n: usize| AbortRequest { request_ids: (0..n).map(|k| k.to_string()).collect() };
+    let refused = client.abort(ids(4097)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert_eq!(refused.get_details_bad_request().unwrap().field_violations[0].field, "request_ids");
+    client.abort(ids(4096)).await.unwrap();
+    assert_eq!(all(stream).await.unwrap_err().code(), Code::Cancelled);
+    gate.open();
+    server.idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn headers_go_out_before_the_first_token_streaming_or_not() {
     let (server, gate) = Server::hung(config(), 0).await;
     let mut client = client(&server).await;

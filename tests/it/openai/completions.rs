@@ -85,6 +85,35 @@ async fn every_prompt_of_a_batch_gets_its_answers_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prompt_that_is_repeated_has_log_probabilities_too() {
+    let server = server().await;
+    let body = json!({"prompt": ["xyz", "a"], "max_tokens": 2, "echo": true, "logprobs": 1});
+    let whole = complete(&server, body.clone()).await;
+    let chunks = stream(&server, body).await;
+    for (k, prompt) in [(0, "xyz"), (1, "a")] {
+        let logprobs = &whole["choices"][k]["logprobs"];
+        let list = |of: &Value, name: &str| of[name].as_array().unwrap().clone();
+        // Of what it says itself the fake knows none.
+        let names: Vec<_> = prompt.chars().map(|letter| json!(letter.to_string())).collect();
+        assert_eq!(list(logprobs, "tokens"), names);
+        assert_eq!(list(logprobs, "text_offset"), (0..names.len()).map(|at| json!(at)).collect::<Vec<_>>());
+        for field in ["token_logprobs", "top_logprobs"] {
+            let values = list(logprobs, field);
+            assert!(values[0].is_null(), "nothing predicts the first token");
+            assert!(values.len() == names.len() && values[1..].iter().all(|value| !value.is_null()), "{values:?}");
+            let streamed: Vec<_> = chunks
+                .iter()
+                .flat_map(|chunk| chunk["choices"].as_array().unwrap())
+                .filter(|choice| choice["index"] == k && !choice["logprobs"].is_null())
+                .flat_map(|choice| list(&choice["logprobs"], field))
+                .collect();
+            assert_eq!(streamed, values);
+        }
+        assert_eq!(told(&chunks, k), format!("{prompt}{}", continued(prompt, 2)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn token_ids_go_in_as_they_are_alone_and_in_batches() {
     // Without a tokenizer there is no text; which tokens came is counted in the next turn's cache, and by usage.
     let server = Server::well().await;

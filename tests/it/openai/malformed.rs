@@ -128,7 +128,7 @@ async fn another_model_path_method_or_type_of_content_has_its_status() {
     let other = json!({"model": "other", "prompt": "x", "messages": [{"role": "user", "content": "x"}]}).to_string();
     for path in [COMPLETIONS, CHAT] {
         let (status, error) = error(post(server.address, path, &other).await).await;
-        assert_eq!(status, 404);
+        assert_eq!((status, &error["code"], &error["param"]), (404, &json!("model_not_found"), &json!("model")));
         assert!(error["message"].as_str().unwrap().contains("fake"), "{error}");
     }
     assert_eq!(error(get(server.address, "/v1/models/other").await).await.0, 404);

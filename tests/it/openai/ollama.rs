@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use candlewick::config::AllowedOrigins;
 
-use super::http::{get, post_with};
+use super::http::{get, post_with, send};
 use crate::grpc::{
     Server,
     text::{continued, server, server_open_to},
@@ -81,6 +81,29 @@ async fn a_page_of_another_site_cannot_have_a_generation_run() {
         assert_eq!(answer["error"].is_string(), status == 403, "{origin}: {answer}");
     }
     server.idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_leads_here_is_no_way_in_for_its_pages() {
+    let server = server_open_to(AllowedOrigins::List(vec!["https://chat.example.org".into()])).await;
+    let body = json!({"model": "fake", "prompt": "Hi", "max_tokens": 2}).to_string();
+    for (host, origin, status) in [
+        // To the browser it is the page's own server.
+        ("evil.example", "origin: http://evil.example\r\n", 403),
+        ("127.0.0.1", "origin: http://127.0.0.1\r\n", 200),
+        ("chat.example.org", "origin: https://chat.example.org\r\n", 200),
+        // No browser.
+        ("model.example", "", 200),
+    ] {
+        let head = format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: {host}\r\n{origin}content-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answer = send(server.address, head.as_bytes()).await;
+        assert_eq!(answer.status, status, "{host}");
+        assert_eq!(answer.json().await["error"].is_object(), status == 403, "{host}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

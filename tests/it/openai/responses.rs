@@ -1,5 +1,7 @@
 //! `/v1/responses`: kept, gone on from, streamed, made in the background, cancelled, deleted.
 
+use std::collections::BTreeMap as Map;
+
 use serde_json::{Value, json};
 
 use super::http::{get, post, send};
@@ -123,12 +125,23 @@ async fn what_cannot_work_or_is_not_kept_is_refused_by_its_name() {
         (400, "max_output_tokens", json!({"input": "x", "max_output_tokens": 0})),
         (400, "background", json!({"input": "x", "background": true, "stream": true})),
         (400, "store", json!({"input": "x", "background": true, "store": false})),
+        (400, "metadata", json!({"input": "x", "metadata": {"key": 7}})),
+        (400, "metadata", json!({"input": "x", "metadata": {"key": "x".repeat(513)}})),
+        (400, "metadata", json!({"input": "x", "metadata": {"x".repeat(65): "x"}})),
+        (
+            400,
+            "metadata",
+            json!({"input": "x", "metadata": (0..17).map(|k| (k.to_string(), "x")).collect::<Map<_, _>>()}),
+        ),
         (404, "previous_response_id", json!({"input": "x", "previous_response_id": "resp_none"})),
     ] {
         let refused = post(server.address, PATH, &body.to_string()).await;
         assert_eq!(refused.status, status, "{body}");
         assert_eq!(refused.json().await["error"]["param"], param, "{body}");
     }
+    let pairs: Map<_, _> = (0..16).map(|k| (format!("{k:0>64}"), "é".repeat(512))).collect();
+    let most = create(&server, json!({"input": "x", "metadata": pairs, "max_output_tokens": 2})).await;
+    assert_eq!(most["metadata"], json!(pairs), "as many as OpenAI takes");
     let unkept = create(&server, json!({"input": "x", "store": false, "max_output_tokens": 2})).await;
     assert_eq!(get(server.address, &format!("{PATH}/{}", id(&unkept))).await.status, 404);
 }

@@ -36,7 +36,7 @@ fn schema() -> Value {
 fn chat(choice: ToolChoice) -> ChatPrompt {
     let tool = |name: &str| Tool { name: name.into(), description: None, parameters: schema().as_object().cloned() };
     ChatPrompt {
-        tools: vec![tool("weather"), tool("trains")],
+        tools: [tool("weather"), tool("trains")].into(),
         tool_choice: choice,
         ..vec![ChatMessage::new(Role::User, "Tell me about a fox.")].into()
     }
@@ -103,6 +103,23 @@ async fn a_required_or_named_call_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tool_by_name_is_called_once() {
+    let engine = engine(CALLS).await;
+    // Ends only where nothing else may come.
+    let endless = |seed| SamplingParams {
+        logit_bias: engine.info().eos_token_ids.iter().map(|&id| (id, -100.0)).collect(),
+        ..seeded(seed)
+    };
+    let mut whole = 0;
+    for seed in 0..8 {
+        let answer = answer(&engine, chat(ToolChoice::Named("trains".into())), endless(seed)).await.unwrap();
+        assert_eq!(answer.calls.len(), 1, "{:?}", answer.calls);
+        whole += usize::from(answer.finished.tool_calls);
+    }
+    assert!(whole >= 2, "{whole} of 8 were whole: too few to show anything");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_cannot_be_asked_for_is_refused_by_name() {
     let engine = engine(THINKS).await;
     let refused = async |chat: ChatPrompt, params: SamplingParams| {
@@ -117,7 +134,8 @@ async fn a_call_that_cannot_be_asked_for_is_refused_by_name() {
     let thrifty = ChatPrompt { thinking_token_budget: Some(5), ..required() };
     assert_eq!(refused(thrifty, seeded(1)).await, "thinking_token_budget");
     let mut unfollowable = required();
-    unfollowable.tools[0].parameters = json!({"type": "array", "uniqueItems": true}).as_object().cloned();
+    Arc::make_mut(&mut unfollowable.tools)[0].parameters =
+        json!({"type": "array", "uniqueItems": true}).as_object().cloned();
     assert_eq!(refused(unfollowable, seeded(1)).await, "tool_choice");
 }
 

@@ -10,8 +10,9 @@ import {
   ToolSchema,
 } from "../gen/candlewick/v1/chat_pb.js";
 import { type Delta, type Finished, FinishReason, type Progress, type SamplingParams } from "../gen/candlewick/v1/common_pb.js";
+import { ModelState } from "../gen/candlewick/v1/models_pb.js";
 import { settings } from "../settings.js";
-import { look, reach } from "../status.js";
+import { attend, look, model, reach } from "../status.js";
 import { type Conversation, type Turn, upTo } from "./conversation.js";
 import { keep, touch } from "./store.js";
 
@@ -115,6 +116,8 @@ async function wait(run: Run, failed: Failure, attempt: number): Promise<void> {
 /** Asks once. Gives why it failed. */
 async function ask(conversation: Conversation, run: Run): Promise<Failure | undefined> {
   const { turn, abort } = run;
+  // A model that is idle is loaded first: how far that is can be seen until the answer begins.
+  let seen = model.value?.state === ModelState.READY ? () => {} : attend();
   try {
     const request = prepare(conversation, turn);
     const clock = new Clock(turn);
@@ -122,6 +125,8 @@ async function ask(conversation: Conversation, run: Run): Promise<Failure | unde
     for await (const { event } of chat.completeStream(request, { signal: abort.signal })) {
       switch (event.case) {
         case "started":
+          seen();
+          seen = () => {};
           turn.model = event.value.model;
           effective.value = event.value.effective;
           clock.prompt(event.value.promptTokens);
@@ -147,6 +152,8 @@ async function ask(conversation: Conversation, run: Run): Promise<Failure | unde
     return ended || abort.signal.aborted ? (ended ? undefined : { kind: "stopped", message: "" }) : lost();
   } catch (error) {
     return failure(error, abort.signal);
+  } finally {
+    seen();
   }
 }
 

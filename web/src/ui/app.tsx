@@ -5,7 +5,7 @@ import { runs, stop } from "../chat/answer.js";
 import { type Conversation, path } from "../chat/conversation.js";
 import { current, fresh, watch } from "../chat/store.js";
 import { set, settings, type Theme } from "../settings.js";
-import { model, reach } from "../status.js";
+import { model, reach, standing } from "../status.js";
 import { Composer, offer } from "./composer.js";
 import { Button, Flame, type IconName } from "./icons.js";
 import { Panel } from "./settings.js";
@@ -62,7 +62,7 @@ function Head({ conversation }: { conversation: Conversation }) {
       )}
       <button type="button" class="model" title="The model that answers" onClick={() => (panel.value = !panel.value)}>
         <span class={`dot ${reach.value}`} />
-        {model.value?.name ?? { asking: "…", there: "No model", gone: "Server not reached", key: "A key is needed" }[reach.value]}
+        {named() ?? { asking: "…", there: "No model", gone: "Server not reached", key: "A key is needed" }[reach.value]}
       </button>
       <span class="space" />
       {there && <Button icon="download" label="Export as Markdown" onClick={() => saveMarkdown(conversation)} />}
@@ -70,6 +70,12 @@ function Head({ conversation }: { conversation: Conversation }) {
       <Button icon="knobs" label="Settings" pressed={panel.value} onClick={() => (panel.value = !panel.value)} />
     </header>
   );
+}
+
+/** The model that answers, and how it stands where it is not simply there. */
+function named(): string | undefined {
+  const { value } = model;
+  return value && [value.name, standing(value)].filter(Boolean).join(" · ");
 }
 
 function Thread({ conversation }: { conversation: Conversation }) {

@@ -1,10 +1,11 @@
 // The panel of knobs: how tokens are chosen, what the model is told, how the page looks.
-import { useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { effective, understand } from "../chat/answer.js";
 import type { Conversation } from "../chat/conversation.js";
 import { conversations, keep } from "../chat/store.js";
 import { fit, type Knobs, MOST_WHOLE, set, settings } from "../settings.js";
-import { look, model, reach, served } from "../status.js";
+import { type LoadProgress, LoadProgress_Stage, ModelState } from "../gen/candlewick/v1/models_pb.js";
+import { answers, attend, look, model, reach, served, share, standing } from "../status.js";
 import { Button } from "./icons.js";
 
 interface Knob {
@@ -79,27 +80,51 @@ export function Panel({ conversation, onClose }: { conversation: Conversation; o
 
 function ModelPicker() {
   const { value: chosen } = model;
-  const facts = chosen && [
+  const facts = chosen && chosen.maxModelLen > 0 && [
     chosen.architecture.replace(/ForCausalLM$/, ""),
     parameters(chosen.numParameters),
     chosen.dtype,
     `${chosen.maxModelLen.toLocaleString("en")} tokens of context`,
   ];
+  useEffect(attend, []);
+  const loading = served.value.filter(({ state }) => state === ModelState.LOADING);
+  const failed = served.value.filter(({ failure }) => failure);
   return (
-    <label class="field">
-      <span>Model</span>
+    <div class="field">
+      <label for="model">Model</label>
       <select
         id="model"
         value={chosen?.name ?? ""}
         disabled={served.value.length === 0}
         onChange={(event) => set({ model: event.currentTarget.value })}
       >
-        {served.value.length === 0 && <option value="">{reach.value === "gone" ? "Server not reached" : "…"}</option>}
-        {served.value.map(({ name }) => <option key={name} value={name}>{name}</option>)}
+        {!chosen && <option value="">{reach.value === "gone" ? "Server not reached" : "…"}</option>}
+        {served.value.map((each) => (
+          <option key={each.name} value={each.name} disabled={!answers(each)}>
+            {[each.name, each.parent && `on ${each.parent}`, standing(each)].filter(Boolean).join(" · ")}
+          </option>
+        ))}
       </select>
       {facts && <small>{facts.filter(Boolean).join(" · ")}</small>}
-    </label>
+      {loading.map((each) => (
+        <div key={each.name} class="coming" role="status">
+          <span>{each.name}</span>
+          <progress max={1} value={share(each)} aria-label={`${each.name}: ${standing(each)}`} />
+          <small>{amount(each.progress)}</small>
+        </div>
+      ))}
+      {failed.map((each) => <small key={each.name} class="wrong">{each.name}: {each.failure}</small>)}
+    </div>
   );
+}
+
+/** How much of a model has come. */
+function amount(progress: LoadProgress | undefined): string {
+  if (!progress || progress.total === 0n) return "Looking at its files";
+  const [done, total] = [Number(progress.done), Number(progress.total)];
+  if (progress.stage === LoadProgress_Stage.READING) return `${done} of ${total} tensors`;
+  const [unit, name] = total >= 1e9 ? [1e9, "GB"] : [1e6, "MB"];
+  return `${(done / unit).toFixed(1)} of ${(total / unit).toFixed(1)} ${name} downloaded`;
 }
 
 function parameters(count: bigint): string {

@@ -4,9 +4,8 @@ import { useEffect } from "preact/hooks";
 import { tokens as service } from "../api.js";
 import type { TokenChance } from "../chat/conversation.js";
 import { watch } from "../chat/store.js";
-import { settings } from "../settings.js";
 
-/** Texts of tokens, by id. One model is served at a time; where another is chosen they are asked for anew. */
+/** Texts of tokens, by id, of the model whose answer is looked at; where that is another's they are asked for anew. */
 const texts = new Map<number, string>();
 let of = "";
 const known = signal(0);
@@ -21,9 +20,8 @@ async function learn(ids: Set<number>, model: string): Promise<void> {
   of = model;
   const unknown = [...ids].filter((id) => !texts.has(id));
   if (unknown.length === 0 || asking) return;
-  const chosen = settings.value.model;
   asking = service
-    .detokenize({ tokenIds: unknown, returnTokenStrs: true, ...(chosen ? { model: chosen } : {}) })
+    .detokenize({ tokenIds: unknown, returnTokenStrs: true, ...(model ? { model } : {}) })
     .then(({ tokenStrs }) => {
       // A server of before this field gives none: the numbers stay.
       unknown.forEach((id, k) => texts.set(id, tokenStrs[k] ?? `#${id}`));

@@ -4,8 +4,10 @@ import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { answer, runs, stop } from "../chat/answer.js";
 import { add, afterOldest, type Conversation, fork, type ToolCall, type Turn, upTo, versions } from "../chat/conversation.js";
 import { keep, select, watch } from "../chat/store.js";
+import { ModelState } from "../gen/candlewick/v1/models_pb.js";
 import { render } from "../markdown.js";
 import { settings } from "../settings.js";
+import { model, standing } from "../status.js";
 import { Button, Flame, Icon } from "./icons.js";
 import { TokenView } from "./tokens.js";
 
@@ -172,7 +174,7 @@ function Answer({ conversation, turn, last }: Props) {
       {turn.calls?.map((call, k) => (
         <Call key={call.id || k} call={call} conversation={conversation} turn={turn} open={last && !run} />
       ))}
-      {streaming && empty && <div class="thinking" role="status"><Flame /> <span class={run.progress ? "note" : "unseen"}>{run.progress || "The model is working"}</span></div>}
+      {streaming && empty && <div class="thinking" role="status"><Flame /> <span class={run.progress || waits() ? "note" : "unseen"}>{run.progress || waits() || "The model is working"}</span></div>}
       {mine && run.waiting && <Waiting conversation={conversation} />}
       {turn.error && <Problem conversation={conversation} turn={turn} last={last} />}
       {!mine && empty && !turn.error && turn.state === "stopped" && <p class="note">Stopped before the first word.</p>}
@@ -180,6 +182,12 @@ function Answer({ conversation, turn, last }: Props) {
       {mine && <Figures turn={turn} />}
     </article>
   );
+}
+
+/** Why no word comes yet, where the model itself is on its way. */
+function waits(): string {
+  const { value } = model;
+  return value && value.state !== ModelState.READY ? `${value.name}: ${standing(value)}` : "";
 }
 
 function Text({ text, growing }: { text: string; growing: boolean }) {

@@ -3,14 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, Unpack
 
 import grpc
 import grpc.aio
 
 from candlewick import calls, conversation
-from candlewick.calls import Asked, Event, MessagesLike, Method, Patience, PromptLike, Retry, StreamLog, Told
-from candlewick.conversation import Conversation, TurnLog
+from candlewick.calls import Asked, ChatHow, Event, How, MessagesLike, Method, Patience, PromptLike, Retry, StreamLog, Told
+from candlewick.conversation import Conversation, Editing, Opening, Saying, TurnLog
 from candlewick.errors import Aborted, CandlewickError, of_rpc
 from candlewick.v1 import chat_pb2
 from candlewick.v1 import common_pb2
@@ -125,59 +125,25 @@ class AsyncClient:
         await self.close()
 
     async def generate(
-        self,
-        prompt: PromptLike,
-        *,
-        sampling: common_pb2.SamplingParams | None = None,
-        options: common_pb2.RequestOptions | None = None,
-        timeout: float | None = None,
+        self, prompt: PromptLike, *, timeout: float | None = None, **how: Unpack[How]
     ) -> generation_pb2.GenerateResponse:
         """Continues a prompt, all at once."""
-        asked = generation_pb2.GenerateRequest(prompt=calls.prompt(prompt), options=calls.request_options(sampling, options))
-        return await self._unary(calls.GENERATE, asked, timeout)
+        return await self._unary(calls.GENERATE, calls.generate(prompt, **how), timeout)
 
-    def generate_stream(
-        self,
-        prompt: PromptLike,
-        *,
-        sampling: common_pb2.SamplingParams | None = None,
-        options: common_pb2.RequestOptions | None = None,
-        timeout: float | None = None,
-    ) -> AsyncStream:
+    def generate_stream(self, prompt: PromptLike, *, timeout: float | None = None, **how: Unpack[How]) -> AsyncStream:
         """Continues a prompt, delta by delta."""
-        asked = generation_pb2.GenerateStreamRequest(
-            prompt=calls.prompt(prompt), options=calls.request_options(sampling, options)
-        )
+        asked = calls.generate_stream(prompt, **how)
         return self._stream(lambda left: self._open(calls.GENERATE_STREAM, asked, left), timeout)
 
     async def chat(
-        self,
-        messages: MessagesLike,
-        *,
-        sampling: common_pb2.SamplingParams | None = None,
-        options: common_pb2.RequestOptions | None = None,
-        chat_options: chat_pb2.ChatOptions | None = None,
-        timeout: float | None = None,
+        self, messages: MessagesLike, *, timeout: float | None = None, **how: Unpack[ChatHow]
     ) -> chat_pb2.CompleteResponse:
         """Answers messages, all at once."""
-        asked = chat_pb2.CompleteRequest(
-            messages=calls.messages(messages), options=calls.request_options(sampling, options), chat=chat_options
-        )
-        return await self._unary(calls.COMPLETE, asked, timeout)
+        return await self._unary(calls.COMPLETE, calls.complete(messages, **how), timeout)
 
-    def chat_stream(
-        self,
-        messages: MessagesLike,
-        *,
-        sampling: common_pb2.SamplingParams | None = None,
-        options: common_pb2.RequestOptions | None = None,
-        chat_options: chat_pb2.ChatOptions | None = None,
-        timeout: float | None = None,
-    ) -> AsyncStream:
+    def chat_stream(self, messages: MessagesLike, *, timeout: float | None = None, **how: Unpack[ChatHow]) -> AsyncStream:
         """Answers messages, delta by delta."""
-        asked = chat_pb2.CompleteStreamRequest(
-            messages=calls.messages(messages), options=calls.request_options(sampling, options), chat=chat_options
-        )
+        asked = calls.complete_stream(messages, **how)
         return self._stream(lambda left: self._open(calls.COMPLETE_STREAM, asked, left), timeout)
 
     def resume(self, stream_id: str, after_seq: int = 0, *, timeout: float | None = None) -> AsyncStream:
@@ -189,14 +155,11 @@ class AsyncClient:
         prompt: PromptLike | None = None,
         *,
         messages: MessagesLike | None = None,
-        sampling: common_pb2.SamplingParams | None = None,
-        options: common_pb2.RequestOptions | None = None,
-        chat_options: chat_pb2.ChatOptions | None = None,
         timeout: float | None = None,
+        **how: Unpack[ChatHow],
     ) -> generation_pb2.QuoteResponse:
         """What a request of a prompt or of messages would meet with, without running it."""
-        asked = calls.quote(prompt, messages, calls.request_options(sampling, options), chat_options)
-        return await self._unary(calls.QUOTE, asked, timeout)
+        return await self._unary(calls.QUOTE, calls.quote(prompt, messages, **how), timeout)
 
     async def tokenize(
         self, text: str, *, model: str | None = None, add_special_tokens: bool | None = None, timeout: float | None = None
@@ -226,30 +189,11 @@ class AsyncClient:
         session_id: str | None = None,
         *,
         after_seq: int | None = None,
-        system: str | None = None,
-        messages: MessagesLike = (),
-        sampling: common_pb2.SamplingParams | None = None,
-        options: common_pb2.RequestOptions | None = None,
-        chat_options: chat_pb2.ChatOptions | None = None,
-        lease: chat_pb2.Lease | None = None,
-        context_policy: chat_pb2.ContextPolicy | None = None,
-        credits: int | None = None,
         on_event: Callable[[chat_pb2.SessionResponse], None] | None = None,
+        **how: Unpack[Opening],
     ) -> "AsyncSession":
         """Opens a conversation that the server keeps, or, with a `session_id`, comes back to one; see `Client.session`."""
-        opening = conversation.opening(
-            session_id,
-            after_seq,
-            chat_pb2.SessionOpen(
-                options=calls.request_options(sampling, options),
-                system=system,
-                messages=calls.messages(messages),
-                chat=chat_options,
-                lease=lease,
-                context_policy=context_policy,
-                credits=credits,
-            ),
-        )
+        opening = conversation.opening(session_id, after_seq, **how)
         connect = self._channel.stream_stream(
             calls.SESSION.path, request_serializer=calls.SESSION.encode, response_deserializer=calls.SESSION.decode
         )
@@ -331,7 +275,7 @@ class AsyncSession:
         self.conversation = Conversation(opening)
         #: Connections that broke and were made anew.
         self.reconnects = 0
-        self._over = self._recovering = self._heard = False
+        self._over = False
 
     async def open(self) -> Self:
         """Says the first event; `AsyncClient.session` has done so."""
@@ -356,17 +300,9 @@ class AsyncSession:
         """The model and the effective parameters; none where the session was opened before."""
         return self.conversation.opened
 
-    async def say(
-        self,
-        content: str,
-        *,
-        name: str | None = None,
-        sampling: common_pb2.SamplingParams | None = None,
-        priority: int | None = None,
-        timeout: float | None = None,
-    ) -> AsyncTurn:
-        """Begins a turn; `sampling` over what the session was opened with."""
-        return await self._begin(conversation.user_turn(content, name, sampling, priority, timeout))
+    async def say(self, content: str, **how: Unpack[Saying]) -> AsyncTurn:
+        """Begins a turn."""
+        return await self._begin(conversation.user_turn(content, **how))
 
     async def answer_tools(self, results: dict[str, str], *, sampling: common_pb2.SamplingParams | None = None) -> AsyncTurn:
         """Answers the calls of the last message, by their ids; with the last answer the model goes on."""
@@ -374,36 +310,31 @@ class AsyncSession:
 
     async def current(self) -> AsyncTurn | None:
         """After coming back by id: the last turn that was told of, which may still be under way."""
-        self.conversation.unanswered()
-        await self._settle()
-        return None if self.conversation.turn is None else AsyncTurn(self, self.conversation.turn)
+        refusal = await self._answer(self.conversation.probe())
+        # Whatever was told before is here with the answer.
+        assert isinstance(refusal, CandlewickError)
+        turn = self.conversation.probed(refusal)
+        return None if turn is None else AsyncTurn(self, turn)
 
     async def cancel(self) -> None:
         """Ends the turn under way: what was said so far stays, and its `done` comes with `cancelled`."""
-        await self._unanswered(chat_pb2.SessionRequest(cancel=chat_pb2.CancelTurn()))
+        await self._say([self.conversation.say(chat_pb2.SessionRequest(cancel=chat_pb2.CancelTurn()))])
 
-    async def edit(
-        self,
-        *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        stop: list[str] | None = None,
-        priority: int | None = None,
-    ) -> None:
+    async def edit(self, **how: Unpack[Editing]) -> None:
         """Changes the turn under way, from its next token on. One that is refused is in `conversation.refusals`."""
-        await self._unanswered(conversation.edit(max_tokens, temperature, stop, priority))
+        await self._say([self.conversation.say(conversation.edit(**how))])
 
     async def grant(self, tokens: int) -> None:
-        """Allows so many tokens more. One that is said while the connection breaks may be lost: see `reconnects`."""
-        await self._say([chat_pb2.SessionRequest(grant=chat_pb2.Grant(tokens=tokens))])
+        """Allows so many tokens more."""
+        await self._say([self.conversation.say(chat_pb2.SessionRequest(grant=chat_pb2.Grant(tokens=tokens)))])
 
     async def rewind(self, turn_index: int) -> None:
         """Goes back to before this turn."""
-        await self._answer(chat_pb2.SessionRequest(rewind=chat_pb2.Rewind(turn_index=turn_index)))
+        await self._done(chat_pb2.SessionRequest(rewind=chat_pb2.Rewind(turn_index=turn_index)))
 
     async def fork(self, turn_index: int | None = None) -> "AsyncSession":
         """A session of its own that begins like this one: before this turn, or as the last finished one left it."""
-        forked = await self._answer(chat_pb2.SessionRequest(fork=chat_pb2.Fork(turn_index=turn_index)))
+        forked = await self._done(chat_pb2.SessionRequest(fork=chat_pb2.Fork(turn_index=turn_index)))
         assert isinstance(forked, chat_pb2.Forked)
         opening = chat_pb2.SessionOpen(session_id=forked.session_id)
         return await AsyncSession(self._connect, opening, self._retry, self._on_event).open()
@@ -437,28 +368,27 @@ class AsyncSession:
     # The line.
 
     async def _dial(self) -> None:
-        self._call, self._heard = self._connect(), False
-        await self._say([self.conversation.hello()])
+        self._call = self._connect()
+        await self._say(self.conversation.hello())
 
     async def _begin(self, requests: list[chat_pb2.SessionRequest]) -> AsyncTurn:
-        await self._settle()
         log = self.conversation.begin_turn(requests)
         await self._say(requests)
         return AsyncTurn(self, log)
 
-    async def _unanswered(self, request: chat_pb2.SessionRequest) -> None:
-        self.conversation.unanswered()
-        await self._say([request])
-
-    async def _answer(self, request: chat_pb2.SessionRequest) -> chat_pb2.Rewound | chat_pb2.Forked:
-        await self._settle()
-        self.conversation.ask(request)
+    async def _answer(
+        self, request: chat_pb2.SessionRequest
+    ) -> chat_pb2.Rewound | chat_pb2.Forked | CandlewickError:
         await self._say([request])
         while self.conversation.answer is None:
             await self._hear()
-        if isinstance(self.conversation.answer, CandlewickError):
-            raise self.conversation.answer
         return self.conversation.answer
+
+    async def _done(self, request: chat_pb2.SessionRequest) -> chat_pb2.Rewound | chat_pb2.Forked:
+        answer = await self._answer(self.conversation.ask(request))
+        if isinstance(answer, CandlewickError):
+            raise answer
+        return answer
 
     async def _say(self, requests: list[chat_pb2.SessionRequest]) -> None:
         try:
@@ -467,14 +397,6 @@ class AsyncSession:
         except (grpc.RpcError, asyncio.InvalidStateError):
             # The connection is gone: who reads next finds out, and says again what was lost.
             pass
-
-    async def _settle(self) -> None:
-        """Waits until no refusal of an earlier edit or cancel can be taken for one of what is said next, and until what a
-        broken connection lost was said again."""
-        if not self.conversation.settled and not self.conversation.probing:
-            await self._say(self.conversation.probe())
-        while self.conversation.probing:
-            await self._hear()
 
     async def _hear(self) -> None:
         """The next event, on a new connection where the old one broke."""
@@ -488,25 +410,16 @@ class AsyncSession:
             self._over = True
             raise Aborted(grpc.StatusCode.ABORTED, "the session has ended")
         self._patience.heard()
-        self._heard = True
         self.conversation.take(response)
         if self._on_event is not None:
             self._on_event(response)
         if response.WhichOneof("event") == "turn_done":
             await self._say([chat_pb2.SessionRequest(ack=chat_pb2.Ack(seq=response.seq))])
-        if self._recovering and not self.conversation.probing:
-            self._recovering = False
-            await self._say(self.conversation.lost())
 
     async def _redial(self, error: CandlewickError) -> None:
         """A new connection after the old one broke, or the error where there is no point in one."""
-        if self._over or (self.conversation.probing and self._heard):
-            # Of a second break in the midst of finding out what the first one lost, nobody could tell what it lost.
-            self._over = True
+        if self._over:
             raise error
         await asyncio.sleep(self._patience.pause(error))
         self.reconnects += 1
         await self._dial()
-        if self.conversation.session_id:
-            self._recovering = True
-            await self._say(self.conversation.probe())

@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypedDict, TypeVar, Unpack
 
 import grpc
 from google.protobuf.message import Message as Proto
@@ -147,18 +147,52 @@ def request_options(
     return merged
 
 
+class How(TypedDict, total=False):
+    """How a request is met; `sampling` counts over what `options` has of it."""
+
+    sampling: common.SamplingParams | None
+    options: common.RequestOptions | None
+
+
+class ChatHow(How, total=False):
+    """The same of a chat: tools, and what else the template is told."""
+
+    chat_options: chat.ChatOptions | None
+
+
+def _options(how: How) -> common.RequestOptions:
+    return request_options(how.get("sampling"), how.get("options"))
+
+
+def generate(given: PromptLike, **how: Unpack[How]) -> generation.GenerateRequest:
+    """A prompt to go on with, all at once."""
+    return generation.GenerateRequest(prompt=prompt(given), options=_options(how))
+
+
+def generate_stream(given: PromptLike, **how: Unpack[How]) -> generation.GenerateStreamRequest:
+    """A prompt to go on with, delta by delta."""
+    return generation.GenerateStreamRequest(prompt=prompt(given), options=_options(how))
+
+
+def complete(given: MessagesLike, **how: Unpack[ChatHow]) -> chat.CompleteRequest:
+    """Messages to answer, all at once."""
+    return chat.CompleteRequest(messages=messages(given), options=_options(how), chat=how.get("chat_options"))
+
+
+def complete_stream(given: MessagesLike, **how: Unpack[ChatHow]) -> chat.CompleteStreamRequest:
+    """Messages to answer, delta by delta."""
+    return chat.CompleteStreamRequest(messages=messages(given), options=_options(how), chat=how.get("chat_options"))
+
+
 def quote(
-    prompt_given: PromptLike | None,
-    messages_given: MessagesLike | None,
-    options: common.RequestOptions,
-    chat_options: chat.ChatOptions | None,
+    prompt_given: PromptLike | None, messages_given: MessagesLike | None, **how: Unpack[ChatHow]
 ) -> generation.QuoteRequest:
     """A question of a prompt or of messages."""
     return generation.QuoteRequest(
         prompt=None if prompt_given is None else prompt(prompt_given),
         messages=None if messages_given is None else messages(messages_given),
-        options=options,
-        chat=chat_options,
+        options=_options(how),
+        chat=how.get("chat_options"),
     )
 
 

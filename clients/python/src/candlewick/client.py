@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar, Unpack
 
 import grpc
 
 from candlewick import calls, conversation
-from candlewick.calls import Asked, Event, MessagesLike, Method, Patience, PromptLike, Retry, StreamLog, Told
+from candlewick.calls import Asked, ChatHow, Event, How, MessagesLike, Method, Patience, PromptLike, Retry, StreamLog, Told
+from candlewick.conversation import Opening
 from candlewick.errors import of_rpc
 from candlewick.session import Session
 from candlewick.v1 import chat_pb2
@@ -123,59 +124,25 @@ class Client:
         self.close()
 
     def generate(
-        self,
-        prompt: PromptLike,
-        *,
-        sampling: common_pb2.SamplingParams | None = None,
-        options: common_pb2.RequestOptions | None = None,
-        timeout: float | None = None,
+        self, prompt: PromptLike, *, timeout: float | None = None, **how: Unpack[How]
     ) -> generation_pb2.GenerateResponse:
         """Continues a prompt, all at once."""
-        asked = generation_pb2.GenerateRequest(prompt=calls.prompt(prompt), options=calls.request_options(sampling, options))
-        return self._unary(calls.GENERATE, asked, timeout)
+        return self._unary(calls.GENERATE, calls.generate(prompt, **how), timeout)
 
-    def generate_stream(
-        self,
-        prompt: PromptLike,
-        *,
-        sampling: common_pb2.SamplingParams | None = None,
-        options: common_pb2.RequestOptions | None = None,
-        timeout: float | None = None,
-    ) -> Stream:
+    def generate_stream(self, prompt: PromptLike, *, timeout: float | None = None, **how: Unpack[How]) -> Stream:
         """Continues a prompt, delta by delta."""
-        asked = generation_pb2.GenerateStreamRequest(
-            prompt=calls.prompt(prompt), options=calls.request_options(sampling, options)
-        )
+        asked = calls.generate_stream(prompt, **how)
         return self._stream(lambda left: self._open(calls.GENERATE_STREAM, asked, left), timeout)
 
     def chat(
-        self,
-        messages: MessagesLike,
-        *,
-        sampling: common_pb2.SamplingParams | None = None,
-        options: common_pb2.RequestOptions | None = None,
-        chat_options: chat_pb2.ChatOptions | None = None,
-        timeout: float | None = None,
+        self, messages: MessagesLike, *, timeout: float | None = None, **how: Unpack[ChatHow]
     ) -> chat_pb2.CompleteResponse:
         """Answers messages, all at once."""
-        asked = chat_pb2.CompleteRequest(
-            messages=calls.messages(messages), options=calls.request_options(sampling, options), chat=chat_options
-        )
-        return self._unary(calls.COMPLETE, asked, timeout)
+        return self._unary(calls.COMPLETE, calls.complete(messages, **how), timeout)
 
-    def chat_stream(
-        self,
-        messages: MessagesLike,
-        *,
-        sampling: common_pb2.SamplingParams | None = None,
-        options: common_pb2.RequestOptions | None = None,
-        chat_options: chat_pb2.ChatOptions | None = None,
-        timeout: float | None = None,
-    ) -> Stream:
+    def chat_stream(self, messages: MessagesLike, *, timeout: float | None = None, **how: Unpack[ChatHow]) -> Stream:
         """Answers messages, delta by delta."""
-        asked = chat_pb2.CompleteStreamRequest(
-            messages=calls.messages(messages), options=calls.request_options(sampling, options), chat=chat_options
-        )
+        asked = calls.complete_stream(messages, **how)
         return self._stream(lambda left: self._open(calls.COMPLETE_STREAM, asked, left), timeout)
 
     def resume(self, stream_id: str, after_seq: int = 0, *, timeout: float | None = None) -> Stream:
@@ -187,14 +154,11 @@ class Client:
         prompt: PromptLike | None = None,
         *,
         messages: MessagesLike | None = None,
-        sampling: common_pb2.SamplingParams | None = None,
-        options: common_pb2.RequestOptions | None = None,
-        chat_options: chat_pb2.ChatOptions | None = None,
         timeout: float | None = None,
+        **how: Unpack[ChatHow],
     ) -> generation_pb2.QuoteResponse:
         """What a request of a prompt or of messages would meet with, without running it."""
-        asked = calls.quote(prompt, messages, calls.request_options(sampling, options), chat_options)
-        return self._unary(calls.QUOTE, asked, timeout)
+        return self._unary(calls.QUOTE, calls.quote(prompt, messages, **how), timeout)
 
     def tokenize(
         self, text: str, *, model: str | None = None, add_special_tokens: bool | None = None, timeout: float | None = None
@@ -224,34 +188,14 @@ class Client:
         session_id: str | None = None,
         *,
         after_seq: int | None = None,
-        system: str | None = None,
-        messages: MessagesLike = (),
-        sampling: common_pb2.SamplingParams | None = None,
-        options: common_pb2.RequestOptions | None = None,
-        chat_options: chat_pb2.ChatOptions | None = None,
-        lease: chat_pb2.Lease | None = None,
-        context_policy: chat_pb2.ContextPolicy | None = None,
-        credits: int | None = None,
         on_event: Callable[[chat_pb2.SessionResponse], None] | None = None,
+        **how: Unpack[Opening],
     ) -> Session:
-        """Opens a conversation that the server keeps, or, with a `session_id`, comes back to one.
+        """Opens a conversation that the server keeps, or, with a `session_id`, comes back to one; see `Opening`.
 
-        `credits`: tokens that may be sent before the first `grant`; unless set, nobody counts. `on_event` sees every
-        event, in the thread that waits for it.
+        `on_event` sees every event, in the thread that waits for it.
         """
-        opening = conversation.opening(
-            session_id,
-            after_seq,
-            chat_pb2.SessionOpen(
-                options=calls.request_options(sampling, options),
-                system=system,
-                messages=calls.messages(messages),
-                chat=chat_options,
-                lease=lease,
-                context_policy=context_policy,
-                credits=credits,
-            ),
-        )
+        opening = conversation.opening(session_id, after_seq, **how)
         connect = self._channel.stream_stream(
             calls.SESSION.path, request_serializer=calls.SESSION.encode, response_deserializer=calls.SESSION.decode
         )

@@ -1,33 +1,37 @@
 """What a session's client has to keep in mind, without a transport: turns, answers that are waited for, and what may
 have been lost when a connection broke.
 
-Commands get their answers in the order in which they were said, but some have none (an edit that was done), and a
-connection that breaks leaves it open whether the last ones arrived. A probe settles both: a rewind to no turn and a second
-`open`, which the server always refuses, and in turn. What was said before is done when the second refusal comes, and the
-first one's code says whether a turn is under way.
+Every event of the client's has an id. Whatever answers it says so, and since events are obeyed in turn, it says as well that
+those before it arrived. What is left when a connection breaks is said again on the next one: the server obeys no id twice.
 """
 
+import random
 import uuid
 from collections import deque
+from typing import TypedDict, Unpack
 
 import grpc
 
+from candlewick import calls
+from candlewick.calls import MessagesLike
 from candlewick.errors import CandlewickError, FailedPrecondition, of_session
 from candlewick.v1 import chat_pb2 as chat
 from candlewick.v1 import common_pb2 as common
 
 #: No conversation has so many turns.
 _NO_TURN = 2**32 - 1
-#: Refusals of edits and cancels that are kept to be looked at.
+#: Events that the server remembers by their ids. The contract says so.
+_REMEMBERED = 64
+#: Refusals of edits, cancels and grants that are kept to be looked at.
 _REFUSALS = 16
 
 
 class TurnLog:
     """What is known of one turn."""
 
-    def __init__(self, requests: list[chat.SessionRequest]) -> None:
-        #: What began it, to be said again if it was lost.
-        self.requests = requests
+    def __init__(self, ids: frozenset[int] = frozenset()) -> None:
+        #: Of the events that began it; none where another connection did.
+        self.ids = ids
         #: Its index and effective parameters, once it was admitted.
         self.started: chat.TurnStarted | None = None
         #: The last heartbeat.
@@ -51,11 +55,6 @@ class TurnLog:
                 self.done = response.turn_done
 
     @property
-    def admitted(self) -> bool:
-        """Whether the server has begun it: said so, or was found at it by who came back."""
-        return self.started is not None or not self.requests
-
-    @property
     def over(self) -> bool:
         """Whether nothing more comes."""
         return self.done is not None or self.error is not None
@@ -71,148 +70,161 @@ class Conversation:
         #: What the server said first; none after coming back by id, unless from the beginning.
         self.opened: chat.Opened | None = None
         self.turn: TurnLog | None = None
-        #: Edits and cancels that came too late or were wrong.
+        #: Edits, cancels and grants that came too late or were wrong.
         self.refusals: deque[CandlewickError] = deque(maxlen=_REFUSALS)
         #: How often keys and values were lost to others.
         self.evictions = 0
         #: The answer to the rewind or fork that is waited for.
         self.answer: chat.Rewound | chat.Forked | CandlewickError | None = None
-        self._asked: chat.SessionRequest | None = None
-        #: Whether commands without an answer may still be refused.
-        self._unsettled = False
-        #: Refusals since the probe went out; none while there is no probe.
-        self._probed: list[CandlewickError] | None = None
-        self._said_again = False
-        self._under_way = False
-
-    def hello(self) -> chat.SessionRequest:
-        """The first event of a connection."""
-        if not self.session_id:
-            return chat.SessionRequest(open=self._opening)
-        return chat.SessionRequest(open=chat.SessionOpen(session_id=self.session_id, after_seq=self.last_seq))
+        self._asked: int | None = None
+        # Another client of this session has ids of its own.
+        self._next_id = random.getrandbits(63)
+        #: Said, and not known to have arrived.
+        self._unsure: deque[chat.SessionRequest] = deque(maxlen=_REMEMBERED)
 
     # What the client says.
 
+    def hello(self) -> list[chat.SessionRequest]:
+        """What a connection begins with: the first event, and those that may have been lost with the one before."""
+        opening = self._opening
+        if self.session_id:
+            opening = chat.SessionOpen(session_id=self.session_id, after_seq=self.last_seq)
+        return [chat.SessionRequest(open=opening), *self._unsure]
+
+    def say(self, request: chat.SessionRequest) -> chat.SessionRequest:
+        """An event with its id, kept until it is known to have arrived."""
+        request.id, self._next_id = self._next_id, self._next_id + 1
+        self._unsure.append(request)
+        return request
+
     def begin_turn(self, requests: list[chat.SessionRequest]) -> TurnLog:
-        """A turn that these events begin, which are yet to be said."""
+        """A turn that these events begin, which get their ids and are yet to be sent."""
         if self.turn is not None and not self.turn.over:
             raise FailedPrecondition(grpc.StatusCode.FAILED_PRECONDITION, "a turn is under way: read or cancel it first")
-        self._said_again = False
-        self.turn = TurnLog(requests)
+        self.turn = TurnLog(frozenset(self.say(request).id for request in requests))
         return self.turn
 
-    def ask(self, request: chat.SessionRequest) -> None:
+    def ask(self, request: chat.SessionRequest) -> chat.SessionRequest:
         """A rewind or a fork whose answer will be waited for."""
-        self._asked, self.answer = request, None
+        self._asked, self.answer = self.say(request).id, None
+        return request
 
-    def unanswered(self) -> None:
-        """A command was said that only a refusal would answer."""
-        self._unsettled = True
+    def probe(self) -> chat.SessionRequest:
+        """What the server always refuses, and says with it whether a turn is under way: see `probed`."""
+        return self.ask(chat.SessionRequest(rewind=chat.Rewind(turn_index=_NO_TURN)))
 
-    @property
-    def settled(self) -> bool:
-        """Whether no refusal of an earlier command can still come."""
-        return not self._unsettled
-
-    def probe(self) -> list[chat.SessionRequest]:
-        """What to say to find out where the server is; `probing` until its answer is there."""
-        self._probed = []
-        return [
-            chat.SessionRequest(rewind=chat.Rewind(turn_index=_NO_TURN)),
-            chat.SessionRequest(open=chat.SessionOpen()),
-        ]
-
-    @property
-    def probing(self) -> bool:
-        """Whether the answer to a probe is yet to come."""
-        return self._probed is not None
-
-    def lost(self) -> list[chat.SessionRequest]:
-        """After a probe on a new connection: what to say again."""
-        again: list[chat.SessionRequest] = []
-        turn = self.turn
-        if turn is not None and not turn.over and not turn.admitted and not self._under_way:
-            self._said_again = True
-            again.extend(turn.requests)
-        if self._asked is not None and self.answer is None:
-            again.append(self._asked)
-        return again
+    def probed(self, refusal: CandlewickError) -> TurnLog | None:
+        """The last turn that was told of, or is under way, after the refusal of a probe. Raises other errors."""
+        if refusal.code is grpc.StatusCode.FAILED_PRECONDITION:
+            return self._under_way()
+        if refusal.code is not grpc.StatusCode.INVALID_ARGUMENT:
+            raise refusal
+        return self.turn
 
     # What the server says.
 
     def take(self, response: chat.SessionResponse) -> None:
         """Keeps what an event says where it belongs."""
         self.last_seq = response.seq
-        turn = self.turn if self.turn is not None and not self.turn.over else None
+        answers = response.answers if response.HasField("answers") else None
+        if any(said.id == answers for said in self._unsure):
+            while self._unsure.popleft().id != answers:
+                pass
         match response.WhichOneof("event"):
             case "opened":
                 self.opened, self.session_id = response.opened, response.opened.session_id
             case "rewound":
-                self._asked, self.answer = None, response.rewound
+                self._answered(answers, response.rewound)
             case "forked":
-                self._asked, self.answer = None, response.forked
+                self._answered(answers, response.forked)
             case "evicting":
                 self.evictions += response.evicting.lost
             case "error":
-                self._refused(response.error, turn)
+                self._refused(answers, of_session(response.error))
             case "turn_started" | "progress" | "delta" | "turn_done":
-                if turn is None:
-                    # Begun before this client came back to the session.
-                    turn = self.turn = TurnLog([])
-                turn.take(response)
+                self._under_way().take(response)
 
-    def _refused(self, error: chat.SessionError, turn: TurnLog | None) -> None:
-        made = of_session(error)
-        if made.turn_index is not None:
-            if turn is not None:
-                turn.error = made
-        elif self._probed is not None:
-            self._probed.append(made)
-            if any(field.field == "open" for field in made.field_violations):
-                self._settle(self._probed, turn)
-        elif turn is not None and not turn.admitted:
-            # Of results that were said again, those that had arrived are refused.
-            repeated = self._said_again and any("tool_call_id" in field.field for field in made.field_violations)
-            if not repeated:
-                turn.error = made
-        elif self._asked is not None:
-            self._asked, self.answer = None, made
+    def _under_way(self) -> TurnLog:
+        """The turn that an event is of: this client's, or one that was begun before it came back to the session."""
+        if self.turn is None or self.turn.over:
+            self.turn = TurnLog()
+        return self.turn
+
+    def _answered(self, answers: int | None, answer: chat.Rewound | chat.Forked | CandlewickError) -> None:
+        if answers is not None and answers == self._asked:
+            self._asked, self.answer = None, answer
+
+    def _refused(self, answers: int | None, error: CandlewickError) -> None:
+        turn = self.turn
+        if turn is not None and not turn.over and (error.turn_index is not None or answers in turn.ids):
+            turn.error = error
+        elif answers is not None and answers == self._asked:
+            self._answered(answers, error)
         else:
-            self.refusals.append(made)
-
-    def _settle(self, probed: list[CandlewickError], turn: TurnLog | None) -> None:
-        """The probe is answered: what came before its two refusals was for earlier commands."""
-        self._probed, self._unsettled = None, False
-        *earlier, of_rewind, _of_open = probed
-        self._under_way = of_rewind.code is grpc.StatusCode.FAILED_PRECONDITION
-        if earlier and turn is not None and not turn.admitted and not self._under_way:
-            turn.error = earlier.pop()
-        if earlier and self._asked is not None:
-            self._asked, self.answer = None, earlier.pop()
-        if turn is None and self._under_way:
-            # Begun before this client came back to the session; nothing was heard of it yet.
-            self.turn = TurnLog([])
-        self.refusals.extend(earlier)
+            self.refusals.append(error)
 
 
-def opening(session_id: str | None, after_seq: int | None, anew: chat.SessionOpen) -> chat.SessionOpen:
+class Opening(TypedDict, total=False):
+    """How a session is opened, beside its id."""
+
+    #: Instructions: the first message.
+    system: str | None
+    #: What has been said before.
+    messages: MessagesLike
+    #: Of all turns that do not say otherwise.
+    sampling: common.SamplingParams | None
+    options: common.RequestOptions | None
+    chat_options: chat.ChatOptions | None
+    lease: chat.Lease | None
+    context_policy: chat.ContextPolicy | None
+    #: Tokens that may be sent before the first `grant`; unless set, nobody counts.
+    credits: int | None
+
+
+def opening(session_id: str | None, after_seq: int | None, **how: Unpack[Opening]) -> chat.SessionOpen:
     """The first event of a session that is begun anew, or, with an id, of one that is come back to."""
-    return anew if session_id is None else chat.SessionOpen(session_id=session_id, after_seq=after_seq)
+    if session_id is not None:
+        return chat.SessionOpen(session_id=session_id, after_seq=after_seq)
+    return chat.SessionOpen(
+        options=calls.request_options(how.get("sampling"), how.get("options")),
+        system=how.get("system"),
+        messages=calls.messages(how.get("messages", ())),
+        chat=how.get("chat_options"),
+        lease=how.get("lease"),
+        context_policy=how.get("context_policy"),
+        credits=how.get("credits"),
+    )
 
 
-def user_turn(
-    content: str,
-    name: str | None,
-    sampling: common.SamplingParams | None,
-    priority: int | None,
-    timeout: float | None,
-) -> list[chat.SessionRequest]:
+class Saying(TypedDict, total=False):
+    """How a user's turn is taken."""
+
+    name: str | None
+    #: Over what the session was opened with.
+    sampling: common.SamplingParams | None
+    priority: int | None
+    #: Seconds that the turn may take.
+    timeout: float | None
+
+
+class Editing(TypedDict, total=False):
+    """What of a turn under way can be changed."""
+
+    #: Those included that it has generated.
+    max_tokens: int | None
+    temperature: float | None
+    stop: list[str] | None
+    priority: int | None
+
+
+def user_turn(content: str, **how: Unpack[Saying]) -> list[chat.SessionRequest]:
     """What begins a turn of a user's."""
+    timeout = how.get("timeout")
     turn = chat.UserTurn(
         content=content,
-        name=name,
-        sampling=sampling,
-        priority=priority,
+        name=how.get("name"),
+        sampling=how.get("sampling"),
+        priority=how.get("priority"),
         request_id=str(uuid.uuid4()),
         timeout_ms=None if timeout is None else int(timeout * 1000),
     )
@@ -229,11 +241,14 @@ def tool_turn(
     return [chat.SessionRequest(tool_result=result) for result in made]
 
 
-def edit(
-    max_tokens: int | None, temperature: float | None, stop: list[str] | None, priority: int | None
-) -> chat.SessionRequest:
+def edit(**how: Unpack[Editing]) -> chat.SessionRequest:
     """What changes the turn under way."""
-    strings = None if stop is None else chat.StopStrings(stop=stop)
+    stop = how.get("stop")
     return chat.SessionRequest(
-        edit=chat.EditTurn(max_tokens=max_tokens, temperature=temperature, stop=strings, priority=priority)
+        edit=chat.EditTurn(
+            max_tokens=how.get("max_tokens"),
+            temperature=how.get("temperature"),
+            stop=None if stop is None else chat.StopStrings(stop=stop),
+            priority=how.get("priority"),
+        )
     )

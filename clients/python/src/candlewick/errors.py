@@ -44,6 +44,8 @@ class CandlewickError(Exception):
         self.details = details
         #: Of a session's turn that failed: its index.
         self.turn_index: int | None = None
+        #: Of a session: the client's event that it answers, by its name in `SessionRequest`.
+        self.event = ""
 
     @property
     def field_violations(self) -> tuple[FieldViolation, ...]:
@@ -147,6 +149,7 @@ def of_session(error: chat.SessionError) -> CandlewickError:
     details = Details(field_violations=fields, retry_after=retry_after)
     made = of_code(_CODES.get(error.code, grpc.StatusCode.UNKNOWN), error.message, details)
     made.turn_index = error.turn_index if error.HasField("turn_index") else None
+    made.event = error.event
     return made
 
 

@@ -4,13 +4,13 @@ import queue
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, Unpack
 
 import grpc
 
 from candlewick import conversation
 from candlewick.calls import Patience, Retry
-from candlewick.conversation import Conversation, TurnLog
+from candlewick.conversation import Conversation, Editing, Saying, TurnLog
 from candlewick.errors import Aborted, CandlewickError, of_rpc
 from candlewick.v1 import chat_pb2 as chat
 from candlewick.v1 import common_pb2 as common
@@ -73,7 +73,7 @@ class Session:
         self.conversation = Conversation(opening)
         #: Connections that broke and were made anew.
         self.reconnects = 0
-        self._over = self._recovering = False
+        self._over = False
         self._dial()
         if not self.id:
             while self.conversation.opened is None:
@@ -94,17 +94,9 @@ class Session:
         """The model and the effective parameters; none where the session was opened before."""
         return self.conversation.opened
 
-    def say(
-        self,
-        content: str,
-        *,
-        name: str | None = None,
-        sampling: common.SamplingParams | None = None,
-        priority: int | None = None,
-        timeout: float | None = None,
-    ) -> Turn:
-        """Begins a turn; `sampling` over what the session was opened with. Iterate over it, or take its `done`."""
-        return self._begin(conversation.user_turn(content, name, sampling, priority, timeout))
+    def say(self, content: str, **how: Unpack[Saying]) -> Turn:
+        """Begins a turn. Iterate over it, or take its `done`."""
+        return self._begin(conversation.user_turn(content, **how))
 
     def answer_tools(self, results: dict[str, str], *, sampling: common.SamplingParams | None = None) -> Turn:
         """Answers the calls of the last message, by their ids; with the last answer the model goes on."""
@@ -112,36 +104,31 @@ class Session:
 
     def current(self) -> Turn | None:
         """After coming back by id: the last turn that was told of, which may still be under way."""
-        self.conversation.unanswered()
-        self._settle()
-        return None if self.conversation.turn is None else Turn(self, self.conversation.turn)
+        refusal = self._answer(self.conversation.probe())
+        # Whatever was told before is here with the answer.
+        assert isinstance(refusal, CandlewickError)
+        turn = self.conversation.probed(refusal)
+        return None if turn is None else Turn(self, turn)
 
     def cancel(self) -> None:
         """Ends the turn under way: what was said so far stays, and its `done` comes with `cancelled`."""
-        self._unanswered(chat.SessionRequest(cancel=chat.CancelTurn()))
+        self._say([self.conversation.say(chat.SessionRequest(cancel=chat.CancelTurn()))])
 
-    def edit(
-        self,
-        *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        stop: list[str] | None = None,
-        priority: int | None = None,
-    ) -> None:
+    def edit(self, **how: Unpack[Editing]) -> None:
         """Changes the turn under way, from its next token on. One that is refused is in `conversation.refusals`."""
-        self._unanswered(conversation.edit(max_tokens, temperature, stop, priority))
+        self._say([self.conversation.say(conversation.edit(**how))])
 
     def grant(self, tokens: int) -> None:
-        """Allows so many tokens more. One that is said while the connection breaks may be lost: see `reconnects`."""
-        self._said.put(chat.SessionRequest(grant=chat.Grant(tokens=tokens)))
+        """Allows so many tokens more."""
+        self._say([self.conversation.say(chat.SessionRequest(grant=chat.Grant(tokens=tokens)))])
 
     def rewind(self, turn_index: int) -> None:
         """Goes back to before this turn."""
-        self._answer(chat.SessionRequest(rewind=chat.Rewind(turn_index=turn_index)))
+        self._done(chat.SessionRequest(rewind=chat.Rewind(turn_index=turn_index)))
 
     def fork(self, turn_index: int | None = None) -> "Session":
         """A session of its own that begins like this one: before this turn, or as the last finished one left it."""
-        forked = self._answer(chat.SessionRequest(fork=chat.Fork(turn_index=turn_index)))
+        forked = self._done(chat.SessionRequest(fork=chat.Fork(turn_index=turn_index)))
         assert isinstance(forked, chat.Forked)
         opening = chat.SessionOpen(session_id=forked.session_id)
         return Session(self._connect, opening, self._retry, self._on_event)
@@ -176,42 +163,30 @@ class Session:
 
     def _dial(self) -> None:
         self._said: queue.SimpleQueue[chat.SessionRequest | None] = queue.SimpleQueue()
-        self._said.put(self.conversation.hello())
+        self._say(self.conversation.hello())
         self._call = self._connect(iter(self._said.get, None))
-        #: Whether this connection has brought anything.
-        self._heard = False
 
     def _begin(self, requests: list[chat.SessionRequest]) -> Turn:
-        self._settle()
         log = self.conversation.begin_turn(requests)
         self._say(requests)
         return Turn(self, log)
 
-    def _unanswered(self, request: chat.SessionRequest) -> None:
-        self.conversation.unanswered()
-        self._said.put(request)
-
-    def _answer(self, request: chat.SessionRequest) -> chat.Rewound | chat.Forked:
-        self._settle()
-        self.conversation.ask(request)
-        self._said.put(request)
+    def _answer(self, request: chat.SessionRequest) -> chat.Rewound | chat.Forked | CandlewickError:
+        self._say([request])
         while self.conversation.answer is None:
             self._hear()
-        if isinstance(self.conversation.answer, CandlewickError):
-            raise self.conversation.answer
         return self.conversation.answer
 
+    def _done(self, request: chat.SessionRequest) -> chat.Rewound | chat.Forked:
+        answer = self._answer(self.conversation.ask(request))
+        if isinstance(answer, CandlewickError):
+            raise answer
+        return answer
+
     def _say(self, requests: list[chat.SessionRequest]) -> None:
+        # Where the connection is gone, who reads next finds out, and says again what was lost.
         for request in requests:
             self._said.put(request)
-
-    def _settle(self) -> None:
-        """Waits until no refusal of an earlier edit or cancel can be taken for one of what is said next, and until what a
-        broken connection lost was said again."""
-        if not self.conversation.settled and not self.conversation.probing:
-            self._say(self.conversation.probe())
-        while self.conversation.probing:
-            self._hear()
 
     def _hear(self) -> None:
         """The next event, on a new connection where the old one broke."""
@@ -225,26 +200,17 @@ class Session:
             except grpc.RpcError as error:
                 self._redial(of_rpc(error))
         self._patience.heard()
-        self._heard = True
         self.conversation.take(response)
         if self._on_event is not None:
             self._on_event(response)
         if response.WhichOneof("event") == "turn_done":
-            self._said.put(chat.SessionRequest(ack=chat.Ack(seq=response.seq)))
-        if self._recovering and not self.conversation.probing:
-            self._recovering = False
-            self._say(self.conversation.lost())
+            self._say([chat.SessionRequest(ack=chat.Ack(seq=response.seq))])
 
     def _redial(self, error: CandlewickError) -> None:
         """A new connection after the old one broke, or the error where there is no point in one."""
-        if self._over or (self.conversation.probing and self._heard):
-            # Of a second break in the midst of finding out what the first one lost, nobody could tell what it lost.
-            self._over = True
+        if self._over:
             raise error
         time.sleep(self._patience.pause(error))
         self._said.put(None)
         self.reconnects += 1
         self._dial()
-        if self.conversation.session_id:
-            self._recovering = True
-            self._say(self.conversation.probe())

@@ -12,9 +12,9 @@ use tokio::{
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
 pub(crate) use self::guard::check_operator;
-use super::{Backend, status::status};
+use super::{Backend, Models, status::status};
 use crate::{
-    engine::{Engine, Health, TenantLoad, Which},
+    engine::{Health, TenantLoad, Which},
     error::{Code, Error, Result},
     proto::candlewick::v1::{
         AbortRequest, AbortResponse, DrainRequest, DrainResponse, FlushCacheRequest, FlushCacheResponse,
@@ -31,19 +31,15 @@ const WATCH_DEFAULT_MS: u32 = 1000;
 const WATCHES: usize = 64;
 
 pub(super) struct AdminService {
-    backend: Backend,
+    models: Models,
     /// How long calls are still taken after health has turned.
     drain_grace: Duration,
     watches: Arc<Semaphore>,
 }
 
 impl AdminService {
-    pub(super) fn new(backend: Backend, drain_grace: Duration) -> Self {
-        Self { backend, drain_grace, watches: Arc::new(Semaphore::new(WATCHES)) }
-    }
-
-    fn engine(&self) -> &Engine {
-        &self.backend.engine
+    pub(super) fn new(models: Models, drain_grace: Duration) -> Self {
+        Self { models, drain_grace, watches: Arc::new(Semaphore::new(WATCHES)) }
     }
 }
 
@@ -55,6 +51,11 @@ fn checked<T>(request: Request<T>) -> Result<T, Status> {
 
 fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// How busy the models are, the first of them being that of requests which name none.
+fn all_loads(models: &Models) -> Vec<Loads> {
+    models.ready().iter().map(loads).collect()
 }
 
 /// How busy an engine is, in this wire's words.
@@ -98,31 +99,35 @@ fn tenant_load(load: TenantLoad, rates: &Rates) -> WireTenantLoad {
 impl Admin for AdminService {
     async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
         let wait = Duration::from_millis(checked(request)?.wait_ms.unwrap_or(0));
-        let (engine, grace) = (self.engine().clone(), self.drain_grace);
+        let (models, grace) = (self.models.clone(), self.drain_grace);
         tracing::info!("asked to drain: streams under way go on, new requests are refused");
-        engine.announce_drain();
+        models.announce_drain();
         // A task of its own: who asked may go away, and the drain goes on.
         let began = tokio::spawn(async move {
             sleep(grace).await;
-            engine.begin_drain();
+            models.begin_drain();
         });
         began.await.map_err(|error| status(Error::internal(format!("the drain: {error}"))))?;
-        let engine = self.engine();
-        let drained = timeout(wait, engine.drained()).await.is_ok();
-        let live = if drained { 0 } else { engine.num_live() };
+        let drained = timeout(wait, self.models.drained()).await.is_ok();
+        let live = if drained { 0 } else { self.models.num_live() };
         Ok(Response::new(DrainResponse { live_requests: count(live), drained: live == 0 }))
     }
 
     async fn flush_cache(&self, request: Request<FlushCacheRequest>) -> Result<Response<FlushCacheResponse>, Status> {
         checked(request)?;
-        let flushed = self.engine().flush_cache().await.map_err(status)?;
-        let (freed_blocks, in_use_blocks) = (count(flushed.freed), count(flushed.in_use));
+        let (mut freed, mut in_use) = (0, 0);
+        for backend in self.models.ready() {
+            let flushed = backend.engine.flush_cache().await.map_err(status)?;
+            (freed, in_use) = (freed + flushed.freed, in_use + flushed.in_use);
+        }
+        let (freed_blocks, in_use_blocks) = (count(freed), count(in_use));
         Ok(Response::new(FlushCacheResponse { freed_blocks, in_use_blocks }))
     }
 
     async fn get_loads(&self, request: Request<GetLoadsRequest>) -> Result<Response<GetLoadsResponse>, Status> {
         checked(request)?;
-        Ok(Response::new(GetLoadsResponse { loads: Some(loads(&self.backend)) }))
+        let models = all_loads(&self.models);
+        Ok(Response::new(GetLoadsResponse { loads: models.first().cloned(), models }))
     }
 
     type WatchLoadsStream = BoxStream<WatchLoadsResponse>;
@@ -141,8 +146,8 @@ impl Admin for AdminService {
             let why = format!("{WATCHES} watch the loads already");
             status(Error::new(Code::ResourceExhausted, why))
         })?;
-        let messages = watch(self.backend.clone(), Duration::from_millis(ms.into()), place);
-        let messages = messages.take_until(self.backend.closing.clone().leaving());
+        let messages = watch(self.models.clone(), Duration::from_millis(ms.into()), place);
+        let messages = messages.take_until(self.models.closing().leaving());
         Ok(Response::new(Box::pin(messages)))
     }
 
@@ -153,22 +158,23 @@ impl Admin for AdminService {
             Some(Asked::Tenant(tenant)) => Which::Tenant(Some(tenant.as_str()).filter(|name| !name.is_empty())),
             None => return Err(status(Error::invalid("which", "must be set: request_id or tenant"))),
         };
-        let aborted = self.engine().abort(which);
+        let aborted = self.models.abort(which);
         Ok(Response::new(AbortResponse { aborted_requests: count(aborted) }))
     }
 }
 
 /// The loads now and at every tick. Made when they are read, so that a slow reader has nothing waiting.
 fn watch(
-    backend: Backend,
+    models: Models,
     every: Duration,
     place: OwnedSemaphorePermit,
 ) -> impl futures::Stream<Item = Result<WatchLoadsResponse, Status>> + Send + 'static {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    stream::unfold((backend, ticks, place), |(backend, mut ticks, place)| async move {
+    stream::unfold((models, ticks, place), |(models, mut ticks, place)| async move {
         let _at: Instant = ticks.tick().await;
-        let message = WatchLoadsResponse { loads: Some(loads(&backend)) };
-        Some((Ok(message), (backend, ticks, place)))
+        let all = all_loads(&models);
+        let message = WatchLoadsResponse { loads: all.first().cloned(), models: all };
+        Some((Ok(message), (models, ticks, place)))
     })
 }

@@ -16,12 +16,14 @@ use super::super::{
     told::Told as Heard,
 };
 use super::{
-    Place, going_down,
-    open::{self, Opened, TURN_PATHS},
+    Place,
+    asked::{Heard as HeardBefore, names},
+    kept::Kept,
+    open::{self, Opened},
     turn::Running,
 };
 use crate::{
-    engine::{LeaseState, Session, SlowReader, StreamEdit, Turn, scheduler::Edit},
+    engine::{LeaseState, Session, StreamEdit, Turn, scheduler::Edit},
     error::{Code, Error, Result},
     proto::candlewick::v1::{self as wire, session_request::Event as Asked, session_response::Event as Told},
     server::{
@@ -35,7 +37,8 @@ use crate::{
 
 /// What a connection has for the session.
 pub(super) enum Command {
-    Asked(Box<Asked>),
+    /// With the client's id of it, where it has one.
+    Asked(Option<u64>, Box<Asked>),
     /// The client will say nothing more on the connection with this reader.
     NothingMore(u64),
 }
@@ -45,9 +48,12 @@ struct Ask {
     messages: Vec<ChatMessage>,
     sampling: Option<wire::SamplingParams>,
     priority: Option<i32>,
-    request_id: Option<String>,
+    request_id: String,
     timeout: Option<Duration>,
 }
+
+/// The client's event that something answers: its id, and its name.
+type Answered = (Option<u64>, &'static str);
 
 /// See the [module](self).
 pub(super) struct Actor {
@@ -55,14 +61,15 @@ pub(super) struct Actor {
     caller: Caller,
     place: Place,
     session: Session,
-    defaults: wire::RequestOptions,
+    defaults: Arc<wire::RequestOptions>,
     heartbeat: Duration,
     ttl: Duration,
     policy: wire::ContextPolicy,
     /// Tokens that may be sent, where the client counts.
     credits: Option<u64>,
     commands: mpsc::Receiver<Command>,
-    ring: Arc<Ring<Told>>,
+    ring: Arc<Ring<Kept>>,
+    heard: HeardBefore,
     running: Option<Running>,
     lease: watch::Receiver<LeaseState>,
     /// Times that its keys and values have gone, as far as they were told.
@@ -85,7 +92,7 @@ impl Actor {
         place: Place,
         opened: Opened,
         commands: mpsc::Receiver<Command>,
-        ring: Arc<Ring<Told>>,
+        ring: Arc<Ring<Kept>>,
     ) -> Self {
         let Opened { session, defaults, heartbeat, ttl, policy, credits } = opened;
         let lease = session.lease();
@@ -102,6 +109,7 @@ impl Actor {
             credits,
             commands,
             ring,
+            heard: HeardBefore::default(),
             running,
             lease,
             lease_losses: 0,
@@ -115,36 +123,39 @@ impl Actor {
     fn announce(&self) {
         let engine = &self.backend.engine;
         let effective = open::request(&self.backend, &self.defaults, None).ok();
-        self.tell(Told::Opened(wire::Opened {
-            session_id: self.place.id.clone(),
-            model: engine.info().name.clone(),
-            effective: effective.map(|request| convert::effective(request.params)),
-            ttl_ms: u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX),
-            context_policy: self.policy.into(),
-            max_model_len: u32::try_from(engine.config().max_model_len).unwrap_or(u32::MAX),
-        }));
+        self.tell(
+            None,
+            Told::Opened(wire::Opened {
+                session_id: self.place.id.clone(),
+                model: engine.info().name.clone(),
+                effective: effective.map(|request| convert::effective(request.params)),
+                ttl_ms: u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX),
+                context_policy: self.policy.into(),
+                max_model_len: u32::try_from(engine.config().max_model_len).unwrap_or(u32::MAX),
+            }),
+        );
     }
 
-    fn tell(&self, event: Told) {
-        let response = wire::SessionResponse { seq: 0, event: Some(event) };
-        let bytes = response.encoded_len();
-        if let Some(event) = response.event {
-            self.ring.push(bytes, event);
-        }
+    /// Tells of something, and which event of the client's it answers.
+    fn tell(&self, answers: Option<u64>, event: Told) {
+        // The ring counts.
+        let response = wire::SessionResponse { seq: 0, event: Some(event), answers };
+        self.ring.push(response.encoded_len(), response.into());
     }
 
-    fn tell_error(&self, error: Error, turn_index: Option<u32>) {
+    fn tell_error(&self, error: Error, (id, event): Answered, turn_index: Option<u32>) {
         let (fields, retry_after_ms) = (fields(&error), retry_after_ms(&error));
         let status = status(error);
         let (code, message) = (i32::from(status.code()), status.message().to_owned());
-        self.tell(Told::Error(wire::SessionError { code, message, turn_index, fields, retry_after_ms }));
+        let event = event.to_owned();
+        self.tell(id, Told::Error(wire::SessionError { code, message, turn_index, fields, retry_after_ms, event }));
     }
 
     /// Lives until it is closed, or nobody has come back for the time to live, or the server goes down.
     pub(super) async fn run(mut self) {
         let end = loop {
             match self.wake().await {
-                Woken::Command(Command::Asked(event)) if matches!(*event, Asked::Close(_)) => break Ok(()),
+                Woken::Command(Command::Asked(_, event)) if matches!(*event, Asked::Close(_)) => break Ok(()),
                 Woken::Command(command) => self.obey(command).await,
                 Woken::Turn(event) => self.hear(event),
                 Woken::Lease => self.tell_of_lease(),
@@ -178,7 +189,7 @@ impl Actor {
         };
         tokio::select! {
             biased;
-            () = ends => Woken::End(Some(going_down())),
+            () = ends => Woken::End(Some(backend.closing.error("the session was closed"))),
             command = commands.recv() => command.map_or(Woken::End(None), Woken::Command),
             Ok(()) = lease.changed() => Woken::Lease,
             event = turn => Woken::Turn(event),
@@ -187,21 +198,26 @@ impl Actor {
     }
 
     async fn obey(&mut self, command: Command) {
-        let event = match command {
-            Command::Asked(event) => *event,
+        let (id, event) = match command {
+            Command::Asked(id, event) => (id, *event),
             Command::NothingMore(reader) => {
                 // An older connection may be found dead after a newer one has said all.
                 self.nothing_more = self.nothing_more.max(Some(reader));
                 return;
             }
         };
+        if !self.heard.is_new(id) {
+            return;
+        }
+        let (name, paths) = names(&event);
+        let asked = (id, name);
         let done = match event {
             Asked::Open(_) => Err(Error::invalid("open", "must be the first event of a connection, and is there once")),
-            Asked::User(user) => self.user(user).await,
-            Asked::ToolResult(result) => self.tool_result(result).await,
+            Asked::User(user) => self.user(asked, user).await,
+            Asked::ToolResult(result) => self.tool_result(asked, result).await,
             Asked::Cancel(_) => self.cancel(),
-            Asked::Rewind(rewind) => self.rewind(rewind),
-            Asked::Fork(fork) => self.fork(fork),
+            Asked::Rewind(rewind) => self.rewind(id, rewind),
+            Asked::Fork(fork) => self.fork(id, fork),
             Asked::Edit(edit) => self.edit(edit),
             Asked::Grant(grant) => {
                 self.grant(grant.tokens);
@@ -215,19 +231,20 @@ impl Actor {
             Asked::Close(_) => Ok(()),
         };
         if let Err(error) = done {
-            self.tell_error(TURN_PATHS.locate(error), None);
+            self.tell_error(paths.locate(error), asked, None);
         }
     }
 
-    async fn user(&mut self, user: wire::UserTurn) -> Result<()> {
-        let name = user.name.map(|given| name("name", given)).transpose()?;
+    async fn user(&mut self, asked: Answered, user: wire::UserTurn) -> Result<()> {
+        let name = user.name.map(|given| name("user.name", given)).transpose()?;
         let message = ChatMessage { name, ..ChatMessage::new(Role::User, user.content) };
         let timeout = user.timeout_ms.map(Duration::from_millis);
-        let (sampling, priority, request_id) = (user.sampling, user.priority, user.request_id);
-        self.begin(Ask { messages: vec![message], sampling, priority, request_id, timeout }).await
+        let request_id = request_id("user.request_id", user.request_id)?;
+        let (sampling, priority) = (user.sampling, user.priority);
+        self.begin(asked, Ask { messages: vec![message], sampling, priority, request_id, timeout }).await
     }
 
-    async fn tool_result(&mut self, result: wire::ToolResult) -> Result<()> {
+    async fn tool_result(&mut self, asked: Answered, result: wire::ToolResult) -> Result<()> {
         if self.running.is_some() {
             return Err(Error::new(Code::FailedPrecondition, "a turn is under way: wait for its end, or cancel it"));
         }
@@ -246,31 +263,25 @@ impl Actor {
             return self.session.add(message);
         }
         let (sampling, messages) = (result.sampling, vec![message]);
-        self.begin(Ask { messages, sampling, priority: None, request_id: None, timeout: None }).await
+        let request_id = request_id("tool_result", None)?;
+        self.begin(asked, Ask { messages, sampling, priority: None, request_id, timeout: None }).await
     }
 
-    async fn begin(&mut self, ask: Ask) -> Result<()> {
+    async fn begin(&mut self, asked: Answered, ask: Ask) -> Result<()> {
         let mut request = open::request(&self.backend, &self.defaults, ask.sampling)?;
-        request.request_id = request_id("request_id", ask.request_id)?;
+        request.request_id = ask.request_id;
         request.priority = ask.priority.unwrap_or(request.priority);
         request.deadline = ask.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         request.params.prompt_logprobs = None;
         request.stream.credits = self.credits;
-        let teller = Teller {
-            request_id: request.request_id.clone(),
-            priority: request.priority,
-            slow_reader: SlowReader::Pause,
-            heartbeat: self.heartbeat,
-            stream_id: None,
-            is_chat: true,
-        };
+        let teller = Teller { is_chat: true, ..Teller::new(&request, self.heartbeat) };
         let known_tokens = self.session.ids().len();
         let quota = self.caller.admit(&request).map_err(|error| self.backend.refused(error))?;
         let request = self.caller.own(request);
         let (generation, start) = self.session.begin(Turn { messages: ask.messages, request }).await?;
         let events = Events::of(&self.backend, quota, generation);
         let telling = Telling::new(&self.backend, events, teller);
-        self.running = Some(Running::new(telling, start, known_tokens));
+        self.running = Some(Running::new(asked, telling, start, known_tokens));
         Ok(())
     }
 
@@ -285,14 +296,15 @@ impl Actor {
                     *credits = credits.saturating_sub(delta.token_ids.len() as u64);
                 }
                 if let Some(told) = running.hear(heard) {
-                    self.tell(told);
+                    let answers = running.asked.0.filter(|_| matches!(told, Told::TurnStarted(_)));
+                    self.tell(answers, told);
                 }
             }
             Some(Err(error)) => {
-                let index = running.index();
+                let (asked, index) = (running.asked, running.index());
                 self.running = None;
                 self.session.end(ChatMessage::new(Role::Assistant, ""), &[]);
-                self.tell_error(error, Some(index));
+                self.tell_error(error, asked, Some(index));
             }
             None => self.end_turn(),
         }
@@ -303,15 +315,15 @@ impl Actor {
         let Some(mut running) = self.running.take() else { return };
         let usage = running.telling.generation().map(|generation| generation.usage()).unwrap_or_default();
         let timings = running.telling.generation().map(|generation| generation.timings()).unwrap_or_default();
-        let index = running.index();
+        let (asked, index) = (running.asked, running.index());
         match running.done(usage, timings_to_wire(timings)) {
             Ok((message, output, done)) => {
                 self.session.end(message, &output);
-                self.tell(Told::TurnDone(done));
+                self.tell(asked.0, Told::TurnDone(done));
             }
             Err(error) => {
                 self.session.end(ChatMessage::new(Role::Assistant, ""), &[]);
-                self.tell_error(error, Some(index));
+                self.tell_error(error, asked, Some(index));
             }
         }
     }
@@ -324,14 +336,15 @@ impl Actor {
         Ok(())
     }
 
-    fn rewind(&mut self, rewind: wire::Rewind) -> Result<()> {
+    fn rewind(&mut self, id: Option<u64>, rewind: wire::Rewind) -> Result<()> {
         let index = usize::try_from(rewind.turn_index).unwrap_or(usize::MAX);
         self.session.rewind(index)?;
-        self.tell(Told::Rewound(wire::Rewound { turn_index: rewind.turn_index }));
+        self.tell(id, Told::Rewound(wire::Rewound { turn_index: rewind.turn_index }));
         Ok(())
     }
 
-    fn fork(&mut self, fork: wire::Fork) -> Result<()> {
+    fn fork(&mut self, id: Option<u64>, fork: wire::Fork) -> Result<()> {
+        let tag = fork.tag.map(|given| name("fork.tag", given)).transpose()?;
         let index = fork.turn_index.map(|index| usize::try_from(index).unwrap_or(usize::MAX));
         let session = self.session.fork(index)?;
         let turns = u32::try_from(session.num_turns()).unwrap_or(u32::MAX);
@@ -346,7 +359,7 @@ impl Actor {
         let (_, actor) = self.place.all.place(&self.backend, &self.caller, opened)?;
         let session_id = actor.place.id.clone();
         actor.start();
-        self.tell(Told::Forked(wire::Forked { session_id, tag: fork.tag, turns }));
+        self.tell(id, Told::Forked(wire::Forked { session_id, tag, turns }));
         Ok(())
     }
 
@@ -379,7 +392,7 @@ impl Actor {
         self.lease_losses = state.losses;
         if lost || state.warned {
             let reason = wire::EvictionReason::Pressure.into();
-            self.tell(Told::Evicting(wire::Evicting { reason, lost: lost.then_some(true) }));
+            self.tell(None, Told::Evicting(wire::Evicting { reason, lost: lost.then_some(true) }));
         }
     }
 }

@@ -5,6 +5,8 @@
 //! what comes in is handed to the task, what goes out is read from the ring.
 
 mod actor;
+mod asked;
+mod kept;
 mod open;
 mod turn;
 
@@ -21,14 +23,15 @@ use tokio::{
 };
 use tonic::{Streaming, codegen::BoxStream};
 
-use self::actor::{Actor, Command};
-use super::{Backend, resumable::draw_id, status::status};
+use self::{
+    actor::{Actor, Command},
+    kept::Kept,
+};
+use super::{Backend, Models, convert, resumable::draw_id, status::status};
 use crate::{
     config::StreamArgs,
     error::{Code, Error, Result},
-    proto::candlewick::v1::{
-        SessionOpen, SessionRequest, SessionResponse, session_request::Event as Asked, session_response::Event as Told,
-    },
+    proto::candlewick::v1::{SessionOpen, SessionRequest, SessionResponse, session_request::Event as Asked},
     server::{
         access::{Caller, Owner, SessionPlace},
         ring::{Attachment, Ring, RingLimits},
@@ -54,7 +57,7 @@ pub(super) struct Sessions {
 struct Handle {
     owner: Owner,
     commands: mpsc::Sender<Command>,
-    ring: Arc<Ring<Told>>,
+    ring: Arc<Ring<Kept>>,
 }
 
 /// A place among the sessions; free again when its task ends.
@@ -82,19 +85,19 @@ impl Sessions {
     /// Serves a connection. The response begins at once, whatever the first event asks for.
     pub(super) fn connect(
         &self,
-        backend: &Backend,
+        models: &Models,
         caller: Caller,
         inbound: Streaming<SessionRequest>,
     ) -> BoxStream<SessionResponse> {
         let (opened, opens) = oneshot::channel();
-        let listening = tokio::spawn(listen(self.clone(), (backend.clone(), caller), inbound, opened));
+        let listening = tokio::spawn(listen(self.clone(), (models.clone(), caller), inbound, opened));
         let unheard = || Error::new(Code::Cancelled, "the client went away");
         let opens = async move {
-            let attachment: Result<Attachment<Told>> = opens.await.unwrap_or_else(|_| Err(unheard()));
+            let attachment: Result<Attachment<Kept>> = opens.await.unwrap_or_else(|_| Err(unheard()));
             attachment.map(Attachment::events)
         };
         let events = stream::once(opens).try_flatten();
-        let response = |(seq, event)| SessionResponse { seq, event: Some(event) };
+        let response = |(seq, kept): (u64, Kept)| SessionResponse { seq, ..kept.into() };
         let events = events.map(move |event| event.map(response).map_err(status));
         // An answer that ends before its request does resets the stream, and a proxy that hears of the reset first throws
         // away what it still holds of the answer.
@@ -103,7 +106,7 @@ impl Sessions {
     }
 
     /// Opens a session, or finds the one that is meant, and attaches.
-    async fn open(&self, backend: &Backend, caller: &Caller, open: SessionOpen) -> Result<(Handle, Attachment<Told>)> {
+    async fn open(&self, models: &Models, caller: &Caller, open: SessionOpen) -> Result<(Handle, Attachment<Kept>)> {
         let after_seq = open.after_seq.unwrap_or(0);
         if let Some(id) = open.session_id.as_deref().filter(|id| !id.is_empty()) {
             let handle = self.all().get(id).filter(|handle| handle.owner == caller.owner()).cloned();
@@ -112,8 +115,9 @@ impl Sessions {
             let attachment = handle.ring.attach(after_seq)?;
             return Ok((handle, attachment));
         }
-        let opened = open::open(backend, open).map_err(|error| backend.refused(error))?;
-        let (handle, actor) = self.place(backend, caller, opened)?;
+        let backend = models.backend(convert::model(open.options.as_ref())).await?;
+        let opened = open::open(&backend, open).map_err(|error| backend.refused(error))?;
+        let (handle, actor) = self.place(&backend, caller, opened)?;
         let attachment = handle.ring.attach(0)?;
         actor.start();
         Ok((handle, attachment))
@@ -140,11 +144,6 @@ impl Sessions {
     }
 }
 
-/// How everything ends that has nothing under way when the server goes down.
-fn going_down() -> Error {
-    Error::new(Code::Unavailable, "the server shut down: open a session with another one")
-}
-
 /// Reads what is no longer listened to, until the client has said it all.
 async fn said_all(mut inbound: Streaming<SessionRequest>) {
     let rest = async { while let Ok(Some(_)) = inbound.message().await {} };
@@ -154,23 +153,25 @@ async fn said_all(mut inbound: Streaming<SessionRequest>) {
 /// Hands what a client says to its session, as long as it says something and the session lasts.
 async fn listen(
     sessions: Sessions,
-    (backend, caller): (Backend, Caller),
+    (models, caller): (Models, Caller),
     mut inbound: Streaming<SessionRequest>,
-    opened: oneshot::Sender<Result<Attachment<Told>>>,
+    opened: oneshot::Sender<Result<Attachment<Kept>>>,
 ) {
     let first = tokio::select! {
         first = timeout(FIRST_WORD, inbound.message()) => first,
-        () = backend.closing.clone().leaving() => return drop(opened.send(Err(going_down()))),
+        () = models.closing().leaving() => {
+            return drop(opened.send(Err(models.closing().error("a session was opened"))));
+        }
     };
     let open = match first {
-        Ok(Ok(Some(SessionRequest { event: Some(Asked::Open(open)) }))) => Ok(open),
+        Ok(Ok(Some(SessionRequest { event: Some(Asked::Open(open)), .. }))) => Ok(open),
         Ok(Ok(_)) => Err(Error::invalid("open", "must be the first event of a session")),
         // The client is gone.
         Ok(Err(_)) => return,
         Err(_) => Err(Error::new(Code::DeadlineExceeded, "no event came: a session begins with open")),
     };
     let (handle, number) = match open {
-        Ok(open) => match sessions.open(&backend, &caller, open).await {
+        Ok(open) => match sessions.open(&models, &caller, open).await {
             Ok((handle, attachment)) => {
                 let number = attachment.number();
                 if opened.send(Ok(attachment)).is_err() {
@@ -189,8 +190,8 @@ async fn listen(
             () = handle.commands.closed() => return said_all(inbound).await,
         };
         let Ok(Some(request)) = request else { break };
-        let Some(event) = request.event else { continue };
-        if handle.commands.send(Command::Asked(Box::new(event))).await.is_err() {
+        let SessionRequest { event: Some(event), id } = request else { continue };
+        if handle.commands.send(Command::Asked(id, Box::new(event))).await.is_err() {
             return said_all(inbound).await;
         }
     }

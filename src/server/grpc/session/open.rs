@@ -1,6 +1,6 @@
 //! How a session begins: from its first event to the engine's settings.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use prost::Message as _;
 
@@ -12,16 +12,6 @@ use crate::{
     server::backend::name,
 };
 
-/// Where an engine's complaints belong in an event that asks for a turn.
-pub(super) const TURN_PATHS: FieldPaths = FieldPaths {
-    sampling: "sampling",
-    renamed: &[
-        ("options.sampling", "sampling"),
-        ("options.request_id", "request_id"),
-        ("prompt.text", "content"),
-        ("prompt", "content"),
-    ],
-};
 const OPEN_PATHS: FieldPaths = FieldPaths {
     sampling: "open.options.sampling",
     renamed: &[("options", "open.options"), ("messages", "open.messages"), ("chat", "open.chat")],
@@ -31,7 +21,7 @@ const OPEN_PATHS: FieldPaths = FieldPaths {
 pub(super) struct Opened {
     pub(super) session: Session,
     /// What turns have that do not say otherwise.
-    pub(super) defaults: wire::RequestOptions,
+    pub(super) defaults: Arc<wire::RequestOptions>,
     pub(super) heartbeat: Duration,
     pub(super) ttl: Duration,
     pub(super) policy: wire::ContextPolicy,
@@ -71,6 +61,7 @@ pub(super) fn open(backend: &Backend, open: wire::SessionOpen) -> Result<Opened>
             _ => WhenFull::Refuse,
         },
         max_bytes: backend.streams.max_session_bytes,
+        other_bytes: defaults.encoded_len(),
     };
     if settings.chat.continue_final_message {
         let why = "cannot be in a session: the user speaks, and the model answers";
@@ -79,7 +70,7 @@ pub(super) fn open(backend: &Backend, open: wire::SessionOpen) -> Result<Opened>
     let longest = backend.streams.session_ttl;
     let ttl = lease.ttl_ms.map_or(longest, |ms| Duration::from_millis(ms).min(longest));
     let session = backend.engine.open_session(settings)?;
-    Ok(Opened { session, defaults, heartbeat, ttl, policy, credits })
+    Ok(Opened { session, defaults: defaults.into(), heartbeat, ttl, policy, credits })
 }
 
 /// What is not for sessions.

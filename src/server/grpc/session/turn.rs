@@ -7,6 +7,8 @@ use crate::{
 
 /// What a turn has brought so far.
 pub(super) struct Running {
+    /// The client's event that began it: its id, and its name.
+    pub(super) asked: (Option<u64>, &'static str),
     pub(super) telling: Telling,
     pub(super) start: TurnStart,
     /// Tokens of the conversation before the turn.
@@ -18,10 +20,15 @@ pub(super) struct Running {
 }
 
 impl Running {
-    pub(super) fn new(telling: Telling, start: TurnStart, known_tokens: usize) -> Self {
+    pub(super) fn new(
+        asked: (Option<u64>, &'static str),
+        telling: Telling,
+        start: TurnStart,
+        known_tokens: usize,
+    ) -> Self {
         let message = wire::Message { role: wire::Role::Assistant.into(), ..wire::Message::default() };
         let (output, finished) = (Vec::new(), None);
-        Self { telling, start, known_tokens, message, output, prompt_tokens: 0, finished }
+        Self { asked, telling, start, known_tokens, message, output, prompt_tokens: 0, finished }
     }
 
     /// Counts the conversation's turns from 0.

@@ -41,7 +41,6 @@ impl Draft {
             "parallel_tool_calls": true,
             "tool_choice": "auto",
             "tools": [],
-            "text": {"format": {"type": "text"}},
             "truncation": "disabled",
         });
         if let (Value::Object(fields), Value::Object(repeated)) = (&mut fields, asked.repeated(params)) {

@@ -10,10 +10,11 @@ use std::sync::Arc;
 
 use axum::{
     Extension, Json, Router,
-    extract::{DefaultBodyLimit, FromRef, Path, Request, State},
+    extract::{FromRef, Path, Request, State},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use self::{
@@ -22,16 +23,16 @@ use self::{
     request::{Asked, Mode},
     store::{Record, Store},
 };
-use super::error::OpenAi;
+use super::{error::OpenAi, fields::backend_of};
 use crate::{
     engine::{Engine, Request as EngineRequest},
     error::{Code, Error, Result},
     server::{
         access::Caller,
-        backend::{check_model, cut},
+        backend::cut,
         http::{
             Http,
-            call::{Call, ContentType, MAX_BODY_BYTES},
+            call::{Call, ContentType},
             choices::Choices,
             failure::{Failed, Failure, method_not_allowed},
             frames::Telling,
@@ -42,7 +43,13 @@ use crate::{
     text::{ChatMessage, Role},
 };
 
-const RENAMES: Renames = &[("max_tokens", "max_output_tokens"), ("prompt.text", "input"), ("prompt", "input")];
+const RENAMES: Renames = &[
+    ("max_tokens", "max_output_tokens"),
+    ("prompt.text", "input"),
+    ("prompt", "input"),
+    ("structured_outputs.json", "text.format.schema"),
+    ("structured_outputs", "text.format"),
+];
 
 /// What these calls hold.
 #[derive(Clone)]
@@ -65,7 +72,6 @@ pub(super) fn routes(http: Http) -> Router {
         .route("/v1/responses/{id}/cancel", post(cancel))
         .route("/v1/responses/{id}/input_items", get(input_items))
         .method_not_allowed_fallback(method_not_allowed::<OpenAi>)
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(Responses { http, store: Arc::default() })
 }
 
@@ -81,13 +87,13 @@ struct Prepared {
 
 fn prepare(engine: &Engine, store: &Store, call: &Call) -> Result<Prepared> {
     let asked: Asked = call.parse()?;
-    check_model(asked.model(), engine.info())?;
     let mode = asked.check()?;
-    let mut turns = match asked.previous() {
-        Some(id) => store.turns(&call.caller.owner(), id).ok_or_else(|| gone("previous_response_id", id))?,
-        None => Vec::new(),
+    let known = match asked.previous() {
+        Some(id) => Some(store.turns(&call.caller.owner(), id).ok_or_else(|| gone("previous_response_id", id))?),
+        None => None,
     };
-    let params = asked.params(&engine.info().default_params);
+    let mut turns = known.map(|turns| turns.to_vec()).unwrap_or_default();
+    let params = asked.params(&engine.info().default_params)?;
     let id = format!("resp_{}", call.request_id);
     let model = asked.model().unwrap_or(&engine.info().name).to_owned();
     let draft = Draft::new(id, &model, &asked, &params);
@@ -108,9 +114,10 @@ fn prepare(engine: &Engine, store: &Store, call: &Call) -> Result<Prepared> {
 async fn create(State(state): State<Responses>, request: Request) -> Result<Response, Failed<OpenAi>> {
     let Responses { http, store } = state;
     let call = Call::read(&http, request, ContentType::Json).await?;
-    let prepared = prepare(&http.backend.engine, &store, &call).map_err(|error| http.backend.refused(error))?;
+    let backend = &backend_of(&http, &call).await?;
+    let prepared = prepare(&backend.engine, &store, &call).map_err(|error| backend.refused(error))?;
     let Prepared { mode, store: keep, request, draft, turns, input } = prepared;
-    let choices = Choices::open(&http.backend, &call.caller, vec![request], RENAMES).await?;
+    let choices = Choices::open(backend, &call.caller, vec![request], 1, RENAMES).await?;
     let owner = call.caller.owner();
     drop(call);
     let record = Record::new(owner, draft.unfinished("in_progress"), turns, input);
@@ -122,7 +129,7 @@ async fn create(State(state): State<Responses>, request: Request) -> Result<Resp
         Mode::Background => {
             let answer = record.response.clone();
             store.spawn(draft.id.clone(), record, choices.one(), draft);
-            Ok(Json(answer).into_response())
+            Ok(Json(&*answer).into_response())
         }
         Mode::Wait => {
             let (whole, finished) = choices.one().await?;
@@ -140,8 +147,9 @@ async fn retrieve(
     State(store): State<Arc<Store>>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, Failed<OpenAi>> {
-    Ok(Json(store.response(&caller.owner(), &id).ok_or_else(|| gone("response_id", &id))?))
+) -> Result<Response, Failed<OpenAi>> {
+    let response = store.response(&caller.owner(), &id).ok_or_else(|| gone("response_id", &id))?;
+    Ok(Json(&*response).into_response())
 }
 
 /// `DELETE /v1/responses/{id}`; one that is being made is cancelled.
@@ -161,13 +169,25 @@ async fn cancel(
     State(store): State<Arc<Store>>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, Failed<OpenAi>> {
+) -> Result<Response, Failed<OpenAi>> {
     let owner = caller.owner();
     let response = store.response(&owner, &id).ok_or_else(|| gone("response_id", &id))?;
     if response["background"] != true {
         return Err(Error::invalid("response_id", "is of a response that is not made in the background").into());
     }
-    Ok(Json(store.cancel(&owner, &id).ok_or_else(|| gone("response_id", &id))?))
+    drop(response);
+    let cancelled = store.cancel(&owner, &id).ok_or_else(|| gone("response_id", &id))?;
+    Ok(Json(&*cancelled).into_response())
+}
+
+/// The items of a request, as OpenAI lists them.
+#[derive(Serialize)]
+struct Items<'a> {
+    object: &'static str,
+    data: &'a [Value],
+    first_id: &'a str,
+    last_id: &'a str,
+    has_more: bool,
 }
 
 /// `GET /v1/responses/{id}/input_items`.
@@ -175,11 +195,14 @@ async fn input_items(
     State(store): State<Arc<Store>>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, Failed<OpenAi>> {
+) -> Result<Response, Failed<OpenAi>> {
     let items = store.input(&caller.owner(), &id).ok_or_else(|| gone("response_id", &id))?;
-    let end = |item: Option<&Value>| item.and_then(|item| item["id"].as_str()).unwrap_or_default().to_owned();
-    let (first, last) = (end(items.first()), end(items.last()));
-    Ok(Json(json!({"object": "list", "data": items, "first_id": first, "last_id": last, "has_more": false})))
+    let (first_id, last_id) = (id_of(items.first()), id_of(items.last()));
+    Ok(Json(Items { object: "list", data: &items, first_id, last_id, has_more: false }).into_response())
+}
+
+fn id_of(item: Option<&Value>) -> &str {
+    item.and_then(|item| item["id"].as_str()).unwrap_or_default()
 }
 
 fn gone(field: &str, id: &str) -> Error {

@@ -5,13 +5,16 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     error::{Error, Result},
-    params::SamplingParams,
+    params::{Constraint, SamplingParams},
     server::{
         backend::cut,
         http::{content::Content, prompt::role},
     },
     text::ChatMessage,
 };
+
+/// Pairs of `metadata`, characters of a key, and characters of a value: OpenAI's bounds.
+const METADATA: (usize, usize, usize) = (16, 64, 512);
 
 /// The fields.
 #[derive(Debug, Default, Deserialize)]
@@ -60,10 +63,43 @@ struct Text {
     format: Option<Format>,
 }
 
+/// What the answer must look like. Every schema is followed to the letter, whatever `strict` says.
 #[derive(Debug, Deserialize)]
 struct Format {
     #[serde(rename = "type")]
     kind: String,
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    schema: Option<Value>,
+    #[serde(default)]
+    strict: Option<bool>,
+}
+
+impl Format {
+    fn constraint(&self) -> Result<Option<Constraint>> {
+        match (self.kind.as_str(), &self.schema) {
+            ("text", _) => Ok(None),
+            ("json_object", _) => Ok(Some(Constraint::JsonObject)),
+            ("json_schema", Some(schema)) => Ok(Some(Constraint::Json(schema.to_string()))),
+            ("json_schema", None) => Err(Error::invalid("text.format.schema", "must be set")),
+            (other, _) => {
+                let why = format!("is {:?}, must be text, json_object or json_schema", cut(other, 64));
+                Err(Error::invalid("text.format.type", why))
+            }
+        }
+    }
+
+    /// As it is repeated in the answer.
+    fn repeated(&self) -> Value {
+        match &self.schema {
+            Some(schema) if self.kind == "json_schema" => {
+                let name = self.name.as_deref().unwrap_or("response");
+                json!({"type": self.kind, "name": name, "schema": schema, "strict": self.strict})
+            }
+            _ => json!({"type": self.kind}),
+        }
+    }
 }
 
 /// How the answer is wanted.
@@ -100,12 +136,10 @@ impl Asked {
     /// # Errors
     /// `InvalidArgument` by the name of a field that asks for what is not offered.
     pub(super) fn check(&self) -> Result<Mode> {
-        let format = self.text.as_ref().and_then(|text| text.format.as_ref());
         let choice = self.tool_choice.as_ref().is_some_and(|choice| choice != "none" && choice != "auto");
         for (field, asked) in [
             ("tools", self.tools.as_ref().is_some_and(|tools| !tools.is_empty())),
             ("tool_choice", choice),
-            ("text.format", format.is_some_and(|format| format.kind != "text")),
             ("top_logprobs", self.top_logprobs.is_some_and(|n| n > 0)),
             ("truncation", self.truncation.as_ref().is_some_and(|kind| kind != "disabled")),
             ("conversation", self.conversation.is_some()),
@@ -115,6 +149,7 @@ impl Asked {
                 return Err(Error::invalid(field, "is not offered by this server: leave it out"));
             }
         }
+        self.check_metadata()?;
         match (self.stream == Some(true), self.background == Some(true)) {
             (true, true) => Err(Error::invalid("background", "is not offered for a stream")),
             (true, false) => Ok(Mode::Stream),
@@ -126,14 +161,41 @@ impl Asked {
         }
     }
 
+    /// It is kept as long as the response, for nobody but the client.
+    fn check_metadata(&self) -> Result<()> {
+        let (most_pairs, most_key, most_value) = METADATA;
+        let Some(metadata) = &self.metadata else { return Ok(()) };
+        let fits = |text: &str, most: usize| text.chars().nth(most).is_none();
+        let is_wrong = metadata.len() > most_pairs
+            || metadata.iter().any(|(key, value)| {
+                !fits(key, most_key) || !value.as_str().is_some_and(|value| fits(value, most_value))
+            });
+        if is_wrong {
+            let why = format!(
+                "may have {most_pairs} pairs of texts, keys of {most_key} characters and values of {most_value}"
+            );
+            return Err(Error::invalid("metadata", why));
+        }
+        Ok(())
+    }
+
+    fn format(&self) -> Option<&Format> {
+        self.text.as_ref()?.format.as_ref()
+    }
+
     /// The sampling parameters: what is set over the model's defaults.
-    pub(super) fn params(&self, defaults: &SamplingParams) -> SamplingParams {
-        SamplingParams {
+    ///
+    /// # Errors
+    /// `InvalidArgument` by the name of the field that does not say well what the answer must look like.
+    pub(super) fn params(&self, defaults: &SamplingParams) -> Result<SamplingParams> {
+        let constraint = self.format().map(Format::constraint).transpose()?.flatten();
+        Ok(SamplingParams {
             max_tokens: self.max_output_tokens.or(defaults.max_tokens),
             temperature: self.temperature.unwrap_or(defaults.temperature),
             top_p: self.top_p.unwrap_or(defaults.top_p),
+            structured_outputs: constraint.map(Into::into).or_else(|| defaults.structured_outputs.clone()),
             ..defaults.clone()
-        }
+        })
     }
 
     /// What repeats the request in its answer.
@@ -147,6 +209,7 @@ impl Asked {
             "max_output_tokens": self.max_output_tokens,
             "temperature": params.temperature,
             "top_p": params.top_p,
+            "text": {"format": self.format().map_or_else(|| json!({"type": "text"}), Format::repeated)},
         })
     }
 
@@ -191,5 +254,31 @@ impl Item {
             .ok_or_else(|| Error::invalid(format!("{path}.role"), "must be system, developer, user or assistant"))?;
         let content = self.content.ok_or_else(|| Error::invalid(format!("{path}.content"), "must be set"))?;
         Ok(ChatMessage::new(role, content.text(&format!("{path}.content"))?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_form_of_an_answer_is_read_and_repeated() {
+        let asked = |format: Value| -> Asked { serde_json::from_value(json!({"text": {"format": format}})).unwrap() };
+        let defaults = SamplingParams::default();
+        let schema = json!({"type": "object"});
+        let format = json!({"type": "json_schema", "name": "n", "schema": schema, "strict": true});
+        for (format, constraint) in [
+            (json!({"type": "text"}), None),
+            (json!({"type": "json_object"}), Some(Constraint::JsonObject)),
+            (format, Some(Constraint::Json(schema.to_string()))),
+        ] {
+            let asked = asked(format.clone());
+            assert_eq!(asked.params(&defaults).unwrap().structured_outputs, constraint.map(Into::into));
+            assert_eq!(asked.repeated(&defaults)["text"]["format"], format);
+        }
+        let refused = |format: Value| asked(format).params(&defaults).unwrap_err().violations[0].field.clone();
+        assert_eq!(refused(json!({"type": "poem"})), "text.format.type");
+        assert_eq!(refused(json!({"type": "json_schema", "name": "n"})), "text.format.schema");
+        assert_eq!(Asked::default().repeated(&defaults)["text"]["format"], json!({"type": "text"}));
     }
 }

@@ -17,12 +17,12 @@ use crate::{
     engine::Finished,
     error::Result,
     server::{access::Owner, http::choices::Whole},
-    text::{ChatMessage, Role},
+    text::{ChatMessage, Role, json_bytes},
 };
 
 /// Responses that are kept at once.
 const MAX_RESPONSES: usize = 1024;
-/// Bytes of text that they hold together; the newest is kept whatever it holds.
+/// Bytes that they hold together; the newest is kept whatever it holds.
 const MAX_BYTES: usize = 64 << 20;
 
 /// Whose a response is, and its id: clients may choose those.
@@ -32,28 +32,35 @@ type Name = (Owner, String);
 #[derive(Debug)]
 pub(super) struct Record {
     owner: Owner,
-    pub(super) response: Value,
+    /// Shared with who reads it, so that nothing is copied while others wait for the store.
+    pub(super) response: Arc<Value>,
     /// The conversation, the answer included once there is one; without instructions, which are each request's own.
-    turns: Vec<ChatMessage>,
-    input: Vec<Value>,
+    turns: Arc<Vec<ChatMessage>>,
+    input: Arc<Vec<Value>>,
+    /// What all of it holds.
+    bytes: usize,
     /// Ends the making of a response in the background.
     making: Option<AbortHandle>,
 }
 
 impl Record {
     pub(super) fn new(owner: Owner, response: Value, turns: Vec<ChatMessage>, input: Vec<Value>) -> Self {
-        Self { owner, response, turns, input, making: None }
-    }
-
-    /// Bytes of text: each turn is held as one, the new ones as items too, the answer also in the response.
-    fn bytes(&self) -> usize {
-        2 * self.turns.iter().map(|turn| turn.content.len()).sum::<usize>()
+        let items = input.iter().map(json_bytes).sum::<usize>();
+        let bytes = json_bytes(&response) + items + turns.iter().map(turn_bytes).sum::<usize>();
+        Self { owner, response: response.into(), turns: turns.into(), input: input.into(), bytes, making: None }
     }
 
     fn answered(&mut self, response: Value, text: String) {
-        self.response = response;
-        self.turns.push(ChatMessage::new(Role::Assistant, text));
+        let turn = ChatMessage::new(Role::Assistant, text);
+        self.bytes = self.bytes.saturating_sub(json_bytes(&self.response)) + json_bytes(&response) + turn_bytes(&turn);
+        self.response = response.into();
+        Arc::make_mut(&mut self.turns).push(turn);
     }
+}
+
+/// Turns here are text alone.
+fn turn_bytes(turn: &ChatMessage) -> usize {
+    size_of::<ChatMessage>() + turn.content.len()
 }
 
 impl Drop for Record {
@@ -81,7 +88,7 @@ impl Kept {
     fn insert(&mut self, id: &str, record: Record) {
         let name = (record.owner.clone(), id.to_owned());
         self.remove(&name);
-        self.bytes += record.bytes();
+        self.bytes += record.bytes;
         self.order.push_back(name.clone());
         self.records.insert(name, record);
         self.bound();
@@ -89,14 +96,14 @@ impl Kept {
 
     fn remove(&mut self, name: &Name) -> bool {
         let Some(record) = self.records.remove(name) else { return false };
-        self.bytes = self.bytes.saturating_sub(record.bytes());
+        self.bytes = self.bytes.saturating_sub(record.bytes);
         self.order.retain(|kept| kept != name);
         true
     }
 
     fn bound(&mut self) {
         while self.records.len() > MAX_RESPONSES || (self.bytes > MAX_BYTES && self.records.len() > 1) {
-            let size = |record: &Record| if self.records.len() > MAX_RESPONSES { 1 } else { record.bytes() };
+            let size = |record: &Record| if self.records.len() > MAX_RESPONSES { 1 } else { record.bytes };
             let mut held: HashMap<&Owner, usize> = HashMap::new();
             self.records.values().for_each(|record| *held.entry(&record.owner).or_default() += size(record));
             let most = held.into_iter().max_by_key(|(_, size)| *size).map(|(owner, _)| owner);
@@ -112,9 +119,9 @@ impl Kept {
     fn made(&mut self, name: &Name, response: Value, text: String) {
         let Some(record) = self.records.get_mut(name).filter(|record| record.making.is_some()) else { return };
         record.making = None;
-        let before = record.bytes();
+        let before = record.bytes;
         record.answered(response, text);
-        self.bytes = self.bytes + record.bytes() - before;
+        self.bytes = self.bytes + record.bytes - before;
         self.bound();
     }
 }
@@ -154,17 +161,17 @@ impl Store {
     }
 
     /// The response, as far as it is made.
-    pub(super) fn response(&self, owner: &Owner, id: &str) -> Option<Value> {
+    pub(super) fn response(&self, owner: &Owner, id: &str) -> Option<Arc<Value>> {
         self.kept().records.get(&name(owner, id)).map(|record| record.response.clone())
     }
 
     /// The conversation up to and including the answer.
-    pub(super) fn turns(&self, owner: &Owner, id: &str) -> Option<Vec<ChatMessage>> {
+    pub(super) fn turns(&self, owner: &Owner, id: &str) -> Option<Arc<Vec<ChatMessage>>> {
         self.kept().records.get(&name(owner, id)).map(|record| record.turns.clone())
     }
 
     /// The items of the request.
-    pub(super) fn input(&self, owner: &Owner, id: &str) -> Option<Vec<Value>> {
+    pub(super) fn input(&self, owner: &Owner, id: &str) -> Option<Arc<Vec<Value>>> {
         self.kept().records.get(&name(owner, id)).map(|record| record.input.clone())
     }
 
@@ -174,12 +181,12 @@ impl Store {
     }
 
     /// Ends the making of a response; one that is whole stays as it is.
-    pub(super) fn cancel(&self, owner: &Owner, id: &str) -> Option<Value> {
+    pub(super) fn cancel(&self, owner: &Owner, id: &str) -> Option<Arc<Value>> {
         let mut kept = self.kept();
         let record = kept.records.get_mut(&name(owner, id))?;
         if let Some(making) = record.making.take() {
             making.abort();
-            record.response["status"] = "cancelled".into();
+            Arc::make_mut(&mut record.response)["status"] = "cancelled".into();
         }
         Some(record.response.clone())
     }
@@ -198,7 +205,8 @@ mod tests {
     }
 
     fn record_of(owner: Owner, bytes: usize) -> Record {
-        Record::new(owner, Value::Null, vec![ChatMessage::new(Role::User, "x".repeat(bytes))], Vec::new())
+        let text = "x".repeat(bytes);
+        Record::new(owner, Value::Null, vec![ChatMessage::new(Role::User, text.clone())], vec![text.into()])
     }
 
     #[test]
@@ -226,6 +234,25 @@ mod tests {
         assert!(store.remove(&None, "d"));
         let kept = store.kept();
         assert_eq!((kept.bytes, kept.order.len()), (0, 0));
+    }
+
+    #[test]
+    fn whatever_a_response_holds_counts() {
+        let store = Store::default();
+        // Neither is the text of a turn: what the response repeats of its request, and many items of next to nothing.
+        let repeated = || Record::new(None, "x".repeat(MAX_BYTES / 5 * 2).into(), Vec::new(), Vec::new());
+        let nulls = vec![Value::Null; MAX_BYTES / 5 * 2 / size_of::<Value>()];
+        let items = || Record::new(None, Value::Null, Vec::new(), nulls.clone());
+        for (name, record) in [("a", repeated()), ("b", items()), ("c", repeated()), ("d", items())] {
+            store.kept().insert(name, record);
+        }
+        let has = |id: &str| store.response(&None, id).is_some();
+        assert!(!has("a") && !has("b") && has("c") && has("d"));
+        assert!(store.kept().bytes <= MAX_BYTES);
+        for id in ["c", "d"] {
+            store.remove(&None, id);
+        }
+        assert_eq!(store.kept().bytes, 0);
     }
 
     #[test]

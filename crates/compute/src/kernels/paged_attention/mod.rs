@@ -34,7 +34,7 @@ use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor};
 use super::{
     cpu_tensor::{Rows, with_contiguous_rows},
     simd::{LANES, Level},
-    store_kv::KvLayer,
+    store_kv::{KvCacheConfig, KvLayer},
 };
 use crate::{
     error::{Error, Result},
@@ -67,7 +67,7 @@ impl Scoring {
     }
 }
 
-/// Which blocks each row of a step attends to; one for all layers of a step.
+/// Which blocks each row of a step attends to; one for all layers that share a block table.
 #[derive(Clone, Debug, Default)]
 pub struct AttentionMetadata {
     /// Tokens a block.
@@ -76,15 +76,16 @@ pub struct AttentionMetadata {
     pub cu_seqlens: Vec<u32>,
     /// Tokens before each row's first query: `[rows]`.
     pub context_lens: Vec<u32>,
-    /// The rows' block tables, one after another.
+    /// The rows' block tables, one after another. Blocks that lie wholly before a row's window need not exist.
     pub block_tables: Vec<BlockId>,
     /// Where each row's block table begins in `block_tables`, and the end: `[rows + 1]`.
     pub cu_blocks: Vec<u32>,
 }
 
 impl AttentionMetadata {
-    /// The rows, checked against each other and the cache.
-    fn rows(&self, queries: usize, block_size: usize, num_blocks: usize) -> Result<Vec<Row<'_>>> {
+    /// The rows, checked against each other and the cache, as far as queries with this window see it.
+    fn rows(&self, queries: usize, config: &KvCacheConfig, window: usize) -> Result<Vec<Row<'_>>> {
+        let &KvCacheConfig { block_size, num_blocks, .. } = config;
         let wrong = |what: String| Error::internal(format!("paged_attention: {what}"));
         if self.block_size != block_size {
             return Err(wrong(format!("blocks of {}, the cache has {block_size}", self.block_size)));
@@ -108,7 +109,9 @@ impl AttentionMetadata {
                 if blocks.len() < needed {
                     return Err(wrong(format!("row {row} has {} blocks, needs {needed}", blocks.len())));
                 }
-                if let Some(block) = blocks[..needed].iter().find(|block| block.index() >= num_blocks) {
+                let first_seen = (context_len + 1).saturating_sub(window) / block_size;
+                let seen = blocks.get(first_seen..needed).unwrap_or_default();
+                if let Some(block) = seen.iter().find(|block| block.index() >= num_blocks) {
                     return Err(wrong(format!("row {row} has block {block}, the cache ends at {num_blocks}")));
                 }
                 Ok(Row { queries, context_len, blocks })
@@ -123,7 +126,7 @@ struct Row<'a> {
     queries: std::ops::Range<usize>,
     /// The position of the first.
     context_len: usize,
-    /// Where the keys at position `p` are: `blocks[p / block_size]`.
+    /// Where the keys at position `p` are: `blocks[p / block_size]`. Those that no query sees may be of no cache.
     blocks: &'a [BlockId],
 }
 
@@ -158,7 +161,7 @@ fn paged_attention_at(
     if let Some(sinks) = scoring.sinks.as_ref().filter(|sinks| sinks.len() != heads) {
         return Err(Error::internal(format!("paged_attention: {} sinks for {heads} heads", sinks.len())));
     }
-    let rows = meta.rows(n, config.block_size, config.num_blocks)?;
+    let rows = meta.rows(n, &config, scoring.window)?;
     if !matches!(q.device(), Device::Cpu) {
         return portable::paged_attention(q, cache, &rows, scoring);
     }

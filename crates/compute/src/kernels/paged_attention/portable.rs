@@ -23,8 +23,11 @@ fn attend(q: &Tensor, cache: &KvLayer, row: &Row<'_>, scoring: &Scoring) -> Resu
     let config = cache.config();
     let (n, heads, head_dim) = q.dims3()?;
     let group = heads / config.kv_heads;
-    let len = row.context_len + n;
-    let blocks = &row.blocks[..len.div_ceil(config.block_size)];
+    // Blocks before the first query's window may be gone.
+    let first_block = (row.context_len + 1).saturating_sub(window) / config.block_size;
+    let first = first_block * config.block_size;
+    let len = row.context_len + n - first;
+    let blocks = &row.blocks[first_block..][..len.div_ceil(config.block_size)];
     let slots = blocks.len() * config.block_size;
     let ids = Tensor::from_slice(bytemuck::cast_slice::<BlockId, u32>(blocks), blocks.len(), q.device())?;
     // [kv_heads, head_dim, len] and [kv_heads, len, head_dim]: slots that were not written are cut off.
@@ -39,7 +42,7 @@ fn attend(q: &Tensor, cache: &KvLayer, row: &Row<'_>, scoring: &Scoring) -> Resu
         scores = ((scores / cap)?.tanh()? * cap)?;
     }
     let hidden = (0..n).flat_map(|query| {
-        let position = row.context_len + query;
+        let position = row.context_len + query - first;
         (0..len).map(
             move |key| if key > position || key.saturating_add(window) <= position { f32::NEG_INFINITY } else { 0.0 },
         )

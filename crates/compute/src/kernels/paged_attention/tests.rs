@@ -88,7 +88,7 @@ impl Sequences {
     fn portable(&self, rows: &[(usize, std::ops::Range<usize>)]) -> Tensor {
         let (q, meta) = self.step(rows);
         let config = self.cache.config();
-        let rows = meta.rows(q.dims()[0], config.block_size, config.num_blocks).unwrap();
+        let rows = meta.rows(q.dims()[0], config, self.scoring.window).unwrap();
         portable::paged_attention(&q, &self.cache, &rows, &self.scoring).unwrap()
     }
 
@@ -190,6 +190,32 @@ fn instruction_sets_threads_and_block_sizes_give_the_same_bits() {
             }
             other.all.clone_from(&sequences.all);
             assert_eq!(bits(&other.attend(&rows)), want, "blocks of {block_size}");
+        }
+    }
+}
+
+#[test]
+fn blocks_before_the_window_need_not_exist_and_those_in_it_must() {
+    for (index, shape) in SHAPES.iter().enumerate() {
+        let window = [1, 7, 40, 70][index % 4];
+        let mut sequences = Sequences::new(&mut rng(10), shape, &[200], window);
+        // Some whole, some chunks, and the single queries that decoding has.
+        for range in [0..200, 150..200, 137..171, 199..200, 96..97] {
+            let want = sequences.attend(&[(0, range.clone())]);
+            let portable = sequences.portable(&[(0, range.clone())]);
+            let first_seen = (range.start + 1).saturating_sub(window) / shape.block_size;
+            let table = sequences.tables[0].clone();
+            sequences.tables[0][..first_seen].fill(BlockId::NULL);
+            for level in Level::available() {
+                let got = sequences.attend_at(level, &[(0, range.clone())]);
+                assert_eq!(bits(&got), bits(&want), "{level:?}, {range:?}, window {window}");
+            }
+            assert_eq!(bits(&sequences.portable(&[(0, range.clone())])), bits(&portable), "{range:?}");
+            sequences.tables[0][first_seen] = BlockId::NULL;
+            let (q, meta) = sequences.step(&[(0, range.clone())]);
+            let error = paged_attention(&q, &sequences.cache, &meta, &sequences.scoring).unwrap_err();
+            assert!(error.message.contains("the cache ends at"), "{range:?}: {error}");
+            sequences.tables[0] = table;
         }
     }
 }

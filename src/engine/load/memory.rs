@@ -1,0 +1,54 @@
+//! A model's memory, and how it goes back to the operating system once nobody runs the model any more.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use crate::{
+    arch::Model,
+    error::{Error, Result},
+};
+
+/// How often is looked whether the last of a model has gone.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// A model's memory, held by whoever runs it and not by this.
+#[derive(Clone)]
+pub struct ModelMemory(Weak<dyn Model>);
+
+impl ModelMemory {
+    /// Of a model.
+    #[must_use]
+    pub fn of(model: &Arc<dyn Model>) -> Self {
+        Self(Arc::downgrade(model))
+    }
+
+    /// Waits until nobody holds it any more, and gives it back.
+    ///
+    /// # Errors
+    /// `Internal` where that panicked.
+    pub async fn given_back(self) -> Result<()> {
+        // The engine's thread is the last to let go, and it tells nobody.
+        while self.0.strong_count() > 0 {
+            tokio::time::sleep(LOOK).await;
+        }
+        drop(self);
+        let given = tokio::task::spawn_blocking(give_back_freed_memory).await;
+        given.map_err(|error| Error::internal(format!("giving memory back panicked: {error}")))
+    }
+}
+
+/// Has the allocator give back what was freed, although it was told to keep it for the next step's tensors
+/// ([`keep_freed_memory`](crate::kernels::machine::keep_freed_memory)): nobody needs a model's again. It looks at all that
+/// was freed, and who allocates meanwhile waits for a part of it, so it is not for an engine's thread.
+fn give_back_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> i32;
+        }
+        // SAFETY: glibc's own function, safe to call on any thread at any time (malloc_trim(3), ATTRIBUTES).
+        let _given = unsafe { malloc_trim(0) };
+    }
+}

@@ -1,0 +1,384 @@
+//! The models of one server: which there are, which one a request means, and how they come and go while it runs.
+//!
+//! Each is an engine of its own, with its thread, its queue and its KV cache. A face asks for the one that a request
+//! names ([`Models::backend`]) and works with that one alone. A model that leaves loses its name first and its memory last:
+//! what it was lent to ends as it was promised.
+
+mod coming;
+mod going;
+mod table;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{
+    StreamExt,
+    future::join_all,
+    stream::{BoxStream, select_all},
+};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::sleep,
+};
+use tokio_stream::wrappers::WatchStream;
+
+use self::table::{Entry, Place, Table};
+pub(crate) use self::{
+    coming::{LoadAsked, LoadStatus},
+    going::Unloading,
+    table::{About, Listed, ModelState},
+};
+use super::{
+    access::{Access, Admission, Caller},
+    backend::Backend,
+    bodies::Bodies,
+    closing::{Closer, Closing},
+    turns::{InLine, Turns},
+};
+use crate::{
+    config::{MachineFacts, StreamArgs},
+    engine::{
+        Health, Which,
+        load::{ModelSource, Started},
+    },
+    error::{Code, Error, Result},
+    telemetry::{Telemetry, spans::Spans},
+};
+
+/// Requests that wait at once for a model that was idle to be loaded again.
+const WAKING_AT_ONCE: usize = 64;
+/// When to come back for a model that is being loaded.
+const LOADING_RETRY: Duration = Duration::from_secs(2);
+
+/// Which models there are beside the first, and which may come.
+pub struct ModelOptions {
+    /// Those that are there from the start, after the first.
+    pub others: Vec<Started>,
+    /// Models in memory at once, those included that are on their way in or out.
+    pub max_models: usize,
+    /// How long nobody uses a model before it is unloaded until somebody does; for ever where there is none.
+    pub idle_timeout: Option<Duration>,
+    /// What models are loaded with unless a call says otherwise; none where no call may load any.
+    pub settings: Option<ModelSource>,
+    /// What memory there is.
+    pub machine: fn() -> MachineFacts,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        let (others, idle_timeout, settings) = (Vec::new(), None, None);
+        Self { others, max_models: 1, idle_timeout, settings, machine: MachineFacts::here }
+    }
+}
+
+impl std::fmt::Debug for ModelOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { others, max_models, idle_timeout, .. } = self;
+        let names: Vec<_> = others.iter().map(|started| &started.engine.info().name).collect();
+        f.debug_struct("ModelOptions")
+            .field("others", &names)
+            .field("max_models", max_models)
+            .field("idle_timeout", idle_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// All models of a server. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Models {
+    shared: Arc<Shared>,
+}
+
+/// What is known of them, and what they share.
+struct Shared {
+    table: Mutex<Table>,
+    /// Goes up with every change that [`Models::list`] shows.
+    changes: watch::Sender<u64>,
+    closing: Closing,
+    streams: StreamArgs,
+    /// Room for what clients send.
+    bodies: Bodies,
+    turns: Turns,
+    /// One permit a request that waits for a model to come back.
+    waking: Semaphore,
+    access: Access,
+    spans: Option<Spans>,
+    idle_timeout: Option<Duration>,
+    settings: Option<ModelSource>,
+    machine: fn() -> MachineFacts,
+}
+
+impl Models {
+    /// Over these engines. Needs a tokio runtime.
+    pub(super) fn new(
+        first: Started,
+        options: ModelOptions,
+        (closing, access): (Closing, Access),
+        streams: StreamArgs,
+    ) -> Self {
+        let ModelOptions { others, max_models, idle_timeout, settings, machine } = options;
+        let shared = Arc::new(Shared {
+            table: Mutex::new(Table::new(max_models)),
+            changes: watch::Sender::new(0),
+            closing,
+            streams,
+            bodies: Bodies::default(),
+            turns: Turns::default(),
+            waking: Semaphore::new(WAKING_AT_ONCE),
+            access,
+            spans: first.engine.telemetry().spans().cloned(),
+            idle_timeout,
+            settings,
+            machine,
+        });
+        for started in std::iter::once(first).chain(others) {
+            let name = started.engine.info().name.clone();
+            shared.enter(&name, started);
+        }
+        tokio::spawn(keep_shares(Arc::downgrade(&shared), shared.access.changes()));
+        if let Some(timeout) = shared.idle_timeout {
+            tokio::spawn(going::watch_idle(Arc::downgrade(&shared), timeout));
+        }
+        Self { shared }
+    }
+
+    /// The model that a request names, or an adapter's; without a name, the first there is. One that is idle is loaded
+    /// first. What goes wrong is counted as a refusal.
+    ///
+    /// # Errors
+    /// `NotFound` where the server knows none of that name, `FailedPrecondition` where it is not loaded, `Unavailable` with a
+    /// hint when to come back while it is being loaded; why an idle one could not be loaded again.
+    pub(crate) async fn backend(&self, model: Option<&str>) -> Result<Backend> {
+        self.find(model).await.map_err(|error| self.refused(error))
+    }
+
+    async fn find(&self, model: Option<&str>) -> Result<Backend> {
+        loop {
+            let mut coming = match self.shared.look_up(model)? {
+                Place::Ready(backend) => return Ok(*backend),
+                Place::Coming(coming) => coming,
+            };
+            let _place = self.shared.waking.try_acquire().map_err(|_| {
+                Error::new(Code::Unavailable, "too many requests wait for an idle model: try again later")
+                    .retry_after(LOADING_RETRY)
+            })?;
+            coming::outcome(&mut coming).await?;
+        }
+    }
+
+    /// Whether requests may name it: a model that is ready or idle, or an adapter of one.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        self.shared.table().position(Some(name)).is_ok()
+    }
+
+    /// `NotFound`, which names those that are served.
+    pub(crate) fn unknown(&self, name: &str) -> Error {
+        self.shared.table().unknown(name)
+    }
+
+    /// The same error, counted as a refusal by the model that requests get which name none.
+    pub(crate) fn refused(&self, error: Error) -> Error {
+        if let Some(telemetry) = self.telemetries().first() {
+            telemetry.record_refused(error.code);
+        }
+        error
+    }
+
+    /// Counts a call that generates nothing against its tenant's quotas.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` that names the quota.
+    pub(crate) fn admit_call(&self, caller: &Caller) -> Result<Admission> {
+        caller.admit_call().map_err(|error| self.refused(error))
+    }
+
+    /// Has a call that works on text stand in line, whichever model it is of.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` where too many of the caller's do.
+    pub(crate) fn line_up(&self, caller: &Caller) -> Result<InLine> {
+        self.shared.turns.line_up(caller).map_err(|error| self.refused(error))
+    }
+
+    /// Room for what clients send.
+    pub(crate) fn bodies(&self) -> &Bodies {
+        &self.shared.bodies
+    }
+
+    /// All models that are known, each followed by its adapters.
+    pub(crate) fn list(&self) -> Vec<Listed> {
+        self.shared.table().list()
+    }
+
+    /// Those that take requests.
+    pub(crate) fn ready(&self) -> Vec<Backend> {
+        self.shared.table().ready().map(|served| served.backend.clone()).collect()
+    }
+
+    /// Goes up with every change of the list.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    /// How the server goes down.
+    pub(crate) fn closing(&self) -> Closing {
+        self.shared.closing.clone()
+    }
+
+    /// Bounds of streams that outlive their connection, and of sessions.
+    pub(crate) fn streams(&self) -> StreamArgs {
+        self.shared.streams
+    }
+
+    /// The metrics of all models that are known, that of the default first where it has any.
+    pub(crate) fn telemetries(&self) -> Vec<Arc<Telemetry>> {
+        self.shared.table().telemetries()
+    }
+
+    /// Whether requests are traced.
+    pub(crate) fn are_traced(&self) -> bool {
+        self.shared.spans.is_some()
+    }
+
+    /// Whether any model takes requests, or would if asked; of the first that does not why.
+    pub(crate) fn health(&self) -> Health {
+        self.shared.table().health()
+    }
+
+    /// The same of one model; none where the server does not know it.
+    pub(crate) fn health_of(&self, name: &str) -> Option<Health> {
+        self.shared.table().health_of(name)
+    }
+
+    /// Something now, and whenever the health of a model may have changed.
+    pub(crate) fn health_changes(&self) -> BoxStream<'static, ()> {
+        let engines =
+            self.ready().into_iter().map(|backend| WatchStream::new(backend.engine.health()).map(drop).boxed());
+        let changes = WatchStream::new(self.changes()).map(drop).boxed();
+        select_all(engines.chain([changes])).boxed()
+    }
+
+    /// Turns health, so that who watches it sends nothing new; what comes is still taken.
+    pub(crate) fn announce_drain(&self) {
+        let mut table = self.shared.table();
+        table.is_draining = true;
+        table.ready().for_each(|served| served.backend.engine.announce_drain());
+        drop(table);
+        self.shared.changed();
+    }
+
+    /// From now on new requests are refused; those under way go on.
+    pub(crate) fn begin_drain(&self) {
+        self.announce_drain();
+        self.shared.table().ready().for_each(|served| served.backend.engine.begin_drain());
+    }
+
+    /// Returns when no model has requests.
+    pub(crate) async fn drained(&self) {
+        let engines = self.shared.table().engines();
+        join_all(engines.iter().map(|engine| engine.drained())).await;
+    }
+
+    /// Ends requests, whichever model has them; says how many those were.
+    pub(crate) fn abort(&self, which: Which<'_>) -> usize {
+        self.shared.table().engines().iter().map(|engine| engine.abort(which)).sum()
+    }
+
+    /// Requests that the models have.
+    pub(crate) fn num_live(&self) -> usize {
+        self.shared.table().engines().iter().map(table::num_live).sum()
+    }
+
+    /// Begins to load a model. It goes on whoever listens.
+    ///
+    /// # Errors
+    /// `InvalidArgument` by the field that is wrong, `NotFound` for a name without a path that nobody knows,
+    /// `ResourceExhausted` where `--max-models` are in memory or another is being loaded, `FailedPrecondition` where no
+    /// call may load any, `Unavailable` while the server drains. What is wrong with the model itself comes as its status.
+    pub(crate) fn load(&self, asked: LoadAsked) -> Result<(String, watch::Receiver<LoadStatus>)> {
+        self.shared.load(asked)
+    }
+
+    /// Takes a model's name away, and its memory once its streams have ended; after `cut_after` they are cut off. None
+    /// where it has no memory.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none of that name, `FailedPrecondition` while it is being loaded, `InvalidArgument` for an
+    /// adapter.
+    pub(crate) fn unload(&self, name: &str, cut_after: Option<Duration>) -> Result<Option<Unloading>> {
+        self.shared.unload(name, cut_after)
+    }
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Every change of it is whole before anything could panic.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells who watches.
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Where a request that names `model` goes. An idle one begins to be loaded.
+    fn look_up(self: &Arc<Self>, model: Option<&str>) -> Result<Place> {
+        let mut table = self.table();
+        let at = table.position(model)?;
+        if let Some(served) = table.entries.get(at).and_then(Entry::served) {
+            return Ok(Place::Ready(Box::new(served.lend())));
+        }
+        match &table.loading {
+            // This one, or one whose end it has to wait for.
+            Some(loading) => Ok(Place::Coming(loading.status.clone())),
+            None => self.wake(&mut table, at).map(Place::Coming),
+        }
+    }
+
+    /// Makes an engine a model of this server, by that name; whatever had the name before leaves.
+    fn enter(self: &Arc<Self>, name: &str, started: Started) {
+        let Started { engine, source, memory } = started;
+        engine.shares().set(self.access.weights());
+        if let Some(spans) = self.spans.as_ref().filter(|_| engine.telemetry().spans().is_none()) {
+            engine.telemetry().trace_to(spans.clone());
+        }
+        // Whoever asks for the health of all hears of its changes.
+        let (weak, mut health) = (Arc::downgrade(self), engine.health());
+        tokio::spawn(async move {
+            while health.changed().await.is_ok() {
+                let Some(shared) = weak.upgrade() else { return };
+                shared.changed();
+            }
+        });
+        let closer = Closer::new();
+        let closing = self.closing.of_model(&closer);
+        let backend = Backend::new(engine, closing, self.streams, self.turns.clone());
+        let served = Arc::new(table::Served::new(backend, closer, memory));
+        let mut table = self.table();
+        if table.is_draining {
+            served.backend.engine.begin_drain();
+        }
+        if let Some(old) = table.enter(name, source, served) {
+            self.leave(&mut table, name, old, None);
+        }
+        drop(table);
+        self.changed();
+    }
+}
+
+/// Tells all engines the tenants' shares whenever those change.
+async fn keep_shares(shared: std::sync::Weak<Shared>, mut changes: watch::Receiver<u64>) {
+    while changes.changed().await.is_ok() {
+        let Some(shared) = shared.upgrade() else { return };
+        let engines = shared.table().engines();
+        engines.iter().for_each(|engine| engine.shares().set(shared.access.weights()));
+    }
+}
+
+/// For the tasks that look at the models again and again: pauses, and goes on as long as the server does.
+async fn upgraded_after(shared: &std::sync::Weak<Shared>, pause: Duration) -> Option<Arc<Shared>> {
+    sleep(pause).await;
+    shared.upgrade()
+}
