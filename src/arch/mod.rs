@@ -43,6 +43,7 @@ pub mod gpt_neox;
 pub mod gpt_oss;
 pub mod granite;
 pub mod llama;
+pub mod long_tail;
 pub mod mistral;
 pub mod mixtral;
 pub mod moe_config;
@@ -56,6 +57,7 @@ pub mod qwen2;
 pub mod qwen3;
 pub mod qwen3_moe;
 pub mod rope_config;
+pub mod served;
 pub mod shapes;
 pub mod smollm3;
 pub mod stablelm;
@@ -354,6 +356,8 @@ fn find(path: &Path, architecture: &str) -> Result<&'static Architecture> {
     ARCHITECTURES.iter().find(|row| row.name == architecture).ok_or_else(|| {
         let known = ARCHITECTURES.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
         let given: String = architecture.chars().take(80).collect();
-        Error::bad_file(path, "architectures", format!("is {given:?}; supported are {known}"))
+        let tail = long_tail::FAMILIES.iter().map(|family| family.architecture).collect::<Vec<_>>().join(", ");
+        let why = format!("is {given:?}; supported are {known}, and served through candle-transformers {tail}");
+        Error::bad_file(path, "architectures", why)
     })
 }

@@ -4,8 +4,10 @@ use tonic::{Request, Response, Status};
 
 use super::{Backend, status::status};
 use crate::{
-    engine::Engine,
-    proto::candlewick::v1::{GetRequest, GetResponse, ListRequest, ListResponse, Model, models_server::Models},
+    engine::{self, Engine},
+    proto::candlewick::v1::{
+        GetRequest, GetResponse, ListRequest, ListResponse, Model, ModelImpl, models_server::Models,
+    },
     server::backend::check_model,
 };
 
@@ -33,6 +35,11 @@ fn model(engine: &Engine, name: &str) -> Model {
         num_parameters: info.num_parameters,
         dtype: info.dtype.clone(),
         eos_token_ids: info.eos_token_ids.iter().map(|id| id.0).collect(),
+        model_impl: match info.model_impl {
+            engine::ModelImpl::Candlewick => ModelImpl::Candlewick,
+            engine::ModelImpl::CandleTransformers => ModelImpl::CandleTransformers,
+        }
+        .into(),
     }
 }
 

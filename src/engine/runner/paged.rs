@@ -1,0 +1,112 @@
+//! Models of ours: all rows of a step together, over blocks.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+
+use super::forward::{Forward, Step};
+use crate::{
+    arch::Model,
+    engine::executor::StepPlan,
+    error::{Error, Result},
+    kernels::{paged_attention::AttentionMetadata, spare},
+    layers::context::{KvCache, LinearObserver, StepContext},
+};
+
+/// A model and its KV cache.
+pub(super) struct Paged {
+    model: Arc<dyn Model>,
+    kv: KvCache,
+    /// Reused from step to step.
+    attention: AttentionMetadata,
+    observer: Option<Arc<dyn LinearObserver>>,
+    /// What came out of the last block, while a step is looked at.
+    hidden: Option<Tensor>,
+}
+
+impl Paged {
+    /// A model with a cache of its own.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for impossible sizes.
+    pub(super) fn new(model: Arc<dyn Model>, num_blocks: usize, block_size: usize) -> Result<Self> {
+        let kv = model.new_kv_cache(num_blocks, block_size)?;
+        Ok(Self { model, kv, attention: AttentionMetadata::default(), observer: None, hidden: None })
+    }
+
+    fn context<'a>(&'a self, step: &'a Step<'_>) -> StepContext<'a> {
+        StepContext {
+            adapters: step.adapters.as_ref(),
+            positions: &step.plan.positions,
+            slot_mapping: &step.plan.slot_mapping,
+            attention: &self.attention,
+            kv: &self.kv,
+            observer: self.observer.as_deref(),
+        }
+    }
+
+    fn hidden(&self) -> Result<&Tensor> {
+        self.hidden.as_ref().ok_or_else(|| Error::internal("no step was computed"))
+    }
+}
+
+impl Forward for Paged {
+    fn vocab_size(&self) -> usize {
+        self.model.config().vocab_size
+    }
+
+    fn device(&self) -> &Device {
+        self.model.adaptable().1
+    }
+
+    fn observe(&mut self, observer: Arc<dyn LinearObserver>) {
+        self.observer = Some(observer);
+    }
+
+    fn begin(&mut self, plan: &StepPlan) -> Result<()> {
+        let copies = plan.block_copies.iter().map(|copy| (copy.source, copy.destination)).collect::<Vec<_>>();
+        self.kv.copy_blocks(&copies)
+    }
+
+    fn compute(&mut self, step: &Step<'_>) -> Result<()> {
+        pack(&mut self.attention, step.plan, self.kv.shape().block_size);
+        let hidden = self.model.hidden(&step.plan.token_ids, &self.context(step))?;
+        self.hidden = Some(hidden);
+        Ok(())
+    }
+
+    fn logits(&self, step: &Step<'_>, rows: &[u32]) -> Result<Vec<f32>> {
+        floats(&self.model.logits(self.hidden()?, rows, &self.context(step))?)
+    }
+
+    fn states(&self, rows: &[u32]) -> Result<Vec<f32>> {
+        floats(&self.model.states(self.hidden()?, rows)?)
+    }
+
+    fn end(&mut self) {
+        if let Some(hidden) = self.hidden.take() {
+            spare::give_back(hidden);
+        }
+    }
+}
+
+/// The numbers of a tensor that nobody else reads, taken out of it where it is on the CPU: a vocabulary of logits a row is
+/// too much to copy.
+fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(spare::take(&tensor.to_device(&Device::Cpu)?.contiguous()?)?)
+}
+
+/// Fills the metadata of attention from a plan's rows.
+fn pack(attention: &mut AttentionMetadata, plan: &StepPlan, block_size: usize) {
+    let AttentionMetadata { block_size: size, cu_seqlens, context_lens, block_tables, cu_blocks } = attention;
+    *size = block_size;
+    for ends in [&mut *cu_seqlens, &mut *cu_blocks] {
+        ends.clear();
+        ends.push(0);
+    }
+    cu_seqlens.extend(plan.rows.iter().map(|row| row.query.end as u32));
+    cu_blocks.extend(plan.rows.iter().map(|row| row.blocks.end as u32));
+    context_lens.clear();
+    context_lens.extend(plan.rows.iter().map(|row| row.context_len));
+    block_tables.clone_from(&plan.block_tables);
+}
