@@ -194,11 +194,11 @@ impl Executor for Watched {
     }
 }
 
-/// Eight blocks of sixteen tokens for four sequences, whose prompts and answers take more.
+/// Six blocks of sixteen tokens for four sequences, whose prompts and answers take more.
 fn config() -> EngineConfig {
     EngineConfig {
         block_size: 16,
-        num_blocks: 8,
+        num_blocks: 6,
         max_num_batched_tokens: 21,
         max_num_seqs: 4,
         max_model_len: 160,
@@ -219,7 +219,7 @@ async fn start(name: &str) -> Server {
     let ServedModel::Copied(model) = loaded.model else { panic!("{name} is a model of ours") };
     let (the_gate, the_copies) = (gate.clone(), copies.clone());
     let factory: ExecutorFactory = Arc::new(move || {
-        let config = RunnerConfig { num_blocks: 8, block_size: 16, num_threads: 2, eos_token_ids: Vec::new() };
+        let config = RunnerConfig { num_blocks: 6, block_size: 16, num_threads: 2, eos_token_ids: Vec::new() };
         let runner = Runner::with_copies(model.clone(), &config)?;
         Ok(Box::new(Watched { runner, gate: the_gate.clone(), copies: the_copies.clone() }))
     });
@@ -250,7 +250,7 @@ async fn a_crowd_on_a_cache_too_small_for_it_gets_the_references_tokens() {
     for name in KINDS {
         let Server { engine, gate, copies } = start(name).await;
         let prompts = prompts(name);
-        let streams = (0..3 * prompts.len()).map(|k| {
+        let streams = (0..5 * prompts.len()).map(|k| {
             let params = SamplingParams { n: 1 + (k % 3) as u32 % 2, ..greedy(16) };
             tokio::spawn(read(engine.clone(), prompts[k % prompts.len()].ids.clone(), params))
         });
@@ -265,7 +265,8 @@ async fn a_crowd_on_a_cache_too_small_for_it_gets_the_references_tokens() {
         let totals = engine.telemetry().totals();
         assert!(totals.preemptions > 0, "{name}: nobody was preempted, so this shows nothing of it");
         assert_eq!((totals.prefix_cache_hit_tokens, totals.block_copies), (0, 0), "{name}");
-        assert_eq!(copies[1].load(Ordering::Relaxed), 4, "{name}: as many copies as rows, and no more");
+        let most = copies[1].load(Ordering::Relaxed);
+        assert!((2..=4).contains(&most), "{name}: {most} copies for four rows");
         crate::engine::until("every copy is gone", || copies[0].load(Ordering::Relaxed) == 0).await;
     }
 }
@@ -274,7 +275,7 @@ async fn a_crowd_on_a_cache_too_small_for_it_gets_the_references_tokens() {
 async fn a_reader_that_goes_away_takes_its_copy_along() {
     let Server { engine, gate, copies } = start("mamba").await;
     gate.open();
-    let request = Request { params: greedy(150), ..Request::new(Prompt::Tokens(tokens(&[5, 6, 7]))) };
+    let request = Request { params: greedy(90), ..Request::new(Prompt::Tokens(tokens(&[5, 6, 7]))) };
     let mut stream = engine.generate(request).await.unwrap();
     while !matches!(stream.next().await.unwrap().unwrap(), Event::Delta(_)) {}
     // The reader takes nothing more, so its sequence is there until it goes.
