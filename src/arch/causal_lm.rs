@@ -30,6 +30,7 @@ pub struct CausalLm {
     info: ModelInfo,
     /// Of each layer, as far as its keys and values are concerned.
     kv_windows: Vec<Option<usize>>,
+    prefixes_are_shared: bool,
     device: Device,
     outline: Outline,
     embedding: Embedding,
@@ -96,6 +97,7 @@ impl CausalLm {
             config: config.clone(),
             info,
             kv_windows,
+            prefixes_are_shared: architecture.prefixes_are_shared,
             device: device.clone(),
             outline,
             embedding,
@@ -142,6 +144,10 @@ impl Model for CausalLm {
 
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    fn prefixes_are_shared(&self) -> bool {
+        self.prefixes_are_shared
     }
 
     fn adaptable(&self) -> (&[AdaptableLinear], &Device) {

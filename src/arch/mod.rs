@@ -43,6 +43,7 @@ pub mod gpt_neox;
 pub mod gpt_oss;
 pub mod granite;
 pub mod llama;
+pub mod long_tail;
 pub mod mistral;
 pub mod mixtral;
 pub mod moe_config;
@@ -56,6 +57,7 @@ pub mod qwen2;
 pub mod qwen3;
 pub mod qwen3_moe;
 pub mod rope_config;
+pub mod served;
 pub mod shapes;
 pub mod smollm3;
 pub mod stablelm;
@@ -70,6 +72,8 @@ pub struct Architecture {
     pub gguf: Option<&'static str>,
     /// Whether the head is the embedding where config.json does not say.
     tied: bool,
+    /// As [`Model::prefixes_are_shared`].
+    prefixes_are_shared: bool,
     /// Which numbers of a head rotary positions pair.
     rope_style: RopeStyle,
     /// The share of a head that is turned where config.json does not say.
@@ -87,6 +91,7 @@ const USUAL: Architecture = Architecture {
     name: "",
     gguf: None,
     tied: false,
+    prefixes_are_shared: true,
     rope_style: RopeStyle::Halves,
     partial_rotary_factor: 1.0,
     sliding: Sliding::Never,
@@ -267,6 +272,12 @@ pub trait Model: Send + Sync {
     /// What came of loading it.
     fn info(&self) -> &ModelInfo;
 
+    /// Whether all that it keeps of a sequence stands in blocks. Where it does not, a sequence is computed from its first
+    /// token and goes on from nothing but what its own last row left.
+    fn prefixes_are_shared(&self) -> bool {
+        true
+    }
+
     /// The Linears that adapters may stand beside, and where they are.
     fn adaptable(&self) -> (&[AdaptableLinear], &Device);
 
@@ -407,6 +418,8 @@ fn find(path: &Path, architecture: &str) -> Result<&'static Architecture> {
     ARCHITECTURES.iter().find(|row| row.name == architecture).ok_or_else(|| {
         let known = ARCHITECTURES.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
         let given: String = architecture.chars().take(80).collect();
-        Error::bad_file(path, "architectures", format!("is {given:?}; supported are {known}"))
+        let tail = long_tail::FAMILIES.iter().map(|family| family.architecture).collect::<Vec<_>>().join(", ");
+        let why = format!("is {given:?}; supported are {known}, and served through candle-transformers {tail}");
+        Error::bad_file(path, "architectures", why)
     })
 }

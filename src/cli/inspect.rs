@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::Stop;
 use crate::{
-    arch::{KeepOptions, config::ModelConfig, keep},
-    config::{Dtype, EngineArgs, KvCacheDtype, MachineFacts, MemoryPlan, Quantization, plan_memory},
+    arch::{KeepOptions, config::ModelConfig, keep, served::ServedConfig},
+    config::{Dtype, EngineArgs, KvCacheDtype, MachineFacts, MemoryPlan, ModelFacts, Quantization, plan_memory},
     error::Result,
     kernels::{linear::format::WeightFormat, linear::stored::StoredFormat, machine::instruction_set},
     layers::keep::Role,
@@ -69,7 +69,7 @@ struct Report {
     format: String,
     files: usize,
     /// Or why it cannot be served.
-    config: Result<ModelConfig>,
+    config: Result<ServedConfig>,
     options: KeepOptions,
     parameters: u64,
     kinds: BTreeMap<String, Kind>,
@@ -96,7 +96,7 @@ pub(super) fn run(args: InspectArgs) -> Result<(), Stop> {
 }
 
 impl Report {
-    fn new(format: String, files: usize, config: Result<ModelConfig>, options: KeepOptions) -> Self {
+    fn new(format: String, files: usize, config: Result<ServedConfig>, options: KeepOptions) -> Self {
         Self {
             format,
             files,
@@ -113,7 +113,7 @@ impl Report {
 
     fn of_gguf(path: &Path, options: KeepOptions) -> Result<Self> {
         let gguf = Arc::new(Gguf::open(path)?);
-        let config = ModelConfig::from_gguf(&gguf);
+        let config = ModelConfig::from_gguf(&gguf).map(|config| ServedConfig::Ours(Box::new(config)));
         let mut report = Self::new(format!("GGUF v{}", gguf.version()), gguf.parts(), config, options);
         match GgufSource::new(Arc::clone(&gguf)) {
             Ok(source) => report.headers = source.headers(),
@@ -137,7 +137,7 @@ impl Report {
     fn of_directory(files: &ModelDirectory, options: KeepOptions) -> Result<Self> {
         let source = SafetensorsSource::open(&files.path)?;
         let text = read_small(&files.config_json, MAX_CONFIG_BYTES)?;
-        let config = ModelConfig::from_hf_json(&files.config_json, &String::from_utf8_lossy(&text));
+        let config = ServedConfig::from_hf_json(&files.config_json, &String::from_utf8_lossy(&text));
         let mut report = Self::new("safetensors".to_owned(), source.files(), config, options);
         report.headers = source.headers();
         for tensor in source.facts() {
@@ -164,8 +164,7 @@ impl Report {
     }
 
     /// What it would take, and whether it would be served here.
-    fn memory(&self, config: &ModelConfig, args: &InspectArgs) -> Value {
-        let facts = self.options.facts(config, &self.headers);
+    fn memory(&self, facts: &ModelFacts, args: &InspectArgs) -> Value {
         let context = args.context.map_or(facts.max_position_embeddings, |context| context as usize);
         let groups = facts.kv_groups;
         let kv_bytes = groups.bytes(facts.kv_bytes_per_token, context);
@@ -178,7 +177,7 @@ impl Report {
             "kv_bytes": kv_bytes,
             "total_bytes": facts.weight_bytes.saturating_add(kv_bytes),
         });
-        match plan_memory(&args.engine, &facts, &MachineFacts::here()) {
+        match plan_memory(&args.engine, facts, &MachineFacts::here()) {
             Err(error) => memory["refused"] = json!(error.message),
             Ok((blocks, plan)) => {
                 let MemoryPlan { kv, activations, room, available, .. } = plan;
@@ -216,12 +215,22 @@ impl Report {
         match &self.config {
             Err(error) => report["not_supported"] = json!(error.message),
             Ok(config) => {
-                report["architecture"] = json!(config.architecture);
+                let common = config.common();
+                report["architecture"] = json!(common.architecture);
+                report["hidden_size"] = json!(common.hidden_size);
+                report["vocab_size"] = json!(common.vocab_size);
+                match config.facts(&self.options, &self.headers) {
+                    Err(error) => report["not_supported"] = json!(error.message),
+                    Ok(facts) => {
+                        report["context_tokens"] = json!(facts.max_position_embeddings);
+                        report["memory"] = self.memory(&facts, args);
+                    }
+                }
+                let ServedConfig::Ours(config) = config else {
+                    report["model_impl"] = json!("candle-transformers");
+                    return report;
+                };
                 report["layers"] = json!(config.num_hidden_layers);
-                report["hidden_size"] = json!(config.hidden_size);
-                report["vocab_size"] = json!(config.vocab_size);
-                report["context_tokens"] = json!(config.max_position_embeddings);
-                report["memory"] = self.memory(config, args);
                 let mut kept: Vec<_> =
                     self.kinds.values().filter_map(|kind| kind.kept).map(|k| k.to_string()).collect();
                 kept.sort();

@@ -32,6 +32,8 @@ pub struct MemoryPlan {
     pub adapters: usize,
     /// The KV cache.
     pub kv: usize,
+    /// What is kept of `--max-num-seqs` sequences beside it.
+    pub states: usize,
     /// What a step of the most tokens takes on its way.
     pub activations: usize,
     /// What is decoded at once while weights are loaded, before there is a cache or a step.
@@ -48,7 +50,8 @@ impl MemoryPlan {
     /// Everything together, at the time when it is most.
     #[must_use]
     pub fn needed(&self) -> usize {
-        let running = self.adapters.saturating_add(self.kv).saturating_add(self.activations);
+        let running = [self.adapters, self.kv, self.states, self.activations];
+        let running = running.into_iter().fold(0, usize::saturating_add);
         self.weights.saturating_add(running.max(self.loading)).saturating_add(self.room)
     }
 
@@ -61,15 +64,19 @@ impl MemoryPlan {
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { weights, adapters, kv, activations, loading, room, available, bound } = *self;
+        let Self { weights, adapters, kv, states, activations, loading, room, available, bound } = *self;
         write!(f, "weights {}", Mib(weights))?;
-        if loading > adapters.saturating_add(kv).saturating_add(activations) {
+        if loading > [adapters, kv, states, activations].into_iter().fold(0, usize::saturating_add) {
             write!(f, " + decoding them {}", Mib(loading))?;
         } else {
             if adapters > 0 {
                 write!(f, " + adapters {}", Mib(adapters))?;
             }
-            write!(f, " + KV cache {} + activations {}", Mib(kv), Mib(activations))?;
+            write!(f, " + KV cache {}", Mib(kv))?;
+            if states > 0 {
+                write!(f, " + states {}", Mib(states))?;
+            }
+            write!(f, " + activations {}", Mib(activations))?;
         }
         write!(f, " + room {} = {}", Mib(room), Mib(self.needed()))?;
         match available {
@@ -108,6 +115,7 @@ pub fn plan_memory(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts
         weights: model.weight_bytes,
         adapters: model.adapter_bytes,
         kv: 0,
+        states: model.state_bytes_per_sequence.saturating_mul(args.max_num_seqs),
         activations: (model.activation_bytes_per_token.saturating_mul(args.max_num_batched_tokens))
             .saturating_add(model.logit_row_bytes.saturating_mul(logit_rows)),
         loading: model.loading_bytes,
@@ -121,8 +129,8 @@ pub fn plan_memory(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts
     let least_tokens = args.max_model_len.unwrap_or_else(|| model.max_position_embeddings.min(LEAST_CONTEXT_TOKENS));
     let least = blocks_of(least_tokens);
     let beside = |room| {
-        let taken = plan.weights.saturating_add(plan.adapters).saturating_add(plan.activations);
-        available.map(|bytes| bytes.saturating_sub(taken).saturating_sub(room))
+        let taken = [plan.weights, plan.adapters, plan.states, plan.activations, room];
+        available.map(|bytes| taken.into_iter().fold(bytes, usize::saturating_sub))
     };
     let (flag, wanted) = match (args.num_gpu_blocks_override, args.kv_cache_memory_bytes) {
         (Some(blocks), _) => ("--num-gpu-blocks-override", blocks),
@@ -167,7 +175,7 @@ fn does_not_fit(plan: &MemoryPlan, tokens: usize) -> Error {
     let why = format!(
         "the model does not fit into memory, even with a KV cache of {tokens} tokens: {plan}. What makes it smaller: \
          --quantization (weights), --max-model-len and --kv-cache-dtype fp8 (KV cache), --max-num-batched-tokens and \
-         --max-num-seqs (activations), --max-loras and --max-lora-rank (adapters)"
+          --max-num-seqs (activations, states), --max-loras and --max-lora-rank (adapters)"
     );
     Error::new(Code::FailedPrecondition, why)
 }

@@ -6,7 +6,7 @@ use super::{EngineArgs, EngineConfig, KvCacheGroups, LoraArgs, MachineFacts, pla
 use crate::error::{Error, Result};
 
 /// What [`resolve`] must know of a model; all of it can be read off its files' headers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelFacts {
     /// Positions the model can tell apart.
     pub max_position_embeddings: usize,
@@ -14,6 +14,10 @@ pub struct ModelFacts {
     pub kv_bytes_per_token: usize,
     /// Which layers share blocks of the KV cache, and which need those of a window only.
     pub kv_groups: KvCacheGroups,
+    /// As [`EngineConfig::prefixes_are_shared`].
+    pub prefixes_are_shared: bool,
+    /// Bytes of what is kept of a sequence beside its blocks, however long it is.
+    pub state_bytes_per_sequence: usize,
     /// Bytes of its weights as they are kept.
     pub weight_bytes: usize,
     /// Most bytes that are decoded at once while they are loaded.
@@ -47,6 +51,24 @@ impl ModelFacts {
     }
 }
 
+impl Default for ModelFacts {
+    fn default() -> Self {
+        Self {
+            max_position_embeddings: 0,
+            kv_bytes_per_token: 0,
+            prefixes_are_shared: true,
+            state_bytes_per_sequence: 0,
+            weight_bytes: 0,
+            loading_bytes: 0,
+            activation_bytes_per_token: 0,
+            logit_row_bytes: 0,
+            kv_groups: KvCacheGroups::ONE,
+            adapter_bytes_per_rank: 0,
+            adapter_bytes: 0,
+        }
+    }
+}
+
 const MAX_MODEL_LEN: &str = "--max-model-len";
 
 /// What is in force for this model on this machine.
@@ -77,7 +99,10 @@ pub fn resolve(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts) ->
         max_model_len,
         max_waiting: args.max_waiting,
         stream_capacity_tokens: args.stream_capacity_tokens,
-        enable_prefix_caching: args.enable_prefix_caching && !args.no_enable_prefix_caching,
+        enable_prefix_caching: args.enable_prefix_caching
+            && !args.no_enable_prefix_caching
+            && model.prefixes_are_shared,
+        prefixes_are_shared: model.prefixes_are_shared,
         enable_kv_cache_events: args.enable_kv_cache_events,
         stall_timeout: args.stall_timeout,
         step_timeout: args.step_timeout,

@@ -22,6 +22,8 @@ const MODEL: ModelFacts = ModelFacts {
     max_position_embeddings: 1000,
     kv_bytes_per_token: 64,
     kv_groups: KvCacheGroups::ONE,
+    prefixes_are_shared: true,
+    state_bytes_per_sequence: 0,
     weight_bytes: 0,
     loading_bytes: 0,
     activation_bytes_per_token: 0,
@@ -109,6 +111,8 @@ fn a_machine_that_does_not_say_gets_a_gibibyte() {
 fn absurd_models_overflow_nothing() {
     let facts = ModelFacts {
         max_position_embeddings: usize::MAX,
+        prefixes_are_shared: true,
+        state_bytes_per_sequence: usize::MAX,
         kv_bytes_per_token: usize::MAX,
         kv_groups: KvCacheGroups::of(&[None, Some(usize::MAX), Some(1)]),
         weight_bytes: usize::MAX,
@@ -126,6 +130,8 @@ fn absurd_models_overflow_nothing() {
 /// 20 MiB of weights, 64 KiB a token of KV, 8 KiB a token and 4 KiB a row of logits in a step.
 const REAL: ModelFacts = ModelFacts {
     max_position_embeddings: 4096,
+    prefixes_are_shared: true,
+    state_bytes_per_sequence: 0,
     kv_bytes_per_token: 64 << 10,
     kv_groups: KvCacheGroups::ONE,
     weight_bytes: 20 << 20,

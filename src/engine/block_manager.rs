@@ -108,6 +108,9 @@ pub struct BlockManager {
     hasher: BlockHasher,
     /// Tables that hold each block.
     ref_counts: Vec<u32>,
+    /// Tables that hold any, and how many may.
+    num_tables: usize,
+    most_tables: usize,
     free: FreeList,
     /// What each block is registered with.
     contents: Vec<Option<Registered>>,
@@ -137,6 +140,8 @@ impl BlockManager {
             enable_prefix_caching,
             hasher,
             ref_counts: vec![0; num_blocks],
+            num_tables: 0,
+            most_tables: usize::MAX,
             free: FreeList::new(num_blocks),
             contents: (0..num_blocks).map(|_| None).collect(),
             tokens: vec![TokenId::default(); cached * block_size],
@@ -155,6 +160,12 @@ impl BlockManager {
     pub fn with_groups(self, groups: KvCacheGroups, step_tokens: usize) -> Self {
         let remembered = if groups.num_full() == 0 { Remembered::of(self.num_blocks()) } else { self.remembered };
         Self { groups, step_tokens, remembered, ..self }
+    }
+
+    /// The same of which at most `most` tables hold blocks at once, as far as [`reserve`](Self::reserve) gives them any.
+    #[must_use]
+    pub fn with_most_tables(self, most: usize) -> Self {
+        Self { most_tables: most, ..self }
     }
 
     /// Tokens a block.
@@ -222,6 +233,7 @@ impl BlockManager {
                 list.blocks.push(block);
             }
         }
+        self.num_tables += usize::from(!table.is_empty());
         next
     }
 
@@ -252,7 +264,7 @@ impl BlockManager {
 
     /// Makes the table cover the positions `write` with blocks that can be written: takes free blocks, and replaces
     /// those that others hold too by copies, to be made before the step (pushed on `copies`). Does all or, if there
-    /// are too few free blocks, nothing and returns false. Groups with a window have what a step can write, and give back
+    /// are too few free blocks or one table too many, nothing and returns false. Groups with a window have what a step can write, and give back
     /// what nobody sees from the beginning of `write` on.
     pub fn reserve(&mut self, table: &mut BlockTable, write: Range<usize>, copies: &mut Vec<BlockCopy>) -> bool {
         self.enter_groups(table);
@@ -268,9 +280,12 @@ impl BlockManager {
             let num_shared = blocks[first.min(blocks.len())..].iter().filter(|&&block| self.is_shared(block)).count();
             num_needed += new[group] + num_shared;
         }
-        if num_needed > self.free.len {
+        let is_first = table.is_empty() && new.iter().any(|&num_new| num_new > 0);
+        let is_one_too_many = is_first && self.num_tables >= self.most_tables && !planted(Fault::TablesUncounted);
+        if num_needed > self.free.len || is_one_too_many {
             return false;
         }
+        self.num_tables += usize::from(is_first);
         for (GroupBlocks { blocks, .. }, num_new) in table.groups.iter_mut().zip(new) {
             for (i, block) in blocks.iter_mut().enumerate().skip(first) {
                 if self.is_shared(*block) {
@@ -345,6 +360,7 @@ impl BlockManager {
             blocks[num_behind..].iter().for_each(|&block| self.hold(block));
             fork.groups.push(GroupBlocks { blocks, num_behind });
         }
+        self.num_tables += usize::from(!fork.is_empty());
         (fork, num_tokens)
     }
 
@@ -359,17 +375,20 @@ impl BlockManager {
             self.release(table);
             return 0;
         }
+        let was_empty = table.is_empty();
         for list in &mut table.groups {
             while list.blocks.len() > num_tokens.div_ceil(self.block_size) {
                 let Some(block) = list.blocks.pop() else { break };
                 self.let_go(block);
             }
         }
+        self.num_tables -= usize::from(!was_empty && table.is_empty());
         num_tokens
     }
 
     /// Gives all blocks back, the last first: what nothing depends on is evicted first.
     pub fn release(&mut self, table: &mut BlockTable) {
+        self.num_tables -= usize::from(!table.is_empty());
         let len = table.groups.iter().map(|list| list.blocks.len()).max().unwrap_or(0);
         for i in (0..len).rev() {
             table.groups.iter().filter_map(|list| list.held(i)).for_each(|block| self.let_go(block));
@@ -516,9 +535,10 @@ impl BlockManager {
     pub(super) fn audit<'a>(&self, tables: impl Iterator<Item = &'a BlockTable>) -> Result<(), String> {
         use std::collections::HashSet;
 
-        let mut holders = vec![0; self.num_blocks()];
+        let (mut holders, mut num_tables) = (vec![0; self.num_blocks()], 0);
         let mut salts: HashMap<BlockId, &Option<Salt>> = HashMap::new();
         for table in tables {
+            num_tables += usize::from(!table.is_empty());
             for &block in table.groups.iter().flat_map(GroupBlocks::all_held) {
                 if block == BlockId::NULL {
                     return Err("a table holds a block that it gave back".into());
@@ -528,6 +548,12 @@ impl BlockManager {
                     return Err(format!("block {block} is shared across tenants"));
                 }
             }
+        }
+        if num_tables != self.num_tables || num_tables > self.most_tables {
+            return Err(format!(
+                "{num_tables} tables hold blocks, {} counted, of {}",
+                self.num_tables, self.most_tables
+            ));
         }
         let free: Vec<_> = self.free.iter().take(self.num_blocks() + 1).collect();
         if free.len() != self.free.len || free.iter().any(|block| self.ref_counts[block.index()] != 0) {

@@ -186,6 +186,8 @@ pub struct ModelInfo {
     pub eos_token_ids: Vec<TokenId>,
     /// The token that begins one, if any.
     pub bos_token_id: Option<TokenId>,
+    /// What computes it.
+    pub model_impl: ModelImpl,
     /// Number of weights.
     pub num_parameters: u64,
     /// Those that every token is multiplied by: all but the embedding and the head.
@@ -202,6 +204,16 @@ pub struct ModelInfo {
     pub adapters: Adapters,
     /// What requests get where they leave a parameter open.
     pub default_params: SamplingParams,
+}
+
+/// What computes a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ModelImpl {
+    /// Code of ours: one batch over a paged KV cache.
+    #[default]
+    Candlewick,
+    /// A module of candle-transformers: sequences one after another, each with a copy of the model, so slower.
+    CandleTransformers,
 }
 
 /// What turns text into tokens and back, as far as the model brings it.

@@ -1,10 +1,16 @@
 //! The real [`Executor`]: packs a [`StepPlan`] into what the model takes, runs it, and samples.
 
 mod constrained;
+mod copies;
+mod forward;
+mod paged;
 mod pools;
 
 use self::{
     constrained::{Constrained, Constraints},
+    copies::Copies,
+    forward::{Forward, Step},
+    paged::Paged,
     pools::Pools,
 };
 use std::{
@@ -13,11 +19,10 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use candle_core::{Device, Tensor};
 use smallvec::{SmallVec, smallvec};
 
 use crate::{
-    arch::Model,
+    arch::{Model, long_tail::LongTail},
     engine::executor::{Executor, ParamsEdit, PlannedRow, Rewind, SequenceOutput, StepOutput, StepPlan},
     error::{Code, Error, Result},
     ids::{SequenceId, TokenId},
@@ -26,7 +31,7 @@ use crate::{
         spare,
     },
     layers::{
-        context::{KvCache, KvGroupStep, LinearObserver, StepContext},
+        context::LinearObserver,
         lora::{Adapter, AdapterRows},
     },
     params::{PromptLogprobs, SampledToken},
@@ -46,13 +51,12 @@ pub struct RunnerConfig {
     pub eos_token_ids: Vec<TokenId>,
 }
 
-/// Runs steps of one model on one KV cache.
+/// Runs steps of one model on one KV cache, or with a copy of the model for each sequence.
 ///
 /// A step is computed when it is submitted; its output waits to be collected. All work, sampling included, happens on
 /// the runner's own thread pool.
 pub struct Runner {
-    model: Arc<dyn Model>,
-    kv: KvCache,
+    model: Box<dyn Forward>,
     pool: Arc<Pool>,
     eos_token_ids: Vec<TokenId>,
     /// Of the sequences that were admitted and not retired.
@@ -63,9 +67,6 @@ pub struct Runner {
     pools: Pools,
     /// Steps submitted and not collected.
     outputs: VecDeque<StepOutput>,
-    /// Reused from step to step.
-    groups: Vec<KvGroupStep>,
-    observer: Option<Arc<dyn LinearObserver>>,
 }
 
 impl Runner {
@@ -74,25 +75,39 @@ impl Runner {
     /// # Errors
     /// `InvalidArgument` for impossible sizes, `Internal` where threads cannot be started.
     pub fn new(model: Arc<dyn Model>, config: &RunnerConfig) -> Result<Self> {
-        let kv = model.new_kv_cache(config.num_blocks, config.block_size)?;
+        Self::over(Box::new(Paged::new(model, config.num_blocks, config.block_size)?), config)
+    }
+
+    /// A runner that gives each sequence a copy of its own of a model of the long tail.
+    ///
+    /// # Errors
+    /// `Internal` where threads cannot be started.
+    pub fn with_copies(model: Arc<LongTail>, config: &RunnerConfig) -> Result<Self> {
+        Self::over(Box::new(Copies::new(model)), config)
+    }
+
+    fn over(model: Box<dyn Forward>, config: &RunnerConfig) -> Result<Self> {
         let pool = Pool::new(config.num_threads)?;
         Ok(Self {
-            groups: vec![KvGroupStep::default(); kv.groups().count()],
             model,
-            kv,
             pool: Arc::new(pool),
             eos_token_ids: config.eos_token_ids.clone(),
             samplers: HashMap::new(),
             constraints: Constraints::default(),
             pools: Pools::default(),
             outputs: VecDeque::new(),
-            observer: None,
         })
     }
 
     /// Tells `observer` of every Linear that runs from now on.
     pub fn observe(&mut self, observer: Arc<dyn LinearObserver>) {
-        self.observer = Some(observer);
+        self.model.observe(observer);
+    }
+
+    /// Copies of the model that sequences have; 0 of one that runs over blocks.
+    #[must_use]
+    pub fn num_copies(&self) -> usize {
+        self.model.num_copies()
     }
 
     /// Sequences whose state is held.
@@ -107,7 +122,7 @@ impl Runner {
             self.constraints.remove(*id);
             self.pools.remove(*id);
         }
-        let vocab_size = self.model.config().vocab_size;
+        let vocab_size = self.model.vocab_size();
         for sequence in &plan.admitted {
             if let Some(pooling) = sequence.pooling {
                 self.pools.admit(sequence.id, pooling);
@@ -136,37 +151,24 @@ impl Runner {
                 sequence.sampler = self::resumed(edit, &self.eos_token_ids, vocab_size)?;
             }
         }
-        let copies = plan.block_copies.iter().map(|copy| (copy.source, copy.destination)).collect::<Vec<_>>();
-        self.kv.copy_blocks(&copies)?;
+        self.model.begin(plan)?;
         if plan.token_ids.is_empty() {
             return Ok(StepOutput::default());
         }
-        let (num_slots, count) = (plan.slot_mapping.len(), self.groups.len());
-        if num_slots != plan.token_ids.len() * count {
-            let why = format!("{num_slots} slots for {} tokens in {count} KV cache groups", plan.token_ids.len());
-            return Err(Error::internal(why));
-        }
-        pack(&mut self.groups, plan, self.kv.shape().block_size);
         let samples = |row: &&PlannedRow| row.samples && !row.query.is_empty() && !self.pools.contains(row.id);
         let sampling = plan.rows.iter().filter(samples).collect::<Vec<_>>();
         let logit_rows = sampling.iter().map(|row| row.query.end as u32 - 1).collect::<Vec<_>>();
-        let adapters = self.adapters(plan)?;
-        let step = StepContext {
-            adapters: adapters.as_ref(),
-            positions: &plan.positions,
-            groups: &self.groups,
-            kv: &self.kv,
-            observer: self.observer.as_deref(),
-        };
-        let hidden = self.model.hidden(&plan.token_ids, &step)?;
+        let step = Step { plan, adapters: self.adapters(plan)? };
+        self.model.compute(&step)?;
         let mut output = StepOutput::default();
-        self.prompt_logprobs(plan, &hidden, &step, &mut output)?;
-        output.pooled = self.pools.take_in(plan, |rows| floats(&self.model.states(&hidden, rows)?))?;
+        self.prompt_logprobs(&step, &mut output)?;
+        output.pooled = self.pools.take_in(plan, |rows| self.model.states(rows))?;
         if sampling.is_empty() {
+            self.model.end();
             return Ok(output);
         }
-        let mut logits = floats(&self.model.logits(&hidden, &logit_rows, &step)?)?;
-        spare::give_back(hidden);
+        let mut logits = self.model.logits(&step, &logit_rows)?;
+        self.model.end();
         let sampled = self.sample(&sampling, &mut logits, vocab_size, &mut output);
         spare::keep(logits);
         sampled.map(|()| output)
@@ -184,19 +186,13 @@ impl Runner {
                 adapter.ok_or_else(|| Error::internal(format!("the adapter of sequence {} is gone", row.id)))?;
             ranges.push((adapter, row.query.clone()));
         }
-        AdapterRows::new(ranges.into_iter(), plan.token_ids.len(), self.model.adaptable().1)
+        AdapterRows::new(ranges.into_iter(), plan.token_ids.len(), self.model.device())
     }
 
     /// The log-probabilities of the prompts' tokens that the rows ask for, a few rows of logits at a time, so that a
     /// long prompt takes no more memory than a short one.
-    fn prompt_logprobs(
-        &self,
-        plan: &StepPlan,
-        hidden: &Tensor,
-        step: &StepContext<'_>,
-        output: &mut StepOutput,
-    ) -> Result<()> {
-        for row in plan.rows.iter().filter(|row| !row.prompt_targets.is_empty()) {
+    fn prompt_logprobs(&self, step: &Step<'_>, output: &mut StepOutput) -> Result<()> {
+        for row in step.plan.rows.iter().filter(|row| !row.prompt_targets.is_empty()) {
             let sequence = self.samplers.get(&row.id);
             let sequence =
                 sequence.ok_or_else(|| Error::internal(format!("sequence {} was never admitted", row.id)))?;
@@ -207,7 +203,7 @@ impl Runner {
                 // The token before predicts it.
                 let first = row.query.start as u32 + (start - 1 - row.context_len);
                 let logit_rows: Vec<u32> = (first..first + positions.len() as u32).collect();
-                let logits = floats(&self.model.logits(hidden, &logit_rows, step)?)?;
+                let logits = self.model.logits(step, &logit_rows)?;
                 match sequence.given(positions, &logits) {
                     Ok(given) => tokens.extend(given),
                     Err(error) => failed = Some(error),
@@ -312,36 +308,6 @@ impl Sampling {
             Ok(SampledToken { id, logprobs: Some(Box::new(logprobs)) })
         };
         work.into_iter().map(token).collect()
-    }
-}
-
-/// The numbers of a tensor that nobody else reads, taken out of it where it is on the CPU: a vocabulary of logits a row is
-/// too much to copy.
-fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
-    Ok(spare::take(&tensor.to_device(&Device::Cpu)?.contiguous()?)?)
-}
-
-/// Fills what each group's layers are told from a plan's rows.
-fn pack(groups: &mut [KvGroupStep], plan: &StepPlan, block_size: usize) {
-    let count = groups.len();
-    for (index, KvGroupStep { slot_mapping, attention }) in groups.iter_mut().enumerate() {
-        slot_mapping.clear();
-        slot_mapping.extend(plan.slot_mapping.iter().skip(index).step_by(count));
-        attention.block_size = block_size;
-        attention.block_tables.clear();
-        for ends in [&mut attention.cu_seqlens, &mut attention.cu_blocks] {
-            ends.clear();
-            ends.push(0);
-        }
-        attention.cu_seqlens.extend(plan.rows.iter().map(|row| row.query.end as u32));
-        for row in &plan.rows {
-            let blocks = plan.block_tables.get(row.blocks.clone()).unwrap_or_default();
-            let len = blocks.len() / count;
-            attention.block_tables.extend_from_slice(&blocks[index * len..(index + 1) * len]);
-            attention.cu_blocks.push(attention.block_tables.len() as u32);
-        }
-        attention.context_lens.clear();
-        attention.context_lens.extend(plan.rows.iter().map(|row| row.context_len));
     }
 }
 

@@ -12,8 +12,8 @@ use std::{
 use candlewick::{
     config::EngineConfig,
     engine::{
-        EmbedInput, EmbedRequest, Engine, Event, ExecutorFactory, Health, ModelInfo, ModelText, Prompt, Request,
-        SlowReader,
+        EmbedInput, EmbedRequest, Engine, Event, ExecutorFactory, Health, ModelImpl, ModelInfo, ModelText, Prompt,
+        Request, SlowReader,
         fake::{EMBEDDING_SIZE, FakeExecutor, FakeOptions, Gate, Mishap},
     },
     error::{Code, Error},
@@ -39,6 +39,7 @@ pub(crate) fn info() -> ModelInfo {
         pooling: Some(Pooling::Last),
         eos_token_ids: Vec::new(),
         bos_token_id: None,
+        model_impl: ModelImpl::default(),
         num_parameters: 0,
         block_parameters: 0,
         weight_bytes: 0,

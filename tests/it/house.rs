@@ -114,6 +114,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("prometheus_client", &["telemetry"]),
     ("memmap2", &["weights"]),
     ("tokio", &["engine", "server", "cli", "main"]),
+    ("candle_transformers", &["arch/long_tail"]),
     ("candle_core", &["kernels", "weights", "layers", "arch", "engine/runner", "engine/load", "error"]),
 ];
 /// Policy stays free of these, wherever the row above would allow them.

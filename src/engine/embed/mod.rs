@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    Engine, admission,
+    Engine, ModelImpl, admission,
     block_manager::Salt,
     channel::{Delivery, ReaderControl, ReaderSpec, RequestTag},
     sequence::Sequence,
@@ -147,6 +147,7 @@ impl Engine {
     /// - `Unavailable` while draining or restarting, `ResourceExhausted` while the queue is full or too many vectors are
     ///   under way: both before any text is tokenized.
     /// - `InvalidArgument` naming the field: `inputs[3].text`, `inputs[3].token_ids[7]`, `dimensions`.
+    /// - `Unimplemented` where the model runs through candle-transformers.
     /// - `FailedPrecondition` where the model lacks the tokenizer, or its files ask for a pooling that is not offered.
     /// - `DeadlineExceeded` where the deadline has passed, or cannot be met at the rates that are measured.
     pub async fn admit_embed(&self, request: EmbedRequest) -> Result<EmbedBatch> {
@@ -205,6 +206,10 @@ impl Engine {
     /// The pooling in force, and the numbers a vector has.
     fn check_options(&self, options: &EmbedOptions) -> Result<(Pooling, usize)> {
         let info = self.info();
+        if info.model_impl == ModelImpl::CandleTransformers {
+            let why = "this model runs through candle-transformers, which gives logits and no hidden states";
+            return Err(Error::new(Code::Unimplemented, why));
+        }
         let own = || {
             let why = "the model's files ask for a pooling that is not offered here: say mean or last in the request";
             info.pooling.ok_or_else(|| Error::new(Code::FailedPrecondition, why))

@@ -5,23 +5,28 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    arch::Model,
-    error::{Error, Result},
-};
+use super::ServedModel;
+use crate::error::{Error, Result};
 
 /// How often is looked whether the last of a model has gone.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// A model's memory, held by whoever runs it and not by this.
+/// A model's memory, held by whoever runs it and not by this: tells whether anybody does.
 #[derive(Clone)]
-pub struct ModelMemory(Weak<dyn Model>);
+pub struct ModelMemory(Arc<dyn Fn() -> bool + Send + Sync>);
 
 impl ModelMemory {
     /// Of a model.
     #[must_use]
-    pub fn of(model: &Arc<dyn Model>) -> Self {
-        Self(Arc::downgrade(model))
+    pub fn of(model: &ServedModel) -> Self {
+        match model {
+            ServedModel::Paged(model) => Self::held(Arc::downgrade(model)),
+            ServedModel::Copied(model) => Self::held(Arc::downgrade(model)),
+        }
+    }
+
+    fn held<T: ?Sized + Send + Sync + 'static>(model: Weak<T>) -> Self {
+        Self(Arc::new(move || model.strong_count() > 0))
     }
 
     /// Waits until nobody holds it any more, and gives it back.
@@ -30,7 +35,7 @@ impl ModelMemory {
     /// `Internal` where that panicked.
     pub async fn given_back(self) -> Result<()> {
         // The engine's thread is the last to let go, and it tells nobody.
-        while self.0.strong_count() > 0 {
+        while (self.0)() {
             tokio::time::sleep(LOOK).await;
         }
         drop(self);

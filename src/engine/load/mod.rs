@@ -20,12 +20,17 @@ pub use self::{
 
 use crate::{
     arch::{
-        self, KeepOptions, Model, ModelLoad, config::ModelConfig, generation_config::GenerationDefaults,
-        pooling_config, shapes::tensor_shapes,
+        self, KeepOptions, Model, ModelLoad,
+        config::ModelConfig,
+        generation_config::GenerationDefaults,
+        long_tail::{LongTail, LongTailLoad},
+        pooling_config,
+        served::ServedConfig,
+        shapes::tensor_shapes,
     },
     config::{DeviceKind, EngineConfig, LoadFormat, LoraArgs, LoraModule, ModelArgs, ModelFacts},
     engine::{
-        Adapters, ExecutorFactory, ModelInfo, ModelText,
+        Adapters, ExecutorFactory, ModelImpl, ModelInfo, ModelText,
         runner::{Runner, RunnerConfig},
     },
     error::{Code, Error, Result},
@@ -69,10 +74,30 @@ pub enum LoadProgress {
     },
 }
 
+/// A model, ready to run.
+#[derive(Clone)]
+pub enum ServedModel {
+    /// One of ours, over blocks.
+    Paged(Arc<dyn Model>),
+    /// One of candle-transformers, a copy a sequence.
+    Copied(Arc<LongTail>),
+}
+
+impl ServedModel {
+    /// The model of ours that it is, if it is one.
+    #[must_use]
+    pub fn paged(&self) -> Option<&Arc<dyn Model>> {
+        match self {
+            Self::Paged(model) => Some(model),
+            Self::Copied(_) => None,
+        }
+    }
+}
+
 /// What an engine serves.
 pub struct LoadedModel {
-    /// The model, ready to run.
-    pub model: Arc<dyn Model>,
+    /// The model.
+    pub model: ServedModel,
     /// What clients are told of it.
     pub info: ModelInfo,
     /// Its tokenizer and chat template, as far as it brings them.
@@ -83,9 +108,16 @@ impl LoadedModel {
     /// Lets requests name adapters, and loads those that are there from the start.
     ///
     /// # Errors
-    /// As [`Adapters::load`].
+    /// As [`Adapters::load`]; `InvalidArgument` where the model is not of a kind that takes adapters.
     pub fn serve_adapters(&mut self, args: &LoraArgs) -> Result<()> {
-        let adapters = Adapters::new(self.model.clone(), args);
+        let adapters = match &self.model {
+            ServedModel::Paged(model) => Adapters::new(model.clone(), args),
+            ServedModel::Copied(_) if !args.enabled() => return Ok(()),
+            ServedModel::Copied(_) => {
+                let why = format!("{} runs through candle-transformers, which takes none", self.info.architecture);
+                return Err(Error::invalid("--enable-lora", why));
+            }
+        };
         for LoraModule { name, path } in &args.lora_modules {
             adapters.load(name, Path::new(path), &self.info.name)?;
         }
@@ -103,7 +135,12 @@ impl LoadedModel {
             num_threads: threads.unwrap_or(0),
             eos_token_ids: self.info.eos_token_ids.clone(),
         };
-        Arc::new(move || Ok(Box::new(Runner::new(model.clone(), &config)?)))
+        Arc::new(move || {
+            Ok(Box::new(match &model {
+                ServedModel::Paged(model) => Runner::new(model.clone(), &config)?,
+                ServedModel::Copied(model) => Runner::with_copies(model.clone(), &config)?,
+            }))
+        })
     }
 }
 
@@ -149,7 +186,8 @@ pub fn load_planned<T>(
     let parts = with_chat_options(parts, args)?;
     let &ModelArgs { dtype, quantization, kv_cache_dtype, .. } = args;
     let keep = KeepOptions { dtype, quantization, kv_cache_dtype };
-    let planned = plan(&keep.facts(&parts.config, &parts.weights.headers()))?;
+    let headers = parts.weights.headers();
+    let planned = plan(&parts.config.facts(&keep, &headers)?)?;
     let report = RefCell::new(progress);
     let packed = |tensors: usize, total: usize| (report.borrow_mut())(LoadProgress::Loading { tensors, total });
     let pool = Pool::new(args.threads.unwrap_or(0))?;
@@ -216,16 +254,15 @@ fn locate(args: &ModelArgs, model: &str, progress: &mut dyn FnMut(LoadProgress))
 
 fn assemble(parts: Parts, options: &ModelArgs, progress: &dyn Fn(usize, usize)) -> Result<LoadedModel> {
     let Parts { name, path, config, weights, tokenizer, chat_template, generation, pooling } = parts;
+    let known = config.common();
     if let Some(tokenizer) = &tokenizer {
-        tokenizer.ensure_fits(config.vocab_size)?;
+        tokenizer.ensure_fits(known.vocab_size)?;
     }
     let device = &device(options.device)?;
-    let &ModelArgs { dtype, quantization, kv_cache_dtype, .. } = options;
-    let load = ModelLoad { weights: &weights, config: &config, device, dtype, quantization, kv_cache_dtype, progress };
-    let model = arch::load(&load)?;
+    let (model, size) = load_model(&weights, config, device, options, progress)?;
 
     // Each file may know an end token that the others leave out; whichever comes ends the sequence.
-    let mut eos_token_ids = config.eos_token_ids.clone();
+    let mut eos_token_ids = known.eos_token_ids;
     let others = tokenizer.iter().filter_map(Tokenizer::eos).chain(generation.eos_token_ids.iter().copied());
     for id in others {
         if !eos_token_ids.contains(&id) {
@@ -241,18 +278,23 @@ fn assemble(parts: Parts, options: &ModelArgs, progress: &dyn Fn(usize, usize)) 
         weights_hash,
         name,
         path: path.display().to_string(),
-        architecture: config.architecture.clone(),
-        model_type: config.model_type.clone(),
-        vocab_size: config.vocab_size,
-        embedding_size: config.hidden_size,
-        pooling,
+        architecture: known.architecture,
+        model_type: known.model_type,
+        vocab_size: known.vocab_size,
+        embedding_size: known.hidden_size,
+        // Copies give logits and no hidden states.
+        pooling: pooling.filter(|_| model.paged().is_some()),
         eos_token_ids,
-        bos_token_id: config.bos_token_id.or_else(|| tokenizer.as_ref()?.bos()),
-        num_parameters: model.info().num_parameters as u64,
-        block_parameters: model.info().block_parameters as u64,
-        weight_bytes: model.info().weight_bytes as u64,
-        kv_bytes_per_token: model.info().kv_shape.bytes_per_token() as u64,
-        dtype: model.info().dtype.clone(),
+        bos_token_id: known.bos_token_id.or_else(|| tokenizer.as_ref()?.bos()),
+        model_impl: match &model {
+            ServedModel::Paged(_) => ModelImpl::Candlewick,
+            ServedModel::Copied(_) => ModelImpl::CandleTransformers,
+        },
+        num_parameters: size.num_parameters as u64,
+        block_parameters: size.block_parameters as u64,
+        weight_bytes: size.weight_bytes as u64,
+        kv_bytes_per_token: size.kv_bytes_per_token as u64,
+        dtype: size.dtype,
         adapters: Adapters::default(),
         default_params: generation.sampling_params(),
     };
@@ -260,11 +302,51 @@ fn assemble(parts: Parts, options: &ModelArgs, progress: &dyn Fn(usize, usize)) 
     Ok(LoadedModel { model, info, text })
 }
 
+/// What clients are told of a loaded model's size.
+struct Size {
+    num_parameters: usize,
+    block_parameters: usize,
+    weight_bytes: usize,
+    kv_bytes_per_token: usize,
+    dtype: String,
+}
+
+fn load_model(
+    weights: &Weights,
+    config: ServedConfig,
+    device: &Device,
+    options: &ModelArgs,
+    progress: &dyn Fn(usize, usize),
+) -> Result<(ServedModel, Size)> {
+    let &ModelArgs { dtype, quantization, kv_cache_dtype, .. } = options;
+    match config {
+        ServedConfig::Ours(config) => {
+            let load = ModelLoad { weights, config: &config, device, dtype, quantization, kv_cache_dtype, progress };
+            let model = arch::load(&load)?;
+            let arch::ModelInfo { num_parameters, block_parameters, weight_bytes, .. } = *model.info();
+            let (kv_bytes_per_token, dtype) = (model.info().kv_shape.bytes_per_token(), model.info().dtype.clone());
+            let size = Size { num_parameters, block_parameters, weight_bytes, kv_bytes_per_token, dtype };
+            Ok((ServedModel::Paged(model), size))
+        }
+        ServedConfig::LongTail(config) => {
+            let model = LongTail::load(LongTailLoad { weights, config: *config, device, progress })?;
+            let size = Size {
+                num_parameters: model.num_parameters(),
+                block_parameters: model.block_parameters(),
+                weight_bytes: model.num_parameters().saturating_mul(size_of::<f32>()),
+                kv_bytes_per_token: model.config().kv_bytes_per_token(),
+                dtype: "float32".to_owned(),
+            };
+            Ok((ServedModel::Copied(Arc::new(model)), size))
+        }
+    }
+}
+
 /// A model's parts before its weights are packed.
 struct Parts {
     name: String,
     path: PathBuf,
-    config: ModelConfig,
+    config: ServedConfig,
     weights: Weights,
     tokenizer: Option<Tokenizer>,
     chat_template: Option<ChatTemplate>,
@@ -273,9 +355,15 @@ struct Parts {
 }
 
 fn directory_parts(files: &ModelDirectory, load_format: LoadFormat) -> Result<Parts> {
-    let config = ModelConfig::from_hf_json(&files.config_json, &read_text(&files.config_json)?)?;
+    let config = ServedConfig::from_hf_json(&files.config_json, &read_text(&files.config_json)?)?;
     let source: Box<dyn TensorSource> = match load_format {
-        LoadFormat::Dummy => Box::new(SeededSource::new(DUMMY_SEED, tensor_shapes(&config))),
+        LoadFormat::Dummy => match &config {
+            ServedConfig::Ours(config) => Box::new(SeededSource::new(DUMMY_SEED, tensor_shapes(config))),
+            ServedConfig::LongTail(config) => {
+                let why = format!("is dummy, which {} has no list of tensors for", config.family().architecture);
+                return Err(Error::invalid("--load-format", why));
+            }
+        },
         LoadFormat::Auto if files.safetensors.is_none() => {
             let why = "is missing, and so is model.safetensors.index.json: there are no weights";
             return Err(Error::bad_file(&files.path, "model.safetensors", why));
@@ -283,7 +371,7 @@ fn directory_parts(files: &ModelDirectory, load_format: LoadFormat) -> Result<Pa
         LoadFormat::Auto => Box::new(SafetensorsSource::open(&files.path)?),
     };
     let generation = match &files.generation_config {
-        Some(path) => GenerationDefaults::from_json(path, &read_text(path)?, config.vocab_size)?,
+        Some(path) => GenerationDefaults::from_json(path, &read_text(path)?, config.common().vocab_size)?,
         None => GenerationDefaults::default(),
     };
     let pooling = match &files.pooling_config {
@@ -294,7 +382,10 @@ fn directory_parts(files: &ModelDirectory, load_format: LoadFormat) -> Result<Pa
     Ok(Parts {
         name: file_name(&files.path),
         path: files.path.clone(),
-        weights: tied_or_not(Weights::new(source), &config),
+        weights: match &config {
+            ServedConfig::Ours(config) => tied_or_not(Weights::new(source), config),
+            ServedConfig::LongTail(_) => Weights::new(source),
+        },
         tokenizer: Tokenizer::from_directory(&files.path)?,
         chat_template: directory_template(files, tokenizer_config.as_ref()),
         config,
@@ -330,7 +421,7 @@ fn gguf_parts(name: String, gguf: Gguf) -> Result<Parts> {
     Ok(Parts {
         name,
         path: gguf.path().to_owned(),
-        config,
+        config: ServedConfig::Ours(Box::new(config)),
         tokenizer,
         chat_template: template.and_then(usable),
         generation: GenerationDefaults::from_gguf(&gguf)?,

@@ -9,6 +9,7 @@ mod latency;
 mod leases;
 mod pooling;
 mod scenarios;
+mod states;
 mod windows;
 mod world;
 
@@ -64,6 +65,9 @@ const FAULTS: &[Fault] = &[
     Fault::WindowNotLeft,
     Fault::WindowLeftTooEarly,
     Fault::WindowNotChecked,
+    Fault::StateForked,
+    Fault::TablesUncounted,
+    Fault::PreemptionUntold,
 ];
 
 /// The first complaint of the suite, or none; a panic is a complaint.

@@ -77,11 +77,15 @@ impl Scheduler {
         }
         let mut begins_anew = false;
         if is_rewind {
-            // The last token is always computed: its logits choose the next one.
-            sequence.num_computed_tokens = sequence.num_computed_tokens.min(sequence.tokens.len() - 1);
-            let kept = self.blocks.truncate(&mut sequence.table, sequence.num_computed_tokens);
-            begins_anew = kept < sequence.num_computed_tokens;
-            sequence.num_computed_tokens = kept;
+            if self.prefixes_are_shared {
+                // The last token is always computed: its logits choose the next one.
+                sequence.num_computed_tokens = sequence.num_computed_tokens.min(sequence.tokens.len() - 1);
+                let kept = self.blocks.truncate(&mut sequence.table, sequence.num_computed_tokens);
+                begins_anew = kept < sequence.num_computed_tokens;
+                sequence.num_computed_tokens = kept;
+            } else {
+                sequence.num_computed_tokens = 0;
+            }
             let index = sequence.num_output_tokens() as u32;
             self.rewinds.push(Rewind { id, index, removed: taken.removed });
         }

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, codegen::BoxStream};
 use super::{Models, admin::check_operator, status::status};
 use crate::{
     config::Quantization,
-    engine::load::LoadProgress,
+    engine::{ModelImpl, load::LoadProgress},
     error::{Code, Error, Result},
     proto::candlewick::v1::{self as wire, load_progress::Stage, load_response, models_server::Models as Service},
     server::models::{About, Listed, LoadAsked, LoadStatus, ModelState},
@@ -47,6 +47,11 @@ fn model(listed: Listed) -> wire::Model {
         num_parameters: info.num_parameters,
         dtype: info.dtype.clone(),
         eos_token_ids: info.eos_token_ids.iter().map(|id| id.0).collect(),
+        model_impl: match info.model_impl {
+            ModelImpl::Candlewick => wire::ModelImpl::Candlewick,
+            ModelImpl::CandleTransformers => wire::ModelImpl::CandleTransformers,
+        }
+        .into(),
         ..wire::Model::default()
     });
     wire::Model {

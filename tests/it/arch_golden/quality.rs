@@ -38,7 +38,7 @@ fn loss(path: &Path, dtype: Dtype, kv_cache_dtype: KvCacheDtype, texts: &[String
     let args = ModelArgs { model, dtype, kv_cache_dtype, ..ModelArgs::default() };
     let loaded = load(&args, None, &mut |_| ()).expect("a good model");
     let tokenizer = loaded.text.tokenizer.expect("the file has a tokenizer");
-    let mut driver = Driver::new(loaded.model);
+    let mut driver = Driver::new(loaded.model.paged().expect("a model of ours").clone());
     let mut surprises = Vec::new();
     for text in texts {
         let ids = loaded.info.bos_token_id.into_iter().chain(tokenizer.encode(text, false).expect("the text's tokens"));

@@ -193,7 +193,7 @@ fn a_cache_of_impossible_size_is_refused() {
 fn steady_decoding_asks_the_allocator_for_nothing_large() {
     // The demo's rows are 1 KiB, so that every tensor of a step counts.
     let loaded = candlewick::engine::load::load(&ModelArgs::default(), None, &mut |_| ()).expect("the demo");
-    let mut runner = runner(loaded.model, 1);
+    let mut runner = runner(loaded.model.paged().expect("a model of ours").clone(), 1);
     const SEQUENCES: u64 = 16;
     let step = |plan: &mut StepPlan, context_len: usize| {
         for id in 0..SEQUENCES {

@@ -29,7 +29,11 @@ fn stories260k_tells_its_published_story() {
     let tokenizer = loaded.text.tokenizer.expect("the file has a tokenizer");
     let prompt = tokenizer.encode("", true).expect("an empty text");
     assert_eq!(prompt, [TokenId(1)]);
-    let story = Driver::new(loaded.model).greedy(&prompt, 256).into_iter().map(TokenId).collect::<Vec<_>>();
+    let story = Driver::new(loaded.model.paged().expect("a model of ours").clone())
+        .greedy(&prompt, 256)
+        .into_iter()
+        .map(TokenId)
+        .collect::<Vec<_>>();
     assert_eq!(tokenizer.decode(&story, true).trim(), golden["greedy_256_steps"].as_str().expect("a text"));
 }
 
@@ -52,6 +56,6 @@ fn the_model_inside_the_program_runs_with_its_tokenizer() {
     let text = "Any text, à la carte: 日本 🕯\n";
     let ids = tokenizer.encode(text, true).expect("bytes spell every text");
     assert_eq!(tokenizer.decode(&ids, true), text);
-    let out = Driver::new(loaded.model).greedy(&ids, 8);
+    let out = Driver::new(loaded.model.paged().expect("a model of ours").clone()).greedy(&ids, 8);
     assert!(out.iter().all(|id| (*id as usize) < loaded.info.vocab_size));
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use candlewick::proto::candlewick::v1::{GetRequest, ListRequest, models_client::ModelsClient};
+use candlewick::proto::candlewick::v1::{GetRequest, ListRequest, ModelImpl, models_client::ModelsClient};
 use futures::stream;
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -29,6 +29,7 @@ async fn the_model_served_is_listed_and_found_by_its_name() {
     let model = &listed[0];
     assert_eq!((model.name.as_str(), model.vocab_size, model.max_model_len), ("fake", 1000, 1024));
     assert!(!model.has_tokenizer && !model.has_chat_template);
+    assert_eq!(model.model_impl(), ModelImpl::Candlewick);
     let found = models.get(GetRequest { name: "fake".into() }).await.unwrap().into_inner().model.unwrap();
     assert_eq!(&found, model);
 }

@@ -1,0 +1,127 @@
+//! Models of ours: all rows of a step together, over blocks.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+
+use super::forward::{Forward, Step};
+use crate::{
+    arch::Model,
+    engine::executor::StepPlan,
+    error::{Error, Result},
+    kernels::spare,
+    layers::context::{KvCache, KvGroupStep, LinearObserver, StepContext},
+};
+
+/// A model and its KV cache.
+pub(super) struct Paged {
+    model: Arc<dyn Model>,
+    kv: KvCache,
+    /// Reused from step to step.
+    groups: Vec<KvGroupStep>,
+    observer: Option<Arc<dyn LinearObserver>>,
+    /// What came out of the last block, while a step is looked at.
+    hidden: Option<Tensor>,
+}
+
+impl Paged {
+    /// A model with a cache of its own.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for impossible sizes.
+    pub(super) fn new(model: Arc<dyn Model>, num_blocks: usize, block_size: usize) -> Result<Self> {
+        let kv = model.new_kv_cache(num_blocks, block_size)?;
+        let groups = vec![KvGroupStep::default(); kv.groups().count()];
+        Ok(Self { model, kv, groups, observer: None, hidden: None })
+    }
+
+    fn context<'a>(&'a self, step: &'a Step<'_>) -> StepContext<'a> {
+        StepContext {
+            adapters: step.adapters.as_ref(),
+            positions: &step.plan.positions,
+            groups: &self.groups,
+            kv: &self.kv,
+            observer: self.observer.as_deref(),
+        }
+    }
+
+    fn hidden(&self) -> Result<&Tensor> {
+        self.hidden.as_ref().ok_or_else(|| Error::internal("no step was computed"))
+    }
+}
+
+impl Forward for Paged {
+    fn vocab_size(&self) -> usize {
+        self.model.config().vocab_size
+    }
+
+    fn device(&self) -> &Device {
+        self.model.adaptable().1
+    }
+
+    fn observe(&mut self, observer: Arc<dyn LinearObserver>) {
+        self.observer = Some(observer);
+    }
+
+    fn begin(&mut self, plan: &StepPlan) -> Result<()> {
+        let copies = plan.block_copies.iter().map(|copy| (copy.source, copy.destination)).collect::<Vec<_>>();
+        self.kv.copy_blocks(&copies)
+    }
+
+    fn compute(&mut self, step: &Step<'_>) -> Result<()> {
+        let (plan, count) = (step.plan, self.groups.len());
+        let (num_tokens, num_slots) = (plan.token_ids.len(), plan.slot_mapping.len());
+        if num_slots != num_tokens * count {
+            let why = format!("{num_slots} slots for {num_tokens} tokens in {count} KV cache groups");
+            return Err(Error::internal(why));
+        }
+        pack(&mut self.groups, plan, self.kv.shape().block_size);
+        let hidden = self.model.hidden(&step.plan.token_ids, &self.context(step))?;
+        self.hidden = Some(hidden);
+        Ok(())
+    }
+
+    fn logits(&self, step: &Step<'_>, rows: &[u32]) -> Result<Vec<f32>> {
+        floats(&self.model.logits(self.hidden()?, rows, &self.context(step))?)
+    }
+
+    fn states(&self, rows: &[u32]) -> Result<Vec<f32>> {
+        floats(&self.model.states(self.hidden()?, rows)?)
+    }
+
+    fn end(&mut self) {
+        if let Some(hidden) = self.hidden.take() {
+            spare::give_back(hidden);
+        }
+    }
+}
+
+/// The numbers of a tensor that nobody else reads, taken out of it where it is on the CPU: a vocabulary of logits a row is
+/// too much to copy.
+fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(spare::take(&tensor.to_device(&Device::Cpu)?.contiguous()?)?)
+}
+
+/// Fills what each group's layers are told from a plan's rows.
+fn pack(groups: &mut [KvGroupStep], plan: &StepPlan, block_size: usize) {
+    let count = groups.len();
+    for (index, KvGroupStep { slot_mapping, attention }) in groups.iter_mut().enumerate() {
+        slot_mapping.clear();
+        slot_mapping.extend(plan.slot_mapping.iter().skip(index).step_by(count));
+        attention.block_size = block_size;
+        attention.block_tables.clear();
+        for ends in [&mut attention.cu_seqlens, &mut attention.cu_blocks] {
+            ends.clear();
+            ends.push(0);
+        }
+        attention.cu_seqlens.extend(plan.rows.iter().map(|row| row.query.end as u32));
+        for row in &plan.rows {
+            let blocks = plan.block_tables.get(row.blocks.clone()).unwrap_or_default();
+            let len = blocks.len() / count;
+            attention.block_tables.extend_from_slice(&blocks[index * len..(index + 1) * len]);
+            attention.cu_blocks.push(attention.block_tables.len() as u32);
+        }
+        attention.context_lens.clear();
+        attention.context_lens.extend(plan.rows.iter().map(|row| row.context_len));
+    }
+}
