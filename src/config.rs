@@ -62,6 +62,10 @@ pub struct EngineConfig {
     pub stream_capacity_tokens: usize,
     /// Whether full blocks are kept and shared by content.
     pub enable_prefix_caching: bool,
+    /// Whether all that the model keeps of a sequence stands in blocks, so that another one, or the same one further back,
+    /// can go on from some of them. Where it does not, no block is shared or kept for later, a sequence that goes back is
+    /// computed anew from its first token, and at most `max_num_seqs` hold blocks at once.
+    pub prefixes_are_shared: bool,
     /// Whether routers can be told what the prefix cache holds.
     pub enable_kv_cache_events: bool,
     /// A reader that takes nothing for this long loses its stream (`ABORTED`).
@@ -106,6 +110,7 @@ impl Default for EngineConfig {
             max_waiting: 1024,
             stream_capacity_tokens: 64,
             enable_prefix_caching: true,
+            prefixes_are_shared: true,
             enable_kv_cache_events: true,
             stall_timeout: Duration::from_secs(120),
             step_timeout: Duration::from_secs(120),

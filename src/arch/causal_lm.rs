@@ -27,6 +27,7 @@ use crate::{
 pub struct CausalLm {
     config: ModelConfig,
     info: ModelInfo,
+    prefixes_are_shared: bool,
     device: Device,
     outline: Outline,
     embedding: Embedding,
@@ -89,6 +90,7 @@ impl CausalLm {
         Ok(Self {
             config: config.clone(),
             info,
+            prefixes_are_shared: architecture.prefixes_are_shared,
             device: device.clone(),
             outline,
             embedding,
@@ -135,6 +137,10 @@ impl Model for CausalLm {
 
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    fn prefixes_are_shared(&self) -> bool {
+        self.prefixes_are_shared
     }
 
     fn adaptable(&self) -> (&[AdaptableLinear], &Device) {

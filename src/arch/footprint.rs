@@ -28,6 +28,7 @@ impl KeepOptions {
         let mut facts = ModelFacts {
             max_position_embeddings: config.max_position_embeddings,
             activation_bytes_per_token: activation_bytes(config),
+            prefixes_are_shared: row.is_none_or(|row| row.prefixes_are_shared),
             logit_row_bytes: config.vocab_size.saturating_mul(LOGIT_COPIES * size_of::<f32>()),
             ..ModelFacts::default()
         };

@@ -70,6 +70,8 @@ pub struct Architecture {
     pub gguf: Option<&'static str>,
     /// Whether the head is the embedding where config.json does not say.
     tied: bool,
+    /// As [`Model::prefixes_are_shared`].
+    prefixes_are_shared: bool,
     /// Which numbers of a head rotary positions pair.
     rope_style: RopeStyle,
     /// The share of a head that is turned where config.json does not say.
@@ -85,6 +87,7 @@ const USUAL: Architecture = Architecture {
     name: "",
     gguf: None,
     tied: false,
+    prefixes_are_shared: true,
     rope_style: RopeStyle::Halves,
     partial_rotary_factor: 1.0,
     outline: Outline::usual,
@@ -206,6 +209,12 @@ pub trait Model: Send + Sync {
 
     /// What came of loading it.
     fn info(&self) -> &ModelInfo;
+
+    /// Whether all that it keeps of a sequence stands in blocks. Where it does not, a sequence is computed from its first
+    /// token and goes on from nothing but what its own last row left.
+    fn prefixes_are_shared(&self) -> bool {
+        true
+    }
 
     /// The Linears that adapters may stand beside, and where they are.
     fn adaptable(&self) -> (&[AdaptableLinear], &Device);

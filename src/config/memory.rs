@@ -30,6 +30,8 @@ pub struct MemoryPlan {
     pub weights: usize,
     /// The KV cache.
     pub kv: usize,
+    /// What is kept of `--max-num-seqs` sequences beside it.
+    pub states: usize,
     /// What a step of the most tokens takes on its way.
     pub activations: usize,
     /// What is decoded at once while weights are loaded, before there is a cache or a step.
@@ -46,7 +48,7 @@ impl MemoryPlan {
     /// Everything together, at the time when it is most.
     #[must_use]
     pub fn needed(&self) -> usize {
-        let running = self.kv.saturating_add(self.activations);
+        let running = self.kv.saturating_add(self.states).saturating_add(self.activations);
         self.weights.saturating_add(running.max(self.loading)).saturating_add(self.room)
     }
 
@@ -59,11 +61,15 @@ impl MemoryPlan {
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { weights, kv, activations, loading, room, available, bound } = *self;
-        if loading > kv.saturating_add(activations) {
+        let Self { weights, kv, states, activations, loading, room, available, bound } = *self;
+        if loading > kv.saturating_add(states).saturating_add(activations) {
             write!(f, "weights {} + decoding them {}", Mib(weights), Mib(loading))?;
         } else {
-            write!(f, "weights {} + KV cache {} + activations {}", Mib(weights), Mib(kv), Mib(activations))?;
+            write!(f, "weights {} + KV cache {}", Mib(weights), Mib(kv))?;
+            if states > 0 {
+                write!(f, " + states {}", Mib(states))?;
+            }
+            write!(f, " + activations {}", Mib(activations))?;
         }
         write!(f, " + room {} = {}", Mib(room), Mib(self.needed()))?;
         match available {
@@ -101,6 +107,7 @@ pub fn plan_memory(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts
     let mut plan = MemoryPlan {
         weights: model.weight_bytes,
         kv: 0,
+        states: model.state_bytes_per_sequence.saturating_mul(args.max_num_seqs),
         activations: (model.activation_bytes_per_token.saturating_mul(args.max_num_batched_tokens))
             .saturating_add(model.logit_row_bytes.saturating_mul(logit_rows)),
         loading: model.loading_bytes,
@@ -113,7 +120,8 @@ pub fn plan_memory(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts
     let least = args.max_model_len.unwrap_or_else(|| model.max_position_embeddings.min(LEAST_CONTEXT_TOKENS));
     let least = blocks_of(least);
     let beside = |room| {
-        available.map(|bytes| bytes.saturating_sub(plan.weights).saturating_sub(plan.activations).saturating_sub(room))
+        let taken = [plan.weights, plan.states, plan.activations, room];
+        available.map(|bytes| taken.into_iter().fold(bytes, usize::saturating_sub))
     };
     let (flag, wanted) = match (args.num_gpu_blocks_override, args.kv_cache_memory_bytes) {
         (Some(blocks), _) => ("--num-gpu-blocks-override", blocks),
@@ -155,7 +163,7 @@ fn does_not_fit(plan: &MemoryPlan, tokens: usize) -> Error {
     let why = format!(
         "the model does not fit into memory, even with a KV cache of {tokens} tokens: {plan}. What makes it smaller: \
          --quantization (weights), --max-model-len and --kv-cache-dtype fp8 (KV cache), --max-num-batched-tokens and \
-         --max-num-seqs (activations)"
+         --max-num-seqs (activations, states)"
     );
     Error::new(Code::FailedPrecondition, why)
 }

@@ -6,12 +6,16 @@ use super::{EngineArgs, EngineConfig, MachineFacts, plan_memory};
 use crate::error::{Error, Result};
 
 /// What [`resolve`] must know of a model; all of it can be read off its files' headers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelFacts {
     /// Positions the model can tell apart.
     pub max_position_embeddings: usize,
     /// Bytes that one token's keys and values take, all layers together.
     pub kv_bytes_per_token: usize,
+    /// As [`EngineConfig::prefixes_are_shared`].
+    pub prefixes_are_shared: bool,
+    /// Bytes of what is kept of a sequence beside its blocks, however long it is.
+    pub state_bytes_per_sequence: usize,
     /// Bytes of its weights as they are kept.
     pub weight_bytes: usize,
     /// Most bytes that are decoded at once while they are loaded.
@@ -20,6 +24,21 @@ pub struct ModelFacts {
     pub activation_bytes_per_token: usize,
     /// Bytes that a row of logits takes until a token is chosen.
     pub logit_row_bytes: usize,
+}
+
+impl Default for ModelFacts {
+    fn default() -> Self {
+        Self {
+            max_position_embeddings: 0,
+            kv_bytes_per_token: 0,
+            prefixes_are_shared: true,
+            state_bytes_per_sequence: 0,
+            weight_bytes: 0,
+            loading_bytes: 0,
+            activation_bytes_per_token: 0,
+            logit_row_bytes: 0,
+        }
+    }
 }
 
 const MAX_MODEL_LEN: &str = "--max-model-len";
@@ -50,7 +69,10 @@ pub fn resolve(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts) ->
         max_model_len,
         max_waiting: args.max_waiting,
         stream_capacity_tokens: args.stream_capacity_tokens,
-        enable_prefix_caching: args.enable_prefix_caching && !args.no_enable_prefix_caching,
+        enable_prefix_caching: args.enable_prefix_caching
+            && !args.no_enable_prefix_caching
+            && model.prefixes_are_shared,
+        prefixes_are_shared: model.prefixes_are_shared,
         enable_kv_cache_events: args.enable_kv_cache_events,
         stall_timeout: args.stall_timeout,
         step_timeout: args.step_timeout,

@@ -21,6 +21,8 @@ fn parse(line: &str) -> Result<ServeArgs, clap::Error> {
 const MODEL: ModelFacts = ModelFacts {
     max_position_embeddings: 1000,
     kv_bytes_per_token: 64,
+    prefixes_are_shared: true,
+    state_bytes_per_sequence: 0,
     weight_bytes: 0,
     loading_bytes: 0,
     activation_bytes_per_token: 0,

@@ -111,6 +111,9 @@ pub struct BlockManager {
     hasher: BlockHasher,
     /// Tables that hold each block.
     ref_counts: Vec<u32>,
+    /// Tables that hold any, and how many may.
+    num_tables: usize,
+    most_tables: usize,
     free: FreeList,
     /// What each block is registered with.
     contents: Vec<Option<Content>>,
@@ -134,6 +137,8 @@ impl BlockManager {
             enable_prefix_caching,
             hasher,
             ref_counts: vec![0; num_blocks],
+            num_tables: 0,
+            most_tables: usize::MAX,
             free: FreeList::new(num_blocks),
             contents: (0..num_blocks).map(|_| None).collect(),
             tokens: vec![TokenId::default(); cached * block_size],
@@ -142,6 +147,12 @@ impl BlockManager {
             counters: BlockCounters::default(),
             changes: Changes::default(),
         }
+    }
+
+    /// The same of which at most `most` tables hold blocks at once, as far as [`reserve`](Self::reserve) gives them any.
+    #[must_use]
+    pub fn with_most_tables(self, most: usize) -> Self {
+        Self { most_tables: most, ..self }
     }
 
     /// Tokens a block.
@@ -206,6 +217,7 @@ impl BlockManager {
             table.blocks.push(block);
             table.serials.push(serial);
         }
+        self.num_tables += usize::from(!table.is_empty());
         (table.blocks.len() * self.block_size).min(tokens.len().saturating_sub(1))
     }
 
@@ -225,14 +237,17 @@ impl BlockManager {
 
     /// Makes the table cover the positions `write` with blocks that can be written: takes free blocks, and replaces
     /// those that others hold too by copies, to be made before the step (pushed on `copies`). Does all or, if there
-    /// are too few free blocks, nothing and returns false.
+    /// are too few free blocks or one table too many, nothing and returns false.
     pub fn reserve(&mut self, table: &mut BlockTable, write: Range<usize>, copies: &mut Vec<BlockCopy>) -> bool {
         let first = (write.start / self.block_size).min(table.blocks.len());
         let num_new = write.end.div_ceil(self.block_size).saturating_sub(table.blocks.len());
         let num_shared = table.blocks[first..].iter().filter(|&&block| self.is_shared(block)).count();
-        if num_new + num_shared > self.free.len {
+        let is_first = table.blocks.is_empty() && num_new > 0;
+        let is_one_too_many = is_first && self.num_tables >= self.most_tables && !planted(Fault::TablesUncounted);
+        if num_new + num_shared > self.free.len || is_one_too_many {
             return false;
         }
+        self.num_tables += usize::from(is_first);
         for i in first..table.blocks.len() {
             let block = table.blocks[i];
             if self.is_shared(block) {
@@ -277,6 +292,7 @@ impl BlockManager {
         let num_full = num_tokens / self.block_size;
         let blocks = table.blocks[..num_tokens.div_ceil(self.block_size)].to_vec();
         blocks.iter().for_each(|&block| self.hold(block));
+        self.num_tables += usize::from(!blocks.is_empty());
         BlockTable {
             blocks,
             salt: table.salt.clone(),
@@ -291,6 +307,7 @@ impl BlockManager {
         let num_full = num_tokens / self.block_size;
         table.hashes.truncate(num_full);
         table.serials.truncate(num_full);
+        self.num_tables -= usize::from(!table.is_empty() && num_tokens == 0);
         while table.blocks.len() > num_tokens.div_ceil(self.block_size) {
             let Some(block) = table.blocks.pop() else { return };
             self.let_go(block);
@@ -300,6 +317,7 @@ impl BlockManager {
     /// Gives all blocks back, the last first: what nothing depends on is evicted first.
     pub fn release(&mut self, table: &mut BlockTable) {
         table.serials.clear();
+        self.num_tables -= usize::from(!table.is_empty());
         while let Some(block) = table.blocks.pop() {
             self.let_go(block);
         }
@@ -408,15 +426,22 @@ impl BlockManager {
     /// Checks everything that must hold between the blocks and all the tables there are.
     #[cfg(test)]
     pub(super) fn audit<'a>(&self, tables: impl Iterator<Item = &'a BlockTable>) -> Result<(), String> {
-        let mut holders = vec![0; self.num_blocks()];
+        let (mut holders, mut num_tables) = (vec![0; self.num_blocks()], 0);
         let mut salts: HashMap<BlockId, &Option<Arc<str>>> = HashMap::new();
         for table in tables {
+            num_tables += usize::from(!table.is_empty());
             for &block in &table.blocks {
                 holders[block.index()] += 1;
                 if *salts.entry(block).or_insert(&table.salt) != &table.salt {
                     return Err(format!("block {block} is shared across tenants"));
                 }
             }
+        }
+        if num_tables != self.num_tables || num_tables > self.most_tables {
+            return Err(format!(
+                "{num_tables} tables hold blocks, {} counted, of {}",
+                self.num_tables, self.most_tables
+            ));
         }
         let free: Vec<_> = self.free.iter().take(self.num_blocks() + 1).collect();
         if free.len() != self.free.len || free.iter().any(|block| self.ref_counts[block.index()] != 0) {

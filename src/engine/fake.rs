@@ -39,6 +39,8 @@ pub struct FakeOptions {
     pub max_tokens_per_step: usize,
     /// Chance, in 256ths, that tokens come with a later step than the one that sampled them.
     pub lag: u8,
+    /// Whether it keeps a state of each sequence beside the blocks, and so goes on from nothing else.
+    pub keeps_states: bool,
     /// Of what is drawn.
     pub seed: u64,
     /// What befalls the engine, and in which submitted step, counted from 0.
@@ -47,7 +49,7 @@ pub struct FakeOptions {
 
 impl Default for FakeOptions {
     fn default() -> Self {
-        Self { vocab_size: 256, max_tokens_per_step: 1, lag: 0, seed: 0, mishap: None }
+        Self { vocab_size: 256, max_tokens_per_step: 1, lag: 0, keeps_states: false, seed: 0, mishap: None }
     }
 }
 
@@ -115,6 +117,8 @@ struct Known {
     prompt_len: usize,
     /// Tokens that may not come at an index; the next one comes in their place.
     bans: Vec<(usize, TokenId)>,
+    /// Tokens that have gone into its state, where there is one.
+    state: Option<u32>,
     /// Set where its states are wanted, and no token.
     pool: Option<pooled::Pool>,
 }
@@ -172,6 +176,12 @@ impl FakeExecutor {
         self.sequences.len()
     }
 
+    /// Sequences of which it keeps a state.
+    #[must_use]
+    pub fn num_states(&self) -> usize {
+        self.sequences.values().filter(|known| known.state.is_some()).count()
+    }
+
     fn check_arrays(&self, plan: &StepPlan) -> Result<()> {
         let n = plan.token_ids.len();
         ensure(plan.positions.len() == n && plan.slot_mapping.len() == n, || {
@@ -192,9 +202,14 @@ impl FakeExecutor {
             self.late.retain(|output| output.id != *id);
             self.late_pooled.retain(|(late, _)| late != id);
         }
+        for id in &plan.preempted {
+            let known = self.sequences.get_mut(id);
+            known.ok_or_else(|| violation(format!("sequence {id} preempted, but never admitted")))?.state = None;
+        }
         for new in &plan.admitted {
             let pool = new.pooling.map(pooled::Pool::new);
-            let known = Known { tokens: new.prompt.to_vec(), prompt_len: new.prompt.len(), bans: Vec::new(), pool };
+            let (tokens, prompt_len) = (new.prompt.to_vec(), new.prompt.len());
+            let known = Known { tokens, prompt_len, bans: Vec::new(), state: None, pool };
             let old = self.sequences.insert(new.id, known);
             ensure(old.is_none(), || format!("sequence {} admitted twice", new.id))?;
         }
@@ -223,6 +238,16 @@ impl FakeExecutor {
         let slots = block.index() * self.block_size..(block.index() + 1) * self.block_size;
         ensure(slots.end <= self.slots.len(), || format!("there is no block {block}"))?;
         Ok(slots)
+    }
+
+    /// Takes a row's tokens into its sequence's state, which must stand where the row begins.
+    fn go_on(&mut self, row: &PlannedRow) -> Result<()> {
+        let Some(known) = self.sequences.get_mut(&row.id).filter(|_| self.options.keeps_states) else { return Ok(()) };
+        ensure(row.context_len == 0 || known.state == Some(row.context_len), || {
+            format!("sequence {}: goes on at {}, its state at {:?}", row.id, row.context_len, known.state)
+        })?;
+        known.state = Some(row.context_len + row.query.len() as u32);
+        Ok(())
     }
 
     /// Stores a row's tokens where the plan says, which must be where its block table says.
@@ -356,6 +381,7 @@ impl Executor for FakeExecutor {
         self.check_arrays(plan)?;
         self.forget_and_learn(plan)?;
         self.copy_blocks(plan)?;
+        plan.rows.iter().try_for_each(|row| self.go_on(row))?;
         plan.rows.iter().enumerate().try_for_each(|(r, row)| self.write_row(r, row, plan))?;
         let mut sampled = std::mem::take(&mut self.late);
         let mut pooled = std::mem::take(&mut self.late_pooled);

@@ -38,6 +38,12 @@ pub(super) enum Fault {
     LookaheadForgotten,
     /// An ended sequence keeps its blocks.
     BlocksLeaked,
+    /// A fork takes its parent's blocks though not all that it needs stands in them.
+    StateForked,
+    /// A sequence takes its first blocks though as many as may hold some do.
+    TablesUncounted,
+    /// The executor is not told of a preemption.
+    PreemptionUntold,
     /// A mean is taken over what the prefix cache did not have.
     MeanOfUncached,
 }

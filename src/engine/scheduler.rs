@@ -69,6 +69,8 @@ pub struct Scheduler {
     max_len: usize,
     max_tokens_per_step: usize,
     stall_timeout: Duration,
+    /// As [`EngineConfig::prefixes_are_shared`].
+    prefixes_are_shared: bool,
 
     blocks: BlockManager,
     leases: Leases,
@@ -89,6 +91,8 @@ pub struct Scheduler {
     num_outstanding: usize,
     /// Ended sequences that the executor has not been told of.
     retired: Vec<SequenceId>,
+    /// Sequences that have lost their blocks, which the executor has not been told of.
+    preempted: Vec<SequenceId>,
     /// Tokens taken back that the executor has not been told of.
     rewinds: Vec<Rewind>,
     /// Parameters that have changed, and that the executor has not been told of.
@@ -119,6 +123,8 @@ impl Scheduler {
     pub fn with_hasher(config: &EngineConfig, max_tokens_per_step: usize, hasher: BlockHasher) -> Self {
         let max_tokens_per_step = max_tokens_per_step.max(1);
         let cache_tokens = config.num_blocks * config.block_size;
+        let caches = config.enable_prefix_caching && config.prefixes_are_shared;
+        let most_tables = if config.prefixes_are_shared { usize::MAX } else { config.max_num_seqs.max(1) };
         Self {
             max_num_batched_tokens: config.max_num_batched_tokens.max(1),
             max_num_seqs: config.max_num_seqs.max(1),
@@ -126,7 +132,9 @@ impl Scheduler {
             max_len: config.max_model_len.min(cache_tokens.saturating_sub(max_tokens_per_step - 1)),
             max_tokens_per_step,
             stall_timeout: config.stall_timeout,
-            blocks: BlockManager::new(config.num_blocks, config.block_size, config.enable_prefix_caching, hasher)
+            prefixes_are_shared: config.prefixes_are_shared,
+            blocks: BlockManager::new(config.num_blocks, config.block_size, caches, hasher)
+                .with_most_tables(most_tables)
                 .with_events(config.enable_kv_cache_events),
             leases: Leases::new(config.max_leased_blocks(), config.max_pinned_blocks()),
             sequences: Sequences::default(),
@@ -138,6 +146,7 @@ impl Scheduler {
             spare: Vec::new(),
             num_outstanding: 0,
             retired: Vec::new(),
+            preempted: Vec::new(),
             rewinds: Vec::new(),
             edits: Vec::new(),
             refused: None,
@@ -204,12 +213,14 @@ impl Scheduler {
         let rows = self.pack(plan, events);
 
         plan.retired.append(&mut self.retired);
+        plan.preempted.append(&mut self.preempted);
         plan.rewinds.append(&mut self.rewinds);
         plan.edits.append(&mut self.edits);
         self.warn_leases();
         let waits_for_tokens = self.in_flight.is_empty() && self.num_outstanding > 0;
         let submit = !plan.rows.is_empty()
             || !plan.retired.is_empty()
+            || !plan.preempted.is_empty()
             || !plan.rewinds.is_empty()
             || !plan.edits.is_empty()
             || !plan.block_copies.is_empty()

@@ -9,6 +9,7 @@ mod latency;
 mod leases;
 mod pooling;
 mod scenarios;
+mod states;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -60,6 +61,9 @@ const FAULTS: &[Fault] = &[
     Fault::OutstandingIgnored,
     Fault::LookaheadForgotten,
     Fault::BlocksLeaked,
+    Fault::StateForked,
+    Fault::TablesUncounted,
+    Fault::PreemptionUntold,
 ];
 
 /// The first complaint of the suite, or none; a panic is a complaint.

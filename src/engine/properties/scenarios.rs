@@ -43,7 +43,8 @@ pub(super) struct Engine {
 
 impl Engine {
     pub(super) fn new(config: &EngineConfig) -> Self {
-        let executor = FakeExecutor::new(config, FakeOptions::default());
+        let options = FakeOptions { keeps_states: !config.prefixes_are_shared, ..FakeOptions::default() };
+        let executor = FakeExecutor::new(config, options);
         Self { scheduler: Scheduler::new(config, 1), executor, plan: StepPlan::default(), next_id: 0 }
     }
 

@@ -130,6 +130,8 @@ coverage!(
     prompt_logprobs,
     prompt_logprobs_after_preemption,
     several_tenants,
+    as_many_states_as_rows,
+    preemption_with_a_state,
 );
 
 impl fmt::Display for Coverage {
@@ -166,6 +168,8 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64) -> Self {
         let mut random = Random(seed.wrapping_mul(0x1234_5678_9abc_def1));
+        // One in eight models keeps a state of each sequence.
+        let keeps_states = seed % 8 == 7;
         let mut pick = |choices: &[usize]| choices[random.below(choices.len())];
         let config = EngineConfig {
             block_size: pick(&[1, 2, 3, 4, 8]),
@@ -176,12 +180,14 @@ impl World {
             max_waiting: pick(&[2, 6, 12]),
             stream_capacity_tokens: 0,
             enable_prefix_caching: pick(&[0, 1, 1, 1, 1, 1]) == 1,
+            prefixes_are_shared: !keeps_states,
             stall_timeout: Duration::from_millis(60),
             ..EngineConfig::default()
         };
         let options = FakeOptions {
             vocab_size: VOCAB,
-            max_tokens_per_step: pick(&[1, 1, 2, 4]),
+            max_tokens_per_step: if keeps_states { 1 } else { pick(&[1, 1, 2, 4]) },
+            keeps_states,
             lag: pick(&[0, 0, 60, 160]) as u8,
             seed,
             mishap: None,
@@ -432,6 +438,11 @@ impl World {
         if submit {
             self.executor.submit(&self.plan).map_err(|error| error.message)?;
             self.in_flight += 1;
+            let (states, most) = (self.executor.num_states(), self.config.max_num_seqs);
+            if states > most {
+                return Err(format!("{states} states are kept, for a batch of {most}"));
+            }
+            self.coverage.as_many_states_as_rows += u64::from(self.options.keeps_states && most > 1 && states == most);
         }
         if self.in_flight >= self.depth || self.in_flight > 0 && !submit {
             self.in_flight -= 1;
@@ -467,6 +478,7 @@ impl World {
             let was_preempted = sequence.num_preemptions > num_preemptions;
             self.coverage.stalled_reader += u64::from(sequence.is_stalled() && !was_stalled);
             self.coverage.stalled_reader_came_back += u64::from(was_stalled && !sequence.is_stalled());
+            self.coverage.preemption_with_a_state += u64::from(was_preempted && self.options.keeps_states);
             self.coverage.preemption_with_tokens_on_their_way +=
                 u64::from(was_preempted && sequence.outstanding.is_some());
         }
@@ -511,6 +523,9 @@ impl World {
                 Event::Started { cached_tokens, .. } => {
                     if std::mem::replace(&mut client.started, true) {
                         return Err(format!("sequence {id} started twice"));
+                    }
+                    if self.options.keeps_states && cached_tokens > 0 {
+                        return Err(format!("sequence {id} goes on from {cached_tokens} tokens of others"));
                     }
                     self.coverage.prefix_hit += u64::from(cached_tokens > 0);
                     let wholly = cached_tokens as usize % self.config.block_size == self.config.block_size - 1;

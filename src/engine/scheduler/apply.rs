@@ -79,6 +79,9 @@ impl Scheduler {
             // The last token is always computed: its logits choose the next one.
             sequence.num_computed_tokens = sequence.num_computed_tokens.min(sequence.tokens.len() - 1);
             self.blocks.truncate(&mut sequence.table, sequence.num_computed_tokens);
+            if !self.prefixes_are_shared {
+                sequence.num_computed_tokens = 0;
+            }
             let index = sequence.num_output_tokens() as u32;
             self.rewinds.push(Rewind { id, index, removed: taken.removed });
         }

@@ -4,6 +4,7 @@ use super::Scheduler;
 use crate::{
     engine::{
         block_manager::BlockTable,
+        faults::{Fault, planted},
         sequence::{Key, Sequence},
     },
     error::{Code, Error, Result},
@@ -12,7 +13,7 @@ use crate::{
 
 impl Scheduler {
     /// Puts the sequences of one request in line. The first one computes their prompt; when that is done the others join
-    /// and share its blocks until they write.
+    /// and share its blocks until they write. Where no blocks are shared, each computes it.
     ///
     /// # Errors
     /// As [`add`](Self::add), and then none of them is in line.
@@ -25,6 +26,10 @@ impl Scheduler {
             let why = format!("{} requests are here already", self.len() + self.num_siblings());
             return Err(Error::new(Code::ResourceExhausted, why));
         }
+        if !self.prefixes_are_shared {
+            group.into_iter().for_each(|sequence| self.enter(sequence));
+            return Ok(());
+        }
         let mut group = group.into_iter();
         let Some(first) = group.next() else { return Ok(()) };
         if group.len() > 0 {
@@ -35,7 +40,7 @@ impl Scheduler {
     }
 
     /// Puts `child` in line, which begins with the computed tokens that `parent` and it have in common: their blocks
-    /// are shared until either writes. The two must have the same salt.
+    /// are shared until either writes, if blocks are shared at all. The two must have the same salt.
     ///
     /// # Errors
     /// As [`add`](Self::add); `NotFound` if there is no such parent.
@@ -68,7 +73,7 @@ impl Scheduler {
         let computed = &parent.tokens[..parent.num_computed_tokens];
         let known = &child.tokens[..child.tokens.len() - 1]; // The last token is always computed.
         let mut num_common = computed.iter().zip(known).take_while(|(theirs, ours)| theirs == ours).count();
-        if child.needs_whole_prompt() {
+        if child.needs_whole_prompt() || !self.prefixes_are_shared && !planted(Fault::StateForked) {
             num_common = 0;
         }
         child.table = self.blocks.fork(&parent.table, num_common);

@@ -3,7 +3,8 @@
 //! When a sequence with a lease ends, its table is not given back: the lease has it, with the tokens that stand in it,
 //! until the conversation's next sequence takes it over, as far as both begin alike. Leased blocks are bounded, and the
 //! first to go when blocks are needed: those of the lease that was used the longest ago, before anybody is preempted.
-//! Pinned ones, of which there may be fewer, go only where the first in line could not run otherwise.
+//! Pinned ones, of which there may be fewer, go only where the first in line could not run otherwise. Where nobody can go on
+//! from blocks alone, leases hold none.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -79,6 +80,9 @@ impl Scheduler {
     /// Has `child` hold the blocks of `parent`'s conversation too, as far as they hold its first `num_tokens` tokens;
     /// whoever writes into one copies it. Says how many tokens that are.
     pub fn fork_lease(&mut self, parent: u64, child: Arc<dyn LeaseHolder>, num_tokens: usize) -> usize {
+        if !self.prefixes_are_shared {
+            return 0;
+        }
         let of_running = |sequence: &&Sequence| sequence.lease.as_ref().is_some_and(|lease| lease.id() == parent);
         let (table, tokens) = if let Some(held) = self.leases.held.get(&parent) {
             (&held.table, &held.tokens[..])
@@ -108,6 +112,10 @@ impl Scheduler {
             if sequence.num_preemptions > 0 && !self.leases.held.contains_key(&holder.id()) {
                 holder.lost();
             }
+            return;
+        }
+        if !self.prefixes_are_shared {
+            holder.lost();
             return;
         }
         let kept = sequence.num_computed_tokens.min(sequence.tokens.len()).min(holder.max_tokens());

@@ -146,6 +146,7 @@ fn prompt_targets(sequence: &mut Sequence, context_len: usize, end: usize) -> Ra
 pub(super) fn clear(plan: &mut StepPlan) {
     plan.admitted.clear();
     plan.retired.clear();
+    plan.preempted.clear();
     plan.rewinds.clear();
     plan.edits.clear();
     plan.block_copies.clear();

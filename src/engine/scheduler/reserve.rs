@@ -96,6 +96,9 @@ impl Scheduler {
             sequence.num_computed_tokens = 0;
         }
         sequence.num_preemptions += 1;
+        if sequence.cached_tokens.is_some() && !planted(Fault::PreemptionUntold) {
+            self.preempted.push(sequence.id);
+        }
         self.preemptions += 1;
         self.refused = None;
         if sequence.status == Status::Running {
