@@ -108,6 +108,8 @@ fn a_machine_that_does_not_say_gets_a_gibibyte() {
 fn absurd_models_overflow_nothing() {
     let facts = ModelFacts {
         max_position_embeddings: usize::MAX,
+        prefixes_are_shared: true,
+        state_bytes_per_sequence: usize::MAX,
         kv_bytes_per_token: usize::MAX,
         weight_bytes: usize::MAX,
         loading_bytes: usize::MAX,
@@ -122,6 +124,8 @@ fn absurd_models_overflow_nothing() {
 /// 20 MiB of weights, 64 KiB a token of KV, 8 KiB a token and 4 KiB a row of logits in a step.
 const REAL: ModelFacts = ModelFacts {
     max_position_embeddings: 4096,
+    prefixes_are_shared: true,
+    state_bytes_per_sequence: 0,
     kv_bytes_per_token: 64 << 10,
     weight_bytes: 20 << 20,
     loading_bytes: 2 << 20,

@@ -65,7 +65,7 @@ impl World {
             ..EngineConfig::default()
         };
         let lag = [0, 0, 60, 200][random.below(4)];
-        let options = FakeOptions { vocab_size: 24, max_tokens_per_step, lag, seed, mishap: None };
+        let options = FakeOptions { vocab_size: 24, max_tokens_per_step, lag, seed, ..FakeOptions::default() };
         Self {
             random,
             scheduler: Scheduler::new(&config, max_tokens_per_step),

@@ -19,7 +19,8 @@ fn stateful() -> EngineConfig {
     EngineConfig { prefixes_are_shared: false, ..config() }
 }
 
-const PROMPT: [TokenId; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 9].map(TokenId);
+const PROMPT: [TokenId; 9] =
+    [TokenId(1), TokenId(2), TokenId(3), TokenId(4), TokenId(5), TokenId(6), TokenId(7), TokenId(8), TokenId(9)];
 
 /// Steps until nothing is left; the tokens that each computed, and the tokens that came.
 fn run(engine: &mut Engine) -> (Vec<usize>, usize) {

@@ -76,10 +76,11 @@ impl Scheduler {
             sequence.num_computed_tokens += num_written.min(taken.count.saturating_sub(1));
         }
         if is_rewind {
-            // The last token is always computed: its logits choose the next one.
-            sequence.num_computed_tokens = sequence.num_computed_tokens.min(sequence.tokens.len() - 1);
-            self.blocks.truncate(&mut sequence.table, sequence.num_computed_tokens);
-            if !self.prefixes_are_shared {
+            if self.prefixes_are_shared {
+                // The last token is always computed: its logits choose the next one.
+                sequence.num_computed_tokens = sequence.num_computed_tokens.min(sequence.tokens.len() - 1);
+                self.blocks.truncate(&mut sequence.table, sequence.num_computed_tokens);
+            } else {
                 sequence.num_computed_tokens = 0;
             }
             let index = sequence.num_output_tokens() as u32;
