@@ -41,3 +41,7 @@ id!(
     /// One sequence inside the engine; never reused while the process lives.
     SequenceId(u64)
 );
+id!(
+    /// A place for what recurrent layers keep of one sequence, the same in all of them.
+    StateSlot(u32)
+);
