@@ -2,10 +2,12 @@
 
 mod constrained;
 mod pools;
+mod states;
 
 use self::{
     constrained::{Constrained, Constraints},
     pools::Pools,
+    states::States,
 };
 use std::{
     collections::{HashMap, VecDeque},
@@ -41,6 +43,8 @@ pub struct RunnerConfig {
     pub num_blocks: usize,
     /// Tokens a block.
     pub block_size: usize,
+    /// Sequences that hold blocks at once, of a model that keeps states beside them.
+    pub num_states: usize,
     /// Threads to compute with; 0 is one a core.
     pub num_threads: usize,
     /// Tokens that end a sequence, which `min_tokens` holds back.
@@ -62,6 +66,8 @@ pub struct Runner {
     constraints: Constraints,
     /// Of those whose hidden states are wanted: what has come of them.
     pools: Pools,
+    /// Of those that hold blocks: what recurrent layers keep.
+    states: States,
     /// Steps submitted and not collected.
     outputs: VecDeque<StepOutput>,
     /// Reused from step to step.
@@ -76,6 +82,7 @@ impl Runner {
     /// `InvalidArgument` for impossible sizes, `Internal` where threads cannot be started.
     pub fn new(model: Arc<dyn Model>, config: &RunnerConfig) -> Result<Self> {
         let kv = model.new_kv_cache(config.num_blocks, config.block_size)?;
+        let states = States::new(model.new_states(config.num_states)?);
         let pool = Pool::new(config.num_threads)?;
         Ok(Self {
             model,
@@ -85,6 +92,7 @@ impl Runner {
             samplers: HashMap::new(),
             constraints: Constraints::default(),
             pools: Pools::default(),
+            states,
             outputs: VecDeque::new(),
             attention: AttentionMetadata::default(),
             observer: None,
@@ -100,6 +108,12 @@ impl Runner {
     #[must_use]
     pub fn num_sequences(&self) -> usize {
         self.samplers.len() + self.pools.len()
+    }
+
+    /// Sequences that recurrent layers keep something of.
+    #[must_use]
+    pub fn num_states(&self) -> usize {
+        self.states.num_taken()
     }
 
     fn run(&mut self, plan: &StepPlan) -> Result<StepOutput> {
@@ -139,6 +153,7 @@ impl Runner {
         }
         let copies = plan.block_copies.iter().map(|copy| (copy.source, copy.destination)).collect::<Vec<_>>();
         self.kv.copy_blocks(&copies)?;
+        self.states.follow(plan)?;
         if plan.token_ids.is_empty() {
             return Ok(StepOutput::default());
         }
@@ -153,6 +168,7 @@ impl Runner {
             slot_mapping: &plan.slot_mapping,
             attention: &self.attention,
             kv: &self.kv,
+            states: self.states.of_step(),
             observer: self.observer.as_deref(),
         };
         let hidden = self.model.hidden(&plan.token_ids, &step)?;

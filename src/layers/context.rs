@@ -11,7 +11,7 @@ use crate::{
         paged_attention::AttentionMetadata,
         store_kv::{KvLayer, copy_blocks},
     },
-    layers::lora::AdapterRows,
+    layers::{lora::AdapterRows, state::StepStates},
 };
 
 /// Sees every Linear that runs; for tests and profiles.
@@ -31,6 +31,8 @@ pub struct StepContext<'a> {
     pub attention: &'a AttentionMetadata,
     /// Keys and values of all layers.
     pub kv: &'a KvCache,
+    /// What recurrent layers keep of the rows' sequences, where the model has such layers.
+    pub states: Option<StepStates<'a>>,
     /// Which rows go through which adapters, where any do.
     pub adapters: Option<&'a AdapterRows>,
     /// Told of every Linear that runs, where somebody wants to know.

@@ -6,9 +6,12 @@ use candle_core::Device;
 use candlewick::{
     arch::{Model, ModelLoad, config::ModelConfig, load},
     config::{Dtype, KvCacheDtype},
-    ids::{BlockId, Slot, TokenId},
+    ids::{BlockId, Slot, StateSlot, TokenId},
     kernels::paged_attention::AttentionMetadata,
-    layers::context::{KvCache, LinearObserver, StepContext},
+    layers::{
+        context::{KvCache, LinearObserver, StepContext},
+        state::{StateCache, StepStates},
+    },
     weights::{Weights, safetensors::SafetensorsSource},
 };
 use serde::Deserialize;
@@ -16,6 +19,9 @@ use serde::Deserialize;
 pub(super) const BLOCK_SIZE: usize = 16;
 /// Blocks of the test's cache.
 const NUM_BLOCKS: usize = 256;
+
+/// States beside it.
+const NUM_STATES: usize = 64;
 
 /// The reference's results for one checkpoint.
 #[derive(Deserialize)]
@@ -69,6 +75,7 @@ pub(super) fn load_weights(weights: &Weights, config: &ModelConfig, dtype: Dtype
 /// A sequence's place in the cache.
 pub(super) struct Sequence {
     blocks: Vec<BlockId>,
+    state: StateSlot,
     context_len: usize,
 }
 
@@ -83,18 +90,24 @@ pub(super) struct Ask<'a> {
 pub(super) struct Driver {
     model: Arc<dyn Model>,
     kv: KvCache,
+    states: Option<StateCache>,
     handed_out: usize,
+    num_sequences: usize,
     pub(super) observer: Option<Box<dyn LinearObserver>>,
 }
 
 impl Driver {
     pub(super) fn new(model: Arc<dyn Model>) -> Self {
         let kv = model.new_kv_cache(NUM_BLOCKS, BLOCK_SIZE).expect("a small cache");
-        Self { model, kv, handed_out: 0, observer: None }
+        let states = model.new_states(NUM_STATES).expect("a few states");
+        Self { model, kv, states, handed_out: 0, num_sequences: 0, observer: None }
     }
 
     pub(super) fn sequence(&mut self) -> Sequence {
-        Sequence { blocks: Vec::new(), context_len: 0 }
+        // States that others have left are taken again.
+        self.num_sequences += 1;
+        let state = StateSlot((self.num_sequences * 23 % NUM_STATES) as u32);
+        Sequence { blocks: Vec::new(), state, context_len: 0 }
     }
 
     fn new_block(&mut self) -> BlockId {
@@ -109,6 +122,7 @@ impl Driver {
         attention.cu_seqlens.push(0);
         attention.cu_blocks.push(0);
         let (mut token_ids, mut positions, mut slot_mapping, mut logit_rows) = (vec![], vec![], vec![], vec![]);
+        let slots: Vec<_> = asks.iter().map(|ask| ask.sequence.state).collect();
         for Ask { sequence, tokens, all_logits } in asks.iter_mut() {
             attention.context_lens.push(sequence.context_len as u32);
             for (k, token) in tokens.iter().enumerate() {
@@ -136,6 +150,7 @@ impl Driver {
             slot_mapping: &slot_mapping,
             attention: &attention,
             kv: &self.kv,
+            states: self.states.as_ref().map(|cache| StepStates { cache, slots: &slots }),
             observer,
         };
         let logits = self.model.forward(&token_ids, &logit_rows, &step).expect("a step");

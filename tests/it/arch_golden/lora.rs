@@ -79,7 +79,8 @@ fn parts(
     }
     let info = ModelInfo { vocab_size: model.config().vocab_size, adapters: loaded, ..crate::engine::info() };
     let factory: ExecutorFactory = Arc::new(move || {
-        let config = RunnerConfig { num_blocks: 128, block_size: 16, num_threads: 2, eos_token_ids: Vec::new() };
+        let config =
+            RunnerConfig { num_blocks: 128, block_size: 16, num_states: 16, num_threads: 2, eos_token_ids: Vec::new() };
         Ok(Box::new(Gated { runner: Runner::new(model.clone(), &config)?, gate: gate.clone() }))
     });
     let config = EngineConfig {
