@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use candlewick::{
-    ids::{BlockId, Slot},
+    ids::{BlockId, Slot, StateSlot},
     kernels::{
         activation::{Activation, Gate, gated},
+        causal_conv::{ConvState, causal_conv},
+        gated_delta::{DeltaGates, DeltaHeads, DeltaState, gated_delta},
         linear::{Extras, Inputs, PackedWeight, format::WeightFormat, linear},
         machine,
         paged_attention::{AttentionMetadata, Scoring, paged_attention},
         probe::random_weight,
+        recurrent::StateRows,
         rms_norm::rms_norm,
         store_kv::{KvLayer, store_kv},
     },
@@ -173,6 +176,43 @@ fn attention(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
     Ok(())
 }
 
+/// Layers of Qwen3.5-9B that keep a state.
+fn recurrent(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
+    const HEADS: DeltaHeads = DeltaHeads { key_heads: 16, value_heads: 32, key_dim: 128, value_dim: 128 };
+    const TAPS: usize = 4;
+    for (rows, tokens) in [(1, 1), (16, 1), (1, 128), (1, 512)] {
+        let names = ["gated_delta", "causal_conv"].map(|kernel| format!("{kernel} {rows}×{tokens}"));
+        if !names.iter().any(|name| report.wants(name)) {
+            continue;
+        }
+        let n = rows * tokens;
+        let (state_bytes, channels) = (DeltaState::bytes_per_slot(&HEADS), HEADS.qkv());
+        // Enough layers that no cache holds them.
+        let layers = (200usize << 20).div_ceil(rows * state_bytes).min(64);
+        let states = (0..layers).map(|_| DeltaState::new(rows, HEADS, &Device::Cpu)).collect::<Result<Vec<_>, _>>()?;
+        let inputs = ConvState::new(rows, TAPS, channels, &Device::Cpu)?;
+        let slots: Vec<StateSlot> = (0..rows as u32).map(StateSlot).collect();
+        let cu_seqlens: Vec<u32> = (0..=rows).map(|row| (row * tokens) as u32).collect();
+        let context_lens = vec![1; rows];
+        let rows_of = StateRows { cu_seqlens: &cu_seqlens, context_lens: &context_lens, slots: &slots };
+        let (qkv, gating) = (random(rng, &[n, channels])?, random(rng, &[n, 2 * HEADS.value_heads])?);
+        let weight = random(rng, &[TAPS, channels])?;
+        let gates = DeltaGates { rates: vec![-0.1; HEADS.value_heads], biases: vec![0.0; HEADS.value_heads] };
+        let [delta, conv] = &names;
+        // A number of a state decays, answers, is corrected and answers again.
+        let operations = 7 * n * state_bytes / size_of::<f32>();
+        report.measure(delta, 2 * rows * state_bytes, (operations, Arithmetic::Float32), |k| {
+            gated_delta(&qkv, &gating, &gates, &states[k % layers], rows_of)?;
+            Ok(())
+        })?;
+        report.measure(conv, 8 * n * channels, (2 * TAPS * n * channels, Arithmetic::Float32), |_| {
+            causal_conv(&qkv, &weight, &inputs, rows_of, Activation::Silu)?;
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
 fn elementwise(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
     for n in [1, 16, 512] {
         let (x, w) = (random(rng, &[n, 1024])?, random(rng, &[1024])?);
@@ -213,6 +253,7 @@ fn main() -> Result<(), Error> {
     let mut rng = StdRng::seed_from_u64(1);
     linears(&mut report, &mut rng)?;
     attention(&mut report, &mut rng)?;
+    recurrent(&mut report, &mut rng)?;
     elementwise(&mut report, &mut rng)?;
     if report.json {
         let limits = json!({

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use crate::{
     arch::{
         Architecture, BlockLoad, Model, ModelInfo, ModelLoad, block::Block, config::ModelConfig, keep, kv_dtype,
-        kv_shape, outline::Outline,
+        kv_shape, linear_attention::LinearAttention, outline::Outline,
     },
     config::KvCacheGroups,
     error::{Error, Result},
@@ -21,6 +21,7 @@ use crate::{
         lora::AdaptableLinear,
         norm::Norm,
         rope::Rope,
+        state::StateCache,
     },
 };
 
@@ -50,11 +51,11 @@ impl CausalLm {
     pub fn load(architecture: &Architecture, load: &ModelLoad<'_>) -> Result<Self> {
         let &ModelLoad { weights, config, device, dtype, quantization, kv_cache_dtype, progress } = load;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let total = weights.names().len();
+        let outline = (architecture.outline)(config);
+        let total = weights.names().iter().filter(|name| outline.has(name)).count();
         let progress = |loaded: usize| progress(loaded, total);
         let tally = LoadTally::default();
         let root = TensorLoader::new(weights, keep(dtype, quantization), device, &tally, &progress);
-        let outline = (architecture.outline)(config);
         let within = root.under(outline.base);
         let bare = !within.contains(&format!("{}.weight", outline.embedding));
         let bare = bare && root.contains(&format!("{}.weight", outline.embedding));
@@ -185,5 +186,10 @@ impl Model for CausalLm {
 
     fn new_kv_cache(&self, num_blocks: usize, block_size: usize) -> Result<KvCache> {
         KvCache::new(KvCacheShape { num_blocks, block_size, ..self.info.kv_shape }, &self.kv_windows, &self.device)
+    }
+
+    fn new_states(&self, num_slots: usize) -> Result<Option<StateCache>> {
+        let shape = self.config.linear_attention.as_ref().map(LinearAttention::state_shape);
+        shape.map(|shape| StateCache::new(shape, num_slots, &self.device)).transpose()
     }
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::{
     arch::{
         fields::Fields,
+        linear_attention::{self, LinearAttention},
         moe_config::MoeConfig,
         rope_config::{Ropes, ropes},
         window::SlidingWindow,
@@ -115,6 +116,8 @@ pub struct ModelConfig {
     pub moe: Option<MoeConfig>,
     /// Sizes of its attention, where keys and values come out of a latent.
     pub latent: Option<LatentSizes>,
+    /// Layers that keep a state instead of keys and values, where the model has such.
+    pub linear_attention: Option<LinearAttention>,
     /// What numbers on the way are multiplied with.
     pub multipliers: Multipliers,
     /// Whether attention and feed-forward layer read the stream beside each other, where the file says.
@@ -135,10 +138,12 @@ impl ModelConfig {
     pub fn from_hf_json(path: &Path, text: &str) -> Result<Self> {
         let root: Value = serde_json::from_str(text).map_err(|e| Error::bad_file(path, "json", e))?;
         let root = root.as_object().ok_or_else(|| Error::bad_file(path, "json", "must be an object"))?;
-        let fields = Fields::new(path, root);
+        let root = Fields::new(path, root);
+        // Of a model that sees pictures too.
+        let fields = root.object("text_config")?.unwrap_or_else(|| root.clone());
 
         let architecture =
-            fields.texts("architectures")?.first().copied().ok_or_else(|| fields.missing("architectures"))?;
+            root.texts("architectures")?.first().copied().ok_or_else(|| root.missing("architectures"))?;
         let row = super::find(path, architecture)?;
         for field in UNSUPPORTED {
             if fields.flag(field)? == Some(true) {
@@ -157,6 +162,15 @@ impl ModelConfig {
             );
             return Err(fields.error("num_key_value_heads", why));
         }
+        let linear_attention = LinearAttention::from_fields(&fields, num_hidden_layers)?;
+        match (&linear_attention, row.prefixes_are_shared) {
+            (Some(_), true) => {
+                let why = format!("is given, but {} has no such heads", row.name);
+                return Err(fields.error(linear_attention::FIELD, why));
+            }
+            (None, false) => return Err(fields.missing(linear_attention::FIELD)),
+            _ => {}
+        }
         let head_dim = match &latent {
             // The class's own `head_dim` is that of the part which is turned.
             Some(latent) => Some(latent.key()),
@@ -169,13 +183,16 @@ impl ModelConfig {
             Some(size) => size,
             // GPT-2's way of leaving it away.
             None if row.name == "GPT2LMHeadModel" => 4 * hidden_size,
-            None => return Err(fields.missing("intermediate_size")),
+            // All layers have experts, whose width it is.
+            None => fields
+                .size("moe_intermediate_size", limits::INTERMEDIATE)?
+                .ok_or_else(|| fields.missing("intermediate_size"))?,
         };
         let Ropes { rope, local } = ropes(&fields, row, latent.map_or(head_dim, |latent| latent.rope))?;
         let max_position_embeddings = fields.required_size("max_position_embeddings", limits::POSITIONS)?;
         Ok(Self {
             architecture: row.name.to_owned(),
-            model_type: fields.text("model_type")?.unwrap_or_default().to_owned(),
+            model_type: root.text("model_type")?.unwrap_or_default().to_owned(),
             hidden_size,
             intermediate_size,
             num_hidden_layers,
@@ -189,12 +206,16 @@ impl ModelConfig {
             local_rope: local,
             rope_layers: rope_layers(&fields, num_hidden_layers)?,
             max_position_embeddings,
-            tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(row.tied),
+            tie_word_embeddings: root
+                .flag("tie_word_embeddings")?
+                .or(fields.flag("tie_word_embeddings")?)
+                .unwrap_or(row.tied),
             attention_bias: fields.flag("attention_bias")?,
             mlp_bias: fields.flag("mlp_bias")?,
             sliding_window: SlidingWindow::from_fields(&fields, num_hidden_layers)?,
             moe: MoeConfig::from_fields(&fields)?,
             latent,
+            linear_attention,
             multipliers: multipliers(&fields)?,
             parallel_residual: fields.flag("use_parallel_residual")?,
             conventions: Conventions::HuggingFace,

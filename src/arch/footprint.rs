@@ -16,6 +16,16 @@ use crate::{
 /// Copies of the residual stream that a layer holds at once: before and after it, a norm's result, a branch's, and what
 /// its inputs are rounded to.
 const STREAMS: usize = 5;
+/// Ends of names of the matrices that are kept as float32.
+const EXACT: [&str; 7] = [
+    ".gate.weight",
+    ".router.weight",
+    ".shared_expert_gate.weight",
+    ".in_proj_a.weight",
+    ".in_proj_b.weight",
+    ".in_proj_ba.weight",
+    ".conv1d.weight",
+];
 /// Copies of a row of logits until a token is chosen: the logits, those scaled or capped, and what the sampler sorts.
 const LOGIT_COPIES: usize = 4;
 
@@ -28,6 +38,10 @@ impl KeepOptions {
         let mut facts = ModelFacts {
             max_position_embeddings: config.max_position_embeddings,
             activation_bytes_per_token: activation_bytes(config),
+            state_bytes_per_sequence: config
+                .linear_attention
+                .as_ref()
+                .map_or(0, |linear| linear.state_shape().bytes_per_sequence()),
             prefixes_are_shared: row.is_none_or(|row| row.prefixes_are_shared),
             logit_row_bytes: config.vocab_size.saturating_mul(LOGIT_COPIES * size_of::<f32>()),
             ..ModelFacts::default()
@@ -37,7 +51,7 @@ impl KeepOptions {
         let mut block_format = None;
         let transposed =
             row.is_some_and(|row| row.name == "GPT2LMHeadModel") && config.conventions == Conventions::HuggingFace;
-        for header in headers {
+        for header in headers.iter().filter(|header| outline.has(&header.name)) {
             if config.tie_word_embeddings && embedding && header.name == head {
                 continue;
             }
@@ -79,9 +93,9 @@ impl KeepOptions {
 
     /// The format that a tensor is kept in, which may lie `[in, out]` in the file.
     fn format(&self, header: &TensorHeader, role: Role, transposed: bool) -> WeightFormat {
-        // Norms and biases are small and matter, and routers decide.
-        let router = [".gate.weight", ".router.weight"].iter().any(|router| header.name.ends_with(router));
-        if header.shape.len() < 2 || router || header.name.ends_with("bias") {
+        // Norms and biases are small and matter, routers decide, and errors of recurrent gates add up.
+        let exact = EXACT.iter().any(|name| header.name.ends_with(name));
+        if header.shape.len() < 2 || exact || header.name.ends_with("bias") {
             return WeightFormat::F32;
         }
         let inputs = match *header.shape.as_slice() {
@@ -107,12 +121,20 @@ fn activation_bytes(config: &ModelConfig) -> usize {
     let (q, kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
     // Projected, normed and turned; and what was attended to.
     let attention = 2 * (q + 2 * kv) + 2 * q;
+    let linear = config.linear_attention.as_ref().map_or(0, |linear| {
+        let heads = &linear.sizes.heads;
+        // Projected and convolved; the gates, what was answered, normed, and both as the output reads them.
+        2 * heads.qkv() + 5 * heads.values() + 4 * heads.value_heads
+    });
+    // Queries with gates, and both as the output reads them.
+    let gated = if linear > 0 { 4 * q } else { 0 };
     let dense = 3 * config.intermediate_size;
     let experts = config.moe.as_ref().map_or(0, |moe| {
         let width = moe.intermediate_size.unwrap_or(config.intermediate_size);
-        moe.experts_per_token * (3 * width + 3 * config.hidden_size) + 2 * moe.num_experts
+        let weighed = moe.weighed_expert_size.map_or(0, |width| 3 * width + 3 * config.hidden_size);
+        moe.experts_per_token * (3 * width + 3 * config.hidden_size) + weighed + 2 * moe.num_experts
     });
-    (STREAMS * config.hidden_size + attention + dense.max(experts)).saturating_mul(size_of::<f32>())
+    (STREAMS * config.hidden_size + attention + gated + linear + dense.max(experts)).saturating_mul(size_of::<f32>())
 }
 
 #[cfg(test)]

@@ -91,6 +91,7 @@ impl ModelConfig {
             sliding_window: SlidingWindow { size: window, ..SlidingWindow::default() },
             moe,
             latent: None,
+            linear_attention: None,
             multipliers: keys.multipliers(family, num_hidden_layers, hidden_size / num_attention_heads)?,
             parallel_residual: gguf.bool(&keys.key("use_parallel_residual"))?,
             conventions: Conventions::Gguf,

@@ -72,6 +72,7 @@ impl Keys<'_> {
             dense_layers: Vec::new(),
             sparse_step: 1,
             shared_experts: 0,
+            weighed_expert_size: None,
             groups: (1, 1),
             routed_scale: None,
         }))

@@ -8,7 +8,10 @@ use std::{path::Path, sync::Arc};
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    arch::{block::Block, causal_lm::CausalLm, config::ModelConfig, outline::Outline, window::Sliding},
+    arch::{
+        block::Block, causal_lm::CausalLm, config::ModelConfig, linear_attention::LinearAttention, outline::Outline,
+        window::Sliding,
+    },
     config::{Dtype, KvCacheDtype, KvCacheGroups, Quantization},
     error::{Error, Result},
     ids::TokenId,
@@ -19,6 +22,7 @@ use crate::{
         loader::TensorLoader,
         lora::AdaptableLinear,
         rope::{Rope, RopeStyle},
+        state::StateCache,
     },
     weights::Weights,
 };
@@ -42,6 +46,7 @@ pub mod gpt2;
 pub mod gpt_neox;
 pub mod gpt_oss;
 pub mod granite;
+pub mod linear_attention;
 pub mod llama;
 pub mod long_tail;
 pub mod mistral;
@@ -55,6 +60,7 @@ pub mod phi3;
 pub mod pooling_config;
 pub mod qwen2;
 pub mod qwen3;
+pub mod qwen3_5;
 pub mod qwen3_moe;
 pub mod rope_config;
 pub mod served;
@@ -99,6 +105,15 @@ const USUAL: Architecture = Architecture {
     block: llama::block,
 };
 
+/// What Qwen's models with recurrent layers do.
+const QWEN3_5: Architecture = Architecture {
+    prefixes_are_shared: false,
+    partial_rotary_factor: 0.25,
+    outline: qwen3_5::outline,
+    block: qwen3_5::block,
+    ..USUAL
+};
+
 /// Every architecture, by name.
 pub const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "LlamaForCausalLM", gguf: Some("llama"), ..USUAL },
@@ -126,6 +141,11 @@ pub const ARCHITECTURES: &[Architecture] = &[
         block: qwen3_moe::block,
         ..USUAL
     },
+    Architecture { name: "Qwen3_5ForCausalLM", ..QWEN3_5 },
+    Architecture { name: "Qwen3_5ForConditionalGeneration", outline: qwen3_5::outline_beside_vision, ..QWEN3_5 },
+    Architecture { name: "Qwen3_5MoeForCausalLM", ..QWEN3_5 },
+    Architecture { name: "Qwen3_5MoeForConditionalGeneration", outline: qwen3_5::outline_beside_vision, ..QWEN3_5 },
+    Architecture { name: "Qwen3NextForCausalLM", ..QWEN3_5 },
     Architecture { name: "Phi3ForCausalLM", gguf: Some("phi3"), sliding: Sliding::Always, block: phi3::block, ..USUAL },
     Architecture {
         name: "Gemma2ForCausalLM",
@@ -240,11 +260,14 @@ impl Architecture {
         config.sliding_window.of(self.sliding, layer)
     }
 
-    /// The windows of all layers, those left out that are as long as any sequence: what the layers' keys and values are kept
-    /// for.
+    /// The windows of all layers that have keys and values, those left out that are as long as any sequence: what these are
+    /// kept for.
     fn kv_windows(&self, config: &ModelConfig) -> Vec<Option<usize>> {
         let narrow = |window: &usize| *window < config.max_position_embeddings;
-        (0..config.num_hidden_layers).map(|layer| self.window(config, layer).filter(narrow)).collect()
+        let keeps_a_state =
+            |layer: usize| config.linear_attention.as_ref().is_some_and(|linear| linear.of_layer(layer).0);
+        let layers = (0..config.num_hidden_layers).filter(|&layer| !keeps_a_state(layer));
+        layers.map(|layer| self.window(config, layer).filter(narrow)).collect()
     }
 }
 
@@ -315,6 +338,14 @@ pub trait Model: Send + Sync {
     /// # Errors
     /// `InvalidArgument` for impossible sizes.
     fn new_kv_cache(&self, num_blocks: usize, block_size: usize) -> Result<KvCache>;
+
+    /// States of so many sequences for its recurrent layers; none where it has no such layers.
+    ///
+    /// # Errors
+    /// `Internal` for impossible sizes, `ResourceExhausted` where there is no memory.
+    fn new_states(&self, _num_slots: usize) -> Result<Option<StateCache>> {
+        Ok(None)
+    }
 }
 
 /// Facts about a loaded model.
@@ -377,7 +408,7 @@ pub struct KeepOptions {
 #[must_use]
 pub fn kv_shape(config: &ModelConfig, dtype: DType) -> KvCacheShape {
     KvCacheShape {
-        num_layers: config.num_hidden_layers,
+        num_layers: config.linear_attention.as_ref().map_or(config.num_hidden_layers, LinearAttention::num_kv_layers),
         num_blocks: 1,
         block_size: 1,
         num_kv_heads: config.num_key_value_heads,

@@ -22,6 +22,8 @@ pub struct MoeConfig {
     pub sparse_step: usize,
     /// Experts that every token gets, as one that is so many times as wide.
     pub shared_experts: usize,
+    /// Width of one more that every token gets, which counts as far as a gate says.
+    pub weighed_expert_size: Option<usize>,
     /// Groups that experts stand in, and how many of them are open to a token (`n_group`, `topk_group`); one of one is all.
     pub groups: (usize, usize),
     /// What a token's weights are multiplied with at last, where the file says.
@@ -64,6 +66,7 @@ impl MoeConfig {
             dense_layers: (0..first_dense).chain(dense.into_iter().map(|layer| layer as usize)).collect(),
             sparse_step: fields.size("decoder_sparse_step", limits::LAYERS)?.unwrap_or(1),
             shared_experts: fields.size("n_shared_experts", 0..=SHARED)?.unwrap_or(0),
+            weighed_expert_size: fields.size("shared_expert_intermediate_size", limits::INTERMEDIATE)?,
             groups: (groups, open),
             routed_scale: fields.positive("routed_scaling_factor")?,
         }))

@@ -17,6 +17,8 @@ pub struct Outline {
     pub norm: (&'static str, NormOptions),
     /// The head.
     pub head: &'static str,
+    /// What names of tensors begin with that are in its files and no part of it.
+    pub others: &'static [&'static str],
     /// What embeddings are multiplied with.
     pub embedding_multiplier: Option<f64>,
     /// What logits are multiplied with.
@@ -26,6 +28,12 @@ pub struct Outline {
 }
 
 impl Outline {
+    /// Whether the tensor is a part of the model.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        !self.others.iter().any(|other| name.starts_with(other))
+    }
+
     /// Llama's.
     #[must_use]
     pub fn usual(config: &ModelConfig) -> Self {
@@ -36,6 +44,7 @@ impl Outline {
             layers: "layers",
             norm: ("norm", NormOptions::rms(config.norm_eps)),
             head: "lm_head",
+            others: &[],
             embedding_multiplier: None,
             logit_multiplier: None,
             logit_softcap: None,

@@ -33,6 +33,7 @@ impl BlockLoad<'_> {
             scale: (config.head_dim as f64).sqrt().recip(),
             softcap: None,
             sinks: false,
+            gated: false,
         }
     }
 

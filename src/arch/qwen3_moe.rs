@@ -5,7 +5,8 @@ use crate::{
     error::{Error, Result},
     kernels::activation::Gate,
     layers::{
-        mlp::{GatedNames, MlpSizes},
+        loader::TensorLoader,
+        mlp::{GatedMlp, GatedNames, MlpSizes},
         moe::{Moe, Routing, Scores},
         sublayer::{Branch, Sublayer},
     },
@@ -16,7 +17,7 @@ pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
     let moe = moe(load.config)?;
     let after = load.rms_norm("post_attention_layernorm")?;
     let layer: Box<dyn Sublayer> = match moe.in_layer(load.layer) {
-        true => Box::new(sparse(load, moe)?),
+        true => Box::new(sparse(load, moe, None)?),
         false => Box::new(load.gated_mlp(false)?),
     };
     Ok(Block::sequential([
@@ -25,9 +26,10 @@ pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
     ]))
 }
 
-fn sparse(load: &BlockLoad<'_>, moe: &MoeConfig) -> Result<Moe> {
+/// Its layer of experts, which Qwen's later models have too, with one more of the width `weighed` for every token.
+pub(super) fn sparse(load: &BlockLoad<'_>, moe: &MoeConfig, weighed: Option<usize>) -> Result<Moe> {
     let config = load.config;
-    let loader = load.loader.under("mlp");
+    let (loader, count) = (load.loader.under("mlp"), moe.num_experts);
     let routing = Routing {
         experts_per_token: moe.experts_per_token,
         scores: Scores::Softmax,
@@ -37,10 +39,32 @@ fn sparse(load: &BlockLoad<'_>, moe: &MoeConfig) -> Result<Moe> {
         groups: (1, 1),
     };
     let intermediate = moe.intermediate_size.unwrap_or(config.intermediate_size);
-    let sizes = MlpSizes { hidden: config.hidden_size, intermediate, bias: false };
-    let experts =
-        experts(&loader.under("experts"), moe.num_experts, GatedNames::USUAL, sizes, Gate::Of(config.activation))?;
-    Moe::new(loader.exact().linear("gate", moe.num_experts, config.hidden_size, false)?, routing, experts, None)
+    let sizes = |intermediate| MlpSizes { hidden: config.hidden_size, intermediate, bias: false };
+    let gate = Gate::Of(config.activation);
+    let of_experts = loader.under("experts");
+    let experts = match of_experts.contains("gate_up_proj") {
+        true => (0..count)
+            .map(|k| stacked(&of_experts.expert(k, count), sizes(intermediate), gate))
+            .collect::<Result<_>>()?,
+        false => experts(&of_experts, count, GatedNames::USUAL, sizes(intermediate), gate)?,
+    };
+    let exact = loader.exact();
+    let Some(width) = weighed else {
+        return Moe::new(exact.linear("gate", count, config.hidden_size, false)?, routing, experts, None);
+    };
+    let scores = [("gate", count), ("shared_expert_gate", 1)];
+    let router = exact.stacked_linear("gate", &scores, config.hidden_size, false)?;
+    let weighed = GatedMlp::load(&loader.under("shared_expert"), GatedNames::USUAL, sizes(width), gate)?;
+    Ok(Moe::new(router, routing, experts, None)?.with_weighed(weighed))
+}
+
+/// One expert of a file that has those of all as one tensor, gate and up together.
+fn stacked(loader: &TensorLoader<'_>, sizes: MlpSizes, gate: Gate) -> Result<GatedMlp> {
+    let MlpSizes { hidden, intermediate, .. } = sizes;
+    let gate_up =
+        loader.linear_of("gate_up_proj", &[loader.get("gate_up_proj", &[2 * intermediate, hidden])?], None)?;
+    let down = loader.linear_of("down_proj", &[loader.get("down_proj", &[hidden, intermediate])?], None)?;
+    Ok(GatedMlp::new(gate_up, down, gate))
 }
 
 /// The experts, which the architecture must have.

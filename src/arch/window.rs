@@ -1,7 +1,7 @@
 //! Which layers see only the last so many tokens.
 
 use crate::{
-    arch::{config::limits, fields::Fields},
+    arch::{config::limits, fields::Fields, linear_attention},
     error::Result,
 };
 
@@ -83,6 +83,7 @@ fn layer_types(fields: &Fields<'_>, num_layers: usize) -> Result<Option<Vec<bool
     let slides = |name: &&str| match *name {
         "sliding_attention" => Ok(true),
         "full_attention" => Ok(false),
+        "linear_attention" if fields.value(linear_attention::FIELD).is_some() => Ok(false),
         other => {
             let why = format!("has {other:?}; supported are full_attention and sliding_attention");
             Err(fields.error("layer_types", why))

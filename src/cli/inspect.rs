@@ -177,10 +177,13 @@ impl Report {
             "kv_bytes": kv_bytes,
             "total_bytes": facts.weight_bytes.saturating_add(kv_bytes),
         });
+        if facts.state_bytes_per_sequence > 0 {
+            memory["state_bytes_per_sequence"] = json!(facts.state_bytes_per_sequence);
+        }
         match plan_memory(&args.engine, facts, &MachineFacts::here()) {
             Err(error) => memory["refused"] = json!(error.message),
             Ok((blocks, plan)) => {
-                let MemoryPlan { kv, activations, room, available, .. } = plan;
+                let MemoryPlan { kv, states, activations, room, available, .. } = plan;
                 let (size, step) = (args.engine.block_size, args.engine.max_num_batched_tokens);
                 memory["served_here"] = json!({
                     "kv_blocks": blocks,
@@ -192,6 +195,9 @@ impl Report {
                     "available_bytes": available,
                     "sum": plan.to_string(),
                 });
+                if states > 0 {
+                    memory["served_here"]["state_bytes"] = json!(states);
+                }
             }
         }
         memory

@@ -5,6 +5,7 @@ mod copies;
 mod forward;
 mod paged;
 mod pools;
+mod states;
 
 use self::{
     constrained::{Constrained, Constraints},
@@ -45,6 +46,8 @@ pub struct RunnerConfig {
     pub num_blocks: usize,
     /// Tokens a block.
     pub block_size: usize,
+    /// Sequences that hold blocks at once, of a model that keeps states beside them.
+    pub num_states: usize,
     /// Threads to compute with; 0 is one a core.
     pub num_threads: usize,
     /// Tokens that end a sequence, which `min_tokens` holds back.
@@ -75,7 +78,7 @@ impl Runner {
     /// # Errors
     /// `InvalidArgument` for impossible sizes, `Internal` where threads cannot be started.
     pub fn new(model: Arc<dyn Model>, config: &RunnerConfig) -> Result<Self> {
-        Self::over(Box::new(Paged::new(model, config.num_blocks, config.block_size)?), config)
+        Self::over(Box::new(Paged::new(model, config)?), config)
     }
 
     /// A runner that gives each sequence a copy of its own of a model of the long tail.
@@ -114,6 +117,12 @@ impl Runner {
     #[must_use]
     pub fn num_sequences(&self) -> usize {
         self.samplers.len() + self.pools.len()
+    }
+
+    /// Sequences that recurrent layers keep something of.
+    #[must_use]
+    pub fn num_states(&self) -> usize {
+        self.model.num_states()
     }
 
     fn run(&mut self, plan: &StepPlan) -> Result<StepOutput> {

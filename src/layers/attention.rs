@@ -6,8 +6,9 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     kernels::{
+        activation::Gate,
         linear::Inputs,
         paged_attention::{Scoring, paged_attention},
         spare::give_back,
@@ -54,6 +55,8 @@ pub struct AttentionOptions {
     pub softcap: Option<f64>,
     /// Whether each head has a sink.
     pub sinks: bool,
+    /// Whether what comes of a head is multiplied with the sigmoid of a gate, which stands behind its query in the file.
+    pub gated: bool,
 }
 
 /// How a file has the projections to query, key and value.
@@ -104,8 +107,14 @@ impl Attention {
         let qkv = match options.qkv {
             QkvNames::Apart([q, k, v]) => {
                 let parts = [(q, q_size), (k, kv_size), (v, kv_size)];
-                loader.stacked_linear("qkv_proj", &parts, hidden_size, qkv_bias)?
+                if options.gated {
+                    loader.gated_qkv_linear("qkv_proj", parts, head_dim, hidden_size, qkv_bias)?
+                } else {
+                    loader.stacked_linear("qkv_proj", &parts, hidden_size, qkv_bias)?
+                }
             }
+            // No file has gates that way.
+            _ if options.gated => return Err(Error::internal("gates beside fused queries")),
             QkvNames::Fused(name) => loader.linear(name, q_size + 2 * kv_size, hidden_size, qkv_bias)?,
             QkvNames::FusedByHead(name) => {
                 // Row `d` of part `p` of head `h` stands at `(3h + p) * head_dim + d`, and goes where all parts `p` are.
@@ -166,7 +175,8 @@ impl Sublayer for Attention {
     fn forward(&self, x: Inputs<'_>, onto: Option<&Tensor>, step: &StepContext<'_>) -> Result<Tensor> {
         let AttentionOptions { num_heads, num_kv_heads, head_dim, .. } = self.options;
         let qkv = self.qkv.forward(x, None, step)?;
-        let qkv = qkv.reshape((qkv.dim(0)?, num_heads + 2 * num_kv_heads, head_dim))?;
+        let gates = if self.options.gated { num_heads } else { 0 };
+        let qkv = qkv.reshape((qkv.dim(0)?, num_heads + 2 * num_kv_heads + gates, head_dim))?;
         let [q_norm, k_norm] = self.norms.as_ref().map_or([None; 2], |norms| norms.each_ref().map(Some));
         let q = self.place(&qkv.narrow(1, 0, num_heads)?, q_norm, step)?;
         let k = self.place(&qkv.narrow(1, num_heads, num_kv_heads)?, k_norm, step)?;
@@ -174,6 +184,14 @@ impl Sublayer for Attention {
         let (kv, group) = step.kv_layer(self.layer)?;
         store_kv(&k, &v, kv, &group.slot_mapping)?;
         let attended = paged_attention(&q, kv, &group.attention, &self.scoring)?;
+        if self.options.gated {
+            let gates = qkv.narrow(1, num_heads + 2 * num_kv_heads, num_heads)?.flatten_from(1)?;
+            let gated = Tensor::cat(&[gates, attended], 1)?;
+            [q, k, qkv].into_iter().for_each(give_back);
+            let y = self.output.forward(Inputs::Gated(&gated, Gate::Sigmoid), onto, step);
+            give_back(gated);
+            return y;
+        }
         [q, k, qkv].into_iter().for_each(give_back);
         let y = self.output.forward(Inputs::Rows(&attended), onto, step);
         give_back(attended);

@@ -12,7 +12,7 @@ use crate::{
         paged_attention::AttentionMetadata,
         store_kv::{KvLayer, copy_blocks},
     },
-    layers::lora::AdapterRows,
+    layers::{lora::AdapterRows, state::StepStates},
 };
 
 /// Sees every Linear that runs; for tests and profiles.
@@ -30,6 +30,8 @@ pub struct StepContext<'a> {
     pub groups: &'a [KvGroupStep],
     /// Keys and values of all layers.
     pub kv: &'a KvCache,
+    /// What recurrent layers keep of the rows' sequences, where the model has such layers.
+    pub states: Option<StepStates<'a>>,
     /// Which rows go through which adapters, where any do.
     pub adapters: Option<&'a AdapterRows>,
     /// Told of every Linear that runs, where somebody wants to know.
@@ -54,6 +56,15 @@ impl StepContext<'_> {
         let (group, kv) = self.kv.layer(layer)?;
         let step = self.groups.get(group);
         Ok((kv, step.ok_or_else(|| Error::internal(format!("the step has no KV cache group {group}")))?))
+    }
+
+    /// Where the rows begin and end and what comes before them, which all groups are told alike.
+    ///
+    /// # Errors
+    /// `Internal` where the step has no groups: it was made for no model.
+    pub fn rows(&self) -> Result<&AttentionMetadata> {
+        let first = self.groups.first().ok_or_else(|| Error::internal("the step has no KV cache groups"))?;
+        Ok(&first.attention)
     }
 }
 

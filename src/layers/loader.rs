@@ -192,6 +192,42 @@ impl<'a> TensorLoader<'a> {
         self.linear_of(name, &[weight], bias)
     }
 
+    /// Query, key and value as one Linear called `name`, where the query's part of the file has a gate behind each head's
+    /// query: all queries, all keys, all values, then all gates. Heads are of `head_dim` numbers.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` that names a tensor which is missing or misshapen.
+    pub fn gated_qkv_linear(
+        &self,
+        name: &str,
+        [(q, q_size), (k, k_size), (v, v_size)]: [(&str, usize); 3],
+        head_dim: usize,
+        input: usize,
+        bias: bool,
+    ) -> Result<Linear> {
+        let of_query = |row: usize| row / head_dim * 2 * head_dim + row % head_dim;
+        let of_gate = |row: usize| of_query(row) + head_dim;
+        let both = self.matrix(&format!("{q}.weight"), 2 * q_size, input)?;
+        let weights = [
+            raw::rows(&both, (0..q_size).map(of_query))?,
+            self.matrix(&format!("{k}.weight"), k_size, input)?,
+            self.matrix(&format!("{v}.weight"), v_size, input)?,
+            raw::rows(&both, (0..q_size).map(of_gate))?,
+        ];
+        let bias = if bias {
+            let both = self.numbers(&format!("{q}.bias"), 2 * q_size)?;
+            let queries = (0..q_size).map(|row| both[of_query(row)]);
+            let mut numbers: Vec<f32> = queries.collect();
+            numbers.extend(self.numbers(&format!("{k}.bias"), k_size)?);
+            numbers.extend(self.numbers(&format!("{v}.bias"), v_size)?);
+            numbers.extend((0..q_size).map(|row| both[of_gate(row)]));
+            Some(Tensor::new(numbers, self.device)?)
+        } else {
+            None
+        };
+        self.linear_of(name, &weights, bias)
+    }
+
     /// A Linear called `name` of weights `[out, in]` stacked along the output, with the bias of all.
     ///
     /// # Errors
@@ -239,6 +275,17 @@ impl<'a> TensorLoader<'a> {
     /// `FailedPrecondition` where it is missing or misshapen.
     pub fn numbers(&self, name: &str, size: usize) -> Result<Vec<f32>> {
         Ok(self.vector(name, size)?.to_vec1()?)
+    }
+
+    /// The numbers of the tensor `name` of any shape, float32 whatever the model's format.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` where it is missing or misshapen.
+    pub fn array(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let raw = self.get(name, shape)?;
+        let elements = shape.iter().product::<usize>();
+        self.count(elements, elements * size_of::<f32>());
+        Ok(Tensor::from_vec(raw.to_f32(), shape, self.device)?)
     }
 
     fn name(&self, name: impl std::fmt::Display) -> String {
@@ -320,9 +367,7 @@ impl<'a> TensorLoader<'a> {
 
     /// A one-dimensional tensor, float32 whatever the model's format: norms and biases are small and matter.
     fn vector(&self, name: &str, size: usize) -> Result<Tensor> {
-        let raw = self.get(name, &[size])?;
-        self.count(size, size * size_of::<f32>());
-        Ok(Tensor::from_vec(raw.to_f32(), size, self.device)?)
+        self.array(name, &[size])
     }
 
     fn count(&self, parameters: usize, bytes: usize) {

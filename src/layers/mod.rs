@@ -4,6 +4,7 @@
 pub mod attention;
 pub mod context;
 pub mod embedding;
+pub mod gated_delta_net;
 pub mod keep;
 pub mod latent_attention;
 pub mod linear;
@@ -15,4 +16,5 @@ mod mxfp4;
 pub mod norm;
 pub(crate) mod raw;
 pub mod rope;
+pub mod state;
 pub mod sublayer;

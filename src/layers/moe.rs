@@ -110,6 +110,8 @@ pub struct Moe {
     experts: Vec<GatedMlp>,
     /// One that every token gets.
     shared: Option<GatedMlp>,
+    /// One that every token gets as well, times the sigmoid of the router's last score.
+    weighed: Option<GatedMlp>,
 }
 
 impl Moe {
@@ -123,20 +125,30 @@ impl Moe {
             let why = format!("{} of {} experts a token, {biases} biases", routing.experts_per_token, experts.len());
             return Err(Error::internal(why));
         }
-        Ok(Self { router, routing, experts, shared })
+        Ok(Self { router, routing, experts, shared, weighed: None })
+    }
+
+    /// The same with one more expert for every token, which counts the sigmoid of one more score of the router's: Qwen's.
+    #[must_use]
+    pub fn with_weighed(self, expert: GatedMlp) -> Self {
+        Self { weighed: Some(expert), ..self }
     }
 }
 
 impl Sublayer for Moe {
     fn forward(&self, x: Inputs<'_>, onto: Option<&Tensor>, step: &StepContext<'_>) -> Result<Tensor> {
         let x = x.tensor()?;
-        let each = self.routing.experts_per_token;
+        let num_experts = self.experts.len();
+        let experts = self.experts.iter().chain(&self.weighed).collect::<Vec<_>>();
+        let each = self.routing.experts_per_token + (experts.len() - num_experts);
         let scores = self.router.forward(Inputs::Rows(&x), None, step)?.to_vec2::<f32>()?;
-        let mut tokens_of = vec![Vec::new(); self.experts.len()];
+        let mut tokens_of = vec![Vec::new(); experts.len()];
         let mut weights = vec![0.0; scores.len() * each];
-        let mut ranks_of = vec![Vec::new(); self.experts.len()];
+        let mut ranks_of = vec![Vec::new(); experts.len()];
         for (token, scores) in scores.iter().enumerate() {
-            for (rank, (expert, weight)) in self.routing.choose(scores).into_iter().enumerate() {
+            let (of_experts, of_weighed) = scores.split_at(num_experts);
+            let weighed = of_weighed.iter().map(|score| (num_experts, 1.0 / (1.0 + (-score).exp())));
+            for (rank, (expert, weight)) in self.routing.choose(of_experts).into_iter().chain(weighed).enumerate() {
                 tokens_of[expert].push(token as u32);
                 ranks_of[expert].push(token * each + rank);
                 weights[token * each + rank] = weight;
@@ -147,7 +159,7 @@ impl Sublayer for Moe {
         for (place, rank) in ranks_of.into_iter().flatten().enumerate() {
             places[rank] = place as u32;
         }
-        let chosen = self.experts.iter().zip(&tokens_of).filter(|(_, tokens)| !tokens.is_empty());
+        let chosen = experts.into_iter().zip(&tokens_of).filter(|(_, tokens)| !tokens.is_empty());
         let run = |(expert, tokens): (&GatedMlp, &Vec<u32>)| {
             let rows = x.index_select(&Tensor::new(tokens.as_slice(), x.device())?, 0)?;
             expert.forward(Inputs::Rows(&rows), None, step)

@@ -10,6 +10,8 @@ mod lora;
 mod oracle;
 mod quality;
 mod runner;
+mod stacked;
+mod states;
 mod stories;
 mod windows;
 
@@ -18,10 +20,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use candlewick::{config::Dtype, ids::TokenId, layers::context::LinearObserver};
+use candlewick::{arch::moe_config::MoeConfig, config::Dtype, ids::TokenId, layers::context::LinearObserver};
 use driver::{Ask, Driver, argmax, distance, golden, load_model, tokens};
 
-const CHECKPOINTS: [&str; 29] = [
+const CHECKPOINTS: [&str; 34] = [
     "llama",
     "llama3-rope",
     "mistral",
@@ -51,6 +53,11 @@ const CHECKPOINTS: [&str; 29] = [
     "phi3-longrope",
     "deepseek_v3",
     "deepseek_v3-direct",
+    "qwen3_5",
+    "qwen3_5-tied",
+    "qwen3_5-vision",
+    "qwen3_5_moe",
+    "qwen3_next",
 ];
 
 #[test]
@@ -71,7 +78,14 @@ fn float32_logits_match_the_reference_in_one_piece_and_in_chunks() {
 
 /// Checkpoints whose tokens choose experts: with random routers a token stands between two of them now and then, and less
 /// than float32 may send it to the other one. What their logits are then is bounded by nothing.
-const ROUTED: [&str; 5] = ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "deepseek_v3-direct"];
+const ROUTED: [&str; 7] =
+    ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "deepseek_v3-direct", "qwen3_5_moe", "qwen3_next"];
+
+/// How far from float32 logits in bfloat16 may be, as a share of their length. One checkpoint's random weights magnify what
+/// rounding does: transformers' own bfloat16 is 3 to 17 % away on it, 3 % at most on the other of its family.
+fn bfloat16_bound(name: &str) -> f64 {
+    if name == "qwen3_5" { 5e-2 } else { 2e-2 }
+}
 
 #[test]
 fn bfloat16_logits_are_near_the_reference_in_one_piece_and_in_chunks() {
@@ -81,7 +95,7 @@ fn bfloat16_logits_are_near_the_reference_in_one_piece_and_in_chunks() {
             let ids = tokens(&prompt.ids);
             let whole = driver.all_logits(&ids, ids.len());
             let far = distance(&whole[ids.len() - 1], &prompt.last_logits);
-            assert!(far < 2e-2 || ROUTED.contains(&name), "{name}, {} tokens: {far:e} away", ids.len());
+            assert!(far < bfloat16_bound(name) || ROUTED.contains(&name), "{name}, {} tokens: {far:e} away", ids.len());
             assert!(driver.all_logits(&ids, 5) == whole, "{name}, {} tokens: chunks of 5 differ", ids.len());
         }
     }
@@ -169,8 +183,14 @@ fn every_linear_runs_once_a_step_over_all_scheduled_tokens_together() {
         // Query, key and value are one product; out of latents they are three, or two with plain queries.
         let attention = config.latent.map_or(2, |latent| 4 + usize::from(latent.q_rank.is_some()));
         // A router and perhaps a shared expert stand for the two Linears of a layer without experts.
-        let routers = 1 + if moe.is_some_and(|moe| moe.shared_experts > 0) { 2 } else { 0 };
-        let wanted = attention * layers + 2 * (layers - sparse) + routers * sparse + 1;
+        let shared = |moe: &MoeConfig| moe.shared_experts > 0 || moe.weighed_expert_size.is_some();
+        let routers = 1 + if moe.is_some_and(shared) { 2 } else { 0 };
+        let attention = match &config.linear_attention {
+            // Of a layer with a state one to queries, keys, values and gate, one to how it changes, and one from it.
+            Some(linear) => attention * linear.num_kv_layers() + 3 * linear.state_shape().num_layers,
+            None => attention * layers,
+        };
+        let wanted = attention + 2 * (layers - sparse) + routers * sparse + 1;
         assert_eq!(all.len(), wanted, "{name}: {all:?}");
         for (linear, runs) in all {
             // The head alone runs over fewer: the three tokens whose logits were asked for.

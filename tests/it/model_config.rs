@@ -241,3 +241,81 @@ fn a_generation_config_gives_defaults_and_end_tokens() {
         assert!(error.message.starts_with(&format!("generation_config.json: {field}: ")), "{error}");
     }
 }
+
+/// A model of five layers with states.
+fn hybrid(fields: Value) -> Value {
+    let mut config = with(json!({"architectures": ["Qwen3_5ForCausalLM"], "num_hidden_layers": 5,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 16, "linear_value_head_dim": 24,
+        "linear_conv_kernel_dim": 4}));
+    for (name, value) in fields.as_object().expect("an object") {
+        config[name] = value.clone();
+    }
+    config
+}
+
+#[test]
+fn layers_that_keep_states_are_those_of_the_types_or_all_but_every_fourth() {
+    let full = |config: &Value| {
+        let linear = read(config).unwrap().linear_attention.unwrap();
+        (0..5).filter(|&layer| !linear.of_layer(layer).0).collect::<Vec<_>>()
+    };
+    assert_eq!(full(&hybrid(json!({}))), [3]);
+    assert_eq!(full(&hybrid(json!({"full_attention_interval": 2}))), [1, 3]);
+    let [linear, attention] = ["linear_attention", "full_attention"];
+    let types = json!({"full_attention_interval": 2, "layer_types": [attention, linear, linear, attention, linear]});
+    assert_eq!(full(&hybrid(types.clone())), [0, 3]);
+    let of_types = read(&hybrid(types)).unwrap().linear_attention.unwrap();
+    let places: Vec<_> = (0..5).map(|layer| of_types.of_layer(layer)).collect();
+    assert_eq!(places, [(false, 0), (true, 0), (true, 1), (false, 1), (true, 2)]);
+    assert_eq!((of_types.num_kv_layers(), of_types.state_shape().num_layers), (2, 3));
+}
+
+#[test]
+fn the_text_of_a_model_of_pictures_is_read_where_it_stands() {
+    let mut text = hybrid(json!({"architectures": null, "tie_word_embeddings": null}));
+    let wrapped = |text: &Value| {
+        json!({"architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "text_config": text,
+            "tie_word_embeddings": true, "vision_config": {"depth": 1}})
+    };
+    let plain = read(&hybrid(json!({"tie_word_embeddings": true}))).unwrap();
+    let expected = ModelConfig {
+        architecture: "Qwen3_5ForConditionalGeneration".to_owned(),
+        model_type: "qwen3_5".to_owned(),
+        ..plain
+    };
+    assert_eq!(read(&wrapped(&text)).unwrap(), expected);
+    text["hidden_size"] = json!("wide");
+    let error = read(&wrapped(&text)).unwrap_err();
+    assert_eq!(error.violations[0].field, "text_config.hidden_size");
+}
+
+#[test]
+fn the_width_of_experts_is_enough_where_all_layers_have_them() {
+    let fields = json!({"intermediate_size": null, "num_experts": 8, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48});
+    let moe = read(&hybrid(fields)).unwrap().moe.unwrap();
+    assert_eq!((moe.intermediate_size, moe.weighed_expert_size), (Some(32), Some(48)));
+}
+
+#[test]
+fn heads_that_keep_no_state_or_that_nobody_has_are_refused_by_name() {
+    for (config, field, says) in [
+        (hybrid(json!({"linear_num_value_heads": null})), "linear_num_value_heads", "missing"),
+        (hybrid(json!({"linear_num_key_heads": 4})), "linear_num_key_heads", "must divide the 6 value heads"),
+        (hybrid(json!({"linear_key_head_dim": 257})), "linear_key_head_dim", "from 1 to 256"),
+        (hybrid(json!({"linear_value_head_dim": 0})), "linear_value_head_dim", "from 1 to 256"),
+        (hybrid(json!({"linear_conv_kernel_dim": 1})), "linear_conv_kernel_dim", "from 2 to 8"),
+        (hybrid(json!({"layer_types": ["linear_attention"]})), "layer_types", "1 entries for 5 layers"),
+        (hybrid(json!({"architectures": ["LlamaForCausalLM"]})), "linear_num_value_heads", "has no such heads"),
+        (
+            with(json!({"layer_types": ["linear_attention", "full_attention", "full_attention"]})),
+            "layer_types",
+            "linear_attention",
+        ),
+    ] {
+        let error = read(&config).unwrap_err();
+        assert_eq!(error.code, Code::FailedPrecondition, "{error}");
+        assert_eq!(error.violations[0].field, field, "{error}");
+        assert!(error.message.contains(says), "{error}");
+    }
+}

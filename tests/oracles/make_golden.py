@@ -39,6 +39,20 @@ LONG = {
     "rope_type": "longrope", "original_max_position_embeddings": 4, **ROPE,
     "short_factor": [1.0 + k / 8 for k in range(8)], "long_factor": [1.0 + k for k in range(8)],
 }
+# Turned by a quarter; in sections for pictures, which text does not see.
+QUARTER = {"rope_type": "default", "partial_rotary_factor": 0.25, **ROPE}
+MROPE = {"mrope_section": [2, 1, 1], "mrope_interleaved": True, **QUARTER}
+DELTA = {
+    "head_dim": 32, "num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16, "rope_parameters": MROPE,
+}
+SHARED = {
+    "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48,
+}
+PICTURES = {
+    "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "patch_size": 2, "out_hidden_size": 64,
+    "num_position_embeddings": 4, "spatial_merge_size": 1,
+}
 CASES = {
     "cohere2": ("Cohere2", {"sliding_window": 24, "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
                             "num_hidden_layers": 4, "logit_scale": 0.25, "head_dim": 16}, {}),
@@ -57,20 +71,41 @@ CASES = {
                       {"lengths": [6, 7, 33, 80]}),
     "ministral": ("Ministral", {"sliding_window": 24, "head_dim": 16,
                                 "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, {}),
+    "qwen3_5": ("Qwen3_5", {**DELTA, "linear_num_value_heads": 4, "linear_value_head_dim": 24, "num_hidden_layers": 5}, {}),
+    "qwen3_5-tied": ("Qwen3_5", {**DELTA, "tie_word_embeddings": True, "attention_bias": True, "linear_conv_kernel_dim": 3,
+                                 "linear_key_head_dim": 20, "full_attention_interval": 2}, {}),
+    "qwen3_5-vision": ("Qwen3_5", DELTA, {"vision": True}),
+    "qwen3_5_moe": ("Qwen3_5Moe", {**DELTA, **SHARED}, {}),
+    "qwen3_next": ("Qwen3Next", {**DELTA, **SHARED, "linear_num_value_heads": 6, "rope_parameters": QUARTER,
+                                 "mlp_only_layers": [1]}, {}),
 }
+
+
+def blank(name):
+    """A model of a case as its class makes it."""
+    kind, fields, options = CASES[name]
+    fields = {**USUAL, **fields}
+    if options.get("vision"):
+        config = getattr(transformers, f"{kind}Config")(text_config=fields, vision_config=PICTURES)
+        return getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+    configs = [f"{kind}TextConfig", f"{kind}Config"]
+    config = next(getattr(transformers, c) for c in configs if hasattr(transformers, c))(**fields)
+    classes = [f"{kind}ForCausalLM", f"{kind}LMHeadModel"]
+    return next(getattr(transformers, c) for c in classes if hasattr(transformers, c))(config)
 
 
 def checkpoint(name, seed):
     """A model whose weights are as bfloat16 holds them, in float32."""
-    kind, fields, _ = CASES[name]
-    config = getattr(transformers, f"{kind}Config")(**{**USUAL, **fields})
     torch.manual_seed(seed)
-    classes = [f"{kind}ForCausalLM", f"{kind}LMHeadModel"]
-    model = next(getattr(transformers, c) for c in classes if hasattr(transformers, c))(config)
+    model = blank(name)
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if "norm" in key and key.endswith("weight"):
-                weight.copy_(1 + 0.2 * torch.randn_like(weight))
+                # From what the class begins with: 1, or 0 where it adds the 1 itself.
+                weight.add_(0.2 * torch.randn_like(weight))
+            elif key.endswith("A_log"):
+                # States that last, beside some that do not.
+                weight.copy_(torch.empty_like(weight).uniform_(0.01, 1.0).log())
             else:
                 weight.copy_(torch.randn_like(weight) * (0.1 if weight.dim() == 1 else weight.shape[-1] ** -0.5))
         for key, bias in model.named_buffers():
@@ -84,7 +119,7 @@ def checkpoint(name, seed):
 
 def run(model, ids, stepwise, greedy=0):
     """Logits at every position of the ids and of as many greedy tokens, and all ids."""
-    cache, rows, ids = transformers.DynamicCache(), [], list(ids)
+    cache, rows, ids = transformers.DynamicCache(config=model.config), [], list(ids)
     chunks = [[token] for token in ids] if stepwise else [ids]
     position, end = 0, len(ids) + greedy
     while chunks:

@@ -41,6 +41,10 @@ id!(
     /// One sequence inside the engine; never reused while the process lives.
     SequenceId(u64)
 );
+id!(
+    /// A place for what recurrent layers keep of one sequence, the same in all of them.
+    StateSlot(u32)
+);
 
 impl BlockId {
     /// No block: what stands in a block table where a block was given back because no token sees it any more.

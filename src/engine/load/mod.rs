@@ -132,6 +132,7 @@ impl LoadedModel {
         let config = RunnerConfig {
             num_blocks: config.num_blocks,
             block_size: config.block_size,
+            num_states: config.max_num_seqs,
             num_threads: threads.unwrap_or(0),
             eos_token_ids: self.info.eos_token_ids.clone(),
         };

@@ -61,4 +61,9 @@ pub(super) trait Forward: Send {
     fn num_copies(&self) -> usize {
         0
     }
+
+    /// Sequences that recurrent layers keep something of.
+    fn num_states(&self) -> usize {
+        0
+    }
 }

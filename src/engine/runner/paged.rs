@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
-use super::forward::{Forward, Step};
+use super::{
+    RunnerConfig,
+    forward::{Forward, Step},
+    states::States,
+};
 use crate::{
     arch::Model,
     engine::executor::StepPlan,
@@ -17,6 +21,7 @@ use crate::{
 pub(super) struct Paged {
     model: Arc<dyn Model>,
     kv: KvCache,
+    states: States,
     /// Reused from step to step.
     groups: Vec<KvGroupStep>,
     observer: Option<Arc<dyn LinearObserver>>,
@@ -29,10 +34,11 @@ impl Paged {
     ///
     /// # Errors
     /// `InvalidArgument` for impossible sizes.
-    pub(super) fn new(model: Arc<dyn Model>, num_blocks: usize, block_size: usize) -> Result<Self> {
-        let kv = model.new_kv_cache(num_blocks, block_size)?;
+    pub(super) fn new(model: Arc<dyn Model>, config: &RunnerConfig) -> Result<Self> {
+        let kv = model.new_kv_cache(config.num_blocks, config.block_size)?;
+        let states = States::new(model.new_states(config.num_states)?);
         let groups = vec![KvGroupStep::default(); kv.groups().count()];
-        Ok(Self { model, kv, groups, observer: None, hidden: None })
+        Ok(Self { model, kv, states, groups, observer: None, hidden: None })
     }
 
     fn context<'a>(&'a self, step: &'a Step<'_>) -> StepContext<'a> {
@@ -41,6 +47,7 @@ impl Paged {
             positions: &step.plan.positions,
             groups: &self.groups,
             kv: &self.kv,
+            states: self.states.of_step(),
             observer: self.observer.as_deref(),
         }
     }
@@ -65,7 +72,8 @@ impl Forward for Paged {
 
     fn begin(&mut self, plan: &StepPlan) -> Result<()> {
         let copies = plan.block_copies.iter().map(|copy| (copy.source, copy.destination)).collect::<Vec<_>>();
-        self.kv.copy_blocks(&copies)
+        self.kv.copy_blocks(&copies)?;
+        self.states.follow(plan)
     }
 
     fn compute(&mut self, step: &Step<'_>) -> Result<()> {
@@ -87,6 +95,10 @@ impl Forward for Paged {
 
     fn states(&self, rows: &[u32]) -> Result<Vec<f32>> {
         floats(&self.model.states(self.hidden()?, rows)?)
+    }
+
+    fn num_states(&self) -> usize {
+        self.states.num_taken()
     }
 
     fn end(&mut self) {

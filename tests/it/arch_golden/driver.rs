@@ -6,9 +6,12 @@ use candle_core::Device;
 use candlewick::{
     arch::{Model, ModelLoad, config::ModelConfig, load},
     config::{Dtype, KvCacheDtype},
-    ids::{BlockId, Slot, TokenId},
+    ids::{BlockId, Slot, StateSlot, TokenId},
     kernels::paged_attention::AttentionMetadata,
-    layers::context::{KvCache, KvGroupStep, LinearObserver, StepContext},
+    layers::{
+        context::{KvCache, KvGroupStep, LinearObserver, StepContext},
+        state::{StateCache, StepStates},
+    },
     weights::{Weights, safetensors::SafetensorsSource},
 };
 use serde::Deserialize;
@@ -16,6 +19,9 @@ use serde::Deserialize;
 pub(super) const BLOCK_SIZE: usize = 16;
 /// Blocks of the test's cache.
 const NUM_BLOCKS: usize = 256;
+
+/// States beside it.
+const NUM_STATES: usize = 64;
 
 /// The reference's results for one checkpoint.
 #[derive(Deserialize)]
@@ -70,6 +76,7 @@ pub(super) fn load_weights(weights: &Weights, config: &ModelConfig, dtype: Dtype
 pub(super) struct Sequence {
     /// Of each group of layers.
     blocks: Vec<Vec<BlockId>>,
+    state: StateSlot,
     context_len: usize,
 }
 
@@ -84,7 +91,9 @@ pub(super) struct Ask<'a> {
 pub(super) struct Driver {
     model: Arc<dyn Model>,
     kv: KvCache,
+    states: Option<StateCache>,
     handed_out: usize,
+    num_sequences: usize,
     pub(super) observer: Option<Box<dyn LinearObserver>>,
 }
 
@@ -92,11 +101,15 @@ impl Driver {
     pub(super) fn new(model: Arc<dyn Model>) -> Self {
         let num_blocks = NUM_BLOCKS * model.info().kv_groups.count();
         let kv = model.new_kv_cache(num_blocks, BLOCK_SIZE).expect("a small cache");
-        Self { model, kv, handed_out: 0, observer: None }
+        let states = model.new_states(NUM_STATES).expect("a few states");
+        Self { model, kv, states, handed_out: 0, num_sequences: 0, observer: None }
     }
 
     pub(super) fn sequence(&mut self) -> Sequence {
-        Sequence { blocks: vec![Vec::new(); self.kv.groups().count()], context_len: 0 }
+        // States that others have left are taken again.
+        self.num_sequences += 1;
+        let state = StateSlot((self.num_sequences * 23 % NUM_STATES) as u32);
+        Sequence { blocks: vec![Vec::new(); self.kv.groups().count()], state, context_len: 0 }
     }
 
     fn new_block(&mut self) -> BlockId {
@@ -113,6 +126,7 @@ impl Driver {
         let group = KvGroupStep { attention, ..KvGroupStep::default() };
         let mut groups = vec![group; self.kv.groups().count()];
         let (mut token_ids, mut positions, mut logit_rows) = (vec![], vec![], vec![]);
+        let slots: Vec<_> = asks.iter().map(|ask| ask.sequence.state).collect();
         for Ask { sequence, tokens, all_logits } in asks.iter_mut() {
             for (k, token) in tokens.iter().enumerate() {
                 let position = sequence.context_len + k;
@@ -138,7 +152,14 @@ impl Driver {
             sequence.context_len += tokens.len();
         }
         let observer = self.observer.as_deref();
-        let step = StepContext { adapters: None, positions: &positions, groups: &groups, kv: &self.kv, observer };
+        let step = StepContext {
+            adapters: None,
+            positions: &positions,
+            groups: &groups,
+            kv: &self.kv,
+            states: self.states.as_ref().map(|cache| StepStates { cache, slots: &slots }),
+            observer,
+        };
         let logits = self.model.forward(&token_ids, &logit_rows, &step).expect("a step");
         let mut logits = logits.to_vec2::<f32>().expect("logits").into_iter();
         let rows = |ask: &Ask<'_>| if ask.all_logits { ask.tokens.len() } else { 1 };

@@ -21,9 +21,20 @@ use super::{
 };
 
 /// Checkpoints that llama.cpp's converter has no way to write, or that differ from others only in what it does not; and
-/// DeepSeek's, whose GGUF files are not read.
-const WITHOUT_GGUF: [&str; 6] =
-    ["llama-dynamic", "ministral", "phi3-longrope", "stablelm-parallel", "deepseek_v3", "deepseek_v3-direct"];
+/// DeepSeek's, Qwen3.5's and Qwen3-Next's, whose GGUF files are not read.
+const WITHOUT_GGUF: [&str; 11] = [
+    "llama-dynamic",
+    "ministral",
+    "phi3-longrope",
+    "stablelm-parallel",
+    "deepseek_v3",
+    "deepseek_v3-direct",
+    "qwen3_5",
+    "qwen3_5-tied",
+    "qwen3_5-vision",
+    "qwen3_5_moe",
+    "qwen3_next",
+];
 
 fn load_gguf(path: &Path, name: &str, dtype: Dtype) -> Arc<dyn Model> {
     let gguf = Arc::new(Gguf::open(path).expect("the file opens"));

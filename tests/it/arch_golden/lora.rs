@@ -81,7 +81,8 @@ fn parts(
     let kv_groups = model.info().kv_groups;
     let num_blocks = 128 * kv_groups.count();
     let factory: ExecutorFactory = Arc::new(move || {
-        let config = RunnerConfig { num_blocks, block_size: 16, num_threads: 2, eos_token_ids: Vec::new() };
+        let config =
+            RunnerConfig { num_blocks, block_size: 16, num_states: 16, num_threads: 2, eos_token_ids: Vec::new() };
         Ok(Box::new(Gated { runner: Runner::new(model.clone(), &config)?, gate: gate.clone() }))
     });
     let config = EngineConfig {

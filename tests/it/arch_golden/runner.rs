@@ -18,7 +18,13 @@ use super::driver::{BLOCK_SIZE, golden, load_model, tokens};
 use crate::allocations;
 
 fn runner(model: Arc<dyn Model>, num_threads: usize) -> Runner {
-    let config = RunnerConfig { num_blocks: 64, block_size: BLOCK_SIZE, num_threads, eos_token_ids: vec![TokenId(2)] };
+    let config = RunnerConfig {
+        num_blocks: 64,
+        block_size: BLOCK_SIZE,
+        num_states: 4,
+        num_threads,
+        eos_token_ids: vec![TokenId(2)],
+    };
     Runner::new(model, &config).expect("a small cache")
 }
 
@@ -155,6 +161,62 @@ fn sampling_state_lives_from_admission_to_retirement() {
 }
 
 #[test]
+fn a_state_is_a_sequences_until_it_ends_or_loses_its_blocks() {
+    let prompt = &golden("qwen3_5").prompts[2];
+    let ids = tokens(&prompt.ids);
+    let mut runner = runner(load_model("qwen3_5", Dtype::Float32), 2);
+    let mut plan = StepPlan::default();
+    admit(&mut plan, 7, greedy(), &ids);
+    admit(&mut plan, 8, greedy(), &ids);
+    schedule(&mut plan, 7, &ids[..20], 0, &[5, 3], false);
+    run(&mut runner, &plan).unwrap();
+    assert_eq!(runner.num_states(), 1, "the other one has not run");
+
+    // The other one takes what the first one left.
+    let mut plan = StepPlan { preempted: vec![SequenceId(7)], ..StepPlan::default() };
+    schedule(&mut plan, 8, &ids[..20], 0, &[3, 5], false);
+    run(&mut runner, &plan).unwrap();
+    assert_eq!(runner.num_states(), 1);
+
+    // One goes on, the other begins again, in a state that was used, and both say the same.
+    let mut plan = StepPlan::default();
+    schedule(&mut plan, 8, &ids[20..], 20, &[3, 5, 8], true);
+    schedule(&mut plan, 7, &ids, 0, &[1, 2, 9], true);
+    let output = run(&mut runner, &plan).unwrap();
+    assert_eq!((token(&output, 0), token(&output, 1)), (prompt.greedy[0], prompt.greedy[0]));
+    assert_eq!(runner.num_states(), 2);
+
+    let plan = StepPlan { retired: vec![SequenceId(7), SequenceId(8)], ..StepPlan::default() };
+    run(&mut runner, &plan).unwrap();
+    assert_eq!(runner.num_states(), 0);
+}
+
+#[test]
+fn more_states_than_there_are_and_leaps_over_tokens_are_errors() {
+    let ids = tokens(&golden("qwen3_5").prompts[2].ids);
+    let model = load_model("qwen3_5", Dtype::Float32);
+    // There are four of them.
+    for (count, says) in [(4, None), (5, Some("all 4 states are taken"))] {
+        let mut runner = runner(Arc::clone(&model), 1);
+        let mut plan = StepPlan::default();
+        for id in 0..count {
+            admit(&mut plan, id, greedy(), &ids);
+            schedule(&mut plan, id, &ids[..3], 0, &[id as u32], false);
+        }
+        let error = run(&mut runner, &plan).err();
+        assert_eq!(error.as_ref().map(|error| error.code), says.map(|_| Code::Internal));
+        assert!(error.is_none_or(|error| error.message.contains(says.unwrap_or_default())));
+    }
+    let mut runner = runner(model, 1);
+    for (context_len, says) in [(0, ""), (3, ""), (8, "a state after 6 tokens goes on at 8")] {
+        let mut plan = StepPlan::default();
+        schedule(&mut plan, 0, &ids[context_len..context_len + 3], context_len, &[0], false);
+        let message = run(&mut runner, &plan).err().map_or(String::new(), |error| error.message);
+        assert!(message.ends_with(says) && message.is_empty() == says.is_empty(), "at {context_len}: {message}");
+    }
+}
+
+#[test]
 fn a_plan_outside_the_cache_or_the_vocabulary_is_an_error_not_a_panic() {
     let ids = tokens(&golden("llama").prompts[0].ids);
     let model = load_model("llama", Dtype::Float32);
@@ -183,7 +245,7 @@ fn a_plan_outside_the_cache_or_the_vocabulary_is_an_error_not_a_panic() {
 fn a_cache_of_impossible_size_is_refused() {
     let model = load_model("llama", Dtype::Float32);
     for (num_blocks, block_size) in [(0, 16), (16, 0), (usize::MAX, 2), (1 << 31, 16)] {
-        let config = RunnerConfig { num_blocks, block_size, num_threads: 1, eos_token_ids: Vec::new() };
+        let config = RunnerConfig { num_blocks, block_size, num_states: 4, num_threads: 1, eos_token_ids: Vec::new() };
         let error = Runner::new(Arc::clone(&model), &config).err().expect("refused");
         assert_eq!(error.code, Code::InvalidArgument, "{num_blocks} x {block_size}");
     }

@@ -8,14 +8,17 @@
 //! views whose rows lie apart (a slice of a fused projection); each row must be contiguous, or it is copied first.
 
 pub mod activation;
+pub mod causal_conv;
 pub mod combine;
 mod cpu_tensor;
+pub mod gated_delta;
 pub mod layer_norm;
 pub mod linear;
 pub mod machine;
 pub mod paged_attention;
 pub mod pool;
 pub mod probe;
+pub mod recurrent;
 pub mod rms_norm;
 pub mod rope;
 mod simd;

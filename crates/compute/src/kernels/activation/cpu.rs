@@ -96,6 +96,10 @@ pub(in crate::kernels) fn activate_row<S: Simd>(simd: S, activation: Activation,
 fn apply_gate<S: Simd>(simd: S, kind: Gate, gate: S::F, up: S::F) -> S::F {
     match kind {
         Gate::Of(activation) => simd.mul(activate(simd, activation, gate), up),
+        Gate::Sigmoid => {
+            let decay = simd.exp(simd.sub(simd.zero(), gate));
+            simd.div(up, simd.add(simd.splat(1.0), decay))
+        }
         Gate::Clipped { alpha, limit } => {
             let gate = simd.min(gate, simd.splat(limit));
             let up = simd.max(simd.min(up, simd.splat(limit)), simd.splat(-limit));
@@ -106,8 +110,9 @@ fn apply_gate<S: Simd>(simd: S, kind: Gate, gate: S::F, up: S::F) -> S::F {
     }
 }
 
+/// One vector of an activation.
 #[inline(always)]
-fn activate<S: Simd>(simd: S, activation: Activation, x: S::F) -> S::F {
+pub(in crate::kernels) fn activate<S: Simd>(simd: S, activation: Activation, x: S::F) -> S::F {
     match activation {
         Activation::Silu => {
             let decay = simd.exp(simd.sub(simd.zero(), x));

@@ -3,7 +3,7 @@
 pub(super) mod cpu;
 mod portable;
 #[cfg(test)]
-mod reference;
+pub(super) mod reference;
 #[cfg(test)]
 mod tests;
 
@@ -47,6 +47,8 @@ impl Activation {
 pub enum Gate {
     /// `activation(gate) * up`.
     Of(Activation),
+    /// `up / (1 + e^-gate)` (Qiu et al., 2025, arXiv:2505.06708).
+    Sigmoid,
     /// gpt-oss's: `gate' sigmoid(alpha gate') (up' + 1)`, with `gate' = min(gate, limit)` and `up'` within `±limit`.
     Clipped {
         /// In the sigmoid.

@@ -18,6 +18,7 @@ pub(super) fn gated(gate_up: &Tensor, gate: Gate) -> Result<Tensor> {
     let halves = gate_up.chunk(2, 1)?;
     match gate {
         Gate::Of(activation) => Ok((activated(&halves[0], activation)? * &halves[1])?),
+        Gate::Sigmoid => Ok((&halves[1] / (halves[0].neg()?.exp()? + 1.0)?)?),
         Gate::Clipped { alpha, limit } => {
             let (gate, up) = (halves[0].minimum(limit)?, halves[1].clamp(-limit, limit)?);
             let decay = (&gate * f64::from(-alpha))?.exp()?;

@@ -2,7 +2,7 @@
 
 use super::{Activation, Gate};
 
-pub(super) fn activation(x: f64, activation: Activation) -> f64 {
+pub(in crate::kernels) fn activation(x: f64, activation: Activation) -> f64 {
     match activation {
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::Gelu => x * (1.0 + error_function(x / 2f64.sqrt())) / 2.0,
@@ -29,6 +29,7 @@ pub(super) fn gated(gate_up: &[f32], width: usize, gate: Gate) -> Vec<f64> {
         let (g, up) = (f64::from(g), f64::from(up));
         match gate {
             Gate::Of(kind) => activation(g, kind) * up,
+            Gate::Sigmoid => up / (1.0 + (-g).exp()),
             Gate::Clipped { alpha, limit } => {
                 let (alpha, limit) = (f64::from(alpha), f64::from(limit));
                 let (g, up) = (g.min(limit), up.clamp(-limit, limit));

@@ -6,7 +6,7 @@ use crate::kernels::test_data::{assert_close, assert_tensors_close, bits, on_thr
 const ACTIVATIONS: [Activation; 4] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu];
 
 fn gates() -> impl Iterator<Item = Gate> {
-    ACTIVATIONS.map(Gate::Of).into_iter().chain([Gate::Clipped { alpha: 1.702, limit: 7.0 }])
+    ACTIVATIONS.map(Gate::Of).into_iter().chain([Gate::Sigmoid, Gate::Clipped { alpha: 1.702, limit: 7.0 }])
 }
 
 #[test]
