@@ -14,7 +14,7 @@ use candlewick::{
         causal_conv::{ConvState, causal_conv},
         gated_delta::{DeltaGates, DeltaHeads, DeltaState, gated_delta},
         linear::{Extras, Inputs, PackedWeight, format::WeightFormat, linear},
-        machine,
+        machine::{self, Arithmetic, Limits},
         paged_attention::{AttentionMetadata, Scoring, paged_attention},
         probe::random_weight,
         recurrent::StateRows,
@@ -34,19 +34,10 @@ const ROWS: [usize; 5] = [1, 4, 16, 128, 512];
 const WEIGHT_BYTES: usize = 400 << 20;
 const TIME_A_LINE: Duration = Duration::from_millis(700);
 
-/// Which limit operations are set beside.
-#[derive(Clone, Copy)]
-enum Arithmetic {
-    Float32,
-    Bfloat16,
-}
-
 struct Report {
     json: bool,
     filter: Option<String>,
-    bytes_per_second: f64,
-    /// Of float32 and of bfloat16.
-    operations_per_second: [f64; 2],
+    limits: Limits,
     lines: Vec<Value>,
 }
 
@@ -77,7 +68,7 @@ impl Report {
         let (median, best) = (times[times.len() / 2], times[0]);
         let (read, computed) = (bytes as f64 / median, operations as f64 / median);
         let (of_read, of_computed) =
-            (read / self.bytes_per_second, computed / self.operations_per_second[arithmetic as usize]);
+            (read / self.limits.read_bytes_per_second, computed / self.limits.operations_per_second(arithmetic));
         if self.json {
             self.lines.push(json!({
                 "name": name, "median_us": median * 1e6, "best_us": best * 1e6, "bytes_per_second": read, "operations_per_second": computed,
@@ -110,14 +101,13 @@ fn linears(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
             if !ROWS.iter().any(|&m| report.wants(&name(m))) {
                 continue;
             }
-            let arithmetic = if format == WeightFormat::F32 { Arithmetic::Float32 } else { Arithmetic::Bfloat16 };
             let raw = random_weight(rng, format, shape);
             let count = WEIGHT_BYTES.div_ceil(raw.bytes.len());
             let pack = |_| PackedWeight::pack(&raw, format, &Device::Cpu);
             let weights = (0..count).map(pack).collect::<Result<Vec<_>, _>>()?;
             for m in ROWS {
                 let x = random(rng, &[m, inputs])?;
-                report.measure(&name(m), weights[0].bytes(), (2 * m * inputs * outputs, arithmetic), |k| {
+                report.measure(&name(m), weights[0].bytes(), (2 * m * inputs * outputs, format.arithmetic()), |k| {
                     linear(Inputs::Rows(&x), &weights[k % count], Extras::default())?;
                     Ok(())
                 })?;
@@ -234,20 +224,18 @@ fn main() -> Result<(), Error> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let json = arguments.iter().any(|a| a == "--json");
     let filter = arguments.into_iter().find(|a| !a.starts_with("--"));
-    let mut report = Report {
-        json,
-        filter,
-        bytes_per_second: machine::memory_read_bytes_per_second(WEIGHT_BYTES),
-        operations_per_second: [machine::float_operations_per_second(), machine::bfloat16_operations_per_second()],
-        lines: Vec::new(),
-    };
+    let mut report = Report { json, filter, limits: machine::limits(), lines: Vec::new() };
     let (threads, instructions) = (std::thread::available_parallelism()?.get(), machine::instruction_set());
+    let [float32, bfloat16, bytes] = [Arithmetic::Float32, Arithmetic::Bfloat16, Arithmetic::Bytes]
+        .map(|arithmetic| report.limits.operations_per_second(arithmetic));
     if !report.json {
         println!(
-            "limits of {threads} threads, {instructions}: {:.1} GB/s read, {:.0} GFLOP/s in float32, {:.0} in bfloat16",
-            report.bytes_per_second / 1e9,
-            report.operations_per_second[0] / 1e9,
-            report.operations_per_second[1] / 1e9
+            "limits of {threads} threads, {instructions}: {:.1} GB/s read, {:.0} GFLOP/s in float32, {:.0} in bfloat16, \
+             {:.0} GOP/s in bytes",
+            report.limits.read_bytes_per_second / 1e9,
+            float32 / 1e9,
+            bfloat16 / 1e9,
+            bytes / 1e9
         );
     }
     let mut rng = StdRng::seed_from_u64(1);
@@ -257,9 +245,10 @@ fn main() -> Result<(), Error> {
     elementwise(&mut report, &mut rng)?;
     if report.json {
         let limits = json!({
-            "threads": threads, "instruction_set": instructions, "bytes_per_second": report.bytes_per_second,
-            "float32_operations_per_second": report.operations_per_second[0],
-            "bfloat16_operations_per_second": report.operations_per_second[1],
+            "threads": threads, "instruction_set": instructions,
+            "bytes_per_second": report.limits.read_bytes_per_second,
+            "float32_operations_per_second": float32, "bfloat16_operations_per_second": bfloat16,
+            "int8_operations_per_second": bytes,
         });
         println!("{}", serde_json::to_string_pretty(&json!({ "limits": limits, "results": report.lines }))?);
     }

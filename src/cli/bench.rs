@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     ids::TokenId,
     kernels::{
-        machine::{Limits, limits},
+        machine::{Arithmetic, Limits, limits},
         pool::Pool,
     },
     params::SamplingParams,
@@ -262,9 +262,9 @@ impl Bench {
 }
 
 impl Report {
-    /// The share of the machine's arithmetic that prefill reaches.
-    fn prefill_share(&self) -> f64 {
-        2.0 * self.block_parameters as f64 * self.prefill / self.limits.matmul_per_second
+    /// The share of the machine's products of a kind that prefill reaches.
+    fn prefill_share(&self, arithmetic: Arithmetic) -> f64 {
+        2.0 * self.block_parameters as f64 * self.prefill / self.limits.operations_per_second(arithmetic)
     }
 
     /// Bytes a second that a batch reads: each step all weights, and each stream's keys and values.
@@ -285,7 +285,8 @@ impl Report {
             "dtype": self.dtype,
             "prompt": self.prompt,
             "prefill_tok_s": round(self.prefill, 1),
-            "prefill_share": round(self.prefill_share(), 3),
+            "prefill_share": round(self.prefill_share(Arithmetic::Bfloat16), 3),
+            "prefill_int8_share": round(self.prefill_share(Arithmetic::Bytes), 3),
             "decode_tok_s": of(&|b| json!(round(b.rate, 2))),
             "decode_share": of(&|b| json!(round(self.read_per_second(b) / self.limits.read_bytes_per_second, 3))),
             "load_s": round(self.load.as_secs_f64(), 3),
@@ -296,18 +297,28 @@ impl Report {
             "output_hash": of(&|b| json!(b.hash)),
             "limits": {
                 "read_gb_s": round(self.limits.read_bytes_per_second / 1e9, 2),
-                "matmul_tflops": round(self.limits.matmul_per_second / 1e12, 3),
+                "matmul_tflops": round(self.limits.operations_per_second(Arithmetic::Bfloat16) / 1e12, 3),
+                "int8_tops": round(self.limits.operations_per_second(Arithmetic::Bytes) / 1e12, 3),
             },
         })
     }
 
     fn print(&self, out: &mut impl Write) -> io::Result<()> {
-        let Limits { read_bytes_per_second: read, matmul_per_second: matmul } = self.limits;
+        let read = self.limits.read_bytes_per_second;
+        let [bfloat16, bytes] =
+            [Arithmetic::Bfloat16, Arithmetic::Bytes].map(|kind| self.limits.operations_per_second(kind) / 1e12);
         writeln!(out, "{} ({}, {:.0} MB)", self.model, self.dtype, self.weight_bytes as f64 / 1e6)?;
-        writeln!(out, "machine: reads {:.1} GB/s, multiplies bfloat16 at {:.2} TFLOP/s\n", read / 1e9, matmul / 1e12)?;
+        writeln!(
+            out,
+            "machine: reads {:.1} GB/s, multiplies bfloat16 at {bfloat16:.2} TFLOP/s, bytes at {bytes:.2}\n",
+            read / 1e9
+        )?;
         writeln!(out, "{:>12} {:>10}   of the machine's limit", "", "tok/s")?;
         let prefill = format!("prefill {}", self.prompt);
-        writeln!(out, "{prefill:>12} {:>10.1}   {:3.0} % of multiplying", self.prefill, self.prefill_share() * 100.0)?;
+        let [of_bfloat16, of_bytes] =
+            [Arithmetic::Bfloat16, Arithmetic::Bytes].map(|kind| self.prefill_share(kind) * 100.0);
+        let share = format!("{of_bfloat16:3.0} % of multiplying bfloat16, {of_bytes:.0} % of bytes");
+        writeln!(out, "{prefill:>12} {:>10.1}   {share}", self.prefill)?;
         for batch in &self.batches {
             let share = self.read_per_second(batch) / read * 100.0;
             let name = format!("decode × {}", batch.streams);

@@ -16,7 +16,7 @@ use crate::{
     error::Result,
     kernels::{
         linear::format::WeightFormat,
-        machine::{InstructionSet, Limits, instruction_set, instruction_sets, limits, use_instructions},
+        machine::{Arithmetic, InstructionSet, Limits, instruction_set, instruction_sets, limits, use_instructions},
         pool::Pool,
         probe::{LinearRates, linear_rates},
     },
@@ -78,14 +78,15 @@ impl Report {
 
     fn to_json(&self) -> Value {
         let round = |x: f64| (x * 1e3).round() / 1e3;
-        let Limits { read_bytes_per_second: read, matmul_per_second: matmul } = self.limits;
+        let read = self.limits.read_bytes_per_second;
+        let multiplies = |arithmetic| self.limits.operations_per_second(arithmetic);
         let kernels = self.kernels.iter().map(|(format, rates)| {
             json!({
                 "kernel": format!("linear {format}"),
                 "read_gb_s": round(rates.read_bytes_per_second / 1e9),
                 "read_share": round(rates.read_bytes_per_second / read),
                 "matmul_tflops": round(rates.operations_per_second / 1e12),
-                "matmul_share": round(rates.operations_per_second / matmul),
+                "matmul_share": round(rates.operations_per_second / multiplies(format.arithmetic())),
             })
         });
         json!({
@@ -95,13 +96,19 @@ impl Report {
             "instruction_set": instruction_set(),
             "instruction_sets": instruction_sets(),
             "features": features(),
-            "limits": { "read_gb_s": round(read / 1e9), "matmul_tflops": round(matmul / 1e12) },
+            "limits": {
+                "read_gb_s": round(read / 1e9),
+                "float32_tflops": round(multiplies(Arithmetic::Float32) / 1e12),
+                "matmul_tflops": round(multiplies(Arithmetic::Bfloat16) / 1e12),
+                "int8_tops": round(multiplies(Arithmetic::Bytes) / 1e12),
+            },
             "kernels": kernels.collect::<Vec<_>>(),
         })
     }
 
     fn print(&self, out: &mut impl Write) -> io::Result<()> {
-        let Limits { read_bytes_per_second: read, matmul_per_second: matmul } = self.limits;
+        let read = self.limits.read_bytes_per_second;
+        let multiplies = |arithmetic| self.limits.operations_per_second(arithmetic);
         writeln!(out, "CPU           {}", cpu_name().as_deref().unwrap_or("unknown"))?;
         writeln!(out, "threads       {}", self.threads)?;
         if let Some(bytes) = MachineFacts::here().available_memory_bytes {
@@ -110,7 +117,12 @@ impl Report {
         writeln!(out, "instructions  {} (of {})", instruction_set(), instruction_sets().join(", "))?;
         writeln!(out, "features      {}", features().join(", "))?;
         writeln!(out, "reads         {:.1} GB/s", read / 1e9)?;
-        writeln!(out, "multiplies    {:.2} TFLOP/s in bfloat16\n", matmul / 1e12)?;
+        let [float32, bfloat16, bytes] =
+            [Arithmetic::Float32, Arithmetic::Bfloat16, Arithmetic::Bytes].map(|kind| multiplies(kind) / 1e12);
+        writeln!(
+            out,
+            "multiplies    {float32:.2} TFLOP/s in float32, {bfloat16:.2} in bfloat16, {bytes:.2} TOP/s in bytes\n"
+        )?;
         writeln!(out, "{:16} {:>24} {:>28}", "", "one row (decoding)", "512 rows (prompts)")?;
         for (format, rates) in &self.kernels {
             let LinearRates { read_bytes_per_second, operations_per_second } = rates;
@@ -121,10 +133,13 @@ impl Report {
                 read_bytes_per_second / 1e9,
                 read_bytes_per_second / read * 100.0,
                 operations_per_second / 1e12,
-                operations_per_second / matmul * 100.0
+                operations_per_second / multiplies(format.arithmetic()) * 100.0
             )?;
         }
-        writeln!(out, "\nShares are of what the machine reads and multiplies at most, measured in the same run.")
+        writeln!(
+            out,
+            "\nShares are of what the machine reads, and multiplies of the kind, at most, measured in the same run."
+        )
     }
 }
 

@@ -7,11 +7,14 @@ use std::{
 
 use super::{
     pool::{current_num_threads, for_each_task},
-    simd::{Kernel, LANES, Level, Simd},
+    simd::{
+        Kernel, LANES, Level, Simd,
+        integers::{IntegerKernel, Integers},
+    },
 };
 use crate::error::{Code, Error, Result};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use crate::kernels::simd::amx;
+use crate::kernels::simd::{amx, amx_integers, avx512::Avx512};
 
 /// Instructions that the CPU's kernels are made of. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,41 +42,59 @@ impl InstructionSet {
     ];
 }
 
+/// What numbers are multiplied as: each way has a limit of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// Fused float32 multiply-adds.
+    Float32,
+    /// Products of bfloat16, summed in float32: those of tiles, else [`Float32`](Self::Float32)'s.
+    Bfloat16,
+    /// Products of bytes, summed in 32 bits.
+    Bytes,
+}
+
 /// What bounds every model here.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     /// Bytes a second read from memory.
     pub read_bytes_per_second: f64,
-    /// Floating-point operations a second of bfloat16 products.
-    pub matmul_per_second: f64,
+    /// By [`Arithmetic`].
+    products: [f64; 3],
 }
 
 impl Limits {
+    /// Operations a second, two a multiply-add.
+    #[must_use]
+    pub fn operations_per_second(&self, arithmetic: Arithmetic) -> f64 {
+        self.products[arithmetic as usize]
+    }
+
     /// The better of two measurements.
     #[must_use]
     pub fn best(self, other: Self) -> Self {
+        let [a, b] = [self.products, other.products];
         Self {
             read_bytes_per_second: self.read_bytes_per_second.max(other.read_bytes_per_second),
-            matmul_per_second: self.matmul_per_second.max(other.matmul_per_second),
+            products: std::array::from_fn(|k| a[k].max(b[k])),
         }
     }
 }
 
-/// Measures both on the current pool; takes about a second.
+/// Measures all on the current pool; takes about a second.
 #[must_use]
 pub fn limits() -> Limits {
     /// Many times any cache.
     const BYTES: usize = 1 << 29;
+    let float32 = float_operations_per_second();
     Limits {
         read_bytes_per_second: memory_read_bytes_per_second(BYTES),
-        matmul_per_second: bfloat16_operations_per_second(),
+        products: [float32, tile_operations_per_second().unwrap_or(float32), byte_operations_per_second()],
     }
 }
 
 /// Bytes a second that all threads of the current pool read together, each four streams at once: the best of several
 /// passes over parts of `bytes`, which should be many times the caches.
-#[must_use]
-pub fn memory_read_bytes_per_second(bytes: usize) -> f64 {
+fn memory_read_bytes_per_second(bytes: usize) -> f64 {
     const PASSES: usize = 48;
     let data: Vec<[f32; LANES]> = vec![[1.0; LANES]; bytes / 64];
     let (parts, tasks) = (12, current_num_threads());
@@ -89,8 +110,7 @@ pub fn memory_read_bytes_per_second(bytes: usize) -> f64 {
 
 /// Floating-point operations a second of fused float32 multiply-adds in registers, all threads of the current pool: the
 /// best of several passes.
-#[must_use]
-pub fn float_operations_per_second() -> f64 {
+fn float_operations_per_second() -> f64 {
     const STEPS: usize = 1 << 16;
     const PASSES: usize = 200;
     let tasks = current_num_threads();
@@ -102,21 +122,34 @@ pub fn float_operations_per_second() -> f64 {
     (2 * CHAINS * LANES * STEPS * tasks) as f64 / time.as_secs_f64()
 }
 
-/// As [`float_operations_per_second`] for what multiplies bfloat16: tiles where the machine has them.
-#[must_use]
-pub fn bfloat16_operations_per_second() -> f64 {
+/// As [`float_operations_per_second`] for tiles of bfloat16, where the machine has them.
+fn tile_operations_per_second() -> Option<f64> {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if let Level::Amx(amx) = Level::best() {
-        const STEPS: usize = 1 << 13;
-        const PASSES: usize = 200;
-        let tasks = current_num_threads();
-        let time = best_time(PASSES, |_| {
-            for_each_task(tasks, true, |_| amx.run(TileProducts { steps: STEPS }));
+        let time = best_time(TILE_PASSES, |_| {
+            for_each_task(current_num_threads(), true, |_| amx.run(TileProducts));
         });
-        // Four products a step, each 16 by 16 sums of 32 products.
-        return (STEPS * 4 * 2 * 16 * 16 * 32 * tasks) as f64 / time.as_secs_f64();
+        return Some(operations_of_tiles(32) / time.as_secs_f64());
     }
-    float_operations_per_second()
+    None
+}
+
+/// As [`float_operations_per_second`] for products of bytes.
+fn byte_operations_per_second() -> f64 {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if let Level::Amx(amx) = Level::best() {
+        let time = best_time(TILE_PASSES, |_| {
+            for_each_task(current_num_threads(), true, |_| amx.run_integers(TileProducts));
+        });
+        return operations_of_tiles(64) / time.as_secs_f64();
+    }
+    const STEPS: usize = 1 << 16;
+    const PASSES: usize = 100;
+    let tasks = current_num_threads();
+    let time = best_time(PASSES, |_| {
+        for_each_task(tasks, true, |task| Level::best().run_integers(ByteProducts { steps: STEPS, from: task as i32 }));
+    });
+    (2 * 4 * CHAINS * LANES * STEPS * tasks) as f64 / time.as_secs_f64()
 }
 
 /// Has the allocator keep memory that was freed: a step's tensors are as large as the last step's, and a page that comes
@@ -233,17 +266,59 @@ impl Kernel for MultiplyAdds {
     }
 }
 
+struct ByteProducts {
+    steps: usize,
+    from: i32,
+}
+
+impl IntegerKernel for ByteProducts {
+    #[inline(always)]
+    fn run<D: Integers>(self, integers: D) {
+        let simd = integers.simd();
+        let mut sums = [simd.splat_i32(black_box(self.from)); CHAINS];
+        for _ in 0..self.steps {
+            for sum in &mut sums {
+                // The sums are the weights too: what does not change need not be multiplied again.
+                *sum = integers.dot(*sum, *sum, [1, 2, 3, 4]);
+            }
+        }
+        black_box(sums.map(|sum| simd.to_integers(sum)));
+    }
+}
+
+/// Steps of a pass, of four products each.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+const TILE_STEPS: usize = 1 << 13;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+const TILE_PASSES: usize = 200;
+
+/// Operations of a pass: each product is 16 by 16 sums of `inputs` products.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn operations_of_tiles(inputs: usize) -> f64 {
+    (TILE_STEPS * 4 * 2 * 16 * 16 * inputs * current_num_threads()) as f64
+}
+
 /// Products of tiles that are in registers.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-struct TileProducts {
-    steps: usize,
-}
+struct TileProducts;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 impl amx::TileKernel for TileProducts {
     #[inline(always)]
     fn run(self, _: amx::TileSimd, tiles: &mut amx::Tiles) {
-        tiles.products(self.steps);
+        tiles.products(TILE_STEPS);
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+impl amx_integers::IntegerTileKernel for TileProducts {
+    fn rows(&self) -> usize {
+        amx::TILE_ROWS
+    }
+
+    #[inline(always)]
+    fn run(self, _: Avx512, tiles: &mut amx_integers::IntegerTiles) {
+        tiles.products(TILE_STEPS);
     }
 }
 
@@ -255,7 +330,8 @@ mod tests {
     fn the_limits_are_numbers() {
         assert!(memory_read_bytes_per_second(1 << 20).is_finite());
         assert!(float_operations_per_second() > 0.0);
-        assert!(bfloat16_operations_per_second() > 0.0);
+        assert!(tile_operations_per_second().is_none_or(|rate| rate > 0.0));
+        assert!(byte_operations_per_second() > 0.0);
         assert!(!instruction_set().is_empty());
     }
 }

@@ -3,6 +3,7 @@
 use std::{borrow::Cow, fmt};
 
 use super::stored::StoredFormat;
+use crate::kernels::machine::Arithmetic;
 
 /// How a weight's numbers are kept: the formats that the kernels read. Files have [more](StoredFormat).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,6 +59,16 @@ impl WeightFormat {
     #[must_use]
     pub fn is_float(self) -> bool {
         matches!(self, Self::F32 | Self::F16 | Self::BF16)
+    }
+
+    /// What products with it are made of.
+    #[must_use]
+    pub fn arithmetic(self) -> Arithmetic {
+        match self {
+            Self::F32 => Arithmetic::Float32,
+            Self::F16 | Self::BF16 => Arithmetic::Bfloat16,
+            _ => Arithmetic::Bytes,
+        }
     }
 
     /// Bytes that `elements` weights take, or `None` where that is no whole number of blocks or overflows.

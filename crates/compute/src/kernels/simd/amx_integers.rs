@@ -118,6 +118,24 @@ impl IntegerTiles {
         }
     }
 
+    /// Four products a step of whatever the registers hold, as fast as they go: a limit.
+    pub(crate) fn products(&mut self, steps: usize) {
+        // SAFETY: `self` proves that tiles are configured; the compiler has no use for their registers.
+        unsafe {
+            asm!(
+                "2:",
+                "tdpbssd tmm0, tmm4, tmm5",
+                "tdpbsud tmm1, tmm4, tmm6",
+                "tdpbssd tmm2, tmm4, tmm5",
+                "tdpbsud tmm3, tmm4, tmm6",
+                "dec {steps}",
+                "jnz 2b",
+                steps = inout(reg) steps.max(1) => _,
+                options(nostack, nomem)
+            );
+        }
+    }
+
     /// The sums.
     #[inline(always)]
     pub(crate) fn end(&mut self, second: bool, sums: &mut [IntegerSums; 2]) {
