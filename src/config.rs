@@ -292,7 +292,7 @@ pub struct EngineArgs {
     /// Tokens a KV block.
     #[arg(long, value_name = "TOKENS", default_value = "16", value_parser = count(1, 1024))]
     pub block_size: usize,
-    /// Blocks of the KV cache, on any device.
+    /// Blocks of the KV cache, each of all layers, on any device.
     #[arg(long, value_name = "BLOCKS", value_parser = count(1, u32::MAX.into()), conflicts_with = "kv_cache_memory_bytes")]
     pub num_gpu_blocks_override: Option<usize>,
     /// Bytes of the KV cache (2G, 512M), cut to what fits; `auto` takes a quarter of what weights and activations leave,

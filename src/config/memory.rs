@@ -133,7 +133,8 @@ pub fn plan_memory(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts
         available.map(|bytes| taken.into_iter().fold(bytes, usize::saturating_sub))
     };
     let (flag, wanted) = match (args.num_gpu_blocks_override, args.kv_cache_memory_bytes) {
-        (Some(blocks), _) => ("--num-gpu-blocks-override", blocks),
+        // Each is of all layers, so that the flag means the same tokens for every model.
+        (Some(blocks), _) => ("--num-gpu-blocks-override", blocks.saturating_mul(groups.count())),
         (None, KvCacheMemory::Bytes(bytes)) => ("--kv-cache-memory-bytes", bytes / block_bytes),
         (None, KvCacheMemory::Auto) => {
             let share =

@@ -225,8 +225,10 @@ fn layers_with_a_window_leave_the_cache_to_longer_and_more_sequences() {
     let error = resolved(&mixed, "--kv-cache-memory-bytes 32M --max-model-len 2048").unwrap_err();
     let bytes = (2048 / 16 + 3 * 7) * (256 << 10);
     assert!(error.message.contains(&format!("holds 1712 tokens: ask for at most that many, or make the cache larger with --kv-cache-memory-bytes {bytes}")), "{error}");
-    let error = resolved(&mixed, "--num-gpu-blocks-override 3").unwrap_err();
+    let error = resolved(&mixed, "--kv-cache-memory-bytes 786432").unwrap_err();
     assert!(error.message.contains("1048576 bytes"), "{error}");
+    // As many tokens of all layers as of a model without windows.
+    assert_eq!(resolved(&mixed, "--num-gpu-blocks-override 32").unwrap().0, 128);
 }
 
 #[test]
