@@ -33,12 +33,10 @@ for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.e
 process.setMaxListeners(100);
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 const tests = [];
-/** A fast machine would have told its stories before anybody could stop them. */
-const SLOW = ["--threads", "1"];
 
 /** A server. With --source its page comes from web/src as it is, and not from the binary. */
 async function start(flags = []) {
-  const server = await new Server(binary, await freePort(), [...SLOW, ...flags]).start();
+  const server = await new Server(binary, await freePort(), ["--threads", "1", ...flags]).start();
   if (!rest.includes("--source")) return server;
   const port = await freePort();
   const build = spawn("node", [join(here, "../../../web/build.mjs"), "--serve", server.origin], { env: { ...process.env, PORT: port }, stdio: ["ignore", "pipe", "inherit"] });
@@ -48,6 +46,15 @@ async function start(flags = []) {
   return server;
 }
 const test = (name, body) => tests.push({ name, body });
+/** A test during which the server is slow: a fast one would have told its stories before anybody could stop them. */
+const slowly = (body) => async (server) => {
+  const quick = server.slowed();
+  try {
+    await body(server);
+  } finally {
+    quick();
+  }
+};
 
 /** A page of a person of their own; whatever it asks for elsewhere, and whatever it complains of, fails the test. */
 async function open(server, { context, ...options } = {}) {
@@ -92,21 +99,22 @@ const limit = async (page, tokens) => {
   await page.locator(".dot.there").waitFor();
 };
 
-test("a conversation streams, with its figures", async (server) => {
+test("a conversation streams, with its figures", slowly(async (server) => {
   const page = await open(server);
   await shot(page, "welcome");
   // Every state of the answer that is ever drawn.
   await page.evaluate(() => {
     window.seen = new Set();
-    const look = () => window.seen.add(document.querySelector(".turn.assistant .prose")?.textContent ?? "");
+    const look = () => window.seen.add([...document.querySelectorAll(".turn.assistant .prose")].at(-1)?.textContent ?? "");
     new MutationObserver(look).observe(document.body, { childList: true, subtree: true, characterData: true });
   });
-  await say(page, "What is candlewick?");
-  await answered(page);
-  const seen = await page.evaluate(() => window.seen.size);
-  assert.ok(seen >= 5, `the answer came in ${seen} pieces`);
   await say(page, STORY);
   await answered(page);
+  await say(page, "What is candlewick?");
+  await until("the question stands there", async () => (await page.locator(".turn").count()) === 4);
+  await answered(page);
+  const seen = await page.evaluate(() => window.seen.size);
+  assert.ok(seen >= 5, `the answers came in ${seen} pieces`);
   assert.equal(await page.locator(".turn").count(), 4);
   const figures = await last(page).locator(".figures").innerText();
   assert.match(figures, /\d+ tokens/);
@@ -118,17 +126,17 @@ test("a conversation streams, with its figures", async (server) => {
   await shot(page, "conversation");
   await page.reload();
   assert.equal(await page.locator(".turn").count(), 4, "the conversation outlives a reload");
-});
+}));
 
-test("stop stops, on the server too, and continue goes on", async (server) => {
+test("stop stops, on the server too, and continue goes on", slowly(async (server) => {
   const page = await open(server);
   await say(page, STORY);
   await begun(page);
   // Held still, so that the answer cannot end before it is stopped.
-  server.process.kill("SIGSTOP");
+  server.hold();
   await page.keyboard.press("Escape");
   await answered(page);
-  server.process.kill("SIGCONT");
+  server.release();
   const text = await prose(page);
   await until("the server does nothing", async () => (await busy(server)) === 0);
   assert.equal(await prose(page), text);
@@ -136,9 +144,9 @@ test("stop stops, on the server too, and continue goes on", async (server) => {
   await until("it goes on", async () => (await prose(page)).length > text.length + 10);
   await answered(page);
   assert.ok((await prose(page)).startsWith(text.trimEnd().slice(0, -5)), "what was there stays");
-});
+}));
 
-test("two tabs answer at once and keep each other's conversations", async (server) => {
+test("two tabs answer at once and keep each other's conversations", slowly(async (server) => {
   const first = await open(server);
   const second = await open(server, { context: first.context() });
   await Promise.all([say(first, STORY), say(second, "Tell me a story about a fox.")]);
@@ -148,7 +156,7 @@ test("two tabs answer at once and keep each other's conversations", async (serve
     await until("both are in the list", async () => (await page.locator(".entry").count()) === 2);
     assert.ok((await prose(page)).length > 20);
   }
-});
+}));
 
 test("a turn is edited, answered again and forked", async (server) => {
   const page = await open(server);
@@ -160,31 +168,32 @@ test("a turn is edited, answered again and forked", async (server) => {
   const editor = page.getByRole("textbox", { name: "Edit the message" });
   await editor.fill("What is 2 + 2?");
   await editor.press("Enter");
+  // The answer before it was there already.
+  await until("the turn is edited", async () => (await page.locator(".turn.user .plain").innerText()) === "What is 2 + 2?");
   await answered(page);
-  assert.equal(await page.locator(".turn.user .plain").innerText(), "What is 2 + 2?");
   assert.equal(await page.locator(".turn.user .versions").innerText(), "2/2");
   await page.locator(".turn.user").hover();
   await shot(page, "versions");
   await page.locator(".turn.user").getByRole("button", { name: "Earlier version" }).click();
-  assert.equal(await prose(page), before);
+  await until("the earlier answer is back", async () => (await prose(page)) === before);
   await last(page).getByRole("button", { name: "Answer again" }).click();
+  await until("there is another answer", async () => /2\/2/.test(await last(page).locator(".versions").innerText().catch(() => "")));
   await answered(page);
-  assert.match(await last(page).locator(".versions").innerText(), /2\/2/);
   await last(page).getByRole("button", { name: "Fork into a new chat" }).click();
   await until("there are two", async () => (await page.locator(".entry").count()) === 2);
   await say(page, "Hello!");
+  await until("it goes on there", async () => (await page.locator(".turn").count()) === 4);
   await answered(page);
-  assert.equal(await page.locator(".turn").count(), 4);
   await page.locator(".entry").nth(1).locator("a").click();
   await until("the first is as it was", async () => (await page.locator(".turn").count()) === 2);
 });
 
-test("a connection that breaks is taken up again", async (server) => {
+test("a connection that breaks is taken up again", slowly(async (server) => {
   const page = await open(server);
   await limit(page, { knobs: { temperature: 0 } });
   await say(page, STORY);
   await begun(page);
-  server.process.kill("SIGSTOP");
+  server.hold();
   const before = await prose(page);
   await server.kill();
   await last(page).locator(".waiting").waitFor();
@@ -196,7 +205,7 @@ test("a connection that breaks is taken up again", async (server) => {
   assert.match(await last(page).locator(".figures").innerText(), /resumed 1×/);
   assert.ok((await prose(page)).length > before.length && (await prose(page)).startsWith(before.trimEnd().slice(0, -5)));
   await shot(page, "resumed");
-});
+}));
 
 test("a server that is gone is said so, and found again", async (server) => {
   const page = await open(server);
@@ -210,7 +219,7 @@ test("a server that is gone is said so, and found again", async (server) => {
   await until("it is answered", async () => (await prose(page)).length > 10);
 });
 
-test("a reload in the middle keeps what came, and continue goes on", async (server) => {
+test("a reload in the middle keeps what came, and continue goes on", slowly(async (server) => {
   const page = await open(server);
   await limit(page, { knobs: { temperature: 0 } });
   await say(page, STORY);
@@ -221,7 +230,7 @@ test("a reload in the middle keeps what came, and continue goes on", async (serv
   assert.ok(text.length > 0);
   await last(page).getByRole("button", { name: "Continue" }).click();
   await until("it goes on", async () => (await prose(page)).length > text.length + 10);
-});
+}));
 
 test("conversations leave as files and come back", async (server) => {
   const page = await open(server);
@@ -299,6 +308,34 @@ test("the knobs reach the model and a mistake is said", async (server) => {
   await say(page, "lighthouse ".repeat(3000));
   await last(page).locator(".problem").waitFor();
   await shot(page, "refused");
+});
+
+test("models are picked, and an idle one comes when it is asked", async () => {
+  const demo = join(here, "../../../models/demo");
+  const server = await start(["--models", `second=${demo}`, "--model-idle-timeout", "1"]);
+  try {
+    const page = await open(server);
+    await page.getByRole("button", { name: "Settings" }).click();
+    const option = (name) => page.locator("#model option", { hasText: name }).innerText();
+    await until("nobody used it, so it left", async () => /second · idle/.test(await option("second")));
+    await page.locator("#model").selectOption("second");
+    await page.evaluate(() => {
+      window.coming = 0;
+      const look = () => (window.coming += document.querySelectorAll(".coming progress").length);
+      new MutationObserver(look).observe(document.body, { childList: true, subtree: true });
+    });
+    await slowly(async () => {
+      await say(page, "What is candlewick?");
+      await until("it is on its way", async () => (await page.evaluate(() => window.coming)) > 0);
+      await shot(page, "loading");
+    })(server);
+    await answered(page);
+    assert.ok((await prose(page)).length > 20);
+    assert.equal(await option("second"), "second");
+    await shot(page, "picker");
+  } finally {
+    await server.stop();
+  }
 });
 
 test("what a model writes is shown, not run", async (server) => {

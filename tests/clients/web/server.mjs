@@ -29,7 +29,35 @@ export class Server {
     return this;
   }
 
+  /** Stops it where it stands until it is released. */
+  hold() {
+    this.held = true;
+    this.process.kill("SIGSTOP");
+  }
+
+  release() {
+    this.held = false;
+    this.process.kill("SIGCONT");
+  }
+
+  /**
+   * Lets it run a twelfth of the time until the returned function is called: whatever the machine, its answers then take so
+   * long that something can be done to them.
+   */
+  slowed() {
+    let beat = 0;
+    const turn = setInterval(() => {
+      beat += 1;
+      if (!this.held) this.process.kill(beat % 12 === 0 ? "SIGCONT" : "SIGSTOP");
+    }, 5);
+    return () => {
+      clearInterval(turn);
+      if (!this.held) this.process.kill("SIGCONT");
+    };
+  }
+
   async kill() {
+    this.held = false;
     this.process.kill("SIGKILL");
     await this.ended;
   }
