@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{BlockHash, Content};
+use super::{BlockHash, prefix::Content};
 use crate::ids::TokenId;
 
 /// How many are kept for each block.
