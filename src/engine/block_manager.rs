@@ -85,7 +85,7 @@ pub struct BlockManager {
     num_tables: usize,
     most_tables: usize,
     free: FreeList,
-    /// What each block is registered with.
+    /// What each block is registered with; empty where nothing ever is.
     contents: Vec<Option<Registered>>,
     /// The tokens of each content, `[num_blocks * block_size]`.
     tokens: Vec<TokenId>,
@@ -116,7 +116,7 @@ impl BlockManager {
             num_tables: 0,
             most_tables: usize::MAX,
             free: FreeList::new(num_blocks),
-            contents: (0..num_blocks).map(|_| None).collect(),
+            contents: (0..cached).map(|_| None).collect(),
             tokens: vec![TokenId::default(); cached * block_size],
             index: HashMap::with_capacity(cached),
             beside: HashMap::new(),

@@ -149,7 +149,7 @@ impl BlockManager {
         if *count > 0 {
             return;
         }
-        let is_cached = self.contents[block.index()].is_some();
+        let is_cached = self.contents.get(block.index()).is_some_and(Option::is_some);
         for _ in 0..if planted(Fault::FreedTwice) { 2 } else { 1 } {
             if is_cached {
                 self.free.push_back(block);
