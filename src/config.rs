@@ -85,6 +85,9 @@ pub struct EngineConfig {
     pub leased_kv_percent: usize,
     /// Share of the blocks, in percent, that sessions may pin.
     pub pinned_kv_percent: usize,
+    /// Bytes that the model may take while it runs: its weights, adapters and KV cache, what it keeps beside that, and what a
+    /// step takes on its way. 0 where nobody has added them up.
+    pub promised_bytes: u64,
 }
 
 impl EngineConfig {
@@ -132,6 +135,7 @@ impl Default for EngineConfig {
             step_timeout: Duration::from_secs(120),
             leased_kv_percent: 50,
             pinned_kv_percent: 25,
+            promised_bytes: 0,
         }
     }
 }

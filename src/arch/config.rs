@@ -190,6 +190,10 @@ impl ModelConfig {
         };
         let Ropes { rope, local } = ropes(&fields, row, latent.map_or(head_dim, |latent| latent.rope))?;
         let max_position_embeddings = fields.required_size("max_position_embeddings", limits::POSITIONS)?;
+        let sliding_window = SlidingWindow::from_fields(&fields, num_hidden_layers)?;
+        if linear_attention.as_ref().is_some_and(|linear| linear.num_kv_layers() == 0) {
+            return Err(fields.error("layer_types", "leaves no layer with keys and values, must have full_attention"));
+        }
         Ok(Self {
             architecture: row.name.to_owned(),
             model_type: root.text("model_type")?.unwrap_or_default().to_owned(),
@@ -212,7 +216,7 @@ impl ModelConfig {
                 .unwrap_or(row.tied),
             attention_bias: fields.flag("attention_bias")?,
             mlp_bias: fields.flag("mlp_bias")?,
-            sliding_window: SlidingWindow::from_fields(&fields, num_hidden_layers)?,
+            sliding_window,
             moe: MoeConfig::from_fields(&fields)?,
             latent,
             linear_attention,

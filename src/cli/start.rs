@@ -31,7 +31,7 @@ pub(super) async fn start_engine(model: &ModelArgs, engine: &EngineArgs) -> Resu
 pub(super) async fn start_models(first: &ModelSource, others: &[ModelModule]) -> Result<(Started, Vec<Started>)> {
     let started = start(first.clone(), 0).await?;
     let mut names = vec![started.engine.info().name.clone()];
-    let mut promised = started.engine.memory_bytes();
+    let mut promised = started.engine.config().promised_bytes;
     let mut more = Vec::with_capacity(others.len());
     for ModelModule { name, path } in others {
         let name = name.clone().unwrap_or_else(|| model_name(path));
@@ -40,7 +40,7 @@ pub(super) async fn start_models(first: &ModelSource, others: &[ModelModule]) ->
             return Err(Error::invalid("--models", why));
         }
         let other = start(first.sibling(path, &name), promised).await?;
-        promised = promised.saturating_add(other.engine.memory_bytes());
+        promised = promised.saturating_add(other.engine.config().promised_bytes);
         names.push(name);
         more.push(other);
     }

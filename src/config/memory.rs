@@ -47,12 +47,20 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
+    /// What the model may take while it runs, whether it has taken it yet or not.
+    #[must_use]
+    pub fn promised(&self) -> usize {
+        self.weights.saturating_add(self.beside_weights())
+    }
+
     /// Everything together, at the time when it is most.
     #[must_use]
     pub fn needed(&self) -> usize {
-        let running = [self.adapters, self.kv, self.states, self.activations];
-        let running = running.into_iter().fold(0, usize::saturating_add);
-        self.weights.saturating_add(running.max(self.loading)).saturating_add(self.room)
+        self.weights.saturating_add(self.beside_weights().max(self.loading)).saturating_add(self.room)
+    }
+
+    fn beside_weights(&self) -> usize {
+        [self.adapters, self.kv, self.states, self.activations].into_iter().fold(0, usize::saturating_add)
     }
 
     /// Whether it is there.
@@ -66,7 +74,7 @@ impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { weights, adapters, kv, states, activations, loading, room, available, bound } = *self;
         write!(f, "weights {}", Mib(weights))?;
-        if loading > [adapters, kv, states, activations].into_iter().fold(0, usize::saturating_add) {
+        if loading > self.beside_weights() {
             write!(f, " + decoding them {}", Mib(loading))?;
         } else {
             if adapters > 0 {
@@ -132,15 +140,20 @@ pub fn plan_memory(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts
         let taken = [plan.weights, plan.adapters, plan.states, plan.activations, room];
         available.map(|bytes| taken.into_iter().fold(bytes, usize::saturating_sub))
     };
+    // No more than this is of use to those that run.
+    let usable =
+        blocks_of(args.max_model_len.unwrap_or(model.max_position_embeddings)).saturating_mul(args.max_num_seqs);
     let (flag, wanted) = match (args.num_gpu_blocks_override, args.kv_cache_memory_bytes) {
         // Each is of all layers, so that the flag means the same tokens for every model.
         (Some(blocks), _) => ("--num-gpu-blocks-override", blocks.saturating_mul(groups.count())),
-        (None, KvCacheMemory::Bytes(bytes)) => ("--kv-cache-memory-bytes", bytes / block_bytes),
+        (None, KvCacheMemory::Bytes(bytes)) => {
+            // What a prefix leaves is kept for others; where nobody can go on from it, a block may take next to nothing.
+            let most = if model.prefixes_are_shared { usize::MAX } else { usable };
+            ("--kv-cache-memory-bytes", (bytes / block_bytes).min(most))
+        }
         (None, KvCacheMemory::Auto) => {
             let share =
                 beside(0).map_or(UNKNOWN_MEMORY_KV_BYTES, |bytes| (bytes / AUTO_KV_SHARE).min(AUTO_KV_CAP_BYTES));
-            let longest = args.max_model_len.unwrap_or(model.max_position_embeddings);
-            let usable = blocks_of(longest).saturating_mul(args.max_num_seqs);
             ("--kv-cache-memory-bytes", (share / block_bytes).max(least).min(usable))
         }
     };

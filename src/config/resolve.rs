@@ -108,6 +108,7 @@ pub fn resolve(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts) ->
         step_timeout: args.step_timeout,
         leased_kv_percent: args.leased_kv_percent,
         pinned_kv_percent: args.pinned_kv_percent,
+        promised_bytes: memory.promised() as u64,
     })
 }
 

@@ -51,7 +51,8 @@ fn defaults_are_those_of_the_configuration() {
     let big = machine(1 << 40);
     let facts = ModelFacts { max_position_embeddings: 4096, ..MODEL };
     // 64 sequences of 4096 tokens is all that can be used, however much memory there is.
-    let expected = EngineConfig { num_blocks: 64 * 4096 / 16, ..EngineConfig::default() };
+    let (num_blocks, promised_bytes) = (64 * 4096 / 16, 64 * 4096 * 64);
+    let expected = EngineConfig { num_blocks, promised_bytes, ..EngineConfig::default() };
     assert_eq!(resolve(&args.engine, &facts, &big).unwrap(), expected);
 }
 
@@ -200,6 +201,31 @@ fn adapters_that_may_come_are_in_the_sum() {
     assert!(resolve(&args, &REAL, &machine(48 << 20)).is_ok());
     let error = resolve(&args, &REAL.with_adapters(&any), &machine(48 << 20)).unwrap_err();
     assert!(error.message.contains("weights 20 MiB + adapters 10 MiB + KV cache 16 MiB"), "{error}");
+}
+
+#[test]
+fn what_a_model_is_promised_is_the_sum_without_the_room() {
+    let args = parse("--max-num-batched-tokens 128 --max-num-seqs 4 --kv-cache-memory-bytes 32M").unwrap().engine;
+    let promised = |facts: &ModelFacts| resolve(&args, facts, &machine(1 << 30)).unwrap().promised_bytes;
+    // 20 MiB of weights, 32 of cache, 128 tokens and 32 rows of logits.
+    let plain = (20 << 20) + (32 << 20) + 128 * (8 << 10) + 32 * (4 << 10);
+    assert_eq!(promised(&REAL), plain);
+    // A block of four groups holds a fourth of the layers, and there are four times as many.
+    let windows: Vec<_> = (1..=8).map(|layer| (layer % 4 != 0).then_some(64)).collect();
+    assert_eq!(promised(&ModelFacts { kv_groups: KvCacheGroups::of(&windows), ..REAL }), plain);
+    assert_eq!(promised(&ModelFacts { state_bytes_per_sequence: 1 << 20, ..REAL }), plain + (4 << 20));
+    assert_eq!(promised(&ModelFacts { adapter_bytes: 3 << 20, ..REAL }), plain + (3 << 20));
+}
+
+#[test]
+fn blocks_that_nobody_else_goes_on_from_are_as_many_as_those_who_run_can_use() {
+    // A recurrent model's tokens leave nothing, so that a block is as good as free.
+    let recurrent = ModelFacts { kv_bytes_per_token: 0, prefixes_are_shared: false, ..MODEL };
+    for line in ["", "--kv-cache-memory-bytes 1G", "--kv-cache-memory-bytes 100G"] {
+        let args = parse(&format!("--max-num-seqs 4 {line}")).unwrap().engine;
+        let config = resolve(&args, &recurrent, &machine(1 << 40)).unwrap();
+        assert_eq!((config.num_blocks, config.max_model_len), (4 * 1000usize.div_ceil(16), 1000), "{line}");
+    }
 }
 
 #[test]

@@ -91,6 +91,8 @@ pub(super) struct Needs {
     pub priority: i32,
     /// Tokens that must be generated before the answer can be complete.
     pub least_tokens: usize,
+    /// Whether what is cached of its prompt need not be computed again.
+    pub reuses_prefix: bool,
 }
 
 impl Admitted {
@@ -106,6 +108,7 @@ impl Admitted {
             tenant: self.tenant.clone(),
             priority: self.priority,
             least_tokens: least_tokens.max(1) as usize,
+            reuses_prefix: params.prompt_logprobs.is_none(),
         }
     }
 

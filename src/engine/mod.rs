@@ -312,14 +312,6 @@ impl Engine {
         &self.inner.text
     }
 
-    /// Bytes of its weights and of its KV cache, whether the operating system has been asked for all of them yet or not.
-    #[must_use]
-    pub fn memory_bytes(&self) -> u64 {
-        let (info, config) = (self.info(), self.config());
-        let tokens = (config.num_blocks as u64).saturating_mul(config.block_size as u64);
-        info.weight_bytes.saturating_add(tokens.saturating_mul(info.kv_bytes_per_token))
-    }
-
     /// The engine's metrics.
     #[must_use]
     pub fn telemetry(&self) -> &Arc<Telemetry> {

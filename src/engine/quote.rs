@@ -135,7 +135,11 @@ fn within(deadline: Instant, needed: Option<Duration>) -> Result<()> {
     }
 }
 
+/// Of its prompt, the tokens that need not be computed for it.
 async fn cached_tokens(life: &Life, needs: &Needs) -> Result<usize> {
+    if !needs.reuses_prefix {
+        return Ok(0);
+    }
     let (tokens, salt) = (needs.prompt.clone(), needs.salt.clone());
     life.ask(|reply| Command::Lookup { tokens, salt, reply }).await
 }

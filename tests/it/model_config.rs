@@ -306,6 +306,8 @@ fn heads_that_keep_no_state_or_that_nobody_has_are_refused_by_name() {
         (hybrid(json!({"linear_value_head_dim": 0})), "linear_value_head_dim", "from 1 to 256"),
         (hybrid(json!({"linear_conv_kernel_dim": 1})), "linear_conv_kernel_dim", "from 2 to 8"),
         (hybrid(json!({"layer_types": ["linear_attention"]})), "layer_types", "1 entries for 5 layers"),
+        (hybrid(json!({"layer_types": vec!["linear_attention"; 5]})), "layer_types", "must have full_attention"),
+        (hybrid(json!({"full_attention_interval": 6})), "layer_types", "must have full_attention"),
         (hybrid(json!({"architectures": ["LlamaForCausalLM"]})), "linear_num_value_heads", "has no such heads"),
         (
             with(json!({"layer_types": ["linear_attention", "full_attention", "full_attention"]})),

@@ -107,7 +107,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::engine::block_manager::{BlockTable, Registered, blake3_128};
+    use crate::engine::block_manager::{BlockTable, blake3_128, prefix::Registered};
 
     fn manager(num_blocks: usize) -> BlockManager {
         BlockManager::new(num_blocks, 2, true, blake3_128).with_events(true)

@@ -7,7 +7,7 @@ impl BlockManager {
     /// Forgets the contents of all free blocks; says of how many.
     pub fn forget_free(&mut self) -> usize {
         let free = |block: &usize| self.ref_counts[*block] == 0 && self.contents[*block].is_some();
-        let cached: Vec<_> = (0..self.num_blocks()).filter(free).collect();
+        let cached: Vec<_> = (0..self.contents.len()).filter(free).collect();
         // A content may have taken what comes later here along.
         for &block in &cached {
             self.forget(BlockId(block as u32));

@@ -4,6 +4,8 @@
 //! needs no block that ends before, and who goes back to a position whose window was given back cannot go on there: its
 //! tokens are computed again.
 
+use smallvec::{SmallVec, smallvec};
+
 use super::{BlockManager, BlockTable};
 use crate::{
     engine::faults::{Fault, planted},
@@ -42,26 +44,15 @@ impl BlockManager {
     /// Of the contents with these serials, one after another, how many a prompt of `num_tokens` can be continued after: every
     /// group must have what the next token sees. `blocks` are those of the first group.
     pub(super) fn usable(&self, blocks: &[Option<BlockId>], serials: &[u64], num_tokens: usize) -> usize {
-        let mut num_usable = serials.len();
         if planted(Fault::WindowNotChecked) {
-            return num_usable;
+            return serials.len();
         }
-        while num_usable > 0 {
-            let next = self.next_position(num_usable, num_tokens);
-            let missing = (0..self.groups.count()).filter_map(|group| match group {
-                0 => (self.first_seen(0, next)..num_usable).rev().find(|&i| blocks[i].is_none()),
-                _ => {
-                    let has = |i: usize| self.beside.contains_key(&(serials[i], group));
-                    (self.first_seen(group, next)..num_usable).rev().find(|&i| !has(i))
-                }
-            });
-            match missing.min() {
-                // Whatever ends after it and lacks it does not see enough either: its window begins no later.
-                Some(missing) => num_usable = missing,
-                None => return num_usable,
-            }
-        }
-        0
+        let first_seen = |group, len| self.first_seen(group, self.next_position(len, num_tokens));
+        let has = |group, i: usize| match group {
+            0 => blocks[i].is_some(),
+            _ => self.beside.contains_key(&(serials[i], group)),
+        };
+        longest_usable(serials.len(), self.groups.count(), first_seen, has)
     }
 
     /// Of a prompt of `num_tokens`, the position of the first that must be computed where `num_blocks` are cached: the very
@@ -71,10 +62,48 @@ impl BlockManager {
     }
 }
 
+/// The longest beginning of `most` blocks after which each group has all that the next token sees: `has` them from `first_seen`
+/// on, which grows with the length. Asks for each block of a group once at most, however many are gone.
+fn longest_usable(
+    most: usize,
+    num_groups: usize,
+    first_seen: impl Fn(usize, usize) -> usize,
+    mut has: impl FnMut(usize, usize) -> bool,
+) -> usize {
+    let mut len = most;
+    // From there to `len` each group has all.
+    let mut there: SmallVec<[usize; 8]> = smallvec![most; num_groups];
+    while len > 0 {
+        let mut missing = None;
+        for (group, there) in there.iter_mut().enumerate() {
+            *there = len.min(*there);
+            let first = first_seen(group, len);
+            while first < *there && has(group, *there - 1) {
+                *there -= 1;
+            }
+            if first < *there {
+                missing = Some(missing.map_or(*there - 1, |missing: usize| missing.min(*there - 1)));
+            }
+        }
+        match missing {
+            // Whatever ends after it and lacks it does not see enough either: its window begins no later.
+            Some(missing) => len = missing,
+            None => break,
+        }
+    }
+    len
+}
+
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
-    use crate::{config::KvCacheGroups, engine::block_manager::blake3_128, ids::TokenId};
+    use crate::{
+        config::KvCacheGroups,
+        engine::{block_manager::blake3_128, fake::Random},
+        ids::TokenId,
+    };
 
     /// Blocks of two tokens; one layer sees all, one the last four tokens.
     fn mixed(num_blocks: usize) -> BlockManager {
@@ -158,6 +187,35 @@ mod tests {
         assert_eq!(manager.adopt_prefix(&mut again, &prompt), 8);
         assert_eq!((held(&again), again.groups[1].num_behind), (vec![4, 2], 2));
         manager.audit([&again].into_iter()).unwrap();
+    }
+
+    #[test]
+    fn the_longest_prefix_that_can_be_gone_on_from_is_found_and_no_block_is_looked_up_twice() {
+        let mut random = Random(7);
+        let mut usable = 0;
+        for _ in 0..2000 {
+            let (most, windows) = (random.below(40), [usize::MAX, 1 + random.below(9), 1 + random.below(9)]);
+            let first = random.below(3);
+            let windows = &windows[first..];
+            // Some lack next to nothing, some nearly all.
+            let rarely = 2 + random.below(30);
+            let there: Vec<Vec<bool>> =
+                windows.iter().map(|_| (0..most).map(|_| random.below(rarely) > 0).collect()).collect();
+            let first_seen = |group: usize, len: usize| (len + 1).saturating_sub(windows[group]);
+            let fits = |len: &usize| {
+                (0..windows.len()).all(|g| there[g][first_seen(g, *len).min(*len)..*len].iter().all(|&b| b))
+            };
+            let expected = (0..=most).rev().find(fits).unwrap();
+            let looks = Cell::new(0);
+            let found = longest_usable(most, windows.len(), first_seen, |group, i| {
+                looks.set(looks.get() + 1);
+                there[group][i]
+            });
+            assert_eq!(found, expected, "{windows:?} {there:?}");
+            assert!(looks.get() <= most * windows.len(), "{} looks at {most} blocks", looks.get());
+            usable += usize::from(found > 0 && found < most);
+        }
+        assert!(usable > 100, "{usable}");
     }
 
     #[test]

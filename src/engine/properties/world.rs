@@ -1,27 +1,29 @@
 //! A world around a scheduler: clients of every temper, a fake executor, and an observer who trusts nobody.
 
+mod checks;
+mod clients;
+mod coverage;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
-    },
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
+use self::clients::{Client, Pace, alone};
+pub(super) use self::{clients::Outbox, coverage::Coverage};
 use crate::{
     config::{EngineConfig, KvCacheGroups},
     engine::{
         block_manager::{BlockHash, BlockHasher, Salt, blake3_128},
         executor::{Executor, StepPlan},
         fake::{FakeExecutor, FakeOptions, Random},
-        scheduler::{End, Event, Scheduler},
-        sequence::{Reader, Sequence, Status},
+        scheduler::Scheduler,
+        sequence::{Sequence, Status},
     },
     error::Code,
     ids::{BlockId, SequenceId, TokenId},
-    params::{FinishReason, SamplingParams},
+    params::SamplingParams,
 };
 
 const VOCAB: u32 = 24;
@@ -31,119 +33,6 @@ const PATIENCE: u32 = 500;
 
 pub(super) fn tokens(ids: &[u32]) -> Vec<TokenId> {
     ids.iter().copied().map(TokenId).collect()
-}
-
-/// A reader's channel, counted only.
-pub(super) struct Outbox {
-    capacity: usize,
-    queued: AtomicUsize,
-    gone: AtomicBool,
-}
-
-impl Outbox {
-    pub(super) fn new(capacity: usize) -> Self {
-        Self { capacity, queued: AtomicUsize::new(0), gone: AtomicBool::new(false) }
-    }
-
-    pub(super) fn send(&self, n: usize) -> Result<(), String> {
-        let queued = self.queued.fetch_add(n, Relaxed) + n;
-        if queued <= self.capacity { Ok(()) } else { Err(format!("{queued} tokens for a reader of {}", self.capacity)) }
-    }
-
-    pub(super) fn take(&self, most: usize) {
-        let queued = self.queued.load(Relaxed);
-        self.queued.store(queued - queued.min(most), Relaxed);
-    }
-}
-
-impl Reader for Outbox {
-    fn room(&self) -> usize {
-        self.capacity.saturating_sub(self.queued.load(Relaxed))
-    }
-
-    fn capacity(&self) -> usize {
-        self.capacity
-    }
-
-    fn cancelled(&self) -> bool {
-        self.gone.load(Relaxed)
-    }
-}
-
-/// How a client reads.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Pace {
-    Prompt,
-    Slow,
-    Never,
-}
-
-struct Client {
-    outbox: Arc<Outbox>,
-    pace: Pace,
-    /// What it would get alone, and how that would end.
-    alone: (Vec<TokenId>, FinishReason),
-    received: Vec<TokenId>,
-    started: bool,
-    /// The prompt, and the position of the next of its tokens whose log-probability must come; its end if none must.
-    prompt: Vec<TokenId>,
-    next_prompt_logprob: usize,
-}
-
-macro_rules! coverage {
-    ($($event:ident),* $(,)?) => {
-        /// How often each kind of event happened.
-        #[derive(Clone, Debug, Default)]
-        pub(super) struct Coverage { $($event: u64),* }
-
-        impl Coverage {
-            pub(super) fn add(&mut self, other: &Self) { $(self.$event += other.$event;)* }
-
-            pub(super) fn counts(&self) -> Vec<(&'static str, u64)> { vec![$((stringify!($event), self.$event)),*] }
-        }
-    };
-}
-
-coverage!(
-    preemption,
-    preemption_with_tokens_on_their_way,
-    copy_on_write,
-    eviction,
-    prefix_hit,
-    wholly_cached_prompt,
-    forced_hash_collision,
-    cancel_while_waiting,
-    cancel_in_prefill,
-    cancel_in_decode,
-    cancel_while_stalled,
-    cancel_while_preempted,
-    stalled_reader,
-    stalled_reader_came_back,
-    stall_timeout,
-    oversize_request,
-    full_queue,
-    fork,
-    chunked_prefill,
-    mixed_step,
-    several_tokens_at_once,
-    late_tokens,
-    finished,
-    group,
-    prompt_logprobs,
-    prompt_logprobs_after_preemption,
-    several_tenants,
-    left_behind,
-    prefix_hit_beyond_a_window,
-    fork_beyond_a_window,
-    preemption_with_windows,
-    as_many_states_as_rows,
-    preemption_with_a_state,
-);
-
-impl fmt::Display for Coverage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.counts().iter().try_for_each(|(event, count)| writeln!(f, "{event:>36} {count}"))
-    }
 }
 
 /// Two bits: everything collides.
@@ -367,21 +256,6 @@ impl World {
         self.config.kv_groups.windows().find(|&window| window < usize::MAX)
     }
 
-    /// No sequence holds more of a group with a window than it sees and a step writes.
-    fn windows_are_left(&self) -> Result<(), String> {
-        let EngineConfig { kv_groups, block_size, .. } = self.config;
-        for sequence in self.scheduler.sequences() {
-            for (blocks, window) in sequence.table.groups().zip(kv_groups.windows()).filter(|&(_, w)| w < usize::MAX) {
-                let held = blocks.iter().filter(|&&block| block != BlockId::NULL).count();
-                let of_step = self.step_tokens().div_ceil(block_size);
-                if held > window.div_ceil(block_size) + of_step + 1 {
-                    return Err(format!("sequence {} holds {held} blocks of a window of {window}", sequence.id));
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn arrive(&mut self) -> Result<(), String> {
         let text = self.random.below(self.texts.len());
         let mut prompt = self.texts[text][..1 + self.random.below(30)].to_vec();
@@ -515,148 +389,4 @@ impl World {
         }
         Ok(())
     }
-
-    /// Who is stalled, and how often each was preempted.
-    fn before(&self) -> BTreeMap<SequenceId, (bool, u32)> {
-        let state = |sequence: &Sequence| (sequence.id, (sequence.is_stalled(), sequence.num_preemptions));
-        self.scheduler.sequences().map(state).collect()
-    }
-
-    /// Counts what planning did.
-    fn compare(&mut self, before: &BTreeMap<SequenceId, (bool, u32)>) {
-        for sequence in self.scheduler.sequences() {
-            // Who joined because the one it waited for has ended was not there before.
-            let Some(&(was_stalled, num_preemptions)) = before.get(&sequence.id) else { continue };
-            let was_preempted = sequence.num_preemptions > num_preemptions;
-            self.coverage.stalled_reader += u64::from(sequence.is_stalled() && !was_stalled);
-            self.coverage.stalled_reader_came_back += u64::from(was_stalled && !sequence.is_stalled());
-            self.coverage.preemption_with_a_state += u64::from(was_preempted && self.options.keeps_states);
-            self.coverage.preemption_with_tokens_on_their_way +=
-                u64::from(was_preempted && sequence.outstanding.is_some());
-        }
-        let rows = &self.plan.rows;
-        self.coverage.chunked_prefill += rows.iter().filter(|row| !row.samples).count() as u64;
-        let has = |decodes: bool| rows.iter().any(|row| (row.query.len() == 1) == decodes);
-        self.coverage.mixed_step += u64::from(has(true) && has(false));
-        self.coverage.late_tokens += u64::from(rows.is_empty() && self.in_flight == 0 && self.scheduler.has_work());
-    }
-
-    /// The first who can run has a row in this step, or has had one and waits for its tokens.
-    fn first_in_order_progresses(&self) -> Result<(), String> {
-        let runnable = self.scheduler.sequences().filter(|sequence| !sequence.is_stalled());
-        let Some(first) = runnable.min_by_key(|sequence| sequence.order()) else { return Ok(()) };
-        let has_row = self.plan.rows.iter().any(|row| row.id == first.id);
-        if has_row || first.outstanding.is_some() {
-            return Ok(());
-        }
-        Err(format!("sequence {} comes first, is {:?} and does not run", first.id, first.status))
-    }
-
-    /// Of several tenants: if anybody can run, somebody has a row in this step or waits for tokens; and each of them does
-    /// before long.
-    fn every_tenant_progresses(&mut self) -> Result<(), String> {
-        let mut progress = BTreeMap::new();
-        for sequence in self.scheduler.sequences().filter(|sequence| !sequence.is_stalled()) {
-            let runs = sequence.outstanding.is_some() || self.plan.rows.iter().any(|row| row.id == sequence.id);
-            *progress.entry(sequence.tenant.clone()).or_insert(false) |= runs;
-        }
-        self.waited.retain(|tenant, _| progress.contains_key(tenant));
-        for (tenant, runs) in progress {
-            let waited = self.waited.entry(tenant.clone()).or_insert(0);
-            *waited = if runs { 0 } else { *waited + 1 };
-            if *waited > PATIENCE {
-                return Err(format!("tenant {tenant:?} has waited for {waited} steps"));
-            }
-        }
-        let tenants: BTreeSet<_> = self.scheduler.sequences().map(|sequence| sequence.tenant.clone()).collect();
-        self.coverage.several_tenants += u64::from(tenants.len() > 1);
-        let mut runnable = self.scheduler.sequences().filter(|sequence| !sequence.is_stalled()).peekable();
-        let is_idle = self.plan.rows.is_empty() && self.in_flight == 0;
-        if is_idle && runnable.peek().is_some() && runnable.all(|sequence| sequence.outstanding.is_none()) {
-            return Err(format!("nobody runs of {} who could", self.scheduler.len()));
-        }
-        Ok(())
-    }
-
-    fn deliver(&mut self, events: Vec<Event>) -> Result<(), String> {
-        for event in events {
-            let (Event::Started { id, .. }
-            | Event::Prompt { id, .. }
-            | Event::Tokens { id, .. }
-            | Event::Ended { id, .. }) = event;
-            let client = self.clients.get_mut(&id).ok_or_else(|| format!("{event:?} for nobody"))?;
-            match event {
-                Event::Started { cached_tokens, .. } => {
-                    if std::mem::replace(&mut client.started, true) {
-                        return Err(format!("sequence {id} started twice"));
-                    }
-                    if self.options.keeps_states && cached_tokens > 0 {
-                        return Err(format!("sequence {id} goes on from {cached_tokens} tokens of others"));
-                    }
-                    self.coverage.prefix_hit += u64::from(cached_tokens > 0);
-                    let beyond = self.config.kv_groups.windows().any(|window| cached_tokens as usize > window);
-                    self.coverage.prefix_hit_beyond_a_window += u64::from(beyond);
-                    let wholly = cached_tokens as usize % self.config.block_size == self.config.block_size - 1;
-                    self.coverage.wholly_cached_prompt += u64::from(cached_tokens > 0 && wholly);
-                }
-                Event::Prompt { prompt, .. } => {
-                    client.outbox.send(1)?;
-                    let start = prompt.start as usize;
-                    let known = client.prompt.get(start..start + prompt.tokens.len()).unwrap_or_default();
-                    let same = known.iter().eq(prompt.tokens.iter().map(|token| &token.id));
-                    if start != client.next_prompt_logprob || prompt.tokens.is_empty() || !same {
-                        return Err(format!("sequence {id} got {prompt:?} at {}", client.next_prompt_logprob));
-                    }
-                    client.next_prompt_logprob = start + prompt.tokens.len();
-                    self.coverage.prompt_logprobs += 1;
-                    let preempted = self.scheduler.sequences().any(|other| other.id == id && other.num_preemptions > 0);
-                    self.coverage.prompt_logprobs_after_preemption += u64::from(preempted);
-                }
-                Event::Tokens { tokens, .. } => {
-                    if client.next_prompt_logprob < client.prompt.len() {
-                        return Err(format!("sequence {id} answers before all of its prompt was reported"));
-                    }
-                    client.outbox.send(tokens.len())?;
-                    client.received.extend(tokens.iter().map(|token| token.id));
-                    if !client.alone.0.starts_with(&client.received) {
-                        return Err(format!("sequence {id} got {:?}, alone {:?}", client.received, client.alone.0));
-                    }
-                }
-                Event::Ended { end, usage, .. } => {
-                    if usage.completion_tokens as usize != client.received.len() {
-                        return Err(format!("{usage:?}, but {} tokens came", client.received.len()));
-                    }
-                    match end {
-                        End::Finished(reason) if (&client.received, &reason) == (&client.alone.0, &client.alone.1) => {
-                            self.coverage.finished += 1;
-                        }
-                        End::Cancelled if client.outbox.cancelled() => {}
-                        End::Failed(error) if error.code == Code::Aborted && client.pace != Pace::Prompt => {
-                            self.coverage.stall_timeout += 1;
-                        }
-                        end => return Err(format!("sequence {id} ended as {end:?} after {:?}", client.received)),
-                    }
-                    self.clients.remove(&id);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What a request gets when there is nobody else, by the rules as written in the contract.
-fn alone(prompt: &[TokenId], params: &SamplingParams) -> (Vec<TokenId>, FinishReason) {
-    let mut tokens = FakeExecutor::expected(VOCAB, prompt, params.max_tokens.unwrap_or(0) as usize);
-    for (i, &token) in tokens.iter().enumerate().skip(params.min_tokens as usize) {
-        let reason = if token == EOS && !params.ignore_eos {
-            FinishReason::EndOfSequence(token)
-        } else if params.stop_token_ids.contains(&token) {
-            FinishReason::StopToken(token)
-        } else {
-            continue;
-        };
-        tokens.truncate(i + 1);
-        return (tokens, reason);
-    }
-    (tokens, FinishReason::Length)
 }

@@ -174,7 +174,7 @@ pub(super) fn num_live(engine: &Engine) -> usize {
 impl Leaving {
     pub(super) fn new(name: &str, served: &Arc<Served>, gone: watch::Receiver<bool>) -> Self {
         let engine = &served.backend.engine;
-        let (about, memory_bytes) = (Arc::new(About::of(engine)), engine.memory_bytes());
+        let (about, memory_bytes) = (Arc::new(About::of(engine)), engine.config().promised_bytes);
         Self { name: name.to_owned(), served: Arc::downgrade(served), gone, about, memory_bytes }
     }
 }
@@ -234,7 +234,7 @@ impl Table {
 
     /// Bytes that the models in memory were promised.
     pub(super) fn promised_bytes(&self) -> u64 {
-        let ready = self.ready().map(|served| served.backend.engine.memory_bytes());
+        let ready = self.ready().map(|served| served.backend.engine.config().promised_bytes);
         ready.chain(self.leaving.iter().map(|leaving| leaving.memory_bytes)).fold(0, u64::saturating_add)
     }
 
@@ -398,7 +398,7 @@ impl Table {
             let Entry { name, state, about, .. } = entry;
             let comes = self.loading.as_ref().filter(|loading| loading.name == *name);
             let (state, failure, memory_bytes) = match state {
-                State::Ready(served) => (ModelState::Ready, None, served.backend.engine.memory_bytes()),
+                State::Ready(served) => (ModelState::Ready, None, served.backend.engine.config().promised_bytes),
                 State::Idle => (ModelState::Idle, None, 0),
                 State::Unloaded => (ModelState::Unloaded, None, 0),
                 State::Failed(error) => (ModelState::Failed, Some(error.to_string()), 0),

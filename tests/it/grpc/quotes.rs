@@ -26,6 +26,14 @@ async fn a_quote_says_what_a_request_would_meet_with_and_runs_nothing() {
     read(client.generate_stream(request(&prompt, 5)).await.unwrap().into_inner()).await;
     let after = client.quote(quote(&prompt)).await.unwrap().into_inner();
     assert_eq!((after.prompt_tokens, after.cached_tokens), (100, 96));
+    let mut computed_again = quote(&prompt);
+    computed_again.options.as_mut().unwrap().sampling.as_mut().unwrap().prompt_logprobs = Some(0);
+    let computed_again = client.quote(computed_again).await.unwrap().into_inner();
+    assert_eq!(
+        (computed_again.prompt_tokens, computed_again.cached_tokens),
+        (100, 0),
+        "its log-probabilities are wanted"
+    );
     assert!(after.estimated_ttft_ms.is_some() && after.prefill_tokens_per_second.unwrap() > 0.0);
     assert!(after.decode_tokens_per_second.unwrap() > 0.0);
     assert_eq!(server.engine.telemetry().generated_tokens(), 5);

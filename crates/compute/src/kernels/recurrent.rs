@@ -2,11 +2,11 @@
 //!
 //! A state is float32 whatever the model's format: it is added to with every token, and what one rounds the next one reads.
 
-use std::ops::Range;
+use std::{cell::RefCell, ops::Range};
 
-use candle_core::{Device, Tensor};
+use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Tensor};
 
-use super::cpu_tensor::try_zeroed;
+use super::cpu_tensor::{Rows, try_zeroed, with_contiguous_rows};
 use crate::{
     error::{Code, Error, Result},
     ids::StateSlot,
@@ -79,6 +79,45 @@ pub(super) fn zeros(shape: &[usize], device: &Device) -> Result<Tensor> {
         Error::new(Code::ResourceExhausted, why)
     })?;
     Ok(Tensor::from_vec(zeros, shape, &Device::Cpu)?)
+}
+
+/// What a kernel on the CPU makes of `x`, `[n, width]`, and of the states, which it changes where they lie; `name` is for
+/// messages.
+pub(super) fn in_place(
+    name: &'static str,
+    states: &Tensor,
+    x: &Tensor,
+    kernel: impl Fn(&mut [f32], Rows<'_>) -> Vec<f32>,
+) -> Result<Vec<f32>> {
+    let op = InPlace { name, kernel, out: RefCell::default() };
+    states.inplace_op2(&with_contiguous_rows(x)?, &op)?;
+    Ok(op.out.into_inner())
+}
+
+/// A kernel as an operation on the states.
+struct InPlace<K> {
+    name: &'static str,
+    kernel: K,
+    /// Its result.
+    out: RefCell<Vec<f32>>,
+}
+
+impl<K: Fn(&mut [f32], Rows<'_>) -> Vec<f32>> InplaceOp2 for InPlace<K> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(
+        &self,
+        states: &mut CpuStorage,
+        _: &Layout,
+        storage: &CpuStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let CpuStorage::F32(states) = states else { candle_core::bail!("{}: the states are not float32", self.name) };
+        self.out.replace((self.kernel)(states, Rows::new(storage, layout)?));
+        Ok(())
+    }
 }
 
 #[cfg(test)]

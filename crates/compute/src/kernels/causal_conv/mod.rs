@@ -11,14 +11,12 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
-
-use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Tensor};
+use candle_core::{Device, Tensor};
 
 use super::{
     activation::Activation,
-    cpu_tensor::{Rows, cpu_storage, with_contiguous_rows},
-    recurrent::{StateRow, StateRows, zeros},
+    cpu_tensor::{Rows, cpu_storage},
+    recurrent::{StateRow, StateRows, in_place, zeros},
     simd::Level,
 };
 use crate::error::{Error, Result};
@@ -90,9 +88,9 @@ fn causal_conv_at(
     let shape = x.shape().clone();
     let (storage, layout) = weight.storage_and_layout();
     let weight = Rows::new(cpu_storage(&storage)?, layout)?;
-    let op = InPlace { conv: CausalConv { level, weight, rows: &rows, activation }, out: RefCell::default() };
-    state.inputs.inplace_op2(&with_contiguous_rows(x)?, &op)?;
-    Ok(Tensor::from_vec(op.out.into_inner(), shape, &Device::Cpu)?)
+    let conv = CausalConv { level, weight, rows: &rows, activation };
+    let out = in_place("causal_conv", &state.inputs, x, |states, x| cpu::causal_conv(&conv, states, x))?;
+    Ok(Tensor::from_vec(out, shape, &Device::Cpu)?)
 }
 
 struct CausalConv<'a> {
@@ -100,29 +98,4 @@ struct CausalConv<'a> {
     weight: Rows<'a>,
     rows: &'a [StateRow],
     activation: Activation,
-}
-
-/// The same as an operation on the states.
-struct InPlace<'a> {
-    conv: CausalConv<'a>,
-    /// The result.
-    out: RefCell<Vec<f32>>,
-}
-
-impl InplaceOp2 for InPlace<'_> {
-    fn name(&self) -> &'static str {
-        "causal_conv"
-    }
-
-    fn cpu_fwd(
-        &self,
-        states: &mut CpuStorage,
-        _: &Layout,
-        storage: &CpuStorage,
-        layout: &Layout,
-    ) -> candle_core::Result<()> {
-        let CpuStorage::F32(states) = states else { candle_core::bail!("the states are not float32") };
-        self.out.replace(cpu::causal_conv(&self.conv, states, Rows::new(storage, layout)?));
-        Ok(())
-    }
 }

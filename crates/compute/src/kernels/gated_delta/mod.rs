@@ -17,13 +17,11 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
-
-use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Tensor};
+use candle_core::{Device, Tensor};
 
 use super::{
     cpu_tensor::{Rows, cpu_storage, with_contiguous_rows},
-    recurrent::{StateRow, StateRows, zeros},
+    recurrent::{StateRow, StateRows, in_place, zeros},
     simd::{LANES, Level},
 };
 use crate::error::{Error, Result};
@@ -173,9 +171,9 @@ fn gated_delta_at(
     let gating = with_contiguous_rows(gating)?;
     let (storage, layout) = gating.storage_and_layout();
     let gating = Rows::new(cpu_storage(&storage)?, layout)?;
-    let op = InPlace { delta: GatedDelta { level, heads, gating, gates, rows: &rows }, out: RefCell::default() };
-    state.matrices.inplace_op2(&with_contiguous_rows(qkv)?, &op)?;
-    Ok(Tensor::from_vec(op.out.into_inner(), (tokens, heads.values()), &Device::Cpu)?)
+    let delta = GatedDelta { level, heads, gating, gates, rows: &rows };
+    let out = in_place("gated_delta", &state.matrices, qkv, |states, qkv| cpu::gated_delta(&delta, states, qkv))?;
+    Ok(Tensor::from_vec(out, (tokens, heads.values()), &Device::Cpu)?)
 }
 
 struct GatedDelta<'a> {
@@ -184,29 +182,4 @@ struct GatedDelta<'a> {
     gating: Rows<'a>,
     gates: &'a DeltaGates,
     rows: &'a [StateRow],
-}
-
-/// The same as an operation on the states.
-struct InPlace<'a> {
-    delta: GatedDelta<'a>,
-    /// The result.
-    out: RefCell<Vec<f32>>,
-}
-
-impl InplaceOp2 for InPlace<'_> {
-    fn name(&self) -> &'static str {
-        "gated_delta"
-    }
-
-    fn cpu_fwd(
-        &self,
-        states: &mut CpuStorage,
-        _: &Layout,
-        storage: &CpuStorage,
-        layout: &Layout,
-    ) -> candle_core::Result<()> {
-        let CpuStorage::F32(states) = states else { candle_core::bail!("the states are not float32") };
-        self.out.replace(cpu::gated_delta(&self.delta, states, Rows::new(storage, layout)?));
-        Ok(())
-    }
 }
