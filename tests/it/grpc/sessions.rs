@@ -213,6 +213,21 @@ async fn without_credit_a_turn_has_no_row() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_refused_for_the_row_of_a_turn_without_credit() {
+    let limits = EngineConfig { max_num_seqs: 1, ..config() };
+    let server = server_with(None, limits, StreamArgs::default()).await;
+    let (mut talk, _) = Talk::open(&server, SessionOpen { credits: Some(1), ..SessionOpen::default() }).await;
+    talk.user("Hi", 20);
+    while !matches!(talk.next().await, Told::Delta(_)) {}
+    // As measured while others waited for turns like this one.
+    server.engine.rates().record_ends(Duration::from_secs(3600), 1);
+    let mut other = tonic::Request::new(request(&[1, 2, 3], 5));
+    other.set_timeout(Duration::from_secs(60));
+    let answer = server.generation().await.generate_stream(other).await.unwrap().into_inner();
+    assert_eq!(read(answer).await.token_ids().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rewind_goes_back_and_the_conversation_goes_on_from_there() {
     let server = server().await;
     let (mut talk, _) = Talk::open(&server, SessionOpen::default()).await;
