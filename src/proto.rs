@@ -42,14 +42,13 @@ pub mod inference {
     tonic::include_proto!("inference");
 }
 
-/// [`ProstCodec`] with buffers that begin small: a call has two for as long as it lasts, a session is idle for most of that,
-/// and its messages are tokens. Larger ones make the buffers grow.
+/// [`ProstCodec`] with small buffers: a call has two for as long as it lasts, a session is idle for most of that, and its
+/// messages are tokens. Larger ones make the buffers grow.
 #[derive(Clone, Debug)]
 pub struct SmallBuffers<T, U>(PhantomData<(T, U)>);
 
-/// Bytes that a buffer begins with, and that may be put together before they are sent; the latter is tonic's own number.
+/// Bytes that a buffer begins with; as many messages are put together before they are sent, so that it hardly grows.
 const BUFFER_BYTES: usize = 1 << 10;
-const YIELD_BYTES: usize = 32 << 10;
 
 impl<T, U> Default for SmallBuffers<T, U> {
     fn default() -> Self {
@@ -68,11 +67,11 @@ where
     type Decoder = <ProstCodec<T, U> as Codec>::Decoder;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstCodec::<T, U>::raw_encoder(BufferSettings::new(BUFFER_BYTES, YIELD_BYTES))
+        ProstCodec::<T, U>::raw_encoder(BufferSettings::new(BUFFER_BYTES, BUFFER_BYTES))
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<T, U>::raw_decoder(BufferSettings::new(BUFFER_BYTES, YIELD_BYTES))
+        ProstCodec::<T, U>::raw_decoder(BufferSettings::new(BUFFER_BYTES, BUFFER_BYTES))
     }
 }
 
