@@ -326,8 +326,10 @@ impl Actor {
                 self.phase = Phase::Running(Box::new(Running::new(asked, telling, start, known_tokens)));
             }
             Err(error) => {
+                let (asked, paths) = (asking.asked, asking.paths);
+                drop(asking);
                 self.end_unsaid();
-                self.tell_error(asking.paths.locate(error), asking.asked, None);
+                self.tell_error(paths.locate(error), asked, None);
             }
         }
     }
@@ -397,9 +399,12 @@ impl Actor {
         match std::mem::take(&mut self.phase) {
             Phase::Idle => return Err(no_turn()),
             Phase::Asking(asking) => {
+                let (id, _) = asking.asked;
+                // Who hears of the end may take its place at once.
+                drop(asking);
                 self.end_unsaid();
                 let index = u32::try_from(self.session.num_turns()).unwrap_or(u32::MAX);
-                self.tell(asking.asked.0, Told::TurnDone(turn::never_begun(index)));
+                self.tell(id, Told::TurnDone(turn::never_begun(index)));
             }
             Phase::Running(running) => self.end_turn(*running),
         }
