@@ -1,7 +1,7 @@
 //! What the face costs: server CPU (user and system) a streamed token, and memory an idle session.
 //!
 //! `cargo bench --bench serve [-- --streams 256 --connections 16 --step-ms 10 --seconds 5 --wire grpc|sse]`
-//! `cargo bench --bench serve -- --sessions 1024 [--connections 16 --turn-tokens 64 --turns 1]`
+//! `cargo bench --bench serve -- --sessions 1024 [--connections 16 --turn-tokens 64 --turns 1 --unacknowledged]`
 //!
 //! The model is one that takes as long as it is told to and computes nothing; tokenizer and chat template are the built-in
 //! model's. Clients are another process, over loopback, and read without a pause. Counted is what the kernel says that each
@@ -28,9 +28,9 @@ use candlewick::{
     },
     ids::TokenId,
     proto::candlewick::v1::{
-        GenerateStreamRequest, Prompt, RequestOptions, SamplingParams, SessionOpen, SessionRequest, TokenIds, UserTurn,
-        chat_client::ChatClient, generate_stream_response::Event as Told, generation_client::GenerationClient, prompt,
-        session_request::Event as Say, session_response::Event as Heard,
+        Ack, GenerateStreamRequest, Prompt, RequestOptions, SamplingParams, SessionOpen, SessionRequest, TokenIds,
+        UserTurn, chat_client::ChatClient, generate_stream_response::Event as Told,
+        generation_client::GenerationClient, prompt, session_request::Event as Say, session_response::Event as Heard,
     },
     server::{ServeOptions, serve},
     telemetry::Telemetry,
@@ -81,6 +81,10 @@ struct Args {
     /// Tokens of each of their answers.
     #[arg(long, default_value_t = 64)]
     turn_tokens: usize,
+    /// Have sessions not say what they have read, which the packages in `clients/` do at the end of each turn: then the server
+    /// keeps it for them.
+    #[arg(long)]
+    unacknowledged: bool,
     /// Be the clients of the server at this address.
     #[arg(long)]
     client: Option<String>,
@@ -395,7 +399,7 @@ async fn hold_sessions(address: &str, args: &Args) -> Outcome<()> {
     let mut tasks = JoinSet::new();
     for session in 0..number {
         let (channel, begun) = (channels[session % channels.len()].clone(), begun.clone());
-        let (turns, max_tokens) = (args.turns, args.turn_tokens);
+        let (turns, max_tokens, unacknowledged) = (args.turns, args.turn_tokens, args.unacknowledged);
         tasks.spawn(async move {
             let sampling = SamplingParams {
                 max_tokens: Some(u32::try_from(max_tokens)?),
@@ -410,13 +414,16 @@ async fn hold_sessions(address: &str, args: &Args) -> Outcome<()> {
             for turn in 0..turns {
                 let user = UserTurn { content: format!("{session} {turn}"), ..UserTurn::default() };
                 say.unbounded_send(SessionRequest { event: Some(Say::User(user)), id: None })?;
-                loop {
-                    let event = events.message().await?.and_then(|response| response.event);
-                    match event.ok_or("a session ended")? {
-                        Heard::TurnDone(_) => break,
-                        Heard::Error(error) => return Err(error.message.into()),
+                let seq = loop {
+                    let response = events.message().await?.ok_or("a session ended")?;
+                    match response.event {
+                        Some(Heard::TurnDone(_)) => break response.seq,
+                        Some(Heard::Error(error)) => return Err(error.message.into()),
                         _ => {}
                     }
+                };
+                if !unacknowledged {
+                    say.unbounded_send(SessionRequest { event: Some(Say::Ack(Ack { seq })), id: None })?;
                 }
             }
             if turns == 0 {

@@ -79,6 +79,7 @@ pub(super) fn run(args: ServeArgs, effective: Effective, log: SetLog) -> Result<
             others,
             max_models: args.models.max_models(),
             idle_timeout: args.models.model_idle_timeout,
+            evict_after: Some(args.models.model_evict_after),
             settings: Some(source),
             ..ModelOptions::default()
         };

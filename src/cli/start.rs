@@ -55,7 +55,7 @@ async fn start(source: ModelSource, promised: u64) -> Result<Started> {
     let machine = MachineFacts::here().beside(promised, anonymous_bytes().unwrap_or(0));
     let bar = LoadBar::new();
     let shown = bar.clone();
-    let started = source.start(machine, None, move |progress| shown.show(progress)).await;
+    let started = source.start(move |_| Ok(machine), None, move |progress| shown.show(progress)).await;
     bar.clear();
     started
 }

@@ -80,6 +80,13 @@ impl MachineFacts {
         let owed = usize::try_from(promised.saturating_sub(taken)).unwrap_or(usize::MAX);
         Self { available_memory_bytes: self.available_memory_bytes.map(|bytes| bytes.saturating_sub(owed)), ..self }
     }
+
+    /// The same, with so many bytes more.
+    #[must_use]
+    pub fn with(self, bytes: u64) -> Self {
+        let more = usize::try_from(bytes).unwrap_or(usize::MAX);
+        Self { available_memory_bytes: self.available_memory_bytes.map(|bytes| bytes.saturating_add(more)), ..self }
+    }
 }
 
 /// Bytes of this process that are in memory and of no file, on Linux.

@@ -16,7 +16,7 @@ pub struct ModelModule {
 }
 
 /// Models beside the first.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Several models")]
 pub struct ModelsArgs {
     /// More models to load at the start, each with its own KV cache: [name=]path; requests name them as their model.
@@ -28,6 +28,17 @@ pub struct ModelsArgs {
     /// Unload a model that nobody has used for this long; the next request for it waits until it is loaded again.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub model_idle_timeout: Option<Duration>,
+    /// A model that nobody has used for this long makes room where another is to be loaded and --max-models or memory is
+    /// full; the next request for it loads it again.
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub model_evict_after: Duration,
+}
+
+impl Default for ModelsArgs {
+    fn default() -> Self {
+        let (models, max_models, model_idle_timeout) = (Vec::new(), None, None);
+        Self { models, max_models, model_idle_timeout, model_evict_after: Duration::from_secs(60) }
+    }
 }
 
 impl ModelsArgs {

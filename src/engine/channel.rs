@@ -142,6 +142,8 @@ pub(super) struct Standing {
     pub started: bool,
     /// A token has gone out.
     pub spoke: bool,
+    /// Its reader has no room or no credit: it has no row until that changes.
+    pub stalled: bool,
     pub prompt_tokens: u32,
     pub cached_tokens: u32,
     pub computed_tokens: u32,
@@ -209,6 +211,7 @@ impl ReaderControl {
         Standing {
             started: self.started_us.load(Ordering::Acquire) > 0,
             spoke: self.newest_token_us.load(Ordering::Relaxed) > 0,
+            stalled: self.channel_room() == 0 || self.credit_room() == 0,
             prompt_tokens: self.prompt_tokens,
             cached_tokens: self.cached_tokens.load(Ordering::Relaxed),
             computed_tokens: self.computed_tokens.load(Ordering::Relaxed).min(self.prompt_tokens),

@@ -57,6 +57,9 @@ impl History {
         output.iter().for_each(|&id| self.text.extend_from_slice(tokenizer.token_bytes(id)));
         self.ids.extend_from_slice(output);
         self.marks.push((self.text.len(), self.ids.len()));
+        // It stays as it is until the next turn, which may be long.
+        self.text.shrink_to_fit();
+        self.ids.shrink_to_fit();
     }
 
     /// Forgets what came after the first so many marks.

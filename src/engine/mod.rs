@@ -55,7 +55,7 @@ pub use self::{
     lease::{LeaseControl, LeaseState},
     operator::{Flushed, Loads, TenantLoad, Which},
     quote::Quote,
-    session::{Session, SessionSettings, Turn, TurnStart, WhenFull},
+    session::{Beginning, Session, SessionSettings, Turn, TurnStart, WhenFull},
     shares::Shares,
     stream::{Delta, Event, Finished, Generation, Progress, Receipt, Started, StreamEdit, Timings},
     supervisor::ExecutorFactory,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Engine, Inner, Request,
+    Engine, Inner, Progress, Request,
     admission::{Admitted, Needs, RETRY_AFTER},
     rates::Ahead,
     step::Command,
@@ -53,6 +53,14 @@ impl Engine {
             engine.make_quote(request).await
         });
         quoted.await.map_err(|panic| Error::internal(format!("the quote failed: {panic}")))?
+    }
+
+    /// Where a request would stand that was queued now: what one is told that has yet to be admitted.
+    #[must_use]
+    pub fn would_queue(&self, tenant: Option<&str>, priority: i32) -> Progress {
+        let Some(life) = self.inner.supervised.life() else { return Progress::Queued { position: 0, eta: None } };
+        let ahead = life.ahead(tenant, (priority, SequenceId(u64::MAX)), self.config().max_num_seqs);
+        Progress::Queued { position: ahead.requests, eta: self.rates().queue_time(ahead) }
     }
 
     async fn make_quote(&self, request: Request) -> Result<Quote> {

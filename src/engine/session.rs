@@ -1,11 +1,12 @@
 //! A conversation that the engine remembers: its messages, the ids that the model has seen, and a lease on their blocks.
 //!
-//! One turn at a time. [`Session::begin`] renders all messages and admits them; whoever reads the stream tells
-//! [`Session::end`] what was said. Only what was not computed before is computed: the next prompt keeps the ids of the last
+//! One turn at a time. [`Session::ask`] has the engine render all messages and admit them, [`Session::begun`] takes what came
+//! of it, and whoever reads the stream tells [`Session::end`] what was said. Only what was not computed before is computed: the next prompt keeps the ids of the last
 //! one and of its answer wherever the template lets it ([`History`]), and the lease keeps their blocks.
 
 use std::sync::{Arc, atomic::Ordering};
 
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 
 use super::{
@@ -75,15 +76,32 @@ struct Start {
 }
 
 /// A turn under way.
-struct UnderWay {
-    rendered: String,
-    prompt: Vec<TokenId>,
-    /// The conversation before the turn, where turns were forgotten to make room for it.
-    before: Option<Conversation>,
+enum UnderWay {
+    /// The engine has yet to admit it; the conversation is the one before it.
+    Asked,
+    /// It is the conversation's last.
+    Begun {
+        rendered: String,
+        prompt: Arc<[TokenId]>,
+        /// The conversation before the turn, where turns were forgotten to make room for it.
+        before: Option<Conversation>,
+    },
 }
 
 /// What was said, and where each turn begins in it.
-type Conversation = (Vec<ChatMessage>, Vec<Start>);
+#[derive(Clone)]
+struct Conversation {
+    messages: Vec<ChatMessage>,
+    turns: Vec<Start>,
+}
+
+/// What became of a turn that the engine was asked to admit, for [`Session::begun`].
+pub struct Beginning {
+    outcome: Result<Generation>,
+    /// The conversation with the turn.
+    conversation: Conversation,
+    forgotten_turns: usize,
+}
 
 /// See the [module](self).
 pub struct Session {
@@ -156,13 +174,22 @@ impl Session {
         messages[at].tool_calls.iter().map(|call| call.id.as_str()).filter(|id| !answered(id)).collect()
     }
 
-    /// Has the engine admit a turn.
+    /// Has the engine admit a turn: [`ask`](Self::ask) and [`begun`](Self::begun) in one.
     ///
     /// # Errors
-    /// As [`Engine::generate`]; `FailedPrecondition` while a turn is under way, or where the context is full and the
-    /// session was not opened to forget; `ResourceExhausted` where its messages are too many bytes. The conversation is
-    /// then as it was.
+    /// Those of both.
     pub async fn begin(&mut self, turn: Turn) -> Result<(Generation, TurnStart)> {
+        let beginning = self.ask(turn)?.await;
+        self.begun(beginning)
+    }
+
+    /// What has the engine admit a turn. It borrows nothing, so the conversation can be looked at and forked meanwhile; what
+    /// comes of it goes to [`begun`](Self::begun). Who drops it instead ends the turn: [`end`](Self::end), with nothing said.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` while a turn is under way, `InvalidArgument` where the turn can never work,
+    /// `ResourceExhausted` where its messages are too many bytes.
+    pub fn ask(&mut self, turn: Turn) -> Result<BoxFuture<'static, Beginning>> {
         if self.under_way.is_some() {
             return Err(Error::new(Code::FailedPrecondition, "a turn is under way: wait for its end, or cancel it"));
         }
@@ -178,47 +205,60 @@ impl Session {
             return Err(Error::invalid("max_tokens", why));
         }
         self.check_bytes(&turn.messages)?;
-        let (before, history) = ((self.settings.chat.messages.clone(), self.turns.clone()), self.history.clone());
-        self.turns.push(Start { messages: before.0.len(), marks: history.num_marks() });
-        self.settings.chat.messages.extend(turn.messages);
-        let mut forgotten_turns = 0;
-        let admitted = loop {
-            let admitted = self.engine.generate(self.request(&turn.request)).await;
-            if self.settings.when_full == WhenFull::Refuse || !admitted.as_ref().is_err_and(is_too_long) {
-                break admitted;
-            }
-            match self.forget_oldest() {
-                0 => break admitted,
-                gone => forgotten_turns += gone,
-            }
-        };
-        match admitted {
-            Ok(generation) => {
-                let prompt = generation.prompt().to_vec();
-                let rendered = generation.rendered().unwrap_or_default().to_owned();
-                let rewritten_tokens = history.num_rewritten(&prompt);
-                let before = (forgotten_turns > 0).then_some(before);
-                self.under_way = Some(UnderWay { rendered, prompt, before });
-                Ok((generation, TurnStart { index: self.turns.len() - 1, rewritten_tokens, forgotten_turns }))
-            }
-            Err(error) => {
-                (self.settings.chat.messages, self.turns) = before;
-                Err(if is_too_long(&error) && self.settings.when_full == WhenFull::Refuse {
-                    full(&error)
-                } else {
-                    error
-                })
-            }
-        }
+        let (engine, when_full) = (self.engine.clone(), self.settings.when_full);
+        let request = self.request(turn.request);
+        let mut conversation = Conversation { messages: self.messages().to_vec(), turns: self.turns.clone() };
+        let start = Start { messages: conversation.messages.len(), marks: self.history.num_marks() };
+        conversation.turns.push(start);
+        conversation.messages.extend(turn.messages);
+        let chat = self.settings.chat.with_messages(Vec::new());
+        self.under_way = Some(UnderWay::Asked);
+        Ok(Box::pin(async move {
+            let mut forgotten_turns = 0;
+            let outcome = loop {
+                let prompt = Prompt::Chat(chat.with_messages(conversation.messages.clone()));
+                let outcome = engine.generate(Request { prompt, ..request.clone() }).await;
+                if when_full == WhenFull::Refuse || !outcome.as_ref().is_err_and(is_too_long) {
+                    break outcome;
+                }
+                match conversation.forget_oldest() {
+                    0 => break outcome,
+                    gone => forgotten_turns += gone,
+                }
+            };
+            Beginning { outcome, conversation, forgotten_turns }
+        }))
+    }
+
+    /// Takes what came of a turn that was asked for.
+    ///
+    /// # Errors
+    /// As [`Engine::generate`]; `FailedPrecondition` where the context is full and the session was not opened to forget.
+    /// The conversation is then as it was.
+    pub fn begun(&mut self, beginning: Beginning) -> Result<(Generation, TurnStart)> {
+        let Beginning { outcome, conversation, forgotten_turns } = beginning;
+        let generation = outcome.map_err(|error| {
+            self.under_way = None;
+            if is_too_long(&error) && self.settings.when_full == WhenFull::Refuse { full(&error) } else { error }
+        })?;
+        let messages = std::mem::replace(&mut self.settings.chat.messages, conversation.messages);
+        let turns = std::mem::replace(&mut self.turns, conversation.turns);
+        let rewritten_tokens = self.history.num_rewritten(generation.prompt());
+        self.under_way = Some(UnderWay::Begun {
+            rendered: generation.rendered().unwrap_or_default().to_owned(),
+            prompt: generation.prompt().into(),
+            before: (forgotten_turns > 0).then_some(Conversation { messages, turns }),
+        });
+        Ok((generation, TurnStart { index: self.turns.len() - 1, rewritten_tokens, forgotten_turns }))
     }
 
     /// The turn under way has ended: the assistant said this, in these tokens. Where it said nothing, the turn is undone,
     /// and what was forgotten for it is known again: no template knows of a question without an answer.
     pub fn end(&mut self, answer: ChatMessage, output: &[TokenId]) {
-        let Some(UnderWay { rendered, prompt, before }) = self.under_way.take() else { return };
+        let Some(UnderWay::Begun { rendered, prompt, before }) = self.under_way.take() else { return };
         if output.is_empty() {
             if let Some(before) = before {
-                (self.settings.chat.messages, self.turns) = before;
+                (self.settings.chat.messages, self.turns) = (before.messages, before.turns);
             } else if let Some(start) = self.turns.pop() {
                 self.settings.chat.messages.truncate(start.messages);
             }
@@ -264,7 +304,7 @@ impl Session {
     /// # Errors
     /// `InvalidArgument` where there is no such turn; `ResourceExhausted` where the engine has too much to do.
     pub fn fork(&self, index: Option<usize>) -> Result<Self> {
-        let (messages, turns) = self.settled();
+        let Conversation { messages, turns } = self.settled();
         let done = turns.len();
         let mut fork = Self {
             engine: self.engine.clone(),
@@ -297,41 +337,31 @@ impl Session {
 
     /// The conversation without the turn under way, and with what was forgotten for it.
     fn settled(&self) -> Conversation {
-        let before = self.under_way.as_ref().and_then(|turn| turn.before.clone());
-        before.unwrap_or_else(|| {
-            let (mut messages, mut turns) = (self.messages().to_vec(), self.turns.clone());
-            if let Some(start) = turns.pop_if(|_| self.under_way.is_some()) {
-                messages.truncate(start.messages);
+        let mut conversation = Conversation { messages: self.messages().to_vec(), turns: self.turns.clone() };
+        match &self.under_way {
+            None | Some(UnderWay::Asked) => {}
+            Some(UnderWay::Begun { before: Some(before), .. }) => conversation = before.clone(),
+            Some(UnderWay::Begun { before: None, .. }) => {
+                if let Some(start) = conversation.turns.pop() {
+                    conversation.messages.truncate(start.messages);
+                }
             }
-            (messages, turns)
-        })
+        }
+        conversation
     }
 
-    fn request(&self, request: &Request) -> Request {
+    /// A turn's request, but for its prompt.
+    fn request(&self, request: Request) -> Request {
         Request {
-            prompt: Prompt::Chat(self.settings.chat.clone()),
+            prompt: Prompt::Tokens(Vec::new()),
             cache_salt: self.settings.cache_salt.clone(),
             stream: StreamOptions {
                 lease: Some(self.lease.control.clone()),
                 history: Some(self.history.clone()),
-                ..request.stream.clone()
+                ..request.stream
             },
-            ..request.clone()
+            ..request
         }
-    }
-
-    /// Forgets the oldest turns up to the next one that the user began, so that no tool answers a call that nobody
-    /// remembers; says how many. None where that is none but the first.
-    fn forget_oldest(&mut self) -> usize {
-        let begins = |turn: &Start| self.messages().get(turn.messages).map(|message| message.role);
-        let next = self.turns.iter().skip(1).position(|turn| begins(turn) == Some(Role::User));
-        let (Some(first), Some(gone)) = (self.turns.first().copied(), next.map(|at| at + 1)) else { return 0 };
-        let kept = self.turns.split_off(gone);
-        let end = kept.first().map_or(first.messages, |next| next.messages);
-        self.settings.chat.messages.drain(first.messages..end);
-        let messages = end - first.messages;
-        self.turns = kept.into_iter().map(|turn| Start { messages: turn.messages - messages, ..turn }).collect();
-        gone
     }
 
     fn check_bytes(&self, more: &[ChatMessage]) -> Result<()> {
@@ -352,6 +382,22 @@ impl Session {
             return Err(Error::new(Code::ResourceExhausted, why));
         }
         Ok(())
+    }
+}
+
+impl Conversation {
+    /// Forgets the oldest turns up to the next one that the user began, so that no tool answers a call that nobody
+    /// remembers; says how many. None where that is none but the first.
+    fn forget_oldest(&mut self) -> usize {
+        let begins = |turn: &Start| self.messages.get(turn.messages).map(|message| message.role);
+        let next = self.turns.iter().skip(1).position(|turn| begins(turn) == Some(Role::User));
+        let (Some(first), Some(gone)) = (self.turns.first().copied(), next.map(|at| at + 1)) else { return 0 };
+        let kept = self.turns.split_off(gone);
+        let end = kept.first().map_or(first.messages, |next| next.messages);
+        self.messages.drain(first.messages..end);
+        let messages = end - first.messages;
+        self.turns = kept.into_iter().map(|turn| Start { messages: turn.messages - messages, ..turn }).collect();
+        gone
     }
 }
 

@@ -104,7 +104,7 @@ impl Life {
             }
             let theirs = &reader.request().tenant;
             if standing.started {
-                running += 1;
+                running += usize::from(!standing.stalled);
                 ahead.tokens += if standing.spoke { 0 } else { left };
             } else if theirs.as_deref() != tenant {
                 let other = others.entry(theirs.clone()).or_default();

@@ -146,6 +146,15 @@ impl<T: Clone> Ring<T> {
         while !state.events.is_empty() && state.oldest() <= seq {
             state.drop_oldest();
         }
+        let kept = state.events.len();
+        if kept < state.events.capacity() / 4 {
+            state.events.shrink_to(2 * kept);
+        }
+    }
+
+    /// Nothing is about to come: gives back the memory that waits for it.
+    pub(crate) fn settle(&self) {
+        self.state().events.shrink_to_fit();
     }
 
     /// Attaches a reader behind the event `after_seq`, in the place of the one that is there.

@@ -416,30 +416,51 @@ def settled(holds, start):
 
 def take_all_places(load, stubs):
     """Whether as many sessions as there are places can hold one each, and the next request is refused."""
-    places, talks = sum(PLACES.values()), []
+    deadline = time.monotonic() + SETTLE
+    while True:
+        refused, took = hold_all_places(load, stubs)
+        # Who stands still for too long loses his place, so what took longer than that says nothing.
+        if refused is not None or took < SERVER["--stall-timeout"] or time.monotonic() > deadline:
+            return refused == "RESOURCE_EXHAUSTED"
+
+
+def hold_all_places(load, stubs):
+    """As what one request more is refused while sessions hold all places, none where it is answered; and for how long they held
+    them."""
+    talks = []
+    began = time.monotonic()
     try:
-        for number in range(places):
-            talk = Talk(load.chat, stubs.chat, options=load.options(30, {"ignore_eos": True}), credits=1)
-            talks.append(talk)
+        for _ in range(sum(PLACES.values())):
+            talks.append(Talk(load.chat, stubs.chat, options=load.options(30, {"ignore_eos": True}), credits=1))
+        for talk in talks:
             talk.hear("opened")
+        began = time.monotonic()
+        for number, talk in enumerate(talks):
             # One credit, two tokens wanted: it keeps its place until somebody grants more.
             talk.say(user=load.chat.UserTurn(content=f"{number}"))
-        for talk in talks[: PLACES["--max-num-seqs"]]:
-            talk.hear("delta", "turn_started", "progress")
-        deadline = time.monotonic() + SETTLE
-        while time.monotonic() < deadline:
-            try:
-                tokens(load.stream(stubs, PROMPTS[0], load.options(1)))
-            except grpc.RpcError as error:
-                return error.code().name == "RESOURCE_EXHAUSTED"
-            time.sleep(0.2)
-        return False
+        for talk in talks:
+            talk.hear("turn_started")
+        refused = refusal(load, stubs)
+        took = time.monotonic() - began
+        for talk in talks:
+            talk.close()
+        return refused, took
     except (grpc.RpcError, Trouble) as error:
         print(f"a place was not free: {error!r}")
-        return False
+        return "NOT FREE", time.monotonic() - began
     finally:
         for talk in talks:
             talk.hang_up()
+
+
+def refusal(load, stubs):
+    """As what a request is refused, if it is."""
+    try:
+        tokens(load.stream(stubs, PROMPTS[0], load.options(1)))
+        return None
+    except grpc.RpcError as error:
+        print(f"with all places taken: {error.code().name}, {error.details()}")
+        return error.code().name
 
 
 def show(label, holds):

@@ -7,7 +7,7 @@ use candlewick::config::{EngineConfig, StreamArgs};
 use candlewick_client::{
     Ask, Client, ClientTlsConfig, Code, Error, Message, RequestOptions, Retry, Role, SamplingParams, Session,
     SessionOpen,
-    v1::{EditTurn, EmbedOptions, Pooling, QuoteRequest, finish::Matched},
+    v1::{EditTurn, EmbedOptions, LoadRequest, ModelState, Pooling, QuoteRequest, UnloadRequest, finish::Matched},
 };
 use tokio::{
     io::copy_bidirectional,
@@ -18,7 +18,7 @@ use tokio::{
 use crate::{
     access,
     grpc::{
-        Server, config, expected, ids, soon,
+        Server, config, expected, ids, models, soon,
         text::{continued, server, server_with},
     },
 };
@@ -120,6 +120,40 @@ async fn a_client_quotes_tokenizes_embeds_and_lists() {
     let answer = client.embed(["a", "b", "a"], options).await.unwrap();
     let vectors: Vec<_> = answer.embeddings.into_iter().map(|vector| vector.values).collect();
     assert!(vectors.len() == 3 && vectors[0] == vectors[2] && vectors[0] != vectors[1]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_loads_a_model_watches_it_and_unloads_it() {
+    let server = models::server(2).await;
+    let wire = Wire::to(&server).await;
+    let client = wire.client().await;
+    let mut watch = client.watch_models().await.unwrap();
+    assert_eq!(soon("the first list", watch.next()).await.unwrap().unwrap().len(), 1);
+    // It is made anew, and so is the connection, by what may be tried again.
+    wire.cut();
+    assert_eq!(client.models().await.unwrap().len(), 1);
+    let asked =
+        |path: &str| LoadRequest { name: Some("small".into()), path: Some(path.into()), ..LoadRequest::default() };
+    let mut load = client.load_model(asked(&models::path("llama"))).await.unwrap();
+    while let Some(progress) = soon("how far it is", load.next()).await.unwrap() {
+        assert!(progress.done <= progress.total, "{progress:?}");
+    }
+    assert_eq!(load.model().await.unwrap().state(), ModelState::Ready);
+    let ready = async {
+        loop {
+            let list = watch.next().await.unwrap().unwrap();
+            if list.iter().any(|model| model.name == "small" && model.state() == ModelState::Ready) {
+                return;
+            }
+        }
+    };
+    soon("a list with the model", ready).await;
+    let unload = UnloadRequest { name: "small".into(), wait_ms: Some(60_000), ..UnloadRequest::default() };
+    assert!(client.unload_model(unload).await.unwrap().unloaded);
+    assert_eq!(client.model("small").await.unwrap().state(), ModelState::Unloaded);
+    assert_eq!(client.model("other").await.unwrap_err().code, Code::NotFound);
+    let failed = client.load_model(asked("/nowhere/at/all")).await.unwrap().model().await.unwrap_err();
+    assert_eq!(failed.code, Code::FailedPrecondition);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

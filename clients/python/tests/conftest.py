@@ -1,5 +1,6 @@
 """A server of the tests' own, and a line to it that can be cut."""
 
+import contextlib
 import os
 import re
 import socket
@@ -21,8 +22,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def address(pytestconfig: pytest.Config) -> Iterator[str]:
     """Where a server with the built-in model listens."""
+    with served(pytestconfig) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def served(pytestconfig: pytest.Config, *flags: str) -> Iterator[str]:
+    """A server with the built-in model and these flags, for a while."""
     binary = pytestconfig.getoption("--candlewick")
-    command = [binary, "serve", "--listen", "127.0.0.1:0", "--threads", "1", "--num-gpu-blocks-override", "512"]
+    command = [binary, "serve", "--listen", "127.0.0.1:0", "--threads", "1", "--num-gpu-blocks-override", "512", *flags]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert server.stdout is not None
     found = next((line for line in server.stdout if "127.0.0.1:" in line), "")

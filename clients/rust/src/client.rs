@@ -13,7 +13,7 @@ use tonic::{
 use tonic::transport::ClientTlsConfig;
 
 use crate::{
-    Ask, Code, Error, Messages, Result, Retry, Session, TokenStream,
+    Ask, Code, Error, Load, Messages, Result, Retry, Session, TokenStream, Watch,
     retry::Patience,
     stream::First,
     v1::{
@@ -317,6 +317,49 @@ impl Client {
             async move { service.list(request).await }
         };
         Ok(self.unary(v1::ListRequest {}, None, call).await?.models)
+    }
+
+    /// One of them, in memory or not.
+    ///
+    /// # Errors
+    /// `NotFound` where the server does not know it.
+    pub async fn model(&self, name: impl Into<String>) -> Result<Model> {
+        let service = self.models_service();
+        let call = |request| {
+            let mut service = service.clone();
+            async move { service.get(request).await }
+        };
+        let told = self.unary(v1::GetRequest { name: name.into() }, None, call).await?;
+        told.model.ok_or_else(|| Error::new(Code::Internal, "the server told of no model"))
+    }
+
+    /// Loads a model while others answer. Never tried again, since it goes on where nobody listens, and has no deadline.
+    ///
+    /// # Errors
+    /// The server's, where it refuses; why it fails comes from [`Load`].
+    pub async fn load_model(&self, asked: v1::LoadRequest) -> Result<Load> {
+        Ok(Load::new(self.models_service().load(asked).await?.into_inner()))
+    }
+
+    /// Takes a model's name away, and its memory once its streams have ended.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn unload_model(&self, asked: v1::UnloadRequest) -> Result<v1::UnloadResponse> {
+        let service = self.models_service();
+        let call = |request| {
+            let mut service = service.clone();
+            async move { service.unload(request).await }
+        };
+        self.unary(asked, None, call).await
+    }
+
+    /// The list of models now and at every change.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn watch_models(&self) -> Result<Watch> {
+        Watch::open(self.clone(), Patience::new(self.retry, None)).await
     }
 
     fn patience(&self, timeout: Option<Duration>) -> Patience {

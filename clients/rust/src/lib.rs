@@ -16,12 +16,14 @@
 //!
 //! Requests and answers are the messages of `candlewick.v1` ([`v1`]); the names in them are explained in the contract,
 //! `proto/candlewick/v1`. [`TokenStream`] reads what a request brings, [`Session`] holds a conversation that the server
-//! keeps, [`Error`] is what went wrong with all that the server said about it.
+//! keeps, [`Load`] and [`Watch`] follow the models that come and go, [`Error`] is what went wrong with all that the server said
+//! about it.
 
 mod ask;
 mod client;
 mod conversation;
 mod error;
+mod models;
 mod retry;
 mod session;
 mod stream;
@@ -39,6 +41,7 @@ pub use self::{
     ask::{Ask, Messages},
     client::{Builder, Client, Keyed},
     error::{Code, Details, Error, FieldViolation, Result},
+    models::{Load, Watch},
     retry::Retry,
     session::{Session, Turn},
     stream::{StreamLog, TokenStream},

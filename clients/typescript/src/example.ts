@@ -3,13 +3,19 @@
 // Ends with 0 where everything came as it should.
 import assert from "node:assert/strict";
 import { connect as connectWeb } from "./browser.js";
-import { Code, ConnectError, connect, FinishReason, refusal, Session } from "./node.js";
+import { Code, ConnectError, connect, FinishReason, ModelState, refusal, Session } from "./node.js";
 
 const origin = process.argv[2] ?? "http://127.0.0.1:50051";
 const apiKey = process.env["CANDLEWICK_API_KEY"];
 const server = connect(origin, { apiKey });
 const options = { sampling: { temperature: 0, maxTokens: 32 } };
 const timeout = { timeoutMs: 120_000 };
+
+for await (const models of server.watch(timeout)) {
+  assert.deepEqual(models, await server.list(timeout));
+  console.log(`models: ${models.map(({ name, state }) => `${name} ${ModelState[state]}`).join(", ")}`);
+  break;
+}
 
 const stream = server.chatStream("What is candlewick?", { options }, timeout);
 let text = "";
@@ -53,6 +59,13 @@ try {
   assert.equal(code, Code.InvalidArgument);
   assert.equal(wrong?.field, "options.sampling.temperature");
   console.log(`refusal: ${Code[code]}: ${wrong.field} ${wrong.description}`);
+}
+
+try {
+  for await (const _ of server.load({ name: "nobody" }, timeout));
+  assert.fail("a model that nobody knows was loaded");
+} catch (thrown) {
+  assert.equal(ConnectError.from(thrown).code, Code.NotFound);
 }
 
 // Who leaves the loop cancels the request.

@@ -1,5 +1,5 @@
 // The client over any transport: node.ts and browser.ts make one.
-import { createClient, type Client, type Interceptor, type Transport } from "@connectrpc/connect";
+import { type Client, Code, ConnectError, createClient, type Interceptor, type Transport } from "@connectrpc/connect";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { Chat, type CompleteStreamResponse, CompleteStreamRequestSchema, MessageSchema, Role } from "./gen/candlewick/v1/chat_pb.js";
 import type { Delta, Finished, Started } from "./gen/candlewick/v1/common_pb.js";
@@ -10,12 +10,13 @@ import {
   PromptSchema,
   type ResumeResponse,
 } from "./gen/candlewick/v1/generation_pb.js";
-import { type Model, Models } from "./gen/candlewick/v1/models_pb.js";
+import { type LoadProgress, LoadRequestSchema, type Model, Models, type UnloadResponse } from "./gen/candlewick/v1/models_pb.js";
 import { Tokens } from "./gen/candlewick/v1/tokens_pb.js";
 
 export { Code, ConnectError } from "@connectrpc/connect";
 export { FinishReason } from "./gen/candlewick/v1/common_pb.js";
 export { Role } from "./gen/candlewick/v1/chat_pb.js";
+export { type LoadProgress, type Model, ModelState } from "./gen/candlewick/v1/models_pb.js";
 export { type Refusal, refusal } from "./refusal.js";
 export { Session, type Turn } from "./session.js";
 
@@ -102,6 +103,25 @@ export class Candlewick {
   /** What is served. */
   async list(options?: CallOptions): Promise<Model[]> {
     return (await this.models.list({}, options)).models;
+  }
+
+  /** Loads a model while others answer: how far it has come, and at the end the model. It goes on where nobody listens. */
+  async *load(asked: MessageInitShape<typeof LoadRequestSchema>, options?: CallOptions): AsyncGenerator<LoadProgress, Model> {
+    for await (const { event } of this.models.load(asked, options)) {
+      if (event.case === "progress") yield event.value;
+      if (event.case === "model") return event.value;
+    }
+    throw new ConnectError("the load ended without a word of the model: ask for it", Code.Unavailable);
+  }
+
+  /** Takes a model's name away, and its memory once its streams have ended; waits for that for `waitMs` at the most. */
+  unload(name: string, waitMs = 0, options?: CallOptions): Promise<UnloadResponse> {
+    return this.models.unload({ name, waitMs: BigInt(waitMs) }, options);
+  }
+
+  /** The list now and at every change, until the server goes down. Leaving the loop ends it. */
+  async *watch(options?: CallOptions): AsyncGenerator<Model[]> {
+    for await (const { models } of this.models.watch({}, options)) yield models;
   }
 }
 

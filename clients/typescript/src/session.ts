@@ -90,6 +90,8 @@ export class Session {
           if (event.case === "delta") yield event.value;
           if (event.case === "turnDone") {
             this.done = event.value;
+            // The server need not keep what was read.
+            session.tell({ case: "ack", value: { seq: session.lastSeq } });
             return;
           }
         }

@@ -57,15 +57,16 @@ impl ModelSource {
         Self { model, lora, engine: self.engine.clone(), served_model_name: Some(name.to_owned()), panic_after: None }
     }
 
-    /// Loads the model if it fits into the memory that `machine` has, and starts an engine for it. Its metrics go on in
-    /// `telemetry` where that is given.
+    /// Loads the model if it fits into memory, and starts an engine for it. `machine` says what memory there is, before a
+    /// weight is read; it is told whether the model would fit into how much, so that it can make room, for which it may block.
+    /// The model's metrics go on in `telemetry` where that is given.
     ///
     /// # Errors
     /// Why the model cannot be loaded, or what the settings ask for that it cannot do; `FailedPrecondition` with the sum
-    /// where it does not fit, before a weight is read.
+    /// where it does not fit; what `machine` fails with.
     pub async fn start(
         self,
-        machine: MachineFacts,
+        machine: impl FnOnce(&dyn Fn(&MachineFacts) -> bool) -> Result<MachineFacts> + Send + 'static,
         telemetry: Option<Arc<Telemetry>>,
         mut progress: impl FnMut(LoadProgress) + Send + 'static,
     ) -> Result<Started> {
@@ -73,7 +74,11 @@ impl ModelSource {
         let threads = args.threads;
         // Takes seconds to minutes, and others want to be heard meanwhile.
         let loading = tokio::task::spawn_blocking(move || {
-            let plan = |facts: &ModelFacts| resolve(&limits, &facts.with_adapters(&lora), &machine);
+            let plan = |facts: &ModelFacts| {
+                let facts = facts.with_adapters(&lora);
+                let machine = machine(&|machine| resolve(&limits, &facts, machine).is_ok())?;
+                resolve(&limits, &facts, &machine)
+            };
             let (mut loaded, config) = load_planned(&args, name.as_deref(), plan, &mut progress)?;
             loaded.serve_adapters(&lora)?;
             Ok::<_, Error>((loaded, config))

@@ -101,6 +101,15 @@ impl Teller {
         let ms = asked.map_or(backend.streams.heartbeat_interval_ms as u64, u64::from);
         Ok(Duration::from_millis(ms))
     }
+
+    /// Ticks when a heartbeat is due, where there are any.
+    pub(super) fn heart(&self) -> Option<Interval> {
+        (!self.heartbeat.is_zero()).then(|| {
+            let mut heart = interval_at(Instant::now() + self.heartbeat, self.heartbeat);
+            heart.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            heart
+        })
+    }
 }
 
 /// The events of one stream as they are told: effective parameters first, heartbeats until the first token, receipts last.
@@ -115,11 +124,7 @@ pub(super) struct Telling {
 
 impl Telling {
     pub(super) fn new(backend: &Backend, events: Events, teller: Teller) -> Self {
-        let heart = (!teller.heartbeat.is_zero()).then(|| {
-            let mut heart = interval_at(Instant::now() + teller.heartbeat, teller.heartbeat);
-            heart.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            heart
-        });
+        let heart = teller.heart();
         Self { events, teller, backend: backend.clone(), heart, effective: None }
     }
 
@@ -231,7 +236,7 @@ pub(super) fn timings_to_wire(timings: Timings) -> wire::Timings {
     }
 }
 
-fn progress_to_wire(progress: Progress) -> Option<wire::Progress> {
+pub(super) fn progress_to_wire(progress: Progress) -> Option<wire::Progress> {
     use wire::progress::Stage;
     let stage = match progress {
         Progress::Queued { position, eta } => Stage::Queued(wire::Queued {

@@ -9,7 +9,7 @@ use super::{
     table::{Loading, State, Table},
 };
 use crate::{
-    config::{KvCacheMemory, Quantization, anonymous_bytes},
+    config::{KvCacheMemory, MachineFacts, Quantization},
     engine::load::{LoadProgress, ModelSource, Started, model_name},
     error::{Code, Error, Result},
     server::backend::{NAME_BYTES, cut},
@@ -61,7 +61,7 @@ impl Shared {
         if table.loading.as_ref().is_none_or(|loading| loading.name != name) {
             check_name(&table, &name, asked.replace)?;
         }
-        table.check_room(None)?;
+        table.check_room(&name, None)?;
         let status = self.begin(&mut table, &name, source);
         drop(table);
         self.changed();
@@ -75,7 +75,7 @@ impl Shared {
         if table.is_draining {
             return Err(Error::new(Code::Unavailable, "the server is draining: it loads nothing new"));
         }
-        table.check_room(Some(&name))?;
+        table.check_room(&name, Some(&name))?;
         let status = self.begin(table, &name, source);
         self.changed();
         Ok(status)
@@ -170,14 +170,13 @@ impl Shared {
             // An error means that it has gone.
             let _gone = gone.wait_for(|gone| *gone).await;
         }
-        let promised = self.table().promised_bytes();
-        let machine = (self.machine)().beside(promised, anonymous_bytes().unwrap_or(0));
-        let shared = self.clone();
+        let (shared, own) = (self.clone(), name.to_owned());
+        let room = move |fits: &dyn Fn(&MachineFacts) -> bool| shared.make_room(&own, fits);
         let progress = move |progress| {
             status.send_replace(LoadStatus::Under(Some(progress)));
-            shared.changed();
+            self.changed();
         };
-        source.start(machine, telemetry, progress).await
+        source.start(room, telemetry, progress).await
     }
 }
 

@@ -5,10 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::watch,
-    time::{Instant, timeout},
-};
+use tokio::{sync::watch, time::timeout};
 
 use super::{
     Shared,
@@ -79,57 +76,65 @@ impl Shared {
         Ok(unloading)
     }
 
-    /// Lets a model go that has lost its name.
+    /// Lets a model go that has lost its name. Turns true when its memory has been given back.
     pub(super) fn leave(
         self: &Arc<Self>,
         table: &mut Table,
         name: &str,
         served: Arc<Served>,
         cut_after: Option<Duration>,
-    ) {
+    ) -> watch::Receiver<bool> {
         let (went, gone) = watch::channel(false);
-        table.leaving.push(Leaving::new(name, &served, gone));
+        table.leaving.push(Leaving::new(name, &served, gone.clone()));
         tokio::spawn(let_go(Arc::downgrade(self), served, cut_after, went));
+        gone
     }
 
     /// Has those become idle that nobody has used for so long.
     fn let_idle_go(self: &Arc<Self>, timeout: Duration) {
-        let (now, mut changed) = (Instant::now(), false);
         let mut table = self.table();
         if table.is_draining {
             return;
         }
-        let mut left = Vec::new();
-        for entry in &mut table.entries {
-            let unused = entry.served().and_then(|served| served.unused_since());
-            let adapters = entry.adapters();
-            let Some(source) = entry.source.as_mut().filter(|_| unused.is_some_and(|since| now - since >= timeout))
-            else {
-                continue;
-            };
-            // They come back with it.
-            source.lora.lora_modules = adapters.into_iter().map(|(name, path)| LoraModule { name, path }).collect();
-            if let State::Ready(served) = std::mem::replace(&mut entry.state, State::Idle) {
-                left.push((entry.name.clone(), served));
-            }
-        }
-        for (name, served) in left {
-            tracing::info!(model = name, "nobody uses the model: it is unloaded until somebody does");
-            self.leave(&mut table, &name, served, None);
-            changed = true;
-        }
+        let unused = table.unused_for(timeout);
+        self.rest(&mut table, &unused);
         drop(table);
-        if changed {
+        if !unused.is_empty() {
             self.changed();
         }
     }
+
+    /// Has models become idle: they leave, and the next request brings them back with their adapters. Each turns true when
+    /// its memory has been given back.
+    pub(super) fn rest(self: &Arc<Self>, table: &mut Table, models: &[usize]) -> Vec<watch::Receiver<bool>> {
+        let mut going = Vec::with_capacity(models.len());
+        for &at in models {
+            let Some(entry) = table.entries.get_mut(at) else { continue };
+            let adapters = entry.adapters();
+            let Some(source) = &mut entry.source else { continue };
+            source.lora.lora_modules = adapters.into_iter().map(|(name, path)| LoraModule { name, path }).collect();
+            let name = entry.name.clone();
+            if let State::Ready(served) = std::mem::replace(&mut entry.state, State::Idle) {
+                tracing::info!(model = name, "nobody uses the model: it is unloaded until somebody does");
+                going.push(self.leave(table, &name, served, None));
+            }
+        }
+        going
+    }
 }
 
-/// Looks again and again which models nobody uses.
-pub(super) async fn watch_idle(shared: Weak<Shared>, timeout: Duration) {
-    let pause = (timeout / IDLE_PARTS).clamp(IDLE_LOOK.0, IDLE_LOOK.1);
+/// Looks again and again who uses which model, so that it is known since when nobody does, `soonest` being the shortest time
+/// that matters. Those become idle that nobody has used for `idle_timeout`.
+pub(super) async fn watch_use(shared: Weak<Shared>, soonest: Duration, idle_timeout: Option<Duration>) {
+    let pause = (soonest / IDLE_PARTS).clamp(IDLE_LOOK.0, IDLE_LOOK.1);
     while let Some(shared) = upgraded_after(&shared, pause).await {
-        shared.let_idle_go(timeout);
+        // To look is to note who is used.
+        for served in shared.table().ready() {
+            let _since = served.unused_since();
+        }
+        if let Some(timeout) = idle_timeout {
+            shared.let_idle_go(timeout);
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod coming;
 mod going;
+mod room;
 mod table;
 
 use std::{
@@ -60,6 +61,8 @@ pub struct ModelOptions {
     pub max_models: usize,
     /// How long nobody uses a model before it is unloaded until somebody does; for ever where there is none.
     pub idle_timeout: Option<Duration>,
+    /// How long nobody uses a model before it may make room for another, likewise; none does where there is none.
+    pub evict_after: Option<Duration>,
     /// What models are loaded with unless a call says otherwise; none where no call may load any.
     pub settings: Option<ModelSource>,
     /// What memory there is.
@@ -68,19 +71,20 @@ pub struct ModelOptions {
 
 impl Default for ModelOptions {
     fn default() -> Self {
-        let (others, idle_timeout, settings) = (Vec::new(), None, None);
-        Self { others, max_models: 1, idle_timeout, settings, machine: MachineFacts::here }
+        let (others, idle_timeout, evict_after, settings) = (Vec::new(), None, None, None);
+        Self { others, max_models: 1, idle_timeout, evict_after, settings, machine: MachineFacts::here }
     }
 }
 
 impl std::fmt::Debug for ModelOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { others, max_models, idle_timeout, .. } = self;
+        let Self { others, max_models, idle_timeout, evict_after, .. } = self;
         let names: Vec<_> = others.iter().map(|started| &started.engine.info().name).collect();
         f.debug_struct("ModelOptions")
             .field("others", &names)
             .field("max_models", max_models)
             .field("idle_timeout", idle_timeout)
+            .field("evict_after", evict_after)
             .finish_non_exhaustive()
     }
 }
@@ -105,7 +109,6 @@ struct Shared {
     waking: Semaphore,
     access: Access,
     spans: Option<Spans>,
-    idle_timeout: Option<Duration>,
     settings: Option<ModelSource>,
     machine: fn() -> MachineFacts,
 }
@@ -118,9 +121,9 @@ impl Models {
         (closing, access): (Closing, Access),
         streams: StreamArgs,
     ) -> Self {
-        let ModelOptions { others, max_models, idle_timeout, settings, machine } = options;
+        let ModelOptions { others, max_models, idle_timeout, evict_after, settings, machine } = options;
         let shared = Arc::new(Shared {
-            table: Mutex::new(Table::new(max_models)),
+            table: Mutex::new(Table::new(max_models, evict_after)),
             changes: watch::Sender::new(0),
             closing,
             streams,
@@ -129,7 +132,6 @@ impl Models {
             waking: Semaphore::new(WAKING_AT_ONCE),
             access,
             spans: first.engine.telemetry().spans().cloned(),
-            idle_timeout,
             settings,
             machine,
         });
@@ -138,8 +140,8 @@ impl Models {
             shared.enter(&name, started);
         }
         tokio::spawn(keep_shares(Arc::downgrade(&shared), shared.access.changes()));
-        if let Some(timeout) = shared.idle_timeout {
-            tokio::spawn(going::watch_idle(Arc::downgrade(&shared), timeout));
+        if let Some(soonest) = idle_timeout.into_iter().chain(evict_after).min() {
+            tokio::spawn(going::watch_use(Arc::downgrade(&shared), soonest, idle_timeout));
         }
         Self { shared }
     }
@@ -295,8 +297,9 @@ impl Models {
     ///
     /// # Errors
     /// `InvalidArgument` by the field that is wrong, `NotFound` for a name without a path that nobody knows,
-    /// `ResourceExhausted` where `--max-models` are in memory or another is being loaded, `FailedPrecondition` where no
-    /// call may load any, `Unavailable` while the server drains. What is wrong with the model itself comes as its status.
+    /// `ResourceExhausted` where `--max-models` are in memory and none of them makes room, or another is being loaded,
+    /// `FailedPrecondition` where no call may load any, `Unavailable` while the server drains. What is wrong with the model
+    /// itself comes as its status.
     pub(crate) fn load(&self, asked: LoadAsked) -> Result<(String, watch::Receiver<LoadStatus>)> {
         self.shared.load(asked)
     }

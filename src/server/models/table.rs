@@ -1,6 +1,9 @@
 //! What the server knows of its models: names, states, and which of them a name means. No task and no wire.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::{
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
 
 use tokio::{sync::watch, time::Instant};
 
@@ -32,6 +35,8 @@ pub(super) struct Table {
     /// Nothing new is taken.
     pub(super) is_draining: bool,
     max_models: usize,
+    /// After how long without use a model may make room for another.
+    evict_after: Option<Duration>,
 }
 
 /// A model by its name.
@@ -217,8 +222,9 @@ impl Entry {
 }
 
 impl Table {
-    pub(super) fn new(max_models: usize) -> Self {
-        Self { entries: Vec::new(), loading: None, leaving: Vec::new(), is_draining: false, max_models }
+    pub(super) fn new(max_models: usize, evict_after: Option<Duration>) -> Self {
+        let (entries, leaving) = (Vec::new(), Vec::new());
+        Self { entries, loading: None, leaving, is_draining: false, max_models, evict_after }
     }
 
     /// The models that take requests.
@@ -236,6 +242,12 @@ impl Table {
     pub(super) fn promised_bytes(&self) -> u64 {
         let ready = self.ready().map(|served| served.backend.engine.config().promised_bytes);
         ready.chain(self.leaving.iter().map(|leaving| leaving.memory_bytes)).fold(0, u64::saturating_add)
+    }
+
+    /// Bytes that the model at this place was promised.
+    pub(super) fn memory_bytes(&self, at: usize) -> u64 {
+        let served = self.entries.get(at).and_then(Entry::served);
+        served.map_or(0, |served| served.backend.engine.memory_bytes())
     }
 
     pub(super) fn telemetries(&self) -> Vec<Arc<Telemetry>> {
@@ -294,26 +306,62 @@ impl Table {
         Error { code: Code::NotFound, ..Error::invalid("model", why) }
     }
 
-    /// Whether one more may be in memory; what leaves under the name `but` does not count.
+    /// The models that nobody has used for so long and that could be loaded again, those unused longest first.
+    pub(super) fn unused_for(&self, time: Duration) -> Vec<usize> {
+        let now = Instant::now();
+        let unused = |(at, entry): (usize, &Entry)| {
+            let since = entry.source.as_ref().and(entry.served())?.unused_since()?;
+            (now.saturating_duration_since(since) >= time).then_some((since, at))
+        };
+        let mut unused: Vec<_> = self.entries.iter().enumerate().filter_map(unused).collect();
+        unused.sort_unstable();
+        unused.into_iter().map(|(_, at)| at).collect()
+    }
+
+    /// Those of them that may make room for a model called `name`.
+    pub(super) fn evictable(&self, name: &str) -> Vec<usize> {
+        let mut unused = self.evict_after.map(|time| self.unused_for(time)).unwrap_or_default();
+        unused.retain(|&at| self.entries.get(at).is_some_and(|entry| entry.name != name));
+        unused
+    }
+
+    /// Whether as many are in memory as may be; what leaves under the name `but` does not count.
+    pub(super) fn is_full(&self, but: Option<&str>) -> bool {
+        self.ready().count() + self.num_leaving(but) >= self.max_models
+    }
+
+    fn num_leaving(&self, but: Option<&str>) -> usize {
+        self.leaving.iter().filter(|leaving| Some(leaving.name.as_str()) != but).count()
+    }
+
+    /// `ResourceExhausted`, which says how many are in memory.
+    pub(super) fn full(&self, but: Option<&str>) -> Error {
+        let (ready, leaving, most) = (self.ready().count(), self.num_leaving(but), self.max_models);
+        let why = match self.evict_after {
+            Some(time) => format!("; those that are used, or were in the last {} s, make no room", time.as_secs_f64()),
+            None => String::new(),
+        };
+        let why = format!(
+            "{ready} models are loaded and {leaving} more still have streams, --max-models {most} are allowed{why}: unload \
+             one, or start the server with more"
+        );
+        Error::new(Code::ResourceExhausted, why)
+    }
+
+    /// Whether one more, called `name`, may be in memory, or another could make room; what leaves under the name `but` does
+    /// not count.
     ///
     /// # Errors
     /// `ResourceExhausted`.
-    pub(super) fn check_room(&self, but: Option<&str>) -> Result<()> {
+    pub(super) fn check_room(&self, name: &str, but: Option<&str>) -> Result<()> {
         if let Some(Loading { name, .. }) = &self.loading {
             let why = format!("{name:?} is being loaded: one model is at a time");
             return Err(Error::new(Code::ResourceExhausted, why).retry_after(LOADING_RETRY));
         }
-        let ready = self.ready().count();
-        let leaving = self.leaving.iter().filter(|leaving| Some(leaving.name.as_str()) != but).count();
-        if ready + leaving >= self.max_models {
-            let why = format!(
-                "{ready} models are loaded and {leaving} more still have streams, --max-models {} are allowed: unload one, \
-                 or start the server with more",
-                self.max_models
-            );
-            return Err(Error::new(Code::ResourceExhausted, why));
+        match self.is_full(but) && self.evictable(name).is_empty() {
+            true => Err(self.full(but)),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// A model is ready. Gives what had its name in memory before.

@@ -6,7 +6,7 @@ mod embeddings;
 mod faces;
 mod malformed;
 mod metrics;
-mod models;
+pub(crate) mod models;
 mod oip;
 mod quotes;
 mod resume;

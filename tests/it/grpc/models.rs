@@ -1,9 +1,10 @@
 //! Several models in one server: loaded, named, watched, replaced and unloaded while others answer.
 
 use std::{
+    collections::VecDeque,
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -16,7 +17,7 @@ use candlewick::{
     },
     proto::candlewick::v1::{
         self as wire, ListRequest, LoadRequest, Model, ModelState, UnloadRequest, UnloadResponse, WatchRequest,
-        load_response::Event, models_client::ModelsClient,
+        generation_client::GenerationClient, load_response::Event, models_client::ModelsClient,
     },
     server::{ModelOptions, ServeOptions},
 };
@@ -37,7 +38,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(name)
 }
 
-fn path(name: &str) -> String {
+pub(crate) fn path(name: &str) -> String {
     fixture(name).display().to_string()
 }
 
@@ -67,7 +68,7 @@ fn options(max_models: usize) -> ServeOptions {
 }
 
 /// A server that begins with a fake and has room for so many models.
-async fn server(max_models: usize) -> Server {
+pub(crate) async fn server(max_models: usize) -> Server {
     server_with(options(max_models)).await
 }
 
@@ -348,6 +349,112 @@ async fn a_model_that_does_not_fit_is_refused_with_the_sum() {
     assert!(list[1].failure().contains("does not fit"), "{:?}", list[1]);
     let named = generated(&server, "llama", "llama").await.unwrap_err();
     assert!(named.code() == Code::FailedPrecondition && named.message().contains("does not fit"), "{named:?}");
+}
+
+/// A server with room for two models, of which those make room that nobody has used for so long.
+async fn evicting(evict_after: Duration, machine: Option<fn() -> MachineFacts>) -> Server {
+    let mut options = options(2);
+    options.models.evict_after = Some(evict_after);
+    options.models.machine = machine.unwrap_or(options.models.machine);
+    server_with(options).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_model_that_was_used_longest_ago_makes_room_and_comes_back_for_whoever_asks() {
+    let server = evicting(Duration::ZERO, None).await;
+    let mut models = models(&server).await;
+    loaded(&mut models, load_request("llama", "llama")).await.unwrap();
+    loaded(&mut models, load_request("qwen3", "qwen3")).await.unwrap();
+    let (ready, idle) = (ModelState::Ready, ModelState::Idle);
+    let states = |states: [ModelState; 3]| ["fake", "llama", "qwen3"].map(str::to_owned).into_iter().zip(states);
+    let list = listed(&mut models).await;
+    assert!(list.into_iter().eq(states([ready, idle, ready])), "what could not come back stays");
+    // Requests move them too.
+    for (name, after) in [("llama", [ready, ready, idle]), ("qwen3", [ready, idle, ready])] {
+        let answer = async {
+            loop {
+                match generated(&server, name, name).await {
+                    Ok(answer) => return answer,
+                    // Who read the other's last token is not gone yet.
+                    Err(refused) => assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}"),
+                }
+            }
+        };
+        assert_eq!(soon("an answer", answer).await, golden(name).1);
+        assert!(listed(&mut models).await.into_iter().eq(states(after)), "{name}");
+    }
+    // What cannot be loaded takes nobody's place.
+    let nowhere = LoadRequest { path: Some("/nowhere/at/all".into()), ..load_request("x", "llama") };
+    assert_eq!(loaded(&mut models, nowhere).await.unwrap_err().code(), Code::FailedPrecondition);
+    let list = listed(&mut models).await;
+    assert!(list[..3].iter().cloned().eq(states([ready, idle, ready])), "{list:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_that_somebody_uses_or_used_a_moment_ago_makes_no_room() {
+    let full = |refused: Status| {
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        assert!(refused.message().contains("--max-models 2"), "{refused:?}");
+    };
+    let patient = evicting(Duration::from_secs(3600), None).await;
+    let mut models_of_patient = models(&patient).await;
+    loaded(&mut models_of_patient, load_request("llama", "llama")).await.unwrap();
+    full(loaded(&mut models_of_patient, load_request("qwen3", "qwen3")).await.unwrap_err());
+
+    let server = evicting(Duration::ZERO, None).await;
+    let mut models = models(&server).await;
+    loaded(&mut models, load_request("llama", "llama")).await.unwrap();
+    // With a window of one byte an answer is under way until it is read.
+    let narrow = Channel::from_shared(format!("http://{}", server.address)).unwrap().initial_stream_window_size(1);
+    let (prompt, answer) = golden("llama");
+    let mut asked = request(&prompt, STEPS);
+    let options = asked.options.as_mut().unwrap();
+    options.model = Some("llama".into());
+    let sampling = options.sampling.as_mut().unwrap();
+    (sampling.temperature, sampling.ignore_eos) = (Some(0.0), Some(true));
+    let mut client = GenerationClient::new(narrow.connect().await.unwrap());
+    let stream = client.generate_stream(asked).await.unwrap().into_inner();
+    full(loaded(&mut models, load_request("qwen3", "qwen3")).await.unwrap_err());
+    assert!(listed(&mut models).await.contains(&("llama".into(), ModelState::Ready)));
+    assert_eq!(read(stream).await.token_ids(), answer);
+    let evicted = async {
+        while let Err(refused) = loaded(&mut models, load_request("qwen3", "qwen3")).await {
+            full(refused);
+        }
+    };
+    soon("the last user is gone", evicted).await;
+    assert!(listed(&mut models).await.contains(&("llama".into(), ModelState::Idle)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_makes_room_in_memory_where_that_makes_the_sum_fit_and_only_there() {
+    const MIB: usize = 1 << 20;
+    // What there is when it is looked, in turn: for the first model; for the second, which fits with the memory of the
+    // first, and once that is back; for a third, which would not fit with that of the second either.
+    static AVAILABLE: Mutex<VecDeque<usize>> = Mutex::new(VecDeque::new());
+    fn machine() -> MachineFacts {
+        let available = AVAILABLE.lock().unwrap().pop_front().expect("it is looked four times");
+        MachineFacts { available_memory_bytes: Some(available), bound: MemoryBound::Machine }
+    }
+    *AVAILABLE.lock().unwrap() = [64 * MIB, 3 * MIB, 8 * MIB, 0].into();
+    let mut options = options(4);
+    (options.models.evict_after, options.models.machine) = (Some(Duration::ZERO), machine);
+    let server = server_with(options).await;
+    let mut models = models(&server).await;
+    loaded(&mut models, load_request("llama", "llama")).await.unwrap();
+    loaded(&mut models, load_request("qwen3", "qwen3")).await.unwrap();
+    let (ready, idle) = (ModelState::Ready, ModelState::Idle);
+    let list = listed(&mut models).await;
+    assert_eq!(list, [("fake".into(), ready), ("llama".into(), idle), ("qwen3".into(), ready)]);
+    let refused = loaded(&mut models, load_request("other", "mixtral")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("> 0 MiB available"), "the sum as it is: {refused:?}");
+    assert!(
+        listed(&mut models).await.contains(&("qwen3".into(), ready)),
+        "a load that is refused takes nobody's place"
+    );
+    assert!(AVAILABLE.lock().unwrap().is_empty());
+    assert_eq!(generated(&server, "qwen3", "qwen3").await.unwrap(), golden("qwen3").1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

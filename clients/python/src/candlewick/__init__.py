@@ -28,16 +28,20 @@ from candlewick.errors import (
     Unavailable,
     Unimplemented,
 )
+from candlewick.models import AsyncLoad, AsyncWatch, Load, Watch
 from candlewick.session import Session, Turn
 from candlewick.v1.chat_pb2 import ChatOptions, ContextPolicy, Lease, Message, Role, Tool
 from candlewick.v1.common_pb2 import Delta, FinishReason, RequestOptions, SamplingParams, StructuredOutputs
+from candlewick.v1.models_pb2 import LoadProgress, Model, ModelState
 
 __all__ = [
     "Aborted",
     "AsyncClient",
+    "AsyncLoad",
     "AsyncSession",
     "AsyncStream",
     "AsyncTurn",
+    "AsyncWatch",
     "Cancelled",
     "CandlewickError",
     "ChatOptions",
@@ -53,7 +57,11 @@ __all__ = [
     "Internal",
     "InvalidArgument",
     "Lease",
+    "Load",
+    "LoadProgress",
     "Message",
+    "Model",
+    "ModelState",
     "NotFound",
     "PermissionDenied",
     "RequestOptions",
@@ -70,4 +78,5 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "Watch",
 ]

@@ -9,24 +9,29 @@ import grpc
 import grpc.aio
 
 from candlewick import calls, conversation
-from candlewick.calls import Asked, ChatHow, Event, How, MessagesLike, Method, Patience, PromptLike, Retry, StreamLog, Told
+from candlewick.calls import (
+    Asked,
+    AsyncCalling,
+    ChatHow,
+    Event,
+    How,
+    LoadHow,
+    MessagesLike,
+    Method,
+    Patience,
+    PromptLike,
+    Retry,
+    StreamLog,
+    Told,
+)
 from candlewick.conversation import Conversation, Editing, Opening, Saying, TurnLog
 from candlewick.errors import Aborted, CandlewickError, of_rpc
+from candlewick.models import AsyncLoad, AsyncWatch
 from candlewick.v1 import chat_pb2
 from candlewick.v1 import common_pb2
 from candlewick.v1 import generation_pb2
 from candlewick.v1 import models_pb2
 from candlewick.v1 import tokens_pb2
-
-
-class AsyncCalling(Protocol):
-    """A call under way."""
-
-    async def read(self) -> object:
-        """The next event, or `grpc.aio.EOF`."""
-
-    def cancel(self) -> bool:
-        """Ends it."""
 
 
 class AsyncStream(AsyncIterator[common_pb2.Delta]):
@@ -103,7 +108,7 @@ class AsyncClient:
         retry: Retry = Retry(),
         options: Sequence[tuple[str, int | str]] = (),
     ) -> None:
-        """`credentials` for TLS; `timeout` in seconds, of every call that does not say otherwise."""
+        """`credentials` for TLS; `timeout` in seconds, of every call that brings an answer and does not say otherwise."""
         given = (*calls.CHANNEL_OPTIONS, *options)
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(target, given)
@@ -183,6 +188,25 @@ class AsyncClient:
     async def models(self, *, timeout: float | None = None) -> list[models_pb2.Model]:
         """What is served."""
         return list((await self._unary(calls.LIST, models_pb2.ListRequest(), timeout)).models)
+
+    async def model(self, name: str, *, timeout: float | None = None) -> models_pb2.Model:
+        """One of them, in memory or not."""
+        return (await self._unary(calls.GET, models_pb2.GetRequest(name=name), timeout)).model
+
+    def load_model(self, path: str | None = None, *, timeout: float | None = None, **how: Unpack[LoadHow]) -> AsyncLoad:
+        """Loads a model; see `Client.load_model`. Iterate over its progress, or `await` its `model()`."""
+        return AsyncLoad(self._open(calls.LOAD, calls.load(path, **how), timeout))
+
+    async def unload_model(
+        self, name: str, *, wait: float | None = None, drain_timeout: float | None = None, timeout: float | None = None
+    ) -> models_pb2.UnloadResponse:
+        """Takes a model's name away, and its memory once its streams have ended; see `Client.unload_model`."""
+        return await self._unary(calls.UNLOAD, calls.unload(name, wait, drain_timeout), timeout)
+
+    def watch_models(self) -> AsyncWatch:
+        """The list of models now and at every change."""
+        begin = lambda: self._open(calls.WATCH, models_pb2.WatchRequest(), None)
+        return AsyncWatch(begin, Patience(self._retry, None))
 
     async def session(
         self,

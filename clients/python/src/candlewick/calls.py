@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypedDict, TypeVar, Unpack
+from typing import Generic, Protocol, TypedDict, TypeVar, Unpack
 
 import grpc
 from google.protobuf.message import Message as Proto
@@ -18,12 +18,31 @@ from candlewick.v1 import tokens_pb2 as tokens
 
 Asked = TypeVar("Asked", bound=Proto)
 Told = TypeVar("Told", bound=Proto)
+Out = TypeVar("Out", covariant=True)
 #: What a stream of tokens says, whichever call opened it.
 Event = generation.GenerateStreamResponse | chat.CompleteStreamResponse | generation.ResumeResponse
 #: Text, or token ids.
 PromptLike = str | Sequence[int] | generation.Prompt
 #: Messages, or one thing that a user says.
 MessagesLike = str | Iterable[chat.Message]
+
+
+class Iterating(Protocol[Out]):
+    """A call under way: what comes, one after the other, and it can be cancelled."""
+
+    def __next__(self) -> Out: ...
+
+    def cancel(self) -> object: ...
+
+
+class AsyncCalling(Protocol):
+    """The same for who awaits."""
+
+    async def read(self) -> object:
+        """The next event, or `grpc.aio.EOF`."""
+
+    def cancel(self) -> bool:
+        """Ends it."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +78,10 @@ COMPLETE = Method("Chat", "Complete", chat.CompleteRequest, chat.CompleteRespons
 COMPLETE_STREAM = Method("Chat", "CompleteStream", chat.CompleteStreamRequest, chat.CompleteStreamResponse)
 SESSION = Method("Chat", "Session", chat.SessionRequest, chat.SessionResponse)
 LIST = Method("Models", "List", models.ListRequest, models.ListResponse)
+GET = Method("Models", "Get", models.GetRequest, models.GetResponse)
+LOAD = Method("Models", "Load", models.LoadRequest, models.LoadResponse)
+UNLOAD = Method("Models", "Unload", models.UnloadRequest, models.UnloadResponse)
+WATCH = Method("Models", "Watch", models.WatchRequest, models.WatchResponse)
 TOKENIZE = Method("Tokens", "Tokenize", tokens.TokenizeRequest, tokens.TokenizeResponse)
 DETOKENIZE = Method("Tokens", "Detokenize", tokens.DetokenizeRequest, tokens.DetokenizeResponse)
 
@@ -193,6 +216,33 @@ def quote(
         messages=None if messages_given is None else messages(messages_given),
         options=_options(how),
         chat=how.get("chat_options"),
+    )
+
+
+class LoadHow(TypedDict, total=False):
+    """How a model is loaded."""
+
+    #: What requests will call it; the last part of its path unless set. Without a path, a model that was served before.
+    name: str | None
+    #: Whether it takes the place of the model of that name.
+    replace: bool | None
+    #: In place of the server's own flags of these names; not without a path.
+    quantization: str | None
+    max_model_len: int | None
+    kv_cache_memory_bytes: int | None
+
+
+def load(path: str | None, **how: Unpack[LoadHow]) -> models.LoadRequest:
+    """A model to load."""
+    return models.LoadRequest(path=path, **how)
+
+
+def unload(name: str, wait: float | None, drain_timeout: float | None) -> models.UnloadRequest:
+    """A model to unload; times in seconds."""
+    return models.UnloadRequest(
+        name=name,
+        wait_ms=None if wait is None else int(wait * 1000),
+        drain_timeout_ms=None if drain_timeout is None else int(drain_timeout * 1000),
     )
 
 

@@ -3,31 +3,35 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Protocol, Self, TypeVar, Unpack
+from typing import Self, Unpack
 
 import grpc
 
 from candlewick import calls, conversation
-from candlewick.calls import Asked, ChatHow, Event, How, MessagesLike, Method, Patience, PromptLike, Retry, StreamLog, Told
+from candlewick.calls import (
+    Asked,
+    ChatHow,
+    Event,
+    How,
+    Iterating,
+    LoadHow,
+    MessagesLike,
+    Method,
+    Patience,
+    PromptLike,
+    Retry,
+    StreamLog,
+    Told,
+)
 from candlewick.conversation import Opening
 from candlewick.errors import of_rpc
+from candlewick.models import Load, Watch
 from candlewick.session import Session
 from candlewick.v1 import chat_pb2
 from candlewick.v1 import common_pb2
 from candlewick.v1 import generation_pb2
 from candlewick.v1 import models_pb2
 from candlewick.v1 import tokens_pb2
-
-Out = TypeVar("Out", covariant=True)
-
-
-class Iterating(Protocol[Out]):
-    """A call under way: what comes, one after the other, and it can be cancelled."""
-
-    def __next__(self) -> Out: ...
-
-    def cancel(self) -> object: ...
-
 
 Calling = Iterating[Event]
 
@@ -104,7 +108,7 @@ class Client:
         retry: Retry = Retry(),
         options: Sequence[tuple[str, int | str]] = (),
     ) -> None:
-        """`credentials` for TLS; `timeout` in seconds, of every call that does not say otherwise."""
+        """`credentials` for TLS; `timeout` in seconds, of every call that brings an answer and does not say otherwise."""
         given = (*calls.CHANNEL_OPTIONS, *options)
         if credentials is None:
             self._channel = grpc.insecure_channel(target, given)
@@ -182,6 +186,31 @@ class Client:
     def models(self, *, timeout: float | None = None) -> list[models_pb2.Model]:
         """What is served."""
         return list(self._unary(calls.LIST, models_pb2.ListRequest(), timeout).models)
+
+    def model(self, name: str, *, timeout: float | None = None) -> models_pb2.Model:
+        """One of them, in memory or not."""
+        return self._unary(calls.GET, models_pb2.GetRequest(name=name), timeout).model
+
+    def load_model(self, path: str | None = None, *, timeout: float | None = None, **how: Unpack[LoadHow]) -> Load:
+        """Loads a model from a path or repository, or one that was served before by its name; see `LoadHow`. Iterate over
+        its progress, or take its `model`.
+
+        Never tried again, since it goes on where nobody listens; without a `timeout` it takes its time.
+        """
+        return Load(self._open(calls.LOAD, calls.load(path, **how), timeout))
+
+    def unload_model(
+        self, name: str, *, wait: float | None = None, drain_timeout: float | None = None, timeout: float | None = None
+    ) -> models_pb2.UnloadResponse:
+        """Takes a model's name away, and its memory once its streams have ended; says how many it still has.
+
+        Waits for that for `wait` seconds at the most. After `drain_timeout` seconds, streams are cut off.
+        """
+        return self._unary(calls.UNLOAD, calls.unload(name, wait, drain_timeout), timeout)
+
+    def watch_models(self) -> Watch:
+        """The list of models now and at every change."""
+        return Watch(lambda: self._open(calls.WATCH, models_pb2.WatchRequest(), None), Patience(self._retry, None))
 
     def session(
         self,

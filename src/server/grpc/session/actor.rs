@@ -1,8 +1,9 @@
-//! The task of one session: obeys what clients say, runs one turn at a time, and tells what comes of it.
+//! The task of one session: obeys what clients say, runs one turn at a time, and tells what comes of it. It never waits for
+//! anything else than the next thing to do, so a client is heard whatever its turn waits for.
 
 use std::{sync::Arc, time::Duration};
 
-use futures::StreamExt;
+use futures::{StreamExt, future::BoxFuture};
 use prost::Message as _;
 use tokio::{
     sync::{mpsc, watch},
@@ -10,20 +11,21 @@ use tokio::{
 };
 
 use super::super::{
-    Backend, convert,
+    Backend, FieldPaths, convert,
     status::{fields, retry_after_ms, status},
-    stream::{Teller, Telling, timings_to_wire},
+    stream::{Telling, timings_to_wire},
     told::Told as Heard,
 };
 use super::{
     Place,
-    asked::{Heard as HeardBefore, names},
+    asked::{EDIT, Heard as HeardBefore, names},
+    asking::{Asking, stream_edit},
     kept::Kept,
     open::{self, Opened},
-    turn::Running,
+    turn::{self, Running},
 };
 use crate::{
-    engine::{LeaseState, Session, StreamEdit, Turn, scheduler::Edit},
+    engine::{Beginning, LeaseState, Session, Turn},
     error::{Code, Error, Result},
     proto::candlewick::v1::{self as wire, session_request::Event as Asked, session_response::Event as Told},
     server::{
@@ -34,6 +36,9 @@ use crate::{
     },
     text::{ChatMessage, Role},
 };
+
+/// Most bytes that the task of a session takes while it is idle. What only turns need is boxed.
+const TASK_BYTES: usize = 4 << 10;
 
 /// What a connection has for the session.
 pub(super) enum Command {
@@ -53,7 +58,23 @@ struct Ask {
 }
 
 /// The client's event that something answers: its id, and its name.
-type Answered = (Option<u64>, &'static str);
+pub(super) type Answered = (Option<u64>, &'static str);
+
+/// What is under way; boxed, because a session has nothing under way for most of its time.
+#[derive(Default)]
+enum Phase {
+    #[default]
+    Idle,
+    /// A turn waits to be admitted.
+    Asking(Box<Asking>),
+    Running(Box<Running>),
+}
+
+impl Phase {
+    fn is_idle(&self) -> bool {
+        matches!(self, Self::Idle)
+    }
+}
 
 /// See the [module](self).
 pub(super) struct Actor {
@@ -70,7 +91,7 @@ pub(super) struct Actor {
     commands: mpsc::Receiver<Command>,
     ring: Arc<Ring<Kept>>,
     heard: HeardBefore,
-    running: Option<Running>,
+    phase: Phase,
     lease: watch::Receiver<LeaseState>,
     /// Times that its keys and values have gone, as far as they were told.
     lease_losses: u64,
@@ -81,6 +102,9 @@ pub(super) struct Actor {
 /// What woke the task.
 enum Woken {
     Command(Command),
+    Begun(Box<Result<Beginning>>),
+    /// It is time to say that a turn waits.
+    Beat,
     Turn(Option<Result<Heard>>),
     Lease,
     End(Option<Error>),
@@ -96,7 +120,6 @@ impl Actor {
     ) -> Self {
         let Opened { session, defaults, heartbeat, ttl, policy, credits } = opened;
         let lease = session.lease();
-        let (running, nothing_more) = (None, None);
         let actor = Self {
             backend,
             caller,
@@ -110,10 +133,10 @@ impl Actor {
             commands,
             ring,
             heard: HeardBefore::default(),
-            running,
+            phase: Phase::Idle,
             lease,
             lease_losses: 0,
-            nothing_more,
+            nothing_more: None,
         };
         actor.announce();
         actor
@@ -156,12 +179,14 @@ impl Actor {
         let end = loop {
             match self.wake().await {
                 Woken::Command(Command::Asked(_, event)) if matches!(*event, Asked::Close(_)) => break Ok(()),
-                Woken::Command(command) => self.obey(command).await,
+                Woken::Command(command) => self.obey(command),
+                Woken::Begun(beginning) => self.begun(*beginning),
+                Woken::Beat => self.tell_of_queue(),
                 Woken::Turn(event) => self.hear(event),
                 Woken::Lease => self.tell_of_lease(),
                 Woken::End(error) => break error.map_or(Ok(()), Err),
             }
-            if let Some(reader) = self.nothing_more.take_if(|_| self.running.is_none()) {
+            if let Some(reader) = self.nothing_more.take_if(|_| self.phase.is_idle()) {
                 self.ring.let_go(reader);
             }
         };
@@ -169,8 +194,8 @@ impl Actor {
     }
 
     async fn wake(&mut self) -> Woken {
-        let Self { commands, running, ring, lease, backend, ttl, .. } = self;
-        let (closing, is_idle) = (backend.closing.clone(), running.is_none());
+        let Self { commands, phase, ring, lease, backend, ttl, .. } = self;
+        let (closing, is_idle) = (backend.closing.clone(), phase.is_idle());
         let ends = async {
             match is_idle {
                 // Nothing is left to finish: who still listens would only hold up the end.
@@ -179,12 +204,16 @@ impl Actor {
             }
         };
         let turn = async {
-            match running {
-                Some(running) => {
+            match phase {
+                Phase::Idle => std::future::pending().await,
+                Phase::Asking(asking) => match asking.wait(ring.room()).await {
+                    Some(beginning) => Woken::Begun(Box::new(beginning)),
+                    None => Woken::Beat,
+                },
+                Phase::Running(running) => {
                     ring.room().await;
-                    running.telling.next().await
+                    Woken::Turn(running.telling.next().await)
                 }
-                None => std::future::pending().await,
             }
         };
         tokio::select! {
@@ -192,12 +221,12 @@ impl Actor {
             () = ends => Woken::End(Some(backend.closing.error("the session was closed"))),
             command = commands.recv() => command.map_or(Woken::End(None), Woken::Command),
             Ok(()) = lease.changed() => Woken::Lease,
-            event = turn => Woken::Turn(event),
+            woken = turn => woken,
             () = ring.abandoned(*ttl) => Woken::End(Some(Error::new(Code::NotFound, "the session's lease has ended"))),
         }
     }
 
-    async fn obey(&mut self, command: Command) {
+    fn obey(&mut self, command: Command) {
         let (id, event) = match command {
             Command::Asked(id, event) => (id, *event),
             Command::NothingMore(reader) => {
@@ -213,12 +242,12 @@ impl Actor {
         let asked = (id, name);
         let done = match event {
             Asked::Open(_) => Err(Error::invalid("open", "must be the first event of a connection, and is there once")),
-            Asked::User(user) => self.user(asked, user).await,
-            Asked::ToolResult(result) => self.tool_result(asked, result).await,
+            Asked::User(user) => self.user((asked, paths), user),
+            Asked::ToolResult(result) => self.tool_result((asked, paths), result),
             Asked::Cancel(_) => self.cancel(),
             Asked::Rewind(rewind) => self.rewind(id, rewind),
             Asked::Fork(fork) => self.fork(id, fork),
-            Asked::Edit(edit) => self.edit(edit),
+            Asked::Edit(edit) => self.edit(asked, edit),
             Asked::Grant(grant) => {
                 self.grant(grant.tokens);
                 Ok(())
@@ -235,17 +264,17 @@ impl Actor {
         }
     }
 
-    async fn user(&mut self, asked: Answered, user: wire::UserTurn) -> Result<()> {
+    fn user(&mut self, asked: (Answered, &'static FieldPaths), user: wire::UserTurn) -> Result<()> {
         let name = user.name.map(|given| name("user.name", given)).transpose()?;
         let message = ChatMessage { name, ..ChatMessage::new(Role::User, user.content) };
         let timeout = user.timeout_ms.map(Duration::from_millis);
         let request_id = request_id("user.request_id", user.request_id)?;
         let (sampling, priority) = (user.sampling, user.priority);
-        self.begin(asked, Ask { messages: vec![message], sampling, priority, request_id, timeout }).await
+        self.begin(asked, Ask { messages: vec![message], sampling, priority, request_id, timeout })
     }
 
-    async fn tool_result(&mut self, asked: Answered, result: wire::ToolResult) -> Result<()> {
-        if self.running.is_some() {
+    fn tool_result(&mut self, asked: (Answered, &'static FieldPaths), result: wire::ToolResult) -> Result<()> {
+        if !self.phase.is_idle() {
             return Err(Error::new(Code::FailedPrecondition, "a turn is under way: wait for its end, or cancel it"));
         }
         let open = self.session.open_calls();
@@ -264,30 +293,64 @@ impl Actor {
         }
         let (sampling, messages) = (result.sampling, vec![message]);
         let request_id = request_id("tool_result", None)?;
-        self.begin(asked, Ask { messages, sampling, priority: None, request_id, timeout: None }).await
+        self.begin(asked, Ask { messages, sampling, priority: None, request_id, timeout: None })
     }
 
-    async fn begin(&mut self, asked: Answered, ask: Ask) -> Result<()> {
+    /// Has the engine admit a turn.
+    fn begin(&mut self, asked: (Answered, &'static FieldPaths), ask: Ask) -> Result<()> {
         let mut request = open::request(&self.backend, &self.defaults, ask.sampling)?;
         request.request_id = ask.request_id;
         request.priority = ask.priority.unwrap_or(request.priority);
         request.deadline = ask.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         request.params.prompt_logprobs = None;
         request.stream.credits = self.credits;
-        let teller = Teller { is_chat: true, ..Teller::new(&request, self.heartbeat) };
-        let known_tokens = self.session.ids().len();
         let quota = self.caller.admit(&request).map_err(|error| self.backend.refused(error))?;
-        let request = self.caller.own(request);
-        let (generation, start) = self.session.begin(Turn { messages: ask.messages, request }).await?;
-        let events = Events::of(&self.backend, quota, generation);
-        let telling = Telling::new(&self.backend, events, teller);
-        self.running = Some(Running::new(asked, telling, start, known_tokens));
+        let turn = Turn { messages: ask.messages, request: self.caller.own(request) };
+        let asking = Asking::new(asked, (&self.backend, &mut self.session), turn, quota, self.heartbeat)?;
+        self.phase = Phase::Asking(Box::new(asking));
         Ok(())
+    }
+
+    /// The engine has admitted the turn, or refused it.
+    fn begun(&mut self, beginning: Result<Beginning>) {
+        let Phase::Asking(mut asking) = std::mem::take(&mut self.phase) else { return };
+        let known_tokens = self.session.ids().len();
+        match beginning.and_then(|beginning| self.session.begun(beginning)) {
+            Ok((mut generation, start)) => {
+                if let Err((asked, error)) = asking.catch_up(&mut generation) {
+                    self.tell_error(EDIT.locate(error), asked, None);
+                }
+                let Asking { asked, quota, teller, .. } = *asking;
+                let events = Events::of(&self.backend, quota, generation);
+                let telling = Telling::new(&self.backend, events, teller);
+                self.phase = Phase::Running(Box::new(Running::new(asked, telling, start, known_tokens)));
+            }
+            Err(error) => {
+                let (asked, paths) = (asking.asked, asking.paths);
+                drop(asking);
+                self.end_unsaid();
+                self.tell_error(paths.locate(error), asked, None);
+            }
+        }
+    }
+
+    /// The turn under way waits to be admitted, and says so.
+    fn tell_of_queue(&self) {
+        if let Phase::Asking(asking) = &self.phase
+            && let Some(progress) = asking.progress(&self.backend)
+        {
+            self.tell(None, Told::Progress(progress));
+        }
+    }
+
+    /// The turn under way said nothing: the conversation is as it was before it.
+    fn end_unsaid(&mut self) {
+        self.session.end(ChatMessage::new(Role::Assistant, ""), &[]);
     }
 
     /// One event of the turn under way.
     fn hear(&mut self, event: Option<Result<Heard>>) {
-        let Some(running) = &mut self.running else { return };
+        let Phase::Running(running) = &mut self.phase else { return };
         match event {
             Some(Ok(heard)) => {
                 if let Heard::Delta(delta) = &heard
@@ -302,17 +365,20 @@ impl Actor {
             }
             Some(Err(error)) => {
                 let (asked, index) = (running.asked, running.index());
-                self.running = None;
-                self.session.end(ChatMessage::new(Role::Assistant, ""), &[]);
+                self.phase = Phase::Idle;
+                self.end_unsaid();
                 self.tell_error(error, asked, Some(index));
             }
-            None => self.end_turn(),
+            None => {
+                if let Phase::Running(running) = std::mem::take(&mut self.phase) {
+                    self.end_turn(*running);
+                }
+            }
         }
     }
 
-    /// The turn under way is over, finished or not.
-    fn end_turn(&mut self) {
-        let Some(mut running) = self.running.take() else { return };
+    /// A turn is over, finished or not.
+    fn end_turn(&mut self, mut running: Running) {
         let usage = running.telling.generation().map(|generation| generation.usage()).unwrap_or_default();
         let timings = running.telling.generation().map(|generation| generation.timings()).unwrap_or_default();
         let (asked, index) = (running.asked, running.index());
@@ -322,17 +388,26 @@ impl Actor {
                 self.tell(asked.0, Told::TurnDone(done));
             }
             Err(error) => {
-                self.session.end(ChatMessage::new(Role::Assistant, ""), &[]);
+                self.end_unsaid();
                 self.tell_error(error, asked, Some(index));
             }
         }
+        self.ring.settle();
     }
 
     fn cancel(&mut self) -> Result<()> {
-        if self.running.is_none() {
-            return Err(Error::new(Code::FailedPrecondition, "no turn is under way"));
+        match std::mem::take(&mut self.phase) {
+            Phase::Idle => return Err(no_turn()),
+            Phase::Asking(asking) => {
+                let (id, _) = asking.asked;
+                // Who hears of the end may take its place at once.
+                drop(asking);
+                self.end_unsaid();
+                let index = u32::try_from(self.session.num_turns()).unwrap_or(u32::MAX);
+                self.tell(id, Told::TurnDone(turn::never_begun(index)));
+            }
+            Phase::Running(running) => self.end_turn(*running),
         }
-        self.end_turn();
         Ok(())
     }
 
@@ -365,23 +440,35 @@ impl Actor {
 
     /// Runs as a task of its own.
     pub(super) fn start(self) {
-        let run: futures::future::BoxFuture<'static, ()> = Box::pin(self.run());
+        let run = self.run();
+        debug_assert!(size_of_val(&run) <= TASK_BYTES, "an idle session's task has {} bytes", size_of_val(&run));
+        // By name, since a session's task starts those of its forks.
+        let run: BoxFuture<'static, ()> = Box::pin(run);
         tokio::spawn(run);
     }
 
-    fn edit(&mut self, edit: wire::EditTurn) -> Result<()> {
-        let running = self.running.as_mut().and_then(|running| running.telling.generation());
-        let generation = running.ok_or_else(|| Error::new(Code::FailedPrecondition, "no turn is under way"))?;
-        let wire::EditTurn { max_tokens, temperature, stop, priority } = edit;
-        generation
-            .edit(StreamEdit { engine: Edit { max_tokens, temperature, priority }, stop: stop.map(|stop| stop.stop) })
+    fn edit(&mut self, asked: Answered, edit: wire::EditTurn) -> Result<()> {
+        match &mut self.phase {
+            Phase::Idle => Err(no_turn()),
+            Phase::Asking(asking) => {
+                asking.edit(asked, edit);
+                Ok(())
+            }
+            Phase::Running(running) => running.telling.generation().ok_or_else(no_turn)?.edit(stream_edit(edit)),
+        }
     }
 
     fn grant(&mut self, tokens: u64) {
         let before = self.credits.unwrap_or(0);
         self.credits = Some(before.saturating_add(tokens).min(u64::MAX - 1));
-        if let Some(generation) = self.running.as_mut().and_then(|running| running.telling.generation()) {
-            generation.grant(tokens);
+        match &mut self.phase {
+            Phase::Idle => {}
+            Phase::Asking(asking) => asking.grant(tokens),
+            Phase::Running(running) => {
+                if let Some(generation) = running.telling.generation() {
+                    generation.grant(tokens);
+                }
+            }
         }
     }
 
@@ -395,4 +482,8 @@ impl Actor {
             self.tell(None, Told::Evicting(wire::Evicting { reason, lost: lost.then_some(true) }));
         }
     }
+}
+
+fn no_turn() -> Error {
+    Error::new(Code::FailedPrecondition, "no turn is under way")
 }

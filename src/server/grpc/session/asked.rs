@@ -45,7 +45,7 @@ const TOOL_RESULT: FieldPaths = FieldPaths {
         ("messages", "tool_result.content"),
     ],
 };
-const EDIT: FieldPaths = FieldPaths { sampling: "edit", renamed: &[] };
+pub(super) const EDIT: FieldPaths = FieldPaths { sampling: "edit", renamed: &[] };
 const REWIND: FieldPaths = FieldPaths { sampling: "sampling", renamed: &[("turn", "rewind.turn_index")] };
 const FORK: FieldPaths = FieldPaths { sampling: "sampling", renamed: &[("turn", "fork.turn_index")] };
 

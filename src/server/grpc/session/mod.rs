@@ -6,6 +6,7 @@
 
 mod actor;
 mod asked;
+mod asking;
 mod kept;
 mod open;
 mod turn;
@@ -153,36 +154,13 @@ async fn said_all(mut inbound: Streaming<SessionRequest>) {
 /// Hands what a client says to its session, as long as it says something and the session lasts.
 async fn listen(
     sessions: Sessions,
-    (models, caller): (Models, Caller),
-    mut inbound: Streaming<SessionRequest>,
+    models_and_caller: (Models, Caller),
+    inbound: Streaming<SessionRequest>,
     opened: oneshot::Sender<Result<Attachment<Kept>>>,
 ) {
-    let first = tokio::select! {
-        first = timeout(FIRST_WORD, inbound.message()) => first,
-        () = models.closing().leaving() => {
-            return drop(opened.send(Err(models.closing().error("a session was opened"))));
-        }
-    };
-    let open = match first {
-        Ok(Ok(Some(SessionRequest { event: Some(Asked::Open(open)), .. }))) => Ok(open),
-        Ok(Ok(_)) => Err(Error::invalid("open", "must be the first event of a session")),
-        // The client is gone.
-        Ok(Err(_)) => return,
-        Err(_) => Err(Error::new(Code::DeadlineExceeded, "no event came: a session begins with open")),
-    };
-    let (handle, number) = match open {
-        Ok(open) => match sessions.open(&models, &caller, open).await {
-            Ok((handle, attachment)) => {
-                let number = attachment.number();
-                if opened.send(Ok(attachment)).is_err() {
-                    return;
-                }
-                (handle, number)
-            }
-            Err(error) => return drop(opened.send(Err(error))),
-        },
-        Err(error) => return drop(opened.send(Err(error))),
-    };
+    // Boxed, so that what it takes to open a session is gone while the session is idle.
+    let greeted = Box::pin(greet(sessions, models_and_caller, inbound, opened)).await;
+    let Some((handle, number, mut inbound)) = greeted else { return };
     loop {
         let request = tokio::select! {
             request = inbound.message() => request,
@@ -197,4 +175,42 @@ async fn listen(
     }
     // Either the client has said all it wants to, or it is gone, and its reader with it.
     let _over = handle.commands.send(Command::NothingMore(number)).await;
+}
+
+/// Opens the session that the client's first event asks for, or comes back to it; none where that fails. With it come the
+/// number of its reader and what else the client says.
+async fn greet(
+    sessions: Sessions,
+    (models, caller): (Models, Caller),
+    mut inbound: Streaming<SessionRequest>,
+    opened: oneshot::Sender<Result<Attachment<Kept>>>,
+) -> Option<(Handle, u64, Streaming<SessionRequest>)> {
+    let first = tokio::select! {
+        first = timeout(FIRST_WORD, inbound.message()) => first,
+        () = models.closing().leaving() => {
+            let _gone = opened.send(Err(models.closing().error("a session was opened")));
+            return None;
+        }
+    };
+    let open = match first {
+        Ok(Ok(Some(SessionRequest { event: Some(Asked::Open(open)), .. }))) => Ok(open),
+        Ok(Ok(_)) => Err(Error::invalid("open", "must be the first event of a session")),
+        // The client is gone.
+        Ok(Err(_)) => return None,
+        Err(_) => Err(Error::new(Code::DeadlineExceeded, "no event came: a session begins with open")),
+    };
+    let session = match open {
+        Ok(open) => sessions.open(&models, &caller, open).await,
+        Err(error) => Err(error),
+    };
+    match session {
+        Ok((handle, attachment)) => {
+            let number = attachment.number();
+            opened.send(Ok(attachment)).is_ok().then_some((handle, number, inbound))
+        }
+        Err(error) => {
+            let _gone = opened.send(Err(error));
+            None
+        }
+    }
 }

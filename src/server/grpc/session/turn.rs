@@ -82,11 +82,13 @@ impl Running {
     /// # Errors
     /// `Internal`: what the model said is no message.
     pub(super) fn done(
-        self,
+        mut self,
         usage: Usage,
         timings: wire::Timings,
     ) -> Result<(ChatMessage, Vec<TokenId>, wire::TurnDone)> {
         let cancelled = self.finished.is_none();
+        // It is kept for as long as the session.
+        self.message.content.shrink_to_fit();
         let undone = self.output.is_empty();
         let finished = self.finished.unwrap_or_default();
         let usage = finished.usage.unwrap_or_else(|| convert::usage(usage));
@@ -106,5 +108,18 @@ impl Running {
             undone: undone.then_some(true),
         };
         Ok((chat_convert::turn(0, self.message)?, self.output, done))
+    }
+}
+
+/// What a turn came to that was cancelled before it was admitted.
+pub(super) fn never_begun(turn_index: u32) -> wire::TurnDone {
+    wire::TurnDone {
+        turn_index,
+        usage: Some(wire::Usage::default()),
+        timings: Some(wire::Timings::default()),
+        message: Some(wire::Message { role: wire::Role::Assistant.into(), ..wire::Message::default() }),
+        cancelled: Some(true),
+        undone: Some(true),
+        ..wire::TurnDone::default()
     }
 }
