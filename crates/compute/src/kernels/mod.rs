@@ -11,6 +11,9 @@ pub mod activation;
 pub mod causal_conv;
 pub mod combine;
 mod cpu_tensor;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
+pub mod device;
 pub mod gated_delta;
 pub mod layer_norm;
 pub mod linear;
