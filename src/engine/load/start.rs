@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use super::{LoadProgress, load_planned, memory::ModelMemory};
+use super::{LoadProgress, device, load_on, memory::ModelMemory};
 use crate::{
     config::{EngineArgs, LoraArgs, MachineFacts, ModelArgs, ModelFacts, resolve},
     engine::{Engine, drill},
@@ -57,7 +57,7 @@ impl ModelSource {
         Self { model, lora, engine: self.engine.clone(), served_model_name: Some(name.to_owned()), panic_after: None }
     }
 
-    /// Loads the model if it fits into the memory that `machine` has, and starts an engine for it. Its metrics go on in
+    /// Loads the model if it fits into the memory that `machine` has, or the card that it runs on, and starts an engine for it. Its metrics go on in
     /// `telemetry` where that is given.
     ///
     /// # Errors
@@ -73,8 +73,10 @@ impl ModelSource {
         let threads = args.threads;
         // Takes seconds to minutes, and others want to be heard meanwhile.
         let loading = tokio::task::spawn_blocking(move || {
+            let device = device::open(args.device)?;
+            let machine = device::memory_for(&device, limits.gpu_memory_utilization, machine)?;
             let plan = |facts: &ModelFacts| resolve(&limits, &facts.with_adapters(&lora), &machine);
-            let (mut loaded, config) = load_planned(&args, name.as_deref(), plan, &mut progress)?;
+            let (mut loaded, config) = load_on(&device, &args, name.as_deref(), plan, &mut progress)?;
             loaded.serve_adapters(&lora)?;
             Ok::<_, Error>((loaded, config))
         });
