@@ -11,6 +11,8 @@ mod amx;
 mod arithmetic;
 pub mod format;
 mod gather;
+#[cfg(test)]
+mod host_twin_tests;
 mod inputs;
 mod integer;
 mod outputs;
