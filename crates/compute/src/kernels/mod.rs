@@ -8,10 +8,11 @@
 //! views whose rows lie apart (a slice of a fused projection); each row must be contiguous, or it is copied first.
 
 pub mod activation;
+pub mod argmax;
 pub mod causal_conv;
 pub mod combine;
 mod cpu_tensor;
-#[cfg(feature = "cuda")]
+#[cfg(any(test, feature = "cuda"))]
 pub(crate) mod cuda;
 pub mod device;
 pub mod gated_delta;

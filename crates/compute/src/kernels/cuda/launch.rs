@@ -27,6 +27,7 @@ pub(crate) enum Arg {
     F32(f32),
 }
 
+#[cfg(all(test, target_os = "linux"))]
 impl Arg {
     /// Where its value stands, for as long as it does, and how many bytes it has.
     pub(crate) fn value(&self) -> (*const std::ffi::c_void, u32) {
@@ -47,11 +48,4 @@ pub(crate) struct Call<const N: usize> {
     pub(crate) launch: Launch,
     /// What it takes, in order.
     pub(crate) args: [Arg; N],
-}
-
-/// Rows as the two outer dimensions of a grid, each of which has less than 2^16 blocks: `row = y + height * z`, where some
-/// rows of the last layer may be past the end.
-pub(crate) fn rows_as_grid(rows: usize) -> [u32; 2] {
-    const HIGH: usize = 32_768;
-    if rows <= HIGH { [rows as u32, 1] } else { [HIGH as u32, rows.div_ceil(HIGH) as u32] }
 }

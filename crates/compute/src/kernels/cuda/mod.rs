@@ -4,6 +4,8 @@
 //! Everything on a card happens in the order of one stream, which belongs to its [`CudaDevice`](candle_core::CudaDevice): work
 //! is queued and not waited for, until the host asks for numbers. So a tensor may be dropped as soon as what reads it was queued.
 
+#[cfg(all(test, target_os = "linux"))]
+pub(crate) mod host_twin;
 mod launch;
 #[cfg(feature = "cuda")]
 mod module;
@@ -14,13 +16,13 @@ mod tensors;
 #[cfg(any(test, feature = "cuda"))]
 mod uploads;
 
-pub(crate) use launch::{Arg, Call, Launch, rows_as_grid};
+pub(crate) use launch::{Arg, Call, Launch};
 #[cfg(feature = "cuda")]
 pub(crate) use module::{Module, module};
 #[cfg(feature = "cuda")]
 pub(in crate::kernels) use open::{cards, free_memory, give_back_memory, open};
 #[cfg(feature = "cuda")]
-pub(crate) use tensors::{CardRows, card, empty, pointer, rows};
+pub(crate) use tensors::{card, empty, pointer, rows};
 
 /// These numbers on the card, `[numbers.len()]`. Nobody may write there.
 ///

@@ -47,8 +47,8 @@ pub(crate) fn pointer(tensor: &Tensor, dtype: DType) -> Result<u64> {
 
 /// A float32 tensor as rows: the first dimension counts them, all others are one contiguous row.
 pub(crate) struct CardRows {
-    /// What the address is of: the tensor itself, or a copy whose rows are contiguous.
-    pub(crate) tensor: Tensor,
+    /// What the address is of: the tensor itself, or a copy whose rows are contiguous. It is kept, and nobody asks for it.
+    _tensor: Tensor,
     /// Of the first row.
     pub(crate) address: u64,
     /// Floats from a row to the next.
@@ -70,7 +70,7 @@ pub(crate) fn rows(x: &Tensor) -> Result<CardRows> {
     let count = dims.first().copied().unwrap_or(0);
     let width = dims.iter().skip(1).product();
     let stride = if count > 1 { tensor.stride()[0] } else { width };
-    Ok(CardRows { address, stride, count, width, tensor })
+    Ok(CardRows { address, stride, count, width, _tensor: tensor })
 }
 
 /// A tensor that nobody has written yet: whoever makes one queues what writes all of it.

@@ -16,6 +16,8 @@ mod arithmetic;
 mod cuda;
 pub mod format;
 mod gather;
+#[cfg(test)]
+mod host_twin_tests;
 mod inputs;
 mod integer;
 mod outputs;
