@@ -2,6 +2,8 @@
 
 use candle_core::{Device, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::{
     format::{RawTensor, WeightFormat},
     gather,
@@ -113,6 +115,8 @@ impl PackedWeight {
                 let rows = gather::gather_rows(packed, ids);
                 Ok(Tensor::from_vec(rows, (ids.len(), self.in_features), &Device::Cpu)?)
             }
+            #[cfg(feature = "cuda")]
+            Storage::Device(DeviceWeight::Dense(weight)) if weight.device().is_cuda() => cuda::gather_rows(weight, ids),
             Storage::Device(weight) => weight.gather_rows(ids),
         }
     }
