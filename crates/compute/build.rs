@@ -5,6 +5,7 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::Command,
+    time::SystemTime,
 };
 
 /// What the kernels are compiled for; `candlewick doctor` tells a card that is older from one that is newer.
@@ -26,8 +27,15 @@ fn main() {
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo says where to write"));
     let (nvcc, headers) = (nvcc(), Path::new("src/kernels/cuda"));
+    let shared = with_extension(entries(headers), "cuh").iter().map(|header| changed(header)).max();
+    let shared = shared.max(Some(changed(Path::new("build.rs"))));
     for source in sources(Path::new("src/kernels")) {
         let image = out.join(source.file_name().expect("a file")).with_extension("fatbin");
+        // Kernels take longer to compile than all Rust around them, and cargo asks whenever a file beside them has changed.
+        let made = fs::metadata(&image).ok().filter(|image| image.len() > 0).and_then(|image| image.modified().ok());
+        if made > shared.max(Some(changed(&source))) {
+            continue;
+        }
         let mut command = Command::new(&nvcc);
         command.args(["--fatbin", "-std=c++17", "-O3", "-I"]).arg(headers);
         command.args(TARGETS.iter().flat_map(|target| ["-gencode", target]));
@@ -54,13 +62,24 @@ fn nvcc() -> PathBuf {
 
 /// All kernels, one file an operation.
 fn sources(kernels: &Path) -> Vec<PathBuf> {
-    let entries = |folder: &Path| {
-        let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-        entries.map(|entry| entry.expect("can be listed").path()).collect::<Vec<_>>()
-    };
     let folders = entries(kernels).into_iter().filter(|path| path.is_dir());
-    let mut sources = folders.flat_map(|folder| entries(&folder)).collect::<Vec<_>>();
-    sources.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
+    let mut sources = with_extension(folders.flat_map(|folder| entries(&folder)).collect(), "cu");
     sources.sort();
     sources
+}
+
+fn with_extension(mut paths: Vec<PathBuf>, wanted: &str) -> Vec<PathBuf> {
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == wanted));
+    paths
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    entries.map(|entry| entry.expect("can be listed").path()).collect()
+}
+
+/// When a file was written last.
+fn changed(path: &Path) -> SystemTime {
+    let changed = fs::metadata(path).and_then(|file| file.modified());
+    changed.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
