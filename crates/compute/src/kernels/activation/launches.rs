@@ -57,7 +57,7 @@ impl ActivationLaunch {
 }
 
 /// As activation.cu has them.
-fn number(activation: Activation) -> u32 {
+pub(in crate::kernels) fn number(activation: Activation) -> u32 {
     match activation {
         Activation::Silu => 0,
         Activation::Gelu => 1,

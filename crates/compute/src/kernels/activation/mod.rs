@@ -6,7 +6,7 @@ pub(super) mod cuda;
 #[cfg(test)]
 mod host_twin_tests;
 #[cfg(any(test, feature = "cuda"))]
-mod launches;
+pub(super) mod launches;
 mod portable;
 #[cfg(test)]
 pub(super) mod reference;
