@@ -42,7 +42,7 @@ pub use self::resolve::{ModelFacts, resolve};
 pub use self::streams::StreamArgs;
 pub use self::tls::{ClientCertificates, TlsArgs};
 pub(crate) use self::values::instruction_set;
-use self::values::{count, kv_cache_memory, number_with_unit, seconds};
+use self::values::{count, device, kv_cache_memory, number_with_unit, seconds, share};
 use crate::{
     error::{Error, Result},
     kernels::machine::InstructionSet,
@@ -228,13 +228,15 @@ pub enum LoadFormat {
 }
 
 /// Where to compute.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceKind {
-    /// All cores.
+    /// The first NVIDIA card, else Apple's GPU, else the CPU: whichever there is and the program was built for.
     #[default]
+    Auto,
+    /// All cores.
     Cpu,
-    /// The first NVIDIA GPU; needs a build with the feature `cuda`.
-    Cuda,
+    /// The NVIDIA card with this number, from 0; needs a build with the feature `cuda`.
+    Cuda(usize),
     /// Apple's GPU; needs a build with the feature `metal`.
     Metal,
 }
@@ -257,9 +259,14 @@ pub struct ModelArgs {
     /// Where weights come from.
     #[arg(long, value_enum, default_value = "auto")]
     pub load_format: LoadFormat,
-    /// Where to compute.
-    #[arg(long, value_enum, default_value = "cpu")]
+    /// Where to compute: `cpu`, `cuda` (the first NVIDIA card), `cuda:1`, `metal`, or `auto`: a card where the program
+    /// was built for one that is there, else the CPU.
+    #[arg(long, default_value = "auto", value_parser = device)]
     pub device: DeviceKind,
+    /// On a card: compute a sequence to the same bits whatever else runs with it, as the CPU always does. Prompts take
+    /// longer.
+    #[arg(long)]
+    pub batch_invariant: bool,
     /// Threads to compute with; all cores if left out.
     #[arg(long, value_name = "N", value_parser = count(1, 4096))]
     pub threads: Option<usize>,
@@ -299,8 +306,11 @@ pub struct EngineArgs {
     /// Blocks of the KV cache, each of all layers, on any device.
     #[arg(long, value_name = "BLOCKS", value_parser = count(1, u32::MAX.into()), conflicts_with = "kv_cache_memory_bytes")]
     pub num_gpu_blocks_override: Option<usize>,
+    /// Share of a card's memory that the server may take, all together; on the CPU it has no meaning.
+    #[arg(long, value_name = "SHARE", default_value = "0.9", value_parser = share)]
+    pub gpu_memory_utilization: f64,
     /// Bytes of the KV cache (2G, 512M), cut to what fits; `auto` takes a quarter of what weights and activations leave,
-    /// at most 4G.
+    /// at most 4G, and on a card all of it.
     #[arg(long, alias = "kv-cache-memory", value_name = "BYTES", default_value = "auto", value_parser = kv_cache_memory)]
     pub kv_cache_memory_bytes: KvCacheMemory,
     /// Tokens a step, prefill chunks and decodes together.

@@ -15,6 +15,7 @@ use crate::{
     config::{self, MachineFacts},
     error::Result,
     kernels::{
+        device::{CardFacts, cuda_cards},
         linear::format::WeightFormat,
         machine::{Arithmetic, InstructionSet, Limits, instruction_set, instruction_sets, limits, use_instructions},
         pool::Pool,
@@ -53,6 +54,8 @@ struct Report {
     threads: usize,
     limits: Limits,
     kernels: Vec<(WeightFormat, LinearRates)>,
+    /// NVIDIA's, or why they cannot be used.
+    cards: Result<Vec<CardFacts>>,
 }
 
 impl Report {
@@ -73,7 +76,7 @@ impl Report {
         let kernels = kernels.collect::<Result<_>>()?;
         bar.finish_and_clear();
         let all = available_parallelism().map_or(1, usize::from);
-        Ok(Self { threads: threads.unwrap_or(all), limits, kernels })
+        Ok(Self { threads: threads.unwrap_or(all), limits, kernels, cards: cuda_cards() })
     }
 
     fn to_json(&self) -> Value {
@@ -89,8 +92,21 @@ impl Report {
                 "matmul_share": round(rates.operations_per_second / multiplies(format.arithmetic())),
             })
         });
+        let card = |card: &CardFacts| {
+            let CardFacts { ordinal, name, compute_capability: (major, minor), free_bytes, total_bytes } = card;
+            json!({
+                "device": format!("cuda:{ordinal}"),
+                "name": name,
+                "compute_capability": format!("{major}.{minor}"),
+                "free_memory_bytes": free_bytes,
+                "total_memory_bytes": total_bytes,
+            })
+        };
+        let cards = self.cards.iter().flatten().map(card).collect::<Vec<_>>();
         json!({
             "cpu": cpu_name(),
+            "cuda_cards": cards,
+            "cuda_error": self.cards.as_ref().err().map(|error| &error.message),
             "threads": self.threads,
             "available_memory_bytes": MachineFacts::here().available_memory_bytes,
             "instruction_set": instruction_set(),
@@ -116,6 +132,14 @@ impl Report {
         }
         writeln!(out, "instructions  {} (of {})", instruction_set(), instruction_sets().join(", "))?;
         writeln!(out, "features      {}", features().join(", "))?;
+        match &self.cards {
+            Err(error) => writeln!(out, "cuda          none: {error}")?,
+            Ok(cards) => cards.iter().try_for_each(|card| {
+                let (free, total) = (card.free_bytes as f64 / 1e9, card.total_bytes as f64 / 1e9);
+                let (name, (major, minor)) = (&card.name, card.compute_capability);
+                writeln!(out, "cuda:{:<8} {name}, {major}.{minor}, {free:.1} of {total:.1} GB free", card.ordinal)
+            })?,
+        }
         writeln!(out, "reads         {:.1} GB/s", read / 1e9)?;
         let [float32, bfloat16, bytes] =
             [Arithmetic::Float32, Arithmetic::Bfloat16, Arithmetic::Bytes].map(|kind| multiplies(kind) / 1e12);

@@ -23,6 +23,8 @@ pub enum MemoryBound {
     AddressSpace,
     /// `RLIMIT_DATA`.
     DataSegment,
+    /// `--gpu-memory-utilization` of a card's own memory, which nothing else lives in.
+    Card,
 }
 
 impl fmt::Display for MemoryBound {
@@ -33,6 +35,7 @@ impl fmt::Display for MemoryBound {
             Self::ControlGroup => "left by the limit of the control group",
             Self::AddressSpace => "left by ulimit -v",
             Self::DataSegment => "left by ulimit -d",
+            Self::Card => "of the card's memory, by --gpu-memory-utilization",
         })
     }
 }
@@ -73,6 +76,17 @@ impl MachineFacts {
 }
 
 impl MachineFacts {
+    /// Of a card with `free` of `total` bytes, of which the server may take a `share`: what others have taken counts as the
+    /// server's.
+    #[must_use]
+    pub fn of_card(free: usize, total: usize, share: f64) -> Self {
+        let taken = total.saturating_sub(free);
+        // A float counts bytes exactly up to 2^53, which is more than cards have.
+        let may_take = (total as f64 * share) as usize;
+        let available = may_take.min(total).saturating_sub(taken);
+        Self { available_memory_bytes: Some(available), bound: MemoryBound::Card }
+    }
+
     /// The same, without what was promised to other models and not taken yet: of `promised` bytes, this process holds
     /// `taken`.
     #[must_use]
@@ -253,6 +267,14 @@ mod tests {
         assert_eq!(there.beside(300, 400), there, "taken already: the machine has counted it");
         assert_eq!(there.beside(u64::MAX, 0), facts(0, MemoryBound::Machine));
         assert_eq!(MachineFacts::default().beside(300, 0), MachineFacts::default(), "nobody says");
+    }
+
+    #[test]
+    fn a_card_gives_its_share_less_what_is_taken_already() {
+        assert_eq!(MachineFacts::of_card(1000, 1000, 0.9), facts(900, MemoryBound::Card));
+        assert_eq!(MachineFacts::of_card(700, 1000, 0.9), facts(600, MemoryBound::Card));
+        assert_eq!(MachineFacts::of_card(50, 1000, 0.9), facts(0, MemoryBound::Card), "others have it");
+        assert_eq!(MachineFacts::of_card(1000, 1000, 1.0), facts(1000, MemoryBound::Card));
     }
 
     #[test]

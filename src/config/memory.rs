@@ -109,8 +109,9 @@ impl fmt::Display for Mib {
 /// How many blocks the KV cache gets, and the sum that this makes.
 ///
 /// What `--num-gpu-blocks-override` or `--kv-cache-memory-bytes` asks for is cut down to what fits; `auto` takes a quarter of
-/// what weights and activations leave, at most 4 GiB, no more than `--max-num-seqs` sequences of full length can use, and
-/// where that is there no less than `--max-model-len` needs. An eighth of all memory, at most a gibibyte, stays free.
+/// what weights and activations leave, at most 4 GiB, or on a card all that they leave, no more than `--max-num-seqs`
+/// sequences of full length can use, and where that is there no less than `--max-model-len` needs. An eighth of all memory,
+/// at most a gibibyte, stays free.
 ///
 /// # Errors
 /// `FailedPrecondition` with the sum where the model does not fit, `InvalidArgument` that names the flag where it is too
@@ -152,8 +153,12 @@ pub fn plan_memory(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts
             ("--kv-cache-memory-bytes", (bytes / block_bytes).min(most))
         }
         (None, KvCacheMemory::Auto) => {
-            let share =
-                beside(0).map_or(UNKNOWN_MEMORY_KV_BYTES, |bytes| (bytes / AUTO_KV_SHARE).min(AUTO_KV_CAP_BYTES));
+            let share = match (machine.bound, beside(0)) {
+                // Nothing else lives there: no files, no other programs that nobody has counted.
+                (MemoryBound::Card, _) => beside(plan.room).unwrap_or(0),
+                (_, Some(bytes)) => (bytes / AUTO_KV_SHARE).min(AUTO_KV_CAP_BYTES),
+                (_, None) => UNKNOWN_MEMORY_KV_BYTES,
+            };
             ("--kv-cache-memory-bytes", (share / block_bytes).max(least).min(usable))
         }
     };

@@ -47,7 +47,7 @@ fn defaults_are_those_of_the_configuration() {
     assert_eq!(args.listen, "127.0.0.1:50051");
     assert_eq!(args.drain_timeout, Duration::from_secs(30));
     assert_eq!(args.streams, StreamArgs::default());
-    assert_eq!((args.model.dtype, args.model.device), (Dtype::Auto, DeviceKind::Cpu));
+    assert_eq!((args.model.dtype, args.model.device), (Dtype::Auto, DeviceKind::Auto));
     let big = machine(1 << 40);
     let facts = ModelFacts { max_position_embeddings: 4096, ..MODEL };
     // 64 sequences of 4096 tokens is all that can be used, however much memory there is.
@@ -286,6 +286,12 @@ fn flags_out_of_range_are_usage_errors() {
         "--step-timeout nan",
         "--dtype float16",
         "--device tpu",
+        "--device cuda:",
+        "--device cuda:x",
+        "--device cpu:0",
+        "--gpu-memory-utilization 0",
+        "--gpu-memory-utilization 1.1",
+        "--gpu-memory-utilization nan",
         "--threads 0",
         "a b",
         "--no-such-flag",
@@ -294,6 +300,34 @@ fn flags_out_of_range_are_usage_errors() {
     }
     assert_eq!(parse("--dtype float").unwrap().model.dtype, Dtype::Float32);
     assert_eq!(parse("--stall-timeout 0.25").unwrap().engine.stall_timeout, Duration::from_millis(250));
+}
+
+#[test]
+fn devices_have_names_and_cards_have_numbers() {
+    for (text, device) in [
+        ("auto", DeviceKind::Auto),
+        ("cpu", DeviceKind::Cpu),
+        ("cuda", DeviceKind::Cuda(0)),
+        ("cuda:3", DeviceKind::Cuda(3)),
+        ("metal", DeviceKind::Metal),
+    ] {
+        assert_eq!(parse(&format!("--device {text}")).unwrap().model.device, device, "{text}");
+    }
+}
+
+#[test]
+fn a_cache_on_a_card_takes_all_that_the_rest_leaves() {
+    let card = |line: &str| {
+        let args = parse(line).unwrap().engine;
+        let machine = MachineFacts::of_card(1 << 20, 1 << 20, args.gpu_memory_utilization);
+        resolve(&args, &MODEL, &machine).unwrap().num_blocks
+    };
+    // 1 KiB a block; an eighth of what may be taken stays free.
+    assert_eq!(card("--gpu-memory-utilization 1"), 896);
+    assert_eq!(card("--gpu-memory-utilization 0.5"), 448);
+    assert_eq!(card("--gpu-memory-utilization 1 --kv-cache-memory-bytes 100K"), 100);
+    // No more than its sequences can use.
+    assert_eq!(card("--gpu-memory-utilization 1 --max-model-len 100 --max-num-seqs 2"), 14);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 
-use super::KvCacheMemory;
+use super::{DeviceKind, KvCacheMemory};
 use crate::kernels::machine::InstructionSet;
 
 /// A count within bounds.
@@ -43,6 +43,25 @@ pub(super) fn number_with_unit(text: &str) -> Result<usize, String> {
 /// `auto`, or a number with an optional unit.
 pub(super) fn kv_cache_memory(text: &str) -> Result<KvCacheMemory, String> {
     if text == "auto" { Ok(KvCacheMemory::Auto) } else { number_with_unit(text).map(KvCacheMemory::Bytes) }
+}
+
+/// A device, perhaps with its number.
+pub(super) fn device(text: &str) -> Result<DeviceKind, String> {
+    let number = |text: &str| text.parse().map_err(|_| format!("{text:?} is no number of a card: cuda:0 is the first"));
+    match text.split_once(':') {
+        None if text == "auto" => Ok(DeviceKind::Auto),
+        None if text == "cpu" => Ok(DeviceKind::Cpu),
+        None if text == "cuda" => Ok(DeviceKind::Cuda(0)),
+        None if text == "metal" => Ok(DeviceKind::Metal),
+        Some(("cuda", ordinal)) => number(ordinal).map(DeviceKind::Cuda),
+        _ => Err("must be auto, cpu, cuda, cuda:N or metal".into()),
+    }
+}
+
+/// A share of something, above zero and at most all of it.
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|_| "must be a number")?;
+    if share > 0.0 && share <= 1.0 { Ok(share) } else { Err("must be above 0 and at most 1".into()) }
 }
 
 /// A duration in seconds, above zero, with or without a fraction.

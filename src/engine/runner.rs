@@ -3,6 +3,7 @@
 mod constrained;
 mod copies;
 mod forward;
+mod greedy;
 mod paged;
 mod pools;
 mod states;
@@ -174,6 +175,11 @@ impl Runner {
         output.pooled = self.pools.take_in(plan, |rows| self.model.states(rows))?;
         if sampling.is_empty() {
             self.model.end();
+            return Ok(output);
+        }
+        if let Some(tokens) = self.most_likely(&step, &sampling, &logit_rows)? {
+            self.model.end();
+            greedy::take(&sampling, tokens, &mut output);
             return Ok(output);
         }
         let mut logits = self.model.logits(&step, &logit_rows)?;

@@ -11,6 +11,7 @@ use crate::{
         activation::Gate,
         linear::Inputs,
         paged_attention::{Scoring, paged_attention},
+        rope::HeadNorm,
         spare::give_back,
         store_kv::store_kv,
     },
@@ -145,12 +146,32 @@ impl Attention {
         })
     }
 
+    /// The norms of a query's and of a key's head that go before their turning, none among them; `None` where norms are others.
+    fn norms_by_head(&self) -> Option<Option<[HeadNorm<'_>; 2]>> {
+        match &self.norms {
+            None => Some(None),
+            Some(norms) if !self.norms_whole() && norms.iter().all(|norm| norm.kind() == NormKind::Rms) => {
+                Some(Some(norms.each_ref().map(Norm::of_heads)))
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// Norms and turns queries and keys, and writes keys and values to the tokens' slots; the queries are the result.
+    fn place_and_store(&self, qkv: &Tensor, step: &StepContext<'_>) -> Result<Tensor> {
+        let AttentionOptions { num_heads, num_kv_heads, .. } = self.options;
+        let [q_norm, k_norm] = self.norms.as_ref().map_or([None; 2], |norms| norms.each_ref().map(Some));
+        let q = self.place(&qkv.narrow(1, 0, num_heads)?, q_norm, step)?;
+        let k = self.place(&qkv.narrow(1, num_heads, num_kv_heads)?, k_norm, step)?;
+        let v = qkv.narrow(1, num_heads + num_kv_heads, num_kv_heads)?;
+        let (kv, group) = step.kv_layer(self.layer)?;
+        store_kv(&k, &v, kv, &group.slot_mapping)?;
+        give_back(k);
+        Ok(q)
+    }
+
     /// Norms heads `[tokens, heads, head_dim]` and turns them by their tokens' positions.
     fn place(&self, heads: &Tensor, norm: Option<&Norm>, step: &StepContext<'_>) -> Result<Tensor> {
-        let by_head = |norm: &&Norm| norm.kind() == NormKind::Rms && !self.norms_whole();
-        if let (Some(rope), Some(norm)) = (&self.options.rope, norm.filter(by_head)) {
-            return rope.forward(heads, Some(norm.of_heads()), step.positions);
-        }
         let normed = match norm {
             Some(norm) if self.norms_whole() => {
                 Some(norm.forward(&heads.flatten_from(1)?)?.reshape(heads.shape().clone())?)
@@ -177,22 +198,23 @@ impl Sublayer for Attention {
         let qkv = self.qkv.forward(x, None, step)?;
         let gates = if self.options.gated { num_heads } else { 0 };
         let qkv = qkv.reshape((qkv.dim(0)?, num_heads + 2 * num_kv_heads + gates, head_dim))?;
-        let [q_norm, k_norm] = self.norms.as_ref().map_or([None; 2], |norms| norms.each_ref().map(Some));
-        let q = self.place(&qkv.narrow(1, 0, num_heads)?, q_norm, step)?;
-        let k = self.place(&qkv.narrow(1, num_heads, num_kv_heads)?, k_norm, step)?;
-        let v = qkv.narrow(1, num_heads + num_kv_heads, num_kv_heads)?;
         let (kv, group) = step.kv_layer(self.layer)?;
-        store_kv(&k, &v, kv, &group.slot_mapping)?;
+        let q = match (&self.options.rope, self.norms_by_head()) {
+            (Some(rope), Some(norms)) => {
+                rope.forward_and_store(&qkv, num_heads, norms, step.positions, kv, &group.slot_mapping)?
+            }
+            _ => self.place_and_store(&qkv, step)?,
+        };
         let attended = paged_attention(&q, kv, &group.attention, &self.scoring)?;
         if self.options.gated {
             let gates = qkv.narrow(1, num_heads + 2 * num_kv_heads, num_heads)?.flatten_from(1)?;
             let gated = Tensor::cat(&[gates, attended], 1)?;
-            [q, k, qkv].into_iter().for_each(give_back);
+            [q, qkv].into_iter().for_each(give_back);
             let y = self.output.forward(Inputs::Gated(&gated, Gate::Sigmoid), onto, step);
             give_back(gated);
             return y;
         }
-        [q, k, qkv].into_iter().for_each(give_back);
+        [q, qkv].into_iter().for_each(give_back);
         let y = self.output.forward(Inputs::Rows(&attended), onto, step);
         give_back(attended);
         y

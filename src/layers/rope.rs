@@ -10,7 +10,11 @@ use candle_core::{Device, Tensor};
 pub use crate::kernels::rope::RopeStyle;
 use crate::{
     error::Result,
-    kernels::rope::{HeadNorm, RopeTable, rope},
+    ids::Slot,
+    kernels::{
+        rope::{HeadNorm, RopeTable, rope},
+        store_kv::{KvLayer, QkvHeads, rope_and_store_kv},
+    },
 };
 
 /// How a model was stretched beyond the length it was first trained at.
@@ -196,6 +200,25 @@ impl Rope {
     pub fn forward(&self, x: &Tensor, norm: Option<HeadNorm<'_>>, positions: &[u32]) -> Result<Tensor> {
         let table = self.table(positions)?;
         rope(x, norm, positions, &table, self.config.style)
+    }
+
+    /// Turns the first `queries` heads of `qkv` `[tokens, heads, head_dim]` and the keys behind them, each normed first where
+    /// there are norms, and writes keys and values to `slots`; the queries are the result.
+    ///
+    /// # Errors
+    /// `Internal` where the shapes do not fit, a slot is outside the cache or the device has no memory.
+    pub fn forward_and_store(
+        &self,
+        qkv: &Tensor,
+        queries: usize,
+        norms: Option<[HeadNorm<'_>; 2]>,
+        positions: &[u32],
+        cache: &KvLayer,
+        slots: &[Slot],
+    ) -> Result<Tensor> {
+        let table = self.table(positions)?;
+        let heads = QkvHeads { queries, norms, positions, table: &table, style: self.config.style };
+        rope_and_store_kv(qkv, &heads, cache, slots)
     }
 
     /// A table that has all of `positions`.

@@ -80,6 +80,13 @@ impl Sampler {
         })
     }
 
+    /// Whether the token at `index` is the most likely one, and nothing else of the logits is asked for.
+    #[must_use]
+    pub fn takes_most_likely(&self, index: u32) -> bool {
+        let is_banned = self.bans.iter().any(|&(at, _)| at == index);
+        self.seed.is_none() && self.processors.is_empty() && self.logprobs.is_none() && !is_banned
+    }
+
     /// Takes back the newest tokens, `removed` in the order in which they were chosen, and never chooses the first of
     /// them at its index, `index`, again, unless the sequence goes back further.
     pub fn rewind(&mut self, index: u32, removed: &[TokenId]) {
@@ -203,6 +210,23 @@ mod tests {
         let params = SamplingParams { temperature: 0.0, top_k: 1, top_p: 0.1, min_p: 0.5, ..SamplingParams::default() };
         let token = sampler(&params, 4).sample(&mut [1.0, 5.0, 5.0, 2.0], 0).unwrap();
         assert_eq!(token, SampledToken { id: TokenId(1), logprobs: None });
+    }
+
+    #[test]
+    fn a_greedy_sampler_that_is_asked_for_nothing_else_takes_the_most_likely() {
+        let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+        let mut plain = sampler(&SamplingParams { top_k: 3, top_p: 0.5, min_p: 0.1, ..greedy.clone() }, 4);
+        assert!(plain.takes_most_likely(0));
+        plain.rewind(2, &[TokenId(1)]);
+        assert!(plain.takes_most_likely(1) && !plain.takes_most_likely(2), "what it may not choose again");
+        for params in [
+            seeded(1),
+            SamplingParams { logprobs: Some(0), ..greedy.clone() },
+            SamplingParams { repetition_penalty: 1.2, ..greedy.clone() },
+            SamplingParams { banned_token_ids: vec![TokenId(1)], ..greedy },
+        ] {
+            assert!(!sampler(&params, 4).takes_most_likely(0), "{params:?}");
+        }
     }
 
     #[test]

@@ -5,42 +5,52 @@ use std::{
     time::Duration,
 };
 
+use candle_core::Device;
+
 use super::ServedModel;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    kernels::device,
+};
 
 /// How often is looked whether the last of a model has gone.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// A model's memory, held by whoever runs it and not by this: tells whether anybody does.
 #[derive(Clone)]
-pub struct ModelMemory(Arc<dyn Fn() -> bool + Send + Sync>);
+pub struct ModelMemory {
+    is_held: Arc<dyn Fn() -> bool + Send + Sync>,
+    device: Device,
+}
 
 impl ModelMemory {
     /// Of a model.
     #[must_use]
     pub fn of(model: &ServedModel) -> Self {
         match model {
-            ServedModel::Paged(model) => Self::held(Arc::downgrade(model)),
-            ServedModel::Copied(model) => Self::held(Arc::downgrade(model)),
+            ServedModel::Paged(shared) => Self::held(Arc::downgrade(shared), shared.adaptable().1),
+            ServedModel::Copied(shared) => Self::held(Arc::downgrade(shared), shared.device()),
         }
     }
 
-    fn held<T: ?Sized + Send + Sync + 'static>(model: Weak<T>) -> Self {
-        Self(Arc::new(move || model.strong_count() > 0))
+    fn held<T: ?Sized + Send + Sync + 'static>(model: Weak<T>, device: &Device) -> Self {
+        Self { is_held: Arc::new(move || model.strong_count() > 0), device: device.clone() }
     }
 
     /// Waits until nobody holds it any more, and gives it back.
     ///
     /// # Errors
-    /// `Internal` where that panicked.
+    /// `Internal` where that panicked, `FailedPrecondition` where a card's driver refuses.
     pub async fn given_back(self) -> Result<()> {
         // The engine's thread is the last to let go, and it tells nobody.
-        while (self.0)() {
+        while (self.is_held)() {
             tokio::time::sleep(LOOK).await;
         }
-        drop(self);
-        let given = tokio::task::spawn_blocking(give_back_freed_memory).await;
-        given.map_err(|error| Error::internal(format!("giving memory back panicked: {error}")))
+        let given = tokio::task::spawn_blocking(move || {
+            give_back_freed_memory();
+            device::give_back_memory(&self.device)
+        });
+        given.await.map_err(|error| Error::internal(format!("giving memory back panicked: {error}")))?
     }
 }
 

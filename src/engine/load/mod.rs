@@ -1,6 +1,7 @@
 //! From a path to everything that an engine serves: the model, its tokenizer and chat template, and its defaults.
 
 mod demo;
+mod device;
 mod memory;
 mod start;
 mod vocab;
@@ -28,14 +29,14 @@ use crate::{
         served::ServedConfig,
         shapes::tensor_shapes,
     },
-    config::{DeviceKind, EngineConfig, LoadFormat, LoraArgs, LoraModule, ModelArgs, ModelFacts},
+    config::{EngineConfig, LoadFormat, LoraArgs, LoraModule, ModelArgs, ModelFacts},
     engine::{
         Adapters, ExecutorFactory, ModelImpl, ModelInfo, ModelText,
         runner::{Runner, RunnerConfig},
     },
-    error::{Code, Error, Result},
+    error::{Error, Result},
     ids::TokenId,
-    kernels::{machine::use_instructions, pool::Pool},
+    kernels::{device::make_batch_invariant, machine::use_instructions, pool::Pool},
     params::Pooling,
     text::{ChatTemplate, TOKENIZER_FILES, Tokenizer, TokenizerConfig},
     weights::{
@@ -170,8 +171,22 @@ pub fn load_planned<T>(
     plan: impl FnOnce(&ModelFacts) -> Result<T>,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<(LoadedModel, T)> {
+    load_on(&device::open(args.device)?, args, served_model_name, plan, progress)
+}
+
+/// As [`load_planned`], on this device.
+fn load_on<T>(
+    device: &Device,
+    args: &ModelArgs,
+    served_model_name: Option<&str>,
+    plan: impl FnOnce(&ModelFacts) -> Result<T>,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<(LoadedModel, T)> {
     if let Some(set) = args.instruction_set {
         use_instructions(set)?;
+    }
+    if args.batch_invariant {
+        make_batch_invariant();
     }
     let parts = match args.model.as_deref() {
         None => demo::parts()?,
@@ -192,7 +207,7 @@ pub fn load_planned<T>(
     let report = RefCell::new(progress);
     let packed = |tensors: usize, total: usize| (report.borrow_mut())(LoadProgress::Loading { tensors, total });
     let pool = Pool::new(args.threads.unwrap_or(0))?;
-    let mut loaded = pool.install(|| assemble(parts, args, &packed))?;
+    let mut loaded = pool.install(|| assemble(parts, args, device, &packed))?;
     if let Some(name) = served_model_name {
         name.clone_into(&mut loaded.info.name);
     }
@@ -253,13 +268,17 @@ fn locate(args: &ModelArgs, model: &str, progress: &mut dyn FnMut(LoadProgress))
     })
 }
 
-fn assemble(parts: Parts, options: &ModelArgs, progress: &dyn Fn(usize, usize)) -> Result<LoadedModel> {
+fn assemble(
+    parts: Parts,
+    options: &ModelArgs,
+    device: &Device,
+    progress: &dyn Fn(usize, usize),
+) -> Result<LoadedModel> {
     let Parts { name, path, config, weights, tokenizer, chat_template, generation, pooling } = parts;
     let known = config.common();
     if let Some(tokenizer) = &tokenizer {
         tokenizer.ensure_fits(known.vocab_size)?;
     }
-    let device = &device(options.device)?;
     let (model, size) = load_model(&weights, config, device, options, progress)?;
 
     // Each file may know an end token that the others leave out; whichever comes ends the sequence.
@@ -472,19 +491,4 @@ fn file_name(path: &Path) -> String {
 
 fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(read_small(path, MAX_CONFIG_BYTES)?).map_err(|_| Error::bad_file(path, "file", "is not UTF-8"))
-}
-
-/// The device of that kind.
-fn device(kind: DeviceKind) -> Result<Device> {
-    let missing = |feature: &str, error: candle_core::Error| {
-        let message = format!(
-            "--device {feature} cannot be used ({error}): build with `--features {feature}` on a machine that has one"
-        );
-        Error::new(Code::FailedPrecondition, message)
-    };
-    match kind {
-        DeviceKind::Cpu => Ok(Device::Cpu),
-        DeviceKind::Cuda => Device::new_cuda(0).map_err(|e| missing("cuda", e)),
-        DeviceKind::Metal => Device::new_metal(0).map_err(|e| missing("metal", e)),
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use super::{LoadProgress, load_planned, memory::ModelMemory};
+use super::{LoadProgress, device, load_on, memory::ModelMemory};
 use crate::{
     config::{EngineArgs, LoraArgs, MachineFacts, ModelArgs, ModelFacts, resolve},
     engine::{Engine, drill},
@@ -57,9 +57,9 @@ impl ModelSource {
         Self { model, lora, engine: self.engine.clone(), served_model_name: Some(name.to_owned()), panic_after: None }
     }
 
-    /// Loads the model if it fits into memory, and starts an engine for it. `machine` says what memory there is, before a
-    /// weight is read; it is told whether the model would fit into how much, so that it can make room, for which it may block.
-    /// The model's metrics go on in `telemetry` where that is given.
+    /// Loads the model if it fits into memory, or that of the card that it runs on, and starts an engine for it. `machine` says
+    /// what memory there is, before a weight is read; it is told whether the model would fit into how much, so that it can
+    /// make room, for which it may block. The model's metrics go on in `telemetry` where that is given.
     ///
     /// # Errors
     /// Why the model cannot be loaded, or what the settings ask for that it cannot do; `FailedPrecondition` with the sum
@@ -74,12 +74,16 @@ impl ModelSource {
         let threads = args.threads;
         // Takes seconds to minutes, and others want to be heard meanwhile.
         let loading = tokio::task::spawn_blocking(move || {
+            let device = device::open(args.device)?;
             let plan = |facts: &ModelFacts| {
                 let facts = facts.with_adapters(&lora);
-                let machine = machine(&|machine| resolve(&limits, &facts, machine).is_ok())?;
-                resolve(&limits, &facts, &machine)
+                let resolved = |machine: &MachineFacts| {
+                    let machine = device::memory_for(&device, limits.gpu_memory_utilization, *machine)?;
+                    resolve(&limits, &facts, &machine)
+                };
+                resolved(&machine(&|machine| resolved(machine).is_ok())?)
             };
-            let (mut loaded, config) = load_planned(&args, name.as_deref(), plan, &mut progress)?;
+            let (mut loaded, config) = load_on(&device, &args, name.as_deref(), plan, &mut progress)?;
             loaded.serve_adapters(&lora)?;
             Ok::<_, Error>((loaded, config))
         });

@@ -68,6 +68,11 @@ impl Constraints {
         Ok(())
     }
 
+    /// Whether a sequence has a grammar.
+    pub(super) fn holds(&self, id: SequenceId) -> bool {
+        self.waiting.contains_key(&id)
+    }
+
     /// Forgets a sequence, and gives up what is computed for it.
     pub(super) fn remove(&mut self, id: SequenceId) {
         self.waiting.remove(&id);

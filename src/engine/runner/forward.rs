@@ -8,6 +8,7 @@ use candle_core::Device;
 use crate::{
     engine::executor::StepPlan,
     error::Result,
+    ids::TokenId,
     layers::{context::LinearObserver, lora::AdapterRows},
 };
 
@@ -47,6 +48,15 @@ pub(super) trait Forward: Send {
     /// # Errors
     /// `Internal` where an operation fails.
     fn logits(&self, step: &Step<'_>, rows: &[u32]) -> Result<Vec<f32>>;
+
+    /// The most likely tokens after those tokens of the step, where that takes less than giving their logits does: on a card,
+    /// from which four bytes a row come instead of a vocabulary. A row that no token can be chosen from has none.
+    ///
+    /// # Errors
+    /// `Internal` where an operation fails.
+    fn most_likely(&self, _step: &Step<'_>, _rows: &[u32]) -> Result<Option<Vec<Option<TokenId>>>> {
+        Ok(None)
+    }
 
     /// The hidden states `[rows.len(), hidden]` of tokens of the step.
     ///

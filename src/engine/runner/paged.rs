@@ -13,7 +13,8 @@ use crate::{
     arch::Model,
     engine::executor::StepPlan,
     error::{Error, Result},
-    kernels::spare,
+    ids::TokenId,
+    kernels::{argmax::argmax, spare},
     layers::context::{KvCache, KvGroupStep, LinearObserver, StepContext},
 };
 
@@ -91,6 +92,13 @@ impl Forward for Paged {
 
     fn logits(&self, step: &Step<'_>, rows: &[u32]) -> Result<Vec<f32>> {
         floats(&self.model.logits(self.hidden()?, rows, &self.context(step))?)
+    }
+
+    fn most_likely(&self, step: &Step<'_>, rows: &[u32]) -> Result<Option<Vec<Option<TokenId>>>> {
+        if !self.device().is_cuda() {
+            return Ok(None);
+        }
+        argmax(&self.model.logits(self.hidden()?, rows, &self.context(step))?).map(Some)
     }
 
     fn states(&self, rows: &[u32]) -> Result<Vec<f32>> {

@@ -7,7 +7,10 @@ use candlewick::{
     arch::{Model, ModelLoad, config::ModelConfig, load},
     config::{Dtype, KvCacheDtype},
     ids::{BlockId, Slot, StateSlot, TokenId},
-    kernels::paged_attention::AttentionMetadata,
+    kernels::{
+        device::{make_batch_invariant, open_cuda},
+        paged_attention::AttentionMetadata,
+    },
     layers::{
         context::{KvCache, KvGroupStep, LinearObserver, StepContext},
         state::{StateCache, StepStates},
@@ -58,8 +61,17 @@ pub(super) fn load_model(name: &str, dtype: Dtype) -> Arc<dyn Model> {
     load_weights(&Weights::new(Box::new(source)), &config(name), dtype)
 }
 
+/// Where models run: on the CPU, or on the card whose number `CANDLEWICK_TEST_CARD` says, with products that do not depend on
+/// the batch. A card that is named and cannot be used fails the test.
+fn device() -> Device {
+    let Ok(card) = std::env::var("CANDLEWICK_TEST_CARD") else { return Device::Cpu };
+    let card = card.parse().expect("CANDLEWICK_TEST_CARD is a card's number");
+    make_batch_invariant();
+    open_cuda(card).expect("the card that CANDLEWICK_TEST_CARD says")
+}
+
 pub(super) fn load_weights(weights: &Weights, config: &ModelConfig, dtype: Dtype) -> Arc<dyn Model> {
-    let device = &Device::Cpu;
+    let device = &device();
     load(&ModelLoad {
         weights,
         config,

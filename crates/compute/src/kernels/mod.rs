@@ -8,9 +8,13 @@
 //! views whose rows lie apart (a slice of a fused projection); each row must be contiguous, or it is copied first.
 
 pub mod activation;
+pub mod argmax;
 pub mod causal_conv;
 pub mod combine;
 mod cpu_tensor;
+#[cfg(any(test, feature = "cuda"))]
+pub(crate) mod cuda;
+pub mod device;
 pub mod gated_delta;
 pub mod layer_norm;
 pub mod linear;

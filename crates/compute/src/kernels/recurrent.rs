@@ -65,6 +65,14 @@ impl StateRows<'_> {
     }
 }
 
+/// Rows as the kernels of a card read them: the first token, how many, the state, and whether it begins as zeros.
+#[cfg(any(test, feature = "cuda"))]
+pub(super) fn numbers(rows: &[StateRow]) -> Vec<u32> {
+    let row =
+        |row: &StateRow| [row.tokens.start as u32, row.tokens.len() as u32, row.slot as u32, u32::from(row.begins)];
+    rows.iter().flat_map(row).collect()
+}
+
 /// Zeros for states. On the CPU the operating system provides the memory when it is first written.
 pub(super) fn zeros(shape: &[usize], device: &Device) -> Result<Tensor> {
     let elements = shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));

@@ -1,6 +1,12 @@
 //! The nonlinearities of feed-forward layers, alone or as the gate of another product (Shazeer, 2020, arXiv:2002.05202).
 
 pub(super) mod cpu;
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
+#[cfg(test)]
+mod host_twin_tests;
+#[cfg(any(test, feature = "cuda"))]
+pub(super) mod launches;
 mod portable;
 #[cfg(test)]
 pub(super) mod reference;
@@ -81,6 +87,8 @@ fn gated_at(level: Level, gate_up: &Tensor, gate: Gate) -> Result<Tensor> {
     }
     match gate_up.device() {
         Device::Cpu => Ok(with_contiguous_rows(gate_up)?.apply_op1_no_bwd(&Gated { level, gate })?),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::gated(gate_up, gate, candle_core::DType::F32),
         _ => portable::gated(gate_up, gate),
     }
 }
@@ -91,6 +99,8 @@ fn activated_at(level: Level, x: &Tensor, activation: Activation) -> Result<Tens
     };
     match x.device() {
         Device::Cpu => Ok(with_contiguous_rows(x)?.apply_op1_no_bwd(&Activated { level, activation })?),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::activated(x, activation, candle_core::DType::F32),
         _ => portable::activated(x, activation),
     }
 }

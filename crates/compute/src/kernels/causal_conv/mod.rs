@@ -5,6 +5,12 @@
 //! cut into steps.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod host_twin_tests;
+#[cfg(any(test, feature = "cuda"))]
+mod launches;
 mod portable;
 #[cfg(test)]
 mod reference;
@@ -82,6 +88,10 @@ fn causal_conv_at(
         }
     };
     let rows = rows.checked("causal_conv", tokens, num_slots)?;
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(_) = x.device() {
+        return cuda::causal_conv(x, weight, state, &rows, activation);
+    }
     if !matches!(x.device(), Device::Cpu) {
         return portable::causal_conv(x, weight, state, &rows, activation);
     }

@@ -1,5 +1,11 @@
 //! Sums of weighted rows, in the order given: what a mixture of experts makes of its experts' results.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod host_twin_tests;
+#[cfg(any(test, feature = "cuda"))]
+mod launches;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -41,6 +47,10 @@ fn combine_at(
     }
     if let Some(place) = places.iter().find(|place| **place as usize >= m) {
         return Err(Error::internal(format!("combine: there is no row {place} of {m}")));
+    }
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(_) = rows.device() {
+        return cuda::combine(rows, places, weights, each, onto);
     }
     if !matches!(rows.device(), Device::Cpu) {
         return portable::combine(rows, places, weights, each, onto);

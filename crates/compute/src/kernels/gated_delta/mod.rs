@@ -11,6 +11,12 @@
 //! are four chains of multiply-adds, added as a tree.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod host_twin_tests;
+#[cfg(any(test, feature = "cuda"))]
+mod launches;
 mod portable;
 #[cfg(test)]
 mod reference;
@@ -165,6 +171,10 @@ fn gated_delta_at(
         }
     };
     let rows = rows.checked("gated_delta", tokens, state.matrices.dims()[0])?;
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(_) = qkv.device() {
+        return cuda::gated_delta(qkv, gating, gates, state, &rows);
+    }
     if !matches!(qkv.device(), Device::Cpu) {
         return portable::gated_delta(qkv, gating, gates, state, &rows);
     }

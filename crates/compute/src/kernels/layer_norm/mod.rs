@@ -1,6 +1,12 @@
 //! Layer normalization (Ba, Kiros and Hinton, 2016, arXiv:1607.06450): `y = (x - mean) / sqrt(var + eps) * w + b`.
 
 pub(super) mod cpu;
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
+#[cfg(test)]
+mod host_twin_tests;
+#[cfg(any(test, feature = "cuda"))]
+mod launches;
 mod portable;
 #[cfg(test)]
 mod reference;
@@ -29,6 +35,10 @@ fn layer_norm_at(level: Level, x: &Tensor, weight: &Tensor, bias: Option<&Tensor
     if !fits(weight) || !bias.is_none_or(fits) {
         let (x, w, b) = (x.dims(), weight.dims(), bias.map(Tensor::dims));
         return Err(Error::internal(format!("layer_norm: x has shape {x:?}, the weight {w:?}, the bias {b:?}")));
+    }
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(_) = x.device() {
+        return cuda::layer_norm(x, weight, bias, eps, candle_core::DType::F32);
     }
     if !matches!(x.device(), Device::Cpu) {
         return portable::layer_norm(x, weight, bias, eps);

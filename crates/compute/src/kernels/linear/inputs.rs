@@ -3,6 +3,8 @@
 
 use std::cell::RefCell;
 
+#[cfg(feature = "cuda")]
+use candle_core::DType;
 use candle_core::Tensor;
 
 use crate::{
@@ -91,6 +93,21 @@ impl<'a> Inputs<'a> {
             Self::LayerNormed { x, weight, bias, eps } => layer_norm::layer_norm(x, weight, bias, eps),
             Self::Gated(x, gate) => activation::gated(x, gate),
             Self::Activated(x, activation) => activation::activated(x, activation),
+        }
+    }
+
+    /// As a tensor of its own on a card, in the type that it is multiplied in.
+    ///
+    /// # Errors
+    /// `Internal` where the shapes do not fit.
+    #[cfg(feature = "cuda")]
+    pub(super) fn on_card(&self, dtype: DType) -> Result<Tensor> {
+        match *self {
+            Self::Rows(x) => super::cuda::rounded(x, dtype),
+            Self::Normed { x, weight, eps } => rms_norm::cuda::rms_norm(x, weight, eps, dtype),
+            Self::LayerNormed { x, weight, bias, eps } => layer_norm::cuda::layer_norm(x, weight, bias, eps, dtype),
+            Self::Gated(x, gate) => activation::cuda::gated(x, gate, dtype),
+            Self::Activated(x, activation) => activation::cuda::activated(x, activation, dtype),
         }
     }
 

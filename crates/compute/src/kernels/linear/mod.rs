@@ -5,12 +5,19 @@
 //! they are, with inputs that are rounded to integers ([`integer`]), which has no order but between blocks. Either way a row
 //! has the same bits in every batch, on every instruction set. Weights are unpacked in registers or in the first-level
 //! cache, never as a whole.
+//!
+//! Other devices multiply plain numbers in the weight's type, summed in float32, and blocks as candle's own kernels do
+//! ([`portable`]); what is computed on the way here is then an operation of its own.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod arithmetic;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod format;
 mod gather;
+#[cfg(test)]
+mod host_twin_tests;
 mod inputs;
 mod integer;
 mod outputs;
@@ -42,6 +49,8 @@ use format::WeightFormat;
 use inputs::Source;
 use outputs::{Added, Outputs};
 use packed::{PANEL_GROUP, Packed};
+#[cfg(feature = "cuda")]
+use portable::DeviceWeight;
 use weight::Storage;
 
 /// Multiply-adds that pay for waking another thread.
@@ -101,7 +110,11 @@ fn linear_at(level: Level, x: Inputs<'_>, weight: &PackedWeight, extras: Extras<
     }
     let weight = match &weight.storage {
         Storage::Cpu(weight) => weight,
-        Storage::Dense(weight) => return portable::linear(&x.tensor()?, weight, bias, onto),
+        #[cfg(feature = "cuda")]
+        Storage::Device(DeviceWeight::Dense(weight)) if weight.device().is_cuda() => {
+            return cuda::linear(x, weight, bias, onto);
+        }
+        Storage::Device(weight) => return weight.linear(&x.tensor()?, bias, onto),
     };
     // Nothing is lost of an input of a float32 weight.
     let terms = if weight.format == WeightFormat::F32 { Terms::One } else { terms };

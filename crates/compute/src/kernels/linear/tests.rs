@@ -281,15 +281,36 @@ fn the_portable_form_agrees() {
         let inputs = odd_inputs(format);
         let raw = weight(&mut rng, format, 37, inputs);
         let packed = pack(&raw);
-        let dense = weight::dense_for_tests(&raw);
-        let (x, bias) = (random(&mut rng, &[5, inputs]), random(&mut rng, &[37]));
-        let want = linear(Inputs::Rows(&x), &packed, with_bias(&bias)).unwrap();
-        // Ours are products of bfloat16 or bytes, the portable ones float32 or the weight's own.
+        let on_device = weight::on_device_for_tests(&[&raw]);
+        let (x, bias, onto) = (random(&mut rng, &[5, inputs]), random(&mut rng, &[37]), random(&mut rng, &[5, 37]));
+        let extras = Extras { bias: Some(&bias), onto: Some(&onto), ..Extras::default() };
+        let want = linear(Inputs::Rows(&x), &packed, extras).unwrap();
+        // Ours are products of bfloat16 or bytes, the portable ones float32, the weight's own or of other bytes.
         let tolerance = if format == WeightFormat::F32 { 1e-5 } else { 2e-2 };
-        assert_tensors_close(&portable::linear(&x, &dense, Some(&bias), None).unwrap(), &want, tolerance);
+        assert_tensors_close(&on_device.linear(&x, Some(&bias), Some(&onto)).unwrap(), &want, tolerance);
         let ids = [TokenId(36), TokenId(0), TokenId(36)];
-        let rows = portable::gather_rows(&dense, &ids).unwrap();
+        let rows = on_device.gather_rows(&ids).unwrap();
         assert_same_weights(format, &values(&packed.gather_rows(&ids).unwrap()), &values(&rows), inputs);
+        assert_eq!(on_device.bytes(), raw.bytes.len(), "it takes what the file takes");
+    }
+}
+
+#[test]
+fn the_portable_form_stacks_parts_and_takes_blocks_of_any_alignment() {
+    let mut rng = rng(7);
+    for format in FORMATS {
+        let inputs = odd_inputs(format);
+        let (first, second) = (weight(&mut rng, format, 3, inputs), weight(&mut rng, format, 5, inputs));
+        // One byte past where an allocation begins.
+        let shifted: Vec<u8> = [&[0], first.bytes.as_ref()].concat();
+        let first = RawTensor { bytes: shifted[1..].into(), ..first };
+        let ids = [TokenId(7), TokenId(2), TokenId(3)];
+        let stacked = weight::on_device_for_tests(&[&first, &second]).gather_rows(&ids).unwrap();
+        let (alone, other) = (weight::on_device_for_tests(&[&first]), weight::on_device_for_tests(&[&second]));
+        assert_eq!(bits(&stacked.narrow(0, 1, 1).unwrap()), bits(&alone.gather_rows(&[TokenId(2)]).unwrap()));
+        let others = other.gather_rows(&[TokenId(4), TokenId(0)]).unwrap();
+        assert_eq!(bits(&stacked.narrow(0, 0, 1).unwrap()), bits(&others.narrow(0, 0, 1).unwrap()), "{format}");
+        assert_eq!(bits(&stacked.narrow(0, 2, 1).unwrap()), bits(&others.narrow(0, 1, 1).unwrap()), "{format}");
     }
 }
 

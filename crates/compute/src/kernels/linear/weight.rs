@@ -2,11 +2,13 @@
 
 use candle_core::{Device, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::{
     format::{RawTensor, WeightFormat},
     gather,
     packed::Packed,
-    portable,
+    portable::DeviceWeight,
     rows::{Matrix, refused},
 };
 use crate::{
@@ -16,8 +18,7 @@ use crate::{
 
 /// The weight of a Linear, or an embedding: `[out_features, in_features]`.
 ///
-/// On the CPU it lies in panels of sixteen outputs in its own format. Other devices hold a dense tensor, quantized
-/// formats widened to float32.
+/// On the CPU it lies in panels of sixteen outputs, on other devices as it lies in files; either way in its own format.
 pub struct PackedWeight {
     format: WeightFormat,
     out_features: usize,
@@ -27,7 +28,7 @@ pub struct PackedWeight {
 
 pub(super) enum Storage {
     Cpu(Packed),
-    Dense(Tensor),
+    Device(DeviceWeight),
 }
 
 impl PackedWeight {
@@ -60,7 +61,7 @@ impl PackedWeight {
         let storage = if matches!(device, Device::Cpu) {
             Storage::Cpu(Packed::new(&rows, in_features, format)?)
         } else {
-            Storage::Dense(portable::dense(&rows, in_features, format, device)?)
+            Storage::Device(DeviceWeight::new(parts, (out_features, in_features), format, device)?)
         };
         Ok(Self { format, out_features, in_features, storage })
     }
@@ -88,7 +89,7 @@ impl PackedWeight {
     pub fn bytes(&self) -> usize {
         match &self.storage {
             Storage::Cpu(packed) => packed.bytes(),
-            Storage::Dense(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+            Storage::Device(weight) => weight.bytes(),
         }
     }
 
@@ -114,15 +115,17 @@ impl PackedWeight {
                 let rows = gather::gather_rows(packed, ids);
                 Ok(Tensor::from_vec(rows, (ids.len(), self.in_features), &Device::Cpu)?)
             }
-            Storage::Dense(tensor) => portable::gather_rows(tensor, ids),
+            #[cfg(feature = "cuda")]
+            Storage::Device(DeviceWeight::Dense(weight)) if weight.device().is_cuda() => cuda::gather_rows(weight, ids),
+            Storage::Device(weight) => weight.gather_rows(ids),
         }
     }
 }
 
 /// What another device would hold, on this one.
 #[cfg(test)]
-pub(super) fn dense_for_tests(raw: &RawTensor<'_>) -> Tensor {
-    let matrix = Matrix::new(raw, raw.format.kept()).expect("a matrix");
-    let rows: Vec<_> = (0..matrix.out_features).map(|row| matrix.row(row)).collect();
-    portable::dense(&rows, matrix.in_features, raw.format.kept(), &Device::Cpu).expect("room")
+pub(super) fn on_device_for_tests(parts: &[&RawTensor<'_>]) -> DeviceWeight {
+    let matrix = Matrix::new(parts[0], parts[0].format.kept()).expect("a matrix");
+    let outputs = parts.iter().map(|part| part.shape[0]).sum();
+    DeviceWeight::new(parts, (outputs, matrix.in_features), parts[0].format.kept(), &Device::Cpu).expect("room")
 }

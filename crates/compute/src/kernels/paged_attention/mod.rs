@@ -13,8 +13,14 @@
 //! infinity or NaN among them is kept from it.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod head_cache;
+#[cfg(test)]
+mod host_twin_tests;
 mod in_place;
+#[cfg(any(test, feature = "cuda"))]
+mod launches;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod matrix;
 mod portable;
@@ -162,6 +168,10 @@ fn paged_attention_at(
         return Err(Error::internal(format!("paged_attention: {} sinks for {heads} heads", sinks.len())));
     }
     let rows = meta.rows(n, &config, scoring.window)?;
+    #[cfg(feature = "cuda")]
+    if matches!(q.device(), Device::Cuda(_)) && head_dim <= cuda::MOST_HEAD_DIM {
+        return cuda::paged_attention(q, cache, meta, &rows, scoring);
+    }
     if !matches!(q.device(), Device::Cpu) {
         return portable::paged_attention(q, cache, &rows, scoring);
     }

@@ -13,25 +13,25 @@ use crate::{
 };
 
 /// Sequences in a cache, whatever part of them a step computes.
-struct Sequences {
-    scoring: Scoring,
-    cache: KvLayer,
+pub(super) struct Sequences {
+    pub(super) scoring: Scoring,
+    pub(super) cache: KvLayer,
     /// `[len, heads, head_dim]` and `[len, kv_heads, head_dim]`, as rounded by the cache.
     all: Vec<[Tensor; 3]>,
     tables: Vec<Vec<BlockId>>,
 }
 
-struct Shape {
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    block_size: usize,
-    dtype: DType,
+pub(super) struct Shape {
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+    pub(super) block_size: usize,
+    pub(super) dtype: DType,
 }
 
 impl Sequences {
     /// Their blocks lie scattered over a cache whose unwritten slots are NaN.
-    fn new(rng: &mut StdRng, shape: &Shape, lens: &[usize], window: usize) -> Self {
+    pub(super) fn new(rng: &mut StdRng, shape: &Shape, lens: &[usize], window: usize) -> Self {
         let &Shape { heads, kv_heads, head_dim, block_size, dtype } = shape;
         let needed: Vec<usize> = lens.iter().map(|len| len.div_ceil(block_size)).collect();
         let num_blocks = needed.iter().sum::<usize>() + 3;
@@ -61,7 +61,7 @@ impl Sequences {
     }
 
     /// Queries and metadata of a step that computes these positions of these sequences.
-    fn step(&self, rows: &[(usize, std::ops::Range<usize>)]) -> (Tensor, AttentionMetadata) {
+    pub(super) fn step(&self, rows: &[(usize, std::ops::Range<usize>)]) -> (Tensor, AttentionMetadata) {
         let block_size = self.cache.config().block_size;
         let mut meta = AttentionMetadata { block_size, cu_seqlens: vec![0], cu_blocks: vec![0], ..Default::default() };
         let mut queries = Vec::new();
@@ -93,7 +93,7 @@ impl Sequences {
     }
 
     /// A whole sequence.
-    fn reference(&self, sequence: usize) -> Vec<f64> {
+    pub(super) fn reference(&self, sequence: usize) -> Vec<f64> {
         let [q, k, v] = &self.all[sequence];
         let (len, heads, head_dim) = q.dims3().unwrap();
         let group = heads / k.dims()[1];
@@ -109,12 +109,24 @@ impl Sequences {
         out
     }
 
-    fn len(&self, sequence: usize) -> usize {
+    /// Gives the first blocks of a sequence's table back; they are returned.
+    pub(super) fn forget(&mut self, sequence: usize, blocks: usize) -> Vec<BlockId> {
+        let gone = self.tables[sequence][..blocks].to_vec();
+        self.tables[sequence][..blocks].fill(BlockId::NULL);
+        gone
+    }
+
+    /// Puts them back.
+    pub(super) fn remember(&mut self, sequence: usize, blocks: Vec<BlockId>) {
+        self.tables[sequence][..blocks.len()].copy_from_slice(&blocks);
+    }
+
+    pub(super) fn len(&self, sequence: usize) -> usize {
         self.all[sequence][0].dims()[0]
     }
 }
 
-const SHAPES: [Shape; 12] = [
+pub(super) const SHAPES: [Shape; 12] = [
     Shape { heads: 4, kv_heads: 2, head_dim: 64, block_size: 16, dtype: DType::F32 },
     Shape { heads: 1, kv_heads: 1, head_dim: 8, block_size: 1, dtype: DType::F32 },
     Shape { heads: 6, kv_heads: 2, head_dim: 80, block_size: 5, dtype: DType::BF16 },

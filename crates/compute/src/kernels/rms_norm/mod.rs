@@ -1,6 +1,12 @@
 //! Root-mean-square normalization (Zhang and Sennrich, 2019, arXiv:1910.07467): `y = x / sqrt(mean(x²) + eps) * w`.
 
 pub(super) mod cpu;
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
+#[cfg(test)]
+mod host_twin_tests;
+#[cfg(any(test, feature = "cuda"))]
+pub(super) mod launches;
 mod portable;
 #[cfg(test)]
 mod reference;
@@ -26,6 +32,10 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 
 fn rms_norm_at(level: Level, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     check(x, weight)?;
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(_) = x.device() {
+        return cuda::rms_norm(x, weight, eps, candle_core::DType::F32);
+    }
     if !matches!(x.device(), Device::Cpu) {
         return portable::rms_norm(x, weight, eps);
     }

@@ -2,6 +2,12 @@
 //! that grows with the position.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod host_twin_tests;
+#[cfg(any(test, feature = "cuda"))]
+pub(super) mod launches;
 mod portable;
 #[cfg(test)]
 mod reference;
@@ -32,7 +38,7 @@ pub enum RopeStyle {
 #[derive(Clone, Debug)]
 pub struct RopeTable {
     /// `[max_positions, 2, pairs]` float32: a position's cosines, then its sines.
-    table: Tensor,
+    pub(super) table: Tensor,
 }
 
 impl RopeTable {
@@ -126,6 +132,10 @@ fn rope_at(
     let max = table.max_positions();
     if let Some(position) = positions.iter().find(|&&position| position as usize >= max) {
         return Err(Error::internal(format!("rope: position {position} is past the {max} of the table")));
+    }
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(_) = x.device() {
+        return cuda::rope(x, norm, positions, table, style);
     }
     if !matches!(x.device(), Device::Cpu) {
         let normed = norm.map(|norm| rms_norm(x, norm.weight, norm.eps)).transpose()?;

@@ -6,14 +6,24 @@
 //! values are vectors of outputs. A head's part of a block is contiguous in both.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub(super) mod element;
+#[cfg(test)]
+mod host_twin_tests;
+#[cfg(any(test, feature = "cuda"))]
+mod launches;
 mod portable;
 #[cfg(test)]
 mod tests;
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, bail};
 
-use super::cpu_tensor::try_zeroed;
+use super::{
+    cpu_tensor::try_zeroed,
+    rope::{HeadNorm, RopeStyle, RopeTable, rope},
+    spare::give_back,
+};
 use crate::{
     error::{Code, Error, Result},
     ids::{BlockId, Slot},
@@ -127,12 +137,84 @@ pub fn store_kv(keys: &Tensor, values: &Tensor, cache: &KvLayer, slots: &[Slot])
             return Err(Error::internal(format!("store_kv: {name} have shape {:?}, must have {want:?}", x.dims())));
         }
     }
-    if let Some(slot) = slots.iter().find(|slot| slot.index() >= config.slots()) {
-        return Err(Error::internal(format!("store_kv: slot {slot} is past the {} of the cache", config.slots())));
-    }
+    check_slots(slots, &config)?;
     match cache.keys.device() {
         Device::Cpu => cpu::store(keys, values, cache, slots),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::store(keys, values, cache, slots),
         _ => portable::store(keys, values, cache, slots),
+    }
+}
+
+/// What a token's row of a fused projection holds, and what becomes of it before it is used.
+#[derive(Clone, Copy)]
+pub struct QkvHeads<'a> {
+    /// Heads of queries, which come first; then those of keys and of values, as many as the cache has.
+    pub queries: usize,
+    /// The RMS norms of a query and of a key, before they are turned.
+    pub norms: Option<[HeadNorm<'a>; 2]>,
+    /// Where the tokens stand: one position a row.
+    pub positions: &'a [u32],
+    /// By how much a position turns.
+    pub table: &'a RopeTable,
+    /// Which dimensions make a pair.
+    pub style: RopeStyle,
+}
+
+/// [Turns](mod@super::rope) the queries and keys of a fused projection, float32 `[n, heads, head_dim]`, writes keys and values to
+/// `slots`, and gives the queries, `[n, queries, head_dim]`. Heads behind the values are left alone.
+///
+/// # Errors
+/// `Internal` where the shapes do not fit, a position is past the table or a slot is outside the cache; nothing is written
+/// then.
+pub fn rope_and_store_kv(qkv: &Tensor, heads: &QkvHeads<'_>, cache: &KvLayer, slots: &[Slot]) -> Result<Tensor> {
+    let KvCacheConfig { kv_heads, head_dim, .. } = cache.config;
+    let fits =
+        matches!(*qkv.dims(), [n, all, d] if n == slots.len() && all >= heads.queries + 2 * kv_heads && d == head_dim);
+    if !fits {
+        let (dims, queries, n) = (qkv.dims(), heads.queries, slots.len());
+        let why =
+            format!("{dims:?} for {n} slots, {queries} heads of queries and {kv_heads} of {head_dim} in the cache");
+        return Err(Error::internal(format!("rope_and_store_kv: {why}")));
+    }
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(_) = cache.keys.device() {
+        check_slots(slots, &cache.config)?;
+        heads.check(head_dim, slots.len())?;
+        return cuda::rope_and_store(qkv, heads, cache, slots);
+    }
+    let [query_norm, key_norm] = heads.norms.map_or([None; 2], |norms| norms.map(Some));
+    let &QkvHeads { queries, positions, table, style, .. } = heads;
+    let q = rope(&qkv.narrow(1, 0, queries)?, query_norm, positions, table, style)?;
+    let k = rope(&qkv.narrow(1, queries, kv_heads)?, key_norm, positions, table, style)?;
+    store_kv(&k, &qkv.narrow(1, queries + kv_heads, kv_heads)?, cache, slots)?;
+    give_back(k);
+    Ok(q)
+}
+
+#[cfg(feature = "cuda")]
+impl QkvHeads<'_> {
+    /// What [`rope`] would refuse.
+    fn check(&self, head_dim: usize, tokens: usize) -> Result<()> {
+        let max = self.table.max_positions();
+        let past = self.positions.iter().any(|&position| position as usize >= max);
+        let narrow = self.norms.is_some_and(|norms| norms.iter().any(|norm| norm.weight.dims() != [head_dim]));
+        if self.positions.len() != tokens || 2 * self.table.pairs() > head_dim || past || narrow {
+            let (positions, pairs) = (self.positions.len(), self.table.pairs());
+            let why =
+                format!("{positions} positions below {max}, {pairs} pairs and norms for {tokens} heads of {head_dim}");
+            return Err(Error::internal(format!("rope_and_store_kv: {why}")));
+        }
+        Ok(())
+    }
+}
+
+fn check_slots(slots: &[Slot], config: &KvCacheConfig) -> Result<()> {
+    match slots.iter().find(|slot| slot.index() >= config.slots()) {
+        None => Ok(()),
+        Some(slot) => {
+            Err(Error::internal(format!("store_kv: slot {slot} is past the {} of the cache", config.slots())))
+        }
     }
 }
 
@@ -147,6 +229,8 @@ pub fn copy_blocks(cache: &KvLayer, copies: &[(BlockId, BlockId)]) -> Result<()>
     }
     match cache.keys.device() {
         Device::Cpu => cpu::copy_blocks(cache, copies),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::copy_blocks(cache, copies),
         _ => portable::copy_blocks(cache, copies),
     }
 }
