@@ -11,7 +11,7 @@ use crate::{
 
 /// Architectures whose query and key rows GGUF's converter interleaves: a head's row `i` of its first half is followed
 /// by row `i` of its second, so that rotary pairs are neighbours. Hugging Face keeps the halves apart.
-const INTERLEAVED: [&str; 3] = ["llama", "mistral3", "granite"];
+const INTERLEAVED: [&str; 4] = ["llama", "mistral3", "granite", "smollm3"];
 
 /// The tensors of a GGUF file, as [`TensorSource`] gives them. A name that the table of [`names`] does not have stays
 /// as it is.
