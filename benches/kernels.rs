@@ -12,7 +12,7 @@ use candlewick::{
     kernels::{
         activation::{Activation, Gate, gated},
         causal_conv::{ConvState, causal_conv},
-        gated_delta::{DeltaGates, DeltaHeads, DeltaState, gated_delta},
+        gated_delta::{DeltaGates, DeltaHeads, DeltaState, Sharing, gated_delta},
         linear::{Extras, Inputs, PackedWeight, format::WeightFormat, linear},
         machine::{self, Arithmetic, Limits},
         paged_attention::{AttentionMetadata, Scoring, paged_attention},
@@ -168,7 +168,8 @@ fn attention(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
 
 /// Layers of Qwen3.5-9B that keep a state.
 fn recurrent(report: &mut Report, rng: &mut StdRng) -> Result<(), Error> {
-    const HEADS: DeltaHeads = DeltaHeads { key_heads: 16, value_heads: 32, key_dim: 128, value_dim: 128 };
+    const HEADS: DeltaHeads =
+        DeltaHeads { key_heads: 16, value_heads: 32, key_dim: 128, value_dim: 128, sharing: Sharing::Neighbours };
     const TAPS: usize = 4;
     for (rows, tokens) in [(1, 1), (16, 1), (1, 128), (1, 512)] {
         let names = ["gated_delta", "causal_conv"].map(|kernel| format!("{kernel} {rows}×{tokens}"));

@@ -26,7 +26,8 @@ impl ModelConfig {
             wrong(gguf, general, format!("is {prefix}; supported are {known}"))
         })?;
         let keys = Keys { gguf, prefix };
-        let moe = keys.moe()?;
+        let num_hidden_layers = keys.hidden_layers()?;
+        let moe = keys.moe(num_hidden_layers)?;
         // Mixtral's files go by Llama's name.
         let row = match moe {
             Some(_) if row.name == "LlamaForCausalLM" => super::find(gguf.path(), "MixtralForCausalLM")?,
@@ -61,8 +62,10 @@ impl ModelConfig {
         let (rms, layer) = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon");
         let share = |key: &str| keys.number(key, |x| x > 0.0 && x < 1.0, "between 0 and 1");
         let norm_eps = share(rms)?.or(share(layer)?).ok_or_else(|| keys.missing(rms))?;
-        let num_hidden_layers = keys.required_size("block_count", limits::LAYERS)?;
-        let has = |names: [&str; 2]| Some(names.iter().any(|name| gguf.tensor(&format!("blk.0.{name}")).is_some()));
+        let has = |names: [&str; 2]| {
+            let in_layer = |layer| names.iter().any(|name| gguf.tensor(&format!("blk.{layer}.{name}")).is_some());
+            Some((0..num_hidden_layers).any(in_layer))
+        };
         let rope = keys.rope(head_dim, row.rope_style)?;
         let token = |key: &str| Ok(gguf.token_id(key)?.filter(|id| id.index() < vocab_size));
         let ends = ["eos", "eot", "eom"].map(|end| token(&format!("tokenizer.ggml.{end}_token_id")));
@@ -73,7 +76,14 @@ impl ModelConfig {
             architecture: row.name.to_owned(),
             model_type: prefix.to_owned(),
             hidden_size,
-            intermediate_size: keys.required_size("feed_forward_length", limits::INTERMEDIATE)?,
+            intermediate_size: match keys.size("feed_forward_length", limits::INTERMEDIATE)? {
+                Some(size) => size,
+                // All layers have experts, whose width it is.
+                None => moe
+                    .as_ref()
+                    .and_then(|moe| moe.intermediate_size)
+                    .ok_or_else(|| keys.missing("feed_forward_length"))?,
+            },
             num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
@@ -91,7 +101,10 @@ impl ModelConfig {
             sliding_window: SlidingWindow { size: window, ..SlidingWindow::default() },
             moe,
             latent: None,
-            linear_attention: None,
+            linear_attention: match row.prefixes_are_shared {
+                true => None,
+                false => Some(keys.linear_attention(num_hidden_layers)?),
+            },
             multipliers: keys.multipliers(family, num_hidden_layers, hidden_size / num_attention_heads)?,
             parallel_residual: gguf.bool(&keys.key("use_parallel_residual"))?,
             conventions: Conventions::Gguf,
@@ -111,6 +124,15 @@ impl Keys<'_> {
     /// `general.architecture`.
     pub(super) fn prefix(&self) -> &str {
         self.prefix
+    }
+
+    /// Decoder layers. Those that guess further tokens are counted behind them.
+    fn hidden_layers(&self) -> Result<usize> {
+        let all = self.required_size("block_count", limits::LAYERS)?;
+        let name = "nextn_predict_layers";
+        let guessing = self.size(name, 0..=*limits::LAYERS.end())?.unwrap_or(0);
+        let layers = all.checked_sub(guessing).filter(|&layers| layers > 0);
+        layers.ok_or_else(|| self.wrong(name, format!("is {guessing}, but there are {all} blocks")))
     }
 
     pub(super) fn key(&self, name: &str) -> String {

@@ -59,20 +59,21 @@ impl Family {
 }
 
 impl Keys<'_> {
-    /// Experts, where the file has such.
-    pub(super) fn moe(&self) -> Result<Option<MoeConfig>> {
+    /// Experts of a model of so many layers, where the file has such.
+    pub(super) fn moe(&self, num_layers: usize) -> Result<Option<MoeConfig>> {
         let Some(num_experts) = self.size("expert_count", 0..=4096)?.filter(|&count| count > 0) else {
             return Ok(None);
         };
+        let dense = |layer: &usize| self.gguf.tensor(&format!("blk.{layer}.ffn_gate_inp.weight")).is_none();
         Ok(Some(MoeConfig {
             num_experts,
             experts_per_token: self.required_size("expert_used_count", 1..=num_experts)?,
             intermediate_size: self.size("expert_feed_forward_length", limits::INTERMEDIATE)?,
             renormalize: self.gguf.bool(&self.key("expert_weights_norm"))?,
-            dense_layers: Vec::new(),
+            dense_layers: (0..num_layers).filter(dense).collect(),
             sparse_step: 1,
             shared_experts: 0,
-            weighed_expert_size: None,
+            weighed_expert_size: self.size("expert_shared_feed_forward_length", limits::INTERMEDIATE)?,
             groups: (1, 1),
             routed_scale: None,
         }))

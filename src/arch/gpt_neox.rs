@@ -39,13 +39,16 @@ pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
     };
     let options =
         AttentionOptions { qkv, qkv_bias: bias, output: "dense", output_bias: bias, ..load.plain_attention() };
+    let attention = load.loader.under("attention");
+    let attention = match config.conventions {
+        Conventions::HuggingFace => attention,
+        // The converter put the heads into another order than adapters have them in.
+        Conventions::Gguf => attention.without_adapters(),
+    };
     let norm = |name: &str| load.norm(name, NormOptions::layer(config.norm_eps));
     let names = ["dense_h_to_4h", "dense_4h_to_h"];
     let branches = [
-        Branch::behind(
-            norm("input_layernorm")?,
-            Attention::load(&load.loader.under("attention"), load.layer, options)?,
-        ),
+        Branch::behind(norm("input_layernorm")?, Attention::load(&attention, load.layer, options)?),
         Branch::behind(
             norm("post_attention_layernorm")?,
             PlainMlp::load(&load.loader.under("mlp"), names, mlp_sizes(config, true), config.activation)?,

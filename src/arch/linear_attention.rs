@@ -1,14 +1,18 @@
 //! What a config.json says of layers that keep a state of a sequence rather than the keys and values of its tokens.
+//! [`gguf_linear_attention`](super::gguf_linear_attention) reads the same from a GGUF file.
 
 use crate::{
     arch::{config::limits, fields::Fields},
     error::Result,
-    kernels::{causal_conv::TAPS, gated_delta::DeltaHeads},
+    kernels::{
+        causal_conv::TAPS,
+        gated_delta::{DeltaHeads, Sharing},
+    },
     layers::{gated_delta_net::DeltaNetSizes, state::StateShape},
 };
 
 /// `full_attention_interval` where the file has neither it nor `layer_types`: the classes' default.
-const INTERVAL: usize = 4;
+pub(super) const INTERVAL: usize = 4;
 /// The number that the others come with.
 pub(super) const FIELD: &str = "linear_num_value_heads";
 
@@ -33,6 +37,7 @@ impl LinearAttention {
             value_heads,
             key_dim: fields.required_size("linear_key_head_dim", limits::HEAD_PART)?,
             value_dim: fields.required_size("linear_value_head_dim", limits::HEAD_PART)?,
+            sharing: Sharing::Neighbours,
         };
         if !value_heads.is_multiple_of(heads.key_heads) {
             let why = format!("is {}, must divide the {value_heads} value heads", heads.key_heads);

@@ -40,6 +40,7 @@ pub mod gemma3;
 pub mod generation_config;
 pub mod gguf_config;
 mod gguf_family;
+mod gguf_linear_attention;
 mod gguf_rope;
 pub mod glm4;
 pub mod gpt2;
@@ -141,11 +142,11 @@ pub const ARCHITECTURES: &[Architecture] = &[
         block: qwen3_moe::block,
         ..USUAL
     },
-    Architecture { name: "Qwen3_5ForCausalLM", ..QWEN3_5 },
+    Architecture { name: "Qwen3_5ForCausalLM", gguf: Some("qwen35"), ..QWEN3_5 },
     Architecture { name: "Qwen3_5ForConditionalGeneration", outline: qwen3_5::outline_beside_vision, ..QWEN3_5 },
-    Architecture { name: "Qwen3_5MoeForCausalLM", ..QWEN3_5 },
+    Architecture { name: "Qwen3_5MoeForCausalLM", gguf: Some("qwen35moe"), ..QWEN3_5 },
     Architecture { name: "Qwen3_5MoeForConditionalGeneration", outline: qwen3_5::outline_beside_vision, ..QWEN3_5 },
-    Architecture { name: "Qwen3NextForCausalLM", ..QWEN3_5 },
+    Architecture { name: "Qwen3NextForCausalLM", gguf: Some("qwen3next"), ..QWEN3_5 },
     Architecture { name: "Phi3ForCausalLM", gguf: Some("phi3"), sliding: Sliding::Always, block: phi3::block, ..USUAL },
     Architecture {
         name: "Gemma2ForCausalLM",

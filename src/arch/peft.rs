@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     error::{Error, Result},
-    layers::lora::{AdaptableLinear, Adapter, LowRank},
+    layers::lora::{AdaptableLinear, AdaptablePart, Adapter, LowRank, Place},
     weights::{TensorSource, file::read_small, safetensors::SafetensorsSource, shown},
 };
 
@@ -141,10 +141,7 @@ pub fn load_adapter(
     let mut found = Vec::new();
     for linear in linears {
         let mut parts = Vec::new();
-        let mut start = 0;
-        for (module, outputs) in &linear.parts {
-            let columns = start..start + outputs;
-            start = columns.end;
+        for AdaptablePart { name: module, outputs, places } in &linear.parts {
             let [a, b] = ["lora_A", "lora_B"].map(|which| file.name(module, which));
             if !config.must_have(module) && a.is_none() && b.is_none() {
                 continue;
@@ -152,7 +149,9 @@ pub fn load_adapter(
             let rank = config.rank;
             let a = file.numbers(a, module, "lora_A", [rank, linear.inputs], 1.0)?;
             let b = file.numbers(b, module, "lora_B", [*outputs, rank], config.scale)?;
-            parts.push(LowRank { columns, rank, a, b });
+            let rows = |rows: &[usize]| rows.iter().flat_map(|row| &b[row * rank..(row + 1) * rank]).copied().collect();
+            let place = |place: &Place| (place.columns.clone(), place.rows.as_deref().map_or_else(|| b.clone(), rows));
+            parts.push(LowRank { rank, a, b: places.iter().map(place).collect() });
         }
         if !parts.is_empty() {
             found.push((linear, parts));
@@ -215,8 +214,8 @@ impl AdapterFile<'_> {
     /// Refuses a file with a tensor that nobody would look at.
     fn refuse_strangers(&self, linears: &[AdaptableLinear]) -> Result<()> {
         let mut ours = HashSet::new();
-        for (module, _) in linears.iter().flat_map(|linear| &linear.parts) {
-            ours.extend(["lora_A", "lora_B"].into_iter().flat_map(|which| Self::spellings(module, which)));
+        for part in linears.iter().flat_map(|linear| &linear.parts) {
+            ours.extend(["lora_A", "lora_B"].into_iter().flat_map(|which| Self::spellings(&part.name, which)));
         }
         match self.source.weights().iter().find(|name| !ours.contains(*name)) {
             Some(name) => {

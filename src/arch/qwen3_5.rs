@@ -4,7 +4,12 @@
 
 use crate::{
     arch::{
-        BlockLoad, block::Block, config::ModelConfig, gemma2::norm, linear_attention, outline::Outline,
+        BlockLoad,
+        block::Block,
+        config::{Conventions, ModelConfig},
+        gemma2::norm,
+        linear_attention,
+        outline::Outline,
         qwen3_moe::sparse,
     },
     error::{Code, Error, Result},
@@ -18,8 +23,8 @@ use crate::{
 
 /// What surrounds the blocks of a checkpoint of text alone.
 pub(super) fn outline(config: &ModelConfig) -> Outline {
-    // The heads that guess several tokens at once are of no use here.
-    Outline { norm: ("norm", norm(config)), others: &["mtp."], ..Outline::usual(config) }
+    // The heads that guess several tokens at once are of no use here. A GGUF file has them as a block behind the last.
+    Outline { norm: ("norm", norm(config)), others: &["mtp.", "blk."], ..Outline::usual(config) }
 }
 
 /// The same beside a model of pictures.
@@ -44,6 +49,7 @@ pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
                 activation: config.activation,
                 // Alone among the norms it holds the weight itself.
                 norm: NormOptions::rms(config.norm_eps),
+                rates_are_logs: config.conventions == Conventions::HuggingFace,
             },
         )?),
         (false, place) => Box::new(Attention::load(&load.loader.under("self_attn"), place, attention(load))?),

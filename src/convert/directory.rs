@@ -1,11 +1,15 @@
 //! A directory as the hub lays it out, as a GGUF file: the architectures whose keys and tensors GGUF has under other
 //! names only, as llama.cpp's converter writes them.
 
-use std::{borrow::Cow, path::Path};
+use std::{borrow::Cow, path::Path, sync::Arc};
 
 use serde_json::Value;
 
-use super::{Draft, DraftTensor, vocab};
+use super::{
+    Draft, DraftTensor, delta_net, experts,
+    turn::{Stored, Turn},
+    vocab,
+};
 use crate::{
     arch::config::ModelConfig,
     error::{Error, Result},
@@ -28,13 +32,31 @@ use crate::{
 /// Most bytes of a config.json.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
-/// Classes that can be written, GGUF's names of them, and whether query and key rows are interleaved there.
-const CLASSES: [(&str, &str, bool); 4] = [
-    ("LlamaForCausalLM", "llama", true),
-    ("MistralForCausalLM", "llama", true),
-    ("Qwen2ForCausalLM", "qwen2", false),
-    ("Qwen3ForCausalLM", "qwen3", false),
+/// Classes that can be written, and GGUF's names of them.
+const CLASSES: [(&str, &str); 11] = [
+    ("LlamaForCausalLM", LLAMA),
+    ("MistralForCausalLM", LLAMA),
+    ("MixtralForCausalLM", LLAMA),
+    ("Qwen2ForCausalLM", "qwen2"),
+    ("Qwen3ForCausalLM", "qwen3"),
+    ("Qwen3MoeForCausalLM", "qwen3moe"),
+    ("Qwen3NextForCausalLM", "qwen3next"),
+    ("Qwen3_5ForCausalLM", "qwen35"),
+    ("Qwen3_5ForConditionalGeneration", "qwen35"),
+    ("Qwen3_5MoeForCausalLM", "qwen35moe"),
+    ("Qwen3_5MoeForConditionalGeneration", "qwen35moe"),
 ];
+/// The one whose rows of queries and keys are interleaved.
+const LLAMA: &str = "llama";
+/// Beginnings of tensors of models that see pictures or guess further tokens, which no text model has.
+const OTHERS: [&str; 3] = ["model.visual.", "mtp.", "model.mtp."];
+/// Where the text model of one that sees pictures stands, and where it stands by itself.
+const BESIDE_VISION: (&str, &str) = ("model.language_model.", "model.");
+const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Small matrices that decide, which llama.cpp takes in float32.
+const EXACT: [&str; 2] = ["ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight"];
+/// How rotary positions are shared out to time, height and width where a config.json of Qwen3.5 does not say.
+const MROPE_SECTIONS: [i32; 4] = [11, 11, 10, 0];
 
 impl<'a> Draft<'a> {
     /// A model in a directory, its weights in `source`.
@@ -51,25 +73,95 @@ impl<'a> Draft<'a> {
             let why = format!("is {}; converted are {known}", config.architecture);
             Error::bad_file(&files.config_json, "architectures", why)
         })?;
-        let &(_, architecture, interleaves) = row;
+        let &(_, architecture) = row;
         check_kept_by_gguf(&files.config_json, &config)?;
         let mut metadata = keys(&files.path, architecture, &config);
+        if architecture.starts_with("qwen35") {
+            let sections = NewValue::i32s(&mrope_sections(&text));
+            metadata.push((format!("{architecture}.rope.dimension_sections"), sections));
+        }
         vocab::add(files, &config, &mut metadata)?;
+        let stored = Stored::new(source);
+        let names: Vec<(String, String)> =
+            source.weights().into_iter().map(|name| (in_text_model(&name), name)).collect();
+        let has_embedding = names.iter().any(|(name, _)| name == EMBEDDING);
         let mut tensors = Vec::new();
-        for name in source.weights() {
-            let is_tied_head = config.tie_word_embeddings && name == "lm_head.weight";
-            if is_tied_head && source.contains("model.embed_tokens.weight") || name.ends_with("rotary_emb.inv_freq") {
+        for (mut name, stored_name) in names {
+            if OTHERS.iter().any(|other| name.starts_with(other)) || name.ends_with("rotary_emb.inv_freq") {
                 continue;
             }
-            // Nothing is left out in silence: what is not read would be missing from the model.
-            if let Some(why) = source.refusal(&name) {
-                return Err(Error::bad_file(source.path(), format!("tensor {}", shown(&name)), why));
+            if config.tie_word_embeddings && name == "lm_head.weight" {
+                if has_embedding {
+                    continue;
+                }
+                EMBEDDING.clone_into(&mut name);
             }
-            tensors.push(tensor(source, name, &config, interleaves)?);
+            // Nothing is left out in silence: what is not read would be missing from the model.
+            if let Some(why) = source.refusal(&stored_name) {
+                return Err(Error::bad_file(source.path(), format!("tensor {}", shown(&stored_name)), why));
+            }
+            for turn in turns(&stored, (&stored_name, &name), architecture, &config)? {
+                tensors.push(turn.draft(&stored)?);
+            }
         }
         tensors.extend(rope_divisors(&config.rope));
         Ok(Self { metadata, tensors, layers: config.num_hidden_layers })
     }
+}
+
+/// A tensor's name in a model of text alone.
+fn in_text_model(name: &str) -> String {
+    let (beside, alone) = BESIDE_VISION;
+    name.strip_prefix(beside).map_or_else(|| name.to_owned(), |rest| format!("{alone}{rest}"))
+}
+
+/// `mrope_section`, in the older and the newer spelling of where it stands.
+fn mrope_sections(config: &str) -> [i32; 4] {
+    let config: Value = serde_json::from_str(config).unwrap_or_default();
+    let text = config.get("text_config").unwrap_or(&config);
+    let rope = text.get("rope_parameters").or_else(|| text.get("rope_scaling"));
+    let Some(list) = rope.and_then(|rope| rope.get("mrope_section")).and_then(Value::as_array) else {
+        return MROPE_SECTIONS;
+    };
+    let mut sections = [0; 4];
+    let numbers = list.iter().filter_map(Value::as_i64).filter_map(|number| i32::try_from(number).ok());
+    sections.iter_mut().zip(numbers).for_each(|(section, number)| *section = number);
+    sections
+}
+
+/// What becomes of a tensor. `name` is as in a model of text alone, `stored` as in the directory.
+fn turns(
+    tensors: &Stored<'_>,
+    (stored, name): (&str, &str),
+    architecture: &str,
+    config: &ModelConfig,
+) -> Result<Vec<Turn>> {
+    if let Some(moe) = &config.moe
+        && let Some(turns) = experts::turns(tensors, (stored, name), architecture, moe)?
+    {
+        return Ok(turns);
+    }
+    let wrong = |why: &str| Error::bad_file(tensors.source.path(), format!("tensor {}", shown(stored)), why);
+    let gguf_name = names::to_gguf(architecture, name).ok_or_else(|| wrong("has no name in GGUF"))?;
+    let header = tensors.header(stored)?;
+    let exact = EXACT.iter().any(|end| gguf_name.ends_with(end));
+    let mut turn = Turn { exact, ..Turn::named(gguf_name, stored, &header.shape) };
+    let projections =
+        [(".self_attn.q_proj.", config.num_attention_heads), (".self_attn.k_proj.", config.num_key_value_heads)];
+    let heads = projections.into_iter().find(|(projection, _)| architecture == LLAMA && name.contains(projection));
+    if let (Some((_, heads)), Some(&rows)) = (heads, header.shape.first()) {
+        if !rows.is_multiple_of(2 * heads) {
+            return Err(wrong(&format!("has shape {:?}, which does not divide into {heads} heads", header.shape)));
+        }
+        turn.rows = Some(interleaved(rows, heads));
+    }
+    Ok(delta_net::turns(turn, name, architecture, config))
+}
+
+/// Which rows stand where once rotary pairs are neighbours: row `j * half + i` of each head at `2i + j`.
+fn interleaved(rows: usize, heads: usize) -> Arc<[usize]> {
+    let half = rows / (2 * heads);
+    (0..rows).map(|row| row / (2 * half) * 2 * half + row % 2 * half + row % (2 * half) / 2).collect()
 }
 
 /// Refuses what the keys that are written cannot say, so that nothing is lost in silence.
@@ -78,6 +170,9 @@ fn check_kept_by_gguf(path: &Path, config: &ModelConfig) -> Result<()> {
     let slides = |layer| config.sliding_window.of_layer(layer, slides_by_default).is_some();
     if (0..config.num_hidden_layers).any(slides) {
         return Err(Error::bad_file(path, "sliding_window", "is not converted"));
+    }
+    if config.moe.as_ref().is_some_and(|moe| moe.renormalize == Some(false)) {
+        return Err(Error::bad_file(path, "norm_topk_prob", "is false, which GGUF cannot say of this architecture"));
     }
     if config.activation != Activation::Silu {
         return Err(Error::bad_file(
@@ -115,60 +210,14 @@ fn keys(path: &Path, architecture: &str, config: &ModelConfig) -> Vec<(String, N
     let floats =
         [("attention.layer_norm_rms_epsilon", config.norm_eps as f32), ("rope.freq_base", config.rope.theta as f32)];
     keys.extend(floats.map(|(key, number)| (format!("{architecture}.{key}"), NewValue::f32(number))));
+    let of_experts = config.moe.as_ref().map(experts::keys).unwrap_or_default();
+    let of_states = config.linear_attention.as_ref().map(delta_net::keys).unwrap_or_default();
+    keys.extend(of_experts.into_iter().chain(of_states).map(|(key, value)| (format!("{architecture}.{key}"), value)));
     if let RopeScaling::Linear { factor } = config.rope.scaling {
         keys.push((format!("{architecture}.rope.scaling.type"), NewValue::string("linear")));
         keys.push((format!("{architecture}.rope.scaling.factor"), NewValue::f32(factor as f32)));
     }
     keys
-}
-
-fn tensor<'a>(
-    source: &'a SafetensorsSource,
-    name: String,
-    config: &ModelConfig,
-    interleaves: bool,
-) -> Result<DraftTensor<'a>> {
-    let wrong = |why: &str| Error::bad_file(source.path(), format!("tensor {name}"), why);
-    let gguf_name = names::to_gguf(&config.architecture, &name).ok_or_else(|| wrong("has no name in GGUF"))?;
-    let raw = source.get(&name).ok_or_else(|| wrong("cannot be read"))?;
-    let is_vector = raw.shape.len() < 2;
-    // llama.cpp takes vectors in float32 only.
-    let format = if is_vector { WeightFormat::F32.into() } else { raw.format };
-    let new = NewTensor { name: gguf_name, shape: raw.shape, format };
-    let projections =
-        [(".self_attn.q_proj.", config.num_attention_heads), (".self_attn.k_proj.", config.num_key_value_heads)];
-    let heads = projections.into_iter().find(|(projection, _)| interleaves && name.contains(projection));
-    let heads = heads.map(|(_, heads)| heads);
-    if let Some(heads) = heads.filter(|heads| new.shape.first().is_none_or(|rows| rows % (2 * heads) != 0)) {
-        return Err(wrong(&format!("has shape {:?}, which does not divide into {heads} heads", new.shape)));
-    }
-    let make = move || {
-        let missing = || Error::bad_file(source.path(), format!("tensor {name}"), "cannot be read");
-        let mut raw = source.get(&name).ok_or_else(missing)?;
-        if let (Some(heads), Some(&rows)) = (heads, raw.shape.first()) {
-            raw.bytes = Cow::Owned(interleave_halves(&raw.bytes, rows, heads));
-        }
-        if is_vector && raw.format != WeightFormat::F32 {
-            let bytes = raw.to_f32().iter().flat_map(|number| number.to_le_bytes()).collect();
-            raw = RawTensor { format: WeightFormat::F32.into(), shape: raw.shape, bytes };
-        }
-        Ok(raw)
-    };
-    Ok(DraftTensor { new, make: Box::new(make), scales: None })
-}
-
-/// Moves row `j * half + i` of each head to row `2i + j`: rotary pairs become neighbours.
-fn interleave_halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
-    let (row_bytes, half) = (bytes.len() / rows.max(1), rows / (2 * heads).max(1));
-    let mut interleaved = Vec::with_capacity(bytes.len());
-    for head in bytes.chunks_exact((2 * half * row_bytes).max(1)) {
-        for i in 0..half {
-            for j in 0..2 {
-                interleaved.extend_from_slice(&head[(j * half + i) * row_bytes..][..row_bytes]);
-            }
-        }
-    }
-    interleaved
 }
 
 /// Llama 3's stretched frequencies, which GGUF has as a tensor of what each is divided by.

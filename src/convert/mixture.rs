@@ -40,7 +40,16 @@ static MIXTURES: [(Mixture, &str, u32, WeightFormat, bool); 5] = [
 const PLAIN: [(WeightFormat, u32); 3] = [(WeightFormat::F32, 0), (WeightFormat::F16, 1), (WeightFormat::BF16, 32)];
 
 /// Matrices that stay as they are: small, and what they decide is not made good by others.
-const KEPT: [&str; 3] = ["_norm.weight", "ffn_gate_inp.weight", "position_embd.weight"];
+const KEPT: [&str; 8] = [
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "position_embd.weight",
+    "ssm_conv1d.weight",
+    "ssm_ba.weight",
+    "ssm_alpha.weight",
+    "ssm_beta.weight",
+];
 
 impl Mixture {
     /// All of them, with their names.
@@ -98,7 +107,7 @@ fn gets_more_bits(name: &str, layers: usize) -> bool {
     };
     let Ok(layer) = layer.parse::<usize>() else { return false };
     let eighth = layers / 8;
-    matches!(projection, "attn_v.weight" | "ffn_down.weight")
+    matches!(projection, "attn_v.weight" | "ffn_down.weight" | "ffn_down_exps.weight")
         && (layer < eighth || layer >= layers - layers.div_ceil(8) || (layer - eighth) % 3 == 2)
 }
 

@@ -1,9 +1,12 @@
 //! Writes GGUF files out of models: quantized anew, or converted from a directory as the hub lays it out.
 
+mod delta_net;
 mod directory;
+mod experts;
 mod mixture;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod vocab;
 
 use std::{borrow::Cow, collections::BTreeSet, path::Path};

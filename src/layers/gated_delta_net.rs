@@ -8,7 +8,7 @@ use crate::{
     kernels::{
         activation::{Activation, Gate},
         causal_conv::causal_conv,
-        gated_delta::{DeltaGates, DeltaHeads, gated_delta},
+        gated_delta::{DeltaGates, DeltaHeads, Sharing, gated_delta},
         linear::Inputs,
         paged_attention::AttentionMetadata,
         recurrent::StateRows,
@@ -42,6 +42,8 @@ pub struct DeltaNetOptions {
     pub activation: Activation,
     /// Of each head's result.
     pub norm: NormOptions,
+    /// Whether `A_log` holds logarithms of rates; llama.cpp's converter writes the rates.
+    pub rates_are_logs: bool,
 }
 
 /// One layer.
@@ -66,24 +68,33 @@ impl GatedDeltaNet {
     /// # Errors
     /// `FailedPrecondition` that names a tensor which is missing or misshapen.
     pub fn load(loader: &TensorLoader<'_>, layer: usize, options: DeltaNetOptions) -> Result<Self> {
-        let DeltaNetOptions { hidden_size, sizes, activation, norm } = options;
+        let DeltaNetOptions { hidden_size, sizes, activation, norm, rates_are_logs } = options;
         let DeltaNetSizes { heads, taps } = sizes;
         let (channels, values, count) = (heads.qkv(), heads.values(), heads.value_heads);
+        // Adapters have heads as Hugging Face does.
+        let is_reordered = heads.sharing == Sharing::Strided && heads.key_heads > 1 && heads.key_heads < count;
+        let loader = &if is_reordered { loader.without_adapters() } else { loader.clone() };
         // The gating's are few numbers, whose errors add up over all tokens that follow.
         let exact = loader.exact();
-        let (mix, gating) = if loader.contains("in_proj_qkvz.weight") {
-            let mixed = |row| by_key_head(row, heads.key_heads, &[heads.keys(), heads.keys(), values, values]);
-            let gating = |row| by_key_head(row, heads.key_heads, &[count, count]);
-            let mix = loader.reordered_linear("in_proj_qkvz", channels + values, hidden_size, false, mixed)?;
-            (mix, exact.reordered_linear("in_proj_ba", 2 * count, hidden_size, false, gating)?)
+        let mix = if loader.contains("in_proj_qkvz.weight") {
+            let from = |row| by_key_head(row, heads.key_heads, &[heads.keys(), heads.keys(), values, values]);
+            loader.reordered_linear("in_proj_qkvz", channels + values, hidden_size, false, from)?
         } else {
-            let mixed = [("in_proj_qkv", channels), ("in_proj_z", values)];
-            let gating = [("in_proj_b", count), ("in_proj_a", count)];
-            let mix = loader.stacked_linear("in_proj_qkvz", &mixed, hidden_size, false)?;
-            (mix, exact.stacked_linear("in_proj_ba", &gating, hidden_size, false)?)
+            let parts = [("in_proj_qkv", channels), ("in_proj_z", values)];
+            loader.stacked_linear("in_proj_qkvz", &parts, hidden_size, false)?
+        };
+        let gating = if loader.contains("in_proj_ba.weight") {
+            let from = |row| by_key_head(row, heads.key_heads, &[count, count]);
+            exact.reordered_linear("in_proj_ba", 2 * count, hidden_size, false, from)?
+        } else {
+            let parts = [("in_proj_b", count), ("in_proj_a", count)];
+            exact.stacked_linear("in_proj_ba", &parts, hidden_size, false)?
         };
         let conv = loader.array("conv1d.weight", &[channels, 1, taps])?;
-        let rates = loader.numbers("A_log", count)?.into_iter().map(|log| -f64::from(log).exp() as f32).collect();
+        let mut rates = loader.numbers("A_log", count)?;
+        if rates_are_logs {
+            rates.iter_mut().for_each(|rate| *rate = -f64::from(*rate).exp() as f32);
+        }
         Ok(Self {
             layer,
             sizes,
@@ -100,7 +111,7 @@ impl GatedDeltaNet {
 
 /// Where row `row` of parts of these sizes, one after another, stands in a file that has them key head by key head
 /// (Qwen3-Next's).
-fn by_key_head(row: usize, key_heads: usize, parts: &[usize]) -> usize {
+pub(crate) fn by_key_head(row: usize, key_heads: usize, parts: &[usize]) -> usize {
     let of_head: usize = parts.iter().sum::<usize>() / key_heads;
     let (mut row, mut before) = (row, 0);
     for part in parts {

@@ -17,7 +17,7 @@ use crate::{
         embedding::Embedding,
         keep::{Keep, Role},
         linear::Linear,
-        lora::AdaptableLinear,
+        lora::{AdaptableLinear, AdaptablePart, Place},
         mxfp4,
         norm::{Norm, NormOptions},
         raw,
@@ -83,6 +83,8 @@ pub struct TensorLoader<'a> {
     transposed: bool,
     /// Where one expert of several is loaded: the prefix of all, which of them, and of how many.
     expert: Option<(String, usize, usize)>,
+    /// Whether adapters may stand beside its Linears.
+    takes_adapters: bool,
 }
 
 impl<'a> TensorLoader<'a> {
@@ -94,7 +96,8 @@ impl<'a> TensorLoader<'a> {
         tally: &'a LoadTally,
         progress: &'a dyn Fn(usize),
     ) -> Self {
-        Self { weights, keep, device, tally, progress, prefix: String::new(), transposed: false, expert: None }
+        let prefix = String::new();
+        Self { weights, keep, device, tally, progress, prefix, transposed: false, expert: None, takes_adapters: true }
     }
 
     /// The loader of what lies under `name`.
@@ -114,6 +117,12 @@ impl<'a> TensorLoader<'a> {
     #[must_use]
     pub fn transposed(&self) -> Self {
         Self { transposed: true, ..self.clone() }
+    }
+
+    /// The same for Linears whose inputs or outputs the file has in another order than adapters: none stand beside them.
+    #[must_use]
+    pub fn without_adapters(&self) -> Self {
+        Self { takes_adapters: false, ..self.clone() }
     }
 
     /// The same with weights kept as float32, whatever is asked for: for those that decide something.
@@ -160,12 +169,12 @@ impl<'a> TensorLoader<'a> {
             [one] => Some(one.clone()),
             several => Some(Tensor::cat(several, 0)?),
         };
-        // Experts see but the rows that chose them.
-        if self.expert.is_none() {
-            let parts = parts.iter().map(|(part, out)| (self.name(part), *out)).collect();
-            let linear = AdaptableLinear { name: self.name(name), inputs: input, parts };
-            self.tally.adaptable.borrow_mut().push(linear);
-        }
+        let mut start = 0;
+        let part = |&(part, out): &(&str, usize)| {
+            start += out;
+            AdaptablePart::whole(self.name(part), start - out..start)
+        };
+        self.adaptable(name, input, parts.iter().map(part).collect());
         self.linear_of(name, &raw, bias)
     }
 
@@ -189,6 +198,8 @@ impl<'a> TensorLoader<'a> {
         } else {
             None
         };
+        let places = vec![Place { columns: 0..out, rows: Some((0..out).map(&from).collect()) }];
+        self.adaptable(name, input, vec![AdaptablePart { name: self.name(name), outputs: out, places }]);
         self.linear_of(name, &[weight], bias)
     }
 
@@ -225,7 +236,26 @@ impl<'a> TensorLoader<'a> {
         } else {
             None
         };
+        let (keys, values) = (q_size + k_size, q_size + k_size + v_size);
+        let places = vec![
+            Place { columns: 0..q_size, rows: Some((0..q_size).map(of_query).collect()) },
+            Place { columns: values..values + q_size, rows: Some((0..q_size).map(of_gate).collect()) },
+        ];
+        let parts = vec![
+            AdaptablePart { name: self.name(q), outputs: 2 * q_size, places },
+            AdaptablePart::whole(self.name(k), q_size..keys),
+            AdaptablePart::whole(self.name(v), keys..values),
+        ];
+        self.adaptable(name, input, parts);
         self.linear_of(name, &weights, bias)
+    }
+
+    /// Says that adapters may stand beside the Linear `name`. Beside experts they may not: these see but the rows that chose
+    /// them.
+    fn adaptable(&self, name: &str, inputs: usize, parts: Vec<AdaptablePart>) {
+        if self.expert.is_none() && self.takes_adapters {
+            self.tally.adaptable.borrow_mut().push(AdaptableLinear { name: self.name(name), inputs, parts });
+        }
     }
 
     /// A Linear called `name` of weights `[out, in]` stacked along the output, with the bias of all.

@@ -28,27 +28,53 @@ pub struct AdaptableLinear {
     pub name: String,
     /// Inputs.
     pub inputs: usize,
-    /// The file's own, by their full names, in the order of their outputs: a name and how many outputs.
-    pub parts: Vec<(String, usize)>,
+    /// The file's own.
+    pub parts: Vec<AdaptablePart>,
+}
+
+/// One of the file's Linears.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdaptablePart {
+    /// Its full name.
+    pub name: String,
+    /// How many outputs it has.
+    pub outputs: usize,
+    /// Where these stand in the Linear that it is a part of.
+    pub places: Vec<Place>,
+}
+
+/// A run of outputs of a Linear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Where it stands.
+    pub columns: Range<usize>,
+    /// Which outputs of the file's Linear stand there, in this order; without it, all of them as they are.
+    pub rows: Option<Arc<[usize]>>,
+}
+
+impl AdaptablePart {
+    /// A Linear of the file whose outputs stand together, in their order.
+    #[must_use]
+    pub fn whole(name: String, columns: Range<usize>) -> Self {
+        Self { name, outputs: columns.len(), places: vec![Place { columns, rows: None }] }
+    }
 }
 
 /// The two matrices of one of the file's Linears, in float32: `a` `[rank, in]`, `b` `[out, rank]` times the scale.
 pub struct LowRank {
-    /// Where its outputs stand among those of the Linear that it is a part of.
-    pub columns: Range<usize>,
     /// How many numbers there are between the two.
     pub rank: usize,
     /// `[rank, in]`.
     pub a: Vec<f32>,
-    /// `[out, rank]`, scaled.
-    pub b: Vec<f32>,
+    /// For each run of outputs where it stands, and its rows of `b`, scaled.
+    pub b: Vec<(Range<usize>, Vec<f32>)>,
 }
 
 /// What stands beside one Linear.
 struct Beside {
     /// All parts' `a`, stacked: `[sum of ranks, in]`.
     a: PackedWeight,
-    /// Each part's place among the rows of `a`, its columns and its `b`.
+    /// Of each run of outputs the place of its part among the rows of `a`, its columns and its `b`.
     parts: Vec<(Range<usize>, Range<usize>, PackedWeight)>,
 }
 
@@ -80,11 +106,13 @@ impl Adapter {
             let mut a = Vec::new();
             let mut packed = Vec::with_capacity(parts.len());
             let mut at = 0;
-            for LowRank { columns, rank, a: own, b } in parts {
+            for LowRank { rank, a: own, b } in parts {
                 a.extend(own);
-                let b = pack(&b, columns.len(), rank, device)?;
-                bytes += b.bytes();
-                packed.push((at..at + rank, columns, b));
+                for (columns, b) in b {
+                    let b = pack(&b, columns.len(), rank, device)?;
+                    bytes += b.bytes();
+                    packed.push((at..at + rank, columns, b));
+                }
                 at += rank;
             }
             let a = pack(&a, at, linear.inputs, device)?;
@@ -224,17 +252,10 @@ mod tests {
 
     /// An adapter of rank 2 beside the middle two of four outputs of a Linear of three inputs.
     fn adapter(id: u64, factor: f32) -> Arc<Adapter> {
-        let linear = AdaptableLinear {
-            name: "l".into(),
-            inputs: 3,
-            parts: vec![("a".into(), 1), ("b".into(), 2), ("c".into(), 1)],
-        };
-        let part = LowRank {
-            columns: 1..3,
-            rank: 2,
-            a: vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0],
-            b: vec![factor, 0.0, 0.0, 10.0 * factor],
-        };
+        let linear =
+            AdaptableLinear { name: "l".into(), inputs: 3, parts: vec![AdaptablePart::whole("b".into(), 1..3)] };
+        let b = vec![(1..3, vec![factor, 0.0, 0.0, 10.0 * factor])];
+        let part = LowRank { rank: 2, a: vec![1.0, 0.0, 0.0, 0.0, 1.0, 0.0], b };
         Arc::new(Adapter::new(id, format!("n{id}"), vec![(&linear, vec![part])], &Device::Cpu).expect("fits"))
     }
 

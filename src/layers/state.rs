@@ -85,11 +85,12 @@ pub struct StepStates<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::gated_delta::DeltaHeads;
+    use crate::kernels::gated_delta::{DeltaHeads, Sharing};
 
     #[test]
     fn states_take_what_is_said_and_are_numbered_by_layer() {
-        let heads = DeltaHeads { key_heads: 2, value_heads: 4, key_dim: 6, value_dim: 20 };
+        let sharing = Sharing::Neighbours;
+        let heads = DeltaHeads { key_heads: 2, value_heads: 4, key_dim: 6, value_dim: 20, sharing };
         let shape = StateShape { num_layers: 3, sizes: DeltaNetSizes { heads, taps: 4 } };
         // Three inputs of 2 * 12 + 80 channels, and four matrices of 6 by 20, which is filled up to 32.
         assert_eq!(shape.bytes_per_sequence(), 3 * 4 * (3 * 104 + 4 * 6 * 32));

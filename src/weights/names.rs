@@ -68,6 +68,31 @@ const FAMILIES: &[Family] = &[
         ..LLAMA
     },
     Family {
+        architectures: &["qwen35", "qwen35moe", "qwen3next"],
+        layer: &[
+            ("post_attention_layernorm", "post_attention_norm"),
+            ("linear_attn.in_proj_qkv", "attn_qkv"),
+            ("linear_attn.in_proj_z", "attn_gate"),
+            ("linear_attn.in_proj_b", "ssm_beta"),
+            ("linear_attn.in_proj_a", "ssm_alpha"),
+            // Qwen3-Next's own, the first in its older files alone.
+            ("linear_attn.in_proj_qkvz", "ssm_in"),
+            ("linear_attn.in_proj_ba", "ssm_ba"),
+            ("linear_attn.conv1d", "ssm_conv1d"),
+            ("linear_attn.norm", "ssm_norm"),
+            ("linear_attn.out_proj", "ssm_out"),
+            ("mlp.gate", "ffn_gate_inp"),
+            ("mlp.experts.gate_proj", "ffn_gate_exps"),
+            ("mlp.experts.up_proj", "ffn_up_exps"),
+            ("mlp.experts.down_proj", "ffn_down_exps"),
+            ("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
+            ("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
+            ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
+            ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
+        ],
+        ..LLAMA
+    },
+    Family {
         architectures: &["gpt-oss"],
         layer: &[
             ("post_attention_layernorm", "post_attention_norm"),
@@ -142,7 +167,8 @@ const FAMILIES: &[Family] = &[
 ];
 
 /// Tensors of a layer whose names have no kind in Hugging Face's files.
-const BARE: Rows = &[("self_attn.sinks", "attn_sinks.weight")];
+const BARE: Rows =
+    &[("self_attn.sinks", "attn_sinks.weight"), ("linear_attn.A_log", "ssm_a"), ("linear_attn.dt_bias", "ssm_dt.bias")];
 
 const GGUF_LAYER: &str = "blk.";
 
@@ -240,6 +266,9 @@ mod tests {
             ("gpt-oss", "model.layers.0.mlp.experts.gate_proj.bias", "blk.0.ffn_gate_exps.bias"),
             ("llama", "model.layers.0.block_sparse_moe.experts.w2.weight", "blk.0.ffn_down_exps.weight"),
             ("gptneox", "embed_out.weight", "output.weight"),
+            ("qwen35", "model.layers.0.linear_attn.A_log", "blk.0.ssm_a"),
+            ("qwen35", "model.layers.0.linear_attn.dt_bias", "blk.0.ssm_dt.bias"),
+            ("qwen3next", "model.layers.0.mlp.shared_expert_gate.weight", "blk.0.ffn_gate_inp_shexp.weight"),
         ] {
             assert_eq!(to_gguf(family, hf).as_deref(), Some(gguf));
             assert_eq!(to_hf(family, gguf).as_deref(), Some(hf));

@@ -1,6 +1,7 @@
 //! Our models against Hugging Face transformers' results on the same small checkpoints, and against themselves however
 //! a sequence is cut and whoever runs beside it.
 
+mod converted;
 mod crowd;
 mod driver;
 mod embeddings;

@@ -389,7 +389,7 @@ fn a_directory_converted_quantized_and_inspected_is_the_same_model() {
         let flags = ["generate", model, "--prompt-token-ids", "1,2,3,4,5", "--temperature", "0", "--max-tokens", "12"];
         json(&[&flags[..], &["--ignore-eos", "--json"]].concat())["token_ids"].clone()
     };
-    for name in ["llama", "llama3-rope", "qwen2", "qwen3"] {
+    for name in ["llama", "llama3-rope", "qwen2", "qwen3", "qwen3_5_moe"] {
         let model = format!("{}/tests/fixtures/golden/{name}", env!("CARGO_MANIFEST_DIR"));
         let (plain, eight) = (place(&format!("{name}.gguf")), place(&format!("{name}-q8.gguf")));
         let written = json(&["convert", &model, &plain, "--json"]);

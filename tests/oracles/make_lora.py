@@ -2,12 +2,13 @@
 
 Run with transformers, torch and peft (0.21) installed, from the root of the repository:
 
-    python tests/oracles/make_lora.py
+    python tests/oracles/make_lora.py [NAME ...]
 """
 
 import json
 import pathlib
 import shutil
+import sys
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -16,12 +17,18 @@ from transformers import AutoModelForCausalLM
 ROOT = pathlib.Path(__file__).resolve().parents[1] / "fixtures"
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FUSED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+STATES = ["in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"]
+FUSED_STATES = ["in_proj_qkvz", "in_proj_ba", "out_proj"]
 # name, checkpoint, seed, configuration
 ADAPTERS = [
     ("llama-all", "llama", 1, dict(r=4, lora_alpha=8, target_modules=ALL)),
     ("llama-rslora", "llama", 2, dict(r=8, lora_alpha=4, use_rslora=True, target_modules=["q_proj", "v_proj"])),
     ("qwen3-all", "qwen3", 3, dict(r=3, lora_alpha=6, target_modules=ALL)),
     ("phi3-fused", "phi3", 4, dict(r=4, lora_alpha=8, target_modules=FUSED)),
+    ("qwen3_5-all", "qwen3_5", 5, dict(r=2, lora_alpha=2, target_modules=[*ALL, *STATES])),
+    # Beside what every token goes through: experts are one tensor in its class.
+    ("qwen3_next-states", "qwen3_next", 6, dict(r=2, lora_alpha=2, target_modules=[*ALL[:4], *FUSED_STATES])),
+    ("gpt_neox-all", "gpt_neox", 7, dict(r=4, lora_alpha=8, target_modules=["query_key_value", "dense"])),
 ]
 STEPS = 16
 # A seed is taken whose two best logits are never nearer, so that no token hangs on the order of additions.
@@ -76,5 +83,7 @@ def make(name, checkpoint, seed, options):
 
 
 for name, checkpoint, seed, options in ADAPTERS:
+    if len(sys.argv) > 1 and name not in sys.argv[1:]:
+        continue
     while not make(name, checkpoint, seed, options):
         seed += 100

@@ -247,7 +247,7 @@ impl Table {
     /// Bytes that the model at this place was promised.
     pub(super) fn memory_bytes(&self, at: usize) -> u64 {
         let served = self.entries.get(at).and_then(Entry::served);
-        served.map_or(0, |served| served.backend.engine.memory_bytes())
+        served.map_or(0, |served| served.backend.engine.config().promised_bytes)
     }
 
     pub(super) fn telemetries(&self) -> Vec<Arc<Telemetry>> {

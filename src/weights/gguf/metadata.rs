@@ -261,6 +261,15 @@ impl Gguf {
         }
     }
 
+    /// An array of booleans.
+    ///
+    /// # Errors
+    /// Where it is none.
+    pub fn array_bools<'a>(&'a self, key: &str) -> Result<Option<impl ExactSizeIterator<Item = bool> + use<'a>>> {
+        let scalars = self.array_scalars(key, &[Kind::Bool], "an array of booleans")?;
+        Ok(scalars.map(|scalars| scalars.map(|value| matches!(value, Value::Bool(true)))))
+    }
+
     /// An array of strings, read as it is iterated.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use crate::{
 
 /// Architectures whose query and key rows GGUF's converter interleaves: a head's row `i` of its first half is followed
 /// by row `i` of its second, so that rotary pairs are neighbours. Hugging Face keeps the halves apart.
-const INTERLEAVED: [&str; 3] = ["llama", "mistral3", "granite"];
+const INTERLEAVED: [&str; 4] = ["llama", "mistral3", "granite", "smollm3"];
 
 /// The tensors of a GGUF file, as [`TensorSource`] gives them. A name that the table of [`names`] does not have stays
 /// as it is.
@@ -85,10 +85,10 @@ impl GgufSource {
 
     /// A tensor as it is stored, by Hugging Face's name, with GGUF's name.
     fn stored(&self, name: &str) -> Option<(&str, RawTensor<'_>)> {
-        let name = self.gguf_names.get(name)?;
-        let tensor = self.gguf.tensor(name)?;
+        let gguf_name = self.gguf_names.get(name)?;
+        let tensor = self.gguf.tensor(gguf_name)?;
         let bytes = Cow::Borrowed(self.gguf.tensor_bytes(tensor)?);
-        Some((name, RawTensor { format: tensor.format?, shape: tensor.shape.clone(), bytes }))
+        Some((gguf_name, RawTensor { format: tensor.format?, shape: hf_shape(name, &tensor.shape), bytes }))
     }
 
     /// A tensor whose first weight is number `first` of the one that GGUF calls `name`, times its scales where it has such.
@@ -147,7 +147,7 @@ impl TensorSource for GgufSource {
             let scaled = self.gguf.scales_of(gguf_name).ok()?.is_some();
             let format = if scaled { WeightFormat::BF16.into() } else { tensor.format? };
             let decoded = scaled || self.interleaved(name).is_some();
-            Some(TensorHeader { name: name.clone(), shape: tensor.shape.clone(), format, decoded })
+            Some(TensorHeader { name: name.clone(), shape: hf_shape(name, &tensor.shape), format, decoded })
         };
         self.gguf_names.iter().filter_map(header).collect()
     }
@@ -175,6 +175,16 @@ impl TensorSource for GgufSource {
             return Some(format!("is stored as {}, which is no kind of weights that is read", tensor.kind_name()));
         }
         self.gguf.scales_of(name).err().map(|error| format!("cannot be scaled: {error}"))
+    }
+}
+
+/// The shape that Hugging Face gives a tensor, where GGUF leaves dimensions of one away: `[channels, 1, taps]` of a
+/// convolution, `[1, inputs]` of a Linear with one output.
+fn hf_shape(name: &str, shape: &[usize]) -> Vec<usize> {
+    match *shape {
+        [channels, taps] if name.ends_with(".conv1d.weight") => vec![channels, 1, taps],
+        [inputs] if name.ends_with(".shared_expert_gate.weight") => vec![1, inputs],
+        _ => shape.to_vec(),
     }
 }
 

@@ -54,6 +54,14 @@ impl NewValue {
         Self::typed(Kind::Bool, [u8::from(value)])
     }
 
+    /// A list of booleans.
+    #[must_use]
+    pub fn bools(list: &[bool]) -> Self {
+        let mut bytes = array_head(Kind::Bool, list.len());
+        bytes.extend(list.iter().map(|&flag| u8::from(flag)));
+        Self::typed(Kind::Array, bytes)
+    }
+
     /// A text.
     #[must_use]
     pub fn string(text: &str) -> Self {
@@ -213,6 +221,7 @@ mod tests {
             ("a.flag", NewValue::bool(true)),
             ("a.list", NewValue::strings(&["x", "yz"])),
             ("some.numbers", NewValue::i32s(&[-1, 2])),
+            ("some.switches", NewValue::bools(&[true, false])),
         ]
         .map(|(key, value)| (key.to_owned(), value));
         let tensor = |name: &str, shape: &[usize], format: StoredFormat| NewTensor {
@@ -234,6 +243,8 @@ mod tests {
         assert_eq!(list.collect::<Vec<_>>(), ["x", "yz"]);
         let numbers = file.array_i64("some.numbers").expect("numbers").expect("is there");
         assert_eq!(numbers.collect::<Vec<_>>(), [-1, 2]);
+        let switches = file.array_bools("some.switches").expect("booleans").expect("is there");
+        assert_eq!(switches.collect::<Vec<_>>(), [true, false]);
         for (new, bytes) in tensors.iter().zip(&bytes) {
             let read = file.tensor(&new.name).expect("is there");
             assert_eq!((&read.shape, read.format), (&new.shape, Some(new.format)));

@@ -20,8 +20,8 @@ use super::{
     gguf_file::write as write_gguf,
 };
 
-/// Checkpoints that llama.cpp's converter has no way to write, or that differ from others only in what it does not; and
-/// DeepSeek's, Qwen3.5's and Qwen3-Next's, whose GGUF files are not read.
+/// Checkpoints that llama.cpp's converter has no way to write, or that differ from others only in what it does not;
+/// DeepSeek's, whose GGUF files are not read; and Qwen3.5's and Qwen3-Next's, which our own converter writes (`converted.rs`).
 const WITHOUT_GGUF: [&str; 11] = [
     "llama-dynamic",
     "ministral",
@@ -36,7 +36,7 @@ const WITHOUT_GGUF: [&str; 11] = [
     "qwen3_next",
 ];
 
-fn load_gguf(path: &Path, name: &str, dtype: Dtype) -> Arc<dyn Model> {
+pub(super) fn load_gguf(path: &Path, name: &str, dtype: Dtype) -> Arc<dyn Model> {
     let gguf = Arc::new(Gguf::open(path).expect("the file opens"));
     let mut config = ModelConfig::from_gguf(&gguf).expect("metadata");
     if name == "mistral" {
@@ -48,7 +48,7 @@ fn load_gguf(path: &Path, name: &str, dtype: Dtype) -> Arc<dyn Model> {
 }
 
 /// The logits after the prompt of 80 tokens.
-fn last_logits(model: Arc<dyn Model>, name: &str) -> Vec<f32> {
+pub(super) fn last_logits(model: Arc<dyn Model>, name: &str) -> Vec<f32> {
     let ids = tokens(&golden(name).prompts[3].ids);
     Driver::new(model).all_logits(&ids, ids.len()).pop().expect("80 rows")
 }

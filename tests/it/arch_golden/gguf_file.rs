@@ -24,6 +24,9 @@ const ARCHITECTURES: &[(&str, &str)] = &[
     ("qwen3-yarn", "qwen3"),
 ];
 
+/// Those whose rows of queries and keys the converter interleaves.
+const INTERLEAVED: [&str; 3] = ["llama", "granite", "smollm3"];
+
 fn architecture(name: &str) -> &str {
     ARCHITECTURES.iter().find(|row| row.0 == name).map_or(name, |row| row.1)
 }
@@ -131,8 +134,8 @@ fn turned(
     tensor: Tensor,
 ) -> candle_core::Result<Vec<(String, Tensor)>> {
     let heads = match name.split('.').nth(4) {
-        Some("q_proj") if ["llama", "granite"].contains(&arch) => Some(config.num_attention_heads),
-        Some("k_proj") if ["llama", "granite"].contains(&arch) => Some(config.num_key_value_heads),
+        Some("q_proj") if INTERLEAVED.contains(&arch) => Some(config.num_attention_heads),
+        Some("k_proj") if INTERLEAVED.contains(&arch) => Some(config.num_key_value_heads),
         _ => None,
     };
     let tensor = match (arch, heads) {

@@ -34,8 +34,15 @@ use super::{
 };
 
 /// Adapters of the fixtures, and the checkpoints that they stand beside.
-const ADAPTERS: [(&str, &str); 4] =
-    [("llama-all", "llama"), ("llama-rslora", "llama"), ("qwen3-all", "qwen3"), ("phi3-fused", "phi3")];
+const ADAPTERS: [(&str, &str); 7] = [
+    ("llama-all", "llama"),
+    ("llama-rslora", "llama"),
+    ("qwen3-all", "qwen3"),
+    ("phi3-fused", "phi3"),
+    ("qwen3_5-all", "qwen3_5"),
+    ("qwen3_next-states", "qwen3_next"),
+    ("gpt_neox-all", "gpt_neox"),
+];
 /// Tokens that the reference generated.
 const STEPS: usize = 16;
 
@@ -78,7 +85,7 @@ fn parts(
         loaded.load(name, &fixture(name), "fake").unwrap();
     }
     let info = ModelInfo { vocab_size: model.config().vocab_size, adapters: loaded, ..crate::engine::info() };
-    let kv_groups = model.info().kv_groups;
+    let (kv_groups, prefixes_are_shared) = (model.info().kv_groups, model.prefixes_are_shared());
     let num_blocks = 128 * kv_groups.count();
     let factory: ExecutorFactory = Arc::new(move || {
         let config =
@@ -92,6 +99,7 @@ fn parts(
         max_num_batched_tokens: 64,
         max_num_seqs: 32,
         max_model_len: 384,
+        prefixes_are_shared,
         ..EngineConfig::default()
     };
     (info, config, factory)

@@ -94,7 +94,7 @@ impl Kernel for Strip<'_> {
     fn run<S: Simd>(self, simd: S) {
         let Self { heads, qkv, gates, tokens, head, columns, width, state, out } = self;
         let (key_dim, keys) = (heads.key_dim, heads.keys());
-        let key_head = head / (heads.value_heads / heads.key_heads);
+        let key_head = heads.key_head(head);
         let query_scale = (key_dim as f64).sqrt().recip();
         let (mut q, mut k) = ([0.0; MOST_KEY_DIM], [0.0; MOST_KEY_DIM]);
         let (q, k) = (&mut q[..key_dim], &mut k[..key_dim]);

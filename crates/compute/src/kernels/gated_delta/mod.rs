@@ -40,7 +40,7 @@ pub const MOST_KEY_DIM: usize = 256;
 /// Heads of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeltaHeads {
-    /// Of queries and keys; divides `value_heads`. Neighbouring value heads share one.
+    /// Of queries and keys; divides `value_heads`.
     pub key_heads: usize,
     /// Of values, each with a state.
     pub value_heads: usize,
@@ -48,9 +48,28 @@ pub struct DeltaHeads {
     pub key_dim: usize,
     /// Numbers of a value.
     pub value_dim: usize,
+    /// Which value heads share a query and a key.
+    pub sharing: Sharing,
+}
+
+/// Which value heads share a query and a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Neighbours.
+    Neighbours,
+    /// Those that are as far apart as there are key heads: the order of llama.cpp's files of Qwen3.5.
+    Strided,
 }
 
 impl DeltaHeads {
+    /// The head whose query and key a value head has.
+    fn key_head(&self, value_head: usize) -> usize {
+        match self.sharing {
+            Sharing::Neighbours => value_head / (self.value_heads / self.key_heads),
+            Sharing::Strided => value_head % self.key_heads,
+        }
+    }
+
     /// Numbers of all queries, or of all keys, of a token.
     #[must_use]
     pub fn keys(&self) -> usize {

@@ -2,7 +2,7 @@
 
 use candle_core::{D, Tensor};
 
-use super::{DeltaGates, DeltaHeads, DeltaState, EPS, StateRow};
+use super::{DeltaGates, DeltaHeads, DeltaState, EPS, Sharing, StateRow};
 use crate::{error::Result, kernels::simd::LANES};
 
 pub(super) fn gated_delta(
@@ -13,7 +13,7 @@ pub(super) fn gated_delta(
     rows: &[StateRow],
 ) -> Result<Tensor> {
     let heads = state.heads;
-    let DeltaHeads { key_heads, value_heads, key_dim, value_dim } = heads;
+    let DeltaHeads { key_heads, value_heads, key_dim, value_dim, sharing } = heads;
     let (n, keys, strips) = (qkv.dim(0)?, heads.keys(), heads.strips());
     if n == 0 {
         return Ok(qkv.narrow(1, 0, heads.values())?.contiguous()?);
@@ -22,7 +22,12 @@ pub(super) fn gated_delta(
     let by_head = |first: usize, scale: f64| -> Result<Tensor> {
         let x = qkv.narrow(1, first, keys)?.contiguous()?.reshape((n, key_heads, 1, key_dim))?;
         let unit = (x.broadcast_div(&(x.sqr()?.sum_keepdim(D::Minus1)? + EPS)?.sqrt()?)? * scale)?;
-        let shared = unit.broadcast_as((n, key_heads, value_heads / key_heads, key_dim))?.contiguous()?;
+        let each = value_heads / key_heads;
+        let shared = match sharing {
+            Sharing::Neighbours => unit.broadcast_as((n, key_heads, each, key_dim))?,
+            Sharing::Strided => unit.transpose(1, 2)?.broadcast_as((n, each, key_heads, key_dim))?,
+        };
+        let shared = shared.contiguous()?;
         Ok(shared.reshape((n, value_heads, 1, key_dim, 1))?)
     };
     let (q, k) = (by_head(0, (key_dim as f64).sqrt().recip())?, by_head(keys, 1.0)?);

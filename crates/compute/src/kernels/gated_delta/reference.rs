@@ -1,9 +1,9 @@
 //! The gated delta rule over one sequence from its first token, in float64, as the formulas have it.
 
-use super::{DeltaGates, DeltaHeads};
+use super::{DeltaGates, DeltaHeads, Sharing};
 
 pub(super) fn gated_delta(qkv: &[f32], gating: &[f32], gates: &DeltaGates, heads: DeltaHeads) -> Vec<f64> {
-    let DeltaHeads { key_heads, value_heads, key_dim, value_dim } = heads;
+    let DeltaHeads { key_heads, value_heads, key_dim, value_dim, sharing } = heads;
     let group = value_heads / key_heads;
     let mut states = vec![vec![vec![0.0; value_dim]; key_dim]; value_heads];
     let mut out = Vec::new();
@@ -12,8 +12,9 @@ pub(super) fn gated_delta(qkv: &[f32], gating: &[f32], gates: &DeltaGates, heads
         let (queries, rest) = row.split_at(key_heads * key_dim);
         let (keys, values) = rest.split_at(key_heads * key_dim);
         for (head, state) in states.iter_mut().enumerate() {
+            let key_head = if sharing == Sharing::Strided { head % key_heads } else { head / group };
             let unit = |x: &[f64]| -> Vec<f64> {
-                let x = &x[head / group * key_dim..][..key_dim];
+                let x = &x[key_head * key_dim..][..key_dim];
                 let length = (x.iter().map(|x| x * x).sum::<f64>() + 1e-6).sqrt();
                 x.iter().map(|x| x / length).collect()
             };

@@ -7,7 +7,8 @@ use crate::{
 };
 
 /// Keys and values that are no whole vectors, and shared keys.
-const HEADS: DeltaHeads = DeltaHeads { key_heads: 2, value_heads: 6, key_dim: 22, value_dim: 21 };
+const HEADS: DeltaHeads =
+    DeltaHeads { key_heads: 2, value_heads: 6, key_dim: 22, value_dim: 21, sharing: Sharing::Neighbours };
 
 struct Case {
     qkv: Tensor,
@@ -40,9 +41,16 @@ impl Case {
 
 #[test]
 fn it_is_the_reference_for_every_size_of_heads() {
-    let heads = |key_heads, value_heads, key_dim, value_dim| DeltaHeads { key_heads, value_heads, key_dim, value_dim };
-    let sizes = [heads(1, 1, 1, 1), heads(2, 4, 16, 24), heads(1, 2, 128, 128), heads(3, 3, 7, 16), HEADS];
-    for (heads, tokens) in sizes.into_iter().zip([3, 40, 9, 1, 70]) {
+    let heads = |key_heads, value_heads, key_dim, value_dim| DeltaHeads {
+        key_heads,
+        value_heads,
+        key_dim,
+        value_dim,
+        sharing: Sharing::Neighbours,
+    };
+    let strided = DeltaHeads { sharing: Sharing::Strided, ..HEADS };
+    let sizes = [heads(1, 1, 1, 1), heads(2, 4, 16, 24), heads(1, 2, 128, 128), heads(3, 3, 7, 16), HEADS, strided];
+    for (heads, tokens) in sizes.into_iter().zip([3, 40, 9, 1, 70, 5]) {
         let case = case(1, heads, tokens);
         let (ours, theirs) = (state(heads), state(heads));
         let y = case.run(Level::best(), 0..tokens, &ours);
