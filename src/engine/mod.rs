@@ -250,9 +250,7 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(life) = self.supervised.life() {
-            life.stop();
-        }
+        self.supervised.give_up();
     }
 }
 
@@ -317,7 +315,10 @@ impl Engine {
     pub fn memory_bytes(&self) -> u64 {
         let (info, config) = (self.info(), self.config());
         let tokens = (config.num_blocks as u64).saturating_mul(config.block_size as u64);
-        info.weight_bytes.saturating_add(tokens.saturating_mul(info.kv_bytes_per_token))
+        // A block is of the layers of one group.
+        let bytes_per_token = usize::try_from(info.kv_bytes_per_token).unwrap_or(usize::MAX);
+        let bytes_per_token = config.kv_groups.block_bytes_per_token(bytes_per_token) as u64;
+        info.weight_bytes.saturating_add(tokens.saturating_mul(bytes_per_token))
     }
 
     /// The engine's metrics.
