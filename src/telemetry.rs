@@ -161,7 +161,8 @@ pub struct Telemetry {
     decode_read_rate: Histogram,
     /// Absent where nobody has said it.
     memory_bandwidth: Family<[(&'static str, &'static str); 0], Gauge<f64, AtomicU64>>,
-    model_bytes: OnceLock<ModelBytes>,
+    /// Of the model that came last: another one may take its name, and its metrics.
+    model_bytes: Mutex<ModelBytes>,
     num_preemptions: Counter,
     prefix_cache_queries: Counter,
     prefix_cache_hits: Counter,
@@ -292,7 +293,7 @@ impl Telemetry {
             read_bytes: t.family("candlewick:step_read_bytes", "Bytes that steps read: all weights each step, and the keys and values of all tokens before", Counter::default, parts),
             decode_read_rate: t.times("candlewick:decode_read_bytes_per_second", "… a second, of steps that compute no prompt", &buckets::BYTES_PER_SECOND),
             memory_bandwidth: t.add("candlewick:memory_bandwidth_bytes_per_second", "Bytes a second that the machine reads at most, where that is set", Family::default()),
-            model_bytes: OnceLock::new(),
+            model_bytes: Mutex::default(),
             block_copies: t.count("candlewick:block_copies", "Blocks copied on write"),
             block_evictions: t.count("candlewick:block_evictions", "Cached blocks given to others"),
             engine_restarts: t.count("candlewick:engine_restarts", "Times the engine came back"),
@@ -345,9 +346,9 @@ impl Telemetry {
         self.cache_config_info.get_or_create(&labels).set(1);
     }
 
-    /// What a step of the model reads, once that is known. Of two calls the first one counts.
+    /// What a step of the model reads, once that is known. Of two calls the last one counts.
     pub fn set_model_bytes(&self, bytes: ModelBytes) {
-        let _known = self.model_bytes.set(bytes);
+        *self.model_bytes.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
     }
 
     /// Bytes a second that the machine reads at most, as somebody has measured.
@@ -594,6 +595,9 @@ mod tests {
         let execute = Duration::from_micros(1);
         reporter.record_step(&StepFacts { decode_sequences: 2, context_tokens: 60, execute, ..StepFacts::default() });
         reporter.record_step(&StepFacts { context_tokens: 40, execute, ..step });
+        // Another model takes its place.
+        telemetry.set_model_bytes(ModelBytes { weights: 5, kv_per_token: 1 });
+        reporter.record_step(&StepFacts { context_tokens: 3, ..step });
         reporter.record_step(&StepFacts::default());
         let text = telemetry.encode();
         for line in [
@@ -610,15 +614,15 @@ mod tests {
             "vllm:request_prefill_kv_computed_tokens_sum{model_name=\"demo\"} 8.0",
             "vllm:request_generation_tokens_sum{model_name=\"demo\"} 5.0",
             "vllm:request_params_n_sum{model_name=\"demo\"} 2.0",
-            "vllm:iteration_tokens_total_sum{model_name=\"demo\"} 71.0",
+            "vllm:iteration_tokens_total_sum{model_name=\"demo\"} 94.0",
             "candlewick:paused_readers{model_name=\"demo\"} 1",
             "candlewick:kv_blocks{model_name=\"demo\",state=\"lease\"} 3",
             "candlewick:cached_blocks{model_name=\"demo\"} 5",
             "candlewick:batch_sequences{model_name=\"demo\",kind=\"decode\"} 0",
-            "candlewick:batch_tokens_total{model_name=\"demo\",kind=\"prefill\"} 60",
-            "candlewick:step_time_seconds_count{model_name=\"demo\",phase=\"execute\"} 5",
-            "candlewick:step_read_bytes_total{model_name=\"demo\",kind=\"weights\"} 1800",
-            "candlewick:step_read_bytes_total{model_name=\"demo\",kind=\"kv_cache\"} 1000",
+            "candlewick:batch_tokens_total{model_name=\"demo\",kind=\"prefill\"} 80",
+            "candlewick:step_time_seconds_count{model_name=\"demo\",phase=\"execute\"} 6",
+            "candlewick:step_read_bytes_total{model_name=\"demo\",kind=\"weights\"} 1805",
+            "candlewick:step_read_bytes_total{model_name=\"demo\",kind=\"kv_cache\"} 1003",
             "candlewick:decode_read_bytes_per_second_count{model_name=\"demo\"} 1",
             "candlewick:decode_read_bytes_per_second_sum{model_name=\"demo\"} 1500000000.0",
             "candlewick:memory_bandwidth_bytes_per_second{model_name=\"demo\"} 4000000000.0",

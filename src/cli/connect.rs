@@ -61,7 +61,7 @@ impl Remote {
         })?;
         let channel = InterceptedService::new(channel, Key(value));
         let models = ModelsClient::new(channel.clone()).list(pb::ListRequest {}).await.map_err(|s| from_status(&s))?;
-        let model = models.into_inner().models.into_iter().next();
+        let model = default_of(models.into_inner().models);
         let model = model.ok_or_else(|| Error::new(Code::NotFound, format!("{url} serves no model")))?;
         Ok(Self { channel, model })
     }
@@ -125,6 +125,11 @@ impl Remote {
         });
         Ok(Box::pin(events))
     }
+}
+
+/// The model that requests get which name none, as ours do.
+fn default_of(models: Vec<pb::Model>) -> Option<pb::Model> {
+    models.into_iter().find(|model| model.is_default)
 }
 
 /// What both services' events hold.
@@ -261,6 +266,14 @@ mod tests {
     fn a_bare_address_means_http() {
         assert_eq!(with_scheme("127.0.0.1:50051"), "http://127.0.0.1:50051");
         assert_eq!(with_scheme("http://[::1]:1"), "http://[::1]:1");
+    }
+
+    #[test]
+    fn the_model_that_answers_is_the_default_one_wherever_it_is_listed() {
+        let model = |name: &str, is_default| pb::Model { name: name.into(), is_default, ..pb::Model::default() };
+        let models = vec![model("unloaded", false), model("there", true), model("other", false)];
+        assert_eq!(default_of(models).unwrap().name, "there");
+        assert!(default_of(vec![model("unloaded", false)]).is_none());
     }
 
     #[test]

@@ -57,10 +57,6 @@ pub(super) fn run(args: ServeArgs, effective: Effective, log: SetLog) -> Result<
             }
         };
         let engine = &first.engine;
-        if let Some(bytes) = args.memory_bandwidth {
-            let all = std::iter::once(&first).chain(&others);
-            all.for_each(|started| started.engine.telemetry().set_memory_bandwidth(bytes as f64));
-        }
         if let Some(endpoint) = &args.otlp_traces_endpoint {
             engine.telemetry().trace_to(Spans::to_collector(endpoint, QUEUE_SPANS)?);
         }
@@ -81,6 +77,7 @@ pub(super) fn run(args: ServeArgs, effective: Effective, log: SetLog) -> Result<
             idle_timeout: args.models.model_idle_timeout,
             evict_after: Some(args.models.model_evict_after),
             settings: Some(source),
+            memory_bandwidth: args.memory_bandwidth.map(|bytes| bytes as f64),
             ..ModelOptions::default()
         };
         server::serve(

@@ -35,8 +35,10 @@ pub(super) async fn start_models(first: &ModelSource, others: &[ModelModule]) ->
     let mut more = Vec::with_capacity(others.len());
     for ModelModule { name, path } in others {
         let name = name.clone().unwrap_or_else(|| model_name(path));
-        if names.contains(&name) {
-            let why = format!("{name:?} is the name of two models: give one of them another, as in NAME={path}");
+        let taken = if names.contains(&name) { Some("another model") } else { None };
+        let adapters = &started.engine.info().adapters;
+        if let Some(other) = taken.or_else(|| adapters.get(&name).map(|_| "an adapter")) {
+            let why = format!("{name:?} is the name of {other} too: give one of them another, as in NAME={path}");
             return Err(Error::invalid("--models", why));
         }
         let other = start(first.sibling(path, &name), promised).await?;

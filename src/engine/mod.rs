@@ -250,9 +250,7 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(life) = self.supervised.life() {
-            life.stop();
-        }
+        self.supervised.give_up();
     }
 }
 

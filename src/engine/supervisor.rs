@@ -17,7 +17,7 @@ use std::{
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinHandle,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 
 use super::{
@@ -279,6 +279,8 @@ pub(super) struct Supervised {
     life: Mutex<Option<Arc<Life>>>,
     announced: AtomicBool,
     draining: AtomicBool,
+    /// Nobody has the engine any more.
+    given_up: watch::Sender<bool>,
 }
 
 impl Supervised {
@@ -293,6 +295,7 @@ impl Supervised {
             life: Mutex::new(None),
             announced: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            given_up: watch::Sender::new(false),
         })
     }
 
@@ -315,6 +318,15 @@ impl Supervised {
 
     pub(super) fn draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+
+    /// Nobody has the engine any more: its present life ends, and none comes after it.
+    pub(super) fn give_up(&self) {
+        // First this, so that a life that begins meanwhile is either seen here or sees it.
+        self.given_up.send_replace(true);
+        if let Some(life) = self.life() {
+            life.stop();
+        }
     }
 
     /// Health turns first, so that who sees a stream fail sees why.
@@ -357,17 +369,28 @@ impl Supervised {
             self.set_life(None);
             running.fail_streams(&self.telemetry).await;
             self.adapters.forget_holders();
-            let mut pause = RESTART_PAUSE.0;
-            running = loop {
-                match self.begin_life(&factory).await {
-                    Ok(running) => break running,
-                    Err(error) => tracing::error!(%error, "the engine does not come back yet"),
-                }
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(RESTART_PAUSE.1);
-            };
-            tracing::info!("the engine is back");
+            let Some(next) = self.next_life(&factory).await else { return };
+            running = next;
         }
+    }
+
+    /// The life after one that failed; none once nobody has the engine any more, who would be the one to stop it.
+    async fn next_life(&self, factory: &ExecutorFactory) -> Option<Running> {
+        let mut given_up = self.given_up.subscribe();
+        let mut pause = RESTART_PAUSE.0;
+        while !*given_up.borrow() {
+            match self.begin_life(factory).await {
+                Ok(running) if *given_up.borrow() => running.life.stop(),
+                Ok(running) => {
+                    tracing::info!("the engine is back");
+                    return Some(running);
+                }
+                Err(error) => tracing::error!(%error, "the engine does not come back yet"),
+            }
+            let _in_time = timeout(pause, given_up.wait_for(|given_up| *given_up)).await;
+            pause = (pause * 2).min(RESTART_PAUSE.1);
+        }
+        None
     }
 }
 

@@ -35,7 +35,7 @@ pub(crate) struct Backend {
 impl Backend {
     /// Of an engine; `turns` are those of all models.
     pub(crate) fn new(engine: Engine, closing: Closing, streams: StreamArgs, turns: Turns) -> Self {
-        let throughput = Arc::new(Throughput::since(Instant::now()));
+        let throughput = Arc::new(Throughput::since(Instant::now(), engine.telemetry().generated_tokens()));
         Self { engine, closing, streams, throughput, turns, holders: Arc::default() }
     }
 

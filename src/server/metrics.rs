@@ -30,14 +30,11 @@ pub(super) async fn unknown(headers: HeaderMap) -> Response {
 }
 
 /// What programs are told at `/`.
-pub(super) fn line(models: &Models) -> String {
-    let names: Vec<_> = models.ready().iter().map(|backend| format!("{:?}", backend.engine.info().name)).collect();
-    format!(
-        "candlewick {} serves {} over gRPC on this port; reflection lists the services. See also /health and /metrics.\n",
-        env!("CARGO_PKG_VERSION"),
-        names.join(", "),
-    )
-}
+pub(super) const LINE: &str = concat!(
+    "candlewick ",
+    env!("CARGO_PKG_VERSION"),
+    " speaks gRPC on this port; reflection lists the services, /v1/models the models. See also /health and /metrics.\n"
+);
 
 async fn health(State(models): State<Models>) -> (StatusCode, &'static str) {
     match models.health() {

@@ -120,7 +120,7 @@ pub async fn serve(
     let guard = middleware::from_fn_with_state(guard, access::guard);
     let guarded = held::until_sent(guarded).fallback(metrics::unknown).layer(guard);
     // Pages that say nothing of anybody's requests.
-    let router = guarded.merge(pages).merge(root(&models));
+    let router = guarded.merge(pages).merge(root());
     let router = cors::open(router, &options.allowed_origins);
     let router = trace_context::carry(router, &models);
     let mut connections = Connections { router, tls: options.tls, closer, tasks: JoinSet::new(), places: places() };
@@ -146,12 +146,11 @@ pub async fn serve(
 }
 
 /// What is at `/`: the chat page for browsers, a line for programs.
-fn root(models: &Models) -> Router {
-    let line = metrics::line(models);
+fn root() -> Router {
     #[cfg(feature = "web")]
-    let router = page::routes(line);
+    let router = page::routes(metrics::LINE);
     #[cfg(not(feature = "web"))]
-    let router = Router::new().route("/", axum::routing::get(|| async { line }));
+    let router = Router::new().route("/", axum::routing::get(metrics::LINE));
     router
 }
 

@@ -71,7 +71,7 @@ struct Served {
 type Table = Arc<[Served]>;
 
 /// The page and its files. What asks for `/` and does not take HTML gets the text of `plain`.
-pub(super) fn routes(plain: String) -> Router {
+pub(super) fn routes(plain: &'static str) -> Router {
     let served = |file: &'static File| Served {
         file,
         hash: blake3::hash(file.plain).to_hex()[..32].to_owned(),

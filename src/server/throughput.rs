@@ -35,8 +35,9 @@ pub(crate) struct Rates {
 }
 
 impl Throughput {
-    pub(crate) fn since(at: Instant) -> Self {
-        Self { last: Mutex::new(Look { at, tokens: 0, rates: Rates::default(), tenants: HashMap::new() }) }
+    /// From now on, when so many tokens were generated already: the counters go on where a model comes back.
+    pub(crate) fn since(at: Instant, tokens: u64) -> Self {
+        Self { last: Mutex::new(Look { at, tokens, rates: Rates::default(), tenants: HashMap::new() }) }
     }
 
     /// The rates now that the engine's counters stand as in `loads`.
@@ -76,19 +77,21 @@ mod tests {
     #[test]
     fn a_rate_is_taken_over_a_second_or_more() {
         let began = Instant::now();
-        let throughput = Throughput::since(began);
+        let throughput = Throughput::since(began, 0);
         let at =
             |seconds: f64, tokens| throughput.at(began + Duration::from_secs_f64(seconds), &loads(tokens, &[])).all;
         assert_eq!(at(0.5, 1000), 0.0, "too soon to tell");
         assert_eq!(at(2.0, 1000), 500.0);
         assert_eq!(at(2.5, 5000), 500.0, "the last one");
         assert_eq!(at(4.0, 1000), 0.0);
+        let goes_on = Throughput::since(began, 1000);
+        assert_eq!(goes_on.at(began + Duration::from_secs(2), &loads(1010, &[])).all, 5.0);
     }
 
     #[test]
     fn tenants_have_rates_while_they_are_here() {
         let began = Instant::now();
-        let throughput = Throughput::since(began);
+        let throughput = Throughput::since(began, 0);
         let at = |seconds, loads: Loads| throughput.at(began + Duration::from_secs(seconds), &loads).tenants;
         assert_eq!(at(1, loads(9, &[("a", 5)])), HashMap::new(), "nothing to compare with");
         assert_eq!(at(3, loads(9, &[("a", 25), ("b", 7)])), HashMap::from([(Some("a".into()), 10.0)]));

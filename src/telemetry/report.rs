@@ -1,6 +1,9 @@
 //! What the engine thread says of itself after each step.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use prometheus_client::metrics::counter::Counter;
 
@@ -110,7 +113,7 @@ impl Reporter {
         self.last = totals;
     }
 
-    /// Publishes one step: nine uncontended locks at the most.
+    /// Publishes one step: ten uncontended locks at the most.
     pub fn record_step(&self, step: &StepFacts) {
         let telemetry = &self.telemetry;
         self.record_read(step);
@@ -128,7 +131,7 @@ impl Reporter {
     }
 
     fn record_read(&self, step: &StepFacts) {
-        let Some(model) = self.telemetry.model_bytes.get() else { return };
+        let model = *self.telemetry.model_bytes.lock().unwrap_or_else(PoisonError::into_inner);
         if step.prefill_tokens + step.decode_sequences == 0 {
             return;
         }

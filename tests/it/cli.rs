@@ -331,6 +331,18 @@ fn a_server_gives_what_the_program_gives_itself() {
 }
 
 #[test]
+fn a_model_cannot_have_the_name_of_another_or_of_an_adapter() {
+    let fixture = |name: &str| format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
+    let (model, adapter) = (fixture("golden/llama"), format!("tuned={}", fixture("lora/llama-all")));
+    let serve = ["serve", &model, "--listen", "127.0.0.1:0", "--enable-lora", "--lora-modules", &adapter];
+    for (name, says) in [("tuned", "an adapter"), ("llama", "another model")] {
+        let refused = run(&[serve.as_slice(), &["--models", &format!("{name}={model}")]].concat());
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(stderr(&refused).contains(says), "{}", stderr(&refused));
+    }
+}
+
+#[test]
 fn two_servers_cannot_have_one_port() {
     let served = Served::start(&[]);
     let second = run(&["serve", "--listen", &served.address]);

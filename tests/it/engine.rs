@@ -10,7 +10,7 @@ use std::{
 };
 
 use candlewick::{
-    config::EngineConfig,
+    config::{EngineConfig, KvCacheGroups},
     engine::{
         EmbedInput, EmbedRequest, Engine, Event, ExecutorFactory, Health, ModelImpl, ModelInfo, ModelText, Prompt,
         Request, SlowReader,
@@ -347,6 +347,42 @@ async fn a_step_that_hangs_ends_its_streams_and_the_engine_comes_back() {
     let ids = prompt(4, 9);
     let (tokens, _) = read(engine.generate(request(&ids, 30)).await.unwrap()).await;
     assert_eq!(tokens, FakeExecutor::expected(VOCAB_SIZE, &ids, 30));
+}
+
+/// Fakes of which the first panics in its first step, and the next is not made before the gate is opened.
+pub(crate) fn fails_once(gate: &Arc<Gate>) -> ExecutorFactory {
+    let (waits, lives) = (gate.clone(), AtomicU64::new(0));
+    let make = fakes(&config(), |life| FakeOptions {
+        mishap: (life == 0).then_some((0, Mishap::Panic)),
+        ..FakeOptions::default()
+    });
+    Arc::new(move || {
+        if lives.fetch_add(1, Ordering::Relaxed) > 0 {
+            waits.wait();
+        }
+        make()
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_nobody_has_any_more_has_no_further_life() {
+    for comes_back in [true, false] {
+        // Held as a model is: by whatever could make another life.
+        let (gate, model) = (Arc::new(Gate::default()), Arc::new(()));
+        let (make, held, lives) = (fails_once(&gate), model.clone(), AtomicU64::new(0));
+        let factory: ExecutorFactory = Arc::new(move || {
+            let (_held, made) = (&held, make()?);
+            let is_first = lives.fetch_add(1, Ordering::Relaxed) == 0;
+            if is_first || comes_back { Ok(made) } else { Err(Error::internal("it does not come back")) }
+        });
+        let engine = engine(config(), factory).await;
+        let (_, end) = read(engine.generate(request(&prompt(1, 9), 5)).await.unwrap()).await;
+        assert_eq!(end.unwrap_err().code, Code::Internal);
+        until("the next life is being made", || gate.reached()).await;
+        drop(engine);
+        gate.open();
+        until("nothing holds the model", || Arc::strong_count(&model) == 1).await;
+    }
 }
 
 /// An engine whose first step hangs, with a stream that it hangs over. The clock stands still.

@@ -9,7 +9,7 @@ use super::tenant::{Tenant, Total};
 use crate::{
     engine::Request,
     error::{Code, Error, Result},
-    params::limits,
+    params::{SamplingParams, limits},
 };
 
 /// Whose something is; none is the one that everybody shares where no keys are asked for.
@@ -84,18 +84,21 @@ impl Caller {
     /// # Errors
     /// `ResourceExhausted` that names the quota and says when to come back; `InvalidArgument` for more than the quota itself.
     pub(crate) fn admit(&self, request: &Request) -> Result<Admission> {
-        self.admit_all(std::slice::from_ref(request), 1)
+        self.admit_all(1, 1, Some(&request.params))
     }
 
-    /// Counts all requests of a call at once, likewise; each prompt has so many of them, one an answer, and counts once.
+    /// Counts all that a call asks for at once, likewise: so many prompts, each a request, and so many answers to each.
     ///
     /// # Errors
     /// As [`admit`](Self::admit).
-    pub(crate) fn admit_all(&self, requests: &[Request], answers: usize) -> Result<Admission> {
-        let params = requests.first().map(|request| &request.params);
+    pub(crate) fn admit_all(
+        &self,
+        prompts: usize,
+        answers: usize,
+        params: Option<&SamplingParams>,
+    ) -> Result<Admission> {
         let each = params.map_or(1, |params| params.num_sequences().clamp(1, limits::SEQUENCES)) * answers;
         let field = if params.is_some_and(|params| params.best_of.is_some()) { "best_of" } else { "n" };
-        let prompts = requests.len().div_ceil(answers.max(1));
         self.enter(Total { requests: number(prompts), sequences: number(each), field, or_fewer: false })
     }
 

@@ -54,7 +54,7 @@ async fn create(State(http): State<Http>, request: Request) -> Result<Response, 
         Ok((stream, EngineRequest { model: Some(model.clone()), ..request }))
     };
     let (stream, request) = asked().map_err(|error| backend.refused(error))?;
-    let choices = Choices::open(backend, &call.caller, vec![request], 1, RENAMES).await?;
+    let choices = Choices::open(backend, &call.caller, [request], 1, RENAMES).await?;
     let stamp = Stamp { id: format!("msg_{}", call.request_id), model };
     drop(call);
     if stream {

@@ -120,7 +120,6 @@ impl Generation for GenerationService {
     async fn quote(&self, request: Request<QuoteRequest>) -> Result<Response<QuoteResponse>, Status> {
         let caller = Caller::of(request.extensions()).map_err(status)?;
         let _admission = self.models.admit_call(&caller).map_err(status)?;
-        let _place = self.models.line_up(&caller).map_err(status)?;
         let QuoteRequest { prompt, messages, options, chat } = request.into_inner();
         let prompt = match (prompt, messages.is_empty()) {
             (Some(_), false) => Err(Error::invalid("messages", "cannot be with prompt: one of them is quoted")),
@@ -128,6 +127,8 @@ impl Generation for GenerationService {
             (None, false) => chat_convert::prompt(messages, chat).map(EnginePrompt::Chat),
         };
         let Backend { engine, .. } = &self.models.backend(convert::model(options.as_ref())).await.map_err(status)?;
+        // Now that there is something to work with: others do not wait for a model.
+        let _place = self.models.line_up(&caller).map_err(status)?;
         let request = prompt.and_then(|prompt| convert::request(prompt, options, engine.info()));
         let quote = engine.quote(caller.own(request.map_err(status)?)).await;
         let quote = quote.map_err(|error| status(QUOTE_PATHS.locate(error)))?;

@@ -38,13 +38,13 @@ pub(crate) enum LoadStatus {
     Over(Result<()>),
 }
 
-/// Waits for the end of a load.
+/// Waits for the end of a load; gives how it ended.
 ///
 /// # Errors
-/// Why it failed.
-pub(super) async fn outcome(coming: &mut watch::Receiver<LoadStatus>) -> Result<()> {
+/// `Unavailable` where nobody is left to say.
+pub(super) async fn outcome(coming: &mut watch::Receiver<LoadStatus>) -> Result<Result<()>> {
     match coming.wait_for(|status| matches!(status, LoadStatus::Over(_))).await.as_deref() {
-        Ok(LoadStatus::Over(outcome)) => outcome.clone(),
+        Ok(LoadStatus::Over(outcome)) => Ok(outcome.clone()),
         // The task that loads it has gone without a word: it panicked, or the server is going down.
         _ => Err(Error::new(Code::Unavailable, "the model was not loaded: the server is going down")),
     }

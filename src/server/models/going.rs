@@ -25,6 +25,7 @@ const IDLE_PARTS: u32 = 4;
 const IDLE_LOOK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 
 /// A model on its way out.
+#[derive(Clone)]
 pub(crate) struct Unloading {
     served: Weak<Served>,
     gone: watch::Receiver<bool>,
@@ -35,6 +36,15 @@ impl Unloading {
     pub(crate) async fn gone(&mut self) {
         // An error means that whoever would tell is gone too.
         let _gone = self.gone.wait_for(|gone| *gone).await;
+    }
+
+    /// Cuts off what still streams after that time.
+    async fn cut(mut self, after: Duration) {
+        if timeout(after, self.gone()).await.is_err()
+            && let Some(served) = self.served.upgrade()
+        {
+            served.closer.cut();
+        }
     }
 
     /// Requests that it still has; none once its memory has been given back.
@@ -62,31 +72,29 @@ impl Shared {
         match std::mem::replace(&mut entry.state, State::Unloaded) {
             State::Ready(served) => {
                 tracing::info!(model = name, "unloading a model: its streams go on, new requests are refused");
-                self.leave(&mut table, name, served, cut_after);
+                self.leave(&mut table, name, served);
             }
             // As it was: why it failed may still be asked for.
             State::Failed(error) => entry.state = State::Failed(error),
             State::Idle | State::Unloaded => {}
         }
-        let leaving = table.leaving.iter().rev().find(|leaving| leaving.name == name);
-        let unloading =
-            leaving.map(|Leaving { served, gone, .. }| Unloading { served: served.clone(), gone: gone.clone() });
+        let own = table.leaving.iter().filter(|leaving| leaving.name == name);
+        let own = own.map(|Leaving { served, gone, .. }| Unloading { served: served.clone(), gone: gone.clone() });
+        let leaving: Vec<_> = own.collect();
         drop(table);
+        if let Some(after) = cut_after {
+            // Those included that were unloaded or replaced before.
+            leaving.iter().for_each(|unloading| drop(tokio::spawn(unloading.clone().cut(after))));
+        }
         self.changed();
-        Ok(unloading)
+        Ok(leaving.into_iter().next_back())
     }
 
     /// Lets a model go that has lost its name. Turns true when its memory has been given back.
-    pub(super) fn leave(
-        self: &Arc<Self>,
-        table: &mut Table,
-        name: &str,
-        served: Arc<Served>,
-        cut_after: Option<Duration>,
-    ) -> watch::Receiver<bool> {
+    pub(super) fn leave(self: &Arc<Self>, table: &mut Table, name: &str, served: Arc<Served>) -> watch::Receiver<bool> {
         let (went, gone) = watch::channel(false);
         table.leaving.push(Leaving::new(name, &served, gone.clone()));
-        tokio::spawn(let_go(Arc::downgrade(self), served, cut_after, went));
+        tokio::spawn(let_go(Arc::downgrade(self), served, went));
         gone
     }
 
@@ -116,7 +124,7 @@ impl Shared {
             let name = entry.name.clone();
             if let State::Ready(served) = std::mem::replace(&mut entry.state, State::Idle) {
                 tracing::info!(model = name, "nobody uses the model: it is unloaded until somebody does");
-                going.push(self.leave(table, &name, served, None));
+                going.push(self.leave(table, &name, served));
             }
         }
         going
@@ -139,19 +147,16 @@ pub(super) async fn watch_use(shared: Weak<Shared>, soonest: Duration, idle_time
 }
 
 /// Waits for the end of what a model has under way, and gives its memory back.
-async fn let_go(shared: Weak<Shared>, served: Arc<Served>, cut_after: Option<Duration>, went: watch::Sender<bool>) {
+async fn let_go(shared: Weak<Shared>, served: Arc<Served>, went: watch::Sender<bool>) {
     let engine = &served.backend.engine;
     engine.begin_drain();
     // Sessions end, those with a turn under way after it.
     served.closer.leave();
-    match cut_after {
-        None => engine.drained().await,
-        Some(after) => {
-            if timeout(after, engine.drained()).await.is_err() {
-                served.closer.cut();
-                // Clients that do not read do not hear of it; what is theirs ends when they do, or with their connection.
-                let _unheard = timeout(LAST_WORDS, engine.drained()).await;
-            }
+    tokio::select! {
+        () = engine.drained() => {}
+        () = served.closer.watch().cut() => {
+            // Clients that do not read do not hear of it; what is theirs ends when they do, or with their connection.
+            let _unheard = timeout(LAST_WORDS, engine.drained()).await;
         }
     }
     let memory = served.memory.clone();

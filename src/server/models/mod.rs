@@ -65,14 +65,23 @@ pub struct ModelOptions {
     pub evict_after: Option<Duration>,
     /// What models are loaded with unless a call says otherwise; none where no call may load any.
     pub settings: Option<ModelSource>,
+    /// Bytes a second that the machine reads at most, where somebody has said it: the metrics of each model tell it.
+    pub memory_bandwidth: Option<f64>,
     /// What memory there is.
     pub machine: fn() -> MachineFacts,
 }
 
 impl Default for ModelOptions {
     fn default() -> Self {
-        let (others, idle_timeout, evict_after, settings) = (Vec::new(), None, None, None);
-        Self { others, max_models: 1, idle_timeout, evict_after, settings, machine: MachineFacts::here }
+        Self {
+            others: Vec::new(),
+            max_models: 1,
+            idle_timeout: None,
+            evict_after: None,
+            settings: None,
+            memory_bandwidth: None,
+            machine: MachineFacts::here,
+        }
     }
 }
 
@@ -110,6 +119,7 @@ struct Shared {
     access: Access,
     spans: Option<Spans>,
     settings: Option<ModelSource>,
+    memory_bandwidth: Option<f64>,
     machine: fn() -> MachineFacts,
 }
 
@@ -121,7 +131,8 @@ impl Models {
         (closing, access): (Closing, Access),
         streams: StreamArgs,
     ) -> Self {
-        let ModelOptions { others, max_models, idle_timeout, evict_after, settings, machine } = options;
+        let ModelOptions { others, max_models, idle_timeout, evict_after, settings, memory_bandwidth, machine } =
+            options;
         let shared = Arc::new(Shared {
             table: Mutex::new(Table::new(max_models, evict_after)),
             changes: watch::Sender::new(0),
@@ -133,6 +144,7 @@ impl Models {
             access,
             spans: first.engine.telemetry().spans().cloned(),
             settings,
+            memory_bandwidth,
             machine,
         });
         for started in std::iter::once(first).chain(others) {
@@ -158,16 +170,43 @@ impl Models {
 
     async fn find(&self, model: Option<&str>) -> Result<Backend> {
         loop {
-            let mut coming = match self.shared.look_up(model)? {
+            let (mut coming, is_own) = match self.shared.look_up(model)? {
                 Place::Ready(backend) => return Ok(*backend),
-                Place::Coming(coming) => coming,
+                Place::Coming(coming) => (coming, true),
+                Place::Behind(other) => (other, false),
             };
             let _place = self.shared.waking.try_acquire().map_err(|_| {
                 Error::new(Code::Unavailable, "too many requests wait for an idle model: try again later")
                     .retry_after(LOADING_RETRY)
             })?;
-            coming::outcome(&mut coming).await?;
+            let closing = &self.shared.closing;
+            let outcome = tokio::select! {
+                outcome = coming::outcome(&mut coming) => outcome?,
+                // The end of the server does not wait for a load.
+                () = closing.clone().leaving() => return Err(closing.error("the model was loaded")),
+            };
+            if is_own {
+                outcome?;
+            }
         }
+    }
+
+    /// What is known of the model that a request means, and the model where it is in memory. Nothing is asked of it: one that
+    /// is idle stays so, and one that is only looked at becomes so.
+    ///
+    /// # Errors
+    /// As [`backend`](Self::backend), but nothing is waited for.
+    pub(crate) fn look_at(&self, model: Option<&str>) -> Result<(Arc<About>, Option<Backend>)> {
+        let table = self.shared.table();
+        let at = table.position(model)?;
+        let entry = table.entries.get(at).and_then(|entry| Some((entry, entry.about()?)));
+        let (entry, about) = entry.ok_or_else(|| Error::internal("a model of which nothing is known"))?;
+        Ok((about, entry.served().map(|served| served.backend.clone())))
+    }
+
+    /// Whether a model, served or not, an adapter or what is being loaded is called so.
+    pub(crate) fn is_taken(&self, name: &str) -> bool {
+        self.shared.table().is_taken(name)
     }
 
     /// Whether requests may name it: a model that is ready or idle, or an adapter of one.
@@ -249,7 +288,7 @@ impl Models {
         self.shared.table().health()
     }
 
-    /// The same of one model; none where the server does not know it.
+    /// The same of one model, or of that which an adapter stands beside; none where the server does not know it.
     pub(crate) fn health_of(&self, name: &str) -> Option<Health> {
         self.shared.table().health_of(name)
     }
@@ -333,9 +372,10 @@ impl Shared {
         if let Some(served) = table.entries.get(at).and_then(Entry::served) {
             return Ok(Place::Ready(Box::new(served.lend())));
         }
+        let name = table.entries.get(at).map(|entry| &entry.name);
         match &table.loading {
-            // This one, or one whose end it has to wait for.
-            Some(loading) => Ok(Place::Coming(loading.status.clone())),
+            Some(loading) if Some(&loading.name) == name => Ok(Place::Coming(loading.status.clone())),
+            Some(other) => Ok(Place::Behind(other.status.clone())),
             None => self.wake(&mut table, at).map(Place::Coming),
         }
     }
@@ -343,7 +383,9 @@ impl Shared {
     /// Makes an engine a model of this server, by that name; whatever had the name before leaves.
     fn enter(self: &Arc<Self>, name: &str, started: Started) {
         let Started { engine, source, memory } = started;
-        engine.shares().set(self.access.weights());
+        if let Some(bytes) = self.memory_bandwidth {
+            engine.telemetry().set_memory_bandwidth(bytes);
+        }
         if let Some(spans) = self.spans.as_ref().filter(|_| engine.telemetry().spans().is_none()) {
             engine.telemetry().trace_to(spans.clone());
         }
@@ -360,11 +402,13 @@ impl Shared {
         let backend = Backend::new(engine, closing, self.streams, self.turns.clone());
         let served = Arc::new(table::Served::new(backend, closer, memory));
         let mut table = self.table();
+        // Under the lock, as when they change: then none is left with shares of before.
+        served.backend.engine.shares().set(self.access.weights());
         if table.is_draining {
             served.backend.engine.begin_drain();
         }
         if let Some(old) = table.enter(name, source, served) {
-            self.leave(&mut table, name, old, None);
+            self.leave(&mut table, name, old);
         }
         drop(table);
         self.changed();
@@ -375,8 +419,8 @@ impl Shared {
 async fn keep_shares(shared: std::sync::Weak<Shared>, mut changes: watch::Receiver<u64>) {
     while changes.changed().await.is_ok() {
         let Some(shared) = shared.upgrade() else { return };
-        let engines = shared.table().engines();
-        engines.iter().for_each(|engine| engine.shares().set(shared.access.weights()));
+        let table = shared.table();
+        table.engines().iter().for_each(|engine| engine.shares().set(shared.access.weights()));
     }
 }
 
@@ -384,4 +428,78 @@ async fn keep_shares(shared: std::sync::Weak<Shared>, mut changes: watch::Receiv
 async fn upgraded_after(shared: &std::sync::Weak<Shared>, pause: Duration) -> Option<Arc<Shared>> {
     sleep(pause).await;
     shared.upgrade()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::{table::Loading, *};
+
+    /// A server with one model, which is idle, while one of some name is being loaded.
+    fn models(closing: Closing, loading: Loading) -> Models {
+        let mut table = Table::new(2);
+        table.entries.push(Entry::idle("mine"));
+        table.loading = Some(loading);
+        let shared = Shared {
+            table: Mutex::new(table),
+            changes: watch::Sender::new(0),
+            closing,
+            streams: StreamArgs::default(),
+            bodies: Bodies::default(),
+            turns: Turns::default(),
+            waking: Semaphore::new(WAKING_AT_ONCE),
+            access: Access::default(),
+            spans: None,
+            idle_timeout: None,
+            settings: None,
+            memory_bandwidth: None,
+            machine: MachineFacts::here,
+        };
+        Models { shared: Arc::new(shared) }
+    }
+
+    /// A load of that name, and who tells how it goes.
+    fn loading(name: &str) -> (watch::Sender<LoadStatus>, Loading) {
+        let (tells, status) = watch::channel(LoadStatus::Under(None));
+        (tells, Loading { name: name.to_owned(), status })
+    }
+
+    fn failed(why: &str) -> LoadStatus {
+        LoadStatus::Over(Err(Error::new(Code::FailedPrecondition, why)))
+    }
+
+    #[tokio::test]
+    async fn who_waits_behind_anothers_load_hears_nothing_of_how_that_ended() {
+        let closer = Closer::new();
+        let ((other, others_load), (own, own_load)) = (loading("other"), loading("mine"));
+        let models = models(closer.watch(), others_load);
+        let mut asked = Box::pin(models.find(Some("mine")));
+        assert!((&mut asked).now_or_never().is_none());
+        models.shared.table().loading = Some(own_load);
+        other.send_replace(failed("no such file"));
+        assert!((&mut asked).now_or_never().is_none(), "its own load is still to end");
+        own.send_replace(failed("its own file is broken"));
+        assert_eq!(asked.await.err().unwrap().message, "its own file is broken");
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_model_is_let_go_when_connections_should_end() {
+        let closer = Closer::new();
+        let (_tells, load) = loading("mine");
+        let models = models(closer.watch(), load);
+        let mut asked = Box::pin(models.find(Some("mine")));
+        assert!((&mut asked).now_or_never().is_none());
+        closer.leave();
+        assert_eq!(asked.await.err().unwrap().code, Code::Unavailable);
+    }
+
+    #[test]
+    fn a_name_is_taken_by_what_is_not_served_too() {
+        let (_tells, load) = loading("other");
+        let models = models(Closer::new().watch(), load);
+        models.shared.table().entries[0].state = table::State::Unloaded;
+        assert_eq!(["mine", "other", "free"].map(|name| models.is_taken(name)), [true, true, false]);
+        assert!(!models.knows("mine"));
+    }
 }

@@ -9,7 +9,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{LOADING_RETRY, coming::LoadStatus};
 use crate::{
-    config::LoraModule,
+    config::{EngineConfig, LoraModule},
     engine::{
         Adapters, Engine, Health, ModelInfo,
         load::{LoadProgress, ModelMemory, ModelSource},
@@ -88,13 +88,15 @@ pub(super) enum Place {
     Ready(Box<Backend>),
     /// To be looked up again after that.
     Coming(watch::Receiver<LoadStatus>),
+    /// The same after another model's load, however that ends.
+    Behind(watch::Receiver<LoadStatus>),
 }
 
 /// What clients are told of a model, in memory or not.
 pub(crate) struct About {
     /// Without its adapters.
     pub(crate) info: ModelInfo,
-    pub(crate) max_model_len: usize,
+    pub(crate) config: EngineConfig,
     pub(crate) has_tokenizer: bool,
     pub(crate) has_chat_template: bool,
 }
@@ -138,7 +140,7 @@ impl About {
         Self {
             // They hold the model's memory.
             info: ModelInfo { adapters: Adapters::default(), ..engine.info().clone() },
-            max_model_len: engine.config().max_model_len,
+            config: engine.config().clone(),
             has_tokenizer: text.tokenizer.is_some(),
             has_chat_template: text.chat_template.is_some(),
         }
@@ -219,6 +221,17 @@ impl Entry {
     pub(super) fn telemetry(&self) -> Option<Arc<Telemetry>> {
         self.telemetry.clone()
     }
+
+    /// As it was when it last was in memory.
+    pub(super) fn about(&self) -> Option<Arc<About>> {
+        self.about.clone()
+    }
+
+    /// One that waits for its first request.
+    #[cfg(test)]
+    pub(super) fn idle(name: &str) -> Self {
+        Self { name: name.to_owned(), source: None, state: State::Idle, about: None, telemetry: None }
+    }
 }
 
 impl Table {
@@ -293,6 +306,12 @@ impl Table {
             }
             None => self.unknown(name),
         })
+    }
+
+    /// Whether a model, served or not, an adapter or what is being loaded is called so.
+    pub(super) fn is_taken(&self, name: &str) -> bool {
+        let comes = self.loading.as_ref().is_some_and(|loading| loading.name == name);
+        comes || self.entries.iter().any(|entry| entry.name == name || entry.has_adapter(name))
     }
 
     pub(super) fn unknown(&self, name: &str) -> Error {
@@ -429,8 +448,10 @@ impl Table {
         worst.unwrap_or(Health::Restarting)
     }
 
+    /// Of a model, or of that which an adapter stands beside.
     pub(super) fn health_of(&self, name: &str) -> Option<Health> {
-        let entry = self.entries.iter().find(|entry| entry.name == name)?;
+        let own = self.entries.iter().find(|entry| entry.name == name);
+        let entry = own.or_else(|| self.entries.iter().find(|entry| entry.has_adapter(name)))?;
         Some(match &entry.state {
             State::Ready(served) => *served.backend.engine.health().borrow(),
             State::Idle if !self.is_draining => Health::Serving,

@@ -296,7 +296,8 @@ impl GrpcInferenceService for InferenceService {
 
     async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
         let ModelReadyRequest { name, version } = request.get_ref();
-        Ok(Response::new(ModelReadyResponse { ready: self.is_ready() && self.check(name, version).is_ok() }))
+        let serves = self.models.health_of(name) == Some(Health::Serving);
+        Ok(Response::new(ModelReadyResponse { ready: serves && check_version(version).is_ok() }))
     }
 
     async fn server_metadata(

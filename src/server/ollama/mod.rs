@@ -106,7 +106,7 @@ async fn answer(
     let params = options.params(&info.default_params).map_err(|error| backend.refused(error))?;
     let caller = call.caller.clone();
     let request = engine::Request { request_id: call.into_id(), model, params, ..engine::Request::new(prompt) };
-    let choices = Choices::open(backend, &caller, vec![request], 1, RENAMES).await?;
+    let choices = Choices::open(backend, &caller, [request], 1, RENAMES).await?;
     if stream {
         return Ok(Telling::new(choices, lines).lines());
     }

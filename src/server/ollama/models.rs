@@ -7,7 +7,7 @@ use axum::{
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Ollama, request::backend_of};
+use super::{Ollama, request::name_of};
 use crate::{
     engine::ModelInfo,
     server::{
@@ -62,7 +62,7 @@ pub(super) async fn running(State(http): State<Http>) -> Json<Value> {
     listed(&http, in_memory, |about| {
         let mut entry = entry(&about.info);
         entry["size_vram"] = 0.into();
-        entry["context_length"] = about.max_model_len.into();
+        entry["context_length"] = about.config.max_model_len.into();
         entry
     })
 }
@@ -75,8 +75,8 @@ pub(super) async fn version() -> Json<Value> {
 /// `POST /api/show`.
 pub(super) async fn show(State(http): State<Http>, request: Request) -> Result<Json<Value>, Failed<Ollama>> {
     let call = Call::read(&http, request, ContentType::Any).await?;
-    let (backend, _) = backend_of(&http, &call).await?;
-    let (info, config) = (backend.engine.info(), backend.engine.config());
+    let (about, _) = http.models.look_at(Some(&name_of(&http, &call)?)).map_err(|error| http.models.refused(error))?;
+    let About { info, config, .. } = &*about;
     let family = &info.model_type;
     Ok(Json(json!({
         "modelfile": "",

@@ -109,10 +109,18 @@ struct Named {
 /// # Errors
 /// `InvalidArgument` where the call names none; as [`Models::backend`](crate::server::models::Models::backend).
 pub(super) async fn backend_of(http: &Http, call: &Call) -> Result<(Backend, String)> {
+    let name = name_of(http, call)?;
+    Ok((http.models.backend(Some(&name)).await?, name))
+}
+
+/// The name of the model that a call names, or of its adapter, likewise.
+///
+/// # Errors
+/// `InvalidArgument` where the call names none.
+pub(super) fn name_of(http: &Http, call: &Call) -> Result<String> {
     let Named { model } = call.parse().map_err(|error| http.models.refused(error))?;
     let short = model.strip_suffix(":latest").filter(|short| http.models.knows(short));
-    let name = short.unwrap_or(&model).to_owned();
-    Ok((http.models.backend(Some(&name)).await?, name))
+    Ok(short.unwrap_or(&model).to_owned())
 }
 
 fn not_offered(field: &str) -> Error {

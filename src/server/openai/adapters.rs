@@ -42,8 +42,11 @@ pub(super) async fn load(State(http): State<Http>, request: Request) -> Result<S
     let backend = http.models.backend(base_model_name.as_deref()).await?;
     let info = backend.engine.info();
     info.adapters.may_change()?;
-    if http.models.knows(&lora_name) {
-        let why = format!("{:?} is loaded already: unload it first, or choose another name", cut(&lora_name, 256));
+    if http.models.is_taken(&lora_name) {
+        let why = format!(
+            "{:?} is loaded already, or the name of a model: unload the adapter first, or choose another name",
+            cut(&lora_name, 256)
+        );
         return Err(Error::invalid("lora_name", why).into());
     }
     let (adapters, base) = (info.adapters.clone(), info.name.clone());

@@ -13,14 +13,14 @@ use super::{
     chunks::{ChunkWriter, Chunks},
     error::OpenAi,
     features::Features,
-    fields::{Fields, StreamOptions, backend_of},
+    fields::{Fields, Requests, StreamOptions, backend_of},
     logprobs::TokenNames,
     messages::{Message, turns},
     samplers::Samplers,
     tools::{Around, Beside},
 };
 use crate::{
-    engine::{self, Delta, Engine, Finished, Prompt},
+    engine::{Delta, Engine, Finished, Prompt},
     error::{Error, Result},
     server::http::{
         Http,
@@ -100,7 +100,9 @@ struct SaidNow {
 /// A call that was understood.
 struct Asked {
     stream: Option<StreamOptions>,
-    requests: Vec<engine::Request>,
+    /// One.
+    requests: Requests,
+    answers: usize,
     as_token_ids: Option<bool>,
     renames: Renames,
 }
@@ -111,8 +113,8 @@ pub(super) async fn create(State(http): State<Http>, request: Request) -> Result
     let backend = &backend_of(&http, &call).await?;
     let engine = &backend.engine;
     let asked = read(engine, &call).map_err(|error| backend.refused(error))?;
-    let model = asked.requests.first().and_then(|request| request.model.clone());
-    let answers = asked.requests.len();
+    let model = asked.requests.alike.model.clone();
+    let answers = asked.answers;
     let choices = Choices::open(backend, &call.caller, asked.requests, answers, asked.renames).await?;
     let writer = Writer { names: TokenNames::new(engine.text().tokenizer.clone(), asked.as_token_ids) };
     let stamp = Stamp::new("chatcmpl-", &call.request_id, model.as_ref().unwrap_or(&engine.info().name));
@@ -141,7 +143,8 @@ fn read(engine: &Engine, call: &Call) -> Result<Asked> {
     around.tell(&mut prompt)?;
     Ok(Asked {
         stream: fields.streams(),
-        requests: fields.requests(engine, &call.request_id, vec![Prompt::Chat(prompt)], &params, answers)?,
+        requests: fields.requests(engine, &call.request_id, vec![Prompt::Chat(prompt)], answers, params)?,
+        answers,
         as_token_ids: fields.return_tokens_as_token_ids,
         renames,
     })

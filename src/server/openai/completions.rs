@@ -13,13 +13,13 @@ use super::{
     chunks::{ChunkWriter, Chunks},
     error::OpenAi,
     features::Features,
-    fields::{Fields, StreamOptions, backend_of},
+    fields::{Fields, Requests, StreamOptions, backend_of},
     logprobs::TokenNames,
     prompts::Prompts,
     samplers::Samplers,
 };
 use crate::{
-    engine::{self, Delta, Engine, Finished, Prompt},
+    engine::{Delta, Engine, Finished, Prompt},
     error::{Error, Result},
     ids::TokenId,
     params::{PromptLogprobs, SampledToken},
@@ -73,7 +73,8 @@ struct Choice {
 /// A call that was understood.
 struct Asked {
     stream: Option<StreamOptions>,
-    requests: Vec<engine::Request>,
+    /// One a prompt.
+    requests: Requests,
     answers: usize,
     echo: bool,
     as_token_ids: Option<bool>,
@@ -86,14 +87,13 @@ pub(super) async fn create(State(http): State<Http>, request: Request) -> Result
     let backend = &backend_of(&http, &call).await?;
     let engine = &backend.engine;
     let asked = read(engine, &call).map_err(|error| backend.refused(error))?;
-    let repeated = asked.requests.iter().step_by(asked.answers).filter(|_| asked.echo);
-    let repeated: Vec<_> =
-        repeated.map(|request| (request.prompt.clone(), request.params.prompt_logprobs.is_some())).collect();
-    let model = asked.requests.first().and_then(|request| request.model.clone());
+    let repeated = if asked.echo { asked.requests.prompts().to_vec() } else { Vec::new() };
+    let wants_first = asked.requests.alike.params.prompt_logprobs.is_some();
+    let model = asked.requests.alike.model.clone();
     let choices = Choices::open(backend, &call.caller, asked.requests, asked.answers, asked.renames).await?;
     // Now that it was admitted: this is work too.
     let mut echoes = Vec::new();
-    for (prompt, wants_first) in repeated {
+    for prompt in repeated {
         echoes.push(Echo::of(backend, &call.caller, prompt, wants_first).await?);
     }
     let names = TokenNames::new(engine.text().tokenizer.clone(), asked.as_token_ids);
@@ -123,7 +123,7 @@ fn read(engine: &Engine, call: &Call) -> Result<Asked> {
     params.prompt_logprobs = own.logprobs.filter(|_| own.echo == Some(true));
     Ok(Asked {
         stream: fields.streams(),
-        requests: fields.requests(engine, &call.request_id, own.prompt.0, &params, answers)?,
+        requests: fields.requests(engine, &call.request_id, own.prompt.0, answers, params)?,
         answers,
         echo: own.echo == Some(true),
         as_token_ids: fields.return_tokens_as_token_ids,

@@ -1,6 +1,6 @@
 //! The fields that completions and chat completions share: sampling, streaming, and vLLM's additions.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, vec};
 
 use serde::Deserialize;
 
@@ -139,8 +139,7 @@ impl Fields {
         })
     }
 
-    /// The engine's requests: `answers` for each prompt, one after another. Those of a seeded call have seeds of their
-    /// own, counted up from it.
+    /// The engine's requests, one a prompt, each of which is to have so many answers.
     ///
     /// # Errors
     /// `InvalidArgument` for too many requests.
@@ -149,9 +148,9 @@ impl Fields {
         engine: &Engine,
         request_id: &str,
         prompts: Vec<Prompt>,
-        params: &SamplingParams,
         answers: usize,
-    ) -> Result<Vec<Request>> {
+        params: SamplingParams,
+    ) -> Result<Requests> {
         let most = MAX_CHOICES.min(engine.config().max_live());
         let number = prompts.len().saturating_mul(answers);
         if number > most {
@@ -160,21 +159,48 @@ impl Fields {
         }
         let cache_salt = self.cache_salt.clone().filter(|salt| !salt.is_empty());
         let cache_salt = cache_salt.map(|salt| name("cache_salt", salt)).transpose()?;
-        let request = |(k, prompt): (usize, &Prompt)| Request {
-            request_id: if number == 1 { request_id.to_owned() } else { format!("{request_id}-{k}") },
+        let alike = Request {
+            request_id: request_id.to_owned(),
             model: self.model.clone(),
-            prompt: prompt.clone(),
-            params: SamplingParams { seed: seed(params.seed, k % answers), ..params.clone() },
+            prompt: Prompt::Tokens(Vec::new()),
+            params,
             priority: self.priority.unwrap_or(0),
-            cache_salt: cache_salt.clone(),
+            cache_salt,
             tenant: None,
             deadline: None,
             stream: crate::engine::StreamOptions::default(),
         };
-        let repeated = prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, answers));
-        Ok(repeated.enumerate().map(request).collect())
+        Ok(Requests { alike, prompts: prompts.into_iter() })
     }
 }
+
+/// The engine's requests of a call. Each is made when it is its turn: what they have in common may be as large as a body.
+pub(super) struct Requests {
+    /// All but the prompt.
+    pub(super) alike: Request,
+    prompts: vec::IntoIter<Prompt>,
+}
+
+impl Requests {
+    /// Those to come.
+    pub(super) fn prompts(&self) -> &[Prompt] {
+        self.prompts.as_slice()
+    }
+}
+
+impl Iterator for Requests {
+    type Item = Request;
+
+    fn next(&mut self) -> Option<Request> {
+        Some(Request { prompt: self.prompts.next()?, ..self.alike.clone() })
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.prompts.size_hint()
+    }
+}
+
+impl ExactSizeIterator for Requests {}
 
 /// The model that is asked.
 #[derive(Debug, Default, Deserialize)]
@@ -190,11 +216,6 @@ struct Named {
 pub(super) async fn backend_of(http: &Http, call: &Call) -> Result<Backend> {
     let Named { model } = call.parse().map_err(|error| http.models.refused(error))?;
     http.models.backend(model.as_deref()).await
-}
-
-/// The seed of the `k`-th answer.
-fn seed(seed: Option<u64>, k: usize) -> Option<u64> {
-    seed.map(|seed| seed.wrapping_add(k as u64))
 }
 
 fn logit_bias(bias: BTreeMap<String, f32>) -> Result<Vec<(TokenId, f32)>> {

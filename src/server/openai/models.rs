@@ -26,7 +26,7 @@ fn model(listed: &Listed) -> Value {
         "owned_by": "candlewick",
         "root": parent.map_or(&listed.name, |(_, root)| root),
         "parent": parent.map(|(name, _)| name),
-        "max_model_len": listed.about.as_ref().map(|about| about.max_model_len),
+        "max_model_len": listed.about.as_ref().map(|about| about.config.max_model_len),
     })
 }
 

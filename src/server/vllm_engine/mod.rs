@@ -12,7 +12,7 @@ use std::{
     collections::{HashMap, HashSet},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures::{StreamExt, stream};
@@ -26,10 +26,10 @@ use super::{
     events::{Events, Whole, WholeOutput},
     grpc::{Backend, FieldPaths, admin::check_operator, deadline::deadline, status::status, stream as responses},
     held::Held,
-    models::Models,
+    models::{About, Models},
 };
 use crate::{
-    engine::{EmbedInput, EmbedRequest as EngineEmbedRequest, Event, Health, Which},
+    engine::{EmbedInput, EmbedRequest as EngineEmbedRequest, Event, Flushed, Health, Which},
     error::{Code, Error, Result},
     ids::TokenId,
     params::{PromptLogprobs, SampledToken},
@@ -62,6 +62,8 @@ const PATHS: FieldPaths = FieldPaths {
     ],
 };
 
+/// When to look again whether a model has come back.
+const IDLE_RETRY: Duration = Duration::from_secs(2);
 /// Ids of one abort. A message has room for two million of nothing.
 const MAX_ABORTED: usize = 4096;
 
@@ -87,6 +89,12 @@ impl VllmEngineService {
     /// The model that these calls are about.
     async fn backend(&self) -> Result<Backend> {
         self.models.backend(None).await
+    }
+
+    /// What is known of that model, and the model where it is in memory. Routers look again and again, and that should
+    /// neither bring an idle model back nor keep one.
+    fn look_at(&self) -> Result<(Arc<About>, Option<Backend>)> {
+        self.models.look_at(None).map_err(|error| self.models.refused(error))
     }
 
     /// Where the archive of this model is, or is to be.
@@ -134,6 +142,12 @@ impl VllmEngineService {
 
 fn not_offered(what: &str) -> Status {
     status(Error::new(Code::Unimplemented, format!("{what} is not offered by this server")))
+}
+
+/// Of a model that is idle.
+fn not_in_memory(about: &About) -> Error {
+    let why = format!("model {:?} is idle, and nothing is cached: its next request loads it", about.info.name);
+    Error::new(Code::Unavailable, why).retry_after(IDLE_RETRY)
 }
 
 /// The wire's signed numbers, which no count of ours exceeds.
@@ -218,8 +232,8 @@ impl VllmEngine for VllmEngineService {
     }
 
     async fn get_model_info(&self, _: Request<GetModelInfoRequest>) -> Result<Response<GetModelInfoResponse>, Status> {
-        let backend = self.backend().await.map_err(status)?;
-        let (info, config) = (backend.engine.info(), backend.engine.config());
+        let (about, _) = self.look_at().map_err(status)?;
+        let About { info, config, .. } = &*about;
         // Where routers on the same machine find the tokenizer's files.
         let tokenizer_path = if Path::new(&info.path).is_dir() { info.path.clone() } else { String::new() };
         Ok(Response::new(GetModelInfoResponse {
@@ -245,17 +259,18 @@ impl VllmEngine for VllmEngineService {
         &self,
         _: Request<GetServerInfoRequest>,
     ) -> Result<Response<GetServerInfoResponse>, Status> {
-        let engine = &self.backend().await.map_err(status)?.engine;
-        let state = engine.telemetry().state();
+        let (about, backend) = self.look_at().map_err(status)?;
+        let state = backend.map(|backend| backend.engine.telemetry().state()).unwrap_or_default();
+        let About { info, config, .. } = &*about;
         Ok(Response::new(GetServerInfoResponse {
             active_requests: u32::try_from(state.num_running + state.num_waiting).unwrap_or(u32::MAX),
-            is_paused: *engine.health().borrow() != Health::Serving,
+            is_paused: self.models.health_of(&info.name) != Some(Health::Serving),
             uptime_seconds: self.began.elapsed().as_secs_f64(),
             server_type: "vllm-grpc".to_owned(),
             data_parallel_size: 1,
-            block_size: signed(engine.config().block_size),
-            model_dtype: engine.info().dtype.clone(),
-            max_num_seqs: signed(engine.config().max_num_seqs),
+            block_size: signed(config.block_size),
+            model_dtype: info.dtype.clone(),
+            max_num_seqs: signed(config.max_num_seqs),
             ..GetServerInfoResponse::default()
         }))
     }
@@ -266,7 +281,10 @@ impl VllmEngine for VllmEngineService {
 
     async fn flush_cache(&self, request: Request<FlushCacheRequest>) -> Result<Response<FlushCacheResponse>, Status> {
         check_operator(request.metadata(), request.extensions()).map_err(status)?;
-        let flushed = self.backend().await.map_err(status)?.engine.flush_cache().await.map_err(status)?;
+        let flushed = match self.look_at().map_err(status)?.1 {
+            Some(backend) => backend.engine.flush_cache().await.map_err(status)?,
+            None => Flushed::default(),
+        };
         let message = format!("{} blocks freed, {} in use", flushed.freed, flushed.in_use);
         Ok(Response::new(FlushCacheResponse { success: true, message }))
     }
@@ -280,7 +298,8 @@ impl VllmEngine for VllmEngineService {
     }
 
     async fn get_loads(&self, _: Request<GetLoadsRequest>) -> Result<Response<GetLoadsResponse>, Status> {
-        Ok(Response::new(loads::loads(&self.backend().await.map_err(status)?)))
+        let (about, backend) = self.look_at().map_err(status)?;
+        Ok(Response::new(loads::loads(&about.config, backend.as_ref())))
     }
 
     type GetTokenizerStream = BoxStream<GetTokenizerChunk>;
@@ -308,7 +327,8 @@ impl VllmEngine for VllmEngineService {
         let checked = check_program(request.metadata().as_ref());
         checked.and_then(|()| Caller::of(request.extensions())?.check_admin()).map_err(status)?;
         let after = Some(request.get_ref().start_sequence_number).filter(|&after| after > 0);
-        let backend = self.backend().await.map_err(status)?;
+        let (about, backend) = self.look_at().map_err(status)?;
+        let backend = backend.ok_or_else(|| status(not_in_memory(&about)))?;
         let subscription = backend.engine.subscribe_kv_events(after).map_err(status)?;
         let messages = kv_events::messages(subscription).take_until(backend.closing.clone().leaving());
         Ok(Response::new(Box::pin(messages.map(Ok))))

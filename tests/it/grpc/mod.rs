@@ -8,6 +8,7 @@ mod malformed;
 mod metrics;
 pub(crate) mod models;
 mod oip;
+mod onlookers;
 mod quotes;
 mod resume;
 mod router;

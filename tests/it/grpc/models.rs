@@ -62,7 +62,7 @@ fn settings() -> ModelSource {
     ModelSource { model, engine, lora: LoraArgs::default(), served_model_name: None, panic_after: None }
 }
 
-fn options(max_models: usize) -> ServeOptions {
+pub(super) fn options(max_models: usize) -> ServeOptions {
     let models = ModelOptions { max_models, settings: Some(settings()), ..ModelOptions::default() };
     ServeOptions { drain_grace: Duration::ZERO, models, ..ServeOptions::default() }
 }
@@ -72,7 +72,7 @@ pub(crate) async fn server(max_models: usize) -> Server {
     server_with(options(max_models)).await
 }
 
-async fn server_with(options: ServeOptions) -> Server {
+pub(super) async fn server_with(options: ServeOptions) -> Server {
     let factory = fakes(&config(), |_| FakeOptions::default());
     Server::with(info(), ModelText::default(), config(), factory, options).await
 }
@@ -89,16 +89,16 @@ async fn hung(max_models: usize) -> (Server, Arc<Gate>) {
     (server, gate)
 }
 
-async fn models(server: &Server) -> ModelsClient<Channel> {
+pub(super) async fn models(server: &Server) -> ModelsClient<Channel> {
     ModelsClient::new(server.channel().await)
 }
 
-fn load_request(name: &str, fixture: &str) -> LoadRequest {
+pub(super) fn load_request(name: &str, fixture: &str) -> LoadRequest {
     LoadRequest { name: Some(name.into()), path: Some(path(fixture)), ..LoadRequest::default() }
 }
 
 /// Loads to the end; gives how often it told how far it was, and the model.
-async fn loaded(models: &mut ModelsClient<Channel>, request: LoadRequest) -> Result<(usize, Model), Status> {
+pub(super) async fn loaded(models: &mut ModelsClient<Channel>, request: LoadRequest) -> Result<(usize, Model), Status> {
     let mut events = models.load(request).await?.into_inner();
     let mut told = 0;
     loop {
@@ -115,19 +115,19 @@ async fn loaded(models: &mut ModelsClient<Channel>, request: LoadRequest) -> Res
     }
 }
 
-async fn unload(models: &mut ModelsClient<Channel>, name: &str, wait: bool) -> UnloadResponse {
+pub(super) async fn unload(models: &mut ModelsClient<Channel>, name: &str, wait: bool) -> UnloadResponse {
     let wait_ms = wait.then_some(60_000);
     models.unload(UnloadRequest { name: name.into(), wait_ms, ..Default::default() }).await.unwrap().into_inner()
 }
 
 /// Names and states, in order.
-async fn listed(models: &mut ModelsClient<Channel>) -> Vec<(String, ModelState)> {
+pub(super) async fn listed(models: &mut ModelsClient<Channel>) -> Vec<(String, ModelState)> {
     let list = models.list(ListRequest {}).await.unwrap().into_inner().models;
     list.into_iter().map(|model| (model.name.clone(), model.state())).collect()
 }
 
 /// The next list of a watch that fits.
-async fn watched(lists: &mut Streaming<wire::WatchResponse>, fits: impl Fn(&[Model]) -> bool) -> Vec<Model> {
+pub(super) async fn watched(lists: &mut Streaming<wire::WatchResponse>, fits: impl Fn(&[Model]) -> bool) -> Vec<Model> {
     loop {
         let list = soon("a list that fits", lists.message()).await.unwrap().unwrap().models;
         if fits(&list) {
@@ -136,7 +136,7 @@ async fn watched(lists: &mut Streaming<wire::WatchResponse>, fits: impl Fn(&[Mod
     }
 }
 
-fn has(name: &'static str, state: ModelState) -> impl Fn(&[Model]) -> bool {
+pub(super) fn has(name: &'static str, state: ModelState) -> impl Fn(&[Model]) -> bool {
     move |list| list.iter().any(|model| model.name == name && model.state() == state)
 }
 
@@ -328,6 +328,32 @@ async fn what_still_streams_when_its_time_is_over_is_cut_off() {
     let refused = generated(&server, "", "llama").await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(server.get("/health").await.0.starts_with("http/1.1 503"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_to_stream_to_its_end_can_still_be_cut_off() {
+    let (server, gate) = hung(2).await;
+    let mut models = models(&server).await;
+    let stream = server.generation().await.generate_stream(request(&ids(1, 9), 50)).await.unwrap().into_inner();
+    assert!(!unload(&mut models, "fake", false).await.unloaded);
+    let asked = UnloadRequest { name: "fake".into(), wait_ms: Some(60_000), drain_timeout_ms: Some(0) };
+    let (unloaded, read) = tokio::join!(models.unload(asked), read(stream));
+    assert!(unloaded.unwrap().into_inner().unloaded);
+    assert_eq!(read.error.unwrap().code(), Code::Unavailable);
+    gate.open();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_machine_reads_at_most_is_told_beside_a_model_that_came_later() {
+    let mut options = options(2);
+    options.models.memory_bandwidth = Some(25e9);
+    let server = server_with(options).await;
+    loaded(&mut models(&server).await, load_request("llama", "llama")).await.unwrap();
+    let (_, metrics) = server.get("/metrics").await;
+    for name in ["fake", "llama"] {
+        let line = format!("candlewick:memory_bandwidth_bytes_per_second{{model_name=\"{name}\"}} 25000000000.0");
+        assert!(metrics.contains(&line), "{line}: {metrics}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

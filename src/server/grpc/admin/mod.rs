@@ -4,7 +4,7 @@ mod guard;
 
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
-use futures::{StreamExt, stream};
+use futures::{StreamExt, future::join_all, stream};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
@@ -53,9 +53,11 @@ fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
-/// How busy the models are, the first of them being that of requests which name none.
-fn all_loads(models: &Models) -> Vec<Loads> {
-    models.ready().iter().map(loads).collect()
+/// How busy the model is that requests get which name none, where it is in memory, and how busy all are.
+fn all_loads(models: &Models) -> (Option<Loads>, Vec<Loads>) {
+    let all: Vec<_> = models.ready().iter().map(loads).collect();
+    let default = models.look_at(None).ok().map(|(about, _)| about.info.name.clone());
+    (all.iter().find(|loads| Some(&loads.model) == default.as_ref()).cloned(), all)
 }
 
 /// How busy an engine is, in this wire's words.
@@ -115,9 +117,12 @@ impl Admin for AdminService {
 
     async fn flush_cache(&self, request: Request<FlushCacheRequest>) -> Result<Response<FlushCacheResponse>, Status> {
         checked(request)?;
+        let models = self.models.ready();
+        // Whatever is wrong with one of them, the others are emptied.
+        let flushed = join_all(models.iter().map(|backend| backend.engine.flush_cache())).await;
         let (mut freed, mut in_use) = (0, 0);
-        for backend in self.models.ready() {
-            let flushed = backend.engine.flush_cache().await.map_err(status)?;
+        for flushed in flushed {
+            let flushed = flushed.map_err(status)?;
             (freed, in_use) = (freed + flushed.freed, in_use + flushed.in_use);
         }
         let (freed_blocks, in_use_blocks) = (count(freed), count(in_use));
@@ -126,8 +131,8 @@ impl Admin for AdminService {
 
     async fn get_loads(&self, request: Request<GetLoadsRequest>) -> Result<Response<GetLoadsResponse>, Status> {
         checked(request)?;
-        let models = all_loads(&self.models);
-        Ok(Response::new(GetLoadsResponse { loads: models.first().cloned(), models }))
+        let (loads, models) = all_loads(&self.models);
+        Ok(Response::new(GetLoadsResponse { loads, models }))
     }
 
     type WatchLoadsStream = BoxStream<WatchLoadsResponse>;
@@ -173,8 +178,8 @@ fn watch(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     stream::unfold((models, ticks, place), |(models, mut ticks, place)| async move {
         let _at: Instant = ticks.tick().await;
-        let all = all_loads(&models);
-        let message = WatchLoadsResponse { loads: all.first().cloned(), models: all };
+        let (loads, all) = all_loads(&models);
+        let message = WatchLoadsResponse { loads, models: all };
         Some((Ok(message), (models, ticks, place)))
     })
 }

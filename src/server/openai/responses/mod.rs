@@ -117,7 +117,7 @@ async fn create(State(state): State<Responses>, request: Request) -> Result<Resp
     let backend = &backend_of(&http, &call).await?;
     let prepared = prepare(&backend.engine, &store, &call).map_err(|error| backend.refused(error))?;
     let Prepared { mode, store: keep, request, draft, turns, input } = prepared;
-    let choices = Choices::open(backend, &call.caller, vec![request], 1, RENAMES).await?;
+    let choices = Choices::open(backend, &call.caller, [request], 1, RENAMES).await?;
     let owner = call.caller.owner();
     drop(call);
     let record = Record::new(owner, draft.unfinished("in_progress"), turns, input);
