@@ -10,7 +10,7 @@ use std::{
 };
 
 use candlewick::{
-    config::{EngineConfig, KvCacheGroups},
+    config::EngineConfig,
     engine::{
         EmbedInput, EmbedRequest, Engine, Event, ExecutorFactory, Health, ModelImpl, ModelInfo, ModelText, Prompt,
         Request, SlowReader,
