@@ -438,7 +438,7 @@ mod tests {
 
     /// A server with one model, which is idle, while one of some name is being loaded.
     fn models(closing: Closing, loading: Loading) -> Models {
-        let mut table = Table::new(2);
+        let mut table = Table::new(2, None);
         table.entries.push(Entry::idle("mine"));
         table.loading = Some(loading);
         let shared = Shared {
@@ -451,7 +451,6 @@ mod tests {
             waking: Semaphore::new(WAKING_AT_ONCE),
             access: Access::default(),
             spans: None,
-            idle_timeout: None,
             settings: None,
             memory_bandwidth: None,
             machine: MachineFacts::here,
