@@ -16,12 +16,14 @@ struct Row {
 };
 
 // `qkv` is float32, its rows `stride` apart, `gating` `[tokens, 2 * value_heads]`, its rows `gating_stride` apart, `states`
-// `[slots, value_heads, strips, key_dim, 16]`, `out` `[tokens, value_heads * value_dim]`. Grid: rows, value heads, blocks of
+// `[slots, value_heads, strips, key_dim, 16]`, `out` `[tokens, value_heads * value_dim]`; `strided` is 1 where value heads that
+// share a key are as far apart as there are key heads, 0 where they are neighbours. Grid: rows, value heads, blocks of
 // numbers of a value, a warp each.
 extern "C" __global__ void candlewick_gated_delta(const float* qkv, uint64_t stride, const float* gating,
                                                   uint64_t gating_stride, const float* rates, const float* biases,
                                                   float* states, const Row* rows, float* out, uint32_t key_heads,
-                                                  uint32_t value_heads, uint32_t key_dim, uint32_t value_dim) {
+                                                  uint32_t value_heads, uint32_t key_dim, uint32_t value_dim,
+                                                  uint32_t strided) {
     const Row row = rows[blockIdx.x];
     const uint32_t head = blockIdx.y, lane = lane_id(), column = blockIdx.z * (blockDim.x / WARP) + warp_id();
     if (column >= value_dim) return;
@@ -34,7 +36,7 @@ extern "C" __global__ void candlewick_gated_delta(const float* qkv, uint64_t str
         const uint32_t i = k * WARP + lane;
         s[k] = i < key_dim && !row.begins ? state[uint64_t(i) * LANES] : 0.0f;
     }
-    const uint32_t key_head = head / (value_heads / key_heads);
+    const uint32_t key_head = strided ? head % key_heads : head / (value_heads / key_heads);
     const float rate = rates[head], bias = biases[head];
     for (uint32_t token = row.first; token < row.first + row.count; token++) {
         const float* q = qkv + token * stride + uint64_t(key_head) * key_dim;

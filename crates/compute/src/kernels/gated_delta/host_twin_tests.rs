@@ -2,7 +2,7 @@
 
 use candle_core::Device;
 
-use super::{DeltaGates, DeltaHeads, DeltaState, gated_delta, launches::GatedDeltaLaunch, reference};
+use super::{DeltaGates, DeltaHeads, DeltaState, Sharing, gated_delta, launches::GatedDeltaLaunch, reference};
 use crate::{
     ids::StateSlot,
     kernels::{
@@ -14,11 +14,21 @@ use crate::{
 
 static TWIN: Twin = Twin::of("gated_delta");
 
-const SIZES: [DeltaHeads; 3] = [
-    DeltaHeads { key_heads: 1, value_heads: 1, key_dim: 5, value_dim: 3 },
-    DeltaHeads { key_heads: 2, value_heads: 4, key_dim: 64, value_dim: 40 },
-    DeltaHeads { key_heads: 1, value_heads: 2, key_dim: 200, value_dim: 16 },
+const SIZES: [DeltaHeads; 4] = [
+    heads(1, 1, (5, 3), Sharing::Neighbours),
+    heads(2, 4, (64, 40), Sharing::Neighbours),
+    heads(2, 6, (9, 4), Sharing::Strided),
+    heads(1, 2, (200, 16), Sharing::Neighbours),
 ];
+
+const fn heads(
+    key_heads: usize,
+    value_heads: usize,
+    (key_dim, value_dim): (usize, usize),
+    sharing: Sharing,
+) -> DeltaHeads {
+    DeltaHeads { key_heads, value_heads, key_dim, value_dim, sharing }
+}
 
 struct Case {
     qkv: Vec<f32>,

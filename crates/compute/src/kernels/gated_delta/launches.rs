@@ -1,6 +1,6 @@
 //! How the kernel of gated_delta.cu is launched.
 
-use super::DeltaHeads;
+use super::{DeltaHeads, Sharing};
 use crate::kernels::cuda::{Arg, Call, Launch};
 
 /// Warps of a block, each with one number of a value.
@@ -28,8 +28,8 @@ pub(super) struct GatedDeltaLaunch {
 
 impl GatedDeltaLaunch {
     /// A warp for each number of a value, for each head and row.
-    pub(super) fn call(&self) -> Call<13> {
-        let DeltaHeads { key_heads, value_heads, key_dim, value_dim } = self.heads;
+    pub(super) fn call(&self) -> Call<14> {
+        let DeltaHeads { key_heads, value_heads, key_dim, value_dim, sharing } = self.heads;
         let grid = [self.num_rows as u32, value_heads as u32, value_dim.div_ceil(WARPS) as u32];
         Call {
             kernel: "candlewick_gated_delta",
@@ -48,6 +48,7 @@ impl GatedDeltaLaunch {
                 Arg::U32(value_heads as u32),
                 Arg::U32(key_dim as u32),
                 Arg::U32(value_dim as u32),
+                Arg::U32((sharing == Sharing::Strided).into()),
             ],
         }
     }
