@@ -133,7 +133,7 @@ async fn metrics_are_on_the_same_port_under_vllms_names() {
 async fn plain_http_clients_get_plain_answers() {
     let server = Server::well().await;
     let (head, body) = server.get("/").await;
-    assert!(head.starts_with("http/1.1 200") && body.contains("fake"), "{head}\n{body}");
+    assert!(head.starts_with("http/1.1 200") && body.contains("/v1/models"), "{head}\n{body}");
     assert!(server.get("/health").await.0.starts_with("http/1.1 200"));
     assert!(server.get("/nothing/here").await.0.starts_with("http/1.1 404"));
     server.engine.begin_drain();

@@ -229,7 +229,7 @@ mod page {
         assert!(policy.starts_with("default-src 'none'; script-src 'self';") && !policy.contains("unsafe"), "{policy}");
         assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
         assert!(page.text().await.starts_with("<!doctype html>"));
-        assert!(fetch(&server, "/", "accept: */*\r\n").await.text().await.contains("fake"));
+        assert!(fetch(&server, "/", "accept: */*\r\n").await.text().await.contains("/v1/models"));
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
