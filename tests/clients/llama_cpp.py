@@ -184,8 +184,8 @@ class Converter:
 
 class Ours:
     def __init__(self, program, file, dtype):
-        self.command = [program, "generate", file, "--dtype", dtype, "--temperature", "0", "--ignore-eos", "--json", "--logprobs", TOP,
-                        "--kv-cache-dtype", "float32", "--threads", 1]
+        self.command = [program, "generate", file, "--dtype", dtype, "--kv-cache-dtype", "float32", "--threads", 1,
+                        "--temperature", "0", "--ignore-eos", "--json", "--logprobs", TOP]
 
     def go_on(self, ids, count):
         """Tokens, and of each the log-probabilities of the likeliest."""
@@ -296,8 +296,9 @@ def main():
     converter = Converter(options.converter or options.folder.parent / "convert_hf_to_gguf.py")
     torch.set_num_threads(1)
     failed = 0
-    print("| Checkpoint | Written by | Kind | llama.cpp: same of 128 | gap | log-probability | candlewick: same | gap | log-probability |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| Checkpoint | Written by | Kind | llama.cpp: same of 128 | gap | log-probability ", end="")
+    print("| candlewick: same | gap | log-probability |")
+    print("|---" * 9 + "|")
     for name in options.names or [*sorted(entry.name for entry in GOLDEN.iterdir()), *WIDE]:
         with tempfile.TemporaryDirectory() as folder:
             made = files(name, pathlib.Path(folder), options, converter)
