@@ -39,7 +39,7 @@ pub struct StepPlan {
     /// Sequences that will never run again: the executor forgets them. Applied before anything else.
     pub retired: Vec<SequenceId>,
     /// Sequences that lost their blocks: what is kept of them beside the blocks goes too, and each begins anew, with a row
-    /// whose `context_len` is 0. Applied after the retirements.
+    /// whose `context_len` is 0, unless it is retired as well. Applied after the retirements.
     pub preempted: Vec<SequenceId>,
     /// Sequences that take tokens back, applied in this order, after retirements and admissions.
     pub rewinds: Vec<Rewind>,

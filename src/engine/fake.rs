@@ -205,8 +205,10 @@ impl FakeExecutor {
             self.late_pooled.retain(|(late, _)| late != id);
         }
         for id in &plan.preempted {
-            let known = self.sequences.get_mut(id);
-            known.ok_or_else(|| violation(format!("sequence {id} preempted, but never admitted")))?.state = None;
+            match self.sequences.get_mut(id) {
+                Some(known) => known.state = None,
+                None => ensure(plan.retired.contains(id), || format!("sequence {id} preempted, but never admitted"))?,
+            }
         }
         for new in &plan.admitted {
             let pool = new.pooling.map(pooled::Pool::new);

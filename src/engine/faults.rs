@@ -44,6 +44,10 @@ pub(super) enum Fault {
     TablesUncounted,
     /// The executor is not told of a preemption.
     PreemptionUntold,
+    /// A sequence that takes tokens back goes on from a state that has seen them.
+    RewoundStateKept,
+    /// A turn takes all that its conversation kept, whatever it says itself.
+    LeaseNotCompared,
     /// A mean is taken over what the prefix cache did not have.
     MeanOfUncached,
     /// Blocks before a window are kept.

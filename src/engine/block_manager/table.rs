@@ -70,6 +70,12 @@ impl BlockTable {
         self.groups.iter().map(|group| group.blocks.len()).min().unwrap_or(0)
     }
 
+    /// Whether blocks before a window were given back.
+    #[must_use]
+    pub fn has_left_behind(&self) -> bool {
+        self.groups.iter().any(|group| group.num_behind > 0)
+    }
+
     /// Whether it covers nothing. (One that covers what its windows have left behind may hold no block either.)
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -179,6 +179,27 @@ fn a_conversation_that_does_not_fit_beside_the_pinned_ones_costs_nobody_his_bloc
 }
 
 #[test]
+fn a_turn_that_has_nothing_in_common_and_ends_before_it_runs_leaves_nothing_and_says_so() {
+    let mut engine = Engine::new(&EngineConfig { max_model_len: 128, ..config() });
+    let conversation = holder(1, false);
+    turn(&mut engine, &[1, 2, 3, 4, 5, 6, 7, 8, 9].map(TokenId), &conversation);
+    assert_eq!(conversation.held.load(Ordering::Relaxed), 10);
+    // 24 of 32 blocks are another one's, who comes first, and the turn needs ten.
+    let before = engine.sequence(&(100..196).map(TokenId).collect::<Vec<_>>(), 8);
+    engine.scheduler.add(before).unwrap();
+    engine.step(&mut Vec::new()).unwrap();
+    let lease: Arc<dyn LeaseHolder> = conversation.clone();
+    let prompt: Vec<_> = (200..240).map(TokenId).collect();
+    let waits = Sequence { lease: Some(lease), ..engine.sequence(&prompt, 8) };
+    let id = waits.id;
+    engine.scheduler.add(waits).unwrap();
+    engine.step(&mut Vec::new()).unwrap();
+    assert!(engine.scheduler.abort(id));
+    let told = (conversation.held.load(Ordering::Relaxed), conversation.lost.load(Ordering::Relaxed));
+    assert_eq!((told, engine.scheduler.num_leased_blocks()), ((0, 0), 0));
+}
+
+#[test]
 fn a_conversation_that_never_held_anything_loses_nothing() {
     let mut engine = Engine::new(&EngineConfig { max_num_seqs: 1, ..config() });
     let before = engine.sequence(&[TokenId(1)], 8);

@@ -68,6 +68,8 @@ const FAULTS: &[Fault] = &[
     Fault::StateForked,
     Fault::TablesUncounted,
     Fault::PreemptionUntold,
+    Fault::RewoundStateKept,
+    Fault::LeaseNotCompared,
 ];
 
 /// The first complaint of the suite, or none; a panic is a complaint.

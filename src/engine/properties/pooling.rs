@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use super::world::Outbox;
 use crate::{
-    config::EngineConfig,
+    config::{EngineConfig, KvCacheGroups},
     engine::{
         executor::{Executor, StepPlan},
         fake::{FakeExecutor, FakeOptions, Random},
@@ -32,6 +32,8 @@ struct Seen {
     cached: usize,
     longest: usize,
     aborted: usize,
+    with_windows: usize,
+    with_states: usize,
 }
 
 /// One of three texts, cut somewhere: prompts that share prefixes.
@@ -45,6 +47,8 @@ struct World {
     scheduler: Scheduler,
     executor: FakeExecutor,
     plan: StepPlan,
+    slides: bool,
+    keeps_states: bool,
     /// The sequences that are pooled and have not ended: of what, and how.
     expected: HashMap<SequenceId, (Vec<TokenId>, Pooling)>,
     seen: Seen,
@@ -53,10 +57,16 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let mut random = Random(seed);
-        let max_tokens_per_step = 1 + random.below(2);
+        let keeps_states = random.below(6) == 0;
+        let max_tokens_per_step = if keeps_states { 1 } else { 1 + random.below(2) };
+        let window = Some(1 + random.below(9));
+        let groups: [&[_]; 4] = [&[None], &[None], &[None, window], &[window]];
+        let kv_groups = KvCacheGroups::of(groups[random.below(4)]);
         let config = EngineConfig {
             block_size: 4,
-            num_blocks: 7 + random.below(12),
+            num_blocks: (7 + random.below(12)) * kv_groups.count(),
+            kv_groups,
+            prefixes_are_shared: !keeps_states,
             max_num_batched_tokens: 3 + random.below(14),
             max_num_seqs: 1 + random.below(5),
             max_model_len: MAX_LEN,
@@ -65,9 +75,12 @@ impl World {
             ..EngineConfig::default()
         };
         let lag = [0, 0, 60, 200][random.below(4)];
-        let options = FakeOptions { vocab_size: 24, max_tokens_per_step, lag, seed, ..FakeOptions::default() };
+        let options =
+            FakeOptions { vocab_size: 24, max_tokens_per_step, lag, keeps_states, seed, ..FakeOptions::default() };
         Self {
             random,
+            slides: kv_groups.num_full() < kv_groups.count(),
+            keeps_states,
             scheduler: Scheduler::new(&config, max_tokens_per_step),
             executor: FakeExecutor::new(&config, options),
             plan: StepPlan::default(),
@@ -118,6 +131,8 @@ impl World {
                 self.seen.vectors += 1;
                 self.seen.cached += usize::from(usage.cached_tokens > 0);
                 self.seen.longest += usize::from(prompt.len() == MAX_LEN);
+                self.seen.with_windows += usize::from(self.slides);
+                self.seen.with_states += usize::from(self.keeps_states);
                 Ok(())
             }
             Event::Tokens { id, .. } if self.expected.contains_key(&id) => Err(format!("sequence {id} got a token")),
@@ -158,7 +173,7 @@ fn history(seed: u64) -> Result<Seen, String> {
 fn every_vector_is_the_one_that_its_input_has_alone() {
     let mut total = Seen::default();
     for seed in 0..HISTORIES {
-        let Seen { vectors, preemptions, chunks, cached, longest, aborted } =
+        let Seen { vectors, preemptions, chunks, cached, longest, aborted, with_windows, with_states } =
             history(seed).unwrap_or_else(|what| panic!("{what}"));
         total.vectors += vectors;
         total.preemptions += preemptions;
@@ -166,10 +181,12 @@ fn every_vector_is_the_one_that_its_input_has_alone() {
         total.cached += cached;
         total.longest += longest;
         total.aborted += aborted;
+        total.with_windows += with_windows;
+        total.with_states += with_states;
     }
     println!("{total:?}");
-    let Seen { vectors, preemptions, chunks, cached, longest, aborted } = total;
-    let least = [vectors, chunks, cached, longest, aborted].into_iter().min();
+    let Seen { vectors, preemptions, chunks, cached, longest, aborted, with_windows, with_states } = total;
+    let least = [vectors, chunks, cached, longest, aborted, with_windows, with_states].into_iter().min();
     assert!(least >= Some(50) && preemptions > 0, "too seldom: {total:?}");
 }
 

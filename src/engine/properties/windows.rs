@@ -5,12 +5,12 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use super::scenarios::Engine;
+use super::{scenarios::Engine, world::TakesBack};
 use crate::{
     config::{EngineConfig, KvCacheGroups},
     engine::{
         scheduler::Event,
-        sequence::{Guard, Heard, LeaseHolder, Sequence},
+        sequence::{LeaseHolder, Sequence},
     },
     error::Code,
     ids::TokenId,
@@ -57,31 +57,10 @@ fn a_cache_too_small_for_a_whole_sequence_serves_it_where_most_layers_slide() {
     engine.run_to_end(sequence).unwrap();
 }
 
-/// Lets so many tokens be said and then takes them back, once.
-struct TakesBack {
-    count: usize,
-    heard: usize,
-}
-
-impl Guard for TakesBack {
-    fn hear(&mut self, _: TokenId) -> Heard {
-        self.heard += 1;
-        match self.heard {
-            heard if heard < self.count => Heard::Hold(heard),
-            heard if heard == self.count => Heard::TakeBack(heard),
-            _ => Heard::Hold(0),
-        }
-    }
-
-    fn most_held(&self) -> usize {
-        self.count
-    }
-}
-
 /// What is said after a prompt where so many tokens are taken back first, and how often blocks were given up for it.
 fn said(groups: KvCacheGroups, count: usize) -> (Vec<TokenId>, u64) {
     let mut engine = Engine::new(&config(groups, 512));
-    let guard = TakesBack { count, heard: 0 };
+    let guard = TakesBack::new(count);
     let sequence = Sequence { guard: Some(Box::new(guard)), ..engine.sequence(&prompt(24), 30) };
     engine.scheduler.add(sequence).unwrap();
     let mut events = Vec::new();

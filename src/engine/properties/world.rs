@@ -10,8 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::clients::{Client, Pace, alone};
-pub(super) use self::{clients::Outbox, coverage::Coverage};
+use self::clients::{Client, Conversation, Pace, alone};
+pub(super) use self::{
+    clients::{Outbox, TakesBack},
+    coverage::Coverage,
+};
 use crate::{
     config::{EngineConfig, KvCacheGroups},
     engine::{
@@ -19,7 +22,7 @@ use crate::{
         executor::{Executor, StepPlan},
         fake::{FakeExecutor, FakeOptions, Random},
         scheduler::Scheduler,
-        sequence::{Sequence, Status},
+        sequence::{LeaseHolder, Sequence, Status},
     },
     error::Code,
     ids::{BlockId, SequenceId, TokenId},
@@ -27,6 +30,8 @@ use crate::{
 };
 
 const VOCAB: u32 = 24;
+/// Conversations of a history at once, beside those that were forked.
+const CONVERSATIONS: usize = 3;
 const EOS: TokenId = TokenId(0);
 /// Steps that a tenant may have to wait for others: the longest wait in these histories is one of 250.
 const PATIENCE: u32 = 500;
@@ -57,6 +62,8 @@ pub(super) struct World {
     next_id: u64,
     /// Prompts begin like one of these.
     texts: Vec<Vec<TokenId>>,
+    /// Those that keep their blocks between two turns; replaced by others when they end.
+    conversations: Vec<Arc<Conversation>>,
     /// Who comes, and with what weight.
     tenants: Vec<(Option<Arc<str>>, u32)>,
     pub(super) coverage: Coverage,
@@ -89,6 +96,8 @@ impl World {
             enable_prefix_caching: pick(&[0, 1, 1, 1, 1, 1]) == 1,
             prefixes_are_shared: !keeps_states,
             stall_timeout: Duration::from_millis(60),
+            leased_kv_percent: pick(&[0, 30, 60, 100]),
+            pinned_kv_percent: pick(&[0, 20, 60]),
             ..EngineConfig::default()
         };
         let options = FakeOptions {
@@ -120,6 +129,7 @@ impl World {
             waited: BTreeMap::new(),
             next_id: 0,
             texts,
+            conversations: Vec::new(),
             coverage: Coverage::default(),
         }
     }
@@ -148,6 +158,12 @@ impl World {
             if self.chance(12) {
                 self.leave()?;
             }
+            if self.chance(20) {
+                self.say()?;
+            }
+            if self.chance(5) {
+                self.fork_conversation()?;
+            }
             self.step()?;
         }
         let mut steps = 0;
@@ -157,6 +173,9 @@ impl World {
             if steps > 20_000 {
                 return Err(format!("{} requests never end", self.clients.len()));
             }
+        }
+        while let Some(conversation) = self.conversations.pop() {
+            self.end_conversation(&conversation);
         }
         let counters = self.scheduler.block_counters();
         self.coverage.copy_on_write += counters.copies;
@@ -195,8 +214,9 @@ impl World {
     }
 
     fn request_with(&mut self, prompt: Vec<TokenId>, params: Arc<SamplingParams>) -> (Sequence, Client) {
-        let alone = alone(&prompt, &params);
-        let least = self.options.max_tokens_per_step + usize::from(params.prompt_logprobs.is_some());
+        let takes_back = if self.chance(15) { 1 + self.random.below(8) } else { 0 };
+        let alone = alone(&prompt, &params, takes_back);
+        let least = self.options.max_tokens_per_step + usize::from(params.prompt_logprobs.is_some()) + takes_back;
         let outbox = Arc::new(Outbox::new(least + self.random.below(6)));
         let next_prompt_logprob = if params.prompt_logprobs.is_some() { 1 } else { prompt.len() };
         self.next_id += 1;
@@ -208,7 +228,22 @@ impl World {
         sequence.salt = [None, None, Some("a"), Some("b")][self.random.below(4)].map(Salt::untold);
         let pace =
             [Pace::Prompt, Pace::Prompt, Pace::Prompt, Pace::Slow, Pace::Slow, Pace::Never][self.random.below(6)];
-        (sequence, Client { outbox, pace, alone, received: Vec::new(), started: false, prompt, next_prompt_logprob })
+        if takes_back > 0 {
+            sequence.guard = Some(Box::new(TakesBack::new(takes_back)));
+        }
+        let client = Client {
+            outbox,
+            pace,
+            alone,
+            takes_back,
+            conversation: None,
+            kept: 0,
+            received: Vec::new(),
+            started: false,
+            prompt,
+            next_prompt_logprob,
+        };
+        (sequence, client)
     }
 
     /// Several clients with one prompt, whose sequences come as a group.
@@ -265,6 +300,65 @@ impl World {
         }
         let (sequence, client) = self.request(prompt);
         self.add(sequence, client, |scheduler, sequence| scheduler.add(sequence))
+    }
+
+    /// The next turn of a conversation: it goes on from what was said, or from somewhere in it.
+    fn say(&mut self) -> Result<(), String> {
+        let k = self.random.below(self.conversations.len().max(CONVERSATIONS));
+        let conversation = match self.conversations.get(k) {
+            Some(conversation) => conversation.clone(),
+            None => self.begin_conversation(),
+        };
+        if self.chance(10) {
+            self.conversations.retain(|other| other.id() != conversation.id());
+            self.end_conversation(&conversation);
+            return self.scheduler.audit();
+        }
+        let speaks = |client: &Client| client.conversation.as_ref().is_some_and(|own| own.id() == conversation.id());
+        let mut prompt = conversation.said();
+        if self.clients.values().any(speaks) || prompt.len() + 2 > self.limit() {
+            return Ok(());
+        }
+        if self.chance(30) {
+            prompt.truncate(self.random.below(prompt.len() + 1));
+        }
+        prompt.extend((0..1 + self.random.below(6)).map(|_| TokenId(1 + self.random.below(4) as u32)));
+        let (mut sequence, mut client) = self.request(prompt);
+        let lease: Arc<dyn LeaseHolder> = conversation.clone();
+        sequence.lease = Some(lease);
+        client.kept = conversation.held();
+        client.conversation = Some(conversation);
+        self.add(sequence, client, |scheduler, sequence| scheduler.add(sequence))
+    }
+
+    fn begin_conversation(&mut self) -> Arc<Conversation> {
+        self.next_id += 1;
+        let most = [usize::MAX, usize::MAX, 12][self.random.below(3)];
+        let conversation = Arc::new(Conversation::new(self.next_id, self.chance(30), most));
+        self.conversations.push(conversation.clone());
+        conversation
+    }
+
+    fn end_conversation(&mut self, conversation: &Conversation) {
+        conversation.release();
+        self.scheduler.sweep_leases();
+        self.coverage.lease_lost += conversation.num_lost();
+    }
+
+    /// Another conversation goes on from what one of them has, computed or being computed.
+    fn fork_conversation(&mut self) -> Result<(), String> {
+        let parent = self.conversations.get(self.random.below(CONVERSATIONS)).cloned();
+        let Some(parent) = parent.filter(|_| self.conversations.len() < 2 * CONVERSATIONS) else { return Ok(()) };
+        let said = parent.said();
+        let kept = self.random.below(said.len() + 1);
+        let child = self.begin_conversation();
+        child.goes_on_from(&said[..kept]);
+        let shared = self.scheduler.fork_lease(parent.id(), child, kept);
+        if shared > kept || shared > 0 && self.options.keeps_states {
+            return Err(format!("a fork of {kept} tokens shares {shared}"));
+        }
+        self.coverage.lease_forked += u64::from(shared > 0);
+        self.scheduler.audit()
     }
 
     /// A client goes on from what another has so far, or from somewhere in it.
@@ -353,6 +447,7 @@ impl World {
         self.deliver(events)?;
         self.scheduler.audit()?;
         self.windows_are_left()?;
+        self.leases_are_bounded()?;
         if self.tenants.len() == 1 {
             self.first_in_order_progresses()?;
         } else {

@@ -2,7 +2,10 @@
 
 use super::{End, Event, Scheduler};
 use crate::{
-    engine::executor::{Rewind, SequenceOutput, StepOutput},
+    engine::{
+        executor::{Rewind, SequenceOutput, StepOutput},
+        faults::{Fault, planted},
+    },
     error::{Code, Error, Result},
     params::FinishReason,
 };
@@ -77,14 +80,16 @@ impl Scheduler {
         }
         let mut begins_anew = false;
         if is_rewind {
-            if self.prefixes_are_shared {
+            if self.prefixes_are_shared || planted(Fault::RewoundStateKept) {
                 // The last token is always computed: its logits choose the next one.
                 sequence.num_computed_tokens = sequence.num_computed_tokens.min(sequence.tokens.len() - 1);
                 let kept = self.blocks.truncate(&mut sequence.table, sequence.num_computed_tokens);
                 begins_anew = kept < sequence.num_computed_tokens;
                 sequence.num_computed_tokens = kept;
             } else {
+                // It keeps its blocks, unless its windows have given some of them back.
                 sequence.num_computed_tokens = 0;
+                begins_anew = sequence.table.has_left_behind();
             }
             let index = sequence.num_output_tokens() as u32;
             self.rewinds.push(Rewind { id, index, removed: taken.removed });

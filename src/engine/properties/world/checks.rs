@@ -29,6 +29,12 @@ impl World {
         Ok(())
     }
 
+    /// Conversations keep no more between two turns than they may.
+    pub(super) fn leases_are_bounded(&self) -> Result<(), String> {
+        let (leased, most) = (self.scheduler.num_leased_blocks(), self.config.max_leased_blocks());
+        if leased <= most { Ok(()) } else { Err(format!("{leased} blocks are leased, {most} may be")) }
+    }
+
     /// Who is stalled, and how often each was preempted.
     pub(super) fn before(&self) -> BTreeMap<SequenceId, (bool, u32)> {
         let state = |sequence: &Sequence| (sequence.id, (sequence.is_stalled(), sequence.num_preemptions));
@@ -91,7 +97,9 @@ impl World {
         Ok(())
     }
 
+    /// Takes events in for the clients, each of whom must hear what it would have heard alone.
     pub(super) fn deliver(&mut self, events: Vec<Event>) -> Result<(), String> {
+        let (slides, keeps_states) = (self.window().is_some(), self.options.keeps_states);
         for event in events {
             let (Event::Started { id, .. }
             | Event::Prompt { id, .. }
@@ -103,10 +111,13 @@ impl World {
                     if std::mem::replace(&mut client.started, true) {
                         return Err(format!("sequence {id} started twice"));
                     }
-                    if self.options.keeps_states && cached_tokens > 0 {
+                    if keeps_states && cached_tokens > 0 {
                         return Err(format!("sequence {id} goes on from {cached_tokens} tokens of others"));
                     }
                     self.coverage.prefix_hit += u64::from(cached_tokens > 0);
+                    let from_lease = u64::from(client.kept > 0 && cached_tokens > 0);
+                    self.coverage.turn_from_a_lease += from_lease;
+                    self.coverage.turn_from_a_lease_with_windows += from_lease * u64::from(slides);
                     let beyond = self.config.kv_groups.windows().any(|window| cached_tokens as usize > window);
                     self.coverage.prefix_hit_beyond_a_window += u64::from(beyond);
                     let wholly = cached_tokens as usize % self.config.block_size == self.config.block_size - 1;
@@ -131,17 +142,29 @@ impl World {
                     }
                     client.outbox.send(tokens.len())?;
                     client.received.extend(tokens.iter().map(|token| token.id));
-                    if !client.alone.0.starts_with(&client.received) {
-                        return Err(format!("sequence {id} got {:?}, alone {:?}", client.received, client.alone.0));
+                    if !client.alone.said.starts_with(&client.received) {
+                        return Err(format!("sequence {id} got {:?}, alone {:?}", client.received, client.alone.said));
                     }
                 }
                 Event::Ended { end, usage, .. } => {
-                    if usage.completion_tokens as usize != client.received.len() {
-                        return Err(format!("{usage:?}, but {} tokens came", client.received.len()));
+                    // What is held back when a client goes is counted, and never came.
+                    let held = if matches!(end, End::Finished(_)) { 0 } else { client.takes_back };
+                    let came = client.received.len();
+                    if !(came..=came + held).contains(&(usage.completion_tokens as usize)) {
+                        return Err(format!("{usage:?}, but {came} tokens came"));
                     }
                     match end {
-                        End::Finished(reason) if (&client.received, &reason) == (&client.alone.0, &client.alone.1) => {
+                        End::Finished(reason)
+                            if (&client.received, &reason) == (&client.alone.said, &client.alone.reason) =>
+                        {
                             self.coverage.finished += 1;
+                            let taken_back = u64::from(client.alone.has_taken_back);
+                            self.coverage.taken_back += taken_back;
+                            self.coverage.taken_back_with_windows += taken_back * u64::from(slides);
+                            self.coverage.taken_back_with_a_state += taken_back * u64::from(keeps_states);
+                            if let Some(conversation) = &client.conversation {
+                                conversation.goes_on_from(&[&client.prompt[..], &client.received].concat());
+                            }
                         }
                         End::Cancelled if client.outbox.cancelled() => {}
                         End::Failed(error) if error.code == Code::Aborted && client.pace != Pace::Prompt => {

@@ -50,6 +50,13 @@ coverage!(
     preemption_with_windows,
     as_many_states_as_rows,
     preemption_with_a_state,
+    taken_back,
+    taken_back_with_windows,
+    taken_back_with_a_state,
+    turn_from_a_lease,
+    turn_from_a_lease_with_windows,
+    lease_lost,
+    lease_forked,
 );
 
 impl fmt::Display for Coverage {
