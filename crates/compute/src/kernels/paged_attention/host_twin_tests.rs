@@ -91,27 +91,26 @@ fn it_is_the_reference_for_ragged_rows_of_every_shape() {
     let mut rng = rng(1);
     for (index, shape) in SHAPES.iter().enumerate() {
         let cases = [(usize::MAX, None), (1, None), (7, Some(0.7)), (70, None), (usize::MAX, Some(2.0))];
-        for (window, softcap) in [cases[index % 5], cases[(index + 2) % 5]] {
-            let mut sequences = Sequences::new(&mut rng, shape, &[1, 37, 300, 64], window);
-            sequences.scoring.softcap = softcap;
-            if index % 2 == 0 {
-                // Far below the scores, among them and far above.
-                let sinks: Vec<f32> = (0..shape.heads).map(|head| [-30.0, 0.5, 3.0][head % 3]).collect();
-                sequences.scoring.sinks = Some(sinks.into());
-            }
-            // A whole prompt, a chunk, single queries of long and of short sequences.
-            let rows = [(0, 0..1), (1, 0..37), (2, 250..281), (3, 63..64), (2, 299..300)];
-            let reference: Vec<Vec<f64>> = (0..4).map(|sequence| sequences.reference(sequence)).collect();
-            let width = shape.heads * shape.head_dim;
-            let want: Vec<f64> = rows
-                .iter()
-                .flat_map(|(sequence, part)| &reference[*sequence][part.start * width..part.end * width])
-                .copied()
-                .collect();
-            let got = attend(&sequences, &rows, H100, Order::Forward, |_| {});
-            assert_close(&got, &want, tolerance(shape.dtype));
-            assert_eq!(attend(&sequences, &rows, H100, Order::Reversed, |_| {}), got);
+        let (window, softcap) = cases[index % cases.len()];
+        let mut sequences = Sequences::new(&mut rng, shape, &[1, 37, 270, 64], window);
+        sequences.scoring.softcap = softcap;
+        if index % 2 == 0 {
+            // Far below the scores, among them and far above.
+            let sinks: Vec<f32> = (0..shape.heads).map(|head| [-30.0, 0.5, 3.0][head % 3]).collect();
+            sequences.scoring.sinks = Some(sinks.into());
         }
+        // A whole prompt, a chunk, single queries of long and of short sequences.
+        let rows = [(0, 0..1), (1, 0..37), (2, 240..263), (3, 63..64), (2, 269..270)];
+        let reference: Vec<Vec<f64>> = (0..4).map(|sequence| sequences.reference(sequence)).collect();
+        let width = shape.heads * shape.head_dim;
+        let want: Vec<f64> = rows
+            .iter()
+            .flat_map(|(sequence, part)| &reference[*sequence][part.start * width..part.end * width])
+            .copied()
+            .collect();
+        let got = attend(&sequences, &rows, H100, Order::Forward, |_| {});
+        assert_close(&got, &want, tolerance(shape.dtype));
+        assert_eq!(attend(&sequences, &rows, H100, Order::Reversed, |_| {}), got);
     }
 }
 
@@ -139,7 +138,7 @@ fn a_query_has_the_same_bits_in_one_piece_in_chunks_alone_and_in_a_batch_however
                 let rows = [(1, 80..90), (0, range.clone()), (1, 89..90)];
                 let card = [H100, SMALL][index % 2];
                 // Splits by one block, and by several; one tile of keys ahead, and none.
-                for (blocks, stages) in [(0, 1), (1, 2), (2, 1), (3, 2)] {
+                for (blocks, stages) in [[(0, 1), (2, 2)], [(3, 1), (1, 2)]][index % 2] {
                     let batch = attend(&sequences, &rows, card, Order::Forward, |plan| {
                         plan.stages = stages;
                         if plan.share == Share::Together {
