@@ -25,6 +25,7 @@ pub mod probe;
 pub mod recurrent;
 pub mod rms_norm;
 pub mod rope;
+pub mod sample;
 mod simd;
 pub mod spare;
 pub mod store_kv;

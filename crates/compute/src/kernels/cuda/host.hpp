@@ -335,6 +335,14 @@ inline float bits_float(uint32_t bits) {
     return x;
 }
 
+// Fibers of one thread: nobody comes between.
+template <class T>
+inline T atomicAdd(T* to, T x) {
+    const T before = *to;
+    *to += x;
+    return before;
+}
+
 template <class T>
 inline T shuffle_xor(T value, int lanes) {
     return candlewick::shuffled(value, candlewick::fiber->index % WARP ^ unsigned(lanes), "shuffle_xor");
