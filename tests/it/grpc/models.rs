@@ -468,7 +468,9 @@ async fn a_model_makes_room_in_memory_where_that_makes_the_sum_fit_and_only_ther
     let server = server_with(options).await;
     let mut models = models(&server).await;
     loaded(&mut models, load_request("llama", "llama")).await.unwrap();
-    loaded(&mut models, load_request("qwen3", "qwen3")).await.unwrap();
+    // Promised no more than one sequence needs, so that the third asks for more than that.
+    let small = LoadRequest { kv_cache_memory_bytes: Some(384 << 10), ..load_request("qwen3", "qwen3") };
+    loaded(&mut models, small).await.unwrap();
     let (ready, idle) = (ModelState::Ready, ModelState::Idle);
     let list = listed(&mut models).await;
     assert_eq!(list, [("fake".into(), ready), ("llama".into(), idle), ("qwen3".into(), ready)]);
