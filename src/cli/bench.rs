@@ -27,6 +27,8 @@ use crate::{
 
 /// Tokens of each stream's prompt before its decoding is measured.
 const DECODE_PROMPT: usize = 128;
+/// The `--itl-target-ms` that cuts no prompt.
+const NO_TARGET: usize = 0;
 /// Tokens of the prompt whose first token is timed from the program's start.
 const FIRST_PROMPT: usize = 16;
 /// Times that the prefill is measured; the median counts.
@@ -65,10 +67,13 @@ enum BenchCommands {
     Serve(Box<bench_serve::BenchServeArgs>),
 }
 
-pub(super) fn run(args: BenchArgs) -> Result<(), Stop> {
+pub(super) fn run(mut args: BenchArgs) -> Result<(), Stop> {
     if let Some(BenchCommands::Serve(args)) = args.command {
         return bench_serve::run(*args);
     }
+    // Prompts that are cut for the sake of those who stream already would let the first streams of a batch run far ahead of the
+    // last, which then would end the measurement before it has begun.
+    args.engine.itl_target_ms.get_or_insert(NO_TARGET);
     let started = Instant::now();
     block_on(async move {
         let widest = args.batch.iter().copied().max().unwrap_or(1) as usize;
