@@ -168,7 +168,8 @@ async fn a_call_for_vectors_has_as_many_streams_as_its_tenant_and_counts_though_
     );
     let mut client = TcpStream::connect(server.address).await.unwrap();
     client.write_all(head.as_bytes()).await.unwrap();
-    crate::grpc::until("it has its places", || server.engine.num_live() == 2).await;
+    // A call has its places before its inputs are tokenized, and is counted after.
+    crate::grpc::until("its first step hangs", || gate.reached()).await;
     assert_eq!(quota(&try_one(&server, "a").await.unwrap_err()).0, "max-streams");
     drop(client);
     gate.open();
