@@ -107,6 +107,7 @@ impl Grammars {
             .name("grammar".into())
             .stack_size(COMPILER_STACK_BYTES)
             .spawn(move || {
+                give_way();
                 let compiler = compiler.get_or_init(|| Compiler::new(&vocabulary(&tokenizer, vocab_size)));
                 let grammar = compiler.as_ref().map_err(Clone::clone).and_then(|compiler| compiler.compile(&outputs));
                 // Whoever asked may have gone. The place is free when the work is done, not when its asker goes.
@@ -118,10 +119,44 @@ impl Grammars {
     }
 }
 
+/// Has the system prefer all other threads to this one: those that multiply share the cores with it, and the streams of
+/// others wait for the slowest of them.
+fn give_way() {
+    #[cfg(target_os = "linux")]
+    {
+        const LEAST: i32 = 19;
+        // SAFETY: the call touches no memory. Of Linux, 0 means the thread that calls (setpriority(2), BUGS).
+        let _refused = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LEAST) };
+    }
+}
+
 /// A tokenizer's vocabulary as a grammar's parser takes it; the model may have more tokens than the tokenizer, which spell nothing.
 pub fn vocabulary(tokenizer: &Arc<Tokenizer>, vocab_size: usize) -> Vocabulary {
     let encoder = tokenizer.clone();
     let encode = move |text: &str| encoder.encode_continuation(text).unwrap_or_default();
     let spell = |id: TokenId| (tokenizer.token_bytes(id), tokenizer.is_special(id));
     Vocabulary::new(vocab_size, spell, Box::new(encode))
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::thread;
+
+    use super::give_way;
+
+    fn niceness() -> i32 {
+        // SAFETY: the call touches no memory.
+        unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
+    }
+
+    #[test]
+    fn a_thread_that_gives_way_does_so_alone() {
+        let before = niceness();
+        let given = thread::spawn(|| {
+            give_way();
+            niceness()
+        });
+        assert_eq!(given.join().unwrap(), 19);
+        assert_eq!(niceness(), before);
+    }
 }

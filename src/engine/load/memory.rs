@@ -60,10 +60,7 @@ impl ModelMemory {
 fn give_back_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
-        unsafe extern "C" {
-            fn malloc_trim(pad: usize) -> i32;
-        }
         // SAFETY: glibc's own function, safe to call on any thread at any time (malloc_trim(3), ATTRIBUTES).
-        let _given = unsafe { malloc_trim(0) };
+        let _given = unsafe { libc::malloc_trim(0) };
     }
 }
