@@ -166,7 +166,7 @@ async fn a_reader_that_stalls_too_long_is_aborted() {
     let config = EngineConfig { stall_timeout: Duration::from_millis(20), ..config() };
     let engine = engine(config.clone(), fakes(&config, |_| FakeOptions::default())).await;
     let slow = engine.generate(request(&prompt(1, 20), 200)).await.unwrap();
-    until("the stalled stream's blocks are free", || idle(&engine) && engine.telemetry().generated_tokens() > 8).await;
+    until("the stalled stream's blocks are free", || engine.telemetry().generated_tokens() > 8 && idle(&engine)).await;
     let (tokens, end) = read(slow).await;
     assert_eq!(end.unwrap_err().code, Code::Aborted);
     assert_eq!(
@@ -182,7 +182,8 @@ async fn a_reader_that_is_to_be_cut_off_is_cut_off_as_soon_as_it_does_not_keep_u
     let mut asked = request(&prompt(1, 20), 200);
     asked.stream.slow_reader = SlowReader::Abort;
     let slow = engine.generate(asked).await.unwrap();
-    until("its blocks are free", || idle(&engine) && engine.telemetry().generated_tokens() > 8).await;
+    // In this order: before it has begun the engine is idle too.
+    until("its blocks are free", || engine.telemetry().generated_tokens() > 8 && idle(&engine)).await;
     let (tokens, end) = read(slow).await;
     assert_eq!(end.unwrap_err().code, Code::Aborted);
     // What a step had under way when it was cut off does not count.
