@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{
     sync::{OnceCell, Semaphore, oneshot},
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{ModelInfo, ModelText};
@@ -25,8 +25,9 @@ use crate::{
 const COMPILING: usize = 2;
 /// Constraints that are remembered, the last used ones.
 const CACHED: usize = 64;
-/// How long a constraint may take; its limits of work should end it long before.
-const COMPILE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a constraint may take once it is its turn; its limits of work should end it long before, wherever others leave
+/// its thread any time at all.
+const COMPILE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A constraint and, once somebody has compiled it, its grammar.
 type Entry = (StructuredOutputs, Arc<OnceCell<Arc<Grammar>>>);
@@ -56,7 +57,8 @@ impl Grammars {
     /// The grammar of a constraint, compiled or remembered. Dropping the future leaves the line.
     ///
     /// # Errors
-    /// `InvalidArgument` where the constraint cannot be followed or is too complex, `DeadlineExceeded`.
+    /// `InvalidArgument` where the constraint cannot be followed or is too complex, `DeadlineExceeded`, `ResourceExhausted`
+    /// where the machine has no time for it.
     pub(super) async fn get(&self, outputs: &StructuredOutputs, deadline: Option<Instant>) -> Result<Arc<Grammar>> {
         let Some(tokenizer) = &self.tokenizer else {
             return Err(Error::invalid(
@@ -64,21 +66,14 @@ impl Grammars {
                 "the model has no tokenizer, so its tokens spell nothing",
             ));
         };
-        let limit = Instant::now() + COMPILE_TIMEOUT;
         let compiled = async {
             let cell = self.cell(outputs);
             cell.get_or_try_init(|| self.compile(tokenizer, outputs)).await.cloned()
         };
-        match timeout_at(deadline.map_or(limit, |deadline| deadline.min(limit)), compiled).await {
-            Ok(compiled) => compiled,
-            Err(_) if deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
-                Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the output's grammar was compiled"))
-            }
-            Err(_) => {
-                let why = format!("takes longer than {} s to compile", COMPILE_TIMEOUT.as_secs());
-                Err(Error::invalid(outputs.field(), why))
-            }
-        }
+        let Some(deadline) = deadline else { return compiled.await };
+        timeout_at(deadline, compiled).await.unwrap_or_else(|_| {
+            Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the output's grammar was compiled"))
+        })
     }
 
     /// Where the grammar of a constraint is kept, or will be.
@@ -101,7 +96,7 @@ impl Grammars {
         let place = self.places.clone().acquire_owned().await;
         let place = place.map_err(|_| Error::internal("nothing is compiled any more"))?;
         let (compiler, tokenizer) = (self.compiler.clone(), tokenizer.clone());
-        let (vocab_size, outputs) = (self.vocab_size, outputs.clone());
+        let (vocab_size, field, outputs) = (self.vocab_size, outputs.field(), outputs.clone());
         let (answer, compiled) = oneshot::channel();
         thread::Builder::new()
             .name("grammar".into())
@@ -115,18 +110,22 @@ impl Grammars {
                 drop(place);
             })
             .map_err(|error| Error::internal(format!("cannot start a thread to compile a grammar: {error}")))?;
-        compiled.await.map_err(|_| Error::internal("the thread that compiles grammars failed"))?
+        let compiled = timeout(COMPILE_TIMEOUT, compiled).await.map_err(|_| {
+            let why = format!("{field} was not compiled within {} s: try again later", COMPILE_TIMEOUT.as_secs());
+            Error::new(Code::ResourceExhausted, why)
+        })?;
+        compiled.map_err(|_| Error::internal("the thread that compiles grammars failed"))?
     }
 }
 
-/// Has the system prefer all other threads to this one: those that multiply share the cores with it, and the streams of
-/// others wait for the slowest of them.
+/// Has the system give this thread a tenth of what others get: those that multiply share the cores with it, and the streams
+/// of others wait for the slowest of them. Less, and a busy machine would leave it nothing.
 fn give_way() {
     #[cfg(target_os = "linux")]
     {
-        const LEAST: i32 = 19;
+        const NICENESS: i32 = 10;
         // SAFETY: the call touches no memory. Of Linux, 0 means the thread that calls (setpriority(2), BUGS).
-        let _refused = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LEAST) };
+        let _refused = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
     }
 }
 
@@ -156,7 +155,7 @@ mod tests {
             give_way();
             niceness()
         });
-        assert_eq!(given.join().unwrap(), 19);
+        assert_eq!(given.join().unwrap(), 10);
         assert_eq!(niceness(), before);
     }
 }
