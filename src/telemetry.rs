@@ -5,28 +5,32 @@
 //! Recording costs an atomic or two (histograms: one uncontended lock), so the engine thread may record every step.
 
 mod buckets;
+mod encode;
 mod report;
+mod requests;
 pub mod spans;
+mod tenants;
 
 use std::{
     borrow::Cow,
-    collections::HashSet,
-    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicU64},
+    sync::{Mutex, OnceLock, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeMetric, text},
+    encoding::{EncodeLabelSet, EncodeMetric},
     metrics::{TypedMetric, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
-pub use self::report::{BlockStates, EngineState, EngineTotals, ModelBytes, Reporter, StepFacts};
-use self::spans::Spans;
-use crate::{error::Code, params::FinishReason};
-
-/// The media type of [`Telemetry::encode`].
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use self::{encode::encode, spans::Spans, tenants::Tenants};
+pub use self::{
+    encode::{CONTENT_TYPE, encode_all},
+    report::{BlockStates, EngineState, EngineTotals, ModelBytes, Reporter, StepFacts},
+    requests::{Outcome, RequestFacts},
+    tenants::TenantTokens,
+};
+use crate::error::Code;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabels {
@@ -39,83 +43,9 @@ struct CodeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TenantLabels {
-    tenant: String,
-}
-
-/// Tenants that have series of their own; all that come after them share [`OTHERS`].
-const TENANT_SERIES: usize = 64;
-const OTHERS: &str = "others";
-/// Who has no name.
-const NAMELESS: &str = "anonymous";
-
-/// Where one tenant's tokens are counted.
-#[derive(Clone, Debug)]
-pub struct TenantTokens {
-    prompt: Counter,
-    generated: Counter,
-    /// They are this tenant's alone.
-    is_own: bool,
-}
-
-impl TenantTokens {
-    /// A request was admitted with a prompt of this many tokens.
-    pub fn record_prompt(&self, tokens: usize) {
-        self.prompt.inc_by(tokens as u64);
-    }
-
-    /// Tokens were generated.
-    pub fn record_generated(&self, tokens: usize) {
-        self.generated.inc_by(tokens as u64);
-    }
-
-    /// Tokens generated so far, where they are counted by themselves.
-    #[must_use]
-    pub fn generated(&self) -> Option<u64> {
-        self.is_own.then(|| self.generated.get())
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CacheConfigLabels {
     block_size: u64,
     num_gpu_blocks: u64,
-}
-
-/// Why a request that was admitted came to its end, as `finished_reason` of `vllm:request_success`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// An end-of-sequence token, a stop token or a stop string.
-    Stop,
-    /// `max_tokens`, or the end of the context.
-    Length,
-    /// The client went away, or its deadline passed.
-    Abort,
-    /// The engine failed it.
-    Error,
-}
-
-impl From<&FinishReason> for Outcome {
-    fn from(reason: &FinishReason) -> Self {
-        match reason {
-            FinishReason::EndOfSequence(_)
-            | FinishReason::StopToken(_)
-            | FinishReason::StopString(_)
-            | FinishReason::GrammarComplete => Self::Stop,
-            FinishReason::Length => Self::Length,
-        }
-    }
-}
-
-impl Outcome {
-    fn label(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-            Self::Abort => "abort",
-            Self::Error => "error",
-        }
-    }
 }
 
 /// Which part of a batch.
@@ -174,10 +104,7 @@ pub struct Telemetry {
     request_success: Family<ReasonLabels, Counter>,
     requests_refused: Family<CodeLabels, Counter>,
     cache_config_info: Family<CacheConfigLabels, Gauge>,
-    tenant_prompt_tokens: Family<TenantLabels, Counter>,
-    tenant_generation_tokens: Family<TenantLabels, Counter>,
-    /// Those that have series.
-    tenants: Mutex<HashSet<String>>,
+    tenants: Tenants,
     time_to_first_token: Histogram,
     inter_token_latency: Histogram,
     time_per_output_token: Histogram,
@@ -193,23 +120,6 @@ pub struct Telemetry {
     request_params_max_tokens: Histogram,
     request_params_n: Histogram,
     spans: OnceLock<Spans>,
-}
-
-/// What a request that came to its end had cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RequestFacts {
-    /// Since it arrived.
-    pub total: Duration,
-    /// Since it first ran; none where it never did.
-    pub since_scheduled: Option<Duration>,
-    /// Since its first token; none where it had none.
-    pub since_first_token: Option<Duration>,
-    /// Tokens of its prompt.
-    pub prompt_tokens: u32,
-    /// … that the prefix cache had.
-    pub cached_tokens: u32,
-    /// Tokens that it got.
-    pub generated_tokens: u64,
 }
 
 /// Registers metrics as they are made. Counters get their `_total` when they are encoded.
@@ -252,7 +162,7 @@ impl Telemetry {
         let labels = [(Cow::Borrowed("model_name"), Cow::Owned(model_name.to_owned()))];
         let mut table = Table(Registry::with_labels(labels.clone().into_iter()));
         let mut of_tenants = Table(Registry::with_labels(labels.into_iter()));
-        let (t, by_tenant) = (&mut table, &mut of_tenants);
+        let t = &mut table;
         let states = ["sequence", "lease", "free"].map(|state| StateLabels { state });
         let kinds = ["prefill", "decode"].map(|kind| KindLabels { kind });
         let phases = ["schedule", "execute", "apply"].map(|phase| PhaseLabels { phase });
@@ -297,9 +207,7 @@ impl Telemetry {
             block_copies: t.count("candlewick:block_copies", "Blocks copied on write"),
             block_evictions: t.count("candlewick:block_evictions", "Cached blocks given to others"),
             engine_restarts: t.count("candlewick:engine_restarts", "Times the engine came back"),
-            tenant_prompt_tokens: by_tenant.add("candlewick:tenant_prompt_tokens", "Prompt tokens of admitted requests, by tenant", Family::default()),
-            tenant_generation_tokens: by_tenant.add("candlewick:tenant_generation_tokens", "Tokens generated, by tenant", Family::default()),
-            tenants: Mutex::default(),
+            tenants: Tenants::register(&mut of_tenants),
             requests_refused: t.add("candlewick:requests_refused", "Requests refused, by code", Family::default()),
             spans: OnceLock::new(),
             registry: Registry::default(),
@@ -328,15 +236,7 @@ impl Telemetry {
     /// Where the tokens of the tenant of that name are counted.
     #[must_use]
     pub fn tenant(&self, name: Option<&str>) -> TenantTokens {
-        let name = name.unwrap_or(NAMELESS);
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_own = tenants.contains(name) || tenants.len() < TENANT_SERIES && tenants.insert(name.to_owned());
-        let labels = TenantLabels { tenant: if is_own { name } else { OTHERS }.to_owned() };
-        TenantTokens {
-            prompt: self.tenant_prompt_tokens.get_or_create(&labels).clone(),
-            generated: self.tenant_generation_tokens.get_or_create(&labels).clone(),
-            is_own,
-        }
+        self.tenants.tokens_of(name)
     }
 
     /// The KV cache's shape, once it is known.
@@ -489,52 +389,6 @@ impl Telemetry {
     }
 }
 
-fn encode(registries: &[&Registry]) -> String {
-    let mut text = String::new();
-    let encoded = registries.iter().try_for_each(|registry| text::encode_registry(&mut text, registry));
-    match encoded.and_then(|()| text::encode_eof(&mut text)) {
-        Ok(()) => text,
-        // Writing into a String fails only where a label's own formatter does, and ours do not.
-        Err(std::fmt::Error) => format!("{END}\n"),
-    }
-}
-
-/// The metrics of several engines as one text: each metric once, with the series of all; those of tenants where asked for.
-#[must_use]
-pub fn encode_all(all: &[Arc<Telemetry>], with_tenants: bool) -> String {
-    let text = |telemetry: &Arc<Telemetry>| match with_tenants {
-        true => telemetry.encode(),
-        false => telemetry.encode_without_tenants(),
-    };
-    if let [only] = all {
-        return text(only);
-    }
-    // Every engine has the same metrics in the same order; each begins with a line of help.
-    let texts: Vec<String> = all.iter().map(text).collect();
-    let mut metrics: Vec<(&str, String)> = Vec::new();
-    for text in &texts {
-        let mut at = None;
-        for line in text.lines().filter(|line| *line != END) {
-            if let Some(name) = line.strip_prefix("# HELP ").and_then(|rest| rest.split(' ').next()) {
-                let known = metrics.iter().position(|(known, _)| *known == name);
-                at = Some((known.unwrap_or(metrics.len()), known.is_none()));
-                if known.is_none() {
-                    metrics.push((name, String::new()));
-                }
-            }
-            let Some((index, is_new)) = at else { continue };
-            if let Some((_, series)) = metrics.get_mut(index).filter(|_| is_new || !line.starts_with('#')) {
-                series.push_str(line);
-                series.push('\n');
-            }
-        }
-    }
-    metrics.into_iter().map(|(_, series)| series).chain([format!("{END}\n")]).collect()
-}
-
-/// The last line of the format.
-const END: &str = "# EOF";
-
 fn code_label(code: Code) -> &'static str {
     match code {
         Code::InvalidArgument => "INVALID_ARGUMENT",
@@ -554,137 +408,4 @@ fn code_label(code: Code) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_series_stands_under_the_name_that_dashboards_read() {
-        let telemetry = Arc::new(Telemetry::new("demo"));
-        telemetry.set_cache_config(16, 24);
-        telemetry.record_refused(Code::ResourceExhausted);
-        let second = Some(Duration::from_secs(1));
-        telemetry.record_admitted(12, 2, 64);
-        telemetry.record_end(
-            Outcome::Length,
-            &RequestFacts {
-                total: Duration::from_millis(1030),
-                since_scheduled: second,
-                since_first_token: second,
-                prompt_tokens: 12,
-                cached_tokens: 4,
-                generated_tokens: 5,
-            },
-        );
-        let totals = EngineTotals { preemptions: 3, ..EngineTotals::default() };
-        let mut reporter = Reporter::new(telemetry.clone());
-        let state = EngineState {
-            num_running: 2,
-            num_waiting: 1,
-            num_waiting_tokens: 7,
-            kv_cache_usage: 0.25,
-            num_paused: 1,
-            blocks: BlockStates { sequences: 6, leases: 3, free: 15, cached: 5 },
-        };
-        reporter.report(state, totals);
-        assert_eq!(telemetry.state(), state);
-        let step = StepFacts { prefill_sequences: 1, prefill_tokens: 20, decode_sequences: 3, ..StepFacts::default() };
-        reporter.record_step(&step);
-        reporter.record_step(&step);
-        telemetry.set_model_bytes(ModelBytes { weights: 900, kv_per_token: 10 });
-        telemetry.set_memory_bandwidth(4e9);
-        let execute = Duration::from_micros(1);
-        reporter.record_step(&StepFacts { decode_sequences: 2, context_tokens: 60, execute, ..StepFacts::default() });
-        reporter.record_step(&StepFacts { context_tokens: 40, execute, ..step });
-        // Another model takes its place.
-        telemetry.set_model_bytes(ModelBytes { weights: 5, kv_per_token: 1 });
-        reporter.record_step(&StepFacts { context_tokens: 3, ..step });
-        reporter.record_step(&StepFacts::default());
-        let text = telemetry.encode();
-        for line in [
-            "vllm:num_requests_running{model_name=\"demo\"} 2",
-            "vllm:num_requests_waiting{model_name=\"demo\"} 1",
-            "vllm:kv_cache_usage_perc{model_name=\"demo\"} 0.25",
-            "vllm:num_preemptions_total{model_name=\"demo\"} 3",
-            "vllm:request_success_total{model_name=\"demo\",finished_reason=\"length\"} 1",
-            "vllm:request_success_total{model_name=\"demo\",finished_reason=\"abort\"} 0",
-            "vllm:cache_config_info{model_name=\"demo\",block_size=\"16\",num_gpu_blocks=\"24\"} 1",
-            "candlewick:requests_refused_total{model_name=\"demo\",code=\"RESOURCE_EXHAUSTED\"} 1",
-            "vllm:e2e_request_latency_seconds_count{model_name=\"demo\"} 1",
-            "vllm:request_time_per_output_token_seconds_sum{model_name=\"demo\"} 0.25",
-            "vllm:request_prefill_kv_computed_tokens_sum{model_name=\"demo\"} 8.0",
-            "vllm:request_generation_tokens_sum{model_name=\"demo\"} 5.0",
-            "vllm:request_params_n_sum{model_name=\"demo\"} 2.0",
-            "vllm:iteration_tokens_total_sum{model_name=\"demo\"} 94.0",
-            "candlewick:paused_readers{model_name=\"demo\"} 1",
-            "candlewick:kv_blocks{model_name=\"demo\",state=\"lease\"} 3",
-            "candlewick:cached_blocks{model_name=\"demo\"} 5",
-            "candlewick:batch_sequences{model_name=\"demo\",kind=\"decode\"} 0",
-            "candlewick:batch_tokens_total{model_name=\"demo\",kind=\"prefill\"} 80",
-            "candlewick:step_time_seconds_count{model_name=\"demo\",phase=\"execute\"} 6",
-            "candlewick:step_read_bytes_total{model_name=\"demo\",kind=\"weights\"} 1805",
-            "candlewick:step_read_bytes_total{model_name=\"demo\",kind=\"kv_cache\"} 1003",
-            "candlewick:decode_read_bytes_per_second_count{model_name=\"demo\"} 1",
-            "candlewick:decode_read_bytes_per_second_sum{model_name=\"demo\"} 1500000000.0",
-            "candlewick:memory_bandwidth_bytes_per_second{model_name=\"demo\"} 4000000000.0",
-        ] {
-            assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
-        }
-        assert!(text.ends_with("# EOF\n"));
-        let unset = Telemetry::new("demo").encode();
-        assert!(!unset.contains("memory_bandwidth_bytes_per_second{"), "a limit that nobody knows is none");
-    }
-
-    #[test]
-    fn the_series_of_several_models_stand_under_one_name() {
-        let all = ["a", "b"].map(|name| Arc::new(Telemetry::new(name)));
-        all[1].record_generated(3);
-        let text = encode_all(&all, true);
-        let help = "# HELP vllm:generation_tokens ";
-        assert_eq!(text.lines().filter(|line| line.starts_with(help)).count(), 1, "{text}");
-        let at = text.lines().position(|line| line.starts_with(help)).unwrap();
-        let lines: Vec<_> = text.lines().skip(at + 1).take_while(|line| !line.starts_with("# HELP")).collect();
-        let series = [r#"{model_name="a"} 0"#, r#"{model_name="b"} 3"#];
-        let series = series.map(|rest| format!("vllm:generation_tokens_total{rest}"));
-        assert_eq!(lines, ["# TYPE vllm:generation_tokens counter", &series[0], &series[1]]);
-        assert!(text.ends_with("# EOF\n") && text.matches("# EOF").count() == 1);
-        let samples = |text: &str| text.lines().filter(|line| !line.starts_with('#')).count();
-        assert_eq!(samples(&text), samples(&all[0].encode()) + samples(&all[1].encode()));
-        assert_eq!(encode_all(&all[..1], true), all[0].encode());
-        assert_eq!(encode_all(&[], true), "# EOF\n");
-    }
-
-    #[test]
-    fn tenants_beyond_a_bound_share_one_series() {
-        let telemetry = Telemetry::new("demo");
-        for k in 0..TENANT_SERIES + 3 {
-            telemetry.tenant(Some(&format!("t{k}"))).record_generated(2);
-        }
-        telemetry.tenant(Some("t0")).record_prompt(5);
-        telemetry.tenant(None).record_generated(1);
-        assert_eq!(telemetry.tenant(Some("t0")).generated(), Some(2));
-        assert_eq!(telemetry.tenant(Some("t66")).generated(), None);
-        let text = telemetry.encode();
-        let series = text.lines().filter(|line| line.starts_with("candlewick:tenant_generation_tokens_total"));
-        assert_eq!(series.count(), TENANT_SERIES + 1, "{text}");
-        for line in [
-            "candlewick:tenant_prompt_tokens_total{model_name=\"demo\",tenant=\"t0\"} 5",
-            "candlewick:tenant_generation_tokens_total{model_name=\"demo\",tenant=\"others\"} 7",
-        ] {
-            assert!(text.lines().any(|l| l == line), "no line {line} in\n{text}");
-        }
-    }
-
-    #[test]
-    fn counters_go_on_from_where_they_were_when_the_engine_restarts() {
-        let telemetry = Arc::new(Telemetry::new("demo"));
-        let report = |counts: &[u64]| {
-            let mut reporter = Reporter::new(telemetry.clone());
-            for &preemptions in counts {
-                reporter.report(EngineState::default(), EngineTotals { preemptions, ..EngineTotals::default() });
-            }
-        };
-        report(&[2, 5]);
-        report(&[0, 1]);
-        assert_eq!(telemetry.totals().preemptions, 6);
-    }
-}
+mod tests;
