@@ -6,6 +6,8 @@ mod structured_outputs;
 pub use pooling::Pooling;
 pub use structured_outputs::{Constraint, JSON_ESCAPES, JSON_WHITESPACE, StructuredOutputs};
 
+use smallvec::SmallVec;
+
 use crate::{
     error::{Error, Result},
     ids::TokenId,
@@ -441,6 +443,9 @@ pub struct SampledToken {
     /// Set where the request asked for log-probabilities.
     pub logprobs: Option<Box<TokenLogprobs>>,
 }
+
+/// Tokens that came together: nearly always one.
+pub type SampledTokens = SmallVec<[SampledToken; 1]>;
 
 /// Log-probabilities of a stretch of the prompt.
 #[derive(Clone, Debug, PartialEq)]

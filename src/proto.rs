@@ -1,10 +1,13 @@
 //! The generated wire types, a module a package, and the codec that their services use.
 #![allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
 
-use std::marker::PhantomData;
+use std::{cell::RefCell, marker::PhantomData};
 
-use prost::Message;
-use tonic::codec::{BufferSettings, Codec};
+use prost::{Message, bytes::BufMut};
+use tonic::{
+    Status,
+    codec::{BufferSettings, Codec, EncodeBuf, Encoder},
+};
 use tonic_prost::ProstCodec;
 
 /// Our own contract.
@@ -63,15 +66,47 @@ where
 {
     type Encode = T;
     type Decode = U;
-    type Encoder = <ProstCodec<T, U> as Codec>::Encoder;
+    type Encoder = AtOnce<T>;
     type Decoder = <ProstCodec<T, U> as Codec>::Decoder;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstCodec::<T, U>::raw_encoder(BufferSettings::new(BUFFER_BYTES, BUFFER_BYTES))
+        AtOnce(PhantomData)
     }
 
     fn decoder(&mut self) -> Self::Decoder {
         ProstCodec::<T, U>::raw_decoder(BufferSettings::new(BUFFER_BYTES, BUFFER_BYTES))
+    }
+}
+
+/// Encodes a message into a vector, and that into the call's buffer: prost writes byte after byte, which costs a buffer that
+/// may be cut into parts a call each, and a vector next to nothing.
+#[derive(Debug)]
+pub struct AtOnce<T>(PhantomData<T>);
+
+/// A vector that has grown larger is given back.
+const KEPT_BYTES: usize = 1 << 14;
+
+thread_local! {
+    static ENCODED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl<T: Message> Encoder for AtOnce<T> {
+    type Item = T;
+    type Error = Status;
+
+    fn encode(&mut self, message: T, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        ENCODED.with_borrow_mut(|encoded| {
+            encoded.clear();
+            message.encode(encoded).map_err(|error| Status::internal(error.to_string()))?;
+            to.reserve(encoded.len());
+            to.put_slice(encoded);
+            encoded.shrink_to(KEPT_BYTES);
+            Ok(())
+        })
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(BUFFER_BYTES, BUFFER_BYTES)
     }
 }
 

@@ -337,7 +337,7 @@ mod tests {
     use super::*;
     use crate::{
         engine::{Delta, Finished, Timings},
-        params::FinishReason,
+        params::{FinishReason, SampledTokens},
     };
 
     const PLAIN: Style = Style::Text { interactive: false };
@@ -347,7 +347,7 @@ mod tests {
             index: 0,
             text: text.into(),
             pieces: Vec::new(),
-            tokens: Vec::new(),
+            tokens: SampledTokens::new(),
             usage: Usage::default(),
         }))
     }

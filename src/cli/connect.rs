@@ -144,9 +144,9 @@ impl Payload {
     /// Heartbeats are nothing to the command line.
     fn of_generate(event: GenerateEvent) -> Option<Self> {
         match event {
-            GenerateEvent::Started(started) => Some(Self::Started(Box::new(started))),
+            GenerateEvent::Started(started) => Some(Self::Started(started)),
             GenerateEvent::Delta(delta) => Some(Self::Delta(delta)),
-            GenerateEvent::Finished(finished) => Some(Self::Finished(Box::new(finished))),
+            GenerateEvent::Finished(finished) => Some(Self::Finished(finished)),
             GenerateEvent::PromptLogprobs(prompt) => Some(Self::Prompt(prompt)),
             GenerateEvent::Progress(_) => None,
         }
@@ -154,9 +154,9 @@ impl Payload {
 
     fn of_chat(event: ChatEvent) -> Option<Self> {
         match event {
-            ChatEvent::Started(started) => Some(Self::Started(Box::new(started))),
+            ChatEvent::Started(started) => Some(Self::Started(started)),
             ChatEvent::Delta(delta) => Some(Self::Delta(delta)),
-            ChatEvent::Finished(finished) => Some(Self::Finished(Box::new(finished))),
+            ChatEvent::Finished(finished) => Some(Self::Finished(finished)),
             ChatEvent::PromptLogprobs(prompt) => Some(Self::Prompt(prompt)),
             ChatEvent::Progress(_) => None,
         }

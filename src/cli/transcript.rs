@@ -161,6 +161,7 @@ fn finish_reason(reason: &FinishReason) -> (&'static str, Value) {
 #[cfg(test)]
 mod tests {
     use futures::stream;
+    use smallvec::smallvec;
 
     use super::*;
     use crate::{
@@ -218,7 +219,7 @@ mod tests {
             index: 0,
             text: "x".into(),
             pieces: Vec::new(),
-            tokens: vec![token],
+            tokens: smallvec![token],
             usage: Usage::default(),
         });
         let object = read(vec![Ok(delta), Ok(finished(FinishReason::StopString("y".into())))]).unwrap().to_json("demo");

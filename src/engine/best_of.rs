@@ -65,7 +65,7 @@ impl BestOf {
             }
             let finished = finished.map(|finished| Finished { index, ..finished });
             let usage = finished.as_ref().map(|finished| finished.usage).unwrap_or_default();
-            let delta = Event::Delta(Delta { index, text, pieces, tokens, usage });
+            let delta = Event::Delta(Delta { index, text, pieces, tokens: tokens.into(), usage });
             [Some(delta), finished.map(Event::Finished)].into_iter().flatten()
         })
     }
@@ -73,6 +73,8 @@ impl BestOf {
 
 #[cfg(test)]
 mod tests {
+    use smallvec::smallvec;
+
     use super::*;
     use crate::{
         ids::TokenId,
@@ -82,7 +84,7 @@ mod tests {
     fn said(best_of: &mut BestOf, index: u32, logprobs: &[f32]) {
         for (k, &chosen) in logprobs.iter().enumerate() {
             let logprobs = Some(Box::new(TokenLogprobs { chosen, top: Vec::new() }));
-            let tokens = vec![SampledToken { id: TokenId(10 * index + k as u32), logprobs }];
+            let tokens = smallvec![SampledToken { id: TokenId(10 * index + k as u32), logprobs }];
             let delta = Delta { index, text: format!("{index}"), pieces: Vec::new(), tokens, usage: Usage::default() };
             best_of.hold(Event::Delta(delta));
         }

@@ -13,28 +13,35 @@ use std::{
     time::{Duration, Instant},
 };
 
-use smallvec::SmallVec;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::{sequence::Reader, stream::Timings};
 use crate::{
     error::{Code, Error, Result},
     ids::SequenceId,
-    params::{FinishReason, PromptLogprobs, SampledToken},
+    params::{FinishReason, PromptLogprobs, SampledTokens},
     telemetry::{Outcome, RequestFacts, Telemetry, TenantTokens},
 };
 
-/// What one step brought for one reader.
+/// What one step brought for one reader. A channel has room for dozens, each of them goes from one core to another, and most
+/// are a token: the rest lies apart.
 #[derive(Debug, Default)]
 pub(super) struct Delivery {
-    /// Set when the sequence ran for the first time: how long it had waited. Stays here, for the metrics.
-    pub waited: Option<Duration>,
+    /// New tokens, in order.
+    pub tokens: SampledTokens,
     /// Tokens of the prompt that the prefix cache had.
     pub cached_tokens: u32,
+    /// What few deliveries have.
+    pub rest: Option<Box<Rest>>,
+}
+
+/// What a delivery has besides tokens.
+#[derive(Debug, Default)]
+pub(super) struct Rest {
+    /// Set when the sequence ran for the first time: how long it had waited. Stays here, for the metrics.
+    pub waited: Option<Duration>,
     /// Log-probabilities of the prompt; takes as much of the reader's room as one token.
     pub prompt: Option<PromptLogprobs>,
-    /// New tokens, in order.
-    pub tokens: SmallVec<[SampledToken; 1]>,
     /// What a sequence that is pooled ends with.
     pub pooled: Option<Vec<f32>>,
     /// Set in the last delivery of a stream.
@@ -42,9 +49,24 @@ pub(super) struct Delivery {
 }
 
 impl Delivery {
+    /// One without tokens.
+    pub(super) fn of(rest: Rest) -> Self {
+        Self { rest: Some(Box::new(rest)), ..Self::default() }
+    }
+
     /// An end without tokens.
     pub(super) fn failed(error: Error) -> Self {
-        Self { end: Some(Err(error)), ..Self::default() }
+        Self::of(Rest { end: Some(Err(error)), ..Rest::default() })
+    }
+
+    fn ends(&self) -> bool {
+        self.rest.as_ref().is_some_and(|rest| rest.end.is_some())
+    }
+
+    /// Whether its reader is told nothing by it.
+    fn is_silent(&self) -> bool {
+        let says = |rest: &Rest| rest.end.is_some() || rest.prompt.is_some();
+        self.tokens.is_empty() && !self.rest.as_deref().is_some_and(says)
     }
 }
 
@@ -294,11 +316,11 @@ impl ReaderControl {
 
     /// Fan-out side: puts a delivery into the reader's channel and measures it.
     pub(super) fn deliver(&self, delivery: Delivery, telemetry: &Telemetry) {
-        if delivery.end.is_some() && self.ended.swap(true, Ordering::AcqRel) {
+        if delivery.ends() && self.ended.swap(true, Ordering::AcqRel) {
             return;
         }
         self.measure(&delivery, telemetry);
-        if delivery.tokens.is_empty() && delivery.end.is_none() && delivery.prompt.is_none() {
+        if delivery.is_silent() {
             return;
         }
         if let Err(mpsc::error::TrySendError::Full(lost)) = self.deliveries.try_send(delivery) {
@@ -309,7 +331,7 @@ impl ReaderControl {
     }
 
     fn measure(&self, delivery: &Delivery, telemetry: &Telemetry) {
-        if let Some(waited) = delivery.waited {
+        if let Some(waited) = delivery.rest.as_ref().and_then(|rest| rest.waited) {
             telemetry.record_queue_time(waited);
         }
         let now_us = self.age_us();
@@ -328,10 +350,10 @@ impl ReaderControl {
                 before => telemetry.record_inter_token(Duration::from_micros(now_us.saturating_sub(before))),
             }
         }
-        if let Some(end) = &delivery.end {
+        if let Some(Rest { end: Some(end), pooled, .. }) = delivery.rest.as_deref() {
             let failed = |error: &Error| if error.code == Code::Cancelled { Outcome::Abort } else { Outcome::Error };
             // As in vLLM, a vector is an answer that came to its own end.
-            let ended = |reason| if delivery.pooled.is_some() { Outcome::Stop } else { Outcome::from(reason) };
+            let ended = |reason| if pooled.is_some() { Outcome::Stop } else { Outcome::from(reason) };
             self.record_end(end.as_ref().map_or_else(failed, ended), telemetry);
         }
     }

@@ -10,8 +10,6 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use smallvec::SmallVec;
-
 use crate::{
     error::{Error, Result},
     ids::{BlockId, SequenceId, Slot, TokenId},
@@ -20,7 +18,7 @@ use crate::{
     sampling::grammar::Grammar,
 };
 
-pub use crate::params::{FinishReason, SampledToken, TokenLogprobs};
+pub use crate::params::{FinishReason, SampledToken, SampledTokens, TokenLogprobs};
 
 /// Everything one step computes, flattened: the buffers are reused from step to step, so planning allocates nothing
 /// once they have grown.
@@ -158,7 +156,7 @@ pub struct SequenceOutput {
     /// Whose.
     pub id: SequenceId,
     /// In order; at most the row's `max_new_tokens`. None only where the sequence ends.
-    pub tokens: SmallVec<[SampledToken; 1]>,
+    pub tokens: SampledTokens,
     /// Of how many of them the keys and values have been written, fewer than `max_tokens_per_step` and never of the
     /// last. The others, which a grammar forced, are computed together by the sequence's next row.
     pub num_written: u32,

@@ -18,10 +18,8 @@ use std::{
     },
 };
 
-use smallvec::SmallVec;
-
 use super::executor::{
-    Executor, PlannedRow, Rewind, SampledToken, SequenceOutput, StepOutput, StepPlan, TokenLogprobs,
+    Executor, PlannedRow, Rewind, SampledToken, SampledTokens, SequenceOutput, StepOutput, StepPlan, TokenLogprobs,
 };
 use crate::{
     config::{EngineConfig, KvCacheGroups},
@@ -338,7 +336,7 @@ impl FakeExecutor {
         let end = row.context_len as usize + row.query.len();
         let num_drafted = self.options.max_tokens_per_step - 1;
         let num_accepted = self.random.below(num_drafted + 1);
-        let mut tokens: SmallVec<[SampledToken; 1]> = SmallVec::new();
+        let mut tokens = SampledTokens::new();
         for i in 0..=num_drafted {
             let known = self.known(row.id)?;
             let index = row.num_output_tokens as usize + i;

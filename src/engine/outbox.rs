@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::{
     block_manager::BlockEvent,
-    channel::{Delivery, ReaderControl},
+    channel::{Delivery, ReaderControl, Rest},
     kv_log::KvLog,
     scheduler::{End, Event, Scheduler},
 };
@@ -61,19 +61,19 @@ impl Outbox {
                     to.cached_tokens = cached_tokens;
                     to.reader.started(cached_tokens);
                     let waited = Some(to.reader.age());
-                    self.batch.deliveries.push((to.reader.clone(), Delivery { waited, ..Delivery::default() }));
+                    let started = Delivery::of(Rest { waited, ..Rest::default() });
+                    self.batch.deliveries.push((to.reader.clone(), started));
                 }
                 Event::Prompt { id, prompt } => {
                     let Some(to) = self.readers.get(&id) else { continue };
                     to.reader.sent(1);
-                    self.batch
-                        .deliveries
-                        .push((to.reader.clone(), Delivery { prompt: Some(prompt), ..Delivery::default() }));
+                    let stretch = Delivery::of(Rest { prompt: Some(prompt), ..Rest::default() });
+                    self.batch.deliveries.push((to.reader.clone(), stretch));
                 }
                 Event::Tokens { id, tokens } => {
                     let Some(to) = self.readers.get(&id) else { continue };
                     to.reader.sent(tokens.len());
-                    let delivery = Delivery { cached_tokens: to.cached_tokens, tokens, ..Delivery::default() };
+                    let delivery = Delivery { tokens, cached_tokens: to.cached_tokens, rest: None };
                     self.batch.deliveries.push((to.reader.clone(), delivery));
                 }
                 Event::Ended { id, end, .. } => {
@@ -98,11 +98,11 @@ impl Outbox {
         };
         match self.batch.deliveries.last_mut() {
             Some((reader, delivery)) if pooled.is_none() && Arc::ptr_eq(reader, &to.reader) => {
-                delivery.end = Some(end);
+                delivery.rest.get_or_insert_default().end = Some(end);
             }
             _ => {
-                let cached_tokens = to.cached_tokens;
-                let delivery = Delivery { cached_tokens, pooled, end: Some(end), ..Delivery::default() };
+                let rest = Rest { pooled, end: Some(end), ..Rest::default() };
+                let delivery = Delivery { cached_tokens: to.cached_tokens, ..Delivery::of(rest) };
                 self.batch.deliveries.push((to.reader, delivery));
             }
         }

@@ -21,7 +21,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use smallvec::{SmallVec, smallvec};
+use smallvec::smallvec;
 
 use crate::{
     arch::{Model, long_tail::LongTail},
@@ -36,7 +36,7 @@ use crate::{
         context::LinearObserver,
         lora::{Adapter, AdapterRows},
     },
-    params::{PromptLogprobs, SampledToken},
+    params::{PromptLogprobs, SampledToken, SampledTokens},
     sampling::{Sampler, SamplingContext, logprobs_of_given},
 };
 
@@ -280,7 +280,7 @@ fn failure(id: SequenceId, error: Error) -> (SequenceId, Error) {
 }
 
 /// New tokens of a row, and whether nothing may follow them.
-type Sampled = (SmallVec<[SampledToken; 1]>, bool);
+type Sampled = (SampledTokens, bool);
 
 /// Rows of logits that are held at once for a prompt's log-probabilities.
 const PROMPT_ROWS: u32 = 32;

@@ -7,8 +7,6 @@ use std::{
     time::Instant,
 };
 
-use smallvec::SmallVec;
-
 use super::{
     block_manager::{BlockTable, Salt},
     faults::{Fault, planted},
@@ -16,7 +14,7 @@ use super::{
 use crate::{
     ids::{SequenceId, TokenId},
     layers::lora::Adapter,
-    params::{FinishReason, Pooling, SampledToken, SamplingParams, Usage},
+    params::{FinishReason, Pooling, SampledToken, SampledTokens, SamplingParams, Usage},
     sampling::grammar::Grammar,
 };
 
@@ -296,7 +294,7 @@ impl Sequence {
     /// Takes new tokens, up to the first that ends the sequence or completes what must not be said.
     ///
     /// A sequence that ends hands over what was held: it can no longer become what must not be said.
-    pub(super) fn take(&mut self, tokens: SmallVec<[SampledToken; 1]>) -> Taken {
+    pub(super) fn take(&mut self, tokens: SampledTokens) -> Taken {
         let mut taken = Taken::default();
         let mut tokens = tokens.into_iter();
         while let Some(token) = tokens.next() {
@@ -350,7 +348,7 @@ pub(super) struct Taken {
     /// How many were looked at.
     pub(super) count: usize,
     /// What the reader gets.
-    pub(super) released: SmallVec<[SampledToken; 1]>,
+    pub(super) released: SampledTokens,
     /// What was taken back, in order, with the tokens after it that were not looked at.
     pub(super) removed: Vec<TokenId>,
     /// Why the sequence ends, if it does.

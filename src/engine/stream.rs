@@ -27,7 +27,7 @@ use super::{
 use crate::{
     error::{Code, Error, Result},
     ids::TokenId,
-    params::{FinishReason, PromptLogprobs, SampledToken, SamplingParams, Usage},
+    params::{FinishReason, PromptLogprobs, SampledToken, SampledTokens, SamplingParams, Usage},
     telemetry::{
         Outcome,
         spans::{Origin, RequestSpan},
@@ -72,7 +72,7 @@ pub struct Delta {
     /// Of a chat, all that was said, in order and by kind; else empty.
     pub pieces: Vec<Piece>,
     /// The tokens.
-    pub tokens: Vec<SampledToken>,
+    pub tokens: SampledTokens,
     /// What the sequence has cost so far.
     pub usage: Usage,
 }
@@ -150,6 +150,14 @@ pub struct Finished {
     pub receipt: Option<Box<Receipt>>,
 }
 
+/// What one delivery comes to.
+struct Taken {
+    prompt: Option<PromptLogprobs>,
+    delta: Option<Delta>,
+    /// How the sequence ended, if it did.
+    end: Option<Result<Finished>>,
+}
+
 /// Turns the tokens of one stream into text, up to its first stop string.
 pub(super) struct TextOut {
     pub detokenizer: Detokenizer,
@@ -188,14 +196,14 @@ impl TextOut {
         }
         for (k, token) in tokens.iter().enumerate().take(tokens.len() - self.silent(end).min(tokens.len())) {
             let piece = self.detokenizer.push(token.id);
-            if let Some(stop) = self.hear(&piece, &mut text) {
+            if let Some(stop) = self.hear(piece, &mut text) {
                 return Spoken { text, kept: k + 1, stop: Some(stop) };
             }
         }
         let mut stop = None;
         if end.is_some() {
             let piece = self.detokenizer.finish();
-            stop = self.hear(&piece, &mut text);
+            stop = self.hear(piece, &mut text);
             if stop.is_none() {
                 text.push_str(&self.matcher.finish());
             }
@@ -218,15 +226,18 @@ impl TextOut {
             let held = self.matcher.finish();
             self.matcher = StopMatcher::new(&params.stop, params.include_stop_str_in_output);
             let mut carried = std::mem::take(&mut self.carried);
-            self.found = self.hear(&held, &mut carried);
+            self.found = self.hear(held, &mut carried);
             self.carried = carried;
         }
     }
 
     /// Adds to `text` what may be said now; the stop string that `piece` completes, if it does.
-    fn hear(&mut self, piece: &str, text: &mut String) -> Option<String> {
+    fn hear(&mut self, piece: String, text: &mut String) -> Option<String> {
         let step = self.matcher.push(piece);
-        text.push_str(&step.emit);
+        match text.is_empty() {
+            true => *text = step.emit,
+            false => text.push_str(&step.emit),
+        }
         step.matched.and_then(|k| self.params.stop.get(k).cloned())
     }
 }
@@ -282,14 +293,11 @@ impl Output {
         }
     }
 
-    /// Turns one delivery into events.
-    ///
-    /// # Errors
-    /// The error that ended the sequence.
-    fn take(&mut self, index: u32, delivery: Delivery, events: &mut Vec<Event>) -> Result<Option<FinishReason>> {
-        let Delivery { cached_tokens, mut tokens, end, prompt, .. } = delivery;
+    /// Turns one delivery into what is told of it.
+    fn take(&mut self, index: u32, delivery: Delivery) -> Taken {
+        let Delivery { mut tokens, cached_tokens, rest } = delivery;
+        let (prompt, end) = rest.map_or((None, None), |rest| (rest.prompt, rest.end));
         self.control.taken(tokens.len() + usize::from(prompt.is_some()));
-        events.extend(prompt.map(Event::Prompt));
         let Spoken { text, kept, stop } = match &mut self.text {
             Some(out) => out.speak(&tokens, &end),
             None => Spoken { text: String::new(), kept: tokens.len(), stop: None },
@@ -298,25 +306,18 @@ impl Output {
         tokens.iter().for_each(|token| self.hash.update(token.id.0.to_le_bytes()));
         self.usage.cached_tokens = cached_tokens;
         self.usage.completion_tokens += u32::try_from(tokens.len()).unwrap_or(u32::MAX);
-        let (reason, error) = match (stop, end) {
-            (Some(stop), _) => (Some(FinishReason::StopString(stop)), None),
-            (None, Some(Ok(reason))) => (Some(reason), None),
-            (None, Some(Err(error))) => (None, Some(error)),
-            (None, None) => (None, None),
-        };
-        let Said { text, pieces, tool_calls } = self.sort(text, reason.as_ref());
-        if !tokens.is_empty() || !text.is_empty() || !pieces.is_empty() {
-            events.push(Event::Delta(Delta { index, text, pieces, tokens: tokens.into_vec(), usage: self.usage }));
-        }
-        if let Some(error) = error {
-            return Err(error);
-        }
-        let Some(reason) = reason else { return Ok(None) };
-        self.done = true;
-        let (usage, timings) = (self.usage, self.control.timings());
-        let finished = Finished { index, reason: reason.clone(), tool_calls, usage, timings, receipt: None };
-        events.push(Event::Finished(finished));
-        Ok(Some(reason))
+        let end = stop.map(|stop| Ok(FinishReason::StopString(stop))).or(end);
+        let reason = end.as_ref().and_then(|end| end.as_ref().ok());
+        let Said { text, pieces, tool_calls } = self.sort(text, reason);
+        self.done = reason.is_some();
+        let says = !tokens.is_empty() || !text.is_empty() || !pieces.is_empty();
+        let usage = self.usage;
+        let delta = says.then_some(Delta { index, text, pieces, tokens, usage });
+        let end = end.map(|end| {
+            let timings = self.control.timings();
+            end.map(|reason| Finished { index, reason, tool_calls, usage, timings, receipt: None })
+        });
+        Taken { prompt, delta, end }
     }
 
     /// What the text is: of a chat, sorted by kind.
@@ -431,14 +432,12 @@ impl Generation {
             match self.ready.front() {
                 Some(Event::Delta(next)) if next.index == delta.index => {}
                 Some(_) => return,
+                None if self.failed.is_some() => return,
                 None => match self.poll_outputs(cx) {
-                    Poll::Ready((k, Some(delivery))) => match self.take(k, delivery) {
-                        Ok(()) => continue,
-                        Err(error) => {
-                            self.failed = Some(error);
-                            return;
-                        }
-                    },
+                    Poll::Ready((k, Some(delivery))) => {
+                        self.take(k, delivery);
+                        continue;
+                    }
                     Poll::Ready((_, None)) | Poll::Pending => return,
                 },
             }
@@ -500,31 +499,36 @@ impl Generation {
         Poll::Pending
     }
 
-    /// Turns one delivery of sequence `k` into events.
-    ///
-    /// # Errors
-    /// The error that ended the sequence.
-    fn take(&mut self, k: usize, delivery: Delivery) -> Result<()> {
-        let mut events = Vec::new();
-        let output = &mut self.outputs[k];
-        if let Some(reason) = output.take(k as u32, delivery, &mut events)? {
-            output.release(&self.engine, Outcome::from(&reason));
-            self.outcome.get_or_insert(Outcome::from(&reason));
+    /// Turns one delivery of sequence `k` into events; an error that ended the sequence comes after them.
+    fn take(&mut self, k: usize, delivery: Delivery) {
+        let Taken { prompt, delta, end } = self.outputs[k].take(k as u32, delivery);
+        self.ready.extend(prompt.map(Event::Prompt));
+        if let Some(delta) = delta {
+            self.tell(Event::Delta(delta));
         }
-        self.done = self.outputs.iter().all(|output| output.done);
-        for mut event in events {
-            if let Event::Finished(finished) = &mut event {
+        match end {
+            None => {}
+            Some(Ok(mut finished)) => {
+                let outcome = Outcome::from(&finished.reason);
+                self.outputs[k].release(&self.engine, outcome);
+                self.outcome.get_or_insert(outcome);
                 finished.receipt = Some(Box::new(self.receipt(k)));
+                self.tell(Event::Finished(finished));
+                self.done = self.outputs.iter().all(|output| output.done);
+                if let Some(best_of) = self.best_of.as_mut().filter(|_| self.done) {
+                    self.ready.extend(best_of.release());
+                }
             }
-            match (&mut self.best_of, event) {
-                (Some(best_of), event @ (Event::Delta(_) | Event::Finished(_))) => best_of.hold(event),
-                (_, event) => self.ready.push_back(event),
-            }
+            Some(Err(error)) => self.failed = Some(error),
         }
-        if let Some(best_of) = self.best_of.as_mut().filter(|_| self.done) {
-            self.ready.extend(best_of.release());
+    }
+
+    /// Has an event of a sequence ready, or held back.
+    fn tell(&mut self, event: Event) {
+        match &mut self.best_of {
+            Some(best_of) => best_of.hold(event),
+            None => self.ready.push_back(event),
         }
-        Ok(())
     }
 }
 
@@ -548,12 +552,9 @@ impl Stream for Generation {
             if self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
                 return self.fail(Error::new(Code::DeadlineExceeded, "the deadline passed before the last token"));
             }
-            let outcome = match ready!(self.poll_outputs(cx)) {
+            match ready!(self.poll_outputs(cx)) {
                 (k, Some(delivery)) => self.take(k, delivery),
-                (_, None) => Err(Error::internal("the engine ended without finishing this stream")),
-            };
-            if let Err(error) = outcome {
-                return self.fail(error);
+                (_, None) => return self.fail(Error::internal("the engine ended without finishing this stream")),
             }
         }
     }

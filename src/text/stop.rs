@@ -36,12 +36,15 @@ impl StopMatcher {
     }
 
     /// Takes the next piece of text. After a match there is nothing more.
-    pub fn push(&mut self, text: &str) -> StopStep {
+    pub fn push(&mut self, text: String) -> StopStep {
         if self.done {
             return StopStep::default();
         }
+        if self.stops.is_empty() {
+            return StopStep { emit: text, matched: None };
+        }
         let held_before = self.held.len();
-        self.held.push_str(text);
+        self.held.push_str(&text);
         for (n, byte) in text.bytes().enumerate() {
             let end = held_before + n + 1;
             if let Some(stop) = self.advance(byte) {
@@ -109,7 +112,7 @@ mod tests {
         let mut matcher = StopMatcher::new(&stops, include_stop);
         let (mut texts, mut matched) = (Vec::new(), None);
         for piece in pieces {
-            let step = matcher.push(piece);
+            let step = matcher.push((*piece).to_owned());
             matched = matched.or(step.matched);
             texts.push(step.emit);
         }
@@ -168,7 +171,7 @@ mod tests {
                 while !text.is_char_boundary(end) {
                     end += 1;
                 }
-                let step = matcher.push(&text[at..end]);
+                let step = matcher.push(text[at..end].to_owned());
                 out += &step.emit;
                 matched = step.matched;
                 at = end;

@@ -335,7 +335,7 @@ fn stop_strings_over_token_streams_lose_and_leak_nothing() {
             let mut deltas: Vec<String> = tokens.iter().map(|&token| detokenizer.push(token)).collect();
             deltas.push(detokenizer.finish());
             for delta in deltas {
-                let step = matcher.push(&delta);
+                let step = matcher.push(delta);
                 out += &step.emit;
                 matched = matched.or(step.matched);
                 assert!(expected.starts_with(&out), "{name}: {out:?} leaked, wanted {expected:?}");

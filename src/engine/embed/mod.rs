@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     Engine, ModelImpl, admission,
     block_manager::Salt,
-    channel::{Delivery, ReaderControl, ReaderSpec, RequestTag},
+    channel::{Delivery, ReaderControl, ReaderSpec, RequestTag, Rest},
     sequence::Sequence,
     supervisor::{Life, Registration},
     unavailable,
@@ -419,9 +419,9 @@ impl Pending {
     /// The pooled hidden state, and how many tokens were cached.
     async fn vector(mut self) -> Result<(Vec<f32>, u32)> {
         while let Some(delivery) = self.deliveries.recv().await {
-            match delivery {
-                Delivery { pooled: Some(values), cached_tokens, .. } => return Ok((values, cached_tokens)),
-                Delivery { end: Some(Err(error)), .. } => return Err(error),
+            match delivery.rest.map(|rest| *rest) {
+                Some(Rest { pooled: Some(values), .. }) => return Ok((values, delivery.cached_tokens)),
+                Some(Rest { end: Some(Err(error)), .. }) => return Err(error),
                 _ => {}
             }
         }

@@ -3,10 +3,10 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use smallvec::{SmallVec, smallvec};
+use smallvec::smallvec;
 
 use crate::{
-    engine::executor::{AdmittedSequence, PlannedRow, SampledToken},
+    engine::executor::{AdmittedSequence, PlannedRow, SampledToken, SampledTokens},
     error::{Error, Result},
     ids::{SequenceId, TokenId},
     params::SamplingParams,
@@ -100,7 +100,7 @@ impl Constrained {
     /// # Errors
     /// `Internal` where the logits are no logits; `Aborted` and `InvalidArgument` where it is the request's own doing.
     pub(super) fn sample(&mut self, row: &PlannedRow, logits: &mut [f32], sampler: &mut Sampler) -> Result<Sampled> {
-        let mut tokens: SmallVec<[SampledToken; 1]> = SmallVec::new();
+        let mut tokens = SampledTokens::new();
         let index = row.num_output_tokens;
         match &self.next {
             Next::Complete => {}

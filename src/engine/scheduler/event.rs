@@ -1,9 +1,7 @@
 //! What the scheduler tells the step loop: what happened to sequences, and numbers for metrics.
 
-use smallvec::SmallVec;
-
 use crate::{
-    engine::executor::SampledToken,
+    engine::executor::SampledTokens,
     error::Error,
     ids::SequenceId,
     params::{FinishReason, PromptLogprobs, Usage},
@@ -31,7 +29,7 @@ pub enum Event {
         /// Whose.
         id: SequenceId,
         /// In order, a stop token included.
-        tokens: SmallVec<[SampledToken; 1]>,
+        tokens: SampledTokens,
     },
     /// It is over; blocks and row are free.
     Ended {

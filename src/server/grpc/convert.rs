@@ -193,15 +193,15 @@ pub(super) fn effective(params: SamplingParams) -> wire::SamplingParams {
 }
 
 /// New tokens.
-pub(crate) fn delta(index: u32, text: String, tokens: Vec<SampledToken>) -> wire::Delta {
-    wire::Delta {
-        index,
-        text,
-        reasoning: String::new(),
-        tool_calls: Vec::new(),
-        token_ids: tokens.iter().map(|token| token.id.0).collect(),
-        logprobs: tokens.into_iter().filter_map(position_logprobs).collect(),
-    }
+pub(crate) fn delta(index: u32, text: String, tokens: impl IntoIterator<Item = SampledToken>) -> wire::Delta {
+    let mut logprobs = Vec::new();
+    let token_ids = tokens.into_iter().map(|token| {
+        let id = token.id.0;
+        logprobs.extend(position_logprobs(token));
+        id
+    });
+    let token_ids = token_ids.collect();
+    wire::Delta { index, text, token_ids, logprobs, reasoning: String::new(), tool_calls: Vec::new() }
 }
 
 /// New tokens of a chat, with what they say by kind.
@@ -209,7 +209,12 @@ pub(crate) fn chat_delta(delta: engine::Delta) -> wire::Delta {
     sorted_delta(delta.index, delta.text, delta.pieces, delta.tokens)
 }
 
-fn sorted_delta(index: u32, text: String, pieces: Vec<Piece>, tokens: Vec<SampledToken>) -> wire::Delta {
+fn sorted_delta(
+    index: u32,
+    text: String,
+    pieces: Vec<Piece>,
+    tokens: impl IntoIterator<Item = SampledToken>,
+) -> wire::Delta {
     let mut out = delta(index, text, tokens);
     let number = |index: usize| u32::try_from(index).unwrap_or(u32::MAX);
     for piece in pieces {

@@ -34,11 +34,11 @@ macro_rules! sent_as {
             fn from((seq, told): (u64, Told)) -> Self {
                 use wire::$module::Event;
                 let event = match told {
-                    Told::Started(event) => Event::Started(*event),
+                    Told::Started(event) => Event::Started(event),
                     Told::Progress(event) => Event::Progress(event),
                     Told::PromptLogprobs(event) => Event::PromptLogprobs(event),
                     Told::Delta(event) => Event::Delta(event),
-                    Told::Finished(event) => Event::Finished(*event),
+                    Told::Finished(event) => Event::Finished(event),
                 };
                 Self { seq, event: Some(event) }
             }

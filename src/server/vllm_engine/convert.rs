@@ -157,10 +157,10 @@ pub(super) fn complete(
         matched_stop,
         ..wire::GenerateComplete::default()
     };
-    wire::GenerateResponse { response: Some(wire::generate_response::Response::Complete(complete)) }
+    wire::GenerateResponse { response: Some(wire::generate_response::Response::Complete(Box::new(complete))) }
 }
 
-fn output_logprobs(tokens: Vec<SampledToken>) -> Option<wire::OutputLogProbs> {
+fn output_logprobs(tokens: impl IntoIterator<Item = SampledToken>) -> Option<wire::OutputLogProbs> {
     let mut all = wire::OutputLogProbs::default();
     for token in tokens {
         let Some(logprobs) = token.logprobs else { continue };

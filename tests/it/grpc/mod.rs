@@ -191,11 +191,11 @@ pub(crate) async fn read(mut stream: Streaming<GenerateStreamResponse>) -> Read 
                 next_seq += 1;
                 assert!(read.finished.is_none(), "nothing comes after the end");
                 match response.event.unwrap() {
-                    Event::Started(started) => assert!(read.started.replace(started).is_none() && next_seq == 2),
+                    Event::Started(started) => assert!(read.started.replace(*started).is_none() && next_seq == 2),
                     Event::Delta(delta) => read.deltas.push(delta),
                     Event::Progress(_) => read.heartbeats += 1,
                     Event::PromptLogprobs(_) => panic!("nobody asked for these"),
-                    Event::Finished(finished) => read.finished = Some(finished),
+                    Event::Finished(finished) => read.finished = Some(*finished),
                 }
             }
             Ok(None) => return read,

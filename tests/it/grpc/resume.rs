@@ -41,7 +41,7 @@ async fn begun(client: &mut GenerationClient<Channel>, request: GenerateStreamRe
             started = Some(event);
         }
     }
-    started.unwrap()
+    *started.unwrap()
 }
 
 /// The tokens of what comes after `after_seq`, and whether it came to its end.

@@ -148,14 +148,14 @@ impl Actor {
         let effective = open::request(&self.backend, &self.defaults, None).ok();
         self.tell(
             None,
-            Told::Opened(wire::Opened {
+            Told::Opened(Box::new(wire::Opened {
                 session_id: self.place.id.clone(),
                 model: engine.info().name.clone(),
                 effective: effective.map(|request| convert::effective(request.params)),
                 ttl_ms: u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX),
                 context_policy: self.policy.into(),
                 max_model_len: u32::try_from(engine.config().max_model_len).unwrap_or(u32::MAX),
-            }),
+            })),
         );
     }
 
@@ -385,7 +385,7 @@ impl Actor {
         match running.done(usage, timings_to_wire(timings)) {
             Ok((message, output, done)) => {
                 self.session.end(message, &output);
-                self.tell(asked.0, Told::TurnDone(done));
+                self.tell(asked.0, Told::TurnDone(Box::new(done)));
             }
             Err(error) => {
                 self.end_unsaid();
@@ -404,7 +404,7 @@ impl Actor {
                 drop(asking);
                 self.end_unsaid();
                 let index = u32::try_from(self.session.num_turns()).unwrap_or(u32::MAX);
-                self.tell(id, Told::TurnDone(turn::never_begun(index)));
+                self.tell(id, Told::TurnDone(Box::new(turn::never_begun(index))));
             }
             Phase::Running(running) => self.end_turn(*running),
         }

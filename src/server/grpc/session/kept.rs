@@ -77,7 +77,7 @@ mod tests {
             wire::Delta { logprobs: vec![wire::PositionLogprobs::default()], ..token() },
             wire::Delta { tool_calls: vec![wire::ToolCallDelta::default()], ..token() },
         ];
-        let others = [Event::Rewound(wire::Rewound { turn_index: 3 }), Event::TurnDone(wire::TurnDone::default())];
+        let others = [Event::Rewound(wire::Rewound { turn_index: 3 }), Event::TurnDone(Box::default())];
         let events = deltas.map(Event::Delta).into_iter().chain(others).map(response);
         let answering = SessionResponse { answers: Some(9), ..response(Event::Delta(token())) };
         for response in events.chain([answering]) {

@@ -43,7 +43,8 @@ impl Running {
             Told::Started(started) => {
                 self.prompt_tokens = started.prompt_tokens;
                 let turn_index = self.index();
-                Some(Event::TurnStarted(wire::TurnStarted { turn_index, started: Some(*started) }))
+                let event = wire::TurnStarted { turn_index, started: Some(*started) };
+                Some(Event::TurnStarted(Box::new(event)))
             }
             Told::Progress(progress) => Some(Event::Progress(progress)),
             // Not offered in sessions; the stream would hold what nobody asked for.
