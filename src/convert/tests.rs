@@ -348,3 +348,61 @@ fn a_file_that_is_merged_says_of_its_mixture_what_it_said() {
     let (_folder, path) = file(&q3_k_l[..1], &tensors);
     assert_eq!(rewritten(&path, None).u64(FILE_TYPE).expect("a number"), Some(0));
 }
+
+#[test]
+fn a_latent_that_cannot_be_is_refused_by_its_key() {
+    let read = |change: Option<(&str, u32)>| {
+        let mut sizes = vec![
+            ("context_length", 64),
+            ("embedding_length", 32),
+            ("feed_forward_length", 32),
+            ("block_count", 1),
+            ("attention.head_count", 2),
+            ("attention.head_count_kv", 1),
+            ("attention.key_length", 24),
+            ("attention.value_length", 16),
+            ("attention.key_length_mla", 16),
+            ("attention.value_length_mla", 12),
+            ("attention.kv_lora_rank", 16),
+            ("attention.q_lora_rank", 0),
+            ("rope.dimension_count", 8),
+            ("expert_count", 4),
+            ("expert_used_count", 2),
+            ("expert_gating_func", 2),
+        ];
+        if let Some((key, number)) = change {
+            sizes.retain(|(other, _)| *other != key);
+            sizes.extend((number != 0).then_some((key, number)));
+        }
+        let sizes = sizes.into_iter().map(|(key, size)| (format!("deepseek2.{key}"), NewValue::u32(size)));
+        let others = [
+            ("general.architecture".to_owned(), NewValue::string("deepseek2")),
+            ("deepseek2.attention.layer_norm_rms_epsilon".to_owned(), NewValue::f32(1e-6)),
+        ];
+        let metadata: Vec<_> = sizes.chain(others).collect();
+        let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
+        let shape = vec![8, 32];
+        let embedding = NewTensor { name: "token_embd.weight".into(), shape, format: WeightFormat::F32.into() };
+        let (_folder, path) = file(&metadata, &[(embedding, vec![0; 1024])]);
+        ModelConfig::from_gguf(&Gguf::open(&path).expect("a good file"))
+    };
+    let config = read(None).expect("a model");
+    let latent = config.latent.expect("sizes");
+    assert_eq!((latent.kv_rank, latent.q_rank, latent.nope, latent.rope, latent.value), (16, None, 8, 8, 12));
+    assert_eq!((config.num_key_value_heads, config.head_dim, config.rope.rotary_dim), (2, 16, 8));
+    let moe = config.moe.expect("experts");
+    assert_eq!((moe.groups, moe.renormalize, moe.shared_experts), ((1, 1), Some(false), 0));
+    for (key, number, why) in [
+        ("rope.dimension_count", 16, "is 16, must leave some of the 16 numbers of a key"),
+        ("attention.value_length_mla", 20, "is 20, must be at most the key's 16"),
+        ("attention.head_count_kv", 3, "is 3, must be 1 or the 2 attention heads"),
+        ("attention.kv_lora_rank", 0, "is missing"),
+        ("expert_gating_func", 1, "is 1; supported is 2"),
+        ("expert_gating_func", 0, "is missing; supported is 2"),
+        ("expert_group_count", 3, "is 3, must divide the 4 experts"),
+        ("expert_group_used_count", 2, "must be a whole number from 0 to 1"),
+    ] {
+        let refused = read(Some((key, number))).expect_err("is refused").message;
+        assert!(refused.contains(&format!("metadata deepseek2.{key}: ")) && refused.contains(why), "{refused}");
+    }
+}
