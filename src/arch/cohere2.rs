@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// What logits are multiplied with where the file does not say, as the class has it.
-const LOGIT_SCALE: f64 = 0.0625;
+pub(crate) const LOGIT_SCALE: f64 = 0.0625;
 
 /// What surrounds the blocks.
 pub(super) fn outline(config: &ModelConfig) -> Outline {

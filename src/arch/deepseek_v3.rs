@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What the class's latents' norms add to the mean square, whatever the file says of the others.
-const LATENT_EPS: f64 = 1e-6;
+pub(crate) const LATENT_EPS: f64 = 1e-6;
 
 /// Loads a block.
 pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {

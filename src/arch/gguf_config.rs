@@ -27,7 +27,7 @@ impl ModelConfig {
         })?;
         let keys = Keys { gguf, prefix };
         let num_hidden_layers = keys.hidden_layers()?;
-        let moe = keys.moe(num_hidden_layers)?;
+        let moe = keys.moe(Family::of(prefix), num_hidden_layers)?;
         // Mixtral's files go by Llama's name.
         let row = match moe {
             Some(_) if row.name == "LlamaForCausalLM" => super::find(gguf.path(), "MixtralForCausalLM")?,
@@ -38,18 +38,24 @@ impl ModelConfig {
         let hidden_size = keys.required_size("embedding_length", limits::HIDDEN)?;
         let num_attention_heads = keys.required_size("attention.head_count", limits::HEADS)?;
         let kv_heads = keys.size("attention.head_count_kv", limits::HEADS)?;
-        let num_key_value_heads = kv_heads.unwrap_or(num_attention_heads);
+        let latent = if family.has_latents { Some(keys.latent(num_attention_heads)?) } else { None };
+        // Files count a latent as the one head that all queries share.
+        let num_key_value_heads = kv_heads.filter(|_| latent.is_none()).unwrap_or(num_attention_heads);
         if !num_attention_heads.is_multiple_of(num_key_value_heads) {
             let why = format!("is {num_key_value_heads}, must divide the {num_attention_heads} attention heads");
             return Err(keys.wrong("attention.head_count_kv", why));
         }
-        let given = keys.size("attention.key_length", 0..=usize::MAX)?;
+        let given = match &latent {
+            Some(latent) => Some(latent.key()),
+            None => keys.size("attention.key_length", 0..=usize::MAX)?,
+        };
         let head_dim = given.unwrap_or(hidden_size / num_attention_heads);
         if !limits::HEAD_DIM.contains(&head_dim) || !head_dim.is_multiple_of(2) {
             return Err(keys
                 .wrong("attention.key_length", format!("makes heads of {head_dim}: must be even and from 8 to 256")));
         }
-        if let Some(other) = keys.size("attention.value_length", 0..=usize::MAX)?.filter(|&length| length != head_dim) {
+        let value_length = keys.size("attention.value_length", 0..=usize::MAX)?;
+        if let Some(other) = value_length.filter(|&length| length != head_dim && latent.is_none()) {
             return Err(keys.wrong("attention.value_length", format!("is {other}, must be the key length {head_dim}")));
         }
         let embedding = "token_embd.weight";
@@ -66,7 +72,7 @@ impl ModelConfig {
             let in_layer = |layer| names.iter().any(|name| gguf.tensor(&format!("blk.{layer}.{name}")).is_some());
             Some((0..num_hidden_layers).any(in_layer))
         };
-        let rope = keys.rope(head_dim, row.rope_style)?;
+        let rope = keys.rope(latent.map_or(head_dim, |latent| latent.rope), row.rope_style)?;
         let token = |key: &str| Ok(gguf.token_id(key)?.filter(|id| id.index() < vocab_size));
         let ends = ["eos", "eot", "eom"].map(|end| token(&format!("tokenizer.ggml.{end}_token_id")));
         let mut eos_token_ids = ends.into_iter().filter_map(Result::transpose).collect::<Result<Vec<_>>>()?;
@@ -98,9 +104,13 @@ impl ModelConfig {
             tie_word_embeddings: gguf.tensor("output.weight").is_none(),
             attention_bias: has(["attn_q.bias", "attn_qkv.bias"]),
             mlp_bias: has(["ffn_up.bias", "ffn_gate.bias"]),
-            sliding_window: SlidingWindow { size: window, ..SlidingWindow::default() },
+            sliding_window: SlidingWindow {
+                size: window,
+                layers: keys.window_layers(num_hidden_layers)?,
+                ..SlidingWindow::default()
+            },
             moe,
-            latent: None,
+            latent,
             linear_attention: match row.prefixes_are_shared {
                 true => None,
                 false => Some(keys.linear_attention(num_hidden_layers)?),
@@ -133,6 +143,24 @@ impl Keys<'_> {
         let guessing = self.size(name, 0..=*limits::LAYERS.end())?.unwrap_or(0);
         let layers = all.checked_sub(guessing).filter(|&layers| layers > 0);
         layers.ok_or_else(|| self.wrong(name, format!("is {guessing}, but there are {all} blocks")))
+    }
+
+    /// Whether each layer has a window, where the file says: a list, or every so manieth that has none.
+    fn window_layers(&self, num_layers: usize) -> Result<Option<Vec<bool>>> {
+        let name = "attention.sliding_window_pattern";
+        if let Ok(Some(period)) = self.gguf.u64(&self.key(name)) {
+            return Ok(Some(
+                (1..=num_layers as u64).map(|layer| period == 0 || !layer.is_multiple_of(period)).collect(),
+            ));
+        }
+        let Some(layers) = self.gguf.array_bools(&self.key(name))?.map(Iterator::collect::<Vec<_>>) else {
+            return Ok(None);
+        };
+        // What stands behind the last layer may be counted too.
+        match layers.get(..num_layers) {
+            Some(layers) => Ok(Some(layers.to_vec())),
+            None => Err(self.wrong(name, format!("has {} entries for {num_layers} layers", layers.len()))),
+        }
     }
 
     pub(super) fn key(&self, name: &str) -> String {

@@ -4,26 +4,28 @@ use crate::{
     arch::{
         config::{Multipliers, limits},
         gguf_config::Keys,
-        moe_config::MoeConfig,
+        moe_config::{MoeConfig, SHARED},
     },
     error::{Error, Result},
     kernels::activation::Activation,
 };
 
 /// What files of a family leave unsaid, as llama.cpp has it in code.
-pub(super) struct Family {
+pub(crate) struct Family {
     /// `general.architecture`.
     name: &'static str,
     /// The nonlinearity of its feed-forward layers.
-    pub(super) activation: Activation,
+    pub(crate) activation: Activation,
     /// The base of wavelengths in layers with a window.
     pub(super) local_theta: Option<f64>,
     /// Whether YaRN's ramp begins and ends at whole frequencies.
-    pub(super) truncates_yarn: bool,
+    pub(crate) truncates_yarn: bool,
     /// Blocks of the one size whose scores are divided by the root of the model's width a head, not of the head's.
-    scaled_by_width: usize,
+    pub(crate) scaled_by_width: usize,
     /// Whether the logits' scale divides.
-    divides_logits: bool,
+    pub(crate) divides_logits: bool,
+    /// Whether keys and values come out of a latent.
+    pub(super) has_latents: bool,
 }
 
 const USUAL: Family = Family {
@@ -33,6 +35,7 @@ const USUAL: Family = Family {
     truncates_yarn: true,
     scaled_by_width: 0,
     divides_logits: false,
+    has_latents: false,
 };
 
 const FAMILIES: &[Family] = &[
@@ -49,33 +52,50 @@ const FAMILIES: &[Family] = &[
     Family { name: "gptneox", activation: Activation::Gelu, ..USUAL },
     Family { name: "gpt-oss", truncates_yarn: false, ..USUAL },
     Family { name: "granite", divides_logits: true, ..USUAL },
+    Family { name: "deepseek2", has_latents: true, ..USUAL },
 ];
 
 impl Family {
     /// Of files that call themselves `name`.
-    pub(super) fn of(name: &str) -> &'static Self {
+    pub(crate) fn of(name: &str) -> &'static Self {
         FAMILIES.iter().find(|family| family.name == name).unwrap_or(&USUAL)
     }
 }
 
 impl Keys<'_> {
     /// Experts of a model of so many layers, where the file has such.
-    pub(super) fn moe(&self, num_layers: usize) -> Result<Option<MoeConfig>> {
+    pub(super) fn moe(&self, family: &Family, num_layers: usize) -> Result<Option<MoeConfig>> {
         let Some(num_experts) = self.size("expert_count", 0..=4096)?.filter(|&count| count > 0) else {
             return Ok(None);
         };
+        if family.has_latents {
+            self.check_gating()?;
+        }
+        let groups = self.size("expert_group_count", 0..=num_experts)?.filter(|&groups| groups > 0).unwrap_or(1);
+        if !num_experts.is_multiple_of(groups) {
+            let why = format!("is {groups}, must divide the {num_experts} experts");
+            return Err(self.wrong("expert_group_count", why));
+        }
+        let open = self.size("expert_group_used_count", 0..=groups)?.filter(|&open| open > 0).unwrap_or(groups);
+        let experts_per_token = self.required_size("expert_used_count", 1..=num_experts)?;
+        if open * (num_experts / groups) < experts_per_token {
+            let why = format!("is {open}: too few experts for the {experts_per_token} that a token gets");
+            return Err(self.wrong("expert_group_used_count", why));
+        }
+        // Where experts are scored one by one, files say only that weights are made to sum to 1.
+        let renormalize = self.gguf.bool(&self.key("expert_weights_norm"))?;
         let dense = |layer: &usize| self.gguf.tensor(&format!("blk.{layer}.ffn_gate_inp.weight")).is_none();
         Ok(Some(MoeConfig {
             num_experts,
-            experts_per_token: self.required_size("expert_used_count", 1..=num_experts)?,
+            experts_per_token,
             intermediate_size: self.size("expert_feed_forward_length", limits::INTERMEDIATE)?,
-            renormalize: self.gguf.bool(&self.key("expert_weights_norm"))?,
+            renormalize: renormalize.or(family.has_latents.then_some(false)),
             dense_layers: (0..num_layers).filter(dense).collect(),
             sparse_step: 1,
-            shared_experts: 0,
+            shared_experts: self.size("expert_shared_count", 0..=SHARED)?.unwrap_or(0),
             weighed_expert_size: self.size("expert_shared_feed_forward_length", limits::INTERMEDIATE)?,
-            groups: (1, 1),
-            routed_scale: None,
+            groups: (groups, open),
+            routed_scale: self.positive("expert_weights_scale")?.map(f64::from),
         }))
     }
 
@@ -93,7 +113,7 @@ impl Keys<'_> {
             attention_softcap: number("attn_logit_softcapping")?,
             logit_softcap: number("final_logit_softcapping")?,
             swiglu_limit: None,
-            mscale_all_dim: None,
+            mscale_all_dim: self.mscale_all_dim(family)?,
         })
     }
 }

@@ -45,13 +45,17 @@ impl Keys<'_> {
     fn yarn(&self, factor: f64) -> Result<RopeScaling> {
         let original = self.required_size("rope.scaling.original_context_length", limits::POSITIONS)?;
         let number = |name: &str, otherwise: f64| Ok::<_, Error>(self.positive(name)?.map_or(otherwise, f64::from));
+        let family = Family::of(self.prefix());
+        // Where scores are multiplied by what the factor gives, sines and cosines are not.
+        let in_scores = self.mscale_all_dim(family)?.is_some();
+        let usual = if in_scores { 1.0 } else { Yarn::attention_factor(factor, 1.0) };
         Ok(RopeScaling::Yarn(Yarn {
             factor,
             original_max_position_embeddings: original,
             beta_fast: number("rope.scaling.yarn_beta_fast", 32.0)?,
             beta_slow: number("rope.scaling.yarn_beta_slow", 1.0)?,
-            truncate: Family::of(self.prefix()).truncates_yarn,
-            attention_factor: number("rope.scaling.attn_factor", 1.0)? * Yarn::attention_factor(factor, 1.0),
+            truncate: family.truncates_yarn,
+            attention_factor: number("rope.scaling.attn_factor", 1.0)? * usual,
         }))
     }
 

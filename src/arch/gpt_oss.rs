@@ -19,7 +19,7 @@ use crate::{
 /// Of the gate's sigmoid, as the class has it.
 const ALPHA: f32 = 1.702;
 /// Of the gate, where the file does not say.
-const LIMIT: f64 = 7.0;
+pub(crate) const LIMIT: f64 = 7.0;
 
 /// Loads a block.
 pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {

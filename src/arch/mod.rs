@@ -39,7 +39,8 @@ pub mod gemma2;
 pub mod gemma3;
 pub mod generation_config;
 pub mod gguf_config;
-mod gguf_family;
+pub(crate) mod gguf_family;
+pub(crate) mod gguf_latent;
 mod gguf_linear_attention;
 mod gguf_rope;
 pub mod glm4;
@@ -241,6 +242,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         name: "DeepseekV3ForCausalLM",
+        gguf: Some("deepseek2"),
         rope_style: RopeStyle::Interleaved,
         block: deepseek_v3::block,
         ..USUAL
@@ -256,8 +258,13 @@ pub const ARCHITECTURES: &[Architecture] = &[
 ];
 
 impl Architecture {
+    /// What surrounds the blocks.
+    pub(crate) fn outline(&self, config: &ModelConfig) -> Outline {
+        (self.outline)(config)
+    }
+
     /// Tokens that a layer sees, the newest included; without it, all.
-    fn window(&self, config: &ModelConfig, layer: usize) -> Option<usize> {
+    pub(crate) fn window(&self, config: &ModelConfig, layer: usize) -> Option<usize> {
         config.sliding_window.of(self.sliding, layer)
     }
 
@@ -446,7 +453,7 @@ pub fn load(load: &ModelLoad<'_>) -> Result<Arc<dyn Model>> {
 }
 
 /// The architecture that the file at `path` calls for.
-fn find(path: &Path, architecture: &str) -> Result<&'static Architecture> {
+pub(crate) fn find(path: &Path, architecture: &str) -> Result<&'static Architecture> {
     ARCHITECTURES.iter().find(|row| row.name == architecture).ok_or_else(|| {
         let known = ARCHITECTURES.iter().map(|row| row.name).collect::<Vec<_>>().join(", ");
         let given: String = architecture.chars().take(80).collect();

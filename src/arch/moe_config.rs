@@ -33,7 +33,7 @@ pub struct MoeConfig {
 /// Most experts that are taken for meant.
 const EXPERTS: std::ops::RangeInclusive<usize> = 1..=4096;
 /// Most experts that every token gets.
-const SHARED: usize = 64;
+pub(super) const SHARED: usize = 64;
 
 impl MoeConfig {
     /// Reads the fields of a config.json; none where there are no experts.

@@ -10,13 +10,18 @@ use crate::{
 /// Layers of which the last knows no positions, where the file does not say.
 const PERIOD: usize = 4;
 
+/// Whether a layer knows positions, where `layers` may say it of each.
+pub(crate) fn turns(layers: Option<&[bool]>, layer: usize) -> bool {
+    match layers {
+        Some(layers) => layers.get(layer).copied().unwrap_or(true),
+        None => !(layer + 1).is_multiple_of(PERIOD),
+    }
+}
+
 /// Loads a block.
 pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
     let (config, layer, plain) = (load.config, load.layer, load.plain_attention());
-    let turns = match &config.rope_layers {
-        Some(layers) => layers.get(layer).copied().unwrap_or(true),
-        None => !(layer + 1).is_multiple_of(PERIOD),
-    };
+    let turns = turns(config.rope_layers.as_deref(), layer);
     let bias = config.attention_bias.unwrap_or(false);
     let options = AttentionOptions {
         qkv_bias: bias,

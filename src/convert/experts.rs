@@ -8,11 +8,11 @@ use crate::{
     weights::{TensorSource, gguf::writer::NewValue, names},
 };
 
-/// The keys of experts.
-pub(super) fn keys(moe: &MoeConfig) -> Vec<(&'static str, NewValue)> {
+/// The keys of experts, whose width is `usual` where they have none of their own.
+pub(super) fn keys(moe: &MoeConfig, usual: Option<usize>) -> Vec<(&'static str, NewValue)> {
     let sizes = [("expert_count", Some(moe.num_experts)), ("expert_used_count", Some(moe.experts_per_token))];
     let widths = [
-        ("expert_feed_forward_length", moe.intermediate_size),
+        ("expert_feed_forward_length", moe.intermediate_size.or(usual)),
         ("expert_shared_feed_forward_length", moe.weighed_expert_size),
     ];
     let sizes = sizes.into_iter().chain(widths);

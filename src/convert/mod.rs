@@ -3,10 +3,15 @@
 mod delta_net;
 mod directory;
 mod experts;
+mod family;
+mod gpt_oss;
+mod keys;
+mod latent;
 mod mixture;
 #[cfg(test)]
 mod tests;
 mod turn;
+mod unsaid;
 mod vocab;
 
 use std::{borrow::Cow, collections::BTreeSet, path::Path};

@@ -94,8 +94,130 @@ fn a_weight_that_is_not_read_is_refused_and_not_left_out() {
 
 #[test]
 fn what_gguf_cannot_say_of_an_architecture_is_refused() {
-    let other = directory(&json!({"hidden_act": "relu"}), &[NORM]);
-    assert!(refused(&other).contains("config.json: hidden_act: is not silu"), "{}", refused(&other));
+    let yarn = |field: &str, value: Value| {
+        let mut yarn = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16});
+        yarn[field] = value;
+        yarn
+    };
+    let llama3 = json!({
+        "type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+    });
+    let long = json!({"type": "longrope", "short_factor": vec![1.0; 16], "long_factor": vec![1.0; 16]});
+    let deep = |change: Value| {
+        let mut config = json!({
+            "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 32, "n_routed_experts": 4,
+            "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 32,
+        });
+        change.as_object().expect("fields").iter().for_each(|(field, value)| config[field] = value.clone());
+        config
+    };
+    for (class, change, why) in [
+        ("Llama", json!({"hidden_act": "relu"}), "hidden_act: is relu; GGUF's llama is always silu"),
+        (
+            "Mistral",
+            json!({"sliding_window": 24}),
+            "sliding_window: is 24 of 64 tokens, which GGUF cannot say of llama",
+        ),
+        ("Qwen3", json!({"sliding_window": 24, "use_sliding_window": true}), "which GGUF cannot say of qwen3"),
+        (
+            "Phi3",
+            json!({"sliding_window": 24, "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}),
+            "sliding_window: is that of 1 of 2 layers, and GGUF's phi3 has one for all",
+        ),
+        ("Exaone4", json!({"sliding_window": 24}), "llama.cpp takes one in exaone4 of 64 layers alone, not of 1"),
+        ("Exaone4", json!({"num_hidden_layers": 64}), "sliding_window: is missing"),
+        ("Llama", json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}}), "rope_scaling: is dynamic"),
+        ("Qwen2", json!({"rope_scaling": llama3}), "rope_scaling: is llama3's, which llama.cpp does not read of qwen2"),
+        ("Llama", json!({"rope_scaling": long}), "rope_scaling: is longrope, which llama.cpp does not read of llama"),
+        ("Qwen3", json!({"rope_scaling": yarn("beta_fast", 16.into())}), "has beta_fast 16 and beta_slow 1"),
+        (
+            "Qwen3",
+            json!({"rope_scaling": yarn("truncate", false.into())}),
+            "has truncate false, and GGUF's qwen3 is always true",
+        ),
+        (
+            "Gemma3",
+            json!({"hidden_act": "gelu_pytorch_tanh", "rope_local_base_freq": 1e4, "rope_scaling": yarn("factor", 4.into())}),
+            "rope_scaling: is YaRN's beside positions of layers with a window",
+        ),
+        (
+            "Gemma3",
+            json!({"hidden_act": "gelu_pytorch_tanh", "query_pre_attn_scalar": 99}),
+            "query_pre_attn_scalar: is 99",
+        ),
+        ("Gemma2", json!({"hidden_act": "gelu_pytorch_tanh"}), "attn_logit_softcapping: is missing"),
+        ("GptOss", json!({"swiglu_limit": 8.0}), "swiglu_limit: is not 7"),
+        ("SmolLM3", json!({"no_rope_layers": [0]}), "no_rope_layers: are not every fourth"),
+        (
+            "Qwen3Moe",
+            json!({"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": false}),
+            "norm_topk_prob: is false",
+        ),
+        ("DeepseekV3", deep(json!({"rope_interleave": false})), "rope_interleave: is false"),
+        ("DeepseekV3", deep(json!({"attention_bias": true})), "attention_bias: is true"),
+        ("DeepseekV3", deep(json!({"rms_norm_eps": 1e-5})), "rms_norm_eps: is not 1e-6"),
+        ("DeepseekV3", deep(json!({"n_shared_experts": 0})), "n_shared_experts: is 0"),
+        ("DeepseekV3", deep(json!({"n_routed_experts": null})), "n_routed_experts: is missing"),
+        (
+            "DeepseekV3",
+            deep(json!({"rope_scaling": yarn("mscale", 1.into())})),
+            "rope_scaling.mscale_all_dim: must be there",
+        ),
+        ("Falcon", json!({}), "architectures"),
+    ] {
+        let mut change = change;
+        change["architectures"] = json!([format!("{class}ForCausalLM")]);
+        let refused = refused(&directory(&change, &[NORM]));
+        assert!(refused.contains("config.json: ") && refused.contains(why), "{class} {change}: {refused}");
+    }
+}
+
+#[test]
+fn layers_with_a_window_are_listed_where_llama_cpp_reads_a_list() {
+    let mut change = json!({"architectures": ["Exaone4ForCausalLM"], "num_hidden_layers": 64, "sliding_window": 24});
+    let gguf = converted(&directory(&change, &[NORM])).expect("is converted");
+    let layers = gguf.array_bools("exaone4.attention.sliding_window_pattern").expect("a list").expect("is there");
+    assert!(layers.enumerate().all(|(layer, slides)| slides == (layer % 4 != 3)));
+    assert_eq!(gguf.u64("exaone4.attention.sliding_window").expect("a number"), Some(24));
+
+    change["num_hidden_layers"] = json!(1);
+    change["sliding_window"] = Value::Null;
+    let gguf = converted(&directory(&change, &[NORM])).expect("is converted");
+    assert_eq!(gguf.u64("exaone4.attention.sliding_window").expect("a number"), None);
+}
+
+#[test]
+fn which_layers_have_a_window_is_read_as_a_list_or_as_a_period() {
+    let read = |pattern: NewValue| {
+        let sizes = [
+            ("context_length", 64),
+            ("embedding_length", 32),
+            ("feed_forward_length", 32),
+            ("block_count", 4),
+            ("attention.head_count", 1),
+            ("attention.sliding_window", 24),
+        ];
+        let sizes = sizes.map(|(key, size)| (format!("gemma2.{key}"), NewValue::u32(size)));
+        let others = [
+            ("general.architecture".to_owned(), NewValue::string("gemma2")),
+            ("gemma2.attention.layer_norm_rms_epsilon".to_owned(), NewValue::f32(1e-6)),
+            ("gemma2.attention.sliding_window_pattern".to_owned(), pattern),
+        ];
+        let metadata: Vec<_> = sizes.into_iter().chain(others).collect();
+        let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
+        let embedding =
+            NewTensor { name: "token_embd.weight".into(), shape: vec![8, 32], format: WeightFormat::F32.into() };
+        let (_folder, path) = file(&metadata, &[(embedding, vec![0; 1024])]);
+        ModelConfig::from_gguf(&Gguf::open(&path).expect("a good file")).map(|config| config.sliding_window.layers)
+    };
+    let listed = [true, false, false, true];
+    assert_eq!(read(NewValue::bools(&listed)).expect("a list"), Some(listed.to_vec()));
+    // What guesses further tokens may be counted too.
+    assert_eq!(read(NewValue::bools(&[true; 5])).expect("a list"), Some(vec![true; 4]));
+    assert_eq!(read(NewValue::u32(3)).expect("a period"), Some(vec![true, true, false, true]));
+    assert_eq!(read(NewValue::u32(0)).expect("a period"), Some(vec![true; 4]));
+    assert!(read(NewValue::bools(&[true; 3])).expect_err("too few").message.contains("has 3 entries for 4 layers"));
+    assert!(read(NewValue::string("LLLG")).is_err());
 }
 
 /// A byte-level tokenizer of eight tokens.
@@ -225,4 +347,62 @@ fn a_file_that_is_merged_says_of_its_mixture_what_it_said() {
     assert_eq!(rewritten(&path, Some(Mixture::Q8_0)).u64(FILE_TYPE).expect("a number"), Some(7));
     let (_folder, path) = file(&q3_k_l[..1], &tensors);
     assert_eq!(rewritten(&path, None).u64(FILE_TYPE).expect("a number"), Some(0));
+}
+
+#[test]
+fn a_latent_that_cannot_be_is_refused_by_its_key() {
+    let read = |change: Option<(&str, u32)>| {
+        let mut sizes = vec![
+            ("context_length", 64),
+            ("embedding_length", 32),
+            ("feed_forward_length", 32),
+            ("block_count", 1),
+            ("attention.head_count", 2),
+            ("attention.head_count_kv", 1),
+            ("attention.key_length", 24),
+            ("attention.value_length", 16),
+            ("attention.key_length_mla", 16),
+            ("attention.value_length_mla", 12),
+            ("attention.kv_lora_rank", 16),
+            ("attention.q_lora_rank", 0),
+            ("rope.dimension_count", 8),
+            ("expert_count", 4),
+            ("expert_used_count", 2),
+            ("expert_gating_func", 2),
+        ];
+        if let Some((key, number)) = change {
+            sizes.retain(|(other, _)| *other != key);
+            sizes.extend((number != 0).then_some((key, number)));
+        }
+        let sizes = sizes.into_iter().map(|(key, size)| (format!("deepseek2.{key}"), NewValue::u32(size)));
+        let others = [
+            ("general.architecture".to_owned(), NewValue::string("deepseek2")),
+            ("deepseek2.attention.layer_norm_rms_epsilon".to_owned(), NewValue::f32(1e-6)),
+        ];
+        let metadata: Vec<_> = sizes.chain(others).collect();
+        let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
+        let shape = vec![8, 32];
+        let embedding = NewTensor { name: "token_embd.weight".into(), shape, format: WeightFormat::F32.into() };
+        let (_folder, path) = file(&metadata, &[(embedding, vec![0; 1024])]);
+        ModelConfig::from_gguf(&Gguf::open(&path).expect("a good file"))
+    };
+    let config = read(None).expect("a model");
+    let latent = config.latent.expect("sizes");
+    assert_eq!((latent.kv_rank, latent.q_rank, latent.nope, latent.rope, latent.value), (16, None, 8, 8, 12));
+    assert_eq!((config.num_key_value_heads, config.head_dim, config.rope.rotary_dim), (2, 16, 8));
+    let moe = config.moe.expect("experts");
+    assert_eq!((moe.groups, moe.renormalize, moe.shared_experts), ((1, 1), Some(false), 0));
+    for (key, number, why) in [
+        ("rope.dimension_count", 16, "is 16, must leave some of the 16 numbers of a key"),
+        ("attention.value_length_mla", 20, "is 20, must be at most the key's 16"),
+        ("attention.head_count_kv", 3, "is 3, must be 1 or the 2 attention heads"),
+        ("attention.kv_lora_rank", 0, "is missing"),
+        ("expert_gating_func", 1, "is 1; supported is 2"),
+        ("expert_gating_func", 0, "is missing; supported is 2"),
+        ("expert_group_count", 3, "is 3, must divide the 4 experts"),
+        ("expert_group_used_count", 2, "must be a whole number from 0 to 1"),
+    ] {
+        let refused = read(Some((key, number))).expect_err("is refused").message;
+        assert!(refused.contains(&format!("metadata deepseek2.{key}: ")) && refused.contains(why), "{refused}");
+    }
 }

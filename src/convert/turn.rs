@@ -42,8 +42,10 @@ pub(super) struct Turn {
     pub(super) shape: Vec<usize>,
     /// Which rows, in this order; all as they are if none.
     pub(super) rows: Option<Arc<[usize]>>,
-    /// Within each row runs of so many numbers, in this order.
+    /// Within each row runs of so many numbers, in this order; those that are not named fall away.
     pub(super) runs: Option<(usize, Arc<[usize]>)>,
+    /// Whether the last two dimensions change places at last.
+    pub(super) transposed: bool,
     /// What each number becomes.
     pub(super) number: Option<fn(f32) -> f32>,
     /// Whether it is written in float32 though it is no vector.
@@ -90,13 +92,16 @@ impl Turn {
         };
         if let Some(rows) = &self.rows {
             let len = if raw.shape.len() < 2 { 1 } else { raw.shape.last().copied().unwrap_or(1) };
-            raw.bytes = Cow::Owned(self.picked(&raw, len, rows)?);
+            raw.bytes = Cow::Owned(self.picked(&raw, len, rows.iter().copied())?);
         }
         if let Some((run, order)) = &self.runs {
-            let runs = order.len();
-            let rows = raw.shape.iter().product::<usize>() / (run * runs).max(1);
-            let all: Vec<usize> = (0..rows).flat_map(|row| order.iter().map(move |k| row * runs + k)).collect();
-            raw.bytes = Cow::Owned(self.picked(&raw, *run, &all)?);
+            let len = raw.shape.last().copied().unwrap_or(1).max(1);
+            let numbers = raw.bytes.len() / raw.format.block_bytes() * raw.format.block_len();
+            let all = (0..numbers / len).flat_map(|row| order.iter().map(move |k| row * (len / run) + k));
+            raw.bytes = Cow::Owned(self.picked(&raw, *run, all)?);
+        }
+        if self.transposed {
+            raw.bytes = Cow::Owned(self.transposed(&raw)?);
         }
         if is_exact {
             let number = self.number.unwrap_or(|number| number);
@@ -106,17 +111,41 @@ impl Turn {
         Ok(RawTensor { shape: self.shape.clone(), ..raw })
     }
 
+    fn refused(&self, why: impl std::fmt::Display) -> Error {
+        Error::bad_file("output", format!("tensor {}", self.name), why)
+    }
+
     /// These pieces of `len` numbers, in this order.
-    fn picked(&self, raw: &RawTensor<'_>, len: usize, order: &[usize]) -> Result<Vec<u8>> {
-        let refused = |why: String| Error::bad_file("output", format!("tensor {}", self.name), why);
+    fn picked(&self, raw: &RawTensor<'_>, len: usize, order: impl Iterator<Item = usize>) -> Result<Vec<u8>> {
         let bytes = raw.format.bytes_for(len).filter(|_| len.is_multiple_of(raw.format.block_len()));
-        let bytes = bytes.ok_or_else(|| refused(format!("blocks of {} cannot be put into its order", raw.format)))?;
-        let mut picked = Vec::with_capacity(order.len() * bytes);
-        for &piece in order {
+        let bytes =
+            bytes.ok_or_else(|| self.refused(format_args!("blocks of {} cannot be put into its order", raw.format)))?;
+        let mut picked = Vec::with_capacity(order.size_hint().0 * bytes);
+        for piece in order {
             let piece = raw.bytes.get(piece * bytes..(piece + 1) * bytes);
-            picked.extend_from_slice(piece.ok_or_else(|| refused(format!("is made of {:?}, too few", raw.shape)))?);
+            let piece = piece.ok_or_else(|| self.refused(format_args!("is made of {:?}, too few", raw.shape)))?;
+            picked.extend_from_slice(piece);
         }
         Ok(picked)
+    }
+
+    /// Its matrices with rows for columns.
+    fn transposed(&self, raw: &RawTensor<'_>) -> Result<Vec<u8>> {
+        let &[.., rows, columns] = self.shape.as_slice() else { return Err(self.refused("has no rows and columns")) };
+        let size = raw.format.bytes_for(1);
+        let size = size.ok_or_else(|| self.refused(format_args!("blocks of {} cannot be turned", raw.format)))?;
+        let matrix_bytes = rows * columns * size;
+        if matrix_bytes == 0 || !raw.bytes.len().is_multiple_of(matrix_bytes) {
+            return Err(self.refused(format_args!("is made of {:?}, which does not fit {:?}", raw.shape, self.shape)));
+        }
+        let mut turned = Vec::with_capacity(raw.bytes.len());
+        for matrix in raw.bytes.chunks_exact(matrix_bytes) {
+            for row in 0..rows {
+                let places = (0..columns).map(|column| (column * rows + row) * size);
+                places.for_each(|place| turned.extend_from_slice(&matrix[place..place + size]));
+            }
+        }
+        Ok(turned)
     }
 }
 

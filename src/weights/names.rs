@@ -104,6 +104,28 @@ const FAMILIES: &[Family] = &[
         ..LLAMA
     },
     Family {
+        architectures: &["deepseek2"],
+        layer: &[
+            ("self_attn.q_a_proj", "attn_q_a"),
+            ("self_attn.q_a_layernorm", "attn_q_a_norm"),
+            ("self_attn.q_b_proj", "attn_q_b"),
+            ("self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa"),
+            ("self_attn.kv_a_layernorm", "attn_kv_a_norm"),
+            // In older files. In others its two halves, which Hugging Face has no names for, and keys turned.
+            ("self_attn.kv_b_proj", "attn_kv_b"),
+            ("self_attn.k_b_proj", "attn_k_b"),
+            ("self_attn.v_b_proj", "attn_v_b"),
+            ("mlp.gate", "ffn_gate_inp"),
+            ("mlp.experts.gate_proj", "ffn_gate_exps"),
+            ("mlp.experts.up_proj", "ffn_up_exps"),
+            ("mlp.experts.down_proj", "ffn_down_exps"),
+            ("mlp.shared_experts.gate_proj", "ffn_gate_shexp"),
+            ("mlp.shared_experts.up_proj", "ffn_up_shexp"),
+            ("mlp.shared_experts.down_proj", "ffn_down_shexp"),
+        ],
+        ..LLAMA
+    },
+    Family {
         architectures: &["phi3"],
         layer: &[("self_attn.qkv_proj", "attn_qkv"), ("mlp.gate_up_proj", "ffn_up")],
         ..LLAMA
@@ -167,8 +189,12 @@ const FAMILIES: &[Family] = &[
 ];
 
 /// Tensors of a layer whose names have no kind in Hugging Face's files.
-const BARE: Rows =
-    &[("self_attn.sinks", "attn_sinks.weight"), ("linear_attn.A_log", "ssm_a"), ("linear_attn.dt_bias", "ssm_dt.bias")];
+const BARE: Rows = &[
+    ("self_attn.sinks", "attn_sinks.weight"),
+    ("linear_attn.A_log", "ssm_a"),
+    ("linear_attn.dt_bias", "ssm_dt.bias"),
+    ("mlp.gate.e_score_correction_bias", "exp_probs_b.bias"),
+];
 
 const GGUF_LAYER: &str = "blk.";
 
@@ -266,6 +292,8 @@ mod tests {
             ("gpt-oss", "model.layers.0.mlp.experts.gate_proj.bias", "blk.0.ffn_gate_exps.bias"),
             ("llama", "model.layers.0.block_sparse_moe.experts.w2.weight", "blk.0.ffn_down_exps.weight"),
             ("gptneox", "embed_out.weight", "output.weight"),
+            ("deepseek2", "model.layers.3.mlp.gate.e_score_correction_bias", "blk.3.exp_probs_b.bias"),
+            ("deepseek2", "model.layers.3.mlp.shared_experts.up_proj.weight", "blk.3.ffn_up_shexp.weight"),
             ("qwen35", "model.layers.0.linear_attn.A_log", "blk.0.ssm_a"),
             ("qwen35", "model.layers.0.linear_attn.dt_bias", "blk.0.ssm_dt.bias"),
             ("qwen3next", "model.layers.0.mlp.shared_expert_gate.weight", "blk.0.ffn_gate_inp_shexp.weight"),

@@ -59,6 +59,8 @@ LARGE = [*SMALL, "Q4_K_M", "Q5_K_M", "Q6_K"]
 FIELDS = {
     "cohere2": {"rotary_pct": 1.0},
     "gpt2": {"n_ctx": 512},
+    "deepseek_v3": {"scoring_func": "sigmoid"},
+    "deepseek_v3-wide": {"scoring_func": "sigmoid"},
 }
 # Checkpoints that llama.cpp computes differently from transformers, which we follow, and why.
 APART = {
@@ -69,6 +71,12 @@ APART = {
 DELTA, SHARED = make_golden.DELTA, make_golden.SHARED
 BIG = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
 BIG_DELTA = {**DELTA, **BIG, "linear_num_value_heads": 4, "linear_key_head_dim": 64, "linear_value_head_dim": 64}
+# Positions and scores stretched by one number, as in what DeepSeek published.
+BIG_LATENT = {
+    **make_golden.LATENT, **BIG, "q_lora_rank": 64, "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32,
+    "v_head_dim": 32, "n_shared_experts": 1, "moe_intermediate_size": 256,
+    "rope_parameters": {**make_golden.DEEP, "mscale_all_dim": 1.0},
+}
 BIG_SHARED = {**SHARED, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256}
 # Rows of whole blocks of 256, and shapes of Qwen's that llama.cpp takes: keys as long as values, experts everywhere.
 WIDE = {
@@ -76,6 +84,7 @@ WIDE = {
     "qwen3-wide": ("Qwen3", BIG, {}),
     "qwen3_moe-wide": ("Qwen3Moe", {**BIG, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 256,
                                     "norm_topk_prob": True}, {}),
+    "deepseek_v3-wide": ("DeepseekV3", BIG_LATENT, {}),
     "qwen3_5-wide": ("Qwen3_5", BIG_DELTA, {}),
     "qwen3_5_moe-wide": ("Qwen3_5Moe", {**BIG_DELTA, **BIG_SHARED}, {}),
     "qwen3_next-wide": ("Qwen3Next", {**BIG_DELTA, **BIG_SHARED, "rope_parameters": make_golden.QUARTER}, {}),

@@ -5,6 +5,7 @@
 //! decoded when they are asked for, so that a vocabulary of 150,000 tokens costs nothing to a reader of tensors.
 
 mod cursor;
+mod latent;
 mod metadata;
 mod scales;
 mod source;
@@ -21,7 +22,12 @@ use std::{
 
 pub(super) use self::split::first_part;
 use self::{cursor::Cursor, metadata::Value};
-pub use self::{metadata::StringArray, scales::Scales, source::GgufSource, tensors::GgufTensor};
+pub use self::{
+    metadata::StringArray,
+    scales::Scales,
+    source::{GgufSource, INTERLEAVED},
+    tensors::GgufTensor,
+};
 use super::file::FileBytes;
 use crate::error::{Error, Result};
 

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use super::Gguf;
+use super::{Gguf, latent::Expansion};
 use crate::{
     error::{Error, Result},
     kernels::linear::format::{RawTensor, WeightFormat},
@@ -11,7 +11,7 @@ use crate::{
 
 /// Architectures whose query and key rows GGUF's converter interleaves: a head's row `i` of its first half is followed
 /// by row `i` of its second, so that rotary pairs are neighbours. Hugging Face keeps the halves apart.
-const INTERLEAVED: [&str; 4] = ["llama", "mistral3", "granite", "smollm3"];
+pub const INTERLEAVED: [&str; 4] = ["llama", "mistral3", "granite", "smollm3"];
 
 /// The tensors of a GGUF file, as [`TensorSource`] gives them. A name that the table of [`names`] does not have stays
 /// as it is.
@@ -19,6 +19,8 @@ pub struct GgufSource {
     gguf: Arc<Gguf>,
     /// GGUF's name by Hugging Face's.
     gguf_names: BTreeMap<String, String>,
+    /// Matrices that the file has in two halves, by Hugging Face's name.
+    expansions: BTreeMap<String, Expansion>,
     /// Query and key/value heads, where rows of the two are interleaved.
     interleaved_heads: Option<(usize, usize)>,
 }
@@ -47,6 +49,7 @@ impl GgufSource {
                 ));
             }
         }
+        let expansions = Expansion::all(&mut gguf_names);
         let interleaved_heads = if INTERLEAVED.contains(&architecture) {
             let heads = |key: &str| {
                 let key = format!("{architecture}.attention.{key}");
@@ -64,7 +67,7 @@ impl GgufSource {
         } else {
             None
         };
-        let source = Self { gguf_names, interleaved_heads, gguf: Arc::clone(&gguf) };
+        let source = Self { gguf_names, expansions, interleaved_heads, gguf: Arc::clone(&gguf) };
         for (hf_name, name) in &source.gguf_names {
             let (Some(heads), Some(tensor)) = (source.interleaved(hf_name), gguf.tensor(name)) else { continue };
             let rows = tensor.shape.first().copied().unwrap_or(0);
@@ -86,9 +89,29 @@ impl GgufSource {
     /// A tensor as it is stored, by Hugging Face's name, with GGUF's name.
     fn stored(&self, name: &str) -> Option<(&str, RawTensor<'_>)> {
         let gguf_name = self.gguf_names.get(name)?;
+        let raw = self.raw(gguf_name)?;
+        Some((gguf_name, RawTensor { shape: hf_shape(name, &raw.shape), ..raw }))
+    }
+
+    /// A tensor as it is stored, by GGUF's name.
+    fn raw(&self, gguf_name: &str) -> Option<RawTensor<'_>> {
         let tensor = self.gguf.tensor(gguf_name)?;
         let bytes = Cow::Borrowed(self.gguf.tensor_bytes(tensor)?);
-        Some((gguf_name, RawTensor { format: tensor.format?, shape: hf_shape(name, &tensor.shape), bytes }))
+        Some(RawTensor { format: tensor.format?, shape: tensor.shape.clone(), bytes })
+    }
+
+    /// A tensor that the file has in two halves.
+    fn joined(&self, expansion: &Expansion) -> Option<RawTensor<'static>> {
+        let half = |name: &str| self.scaled(name, 0, self.raw(name)?);
+        expansion.joined(&half(&expansion.keys)?, &half(&expansion.values)?)
+    }
+
+    /// What such a tensor is.
+    fn joined_header(&self, name: &str, expansion: &Expansion) -> Option<TensorHeader> {
+        let half = |name: &str| self.raw(name).map(|raw| RawTensor { bytes: Cow::Borrowed(&[]), ..raw });
+        let (keys, values) = (half(&expansion.keys)?, half(&expansion.values)?);
+        let (shape, format) = (Expansion::shape(&keys, &values)?, Expansion::format(&keys, &values).into());
+        Some(TensorHeader { name: name.to_owned(), shape, format, decoded: true })
     }
 
     /// A tensor whose first weight is number `first` of the one that GGUF calls `name`, times its scales where it has such.
@@ -123,6 +146,9 @@ impl TensorSource for GgufSource {
     }
 
     fn get(&self, name: &str) -> Option<RawTensor<'_>> {
+        if let Some(expansion) = self.expansions.get(name) {
+            return self.joined(expansion);
+        }
         let (gguf_name, raw) = self.stored(name)?;
         let mut raw = self.scaled(gguf_name, 0, raw)?;
         if let Some(heads) = self.interleaved(name) {
@@ -132,7 +158,7 @@ impl TensorSource for GgufSource {
     }
 
     fn part(&self, name: &str, index: usize, count: usize) -> Option<RawTensor<'_>> {
-        if self.interleaved(name).is_some() {
+        if self.interleaved(name).is_some() || self.expansions.contains_key(name) {
             return part(&self.get(name)?, index, count);
         }
         let (gguf_name, raw) = self.stored(name)?;
@@ -149,7 +175,8 @@ impl TensorSource for GgufSource {
             let decoded = scaled || self.interleaved(name).is_some();
             Some(TensorHeader { name: name.clone(), shape: hf_shape(name, &tensor.shape), format, decoded })
         };
-        self.gguf_names.iter().filter_map(header).collect()
+        let joined = self.expansions.iter().filter_map(|(name, expansion)| self.joined_header(name, expansion));
+        self.gguf_names.iter().filter_map(header).chain(joined).collect()
     }
 
     fn for_each_stored(&self, show: &mut dyn FnMut(&StoredTensor<'_>)) {
@@ -160,15 +187,22 @@ impl TensorSource for GgufSource {
     }
 
     fn names(&self) -> Vec<String> {
-        self.gguf_names.keys().filter(|name| self.contains(name)).cloned().collect()
+        self.gguf_names.keys().chain(self.expansions.keys()).filter(|name| self.contains(name)).cloned().collect()
     }
 
     fn contains(&self, name: &str) -> bool {
+        if let Some(expansion) = self.expansions.get(name) {
+            return self.joined_header(name, expansion).is_some();
+        }
         let Some(name) = self.gguf_names.get(name) else { return false };
         self.gguf.tensor(name).is_some_and(|tensor| tensor.format.is_some()) && self.gguf.scales_of(name).is_ok()
     }
 
     fn refusal(&self, name: &str) -> Option<String> {
+        if let Some(expansion) = self.expansions.get(name) {
+            let why = || format!("cannot be made of {} and {}", shown(&expansion.keys), shown(&expansion.values));
+            return self.joined_header(name, expansion).is_none().then(why);
+        }
         let name = self.gguf_names.get(name)?;
         let tensor = self.gguf.tensor(name)?;
         if tensor.format.is_none() {

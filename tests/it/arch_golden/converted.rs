@@ -1,10 +1,14 @@
 //! The same checkpoints as GGUF files that `candlewick convert` writes, and as weights that are drawn.
 
-use std::{collections::HashMap, fs, fs::File, path::Path};
+use std::{collections::HashMap, fs, fs::File, path::Path, sync::Arc};
 
-use candle_core::{Device, Tensor, quantized::gguf_file, safetensors};
+use candle_core::{
+    Device, Tensor,
+    quantized::{GgmlDType, QTensor, gguf_file},
+    safetensors,
+};
 use candlewick::{
-    arch::{KeepOptions, config::ModelConfig, shapes::tensor_shapes},
+    arch::{KeepOptions, Model, config::ModelConfig, shapes::tensor_shapes},
     config::Dtype,
     convert::{Draft, Mixture},
     weights::{
@@ -15,6 +19,7 @@ use candlewick::{
         seeded::SeededSource,
     },
 };
+use serde_json::{Value, json};
 
 use super::{
     ROUTED,
@@ -24,7 +29,7 @@ use super::{
 };
 
 /// Checkpoints that are converted.
-const CONVERTED: [&str; 12] = [
+const CONVERTED: [&str; 27] = [
     "llama",
     "llama3-rope",
     "llama-linear",
@@ -37,7 +42,54 @@ const CONVERTED: [&str; 12] = [
     "qwen3_5-vision",
     "qwen3_5_moe",
     "qwen3_next",
+    "qwen3-yarn",
+    "phi3",
+    "phi3-longrope",
+    "gemma2",
+    "gemma3_text",
+    "smollm3",
+    "olmo2",
+    "granite",
+    "glm4",
+    "gpt2",
+    "gpt_oss",
+    "cohere2",
+    "stablelm",
+    "stablelm-parallel",
+    "gpt_neox",
 ];
+
+/// Checkpoints with other configurations: of those that say what GGUF cannot, it is taken away.
+fn configured() -> Vec<(&'static str, Value)> {
+    let deep = |mscale: f64| {
+        let yarn =
+            json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0});
+        let mut rope = yarn;
+        rope["mscale"] = json!(mscale);
+        rope["mscale_all_dim"] = json!(mscale);
+        json!({"rope_parameters": rope})
+    };
+    let everything = json!({"sliding_window": null, "layer_types": null, "sliding_window_pattern": null});
+    let mut stretched = deep(1.0)["rope_parameters"].clone();
+    stretched["attention_factor"] = json!(1.25);
+    vec![
+        ("mistral", everything.clone()),
+        ("ministral", everything.clone()),
+        ("exaone4", everything.clone()),
+        // As long as any sequence.
+        ("starcoder2", json!({"sliding_window": 512})),
+        ("deepseek_v3", deep(1.0)),
+        ("deepseek_v3", deep(0.7)),
+        (
+            "deepseek_v3-direct",
+            json!({"rope_interleave": true, "norm_topk_prob": false, "n_group": 1, "topk_group": 1}),
+        ),
+        ("phi3", json!({"sliding_window": 24})),
+        ("gemma2", json!({"layer_types": ["full_attention", "full_attention", "sliding_attention"]})),
+        ("gemma2", everything),
+        ("qwen3-yarn", json!({"rope_parameters": stretched})),
+    ]
+}
 /// Those whose layers keep states.
 const WITH_STATES: [&str; 5] = ["qwen3_5", "qwen3_5-tied", "qwen3_5-vision", "qwen3_5_moe", "qwen3_next"];
 
@@ -76,6 +128,113 @@ fn a_converted_checkpoint_gives_the_logits_of_its_directory() {
     }
 }
 
+/// The model of a directory.
+fn load_directory(path: &Path) -> Arc<dyn Model> {
+    let config_json = path.join("config.json");
+    let config = fs::read_to_string(&config_json).expect("config.json");
+    let config = ModelConfig::from_hf_json(&config_json, &config).expect("config.json parses");
+    let source = SafetensorsSource::open(path).expect("safetensors");
+    load_weights(&Weights::new(Box::new(source)), &config, Dtype::Float32)
+}
+
+/// A directory with the tensors of a checkpoint, and its configuration with these fields.
+fn changed(name: &str, change: &Value) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = fs::read_to_string(fixture(name).join("config.json")).expect("config.json");
+    let mut config: Value = serde_json::from_str(&config).expect("config.json parses");
+    for (field, value) in change.as_object().expect("fields") {
+        config[field] = value.clone();
+    }
+    fs::write(directory.path().join("config.json"), config.to_string()).expect("is written");
+    let file = "model.safetensors";
+    fs::copy(fixture(name).join(file), directory.path().join(file)).expect("is copied");
+    directory
+}
+
+#[test]
+fn a_converted_checkpoint_keeps_what_its_configuration_says_of_windows_positions_and_experts() {
+    for (name, change) in configured() {
+        let directory = changed(name, &change);
+        let path = directory.path().join("model.gguf");
+        convert(directory.path(), &path, None);
+        let (of_directory, of_file) = (load_directory(directory.path()), load_gguf(&path, name, Dtype::Float32));
+        assert_eq!(of_file.info().num_parameters, of_directory.info().num_parameters, "{name}");
+        assert_eq!(of_file.info().kv_groups, of_directory.info().kv_groups, "{name} {change}");
+        let (exact, plain) = (last_logits(of_directory, name), last_logits(load_model(name, Dtype::Float32), name));
+        let far = distance(&last_logits(of_file, name), &exact);
+        assert!(far < 1e-5, "{name} {change}: {far:e} away");
+        // The change changes something, so that a file which lost it would be found out.
+        assert!(distance(&plain, &exact) > 1e-4 || name == "deepseek_v3", "{name} {change}");
+    }
+}
+
+#[test]
+fn latents_of_older_files_are_read_too() {
+    let name = "deepseek_v3";
+    let directory = changed(name, &json!({"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}));
+    let [new, old] = ["new.gguf", "old.gguf"].map(|file| directory.path().join(file));
+    convert(directory.path(), &new, None);
+    let mut file = File::open(&new).expect("is there");
+    let content = gguf_file::Content::read(&mut file).expect("is read");
+    let stored = safetensors::load(fixture(name).join("model.safetensors"), &Device::Cpu).expect("a fixture");
+    let mut tensors = HashMap::new();
+    for name in content.tensor_infos.keys() {
+        match name.strip_suffix(".attn_k_b.weight").and_then(|block| block.strip_prefix("blk.")) {
+            Some(layer) => {
+                let whole = &stored[&format!("model.layers.{layer}.self_attn.kv_b_proj.weight")];
+                let whole = QTensor::quantize(whole, GgmlDType::BF16).expect("plain numbers");
+                tensors.insert(format!("blk.{layer}.attn_kv_b.weight"), whole);
+            }
+            None if name.ends_with(".attn_v_b.weight") => {}
+            None => drop(tensors.insert(name.clone(), content.tensor(&mut file, name, &Device::Cpu).expect("is read"))),
+        }
+    }
+    let mut metadata = content.metadata;
+    for (key, size) in [("key_length", 24), ("value_length", 16), ("head_count_kv", 4)] {
+        metadata.insert(format!("deepseek2.attention.{key}"), gguf_file::Value::U32(size));
+        metadata.remove(&format!("deepseek2.attention.{key}_mla"));
+    }
+    let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
+    let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    gguf_file::write(&mut File::create(&old).expect("is made"), &metadata, &tensors).expect("is written");
+    let [new, old] = [new, old].map(|path| last_logits(load_gguf(&path, name, Dtype::Float32), name));
+    assert!(new == old);
+}
+
+#[test]
+fn experts_in_mxfp4_stay_in_mxfp4() {
+    let name = "gpt_oss";
+    let mut tensors = safetensors::load(fixture(name).join("model.safetensors"), &Device::Cpu).expect("a fixture");
+    let names: Vec<_> =
+        tensors.keys().filter(|name| name.ends_with("_proj") && name.contains(".experts.")).cloned().collect();
+    assert!(!names.is_empty());
+    let mut state = 1u32;
+    let mut draw = |count: usize, range: std::ops::Range<u32>| -> Vec<u8> {
+        let next = |_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (range.start + (state >> 16) % range.len() as u32) as u8
+        };
+        (0..count).map(next).collect()
+    };
+    for name in names {
+        let (count, input, out) = tensors.remove(&name).expect("is there").dims3().expect("experts");
+        let blocks = draw(count * out * input / 2, 0..256);
+        let scales = draw(count * out * input / 32, 120..124);
+        let blocks = Tensor::from_vec(blocks, (count, out, input / 32, 16), &Device::Cpu).expect("blocks");
+        let scales = Tensor::from_vec(scales, (count, out, input / 32), &Device::Cpu).expect("scales");
+        tensors.extend([(format!("{name}_blocks"), blocks), (format!("{name}_scales"), scales)]);
+    }
+    let directory = directory(name, &tensors);
+    let path = directory.path().join("model.gguf");
+    convert(directory.path(), &path, None);
+    let gguf = Gguf::open(&path).expect("a good file");
+    let up = gguf.tensor("blk.1.ffn_up_exps.weight").expect("is there");
+    assert_eq!(up.format.expect("is read").to_string(), "mxfp4");
+    let exact = last_logits(load_directory(directory.path()), name);
+    let far = distance(&last_logits(load_gguf(&path, name, Dtype::Float32), name), &exact);
+    assert!(far < 1e-5, "{far:e} away");
+}
+
 #[test]
 fn a_checkpoint_in_another_form_becomes_the_same_file() {
     let load =
@@ -85,7 +244,13 @@ fn a_checkpoint_in_another_form_becomes_the_same_file() {
     only_head.insert("lm_head.weight".to_owned(), embedding);
     let mut guessing = load("qwen3_5");
     guessing.insert("mtp.fc.weight".to_owned(), guessing["lm_head.weight"].clone());
-    for (name, tensors) in [(stacked::NAME, stacked::tensors()), ("qwen3_5-tied", only_head), ("qwen3_5", guessing)] {
+    // GPT-2's first files have no prefix, and masks.
+    let bare = load("gpt2").into_iter().map(|(name, tensor)| (name.replace("transformer.", ""), tensor));
+    let mask = Tensor::zeros((1, 1, 512, 512), candle_core::DType::U8, &Device::Cpu).expect("a mask");
+    let bare = bare.chain([("h.0.attn.bias".to_owned(), mask)]).collect();
+    let forms =
+        [(stacked::NAME, stacked::tensors()), ("qwen3_5-tied", only_head), ("qwen3_5", guessing), ("gpt2", bare)];
+    for (name, tensors) in forms {
         let changed = directory(name, &tensors);
         let [one, other] = ["one.gguf", "other.gguf"].map(|file| changed.path().join(file));
         convert(&fixture(name), &one, None);

@@ -21,7 +21,7 @@ use super::{
 };
 
 /// Checkpoints that llama.cpp's converter has no way to write, or that differ from others only in what it does not;
-/// DeepSeek's, whose GGUF files are not read; and Qwen3.5's and Qwen3-Next's, which our own converter writes (`converted.rs`).
+/// DeepSeek's, Qwen3.5's and Qwen3-Next's, which our own converter writes (`converted.rs`).
 const WITHOUT_GGUF: [&str; 11] = [
     "llama-dynamic",
     "ministral",
