@@ -48,23 +48,20 @@ impl Outputs<'_> {
     }
 }
 
-/// Sixteen rows of a panel's sums.
-pub(super) type PanelSums = [[f32; LANES]; 16];
-
 /// Pairs of panels that are written together: a row's part of the result should be longer than a cache line or two, because
 /// the rows lie in pages of their own.
 pub(super) const WRITTEN: usize = 4;
 
 impl Outputs<'_> {
-    /// As [`store`](Self::store) for some rows and some panels from `panel` on, which are all there but for the last.
+    /// As [`store`](Self::store) for some of `R` rows and some panels from `panel` on, which are all there but for the last.
     #[inline(always)]
-    pub(super) fn store_panels<'s, S: Simd>(
+    pub(super) fn store_panels<'s, S: Simd, const R: usize>(
         &self,
         simd: S,
         rows: Range<usize>,
         panel: usize,
         panels: usize,
-        sums: impl Fn(usize) -> &'s PanelSums,
+        sums: impl Fn(usize) -> &'s [[f32; LANES]; R],
     ) {
         let first = panel * LANES;
         let columns = first..first + panels * LANES;

@@ -191,6 +191,18 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn dot_words(self, sum: I, words: I, x: [i16; 2]) -> I {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe {
+            let x = _mm256_set1_epi32(bytemuck::cast(x));
+            I(
+                _mm256_add_epi32(sum.0, _mm256_madd_epi16(words.0, x)),
+                _mm256_add_epi32(sum.1, _mm256_madd_epi16(words.1, x)),
+            )
+        }
+    }
+
+    #[inline(always)]
     fn and(self, x: I, mask: i32) -> I {
         // SAFETY: `self` proves that the CPU has the instructions.
         unsafe {

@@ -170,6 +170,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn dot_words(self, sum: __m512i, words: __m512i, x: [i16; 2]) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe { _mm512_add_epi32(sum, _mm512_madd_epi16(words, _mm512_set1_epi32(bytemuck::cast(x)))) }
+    }
+
+    #[inline(always)]
     fn max_magnitude(self, largest: __m512i, x: __m512) -> __m512i {
         // SAFETY: `self` proves that the CPU has the instructions.
         unsafe { _mm512_max_epu32(largest, _mm512_castps_si512(_mm512_abs_ps(x))) }

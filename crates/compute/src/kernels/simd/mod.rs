@@ -76,6 +76,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn sub_bytes(self, x: Self::I, y: u8) -> Self::I;
     /// `sum` and the products of each lane's four signed bytes with `x`, none of which is -128.
     fn dot_bytes(self, sum: Self::I, weights: Self::I, x: [i8; 4]) -> Self::I;
+    /// `sum` and the products of each lane's two signed words with `x`, wrapping.
+    fn dot_words(self, sum: Self::I, words: Self::I, x: [i16; 2]) -> Self::I;
     /// `x & mask`.
     fn and(self, x: Self::I, mask: i32) -> Self::I;
     /// `a | b`.
@@ -183,6 +185,12 @@ pub(crate) trait Simd: Copy + Send + Sync {
     #[inline(always)]
     fn to_integers(self, x: Self::I) -> [i32; LANES] {
         self.to_array(self.as_floats(x)).map(|lane| lane.to_bits() as i32)
+    }
+
+    /// Writes sixteen times four bytes.
+    #[inline(always)]
+    fn store_bytes(self, x: Self::I, to: &mut [[u8; 4]; LANES]) {
+        *to = self.to_integers(x).map(i32::to_le_bytes);
     }
 
     /// The low byte of each lane.
@@ -390,6 +398,7 @@ mod tests {
                     s.sub_bytes(s.as_integers(v), 77),
                     [b[0], b[1], b[2], b[3]].map(|x| (x as i8).max(-127)),
                 )),
+                s.to_f32(s.dot_words(signed, s.as_integers(half), [x[0] as i16 * 1000, x[1] as i16])),
                 s.as_floats(s.shr::<3>(s.load_bytes(&b.map(|x| [x, !x, x / 3, x & 0x1f])))),
             ]
             .map(|x| s.to_array(x).map(f32::to_bits))

@@ -137,6 +137,14 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn dot_words(self, sum: Self::I, words: Self::I, x: [i16; 2]) -> Self::I {
+        zip(sum, words, |sum, words| {
+            let product = |word: i32, x: i16| i32::from(word as i16) * i32::from(x);
+            sum.wrapping_add(product(words, x[0])).wrapping_add(product(words >> 16, x[1]))
+        })
+    }
+
+    #[inline(always)]
     fn and(self, x: Self::I, mask: i32) -> Self::I {
         x.map(|x| x & mask)
     }

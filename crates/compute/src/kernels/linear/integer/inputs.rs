@@ -36,6 +36,11 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
+    /// Sums that are kept of a superblock.
+    const fn sums(self) -> usize {
+        if self.has_mins { SUPER_STEPS / 2 } else { SUPER / self.group }
+    }
+
     pub(super) const fn of<F: Quantized>() -> Self {
         Self { offset: F::OFFSET as i32, group: F::GROUP, has_mins: F::HAS_MINS }
     }
@@ -44,7 +49,8 @@ impl Wanted {
 /// Rows in tiles of `height`, by superblocks. What is missing of the last tile is what was there before.
 pub(super) struct Rows {
     data: Data,
-    groups: usize,
+    /// Of a superblock.
+    sums: usize,
     pub(super) count: usize,
     pub(super) height: usize,
     /// Of 32 inputs.
@@ -56,7 +62,8 @@ pub(super) struct Rows {
 struct Data {
     /// `[part]`, zeros behind the last input.
     bytes: Vec<Line>,
-    /// `[group]`: with minima the sum of the bytes, else what the weights' offset brings too much, to be added.
+    /// With minima `[pair of steps]`: the sums of their bytes, the first in the low 16 bits. Else `[group]`: what the
+    /// weights' offset brings too much, to be added.
     sums: Vec<i32>,
     /// One: what bytes are multiplied with; NaN where an input is no finite number.
     scales: Vec<f32>,
@@ -86,11 +93,11 @@ pub(super) struct Superblock<'a, const R: usize> {
 impl Rows {
     pub(super) fn new(level: Level, x: &Source<'_>, height: usize, wanted: Wanted) -> Self {
         let (count, steps) = (x.count(), x.width().div_ceil(STEP));
-        let groups = SUPER / wanted.group;
+        let sums = wanted.sums();
         let places = count.div_ceil(height) * steps.div_ceil(SUPER_STEPS) * height;
         let mut data = DATA.take();
         grow(&mut data.bytes, places * PARTS, Line([0; PART]));
-        grow(&mut data.sums, places * groups, 0);
+        grow(&mut data.sums, places * sums, 0);
         grow(&mut data.scales, places, 0.0);
         grow(&mut data.halves, if wanted.has_mins { places } else { 0 }, Line([0; PART]));
         let to = Places {
@@ -104,7 +111,7 @@ impl Rows {
                 x.with_room(|room| level.run(Round { x, row, height, wanted, room, to: &to }));
             }
         });
-        Self { data, groups, count, height, steps }
+        Self { data, sums, count, height, steps }
     }
 
     /// Tiles.
@@ -124,7 +131,7 @@ impl Rows {
         let at = tile * self.superblocks() + index;
         Superblock {
             bytes: first(self.data.bytes[at * PARTS * R..].as_chunks().0),
-            sums: self.data.sums[at * self.groups * R..][..self.groups * R].as_chunks().0,
+            sums: self.data.sums[at * self.sums * R..][..self.sums * R].as_chunks().0,
             scales: first_row(&self.data.scales[at * R..]),
         }
     }
@@ -197,11 +204,14 @@ impl Kernel for Round<'_> {
                 for (k, part) in bytes.iter().enumerate() {
                     to.bytes.slice_mut(place(k, PARTS), 1)[0] = Line(bytemuck::cast(*part));
                 }
-                let groups = SUPER / wanted.group;
-                for (k, fours) in fours.chunks_exact(wanted.group / 4).enumerate() {
-                    let sum = fours.iter().sum::<i32>();
-                    to.sums.slice_mut(place(k, groups), 1)[0] =
-                        if wanted.has_mins { sum } else { -wanted.offset * sum };
+                let sums = wanted.sums();
+                for (k, fours) in fours.chunks_exact(SUPER / 4 / sums).enumerate() {
+                    to.sums.slice_mut(place(k, sums), 1)[0] = if wanted.has_mins {
+                        let (first, second) = fours.split_at(STEP / 4);
+                        bytemuck::cast([first, second].map(|fours| fours.iter().sum::<i32>() as i16))
+                    } else {
+                        -wanted.offset * fours.iter().sum::<i32>()
+                    };
                 }
                 to.scales.slice_mut(place(0, 1), 1)[0] = scale;
                 if wanted.has_mins {

@@ -11,7 +11,9 @@
 //! Thus a row has the same bits in every batch and on every instruction set. Formats that have a scale for each 32 weights
 //! alone get their factors and units when they are packed ([`units`](super::panel)).
 
+mod ahead;
 mod inputs;
+mod many;
 #[cfg(test)]
 mod tests;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -59,6 +61,7 @@ impl Inputs {
             match self.level {
                 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
                 Level::Amx(amx) => amx.run_integers(tiles::Task::<F> { rows, panels, groups, out }),
+                level if rows.tiles() > 1 => level.run_integers(many::Task::<F> { rows, panels, groups, out }),
                 level => level.run_integers(vector::Task::<F> { rows, panels, groups, out }),
             }
         });

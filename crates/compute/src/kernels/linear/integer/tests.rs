@@ -43,6 +43,23 @@ fn a_row_has_the_same_bits_among_1_7_32_and_512() {
 }
 
 #[test]
+fn a_row_has_the_same_bits_in_every_block_of_rows() {
+    let mut rng = rng(25);
+    for format in quantized() {
+        // More rows than are taken over a superblock at once, and more pairs of panels than are written together.
+        let packed = pack(&weight(&mut rng, format, 150, 256));
+        let x = random(&mut rng, &[1030, 256]);
+        for level in Level::available() {
+            let all = some(level, &x, &packed, 0, 1030);
+            for first in [0, 500, 510, 1023] {
+                let got = some(Level::best(), &x, &packed, first, 7);
+                assert_eq!(got, all[first * 150..(first + 7) * 150], "{format}, {level:?}, rows from {first}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_row_that_is_not_all_numbers_gives_none_and_leaves_the_others_alone() {
     let mut rng = rng(22);
     for format in quantized() {

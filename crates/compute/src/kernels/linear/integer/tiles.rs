@@ -13,6 +13,7 @@ use super::{
         packed::{PAIR, PANEL_GROUP, Panels},
         panel::{QUADS, Quantized, STEP, SUPER_STEPS, Scales},
     },
+    ahead::Ahead,
     inputs::{Line, PART, PARTS, Rows},
 };
 use crate::kernels::simd::{
@@ -30,8 +31,6 @@ const ROW_BLOCK_BYTES: usize = 1024 * 1024;
 const ROW_BLOCK_TILES: usize = 32;
 /// Most tiles of rows that leave the asking for weights to their unpacking.
 const FEW_TILES: usize = 2;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 thread_local! {
     /// Where the last sums were put aside, for the next.
@@ -141,31 +140,6 @@ impl Product {
                 product = simd.fma(simd.load(&self.minima.0[r]), minus, product);
             }
             simd.store(simd.fma(product, simd.splat(scales[r]), simd.load(&sums.0[r])), &mut sums.0[r]);
-        }
-    }
-}
-
-/// What is to be asked for, in equal parts.
-struct Ahead {
-    next: *const u8,
-    end: *const u8,
-    lines: usize,
-}
-
-impl Ahead {
-    /// So many bytes from an address on, in so many parts.
-    fn new(from: *const u8, bytes: usize, parts: usize) -> Self {
-        let lines = bytes.div_ceil(LINE).div_ceil(parts.max(1));
-        Self { next: from, end: from.wrapping_add(if parts > 0 { bytes } else { 0 }), lines }
-    }
-
-    #[inline(always)]
-    fn ask(&mut self, simd: Avx512) {
-        if self.next < self.end {
-            for _ in 0..self.lines {
-                simd.prefetch_far_line(self.next);
-                self.next = self.next.wrapping_add(LINE);
-            }
         }
     }
 }

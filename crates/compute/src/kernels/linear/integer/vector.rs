@@ -1,4 +1,4 @@
-//! Products of bytes with vectors.
+//! Products of bytes of a few rows with vectors.
 //!
 //! A pass takes a few rows over some pairs of panels from the first input to the last, sums staying in registers. One row
 //! reads four pairs in turn, because memory gives most to several streams.
@@ -11,6 +11,7 @@ use super::{
         packed::{PAIR, PANEL_GROUP, Pair, Panels},
         panel::{QUADS, Quantized, STEP, SUPER_STEPS, Scales},
     },
+    ahead::LINE,
     inputs::{Line, PART, PARTS, Rows, Superblock},
 };
 use crate::kernels::simd::{
@@ -21,13 +22,11 @@ use crate::kernels::simd::{
 /// Heights that passes are compiled for where many sums stay in registers, and elsewhere.
 const HEIGHTS: [&[usize]; 2] = [&[1, 2, 4, 8], &[1, 4]];
 /// Sums in registers that are many.
-const MANY_SUMS: usize = 24;
+pub(super) const MANY_SUMS: usize = 24;
 /// Bytes of rows that stay in the second-level cache while the weights pass by.
 const ROW_BLOCK_BYTES: usize = 1024 * 1024;
 /// How far ahead of a pass its weights are asked for.
 const PREFETCH_BYTES: usize = 3072;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// Rows a tile, if there are so many.
 pub(super) fn height(level: Level, rows: usize) -> usize {
@@ -135,6 +134,31 @@ fn prefetch<S: Simd, F: Quantized>(simd: S, pair: &Pair<'_, F>, step: usize, pai
     }
 }
 
+/// A step's weights as products take them.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
+pub(super) fn unpacked<D: Integers, F: Quantized>(
+    integers: D,
+    step: &F::Step,
+    panel: usize,
+) -> [<D::S as Simd>::I; QUADS] {
+    let simd = integers.simd();
+    let mut weights = F::unsigned(simd, step, panel);
+    if const { !D::UNSIGNED && F::OFFSET > 0 } {
+        for k in 0..QUADS {
+            weights[k] = simd.sub_bytes(weights[k], F::OFFSET);
+        }
+    }
+    weights
+}
+
+/// The factors of the minima of a pair of steps, as the steps' sums lie.
+#[inline(always)]
+pub(super) fn min_factors<S: Simd>(simd: S, scales: &impl Scales, pair: usize) -> S::I {
+    let [first, second] = [2 * pair, 2 * pair + 1].map(|step| scales.min_factors(simd, step));
+    simd.or(first, simd.shl::<16>(second))
+}
+
 /// Adds the products of a step of some rows with a panel, times their factors.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
@@ -148,12 +172,7 @@ fn add_step<D: Integers, F: Quantized, const R: usize>(
     products: &mut [<D::S as Simd>::I; R],
 ) {
     let simd = integers.simd();
-    let mut weights = F::unsigned(simd, weights, panel);
-    if const { !D::UNSIGNED && F::OFFSET > 0 } {
-        for k in 0..QUADS {
-            weights[k] = simd.sub_bytes(weights[k], F::OFFSET);
-        }
-    }
+    let weights = unpacked::<D, F>(integers, weights, panel);
     let (quads, groups) = const { (F::GROUP / 4, STEP / F::GROUP) };
     let bytes: &[Line; R] = &x.bytes[step / (SUPER_STEPS / PARTS)];
     let first = step % (SUPER_STEPS / PARTS) * QUADS;
@@ -184,22 +203,29 @@ fn add_superblock<S: Simd, F: Quantized, const R: usize>(
     let units = head[panel].units(simd);
     let mut minima = [simd.splat_i32(0); R];
     if const { F::HAS_MINS } {
-        for step in 0..SUPER_STEPS {
-            let factors = head[panel].min_factors(simd, step);
+        for pair in 0..SUPER_STEPS / 2 {
+            let factors = min_factors(simd, &head[panel], pair);
             for r in 0..R {
-                let product = simd.mul_integers(factors, simd.splat_i32(x.sums[step][r]));
-                minima[r] = simd.add_integers(minima[r], product);
+                minima[r] = simd.dot_words(minima[r], factors, bytemuck::cast(x.sums[pair][r]));
             }
         }
     }
     let minus = simd.sub(simd.zero(), head[panel].min_units(simd));
     for r in 0..R {
-        let mut product = simd.mul(simd.to_f32(products[r]), units);
-        if const { F::HAS_MINS } {
-            product = simd.fma(simd.to_f32(minima[r]), minus, product);
-        }
+        let product = scaled::<S, F>(simd, (products[r], units), (minima[r], minus));
         sums[r] = simd.fma(product, simd.splat(x.scales[r]), sums[r]);
     }
+}
+
+/// Products times their units, less minima times theirs.
+#[inline(always)]
+pub(super) fn scaled<S: Simd, F: Quantized>(
+    simd: S,
+    (products, units): (S::I, S::F),
+    (minima, minus_units): (S::I, S::F),
+) -> S::F {
+    let products = simd.mul(simd.to_f32(products), units);
+    if const { F::HAS_MINS } { simd.fma(simd.to_f32(minima), minus_units, products) } else { products }
 }
 
 const _: () = assert!(STEP == 2 * LANES && PART == 4 * LANES);
