@@ -37,7 +37,9 @@ step doctor bin/candlewick doctor
 step generate bin/candlewick generate --device "$device" --prompt 'Once upon a time' --temperature 0 --max-tokens 16
 # One test at a time: each opens the card and takes its memory for itself.
 step golden bin/it arch_golden:: --test-threads 1
-for model in '' "$@"; do
-  step "bench-$(basename "${model:-demo}")" bin/candlewick bench ${model:+"$model"} --device "$device" --json
+# The demo model has a context of 512.
+step bench-demo bin/candlewick bench --device "$device" --prompt 256 --json
+for model in "$@"; do
+  step "bench-$(basename "$model")" bin/candlewick bench "$model" --device "$device" --json
 done
 exit "$failed"
