@@ -4,11 +4,14 @@
 use crate::{
     arch::{BlockLoad, block::Block, config::ModelConfig, mixtral::experts, moe_config::MoeConfig},
     error::{Code, Error, Result},
-    kernels::activation::Gate,
+    kernels::{
+        activation::Gate,
+        route::{Routing, Scores},
+    },
     layers::{
         latent_attention::{LatentAttention, LatentOptions},
         mlp::{GatedMlp, GatedNames, MlpSizes},
-        moe::{Moe, Routing, Scores},
+        moe::Moe,
         norm::NormOptions,
         rope::{RopeScaling, Yarn},
         sublayer::{Branch, Sublayer},

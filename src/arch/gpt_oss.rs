@@ -6,12 +6,15 @@ use candle_core::Tensor;
 use crate::{
     arch::{BlockLoad, block::Block, parts::mlp_sizes, qwen3_moe::moe},
     error::Result,
-    kernels::activation::Gate,
+    kernels::{
+        activation::Gate,
+        route::{Routing, Scores},
+    },
     layers::{
         attention::AttentionOptions,
         loader::TensorLoader,
         mlp::{GatedMlp, GatedNames, MlpSizes},
-        moe::{Moe, Routing, Scores},
+        moe::Moe,
         sublayer::Branch,
     },
 };

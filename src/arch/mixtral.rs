@@ -4,11 +4,14 @@
 use crate::{
     arch::{BlockLoad, block::Block, parts::mlp_sizes, qwen3_moe::moe},
     error::Result,
-    kernels::activation::Gate,
+    kernels::{
+        activation::Gate,
+        route::{Routing, Scores},
+    },
     layers::{
         loader::TensorLoader,
         mlp::{GatedMlp, GatedNames, MlpSizes},
-        moe::{Moe, Routing, Scores},
+        moe::Moe,
         sublayer::Branch,
     },
 };

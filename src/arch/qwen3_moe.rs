@@ -3,11 +3,14 @@
 use crate::{
     arch::{BlockLoad, block::Block, config::ModelConfig, mixtral::experts, moe_config::MoeConfig, qwen3},
     error::{Error, Result},
-    kernels::activation::Gate,
+    kernels::{
+        activation::Gate,
+        route::{Routing, Scores},
+    },
     layers::{
         loader::TensorLoader,
         mlp::{GatedMlp, GatedNames, MlpSizes},
-        moe::{Moe, Routing, Scores},
+        moe::Moe,
         sublayer::{Branch, Sublayer},
     },
 };

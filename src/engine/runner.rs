@@ -1,9 +1,9 @@
 //! The real [`Executor`]: packs a [`StepPlan`] into what the model takes, runs it, and samples.
 
+mod chosen;
 mod constrained;
 mod copies;
 mod forward;
-mod greedy;
 mod paged;
 mod pools;
 mod states;
@@ -167,22 +167,17 @@ impl Runner {
         }
         let samples = |row: &&PlannedRow| row.samples && !row.query.is_empty() && !self.pools.contains(row.id);
         let sampling = plan.rows.iter().filter(samples).collect::<Vec<_>>();
-        let logit_rows = sampling.iter().map(|row| row.query.end as u32 - 1).collect::<Vec<_>>();
         let step = Step { plan, adapters: self.adapters(plan)? };
         self.model.compute(&step)?;
         let mut output = StepOutput::default();
         self.prompt_logprobs(&step, &mut output)?;
         output.pooled = self.pools.take_in(plan, |rows| self.model.states(rows))?;
+        let sampling = self.choose(&step, sampling, &mut output)?;
         if sampling.is_empty() {
             self.model.end();
             return Ok(output);
         }
-        if let Some(tokens) = self.most_likely(&step, &sampling, &logit_rows)? {
-            self.model.end();
-            greedy::take(&sampling, tokens, &mut output);
-            return Ok(output);
-        }
-        let mut logits = self.model.logits(&step, &logit_rows)?;
+        let mut logits = self.model.logits(&step, &logit_rows(&sampling))?;
         self.model.end();
         let sampled = self.sample(&sampling, &mut logits, vocab_size, &mut output);
         spare::keep(logits);
@@ -268,6 +263,11 @@ impl Runner {
         }
         broken
     }
+}
+
+/// The tokens of a step whose logits these rows are sampled from, which have some.
+fn logit_rows(rows: &[&PlannedRow]) -> Vec<u32> {
+    rows.iter().map(|row| row.query.end as u32 - 1).collect()
 }
 
 /// The end of a sequence, alone. Whoever runs the server hears of it where the request is not to blame: weights or an

@@ -6,8 +6,11 @@ use candle_core::Tensor;
 
 use crate::{
     error::Result,
-    kernels::linear::{Extras, Inputs, PackedWeight, Terms, linear},
-    layers::context::StepContext,
+    kernels::{
+        grouped_linear::ExpertWeights,
+        linear::{Extras, Inputs, PackedWeight, Terms, linear},
+    },
+    layers::{context::StepContext, experts::ExpertLinear},
 };
 
 /// A weight `[out, in]`, perhaps with a bias. It may be several weights stacked along `out` (query, key and value;
@@ -29,6 +32,27 @@ impl Linear {
     #[must_use]
     pub(crate) fn in_two_terms(self) -> Self {
         Self { terms: Terms::Two, ..self }
+    }
+
+    /// The weights of these, one an expert, and their biases; none where they are not alike.
+    ///
+    /// # Errors
+    /// candle's.
+    pub(super) fn of_experts(linears: &[&Self]) -> Result<Option<ExpertLinear>> {
+        let weight = |linear: &&Self| match linear.parts.as_slice() {
+            [weight] => Some(Arc::clone(weight)),
+            _ => None,
+        };
+        let shape = |weight: &Arc<PackedWeight>| (weight.out_features(), weight.in_features());
+        let Some(first) = linears.first() else { return Ok(None) };
+        let Some(weights) = linears.iter().map(weight).collect::<Option<Vec<_>>>() else { return Ok(None) };
+        let biases: Vec<&Tensor> = linears.iter().filter_map(|linear| linear.bias.as_ref()).collect();
+        let alike = weights.windows(2).all(|pair| shape(&pair[0]) == shape(&pair[1]));
+        if !alike || !(biases.is_empty() || biases.len() == weights.len()) {
+            return Ok(None);
+        }
+        let biases = if biases.is_empty() { None } else { Some(Tensor::stack(&biases, 0)?) };
+        Ok(Some(ExpertLinear { name: first.name.clone(), weights: ExpertWeights::new(weights, biases)? }))
     }
 
     /// `x` is `[rows, in]`, the result `[rows, out]`, both float32; added to `onto`, `[rows, out]`, where that is given.

@@ -10,7 +10,7 @@ use crate::{
         linear::Inputs,
         spare::give_back,
     },
-    layers::{context::StepContext, linear::Linear, loader::TensorLoader, sublayer::Sublayer},
+    layers::{context::StepContext, experts::Experts, linear::Linear, loader::TensorLoader, sublayer::Sublayer},
 };
 
 /// Sizes of a feed-forward layer.
@@ -66,6 +66,21 @@ impl GatedMlp {
     #[must_use]
     pub fn new(gate_up: Linear, down: Linear, gate: Gate) -> Self {
         Self { gate_up, down, gate }
+    }
+
+    /// These as experts that are multiplied together; none where they are not alike.
+    ///
+    /// # Errors
+    /// candle's.
+    pub(super) fn together(experts: &[Self]) -> Result<Option<Experts>> {
+        let Some(first) = experts.first() else { return Ok(None) };
+        let of = |linear: fn(&Self) -> &Linear| {
+            let linears: Vec<&Linear> = experts.iter().map(linear).collect();
+            Linear::of_experts(&linears)
+        };
+        let (gate_up, down) = (of(|expert| &expert.gate_up)?, of(|expert| &expert.down)?);
+        let alike = experts.iter().all(|expert| expert.gate == first.gate);
+        Ok(gate_up.zip(down).filter(|_| alike).map(|(gate_up, down)| Experts { gate_up, down, gate: first.gate }))
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod attention;
 pub mod context;
 pub mod embedding;
+mod experts;
 pub mod gated_delta_net;
 pub mod keep;
 pub mod latent_attention;

@@ -4,110 +4,29 @@
 //! Rows are grouped by expert, so that an expert's weights are read once a step. A Linear's row does not depend on the
 //! others, and a token's experts are summed in the order of their rank: whichever tokens share an expert, each gets the
 //! same bits.
+//!
+//! On a card, experts of plain numbers are multiplied together, by rows that the card has put in order itself; elsewhere they
+//! run one after another, in an order that the host makes.
 
 use candle_core::Tensor;
 
 use crate::{
-    error::{Error, Result},
-    kernels::{combine::combine, linear::Inputs},
-    layers::{context::StepContext, linear::Linear, mlp::GatedMlp, sublayer::Sublayer},
+    error::Result,
+    kernels::{
+        combine::{combine, combine_placed},
+        linear::Inputs,
+        route::{Router, Routing, route},
+    },
+    layers::{context::StepContext, experts::Experts, linear::Linear, mlp::GatedMlp, sublayer::Sublayer},
 };
-
-/// How scores become weights of experts.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Scores {
-    /// A softmax over all experts, before the best are taken.
-    Softmax,
-    /// A softmax over those that were taken.
-    SoftmaxOfTaken,
-    /// A sigmoid each (DeepSeek V3, arXiv 2412.19437).
-    Sigmoid,
-}
-
-/// How experts are chosen.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Routing {
-    /// How many a token gets.
-    pub experts_per_token: usize,
-    /// How scores become weights.
-    pub scores: Scores,
-    /// Whether a token's weights are made to sum to 1.
-    pub renormalize: bool,
-    /// What weights are multiplied with at last.
-    pub scale: f32,
-    /// Added to the weights while the best are taken, not to what they count: `[experts]`.
-    pub selection_bias: Option<Vec<f32>>,
-    /// Experts stand in so many groups of equal size, of which so many are open to a token: those whose two best experts
-    /// have the greatest sum. One of one is all.
-    pub groups: (usize, usize),
-}
-
-impl Routing {
-    /// The experts of a token with these scores and what each counts, best first; of equals the first.
-    #[must_use]
-    pub fn choose(&self, scores: &[f32]) -> Vec<(usize, f32)> {
-        let weights = match self.scores {
-            Scores::Softmax => softmax(scores),
-            Scores::Sigmoid => scores.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
-            Scores::SoftmaxOfTaken => scores.to_vec(),
-        };
-        let ranked = match &self.selection_bias {
-            Some(bias) => weights.iter().zip(bias).map(|(weight, bias)| weight + bias).collect(),
-            None => weights.clone(),
-        };
-        let mut order = self.open(&ranked);
-        // Stable, so that equals keep their order; a score that is no number is the last.
-        order.sort_by(|a, b| rank(&ranked, *b).total_cmp(&rank(&ranked, *a)));
-        order.truncate(self.experts_per_token);
-        let mut taken: Vec<f32> = order.iter().map(|&expert| weights[expert]).collect();
-        if self.scores == Scores::SoftmaxOfTaken {
-            taken = softmax(&taken);
-        }
-        if self.renormalize {
-            // Sigmoids may all be zero; DeepSeek's own code adds as much.
-            let total = taken.iter().sum::<f32>() + 1e-20;
-            taken.iter_mut().for_each(|weight| *weight /= total);
-        }
-        order.into_iter().zip(taken.into_iter().map(|weight| weight * self.scale)).collect()
-    }
-
-    /// The experts that a token may choose from, in order.
-    fn open(&self, ranked: &[f32]) -> Vec<usize> {
-        let (groups, open) = self.groups;
-        let size = ranked.len().checked_div(groups).unwrap_or(0);
-        if open >= groups || size == 0 {
-            return (0..ranked.len()).collect();
-        }
-        let best_two = |group: usize| {
-            let mut of_group = ranked[group * size..(group + 1) * size].to_vec();
-            of_group.sort_by(|a, b| b.total_cmp(a));
-            of_group.iter().take(2).sum::<f32>()
-        };
-        let sums = (0..groups).map(best_two).collect::<Vec<_>>();
-        let mut order = (0..groups).collect::<Vec<_>>();
-        order.sort_by(|a, b| sums[*b].total_cmp(&sums[*a]));
-        order.truncate(open);
-        order.sort_unstable();
-        order.into_iter().flat_map(|group| group * size..(group + 1) * size).collect()
-    }
-}
-
-fn rank(ranked: &[f32], expert: usize) -> f32 {
-    Some(ranked[expert]).filter(|rank| !rank.is_nan()).unwrap_or(f32::NEG_INFINITY)
-}
-
-fn softmax(scores: &[f32]) -> Vec<f32> {
-    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let powers: Vec<f32> = scores.iter().map(|score| (score - max).exp()).collect();
-    let total: f32 = powers.iter().sum();
-    powers.iter().map(|power| power / total).collect()
-}
 
 /// A layer of experts.
 pub struct Moe {
     router: Linear,
     routing: Routing,
     experts: Vec<GatedMlp>,
+    /// The same experts, where they are multiplied together.
+    together: Option<(Router, Experts)>,
     /// One that every token gets.
     shared: Option<GatedMlp>,
     /// One that every token gets as well, times the sigmoid of the router's last score.
@@ -120,28 +39,61 @@ impl Moe {
     /// # Errors
     /// `Internal` where a token is to get more experts than there are, or none.
     pub fn new(router: Linear, routing: Routing, experts: Vec<GatedMlp>, shared: Option<GatedMlp>) -> Result<Self> {
-        let biases = routing.selection_bias.as_ref().map_or(experts.len(), Vec::len);
-        if !(1..=experts.len()).contains(&routing.experts_per_token) || biases != experts.len() {
-            let why = format!("{} of {} experts a token, {biases} biases", routing.experts_per_token, experts.len());
-            return Err(Error::internal(why));
+        routing.check(experts.len())?;
+        let moe = Self { router, routing, experts, together: None, shared, weighed: None };
+        let together = GatedMlp::together(&moe.experts)?;
+        match together.filter(Experts::are_one_launch) {
+            Some(experts) => moe.together(experts),
+            None => Ok(moe),
         }
-        Ok(Self { router, routing, experts, shared, weighed: None })
+    }
+
+    /// The same with its experts multiplied together.
+    fn together(self, experts: Experts) -> Result<Self> {
+        let router = Router::new(&self.routing, self.experts.len())?;
+        let router = if self.weighed.is_some() { router.weighed() } else { router };
+        Ok(Self { together: Some((router, experts)), ..self })
     }
 
     /// The same with one more expert for every token, which counts the sigmoid of one more score of the router's: Qwen's.
     #[must_use]
     pub fn with_weighed(self, expert: GatedMlp) -> Self {
-        Self { weighed: Some(expert), ..self }
+        let together = self.together.map(|(router, experts)| (router.weighed(), experts));
+        Self { weighed: Some(expert), together, ..self }
     }
-}
 
-impl Sublayer for Moe {
-    fn forward(&self, x: Inputs<'_>, onto: Option<&Tensor>, step: &StepContext<'_>) -> Result<Tensor> {
-        let x = x.tensor()?;
+    /// Experts a token, that of the last score among them.
+    fn each(&self) -> usize {
+        self.routing.experts_per_token + usize::from(self.weighed.is_some())
+    }
+
+    /// What the experts make of `x` of these scores, added to `onto`, all experts together. Waits for nothing.
+    fn forward_together(
+        &self,
+        (router, experts): &(Router, Experts),
+        (x, scores): (&Tensor, &Tensor),
+        onto: Option<&Tensor>,
+        step: &StepContext<'_>,
+    ) -> Result<Tensor> {
+        let routes = route(scores, router)?;
+        let rows = experts.forward(x, &routes, step)?;
+        let rows = match &self.weighed {
+            Some(expert) => Tensor::cat(&[rows, expert.forward(Inputs::Rows(x), None, step)?], 0)?,
+            None => rows,
+        };
+        combine_placed(&rows, (&routes.places, &routes.weights), self.each(), onto)
+    }
+
+    /// The same, expert by expert.
+    fn forward_apart(
+        &self,
+        (x, scores): (&Tensor, &Tensor),
+        onto: Option<&Tensor>,
+        step: &StepContext<'_>,
+    ) -> Result<Tensor> {
         let num_experts = self.experts.len();
         let experts = self.experts.iter().chain(&self.weighed).collect::<Vec<_>>();
-        let each = self.routing.experts_per_token + (experts.len() - num_experts);
-        let scores = self.router.forward(Inputs::Rows(&x), None, step)?.to_vec2::<f32>()?;
+        let (each, scores) = (self.each(), scores.to_vec2::<f32>()?);
         let mut tokens_of = vec![Vec::new(); experts.len()];
         let mut weights = vec![0.0; scores.len() * each];
         let mut ranks_of = vec![Vec::new(); experts.len()];
@@ -166,56 +118,114 @@ impl Sublayer for Moe {
         };
         let rows = chosen.map(run).collect::<Result<Vec<_>>>()?;
         let rows = if rows.is_empty() { x.clone() } else { Tensor::cat(&rows, 0)? };
+        combine(&rows, &places, &weights, each, onto)
+    }
+}
+
+impl Sublayer for Moe {
+    fn forward(&self, x: Inputs<'_>, onto: Option<&Tensor>, step: &StepContext<'_>) -> Result<Tensor> {
+        let x = x.tensor()?;
+        let scores = self.router.forward(Inputs::Rows(&x), None, step)?;
         let shared = self.shared.as_ref().map(|shared| shared.forward(Inputs::Rows(&x), onto, step)).transpose()?;
-        combine(&rows, &places, &weights, each, shared.as_ref().or(onto))
+        let onto = shared.as_ref().or(onto);
+        match &self.together {
+            Some(together) => self.forward_together(together, (&x, &scores), onto, step),
+            None => self.forward_apart((&x, &scores), onto, step),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use candle_core::{DType, Device};
+
     use super::*;
+    use crate::{
+        kernels::{
+            activation::{Activation, Gate},
+            linear::{
+                PackedWeight,
+                format::{RawTensor, WeightFormat},
+            },
+            route::Scores,
+        },
+        layers::context::{KvCache, KvCacheShape},
+    };
 
-    fn routing(scores: Scores, renormalize: bool) -> Routing {
-        Routing { experts_per_token: 2, scores, renormalize, scale: 1.0, selection_bias: None, groups: (1, 1) }
+    /// Numbers in `(-1, 1)` that look like none.
+    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as f32 / u32::MAX as f32 * 2.0 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    fn linear(outputs: usize, inputs: usize, bias: bool, seed: u32) -> Linear {
+        let weight = numbers(outputs * inputs, seed);
+        let bytes = bytemuck::cast_slice::<f32, u8>(&weight).to_vec().into();
+        let raw = RawTensor { format: WeightFormat::F32.into(), shape: vec![outputs, inputs], bytes };
+        let weight = PackedWeight::pack(&raw, WeightFormat::F32, &Device::Cpu).unwrap();
+        let bias = bias.then(|| Tensor::new(numbers(outputs, seed + 1), &Device::Cpu).unwrap());
+        Linear::new(String::new(), vec![Arc::new(weight)], bias)
+    }
+
+    fn expert(intermediate: usize, bias: bool, seed: u32) -> GatedMlp {
+        let (gate_up, down) = (linear(2 * intermediate, 10, bias, seed), linear(10, intermediate, bias, seed + 2));
+        GatedMlp::new(gate_up, down, Gate::Of(Activation::Silu))
+    }
+
+    /// Six experts, two a token, with one that all get, one that is weighed, or none.
+    fn moe(kind: usize, scores: Scores) -> Moe {
+        let routing = Routing {
+            experts_per_token: 2,
+            scores,
+            renormalize: true,
+            scale: 1.5,
+            selection_bias: (kind == 1).then(|| numbers(6, 5)),
+            groups: if kind == 1 { (3, 2) } else { (1, 1) },
+        };
+        let experts = (0..6).map(|k| expert(7, kind == 0, 10 * k + 100)).collect();
+        let shared = (kind == 1).then(|| expert(5, false, 900));
+        let moe = Moe::new(linear(6 + usize::from(kind == 2), 10, false, 7), routing, experts, shared).unwrap();
+        if kind == 2 { moe.with_weighed(expert(9, false, 800)) } else { moe }
     }
 
     #[test]
-    fn a_softmax_of_the_taken_is_a_renormalized_softmax_of_all() {
-        let scores = [0.3, -1.0, 2.0, 1.5];
-        let of_all = routing(Scores::Softmax, true).choose(&scores);
-        let of_taken = routing(Scores::SoftmaxOfTaken, false).choose(&scores);
-        assert_eq!(of_all.iter().map(|(expert, _)| *expert).collect::<Vec<_>>(), [2, 3]);
-        for ((a, x), (b, y)) in of_all.iter().zip(&of_taken) {
-            assert!(a == b && (x - y).abs() < 1e-6, "{x} {y}");
+    fn experts_that_are_multiplied_together_give_what_each_gives_by_itself() {
+        let dtype = DType::F32;
+        let shape = KvCacheShape { num_layers: 1, num_blocks: 1, block_size: 1, num_kv_heads: 1, head_dim: 1, dtype };
+        let kv = KvCache::new(shape, &[None], &Device::Cpu).unwrap();
+        let step = StepContext { positions: &[], groups: &[], kv: &kv, states: None, adapters: None, observer: None };
+        for (kind, scores) in [(0, Scores::Softmax), (1, Scores::Sigmoid), (2, Scores::SoftmaxOfTaken)] {
+            for tokens in [1, 2, 50] {
+                let x = Tensor::from_vec(numbers(tokens * 10, 3), (tokens, 10), &Device::Cpu).unwrap();
+                let onto = Tensor::from_vec(numbers(tokens * 10, 4), (tokens, 10), &Device::Cpu).unwrap();
+                let apart = moe(kind, scores);
+                assert!(apart.together.is_none(), "there is no card");
+                let want = apart.forward(Inputs::Rows(&x), Some(&onto), &step).unwrap();
+                let experts = GatedMlp::together(&apart.experts).unwrap().unwrap();
+                let got = apart.together(experts).unwrap().forward(Inputs::Rows(&x), Some(&onto), &step).unwrap();
+                let bits = |y: &Tensor| y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert_eq!(bits(&got), bits(&want), "{kind}, {tokens} tokens");
+            }
         }
-        let kept = routing(Scores::Softmax, false).choose(&scores);
-        assert!(kept.iter().map(|(_, weight)| weight).sum::<f32>() < 0.99, "not renormalized: {kept:?}");
     }
 
     #[test]
-    fn a_selection_bias_chooses_and_does_not_count() {
-        let biased = Routing { selection_bias: Some(vec![0.0, 9.0, 0.0, 0.0]), ..routing(Scores::Sigmoid, false) };
-        let chosen = biased.choose(&[0.0, -1.0, 2.0, 1.0]);
-        assert_eq!(chosen.iter().map(|(expert, _)| *expert).collect::<Vec<_>>(), [1, 2]);
-        assert!((chosen[0].1 - 1.0 / (1.0 + 1f32.exp())).abs() < 1e-6);
-    }
-
-    #[test]
-    fn experts_that_all_count_nothing_count_nothing_once_they_are_renormalized() {
-        let chosen = routing(Scores::Sigmoid, true).choose(&[-200.0, -300.0, -200.0]);
-        assert_eq!(chosen, [(0, 0.0), (1, 0.0)]);
-    }
-
-    #[test]
-    fn groups_close_their_experts_and_equals_keep_their_order() {
-        let grouped = Routing { groups: (2, 1), ..routing(Scores::Sigmoid, true) };
-        let chosen = grouped.choose(&[3.0, -9.0, 1.0, 2.5]);
-        assert_eq!(
-            chosen.iter().map(|(expert, _)| *expert).collect::<Vec<_>>(),
-            [3, 2],
-            "the best expert's group is closed"
-        );
-        let equals = routing(Scores::Sigmoid, true).choose(&[f32::NAN, 1.0, 1.0, 1.0]);
-        assert_eq!(equals.iter().map(|(expert, _)| *expert).collect::<Vec<_>>(), [1, 2]);
+    fn experts_that_differ_are_not_multiplied_together() {
+        assert!(GatedMlp::together(&[]).unwrap().is_none());
+        assert!(GatedMlp::together(&[expert(7, false, 1), expert(8, false, 2)]).unwrap().is_none());
+        assert!(GatedMlp::together(&[expert(7, false, 1), expert(7, true, 2)]).unwrap().is_none());
+        let mut other = [expert(7, false, 1), expert(7, false, 2)];
+        assert!(GatedMlp::together(&other).unwrap().is_some());
+        let (gate_up, down) = (linear(14, 10, false, 1), linear(10, 7, false, 3));
+        other[1] = GatedMlp::new(gate_up, down, Gate::Of(Activation::Relu));
+        assert!(GatedMlp::together(&other).unwrap().is_none());
     }
 }

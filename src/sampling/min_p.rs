@@ -1,21 +1,25 @@
 //! `min_p`: keeps tokens at least this share as likely as the most likely one.
 
 use super::{Candidates, LogitsProcessor, SamplingContext, is_greedy};
-use crate::{error::Result, params::SamplingParams};
+use crate::{error::Result, kernels::sample::Draw, params::SamplingParams};
 
 /// Keeps logits within `ln(min_p)` of the largest.
 pub(super) struct MinP {
-    distance: f32,
+    min_p: f32,
 }
 
 impl LogitsProcessor for MinP {
     fn from_params(params: &SamplingParams, _context: &SamplingContext<'_>) -> Result<Option<Self>> {
         let off = params.min_p <= 0.0 || is_greedy(params);
-        Ok((!off).then(|| Self { distance: params.min_p.ln().min(0.0) }))
+        Ok((!off).then(|| Self { min_p: params.min_p.min(1.0) }))
     }
 
     fn apply(&self, candidates: &mut Candidates<'_>, _index: u32) {
-        candidates.keep_above(candidates.max_logit() + self.distance);
+        candidates.keep_above(candidates.max_logit() + self.min_p.ln());
+    }
+
+    fn narrow(&self, draw: Draw) -> Option<Draw> {
+        (draw.top_k == 0 && draw.top_p == 1.0).then_some(Draw { min_p: self.min_p, ..draw })
     }
 }
 

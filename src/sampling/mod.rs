@@ -49,6 +49,7 @@ pub use sampler::{Sampler, validate};
 use crate::{
     error::Result,
     ids::TokenId,
+    kernels::sample::Draw,
     params::{SamplerKind, SamplingParams},
 };
 
@@ -78,6 +79,11 @@ pub trait LogitsProcessor: Send {
 
     /// Changes the candidates for output token `index`, counted from 0.
     fn apply(&self, candidates: &mut Candidates<'_>, index: u32);
+
+    /// What a draw becomes behind this, where there is such a draw: `draw` is what the processors before this one make of it.
+    fn narrow(&self, _draw: Draw) -> Option<Draw> {
+        None
+    }
 
     /// Learns which token was chosen, and from which candidates, as they were after the last processor.
     fn observe(&mut self, _token: TokenId, _left: &Candidates<'_>) {}

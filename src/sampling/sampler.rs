@@ -13,6 +13,7 @@ use super::{
 use crate::{
     error::{Code, Error, Result},
     ids::TokenId,
+    kernels::sample::Draw,
     params::{SampledToken, SamplingParams},
 };
 
@@ -80,11 +81,18 @@ impl Sampler {
         })
     }
 
-    /// Whether the token at `index` is the most likely one, and nothing else of the logits is asked for.
+    /// How the token at `index` is drawn, where that is all there is to it: nothing but temperature, `min_p`, `top_k` and `top_p`
+    /// in this order, or the most likely token, and nothing else of the logits is asked for.
     #[must_use]
-    pub fn takes_most_likely(&self, index: u32) -> bool {
-        let is_banned = self.bans.iter().any(|&(at, _)| at == index);
-        self.seed.is_none() && self.processors.is_empty() && self.logprobs.is_none() && !is_banned
+    pub fn draw(&self, index: u32) -> Option<Draw> {
+        if self.logprobs.is_some() || self.bans.iter().any(|&(at, _)| at == index) {
+            return None;
+        }
+        let draw = self.processors.iter().try_fold(Draw::PLAIN, |draw, processor| processor.narrow(draw))?;
+        Some(match self.seed {
+            None => Draw::MOST_LIKELY,
+            Some(seed) => Draw { uniform: draw::uniform(seed, index, Purpose::Token), ..draw },
+        })
     }
 
     /// Takes back the newest tokens, `removed` in the order in which they were chosen, and never chooses the first of
@@ -213,19 +221,30 @@ mod tests {
     }
 
     #[test]
-    fn a_greedy_sampler_that_is_asked_for_nothing_else_takes_the_most_likely() {
+    fn a_sampler_that_is_asked_for_nothing_else_is_a_draw() {
         let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
         let mut plain = sampler(&SamplingParams { top_k: 3, top_p: 0.5, min_p: 0.1, ..greedy.clone() }, 4);
-        assert!(plain.takes_most_likely(0));
+        assert_eq!(plain.draw(0), Some(Draw::MOST_LIKELY));
         plain.rewind(2, &[TokenId(1)]);
-        assert!(plain.takes_most_likely(1) && !plain.takes_most_likely(2), "what it may not choose again");
+        assert!(plain.draw(1).is_some() && plain.draw(2).is_none(), "what it may not choose again");
+        let knobs = SamplingParams { temperature: 0.5, min_p: 0.1, top_k: 3, top_p: 0.9, ..seeded(7) };
+        let drawn = sampler(&knobs, 4).draw(5).unwrap();
+        let uniform = draw::uniform(7, 5, Purpose::Token);
+        assert_eq!(drawn, Draw { temperature: 0.5, min_p: 0.1, top_k: 3, top_p: 0.9, uniform });
+        assert_eq!(
+            sampler(&SamplingParams { top_k: 4, ..seeded(7) }, 4).draw(5),
+            Some(Draw { uniform, ..Draw::PLAIN })
+        );
+        use crate::params::SamplerKind::{Temperature, TopK, TopP};
         for params in [
-            seeded(1),
             SamplingParams { logprobs: Some(0), ..greedy.clone() },
             SamplingParams { repetition_penalty: 1.2, ..greedy.clone() },
             SamplingParams { banned_token_ids: vec![TokenId(1)], ..greedy },
+            SamplingParams { typical_p: 0.5, ..knobs.clone() },
+            SamplingParams { samplers: vec![TopK, Temperature], ..knobs.clone() },
+            SamplingParams { samplers: vec![TopP, TopK], ..knobs },
         ] {
-            assert!(!sampler(&params, 4).takes_most_likely(0), "{params:?}");
+            assert!(sampler(&params, 4).draw(0).is_none(), "{params:?}");
         }
     }
 

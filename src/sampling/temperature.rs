@@ -1,7 +1,7 @@
 //! `temperature`: divides the logits.
 
 use super::{Candidates, LogitsProcessor, SamplingContext, is_greedy};
-use crate::{error::Result, params::SamplingParams};
+use crate::{error::Result, kernels::sample::Draw, params::SamplingParams};
 
 /// Divides the logits' distances from the largest by the temperature: the same distribution as dividing the logits,
 /// and nothing overflows however small the temperature.
@@ -17,6 +17,10 @@ impl LogitsProcessor for Temperature {
 
     fn apply(&self, candidates: &mut Candidates<'_>, _index: u32) {
         divide(candidates, self.temperature);
+    }
+
+    fn narrow(&self, draw: Draw) -> Option<Draw> {
+        (draw == Draw::PLAIN).then_some(Draw { temperature: self.temperature, ..draw })
     }
 }
 

@@ -1,7 +1,7 @@
 //! `top_k`: keeps the `k` most likely tokens.
 
 use super::{Candidates, LogitsProcessor, SamplingContext, is_greedy};
-use crate::{error::Result, params::SamplingParams};
+use crate::{error::Result, kernels::sample::Draw, params::SamplingParams};
 
 /// Keeps exactly `k` tokens, of equally likely ones those with the lower ids; vLLM keeps all that tie with the last.
 pub(super) struct TopK {
@@ -17,6 +17,10 @@ impl LogitsProcessor for TopK {
 
     fn apply(&self, candidates: &mut Candidates<'_>, _index: u32) {
         candidates.keep_top(self.k);
+    }
+
+    fn narrow(&self, draw: Draw) -> Option<Draw> {
+        (draw.top_p == 1.0).then_some(Draw { top_k: self.k as u32, ..draw })
     }
 }
 

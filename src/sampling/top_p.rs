@@ -1,22 +1,26 @@
 //! `top_p`: keeps the smallest set of tokens whose probability reaches this (Holtzman et al. 2019, nucleus sampling).
 
 use super::{Candidates, LogitsProcessor, SamplingContext, is_greedy};
-use crate::{error::Result, params::SamplingParams};
+use crate::{error::Result, kernels::sample::Draw, params::SamplingParams};
 
 /// Keeps the most likely tokens until their probability, among those that `min_p` and `top_k` left, reaches `top_p`;
 /// the token that reaches it is kept.
 pub(super) struct TopP {
-    mass: f64,
+    mass: f32,
 }
 
 impl LogitsProcessor for TopP {
     fn from_params(params: &SamplingParams, _context: &SamplingContext<'_>) -> Result<Option<Self>> {
         let off = params.top_p >= 1.0 || is_greedy(params);
-        Ok((!off).then(|| Self { mass: f64::from(params.top_p) }))
+        Ok((!off).then_some(Self { mass: params.top_p }))
     }
 
     fn apply(&self, candidates: &mut Candidates<'_>, _index: u32) {
-        candidates.keep_mass(self.mass);
+        candidates.keep_mass(f64::from(self.mass));
+    }
+
+    fn narrow(&self, draw: Draw) -> Option<Draw> {
+        Some(Draw { top_p: self.mass, ..draw })
     }
 }
 

@@ -9,9 +9,11 @@ use candlewick::proto::candlewick::v1::{self as pb, generation_client::Generatio
 use serde_json::Value;
 use tonic::transport::Endpoint;
 
+use crate::place::{program, repository};
+
 /// The program, with none of our caller's settings.
 pub(crate) fn candlewick(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_candlewick"));
+    let mut command = Command::new(program());
     let ours = std::env::vars_os().map(|(name, _)| name);
     for name in ours.filter(|name| name.to_string_lossy().starts_with("CANDLEWICK_")) {
         command.env_remove(name);
@@ -332,7 +334,7 @@ fn a_server_gives_what_the_program_gives_itself() {
 
 #[test]
 fn a_model_cannot_have_the_name_of_another_or_of_an_adapter() {
-    let fixture = |name: &str| format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
+    let fixture = |name: &str| repository(&format!("tests/fixtures/{name}")).display().to_string();
     let (model, adapter) = (fixture("golden/llama"), format!("tuned={}", fixture("lora/llama-all")));
     let serve = ["serve", &model, "--listen", "127.0.0.1:0", "--enable-lora", "--lora-modules", &adapter];
     for (name, says) in [("tuned", "an adapter"), ("llama", "another model")] {
@@ -402,7 +404,7 @@ fn a_directory_converted_quantized_and_inspected_is_the_same_model() {
         json(&[&flags[..], &["--ignore-eos", "--json"]].concat())["token_ids"].clone()
     };
     for name in ["llama", "llama3-rope", "qwen2", "qwen3", "qwen3_5_moe"] {
-        let model = format!("{}/tests/fixtures/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+        let model = repository(&format!("tests/fixtures/golden/{name}")).display().to_string();
         let (plain, eight) = (place(&format!("{name}.gguf")), place(&format!("{name}-q8.gguf")));
         let written = json(&["convert", &model, &plain, "--json"]);
         let facts = json(&["inspect", &plain, "--json"]);

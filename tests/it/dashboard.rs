@@ -8,6 +8,8 @@ use candlewick::{
 };
 use serde_json::Value;
 
+use crate::place::repository;
+
 /// What begins with the prefix of a metric in a query: `vllm:num_requests_running`.
 fn names(query: &str) -> impl Iterator<Item = &str> {
     let is_of_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':');
@@ -28,7 +30,7 @@ fn queries<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
 
 #[test]
 fn every_metric_and_label_of_the_dashboard_exists() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/grafana/candlewick.json");
+    let path = repository("deploy/grafana/candlewick.json");
     let dashboard: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     let telemetry = Telemetry::new("demo");
     // Series with a label appear with their first event.

@@ -2,11 +2,13 @@
 
 use std::{
     fs,
-    path::Path,
     process::{Command, Stdio},
 };
 
-use crate::cli::Served;
+use crate::{
+    cli::Served,
+    place::{program, repository},
+};
 
 /// Longest that a block may take before it counts as hung.
 const PATIENCE_SECONDS: &str = "300";
@@ -31,7 +33,7 @@ fn what_the_documentation_says_to_run_runs() {
         return;
     }
     let served = Served::start(&[]);
-    let program = Path::new(env!("CARGO_BIN_EXE_candlewick"));
+    let program = program();
     let path = std::env::join_paths(
         [program.parent().unwrap().to_path_buf()]
             .into_iter()
@@ -39,7 +41,7 @@ fn what_the_documentation_says_to_run_runs() {
     );
     let path = path.unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let mut pages: Vec<_> = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs")).unwrap().collect();
+    let mut pages: Vec<_> = fs::read_dir(repository("docs")).unwrap().collect();
     pages.sort_by_key(|page| page.as_ref().unwrap().path());
     let mut ran = 0;
     for page in pages.into_iter().map(|page| page.unwrap().path()) {

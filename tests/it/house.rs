@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::place::repository;
+
 /// A place in `src/`, and the places that it may import. The longest prefix of a file's path decides which row is its
 /// own; a module may always import itself and what stands beside it in the same row.
 const LAYERS: &[(&str, &[&str])] = &[
@@ -141,7 +143,7 @@ fn sources_in(roots: &[&str]) -> Vec<(String, String)> {
         path.to_string_lossy().trim_end_matches("/mod").to_owned()
     };
     let mut sources = Vec::new();
-    for root in roots.iter().map(|root| Path::new(env!("CARGO_MANIFEST_DIR")).join(root)) {
+    for root in roots.iter().map(|root| repository(root)) {
         let mut files = Vec::new();
         walk(&root, &mut files);
         files.sort();

@@ -27,6 +27,8 @@ use candlewick::{
 use futures::StreamExt;
 use serde::Deserialize;
 
+use crate::place::repository;
+
 /// A fixture, and how far its logits may be from the reference's.
 const FIXTURES: [(&str, f64); 18] = [
     ("falcon", NEAR),
@@ -68,7 +70,7 @@ struct GoldenPrompt {
 }
 
 fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/long_tail").join(name)
+    repository("tests/fixtures/long_tail").join(name)
 }
 
 fn prompts(name: &str) -> Vec<GoldenPrompt> {

@@ -21,6 +21,7 @@ mod long_tail;
 mod model_config;
 mod model_files;
 mod openai;
+mod place;
 mod prefix_cache;
 mod real_formats;
 mod settings;

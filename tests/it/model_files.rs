@@ -1,6 +1,6 @@
 //! Real model files: that their tensors and metadata are read as they were written.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use candlewick::weights::{
     TensorSource,
@@ -8,9 +8,11 @@ use candlewick::weights::{
     safetensors::SafetensorsSource,
 };
 
+use crate::place::repository;
+
 /// A path in the folder of shared data (`CANDLEWICK_SHARED`, by default `../shared` beside the crate), if it is there.
 pub(crate) fn shared(path: &str) -> Option<PathBuf> {
-    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
+    let default = || repository("../shared");
     let folder = std::env::var_os("CANDLEWICK_SHARED").map_or_else(default, PathBuf::from);
     let found = folder.join(path);
     if !found.exists() {

@@ -19,9 +19,11 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::place::repository;
+
 /// A path in the folder of shared data (`CANDLEWICK_SHARED`, by default `../shared` beside the crate), if it is there.
 pub(crate) fn shared(path: &str) -> Option<PathBuf> {
-    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
+    let default = || repository("../shared");
     let folder = std::env::var_os("CANDLEWICK_SHARED").map_or_else(default, PathBuf::from);
     let found = folder.join(path);
     if !found.exists() {
@@ -254,7 +256,7 @@ fn fnv1a(text: &str) -> String {
 #[test]
 fn real_templates_render_as_transformers_renders_them() {
     let Some(folder) = shared("data/templates/real") else { return };
-    let oracle: Oracle = json(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/chat_templates.json"));
+    let oracle: Oracle = json(&repository("tests/data/chat_templates.json"));
     let (mut rendered, mut raised, mut failed, mut lenient, mut wrong) = (0, 0, 0, BTreeMap::new(), Vec::new());
     // 25 July 2026, 17:20 UTC.
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_785_000_000);

@@ -18,8 +18,10 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::place::repository;
+
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tokenizers")
+    repository("tests/data/tokenizers")
 }
 
 #[derive(Deserialize)]

@@ -7,8 +7,9 @@ use candle_core::Device;
 
 use crate::{
     engine::executor::StepPlan,
-    error::Result,
+    error::{Error, Result},
     ids::TokenId,
+    kernels::sample::Draw,
     layers::{context::LinearObserver, lora::AdapterRows},
 };
 
@@ -49,13 +50,18 @@ pub(super) trait Forward: Send {
     /// `Internal` where an operation fails.
     fn logits(&self, step: &Step<'_>, rows: &[u32]) -> Result<Vec<f32>>;
 
-    /// The most likely tokens after those tokens of the step, where that takes less than giving their logits does: on a card,
-    /// from which four bytes a row come instead of a vocabulary. A row that no token can be chosen from has none.
+    /// Whether it [chooses](Self::choose) tokens itself, because that takes less than giving their logits does: on a card, from
+    /// which four bytes a row come instead of a vocabulary.
+    fn chooses(&self) -> bool {
+        false
+    }
+
+    /// Tokens drawn to follow those tokens of the step, each as its draw says. A row that no token can be drawn from has none.
     ///
     /// # Errors
-    /// `Internal` where an operation fails.
-    fn most_likely(&self, _step: &Step<'_>, _rows: &[u32]) -> Result<Option<Vec<Option<TokenId>>>> {
-        Ok(None)
+    /// `Internal` where an operation fails, or it chooses none.
+    fn choose(&self, _step: &Step<'_>, _rows: &[u32], _draws: &[Draw]) -> Result<Vec<Option<TokenId>>> {
+        Err(Error::internal("this model chooses no tokens"))
     }
 
     /// The hidden states `[rows.len(), hidden]` of tokens of the step.

@@ -14,7 +14,11 @@ use crate::{
     engine::executor::StepPlan,
     error::{Error, Result},
     ids::TokenId,
-    kernels::{argmax::argmax, spare},
+    kernels::{
+        argmax::argmax,
+        sample::{Draw, sample},
+        spare,
+    },
     layers::context::{KvCache, KvGroupStep, LinearObserver, StepContext},
 };
 
@@ -94,11 +98,13 @@ impl Forward for Paged {
         floats(&self.model.logits(self.hidden()?, rows, &self.context(step))?)
     }
 
-    fn most_likely(&self, step: &Step<'_>, rows: &[u32]) -> Result<Option<Vec<Option<TokenId>>>> {
-        if !self.device().is_cuda() {
-            return Ok(None);
-        }
-        argmax(&self.model.logits(self.hidden()?, rows, &self.context(step))?).map(Some)
+    fn chooses(&self) -> bool {
+        self.device().is_cuda()
+    }
+
+    fn choose(&self, step: &Step<'_>, rows: &[u32], draws: &[Draw]) -> Result<Vec<Option<TokenId>>> {
+        let logits = self.model.logits(self.hidden()?, rows, &self.context(step))?;
+        if draws.iter().all(|draw| *draw == Draw::MOST_LIKELY) { argmax(&logits) } else { sample(&logits, draws) }
     }
 
     fn states(&self, rows: &[u32]) -> Result<Vec<f32>> {

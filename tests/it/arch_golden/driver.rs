@@ -19,6 +19,8 @@ use candlewick::{
 };
 use serde::Deserialize;
 
+use crate::place::repository;
+
 pub(super) const BLOCK_SIZE: usize = 16;
 /// Blocks of the test's cache.
 const NUM_BLOCKS: usize = 256;
@@ -43,7 +45,7 @@ pub(super) struct GoldenPrompt {
 }
 
 pub(super) fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(name)
+    repository("tests/fixtures/golden").join(name)
 }
 
 pub(super) fn golden(name: &str) -> Golden {

@@ -19,6 +19,7 @@ use super::{
     CHECKPOINTS,
     driver::{distance, fixture, golden, load_model, tokens},
 };
+use crate::place::repository;
 
 /// Of the golden prompts, the one whose vectors are in the fixture.
 const PROMPT: usize = 2;
@@ -53,7 +54,7 @@ async fn embed(engine: &Engine, inputs: &[&[TokenId]], pooling: Pooling) -> Vec<
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn float32_vectors_are_the_references() {
-    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/embeddings/embeddings.json");
+    let fixture = repository("tests/fixtures/embeddings/embeddings.json");
     let fixture = std::fs::read_to_string(fixture).unwrap();
     let reference: HashMap<String, HashMap<String, Vec<f32>>> = serde_json::from_str(&fixture).unwrap();
     assert!(reference.len() >= 32, "{} checkpoints", reference.len());

@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 use crate::{
     grpc::Server,
     openai::http::{get, post, post_with},
+    place::repository,
 };
 
 use super::{
@@ -59,7 +60,7 @@ struct GoldenPrompt {
 }
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/lora").join(name)
+    repository("tests/fixtures/lora").join(name)
 }
 
 fn reference(name: &str) -> Golden {

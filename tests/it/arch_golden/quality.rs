@@ -1,7 +1,10 @@
 //! What the kernels, the formats of weights and those of the KV cache cost in quality: nats a token over text, of models
 //! that were trained.
 
-use std::{fs::File, path::Path};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
 
 use candle_core::{
     Device,
@@ -14,13 +17,13 @@ use candlewick::{
 };
 
 use super::driver::Driver;
-use crate::model_files::shared;
+use crate::{model_files::shared, place::repository};
 
 /// Most tokens of a text, so that all fit the test's cache.
 const MOST_TOKENS: usize = 480;
 
-fn demo() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo/demo.gguf"))
+fn demo() -> PathBuf {
+    repository("models/demo/demo.gguf")
 }
 
 /// Answers as the demo model was trained to give them, some to a text.
@@ -99,7 +102,7 @@ fn computing_with_a_format_costs_next_to_nothing_beside_widening_it_to_float32()
 fn eight_bits_of_keys_and_values_cost_less_than_a_hundredth_of_the_loss() {
     let texts = answers();
     // Weights in bfloat16: inputs in bytes would answer the least change with more than the cache itself costs.
-    let of = |kv_cache_dtype| loss(demo(), Dtype::Bfloat16, kv_cache_dtype, &texts);
+    let of = |kv_cache_dtype| loss(&demo(), Dtype::Bfloat16, kv_cache_dtype, &texts);
     let exact = of(KvCacheDtype::Float32);
     assert!(costs("bfloat16 cache", of(KvCacheDtype::Bfloat16), exact).abs() < 1e-3);
     assert!(costs("float16 cache", of(KvCacheDtype::Float16), exact).abs() < 1e-3);

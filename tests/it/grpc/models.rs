@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -28,14 +28,17 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use tonic_types::StatusExt;
 
 use super::{Server, config, expected, fakes, ids, info, read, request, soon};
-use crate::openai::http::{get, post};
+use crate::{
+    openai::http::{get, post},
+    place::repository,
+};
 
 /// Tokens that the reference generated.
 const STEPS: u32 = 32;
 
 /// A checkpoint of the fixtures.
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(name)
+    repository("tests/fixtures/golden").join(name)
 }
 
 pub(crate) fn path(name: &str) -> String {

@@ -18,18 +18,39 @@ pub(super) fn combine(
     each: usize,
     onto: Option<&Tensor>,
 ) -> Result<Tensor> {
+    let card = card(x)?;
+    let (places, weights) = (uploaded(card, places)?, uploaded(card, bytemuck::cast_slice(weights))?);
+    run(x, (&places, &weights, DType::U32), each, onto)
+}
+
+/// As [`combine_placed`](super::combine_placed), of checked shapes.
+pub(super) fn combine_placed(
+    x: &Tensor,
+    (places, weights): (&Tensor, &Tensor),
+    each: usize,
+    onto: Option<&Tensor>,
+) -> Result<Tensor> {
+    run(x, (places, weights, DType::F32), each, onto)
+}
+
+/// With weights whose bits are in a tensor of that type.
+fn run(
+    x: &Tensor,
+    (places, weights, kind): (&Tensor, &Tensor, DType),
+    each: usize,
+    onto: Option<&Tensor>,
+) -> Result<Tensor> {
     let (card, x) = (card(x)?, rows(x)?);
-    let count = places.len().checked_div(each).unwrap_or(0);
+    let count = places.dims1()?.checked_div(each).unwrap_or(0);
     let out = empty(card, (count, x.width), DType::F32)?;
     if count * x.width == 0 {
         return Ok(out);
     }
-    let (places, weights) = (uploaded(card, places)?, uploaded(card, bytemuck::cast_slice(weights))?);
     let onto = onto.map(rows).transpose()?;
     let launch = CombineLaunch {
         rows: (x.address, x.stride),
-        places: pointer(&places, DType::U32)?,
-        weights: pointer(&weights, DType::U32)?,
+        places: pointer(places, DType::U32)?,
+        weights: pointer(weights, kind)?,
         onto: onto.as_ref().map_or((0, 0), |onto| (onto.address, onto.stride)),
         out: pointer(&out, DType::F32)?,
         count,

@@ -29,6 +29,38 @@ pub fn combine(rows: &Tensor, places: &[u32], weights: &[f32], each: usize, onto
     combine_at(Level::best(), rows, places, weights, each, onto)
 }
 
+/// The same with places and weights that are on the device of the rows already: u32 and float32 `[n * each]`. On a card nobody looks
+/// whether places are rows.
+///
+/// # Errors
+/// `Internal` where the shapes do not fit each other.
+pub fn combine_placed(
+    rows: &Tensor,
+    (places, weights): (&Tensor, &Tensor),
+    each: usize,
+    onto: Option<&Tensor>,
+) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(_) = rows.device() {
+        check(rows, (places.dims1()?, weights.dims1()?), each, onto)?;
+        return cuda::combine_placed(rows, (places, weights), each, onto);
+    }
+    combine(rows, &places.to_vec1::<u32>()?, &weights.to_vec1::<f32>()?, each, onto)
+}
+
+/// Rows of the result.
+fn check(rows: &Tensor, (places, weights): (usize, usize), each: usize, onto: Option<&Tensor>) -> Result<usize> {
+    let (_, width) = rows.dims2()?;
+    let count = places.checked_div(each).unwrap_or(0);
+    let fits = count * each == places && weights == places;
+    if !fits || onto.is_some_and(|onto| onto.dims() != [count, width]) {
+        let onto = onto.map(Tensor::dims);
+        let why = format!("combine: {places} places, {weights} weights, {each} each, onto {onto:?}");
+        return Err(Error::internal(why));
+    }
+    Ok(count)
+}
+
 fn combine_at(
     level: Level,
     rows: &Tensor,
@@ -37,14 +69,8 @@ fn combine_at(
     each: usize,
     onto: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let (m, width) = rows.dims2()?;
-    let count = places.len().checked_div(each).unwrap_or(0);
-    let fits = count * each == places.len() && weights.len() == places.len();
-    if !fits || onto.is_some_and(|onto| onto.dims() != [count, width]) {
-        let (w, onto) = (weights.len(), onto.map(Tensor::dims));
-        let places = places.len();
-        return Err(Error::internal(format!("combine: {places} places, {w} weights, {each} each, onto {onto:?}")));
-    }
+    let count = check(rows, (places.len(), weights.len()), each, onto)?;
+    let m = rows.dims()[0];
     if let Some(place) = places.iter().find(|place| **place as usize >= m) {
         return Err(Error::internal(format!("combine: there is no row {place} of {m}")));
     }

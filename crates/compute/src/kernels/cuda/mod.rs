@@ -9,6 +9,7 @@ pub(crate) mod host_twin;
 mod launch;
 #[cfg(feature = "cuda")]
 mod module;
+mod norm;
 #[cfg(feature = "cuda")]
 mod open;
 #[cfg(feature = "cuda")]
@@ -19,6 +20,9 @@ mod uploads;
 pub(crate) use launch::{Arg, Call, Launch};
 #[cfg(feature = "cuda")]
 pub(crate) use module::{Module, module};
+pub(in crate::kernels) use norm::NormLaunch;
+#[cfg(feature = "cuda")]
+pub(in crate::kernels) use norm::normed;
 #[cfg(feature = "cuda")]
 pub(in crate::kernels) use open::{cards, free_memory, give_back_memory, open};
 #[cfg(feature = "cuda")]

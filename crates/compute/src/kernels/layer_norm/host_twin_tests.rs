@@ -2,9 +2,12 @@
 
 use half::{bf16, f16};
 
-use super::{launches::LayerNormLaunch, reference};
+use super::{launches, reference};
 use crate::kernels::{
-    cuda::host_twin::{Order, Output, Twin, address},
+    cuda::{
+        NormLaunch,
+        host_twin::{Order, Output, Twin, address},
+    },
     test_data::{assert_close, floats, rng},
 };
 
@@ -24,20 +27,20 @@ impl Case {
     fn run<T: Copy + PartialEq + std::fmt::Debug>(&self, kernel: &'static str, margin: T, order: Order) -> Vec<T> {
         let width = self.weight.len();
         let mut out = Output::unwritten(self.rows * self.vectors * width, margin);
-        let launch = LayerNormLaunch {
+        let norm = NormLaunch {
             kernel,
             x: address(&self.x),
             stride: self.stride,
             weight: address(&self.weight),
-            bias: self.bias.as_deref().map_or(0, address),
             out: out.address(),
             rows: self.rows,
             vectors: self.vectors,
             width,
             eps: 1e-5,
         };
+        let bias = self.bias.as_deref().map_or(0, address);
         // SAFETY: the addresses are of buffers of these sizes.
-        unsafe { TWIN.run(&launch.call(), order) };
+        unsafe { TWIN.run(&launches::call(&norm, bias), order) };
         out.written().to_vec()
     }
 }

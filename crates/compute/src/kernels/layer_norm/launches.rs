@@ -1,50 +1,9 @@
 //! How the kernels of layer_norm.cu are launched.
 
-use crate::kernels::{
-    cuda::{Arg, Call, Launch},
-    rms_norm::launches::threads,
-};
+use crate::kernels::cuda::{Arg, Call, NormLaunch};
 
-/// Addresses on the card, and sizes.
-pub(super) struct LayerNormLaunch {
-    /// Which kernel, by the type of `out`.
-    pub(super) kernel: &'static str,
-    /// Float32, `rows` of `vectors * width`, `stride` numbers apart.
-    pub(super) x: u64,
-    pub(super) stride: usize,
-    /// Float32 `[width]`.
-    pub(super) weight: u64,
-    /// Float32 `[width]`, 0 for none.
-    pub(super) bias: u64,
-    /// `[rows, vectors, width]`.
-    pub(super) out: u64,
-    pub(super) rows: usize,
-    pub(super) vectors: usize,
-    pub(super) width: usize,
-    pub(super) eps: f64,
-}
-
-impl LayerNormLaunch {
-    /// A block a vector: at least one, and less than 2^16 a row.
-    pub(super) fn call(&self) -> Call<7> {
-        let threads = threads(self.width);
-        Call {
-            kernel: self.kernel,
-            launch: Launch {
-                grid: [self.rows as u32, self.vectors as u32, 1],
-                block: [threads, 1, 1],
-                // A float a warp for each of two sums.
-                shared_bytes: threads / 32 * 8,
-            },
-            args: [
-                Arg::Ptr(self.x),
-                Arg::U64(self.stride as u64),
-                Arg::Ptr(self.weight),
-                Arg::Ptr(self.bias),
-                Arg::Ptr(self.out),
-                Arg::U32(self.width as u32),
-                Arg::F32(self.eps as f32),
-            ],
-        }
-    }
+/// The norms that are described, with a bias, float32 `[width]`, that is added to each; 0 for none.
+pub(super) fn call(norm: &NormLaunch, bias: u64) -> Call<7> {
+    let [x, stride, weight, out, width, eps] = norm.args();
+    Call { kernel: norm.kernel, launch: norm.launch(2), args: [x, stride, weight, out, width, eps, Arg::Ptr(bias)] }
 }

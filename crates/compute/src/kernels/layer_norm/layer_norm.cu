@@ -6,8 +6,8 @@
 // `out[row][v] = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias`, where `x` is the vector `v` of `width` numbers in a row
 // of many; rows of `x` are `stride` apart. Grid: rows, vectors of a row. `bias` may be null.
 template <class Out>
-DEVICE void layer_norm(const float* x, uint64_t stride, const float* weight, const float* bias, Out* out, uint32_t width,
-                       float eps) {
+DEVICE void layer_norm(const float* x, uint64_t stride, const float* weight, Out* out, uint32_t width, float eps,
+                       const float* bias) {
     float* scratch = reinterpret_cast<float*>(dynamic_shared());
     const uint64_t row = blockIdx.x, vector = blockIdx.y;
     x += row * stride + vector * width;
@@ -30,9 +30,9 @@ DEVICE void layer_norm(const float* x, uint64_t stride, const float* weight, con
 }
 
 #define LAYER_NORM(name, Out)                                                                                          \
-    extern "C" __global__ void name(const float* x, uint64_t stride, const float* weight, const float* bias, Out* out, \
-                                    uint32_t width, float eps) {                                                       \
-        layer_norm(x, stride, weight, bias, out, width, eps);                                                          \
+    extern "C" __global__ void name(const float* x, uint64_t stride, const float* weight, Out* out, uint32_t width,    \
+                                    float eps, const float* bias) {                                                    \
+        layer_norm(x, stride, weight, out, width, eps, bias);                                                          \
     }                                                                                                                  \
     HOST_TWIN(name)
 

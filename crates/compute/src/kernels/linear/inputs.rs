@@ -65,7 +65,7 @@ impl<'a> Inputs<'a> {
     ///
     /// # Errors
     /// `Internal` where the shapes do not fit.
-    pub(super) fn dims(&self) -> Result<(usize, usize)> {
+    pub(in crate::kernels) fn dims(&self) -> Result<(usize, usize)> {
         match (self, self.rows().dims()) {
             (Self::Rows(_) | Self::Activated(..), &[m, width]) => Ok((m, width)),
             (Self::Normed { weight, .. }, &[m, width]) if width > 0 && weight.dims() == [width] => Ok((m, width)),
@@ -101,7 +101,7 @@ impl<'a> Inputs<'a> {
     /// # Errors
     /// `Internal` where the shapes do not fit.
     #[cfg(feature = "cuda")]
-    pub(super) fn on_card(&self, dtype: DType) -> Result<Tensor> {
+    pub(in crate::kernels) fn on_card(&self, dtype: DType) -> Result<Tensor> {
         match *self {
             Self::Rows(x) => super::cuda::rounded(x, dtype),
             Self::Normed { x, weight, eps } => rms_norm::cuda::rms_norm(x, weight, eps, dtype),

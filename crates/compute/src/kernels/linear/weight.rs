@@ -84,6 +84,15 @@ impl PackedWeight {
         self.format
     }
 
+    /// Its plain numbers `[out, in]` in their own type, where it is that on another device than the CPU.
+    #[cfg(feature = "cuda")]
+    pub(in crate::kernels) fn dense(&self) -> Option<&Tensor> {
+        match &self.storage {
+            Storage::Device(DeviceWeight::Dense(weight)) => Some(weight),
+            _ => None,
+        }
+    }
+
     /// Bytes it takes; a Linear of few rows reads them all.
     #[must_use]
     pub fn bytes(&self) -> usize {

@@ -6,7 +6,7 @@ pub(super) mod cuda;
 #[cfg(test)]
 mod host_twin_tests;
 #[cfg(any(test, feature = "cuda"))]
-pub(super) mod launches;
+mod launches;
 mod portable;
 #[cfg(test)]
 mod reference;

@@ -4,35 +4,24 @@
 #include "reduce.cuh"
 
 // `out[row][v] = x / sqrt(mean(x^2) + eps) * weight`, where `x` is the vector `v` of `width` numbers in a row of many; rows of
-// `x` are `stride` apart. Grid: rows, vectors of a row. With `residual`, which lies as `out` does, `x` is added to it first,
-// it is written, and its norm is taken.
+// `x` are `stride` apart. Grid: rows, vectors of a row.
 template <class Out>
-DEVICE void rms_norm(const float* x, uint64_t stride, const float* weight, float* residual, Out* out, uint32_t width,
-                     float eps) {
+DEVICE void rms_norm(const float* x, uint64_t stride, const float* weight, Out* out, uint32_t width, float eps) {
     float* scratch = reinterpret_cast<float*>(dynamic_shared());
     const uint64_t row = blockIdx.x, vector = blockIdx.y;
-    const uint64_t at = (row * gridDim.y + vector) * width;
     x += row * stride + vector * width;
+    out += (row * gridDim.y + vector) * width;
     float squares = 0.0f;
-    for (uint32_t k = threadIdx.x; k < width; k += blockDim.x) {
-        float value = x[k];
-        if (residual) {
-            value = add(value, residual[at + k]);
-            residual[at + k] = value;
-        }
-        squares = fused(value, value, squares);
-    }
+    for (uint32_t k = threadIdx.x; k < width; k += blockDim.x) squares = fused(x[k], x[k], squares);
     const float mean = block_sum(squares, scratch) / float(width);
     const float scale = 1.0f / sqrtf(add(mean, eps));
-    // A thread reads what it has written itself.
-    const float* from = residual ? residual + at : x;
-    for (uint32_t k = threadIdx.x; k < width; k += blockDim.x) round_into(out[at + k], mul(mul(from[k], scale), weight[k]));
+    for (uint32_t k = threadIdx.x; k < width; k += blockDim.x) round_into(out[k], mul(mul(x[k], scale), weight[k]));
 }
 
 #define RMS_NORM(name, Out)                                                                                            \
-    extern "C" __global__ void name(const float* x, uint64_t stride, const float* weight, float* residual, Out* out,   \
-                                    uint32_t width, float eps) {                                                       \
-        rms_norm(x, stride, weight, residual, out, width, eps);                                                        \
+    extern "C" __global__ void name(const float* x, uint64_t stride, const float* weight, Out* out, uint32_t width,    \
+                                    float eps) {                                                                       \
+        rms_norm(x, stride, weight, out, width, eps);                                                                  \
     }                                                                                                                  \
     HOST_TWIN(name)
 

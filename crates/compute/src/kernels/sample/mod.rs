@@ -35,6 +35,13 @@ pub struct Draw {
     pub uniform: f64,
 }
 
+impl Draw {
+    /// From the whole distribution.
+    pub const PLAIN: Self = Self { temperature: 1.0, min_p: 0.0, top_k: 0, top_p: 1.0, uniform: 0.0 };
+    /// The most likely token, of equally likely ones that with the lowest id.
+    pub const MOST_LIKELY: Self = Self { top_k: 1, ..Self::PLAIN };
+}
+
 /// Of float32 `[n, vocabulary]` and `n` draws: for each row its token, `None` for a row that no token can be drawn from, because
 /// it holds a NaN or infinity, or nothing but minus infinity.
 ///
@@ -67,7 +74,7 @@ mod tests {
 
     use super::*;
 
-    const PLAIN: Draw = Draw { temperature: 1.0, min_p: 0.0, top_k: 0, top_p: 1.0, uniform: 0.0 };
+    const PLAIN: Draw = Draw::PLAIN;
 
     /// The token at each tenth of the distribution.
     fn tenths(probabilities: &[f32], draw: Draw) -> Vec<u32> {
