@@ -5,7 +5,6 @@
 //! tests say so and hold nothing.
 
 use std::{
-    env,
     ffi::{CStr, CString, c_char, c_int, c_void},
     fs,
     hash::{DefaultHasher, Hash, Hasher},
@@ -17,8 +16,8 @@ use std::{
 
 use super::launch::Call;
 
-/// Where what is compiled is kept.
-const KEPT: &str = "../../target/host-twins";
+const KERNELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/kernels");
+const KEPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/host-twins");
 /// Products and sums stay apart where the source has them apart, as nvcc's intrinsics have it.
 const FLAGS: &[&str] = &[
     "-std=c++17",
@@ -67,16 +66,6 @@ struct HostLaunch {
     reversed: u32,
     message: *mut c_char,
     message_len: u32,
-}
-
-/// A place in this crate: as cargo says when tests run, so that a test program can be carried elsewhere with the sources.
-fn place(path: &str) -> PathBuf {
-    let root = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
-    PathBuf::from(root).join(path)
-}
-
-fn kernels() -> PathBuf {
-    place("src/kernels")
 }
 
 type Entry = unsafe extern "C" fn(*const HostLaunch, *mut *mut c_void, *const u32, u32) -> c_int;
@@ -153,8 +142,8 @@ impl Twin {
 }
 
 fn load(operation: &str) -> Option<Library> {
-    let source = kernels().join(operation).join(format!("{operation}.cu"));
-    let kept = place(KEPT).join(format!("{operation}-{:016x}.so", fingerprint(&source)));
+    let source = Path::new(KERNELS).join(operation).join(format!("{operation}.cu"));
+    let kept = Path::new(KEPT).join(format!("{operation}-{:016x}.so", fingerprint(&source)));
     if !kept.exists() && !compile(&source, &kept) {
         // Not by the macro, which a test that passes keeps to itself.
         let _ = writeln!(io::stderr(), "{operation}.cu was not run: this machine has no C++ compiler (c++)");
@@ -170,7 +159,7 @@ fn load(operation: &str) -> Option<Library> {
 
 /// Of everything that the twin is made of.
 fn fingerprint(source: &Path) -> u64 {
-    let mut files: Vec<PathBuf> = fs::read_dir(kernels().join("cuda"))
+    let mut files: Vec<PathBuf> = fs::read_dir(Path::new(KERNELS).join("cuda"))
         .expect("the headers")
         .map(|entry| entry.expect("a file").path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "cuh" || extension == "hpp"))
@@ -187,11 +176,11 @@ fn fingerprint(source: &Path) -> u64 {
 
 /// False where there is no compiler; panics where it refuses the source.
 fn compile(source: &Path, kept: &Path) -> bool {
-    fs::create_dir_all(place(KEPT)).expect("a folder beside what cargo builds");
+    fs::create_dir_all(KEPT).expect("a folder beside what cargo builds");
     // Another process may compile the same.
     let own = kept.with_extension(format!("{}.so", std::process::id()));
     let mut compiler = Command::new("c++");
-    compiler.args(FLAGS).arg("-I").arg(kernels().join("cuda")).arg(source).arg("-o").arg(&own);
+    compiler.args(FLAGS).arg("-I").arg(Path::new(KERNELS).join("cuda")).arg(source).arg("-o").arg(&own);
     match compiler.output() {
         Err(error) if error.kind() == ErrorKind::NotFound => return false,
         Err(error) => panic!("c++: {error}"),
