@@ -102,6 +102,8 @@ async fn a_flushed_cache_holds_nothing_but_what_is_in_use() {
 async fn loads_tell_what_runs_and_waits_and_whose_it_is() {
     let (server, gate) = Server::hung(candlewick::config::EngineConfig { max_num_seqs: 2, ..config() }, 4).await;
     let mut admin = admin(&server).await;
+    // Once the server answers, it has set the weights of its own configuration.
+    loads(&mut admin).await;
     server.engine.shares().set([("a".into(), 3)]);
     let mut streams = Vec::new();
     for (tenant, seed) in [(Some("a"), 1), (Some("a"), 2), (Some("a"), 3), (None, 4)] {
