@@ -15,6 +15,7 @@ servers end with it.
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -27,6 +28,7 @@ import urllib.request
 
 RATIO = 3
 START = 120
+SEEDS = itertools.count()
 
 
 def arguments():
@@ -83,6 +85,8 @@ def replay(args, base, rate):
     command = [args.binary, "bench", "serve", "--json", "--base-url", base, "--dataset-path", args.trace]
     command += ["--num-prompts", str(args.num_prompts), "--request-rate", str(rate), "--vocab-size", "256"]
     command += ["--max-input-len", str(args.max_len), "--max-output-len", str(args.max_len), "--num-warmups", "1"]
+    # Other prompts each time: what a cache kept of the last replay would be found.
+    command += ["--seed", str(next(SEEDS))]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
         sys.exit(f"{' '.join(command)}: {run.stderr}")
