@@ -96,12 +96,12 @@ impl<T: Message> Encoder for AtOnce<T> {
 
     fn encode(&mut self, message: T, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
         ENCODED.with_borrow_mut(|encoded| {
-            encoded.clear();
-            message.encode(encoded).map_err(|error| Status::internal(error.to_string()))?;
+            let all = message.encode(encoded).map_err(|error| Status::internal(error.to_string()));
             to.reserve(encoded.len());
             to.put_slice(encoded);
+            encoded.clear();
             encoded.shrink_to(KEPT_BYTES);
-            Ok(())
+            all
         })
     }
 

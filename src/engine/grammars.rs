@@ -119,7 +119,7 @@ impl Grammars {
 }
 
 /// Has the system prefer all other threads to this one: those that multiply share the cores with it, and the streams of
-/// others wait for the slowest of them. A tenth of what others get (niceness 10) doubles the longest of their gaps.
+/// others wait for the slowest of them.
 fn give_way() {
     #[cfg(target_os = "linux")]
     {

@@ -128,3 +128,16 @@ fn come_back(opened: &Opened, after_seq: u64) -> SessionOpen {
 fn prompt_tokens(done: &TurnDone) -> u32 {
     done.usage.unwrap().prompt_tokens
 }
+
+/// Waits until nobody can come back to a session.
+async fn forgotten(server: &Server, opened: &Opened) {
+    let gone = async {
+        loop {
+            match Talk::connect(server, come_back(opened, 0)).await.heard().await {
+                Err(status) if status.code() == Code::NotFound => break,
+                _ => tokio::task::yield_now().await,
+            }
+        }
+    };
+    soon("the session is forgotten", gone).await;
+}

@@ -44,15 +44,7 @@ async fn a_session_ends_with_its_lease_or_when_it_is_closed() {
     other.say(Say::Close(CloseSession {}));
     assert!(other.heard().await.unwrap().is_none(), "a closed session ends well");
     for opened in [opened, closed] {
-        let gone = async {
-            loop {
-                match Talk::connect(&server, come_back(&opened, 0)).await.heard().await {
-                    Err(status) if status.code() == Code::NotFound => break,
-                    _ => tokio::task::yield_now().await,
-                }
-            }
-        };
-        soon("the session is forgotten", gone).await;
+        forgotten(&server, &opened).await;
     }
     server.idle().await;
 }

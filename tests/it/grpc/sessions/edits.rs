@@ -2,6 +2,18 @@
 
 use super::*;
 
+/// What six tokens say.
+async fn six_tokens(talk: &mut Talk) -> String {
+    let (mut said, mut tokens) = (String::new(), 0);
+    while tokens < 6 {
+        if let Told::Delta(delta) = talk.next().await {
+            said += &delta.text;
+            tokens += delta.token_ids.len();
+        }
+    }
+    said
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_running_turn_can_be_edited() {
     let server = server().await;
@@ -32,13 +44,7 @@ async fn a_new_stop_string_in_what_was_held_back_for_an_old_one_ends_the_turn() 
     let stop = vec![format!("{}never", &whole[2..6])];
     let sampling = Some(SamplingParams { max_tokens: Some(100), stop, ..SamplingParams::default() });
     talk.say(Say::User(UserTurn { content: "Hi".into(), sampling, ..UserTurn::default() }));
-    let (mut said, mut tokens) = (String::new(), 0);
-    while tokens < 6 {
-        if let Told::Delta(delta) = talk.next().await {
-            said += &delta.text;
-            tokens += delta.token_ids.len();
-        }
-    }
+    let said = six_tokens(&mut talk).await;
     assert_eq!(said, whole[..2], "the rest is held back");
     let stop = whole[3..5].to_owned();
     talk.say(Say::Edit(EditTurn { stop: Some(StopStrings { stop: vec![stop.clone()] }), ..EditTurn::default() }));
@@ -61,13 +67,7 @@ async fn other_stop_strings_hold_nothing_back_that_is_not_theirs() {
         ..SamplingParams::default()
     });
     talk.say(Say::User(UserTurn { content: "Hi".into(), sampling, ..UserTurn::default() }));
-    let (mut said, mut tokens) = (String::new(), 0);
-    while tokens < 6 {
-        if let Told::Delta(delta) = talk.next().await {
-            said += &delta.text;
-            tokens += delta.token_ids.len();
-        }
-    }
+    let said = six_tokens(&mut talk).await;
     let stop = StopStrings { stop: vec!["\u{1}never".into()] };
     talk.say(Say::Edit(EditTurn { stop: Some(stop), ..EditTurn::default() }));
     talk.say(Say::Grant(Grant { tokens: 1000 }));

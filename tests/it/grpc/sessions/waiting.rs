@@ -72,15 +72,7 @@ async fn a_session_whose_turn_waits_to_be_admitted_is_closed_and_missed_like_any
     let (cut, of_cut) = waiting(&server, SessionOpen { lease, ..SessionOpen::default() }).await;
     drop(cut);
     for opened in [of_closed, of_cut] {
-        let gone = async {
-            loop {
-                match Talk::connect(&server, come_back(&opened, 0)).await.heard().await {
-                    Err(status) if status.code() == Code::NotFound => break,
-                    _ => tokio::task::yield_now().await,
-                }
-            }
-        };
-        soon("the session is forgotten", gone).await;
+        forgotten(&server, &opened).await;
     }
     until("their places are free", || server.engine.num_live() == 1).await;
     gate.open();
