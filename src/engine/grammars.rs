@@ -137,17 +137,75 @@ pub fn vocabulary(tokenizer: &Arc<Tokenizer>, vocab_size: usize) -> Vocabulary {
     Vocabulary::new(vocab_size, spell, Box::new(encode))
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::sync::Barrier;
 
-    use super::give_way;
+    use super::*;
+    use crate::{
+        params::Constraint,
+        text::{GgufVocab, TokenType},
+    };
 
+    fn tokenizer() -> Arc<Tokenizer> {
+        let mut vocab = GgufVocab { model: "llama".into(), ..GgufVocab::default() };
+        let bytes = (0..=255).map(|byte| (format!("<0x{byte:02X}>"), TokenType::Byte));
+        for (token, kind) in [("<unk>".to_owned(), TokenType::Unknown)].into_iter().chain(bytes) {
+            vocab.tokens.push(token);
+            vocab.token_types.push(kind);
+            vocab.scores.push(0.0);
+        }
+        Arc::new(Tokenizer::from_gguf(vocab).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_compilation_that_gets_no_time_is_given_up_and_its_place_comes_back() {
+        let tokenizer = tokenizer();
+        let grammars = Grammars {
+            tokenizer: Some(tokenizer.clone()),
+            vocab_size: 257,
+            compiler: Arc::default(),
+            places: Arc::new(Semaphore::new(1)),
+            entries: Mutex::default(),
+        };
+        // Whoever compiles waits for the first to have made the compiler.
+        let (entered, gate) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+        let first = thread::spawn({
+            let (compiler, entered, gate) = (grammars.compiler.clone(), entered.clone(), gate.clone());
+            move || {
+                let made = compiler.get_or_init(|| {
+                    entered.wait();
+                    gate.wait();
+                    Compiler::new(&vocabulary(&tokenizer, 257))
+                });
+                made.as_ref().map(|_| ()).map_err(Clone::clone)
+            }
+        });
+        entered.wait();
+        let constraint = Constraint::Regex("a+".into());
+        let outputs = StructuredOutputs { constraint, whitespace_pattern: None, disable_any_whitespace: false };
+        let soon = Instant::now() + Duration::from_secs(1);
+        let late = grammars.get(&outputs, Some(soon)).await.err().unwrap();
+        assert_eq!(late.code, Code::DeadlineExceeded);
+        // The place is still taken by the one before, whose asker has gone.
+        assert_eq!(grammars.places.available_permits(), 0);
+        grammars.places.add_permits(1);
+        let error = grammars.get(&outputs, None).await.err().unwrap();
+        assert_eq!(error.code, Code::ResourceExhausted);
+        assert!(error.message.starts_with("structured_outputs.regex was not compiled"), "{}", error.message);
+        gate.wait();
+        first.join().unwrap().unwrap();
+        tokio::time::resume();
+        grammars.get(&outputs, None).await.unwrap();
+    }
+
+    #[cfg(target_os = "linux")]
     fn niceness() -> i32 {
         // SAFETY: the call touches no memory.
         unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_thread_that_gives_way_does_so_alone() {
         let before = niceness();
