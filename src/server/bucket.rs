@@ -41,6 +41,11 @@ impl Bucket {
         (short > 1e-6).then(|| Duration::try_from_secs_f64(short / rate.per_second).unwrap_or(Duration::MAX))
     }
 
+    /// Puts so many in, as far as they fit.
+    pub(crate) fn give(&mut self, number: u64, rate: Rate) {
+        self.level = (self.level + number as f64).min(rate.burst);
+    }
+
     /// Takes so many, whether there are as many or not.
     pub(crate) fn take(&mut self, number: u64) {
         self.level -= number as f64;
