@@ -22,7 +22,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
-use tonic::{Streaming, codegen::BoxStream};
+use tonic::{Status, Streaming, codegen::BoxStream};
 
 use self::{
     actor::{Actor, Command},
@@ -92,17 +92,20 @@ impl Sessions {
     ) -> BoxStream<SessionResponse> {
         let (opened, opens) = oneshot::channel();
         let listening = tokio::spawn(listen(self.clone(), (models.clone(), caller), inbound, opened));
-        let unheard = || Error::new(Code::Cancelled, "the client went away");
-        let opens = async move {
-            let attachment: Result<Attachment<Kept>> = opens.await.unwrap_or_else(|_| Err(unheard()));
-            attachment.map(Attachment::events)
-        };
-        let events = stream::once(opens).try_flatten();
+        // Where none is opened, what the listener ends with says why.
+        let opens = async move { opens.await.ok().map(|attachment| attachment.map(Attachment::events)) };
+        let events = stream::once(opens).filter_map(ready).try_flatten();
         let response = |(seq, kept): (u64, Kept)| SessionResponse { seq, ..kept.into() };
         let events = events.map(move |event| event.map(response).map_err(status));
         // An answer that ends before its request does resets the stream, and a proxy that hears of the reset first throws
         // away what it still holds of the answer.
-        let said_all = stream::once(timeout(LAST_WORD, listening)).filter_map(|_| ready(None));
+        let said_all = stream::once(timeout(LAST_WORD, listening)).filter_map(|ended| {
+            ready(match ended {
+                Ok(Ok(Err(unread))) => Some(Err(unread)),
+                Ok(Err(panic)) => Some(Err(status(Error::internal(format!("nobody hears a session: {panic}"))))),
+                Ok(Ok(Ok(()))) | Err(_) => None,
+            })
+        });
         Box::pin(events.chain(said_all))
     }
 
@@ -152,58 +155,71 @@ async fn said_all(mut inbound: Streaming<SessionRequest>) {
 }
 
 /// Hands what a client says to its session, as long as it says something and the session lasts.
+///
+/// # Errors
+/// The status of a message that cannot be read. The session stays, and its client can come back.
 async fn listen(
     sessions: Sessions,
     models_and_caller: (Models, Caller),
     inbound: Streaming<SessionRequest>,
     opened: oneshot::Sender<Result<Attachment<Kept>>>,
-) {
+) -> Result<(), Status> {
     // Boxed, so that what it takes to open a session is gone while the session is idle.
-    let greeted = Box::pin(greet(sessions, models_and_caller, inbound, opened)).await;
-    let Some((handle, number, mut inbound)) = greeted else { return };
+    let greeted = Box::pin(greet(sessions, models_and_caller, inbound, opened)).await?;
+    let Some((handle, number, mut inbound)) = greeted else { return Ok(()) };
     loop {
         let request = tokio::select! {
             request = inbound.message() => request,
             // The session is over. A client that goes on holding the line would hold up the server's end as well.
-            () = handle.commands.closed() => return said_all(inbound).await,
+            () = handle.commands.closed() => return Ok(said_all(inbound).await),
         };
-        let Ok(Some(request)) = request else { break };
+        let request = match request {
+            Ok(Some(request)) => request,
+            Ok(None) => break,
+            Err(unread) => {
+                handle.ring.let_go(number);
+                return Err(unread);
+            }
+        };
         let SessionRequest { event: Some(event), id } = request else { continue };
         if handle.commands.send(Command::Asked(id, Box::new(event))).await.is_err() {
-            return said_all(inbound).await;
+            return Ok(said_all(inbound).await);
         }
     }
-    // Either the client has said all it wants to, or it is gone, and its reader with it.
+    // The client has said all it wants to.
     let _over = handle.commands.send(Command::NothingMore(number)).await;
+    Ok(())
 }
 
 /// Opens the session that the client's first event asks for, or comes back to it; none where that fails. With it come the
 /// number of its reader and what else the client says.
+///
+/// # Errors
+/// The status of an event that cannot be read.
 async fn greet(
     sessions: Sessions,
     (models, caller): (Models, Caller),
     mut inbound: Streaming<SessionRequest>,
     opened: oneshot::Sender<Result<Attachment<Kept>>>,
-) -> Option<(Handle, u64, Streaming<SessionRequest>)> {
+) -> Result<Option<(Handle, u64, Streaming<SessionRequest>)>, Status> {
     let first = tokio::select! {
         first = timeout(FIRST_WORD, inbound.message()) => first,
         () = models.closing().leaving() => {
             let _gone = opened.send(Err(models.closing().error("a session was opened")));
-            return None;
+            return Ok(None);
         }
     };
     let open = match first {
         Ok(Ok(Some(SessionRequest { event: Some(Asked::Open(open)), .. }))) => Ok(open),
         Ok(Ok(_)) => Err(Error::invalid("open", "must be the first event of a session")),
-        // The client is gone.
-        Ok(Err(_)) => return None,
+        Ok(Err(unread)) => return Err(unread),
         Err(_) => Err(Error::new(Code::DeadlineExceeded, "no event came: a session begins with open")),
     };
     let session = match open {
         Ok(open) => sessions.open(&models, &caller, open).await,
         Err(error) => Err(error),
     };
-    match session {
+    Ok(match session {
         Ok((handle, attachment)) => {
             let number = attachment.number();
             opened.send(Ok(attachment)).is_ok().then_some((handle, number, inbound))
@@ -212,5 +228,5 @@ async fn greet(
             let _gone = opened.send(Err(error));
             None
         }
-    }
+    })
 }

@@ -40,6 +40,21 @@ async fn what_a_client_gets_wrong_is_named_and_the_session_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_cannot_be_read_ends_the_connection_with_its_status_and_not_the_session() {
+    let server = server().await;
+    let huge = "x".repeat(5 << 20);
+    let unread = SessionOpen { session_id: Some(huge.clone()), ..SessionOpen::default() };
+    let refused = Talk::connect(&server, unread).await.heard().await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+    let (mut talk, opened) = Talk::open(&server, SessionOpen::default()).await;
+    talk.user(&huge, 3);
+    let refused = talk.heard().await.unwrap_err();
+    assert!(refused.code() == Code::OutOfRange && refused.message().contains("too large"), "{refused}");
+    let mut back = Talk::connect(&server, come_back(&opened, talk.seq)).await;
+    assert_eq!(back.turn("Hi", 3).await.0, continued("<user>Hi<assistant>", 3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_says_which_event_it_answers() {
     let server = server().await;
     let (mut talk, _) = Talk::open(&server, SessionOpen::default()).await;
