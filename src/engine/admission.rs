@@ -165,10 +165,12 @@ impl Admitted {
             return Err(Error::invalid("min_tokens", why));
         }
         let grammar = match &params.structured_outputs {
-            Some(outputs) => Some(grammars.get(outputs, deadline).await.map_err(|error| match asked_for_form {
-                true => error,
-                false => of_tool_choice(error),
-            })?),
+            Some(outputs) => {
+                Some(grammars.get(tenant.as_ref(), outputs, deadline).await.map_err(|error| match asked_for_form {
+                    true => error,
+                    false => of_tool_choice(error),
+                })?)
+            }
             None => None,
         };
         let params = Arc::new(params);
@@ -275,6 +277,7 @@ impl Admitted {
             prompt: self.prompt,
             rendered: self.rendered,
             params: self.params,
+            was_edited: false,
             life: life.clone(),
             coalesces: self.stream.slow_reader == SlowReader::Coalesce,
             failed: None,

@@ -1,5 +1,5 @@
-//! Compiling what requests ask their output to match: away from the engine thread and from the tasks, once for all that
-//! ask for the same.
+//! Compiling what requests ask their output to match: away from the engine thread and from the tasks, once for all of a
+//! tenant's that ask for the same.
 
 use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
@@ -29,8 +29,10 @@ const CACHED: usize = 64;
 /// its thread any time at all.
 const COMPILE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Whose a constraint is, and what it says: what one tenant has had compiled, another cannot tell by the time that it takes.
+type Key = (Option<Arc<str>>, StructuredOutputs);
 /// A constraint and, once somebody has compiled it, its grammar.
-type Entry = (StructuredOutputs, Arc<OnceCell<Arc<Grammar>>>);
+type Entry = (Key, Arc<OnceCell<Arc<Grammar>>>);
 
 /// The grammars of one model.
 pub(super) struct Grammars {
@@ -54,12 +56,17 @@ impl Grammars {
         }
     }
 
-    /// The grammar of a constraint, compiled or remembered. Dropping the future leaves the line.
+    /// The grammar of a tenant's constraint, compiled or remembered. Dropping the future leaves the line.
     ///
     /// # Errors
     /// `InvalidArgument` where the constraint cannot be followed or is too complex, `DeadlineExceeded`, `ResourceExhausted`
     /// where the machine has no time for it.
-    pub(super) async fn get(&self, outputs: &StructuredOutputs, deadline: Option<Instant>) -> Result<Arc<Grammar>> {
+    pub(super) async fn get(
+        &self,
+        tenant: Option<&Arc<str>>,
+        outputs: &StructuredOutputs,
+        deadline: Option<Instant>,
+    ) -> Result<Arc<Grammar>> {
         let Some(tokenizer) = &self.tokenizer else {
             return Err(Error::invalid(
                 "structured_outputs",
@@ -67,7 +74,7 @@ impl Grammars {
             ));
         };
         let compiled = async {
-            let cell = self.cell(outputs);
+            let cell = self.cell((tenant.cloned(), outputs.clone()));
             cell.get_or_try_init(|| self.compile(tokenizer, outputs)).await.cloned()
         };
         let Some(deadline) = deadline else { return compiled.await };
@@ -77,11 +84,11 @@ impl Grammars {
     }
 
     /// Where the grammar of a constraint is kept, or will be.
-    fn cell(&self, outputs: &StructuredOutputs) -> Arc<OnceCell<Arc<Grammar>>> {
+    fn cell(&self, key: Key) -> Arc<OnceCell<Arc<Grammar>>> {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = match entries.iter().position(|(known, _)| known == outputs) {
+        let entry = match entries.iter().position(|(known, _)| *known == key) {
             Some(at) => entries.remove(at),
-            None => (outputs.clone(), Arc::default()),
+            None => (key, Arc::default()),
         };
         if entries.len() >= CACHED {
             entries.remove(0);
@@ -185,18 +192,21 @@ mod tests {
         let constraint = Constraint::Regex("a+".into());
         let outputs = StructuredOutputs { constraint, whitespace_pattern: None, disable_any_whitespace: false };
         let soon = Instant::now() + Duration::from_secs(1);
-        let late = grammars.get(&outputs, Some(soon)).await.err().unwrap();
+        let late = grammars.get(None, &outputs, Some(soon)).await.err().unwrap();
         assert_eq!(late.code, Code::DeadlineExceeded);
         // The place is still taken by the one before, whose asker has gone.
         assert_eq!(grammars.places.available_permits(), 0);
         grammars.places.add_permits(1);
-        let error = grammars.get(&outputs, None).await.err().unwrap();
+        let error = grammars.get(None, &outputs, None).await.err().unwrap();
         assert_eq!(error.code, Code::ResourceExhausted);
         assert!(error.message.starts_with("structured_outputs.regex was not compiled"), "{}", error.message);
         gate.wait();
         first.join().unwrap().unwrap();
         tokio::time::resume();
-        grammars.get(&outputs, None).await.unwrap();
+        let own = grammars.get(None, &outputs, None).await.unwrap();
+        let again = grammars.get(None, &outputs, None).await.unwrap();
+        let anothers = grammars.get(Some(&Arc::from("another")), &outputs, None).await.unwrap();
+        assert!(Arc::ptr_eq(&own, &again) && !Arc::ptr_eq(&own, &anothers), "tenants share no grammars");
     }
 
     #[cfg(target_os = "linux")]

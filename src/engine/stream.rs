@@ -99,6 +99,8 @@ pub struct Receipt {
     pub prompt_hash: [u8; 32],
     /// The same of the ids generated.
     pub output_hash: [u8; 32],
+    /// The parameters changed under way: those that it began with do not give this answer.
+    pub was_edited: bool,
 }
 
 /// How far a stream has come that has not said anything.
@@ -131,6 +133,23 @@ pub struct StreamEdit {
     pub engine: Edit,
     /// New stop strings.
     pub stop: Option<Vec<String>>,
+}
+
+impl StreamEdit {
+    /// The parameters as they are then.
+    ///
+    /// # Errors
+    /// `InvalidArgument` that names the field.
+    pub(crate) fn of(&self, params: &SamplingParams) -> Result<SamplingParams> {
+        let edited = SamplingParams {
+            max_tokens: self.engine.max_tokens.or(params.max_tokens),
+            temperature: self.engine.temperature.unwrap_or(params.temperature),
+            stop: self.stop.clone().unwrap_or_else(|| params.stop.clone()),
+            ..params.clone()
+        };
+        edited.validate()?;
+        Ok(edited)
+    }
 }
 
 /// How a sequence ended.
@@ -270,6 +289,8 @@ pub struct Generation {
     pub(super) prompt: Arc<[TokenId]>,
     pub(super) rendered: Option<String>,
     pub(super) params: Arc<SamplingParams>,
+    /// They are not those that it began with.
+    pub(super) was_edited: bool,
     pub(super) life: Arc<Life>,
     /// Whether what waits comes in one piece.
     pub(super) coalesces: bool,
@@ -400,14 +421,8 @@ impl Generation {
     /// # Errors
     /// `InvalidArgument` that names the field; `ResourceExhausted` where the engine has too much to do.
     pub fn edit(&mut self, edit: StreamEdit) -> Result<()> {
-        let params = SamplingParams {
-            max_tokens: edit.engine.max_tokens.or(self.params.max_tokens),
-            temperature: edit.engine.temperature.unwrap_or(self.params.temperature),
-            stop: edit.stop.clone().unwrap_or_else(|| self.params.stop.clone()),
-            ..SamplingParams::clone(&self.params)
-        };
-        params.validate()?;
-        let params = Arc::new(params);
+        let params = Arc::new(edit.of(&self.params)?);
+        self.was_edited |= params != self.params;
         for output in &mut self.outputs {
             let id = output.control.place().1;
             self.life.command(Command::Edit { id, edit: edit.engine.clone() })?;
@@ -423,7 +438,8 @@ impl Generation {
         let ids = self.prompt.iter().fold(Sha256::new(), |hash, id| hash.chain_update(id.0.to_le_bytes()));
         let seed = self.params.seed.unwrap_or_default().wrapping_add(k as u64);
         let output = self.outputs.get(k).map(|output| output.hash.clone()).unwrap_or_default();
-        Receipt { seed, prompt_hash: ids.finalize().into(), output_hash: output.finalize().into() }
+        let (prompt_hash, output_hash) = (ids.finalize().into(), output.finalize().into());
+        Receipt { seed, prompt_hash, output_hash, was_edited: self.was_edited }
     }
 
     /// Adds what else is ready of the same sequence to a delta.

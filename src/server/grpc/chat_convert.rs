@@ -34,7 +34,7 @@ pub(super) fn prompt(messages: Vec<wire::Message>, options: Option<wire::ChatOpt
     }
     Ok(ChatPrompt {
         tools: tools?.into(),
-        tool_choice: choice(options.tool_choice),
+        tool_choice: choice(options.tool_choice)?,
         documents: documents?.into(),
         chat_template_kwargs: kwargs
             .map(|text| object("chat.chat_template_kwargs_json", text))
@@ -80,17 +80,18 @@ fn tool(k: usize, tool: wire::Tool) -> Result<Tool> {
     Ok(Tool { name: tool.name, description: tool.description, parameters })
 }
 
-fn choice(choice: Option<wire::ToolChoice>) -> ToolChoice {
+fn choice(choice: Option<wire::ToolChoice>) -> Result<ToolChoice> {
     use wire::{ToolChoiceMode as Mode, tool_choice::Choice};
-    match choice.and_then(|choice| choice.choice) {
+    Ok(match choice.and_then(|choice| choice.choice) {
         Some(Choice::Name(name)) => ToolChoice::Named(name),
         Some(Choice::Mode(mode)) => match Mode::try_from(mode) {
             Ok(Mode::None) => ToolChoice::None,
             Ok(Mode::Required) => ToolChoice::Required,
-            Ok(Mode::Auto | Mode::Unspecified) | Err(_) => ToolChoice::Auto,
+            Ok(Mode::Auto | Mode::Unspecified) => ToolChoice::Auto,
+            Err(_) => return Err(Error::invalid("chat.tool_choice", format!("has mode {mode}, which is none"))),
         },
         None => ToolChoice::Auto,
-    }
+    })
 }
 
 fn object(field: &str, text: &str) -> Result<Map<String, Value>> {

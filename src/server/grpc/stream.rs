@@ -219,7 +219,7 @@ fn receipt(backend: &Backend, effective: Option<&wire::SamplingParams>, proof: R
         weights_hash: engine.info().weights_hash.clone(),
         template_hash: engine.template_hash().to_owned(),
         seed: proof.seed,
-        parameters: effective.cloned(),
+        parameters: effective.filter(|_| !proof.was_edited).cloned(),
         prompt_hash: hex(proof.prompt_hash),
         output_hash: hex(proof.output_hash),
         version: env!("CARGO_PKG_VERSION").to_owned(),

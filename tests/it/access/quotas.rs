@@ -222,6 +222,39 @@ async fn session(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_turn_that_is_refused_because_one_is_under_way_costs_nothing() {
+    let gate = Arc::new(Gate::default());
+    let limits = TenantLimits { requests_per_minute: Some(2), ..FREE };
+    let server = limited(vec![tenant("a", limits)], Some((3, Mishap::Hang(gate.clone())))).await;
+    let (say, mut hear) = session(&server, "a").await;
+    let sampling = options(20).sampling;
+    let turn = || Say::User(UserTurn { content: "Hi".into(), sampling: sampling.clone(), ..UserTurn::default() });
+    for _ in 0..5 {
+        say.unbounded_send(SessionRequest { event: Some(turn()), id: None }).unwrap();
+    }
+    let (mut refused, mut done) = (0, 0);
+    while done < 2 {
+        match soon("an event", hear.message()).await.unwrap().unwrap().event.unwrap() {
+            Told::Error(error) => {
+                assert_eq!(error.code, Code::FailedPrecondition as i32, "{error:?}");
+                refused += 1;
+                if refused == 4 {
+                    gate.open();
+                }
+            }
+            Told::TurnDone(_) => {
+                done += 1;
+                if done == 1 {
+                    say.unbounded_send(SessionRequest { event: Some(turn()), id: None }).unwrap();
+                }
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(refused, 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_and_their_turns_are_counted() {
     let limits = TenantLimits { max_sessions: Some(1), requests_per_minute: Some(1), ..FREE };
     let server = limited(vec![tenant("a", limits), tenant("b", FREE)], None).await;

@@ -161,8 +161,10 @@ async fn a_choice_against_tools_leaves_calls_as_text_and_others_must_be_possible
 
     let unknown = with_tools(Some(Choice::Name("nobody".into())));
     let twice = ChatOptions { tools: vec![tool("f"), tool("f")], ..ChatOptions::default() };
+    let nonsense = with_tools(Some(Choice::Mode(77)));
     let budget = ChatOptions { continue_final_message: Some(true), ..ChatOptions::default() };
-    for (options_of_chat, field) in [(unknown, "chat.tool_choice"), (twice, "chat.tools[1].name")] {
+    let wrong = [(unknown, "chat.tool_choice"), (nonsense, "chat.tool_choice"), (twice, "chat.tools[1].name")];
+    for (options_of_chat, field) in wrong {
         let refused = chat.complete(ask(options_of_chat, options(5))).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
         assert_eq!(refused.get_details_bad_request().unwrap().field_violations[0].field, field);

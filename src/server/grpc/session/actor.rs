@@ -274,9 +274,7 @@ impl Actor {
     }
 
     fn tool_result(&mut self, asked: (Answered, &'static FieldPaths), result: wire::ToolResult) -> Result<()> {
-        if !self.phase.is_idle() {
-            return Err(Error::new(Code::FailedPrecondition, "a turn is under way: wait for its end, or cancel it"));
-        }
+        self.check_idle()?;
         let open = self.session.open_calls();
         if !open.contains(&result.tool_call_id.as_str()) {
             let why = "is of no call of the last answer that still waits for one";
@@ -291,13 +289,23 @@ impl Actor {
         if !is_last {
             return self.session.add(message);
         }
-        let (sampling, messages) = (result.sampling, vec![message]);
-        let request_id = request_id("tool_result", None)?;
-        self.begin(asked, Ask { messages, sampling, priority: None, request_id, timeout: None })
+        let (sampling, priority) = (result.sampling, result.priority);
+        let timeout = result.timeout_ms.map(Duration::from_millis);
+        let request_id = request_id("tool_result.request_id", result.request_id)?;
+        self.begin(asked, Ask { messages: vec![message], sampling, priority, request_id, timeout })
+    }
+
+    fn check_idle(&self) -> Result<()> {
+        match self.phase {
+            Phase::Idle => Ok(()),
+            _ => Err(Error::new(Code::FailedPrecondition, "a turn is under way: wait for its end, or cancel it")),
+        }
     }
 
     /// Has the engine admit a turn.
     fn begin(&mut self, asked: (Answered, &'static FieldPaths), ask: Ask) -> Result<()> {
+        // Before it costs anything of a quota.
+        self.check_idle()?;
         let mut request = open::request(&self.backend, &self.defaults, ask.sampling)?;
         request.request_id = ask.request_id;
         request.priority = ask.priority.unwrap_or(request.priority);
@@ -450,10 +458,7 @@ impl Actor {
     fn edit(&mut self, asked: Answered, edit: wire::EditTurn) -> Result<()> {
         match &mut self.phase {
             Phase::Idle => Err(no_turn()),
-            Phase::Asking(asking) => {
-                asking.edit(asked, edit);
-                Ok(())
-            }
+            Phase::Asking(asking) => asking.edit(asked, edit),
             Phase::Running(running) => running.telling.generation().ok_or_else(no_turn)?.edit(stream_edit(edit)),
         }
     }

@@ -14,6 +14,7 @@ use super::actor::Answered;
 use crate::{
     engine::{Beginning, Generation, Session, StreamEdit, Turn, scheduler::Edit},
     error::{Code, Error, Result},
+    params::SamplingParams,
     proto::candlewick::v1 as wire,
     server::access::{Admission, Owner},
 };
@@ -27,6 +28,8 @@ pub(super) struct Asking {
     pub(super) teller: Teller,
     /// Changes that are made as soon as there is something to change, and the event that asked for the last of them.
     edit: Option<(Answered, wire::EditTurn)>,
+    /// The turn's, with those changes.
+    params: SamplingParams,
     /// Tokens that were allowed meanwhile.
     granted: u64,
     tenant: Owner,
@@ -48,6 +51,7 @@ impl Asking {
     ) -> Result<Self> {
         let teller = Teller { is_chat: true, ..Teller::new(&turn.request, heartbeat) };
         let (tenant, deadline, backend) = (turn.request.tenant.clone(), turn.request.deadline, backend.clone());
+        let params = turn.request.params.clone();
         let asking = session.ask(turn)?;
         let admission = Box::pin(async move {
             let Some(deadline) = deadline else { return Ok(asking.await) };
@@ -57,7 +61,7 @@ impl Asking {
             })
         });
         let heart = teller.heart();
-        Ok(Self { asked, paths, quota, teller, edit: None, granted: 0, tenant, heart, admission })
+        Ok(Self { asked, paths, quota, teller, edit: None, params, granted: 0, tenant, heart, admission })
     }
 
     /// Waits for what comes of it; none where it is time to say that it waits. May be dropped and called again.
@@ -86,7 +90,11 @@ impl Asking {
     }
 
     /// Changes the turn once it is there; what a later change does not name stays.
-    pub(super) fn edit(&mut self, asked: Answered, edit: wire::EditTurn) {
+    ///
+    /// # Errors
+    /// `InvalidArgument` that names the field; what was changed before stays.
+    pub(super) fn edit(&mut self, asked: Answered, edit: wire::EditTurn) -> Result<()> {
+        self.params = stream_edit(edit.clone()).of(&self.params)?;
         let before = self.edit.take().map(|(_, before)| before).unwrap_or_default();
         let edit = wire::EditTurn {
             max_tokens: edit.max_tokens.or(before.max_tokens),
@@ -95,6 +103,7 @@ impl Asking {
             priority: edit.priority.or(before.priority),
         };
         self.edit = Some((asked, edit));
+        Ok(())
     }
 
     /// Allows so many tokens more.

@@ -31,6 +31,11 @@ async fn a_running_turn_can_be_edited() {
     let (rest, done) = talk.turn_done().await;
     assert_eq!(said + &rest, whole[..9]);
     assert_eq!(done.finish.unwrap().reason(), FinishReason::Length);
+    let receipt = done.receipt.unwrap();
+    assert!(
+        receipt.parameters.is_none() && !receipt.output_hash.is_empty(),
+        "no one set gives this answer: {receipt:?}"
+    );
     talk.say(Say::Edit(EditTurn { temperature: Some(0.5), ..EditTurn::default() }));
     assert_eq!(talk.error().await.code, Code::FailedPrecondition as i32);
 }

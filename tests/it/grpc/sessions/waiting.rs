@@ -84,11 +84,21 @@ async fn what_is_said_to_a_turn_that_waits_to_be_admitted_is_done_once_it_is() {
     let (mut talk, _) = waiting(&server, SessionOpen { credits: Some(3), ..SessionOpen::default() }).await;
     talk.say(Say::Edit(EditTurn { max_tokens: Some(7), ..EditTurn::default() }));
     talk.say(Say::Edit(EditTurn { max_tokens: Some(9), ..EditTurn::default() }));
+    talk.say(Say::Edit(EditTurn { temperature: Some(-1.0), max_tokens: Some(2), ..EditTurn::default() }));
     talk.say(Say::Edit(EditTurn { priority: Some(-5), ..EditTurn::default() }));
     talk.say(Say::Grant(Grant { tokens: 1000 }));
-    // All four have arrived.
+    // All five have arrived.
     talk.say(Say::Rewind(Rewind { turn_index: 0 }));
-    while matches!(talk.next().await, Told::Progress(_)) {}
+    for field in [Some("edit.temperature"), None] {
+        let error = loop {
+            match talk.next().await {
+                Told::Progress(_) => {}
+                Told::Error(error) => break error,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(error.fields.first().map(|error| error.field.as_str()), field, "a wrong one changes nothing");
+    }
     // Fast from now on.
     server.engine.rates().record_step(Duration::from_nanos(1), 1 << 40, 0);
     gate.open();
