@@ -28,7 +28,7 @@ use tokio::{sync::watch, time::Instant};
 use self::tenant::Tenant;
 pub(crate) use self::{
     caller::{Admission, Caller, Owner, SessionPlace},
-    operator::{check_operator, check_program},
+    operator::{check_operator, check_program, check_reader},
 };
 use super::{host::Host, refusal};
 use crate::{

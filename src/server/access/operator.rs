@@ -33,6 +33,14 @@ pub(crate) fn check_program(headers: &HeaderMap) -> Result<()> {
 /// `PermissionDenied`.
 pub(crate) fn check_operator(headers: &HeaderMap, extensions: &Extensions) -> Result<()> {
     check_program(headers)?;
+    check_reader(headers, extensions)
+}
+
+/// The same for what is only told, which a page may show: paths of files, and why something failed.
+///
+/// # Errors
+/// `PermissionDenied`.
+pub(crate) fn check_reader(headers: &HeaderMap, extensions: &Extensions) -> Result<()> {
     if let Some(caller) = extensions.get::<Caller>().filter(|caller| caller.has_key()) {
         return caller.check_admin();
     }

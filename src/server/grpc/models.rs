@@ -9,13 +9,17 @@ use tokio::{
 };
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
-use super::{Models, admin::check_operator, status::status};
+use super::{
+    Models,
+    admin::{check_operator, reader},
+    status::status,
+};
 use crate::{
     config::Quantization,
     engine::{ModelImpl, load::LoadProgress},
     error::{Code, Error, Result},
     proto::candlewick::v1::{self as wire, load_progress::Stage, load_response, models_server::Models as Service},
-    server::models::{About, Listed, LoadAsked, LoadStatus, ModelState},
+    server::models::{About, Listed, LoadAsked, LoadStatus, ModelState, Reader},
 };
 
 /// Calls of Watch at once.
@@ -86,8 +90,8 @@ fn progress_to_wire(progress: LoadProgress) -> wire::LoadProgress {
 }
 
 /// The model of that name: the one that answers, where another of that name leaves or comes.
-fn named(models: &Models, name: &str) -> Option<wire::Model> {
-    let mut own: Vec<_> = models.list().into_iter().filter(|listed| listed.name == name).collect();
+fn named(models: &Models, name: &str, reader: Reader) -> Option<wire::Model> {
+    let mut own: Vec<_> = models.list_for(reader).into_iter().filter(|listed| listed.name == name).collect();
     own.sort_by_key(|listed| !listed.state.answers());
     own.into_iter().next().map(model)
 }
@@ -112,14 +116,16 @@ fn asked(request: wire::LoadRequest) -> Result<LoadAsked> {
 
 #[tonic::async_trait]
 impl Service for ModelsService {
-    async fn list(&self, _request: Request<wire::ListRequest>) -> Result<Response<wire::ListResponse>, Status> {
-        Ok(Response::new(wire::ListResponse { models: self.models.list().into_iter().map(model).collect() }))
+    async fn list(&self, request: Request<wire::ListRequest>) -> Result<Response<wire::ListResponse>, Status> {
+        let reader = reader(request.metadata(), request.extensions());
+        Ok(Response::new(wire::ListResponse { models: self.models.list_for(reader).into_iter().map(model).collect() }))
     }
 
     async fn get(&self, request: Request<wire::GetRequest>) -> Result<Response<wire::GetResponse>, Status> {
         let name = &request.get_ref().name;
         let unknown = || status(self.models.refused(self.models.unknown(name)));
-        let model = named(&self.models, name).ok_or_else(unknown)?;
+        let reader = reader(request.metadata(), request.extensions());
+        let model = named(&self.models, name, reader).ok_or_else(unknown)?;
         Ok(Response::new(wire::GetResponse { model: Some(model) }))
     }
 
@@ -155,13 +161,14 @@ impl Service for ModelsService {
 
     type WatchStream = BoxStream<wire::WatchResponse>;
 
-    async fn watch(&self, _request: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let reader = reader(request.metadata(), request.extensions());
         let place = self.watches.clone().try_acquire_owned();
         let place = place.map_err(|_| {
             let why = format!("{WATCHES} watch the models already");
             status(self.models.refused(Error::new(Code::ResourceExhausted, why)))
         })?;
-        let lists = lists(self.models.clone(), place).take_until(self.models.closing().leaving());
+        let lists = lists((self.models.clone(), reader), place).take_until(self.models.closing().leaving());
         Ok(Response::new(Box::pin(lists)))
     }
 }
@@ -185,7 +192,7 @@ fn load_events(
                         Some(load_response::Event::Progress(progress_to_wire(progress)))
                     }
                     LoadStatus::Over(Ok(())) => {
-                        let event = named(&models, &name).map(load_response::Event::Model);
+                        let event = named(&models, &name, Reader::Operator).map(load_response::Event::Model);
                         return Some((Ok(wire::LoadResponse { event }), None));
                     }
                     LoadStatus::Over(Err(error)) => return Some((Err(status(error)), None)),
@@ -205,16 +212,16 @@ fn load_events(
 
 /// The list now and at every change, at a pace. Made when it is read, so that a slow reader has nothing waiting.
 fn lists(
-    models: Models,
+    (models, reader): (Models, Reader),
     place: OwnedSemaphorePermit,
 ) -> impl futures::Stream<Item = Result<wire::WatchResponse, Status>> + Send + 'static {
     let mut changes = models.changes();
     changes.mark_changed();
-    stream::unfold((models, changes, Instant::now(), place), |(models, mut changes, next, place)| async move {
+    stream::unfold((models, changes, Instant::now(), place), move |(models, mut changes, next, place)| async move {
         changes.changed().await.ok()?;
         sleep_until(next).await;
         changes.mark_unchanged();
-        let message = wire::WatchResponse { models: models.list().into_iter().map(model).collect() };
+        let message = wire::WatchResponse { models: models.list_for(reader).into_iter().map(model).collect() };
         Some((Ok(message), (models, changes, Instant::now() + PAUSE, place)))
     })
 }

@@ -25,11 +25,11 @@ use tokio::{
 };
 use tokio_stream::wrappers::WatchStream;
 
-use self::table::{Entry, Place, Table};
+use self::table::{Entry, Place, Table, not_loaded};
 pub(crate) use self::{
     coming::{LoadAsked, LoadStatus},
     going::Unloading,
-    table::{About, Listed, ModelState},
+    table::{About, Listed, ModelState, Reader},
 };
 use super::{
     access::{Access, Admission, Caller},
@@ -162,8 +162,8 @@ impl Models {
     /// first. What goes wrong is counted as a refusal.
     ///
     /// # Errors
-    /// `NotFound` where the server knows none of that name, `FailedPrecondition` where it is not loaded, `Unavailable` with a
-    /// hint when to come back while it is being loaded; why an idle one could not be loaded again.
+    /// `NotFound` where the server knows none of that name, `FailedPrecondition` where it is not loaded or could not be, `Unavailable` with a
+    /// hint when to come back while it is being loaded.
     pub(crate) async fn backend(&self, model: Option<&str>) -> Result<Backend> {
         self.find(model).await.map_err(|error| self.refused(error))
     }
@@ -185,8 +185,8 @@ impl Models {
                 // The end of the server does not wait for a load.
                 () = closing.clone().leaving() => return Err(closing.error("the model was loaded")),
             };
-            if is_own {
-                outcome?;
+            if is_own && outcome.is_err() {
+                return Err(not_loaded(model.unwrap_or("of requests that name none")));
             }
         }
     }
@@ -248,9 +248,19 @@ impl Models {
         &self.shared.bodies
     }
 
-    /// All models that are known, each followed by its adapters.
+    /// All models that are known, each followed by its adapters; not why one could not be loaded.
     pub(crate) fn list(&self) -> Vec<Listed> {
-        self.shared.table().list()
+        let mut list = self.shared.table().list();
+        list.iter_mut().for_each(|listed| listed.failure = None);
+        list
+    }
+
+    /// The same for a caller, with the reasons for whoever runs the server.
+    pub(crate) fn list_for(&self, caller: Reader) -> Vec<Listed> {
+        match caller {
+            Reader::Operator => self.shared.table().list(),
+            Reader::Anybody => self.list(),
+        }
     }
 
     /// Those that take requests.

@@ -119,6 +119,14 @@ impl ModelState {
     }
 }
 
+/// Who is told of the models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reader {
+    /// Whoever runs the server: why one could not be loaded too.
+    Operator,
+    Anybody,
+}
+
 /// A line of the list: a model, or an adapter.
 pub(crate) struct Listed {
     pub(crate) name: String,
@@ -127,6 +135,7 @@ pub(crate) struct Listed {
     pub(crate) about: Option<Arc<About>>,
     /// While it is being loaded, once that has begun.
     pub(crate) progress: Option<LoadProgress>,
+    /// For whoever runs the server.
     pub(crate) failure: Option<String>,
     pub(crate) is_default: bool,
     /// Of an adapter: its model's name, and its directory.
@@ -298,9 +307,7 @@ impl Table {
             return Err(loading.unavailable());
         }
         Err(match found.and_then(|at| self.entries.get(at)).map(|entry| &entry.state) {
-            Some(State::Failed(error)) => {
-                Error::new(Code::FailedPrecondition, format!("model {name:?} could not be loaded: {error}"))
-            }
+            Some(State::Failed(_)) => not_loaded(name),
             Some(_) => {
                 Error::new(Code::FailedPrecondition, format!("model {name:?} was unloaded: it is not served now"))
             }
@@ -554,4 +561,13 @@ impl Loading {
         let why = format!("model {:?} is being loaded{far}", self.name);
         Error::new(Code::Unavailable, why).retry_after(LOADING_RETRY)
     }
+}
+
+/// Of a model that failed to load, for those who asked for its answers: what went wrong names files, and is for whoever runs
+/// the server.
+pub(super) fn not_loaded(name: &str) -> Error {
+    let why = format!(
+        "model {name:?} could not be loaded: the log says why, and so does Models.Get to whoever runs the server"
+    );
+    Error::new(Code::FailedPrecondition, why)
 }

@@ -18,7 +18,7 @@ use self::{answer::Answer, tensors::Value};
 use super::{
     access::Caller,
     events::Events,
-    grpc::{Backend, FieldPaths, deadline::deadline, status::status, stream as responses},
+    grpc::{Backend, FieldPaths, admin::reader, deadline::deadline, status::status, stream as responses},
     models::{Listed, ModelState, Models},
 };
 use crate::{
@@ -344,9 +344,10 @@ impl GrpcInferenceService for InferenceService {
 
     async fn repository_index(
         &self,
-        _: Request<RepositoryIndexRequest>,
+        request: Request<RepositoryIndexRequest>,
     ) -> Result<Response<RepositoryIndexResponse>, Status> {
-        let models = self.models.list().into_iter().filter(|listed| listed.parent.is_none());
+        let reader = reader(request.metadata(), request.extensions());
+        let models = self.models.list_for(reader).into_iter().filter(|listed| listed.parent.is_none());
         let model = |listed: Listed| ModelIndex {
             version: VERSION.to_owned(),
             state: state(&listed, self.models.health_of(&listed.name)).to_owned(),

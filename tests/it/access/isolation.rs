@@ -7,8 +7,9 @@ use candlewick::{
     engine::fake::{Gate, Mishap},
     proto::{
         candlewick::v1::{
-            GenerateStreamRequest, QuoteRequest, ResumeRequest, SessionOpen, SessionRequest, SessionResponse,
-            generate_stream_response::Event, session_request::Event as Say, session_response::Event as Told,
+            GenerateStreamRequest, GetRequest, ListRequest, LoadRequest, ModelState, QuoteRequest, ResumeRequest,
+            SessionOpen, SessionRequest, SessionResponse, WatchRequest, generate_stream_response::Event,
+            models_client::ModelsClient, session_request::Event as Say, session_response::Event as Told,
         },
         smg::grpc::common::{SubscribeKvEventsRequest, kv_cache_event::Data},
         vllm::grpc::engine::{
@@ -16,6 +17,7 @@ use candlewick::{
             generate_response::Response, vllm_engine_client::VllmEngineClient,
         },
     },
+    server::{ServeOptions, access::Access},
 };
 use futures::{StreamExt, stream};
 use serde_json::json;
@@ -23,7 +25,11 @@ use tonic::{Code, Status};
 
 use super::{Keyed, chat, generation, headers, keyed, limited, server, tenant};
 use crate::{
-    grpc::{Server, options, prompt_of, read, request, soon},
+    grpc::{
+        Server,
+        models::{options as with_models, server_with},
+        options, prompt_of, read, request, soon,
+    },
     openai::http::{post_with, send},
 };
 
@@ -175,6 +181,40 @@ async fn what_all_tenants_cache_is_told_to_an_admin_only_and_what_a_client_salts
     let batch = soon("a batch", events.message()).await.unwrap().unwrap();
     let Some(Data::Stored(run)) = &batch.events[0].data else { panic!("{batch:?}") };
     assert_eq!((run.blocks.len(), &run.blocks[0].token_ids[..]), (1, &prompt(16)[..]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn why_a_model_could_not_be_loaded_is_told_to_an_admin_only() {
+    let admin = TenantLimits { admin: true, ..TenantLimits::default() };
+    let tenants = vec![tenant("a", TenantLimits::default()), tenant("root", admin)];
+    let options = ServeOptions { access: Access::of(Some(tenants)), ..with_models(2) };
+    let server = server_with(options).await;
+    let models = async |name: &str| ModelsClient::new(keyed(&server, name).await);
+    let load = LoadRequest {
+        name: Some("merger".into()),
+        path: Some("/nowhere/secret.gguf".into()),
+        ..LoadRequest::default()
+    };
+    let mut events = models("root").await.load(load).await.unwrap().into_inner();
+    while soon("an event of the load", events.message()).await.is_ok_and(|event| event.is_some()) {}
+    for (name, tells) in [("a", false), ("root", true)] {
+        let mut client = models(name).await;
+        let mut reasons = vec![
+            client.list(ListRequest {}).await.unwrap().into_inner().models.swap_remove(1),
+            client.get(GetRequest { name: "merger".into() }).await.unwrap().into_inner().model.unwrap(),
+        ];
+        let mut watched = client.watch(WatchRequest {}).await.unwrap().into_inner();
+        reasons.push(soon("the list", watched.message()).await.unwrap().unwrap().models.swap_remove(1));
+        for model in reasons {
+            assert_eq!((model.name.as_str(), model.state()), ("merger", ModelState::Failed));
+            assert_eq!(model.failure().contains("secret.gguf"), tells, "{name}: {:?}", model.failure);
+        }
+        let mut asks = request(&prompt(20), 5);
+        asks.options.as_mut().unwrap().model = Some("merger".into());
+        let refused = generation(&server, name).await.generate_stream(asks).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert!(!refused.message().contains("secret"), "{refused}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

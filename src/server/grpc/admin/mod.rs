@@ -11,7 +11,7 @@ use tokio::{
 };
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
-pub(crate) use self::guard::check_operator;
+pub(crate) use self::guard::{check_operator, reader};
 use super::{Backend, Models, status::status};
 use crate::{
     engine::{Health, TenantLoad, Which},
