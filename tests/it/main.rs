@@ -24,6 +24,7 @@ mod openai;
 mod place;
 mod prefix_cache;
 mod real_formats;
+mod reference;
 mod settings;
 mod structured_outputs;
 mod text_vectors;
