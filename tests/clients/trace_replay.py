@@ -7,14 +7,16 @@
 
 Both servers have the same file and as many threads, and get the first requests of the trace, lengths capped, at one rate
 after the other until one is too high: until a hundredth of the gaps between two tokens is longer than --itl-ms, or a
-hundredth of the requests waits longer than --ttft-ms for its first token, or a request fails. llama-server runs once for
-each size of --ubatch, with room for 32 requests at once, and its best counts. Prints a line a run and the ratio of the two
-highest rates. Ends with 0 where ours is at least three times theirs. Needs nothing but Python; loopback alone, and both
+hundredth of the requests waits longer than --ttft-ms for its first token, or a request fails. Before that each gets three
+of the longest prompts, one after the other: a server whose first token of those alone comes too late keeps up with no rate
+where more than a hundredth of the prompts are as long. llama-server runs once for each size of --ubatch, with room for 32
+requests at once, and its best counts. Prints a line a run and the ratio of the two highest rates. Ends with 0 where ours is at least three times theirs. Needs nothing but Python; loopback alone, and both
 servers end with it.
 """
 
 import argparse
 import contextlib
+import csv
 import itertools
 import json
 import os
@@ -81,10 +83,14 @@ def served(command, port):
 
 
 def replay(args, base, rate):
-    """One replay; what it measured."""
-    command = [args.binary, "bench", "serve", "--json", "--base-url", base, "--dataset-path", args.trace]
-    command += ["--num-prompts", str(args.num_prompts), "--request-rate", str(rate), "--vocab-size", "256"]
-    command += ["--max-input-len", str(args.max_len), "--max-output-len", str(args.max_len), "--num-warmups", "1"]
+    """One replay; what it measured. Without a rate, three of the longest prompts one after the other."""
+    command = [args.binary, "bench", "serve", "--json", "--base-url", base, "--vocab-size", "256", "--num-warmups", "1"]
+    if rate:
+        command += ["--dataset-path", args.trace, "--num-prompts", str(args.num_prompts), "--request-rate", str(rate)]
+        command += ["--max-input-len", str(args.max_len), "--max-output-len", str(args.max_len)]
+    else:
+        command += ["--random-input-len", str(args.max_len), "--random-output-len", "32"]
+        command += ["--num-prompts", "3", "--max-concurrency", "1"]
     # Other prompts each time: what a cache kept of the last replay would be found.
     command += ["--seed", str(next(SEEDS))]
     run = subprocess.run(command, capture_output=True, text=True)
@@ -97,23 +103,34 @@ def highest(args, name, command, port):
     """The highest of the rates that a server keeps up with; 0 where it is none."""
     best = 0.0
     with served(command, port) as base:
-        for rate in map(float, args.rates.split(",")):
+        for rate in [None, *map(float, args.rates.split(","))]:
             told = replay(args, base, rate)
             well = not told["failed"] and told["p99_itl_ms"] <= args.itl_ms and told["p99_ttft_ms"] <= args.ttft_ms
             print(
-                f"| {name} | {rate:g} | {told['p99_itl_ms']:.0f} | {told['median_itl_ms']:.0f} | {told['p99_ttft_ms']:.0f} "
+                f"| {name} | {f'{rate:g}' if rate else 'longest, alone'} | {told['p99_itl_ms']:.0f} | {told['median_itl_ms']:.0f} | {told['p99_ttft_ms']:.0f} "
                 f"| {told['median_ttft_ms']:.0f} | {told['output_throughput']:.1f} | {told['max_concurrent_requests']} "
                 f"| {told['failed']} | {'yes' if well else 'no'} |",
                 flush=True,
             )
             if not well:
                 break
-            best = rate
+            best = rate or 0.0
     return best
+
+
+def longest(args):
+    """The share of the trace's prompts that are as long as they may be, or longer."""
+    with open(args.trace, newline="") as trace:
+        lengths = [int(row["ContextTokens"]) for row in csv.DictReader(trace)]
+    return sum(length >= args.max_len for length in lengths) / len(lengths)
 
 
 def main():
     args = arguments()
+    share = longest(args)
+    if share <= 0.01:
+        sys.exit(f"{args.trace}: {share:.1%} of its prompts have {args.max_len} tokens: give a smaller --max-len")
+    print(f"{share:.0%} of the trace's prompts have {args.max_len} tokens or more, and are cut there\n")
     print("| server | requests/s | ITL p99, ms | median | TTFT p99, ms | median | tokens/s | at once | failed | kept up |")
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     port, threads = free_port(), str(args.threads)
