@@ -1,6 +1,6 @@
 //! What the face costs: server CPU (user and system) a streamed token, and memory an idle session.
 //!
-//! `cargo bench --bench serve [-- --streams 256 --connections 16 --step-ms 10 --seconds 5 --wire grpc|sse]`
+//! `cargo bench --bench serve [-- --streams 256 --connections 16 --step-ms 10 --seconds 5 --wire grpc|sse] [--bare]`
 //! `cargo bench --bench serve -- --sessions 1024 [--connections 16 --turn-tokens 64 --turns 1 --unacknowledged]`
 //!
 //! The model is one that takes as long as it is told to and computes nothing; tokenizer and chat template are the built-in
@@ -8,6 +8,9 @@
 //! thread of the server was on a processor (`/proc/self/task/*/schedstat`), but for the engine's own thread, and only while all
 //! streams are under way. Loopback makes the sender pay for what the receiving half of TCP costs, so the server's share is
 //! rather more than over a wire.
+
+#[path = "serve/bare.rs"]
+mod bare;
 
 use std::{
     collections::BTreeMap,
@@ -46,6 +49,8 @@ use tokio::{
 };
 use tonic::transport::{Channel, Endpoint};
 
+use self::bare::Bare;
+
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const PROMPT_TOKENS: usize = 16;
@@ -69,6 +74,9 @@ struct Args {
     /// `grpc`, or `sse` for OpenAI's completions over HTTP/1.1.
     #[arg(long, default_value = "grpc")]
     wire: String,
+    /// Measure tonic's own server with ready messages instead: what the wire itself takes.
+    #[arg(long)]
+    bare: bool,
     /// Times that it is measured.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -194,12 +202,44 @@ fn clients(address: &str, others: &[&str]) -> Outcome<Child> {
     Ok(child)
 }
 
+/// A server whose cost is measured.
+enum Server {
+    Ours(Box<Engine>),
+    Bare(Bare),
+}
+
+impl Server {
+    fn told(&self) -> u64 {
+        match self {
+            Self::Ours(engine) => engine.telemetry().generated_tokens(),
+            Self::Bare(bare) => bare.told(),
+        }
+    }
+
+    fn live(&self) -> u64 {
+        match self {
+            Self::Ours(engine) => engine.telemetry().state().num_running,
+            Self::Bare(bare) => bare.live(),
+        }
+    }
+}
+
 fn measure_streams(runtime: &Runtime, args: &Args) -> Outcome<()> {
-    let (engine, address) = runtime.block_on(start(args))?;
+    let (server, address) = if args.bare {
+        let (bare, address) = runtime.block_on(Bare::start(Duration::from_millis(args.step_ms)))?;
+        (Server::Bare(bare), address)
+    } else {
+        let (engine, address) = runtime.block_on(start(args))?;
+        (Server::Ours(Box::new(engine)), address)
+    };
     let mut child = clients(&address, &[])?;
     println!(
-        "{} streams on {} connections, {}, a step of {} ms",
-        args.streams, args.connections, args.wire, args.step_ms
+        "{} streams on {} connections, {}{}, a step of {} ms",
+        args.streams,
+        args.connections,
+        args.wire,
+        if args.bare { " by tonic alone" } else { "" },
+        args.step_ms
     );
     println!(
         "{:>10} {:>10} {:>12} {:>12} {:>12} {:>12}",
@@ -208,13 +248,12 @@ fn measure_streams(runtime: &Runtime, args: &Args) -> Outcome<()> {
     let mut costs = Vec::new();
     for _ in 0..args.rounds {
         thread::sleep(Duration::from_secs(1));
-        let (before, tokens, began) = (Threads::now()?, engine.telemetry().generated_tokens(), Instant::now());
+        let (before, tokens, began) = (Threads::now()?, server.told(), Instant::now());
         thread::sleep(Duration::from_secs(args.seconds));
         let (spent, took) = (Threads::now()?.since(&before), began.elapsed().as_secs_f64());
-        let tokens = (engine.telemetry().generated_tokens() - tokens) as f64;
-        let state = engine.telemetry().state();
-        if state.num_running < args.streams as u64 {
-            return Err(format!("only {} streams are left", state.num_running).into());
+        let tokens = (server.told() - tokens) as f64;
+        if server.live() < args.streams as u64 {
+            return Err(format!("only {} streams are left", server.live()).into());
         }
         let us = |ns: u64| ns as f64 / 1e3 / tokens;
         println!(
