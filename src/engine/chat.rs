@@ -55,6 +55,16 @@ pub(super) fn render(
     Ok(RenderedChat { prompt, parsers, markers: format.markers().filter_map(special).collect() })
 }
 
+/// What the template makes of a chat.
+///
+/// # Errors
+/// `FailedPrecondition` where the model has no chat template; `InvalidArgument` that names the field where the chat cannot be
+/// rendered.
+pub(crate) fn prompt_text(text: &ModelText, chat: &ChatPrompt) -> Result<String> {
+    check(chat)?;
+    text.chat_template.as_ref().ok_or_else(no_template)?.render_prompt(chat, SystemTime::now())
+}
+
 /// The error for a chat with a model that has no template.
 pub(super) fn no_template() -> Error {
     Error::new(Code::FailedPrecondition, "the model came without a chat template: use Generation instead")

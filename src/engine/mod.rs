@@ -45,6 +45,7 @@ use tokio::{
     time::Instant,
 };
 
+pub(crate) use self::chat::prompt_text;
 pub use self::{
     adapters::Adapters,
     block_manager::BlockEvent,

@@ -26,8 +26,8 @@ use crate::{
 /// What both calls take.
 type Asked = (Vec<Message>, Option<RequestOptions>, Option<ChatOptions>);
 
-/// Where an engine's complaints belong in these requests.
-const PATHS: FieldPaths = FieldPaths {
+/// Where an engine's complaints belong in these requests, and in others that hold a chat.
+pub(super) const PATHS: FieldPaths = FieldPaths {
     sampling: "options.sampling",
     renamed: &[
         ("prompt.text", "messages"),

@@ -1,13 +1,15 @@
-//! `candlewick.v1.Tokens`: text to token ids and back.
+//! `candlewick.v1.Tokens`: text to token ids and back, and what a chat is to the model.
 
 use tonic::{Extensions, Request, Response, Status};
 
-use super::{Backend, Models, status::status};
+use super::{Backend, Models, chat, chat_convert, status::status};
 use crate::{
+    engine::prompt_text,
     error::Error,
     ids::TokenId,
     proto::candlewick::v1::{
-        DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse, tokens_server::Tokens,
+        ApplyTemplateRequest, ApplyTemplateResponse, DetokenizeRequest, DetokenizeResponse, TokenizeRequest,
+        TokenizeResponse, tokens_server::Tokens,
     },
     server::access::{Admission, Caller},
 };
@@ -64,5 +66,24 @@ impl Tokens for TokensService {
             })
         };
         Ok(Response::new(backend.work(&caller, decode).await.map_err(status)?))
+    }
+
+    async fn apply_template(
+        &self,
+        request: Request<ApplyTemplateRequest>,
+    ) -> Result<Response<ApplyTemplateResponse>, Status> {
+        let (caller, _admission) = self.admit(request.extensions())?;
+        let ApplyTemplateRequest { model, messages, chat } = request.into_inner();
+        let prompt = chat_convert::prompt(messages, chat).map_err(status)?;
+        let backend = self.backend(model).await?;
+        let tokenizer = backend.tokenizer().map_err(status)?;
+        let text = backend.engine.text().clone();
+        let render = move || {
+            let text = prompt_text(&text, &prompt)?;
+            let token_ids = tokenizer.encode(&text, false)?.into_iter().map(|id| id.0).collect();
+            Ok(ApplyTemplateResponse { text, token_ids })
+        };
+        let rendered = backend.work(&caller, render).await;
+        Ok(Response::new(rendered.map_err(|error| status(chat::PATHS.locate(error)))?))
     }
 }

@@ -10,8 +10,8 @@ use candlewick::{
     },
     ids::TokenId,
     proto::candlewick::v1::{
-        CompleteRequest, CompleteStreamRequest, DetokenizeRequest, FinishReason, GenerateRequest,
-        GenerateStreamRequest, Message, Prompt, Role, TokenizeRequest, chat_client::ChatClient,
+        ApplyTemplateRequest, ChatOptions, CompleteRequest, CompleteStreamRequest, DetokenizeRequest, FinishReason,
+        GenerateRequest, GenerateStreamRequest, Message, Prompt, Role, TokenizeRequest, chat_client::ChatClient,
         complete_stream_response::Event, finish::Matched, prompt, tokens_client::TokensClient,
     },
     server::ServeOptions,
@@ -121,6 +121,25 @@ async fn a_stop_string_ends_the_stream_is_named_and_none_of_it_is_told() {
     let finish = read.finished.unwrap().finish.unwrap();
     assert_eq!((finish.reason(), finish.matched), (FinishReason::Stop, Some(Matched::Stop(stop))));
     server.idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_chat_is_to_the_model_can_be_asked_for() {
+    let server = server().await;
+    let mut tokens = TokensClient::new(server.channel().await);
+    let user = Message { role: Role::User.into(), content: "Hi".into(), ..Message::default() };
+    let ask = |messages: Vec<Message>| ApplyTemplateRequest { messages, ..ApplyTemplateRequest::default() };
+    let applied = tokens.apply_template(ask(vec![user.clone()])).await.unwrap().into_inner();
+    assert_eq!(applied.text, "<user>Hi<assistant>");
+    let request = DetokenizeRequest { token_ids: applied.token_ids, ..DetokenizeRequest::default() };
+    assert_eq!(tokens.detokenize(request).await.unwrap().into_inner().text, applied.text);
+    let chat = ChatOptions { chat_template: Some("none".into()), ..ChatOptions::default() };
+    let unknown = ApplyTemplateRequest { chat: Some(chat), ..ask(vec![user]) };
+    for (request, field) in [(ask(Vec::new()), "messages"), (unknown, "chat.chat_template")] {
+        let refused = tokens.apply_template(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert_eq!(refused.get_details_bad_request().unwrap().field_violations[0].field, field);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
