@@ -106,6 +106,8 @@ const DUMMY_PREFIX: u8 = 3;
 const REMOVE_EXTRA_WHITESPACES: u8 = 4;
 
 type Pieces = Vec<(String, f32, TokenType)>;
+/// What is done to a tokenizer.json.
+type Change<'a> = &'a dyn Fn(&mut Value);
 
 /// The pieces of the small model.
 fn pieces() -> Pieces {
@@ -363,7 +365,7 @@ fn what_a_file_cannot_say_of_a_tokenizer_is_refused_by_its_field() {
         refused(&with_json(&file))
     };
     let metaspace = json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "first", "split": true});
-    let changes: [(&dyn Fn(&mut Value), &str); 8] = [
+    let changes: [(Change<'_>, &str); 8] = [
         (&|file| file["model"]["ignore_merges"] = json!(true), "model.ignore_merges: is true"),
         (&|file| file["model"]["end_of_word_suffix"] = json!("</w>"), "model.end_of_word_suffix: is \"</w>\""),
         (&|file| file["normalizer"] = json!({"type": "NFKC"}), "normalizer: is {\"type\":\"NFKC\"}; spaces"),
