@@ -142,8 +142,9 @@ fn templates(files: &ModelDirectory, settings: &TokenizerConfig) -> Result<Vec<(
     Ok(keys)
 }
 
-/// The tokenizer: that of the file that a server reads from the directory too, so that both give the same ids. A tokenizer.json goes
-/// before a sentencepiece model beside it: it has the tokens that were added since, and merges in the order of the scores.
+/// The tokenizer: that of the file that a server reads from the directory too, so that both give the same ids. A
+/// tokenizer.json goes before a sentencepiece model beside it: it has the tokens that were added since, and merges in the
+/// order of the scores.
 fn tokenizer(files: &ModelDirectory, config: &ModelConfig, settings: &TokenizerConfig) -> Result<Option<GgufVocab>> {
     let path = files.path.join(TOKENIZER_JSON);
     let vocab = match path.is_file() {
