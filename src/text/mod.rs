@@ -41,6 +41,7 @@ mod tokenizer_gguf;
 mod tokenizer_json;
 mod tokenizer_reuse;
 mod tokenizer_split;
+mod tokenizer_to_gguf;
 mod tokenizer_wordpiece;
 pub mod tool_calls;
 mod tools;

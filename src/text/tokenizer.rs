@@ -134,6 +134,9 @@ impl Tokenizer {
             }),
         };
         let (bos, eos) = (id("bos_token", &config.bos_token)?, id("eos_token", &config.eos_token)?);
+        // Where we put a frame around a text, it is of these.
+        self.prefix = self.prefix.and(bos).or(self.prefix);
+        self.suffix = self.suffix.and(eos).or(self.suffix);
         self.bos = bos.or(self.bos);
         self.eos = eos.or(self.eos);
         Ok(self)

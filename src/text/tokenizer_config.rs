@@ -23,11 +23,14 @@ pub struct TokenizerConfig {
     pub bos_token: Option<String>,
     /// `eos_token`.
     pub eos_token: Option<String>,
+    /// `pad_token`.
+    pub pad_token: Option<String>,
     /// `add_bos_token`: whether a text begins with it.
     pub add_bos_token: Option<bool>,
     /// `add_eos_token`: whether a text ends with it.
     pub add_eos_token: Option<bool>,
-    /// `added_tokens_decoder`: id, text, and whether it means something instead of spelling something.
+    /// `added_tokens_decoder`: id, text, and whether it means something instead of spelling something. Directories of
+    /// before that field have them in an `added_tokens.json`.
     pub added_tokens: Vec<(u32, String, bool)>,
     /// `pat_str`: how a tiktoken vocabulary cuts a text.
     pub pat_str: Option<String>,
@@ -39,6 +42,7 @@ pub struct TokenizerConfig {
 struct File {
     bos_token: Option<Token>,
     eos_token: Option<Token>,
+    pad_token: Option<Token>,
     add_bos_token: Option<bool>,
     add_eos_token: Option<bool>,
     #[serde(default)]
@@ -75,12 +79,26 @@ struct Named {
 }
 
 impl TokenizerConfig {
-    /// Reads the file.
+    /// Reads the file, and the `added_tokens.json` beside an older one.
     ///
     /// # Errors
     /// `FailedPrecondition` that names the file where it cannot be read or is not what Hugging Face writes.
     pub fn from_file(path: &Path) -> Result<Self> {
-        Self::from_json_bytes(path, &read_bounded(path, MAX_FILE_BYTES)?)
+        let mut config = Self::from_json_bytes(path, &read_bounded(path, MAX_FILE_BYTES)?)?;
+        let older = path.with_file_name("added_tokens.json");
+        if config.added_tokens.is_empty() && older.is_file() {
+            let json = read_bounded(&older, MAX_FILE_BYTES)?;
+            let ids: BTreeMap<String, u32> =
+                serde_json::from_slice(&json).map_err(|error| Error::bad_file(&older, "file", error))?;
+            let named = [&config.bos_token, &config.eos_token, &config.pad_token].map(Clone::clone);
+            let is_special = |token: &String| named.iter().flatten().any(|other| other == token);
+            let added = ids.into_iter().map(|(token, id)| {
+                let special = is_special(&token);
+                (id, token, special)
+            });
+            config.added_tokens = added.collect();
+        }
+        Ok(config)
     }
 
     /// Takes the text of the file. `path` is for messages only.
@@ -96,6 +114,7 @@ impl TokenizerConfig {
             path: path.to_owned(),
             bos_token: file.bos_token.map(text),
             eos_token: file.eos_token.map(text),
+            pad_token: file.pad_token.map(text),
             add_bos_token: file.add_bos_token,
             add_eos_token: file.add_eos_token,
             added_tokens: file.added_tokens_decoder.into_iter().map(|(id, t)| (id, t.content, t.special)).collect(),

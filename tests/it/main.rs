@@ -10,6 +10,7 @@ mod bench_serve;
 mod cli;
 mod client;
 mod conversations;
+mod converted_tokenizers;
 mod dashboard;
 mod documented;
 mod engine;

@@ -230,7 +230,7 @@ fn a_megabyte_of_anything_is_encoded_and_comes_back() {
 }
 
 /// Text of all kinds of characters, with special tokens between.
-fn random_text(rng: &mut SmallRng, longest: usize) -> String {
+pub(crate) fn random_text(rng: &mut SmallRng, longest: usize) -> String {
     let character = |rng: &mut SmallRng| match rng.random_range(0..9) {
         0 | 1 => char::from(rng.random_range(b' '..=b'~')).to_string(),
         2 => [" ", "  ", "\n", "\t", "\r\n", "\u{3000}"][rng.random_range(0..6)].to_owned(),

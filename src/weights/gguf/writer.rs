@@ -76,6 +76,14 @@ impl NewValue {
         Self::typed(Kind::Array, bytes)
     }
 
+    /// A list of singles.
+    #[must_use]
+    pub fn f32s(list: &[f32]) -> Self {
+        let mut bytes = array_head(Kind::F32, list.len());
+        list.iter().for_each(|number| bytes.extend(number.to_le_bytes()));
+        Self::typed(Kind::Array, bytes)
+    }
+
     /// A list of signed numbers of 32 bits.
     #[must_use]
     pub fn i32s(list: &[i32]) -> Self {

@@ -1,7 +1,10 @@
 //! The tokenizer of a directory, as keys of a GGUF file, and what goes with it: the tokens that begin and end a sequence,
-//! chat templates, how to sample. Byte-level BPE only: sentencepiece's scores are not in a tokenizer.json.
+//! chat templates, how to sample.
 
-use std::path::Path;
+mod byte_level;
+mod sentencepiece;
+
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -10,11 +13,12 @@ use crate::{
     arch::{config::ModelConfig, generation_config::GenerationDefaults},
     error::{Error, Result},
     ids::TokenId,
-    text::{TOKENIZER_FILES, TokenType, TokenizerConfig, pre_tokenizer_name},
+    text::{GgufVocab, TokenType, Tokenizer, TokenizerConfig},
     weights::{file::read_small, files::ModelDirectory, gguf::writer::NewValue},
 };
 
-/// Most bytes of a tokenizer.json.
+const TOKENIZER_JSON: &str = "tokenizer.json";
+/// Most bytes of it.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 /// Most bytes of a chat template or a generation_config.json.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
@@ -23,6 +27,8 @@ const MAX_TEXT_BYTES: u64 = 16 << 20;
 const END_KEYS: [&str; 3] = ["eos", "eot", "eom"];
 /// The template that is taken where a request names none.
 const DEFAULT_TEMPLATE: &str = "default";
+/// Of ids without a token, as llama.cpp's converter writes it.
+const PAD_SCORE: f32 = -10000.0;
 
 /// Adds the keys of the tokenizer, of what ends a sequence, and of how to sample. A directory without a tokenizer gives
 /// a file without one.
@@ -36,22 +42,31 @@ pub(super) fn add(files: &ModelDirectory, config: &ModelConfig, metadata: &mut V
         None => GenerationDefaults::default(),
     };
     metadata.extend(sampling(&defaults));
-    let tokens = tokenizer(files, config, &settings, metadata)?;
+    let vocab = tokenizer(files, config, &settings)?;
+    let mut put = |key: &str, value: NewValue| metadata.push((format!("tokenizer.ggml.{key}"), value));
+    match &vocab {
+        Some(vocab) => keys(vocab).into_iter().for_each(|(key, value)| put(key, value)),
+        None => put("model", NewValue::string("none")),
+    }
+    let vocab = vocab.unwrap_or_default();
+    let tokens = &vocab.tokens;
     let id = |token: &Option<String>| {
         let id = tokens.iter().position(|other| Some(other) == token.as_ref())?;
         u32::try_from(id).ok().map(TokenId)
     };
     // What ends a turn counts before what ends a document, where the tokenizer says which that is.
-    let mut ends = Vec::from_iter(id(&settings.eos_token));
+    let mut ends = Vec::from_iter(id(&settings.eos_token).or(vocab.eos.map(TokenId)));
     for &end in config.eos_token_ids.iter().chain(&defaults.eos_token_ids) {
         if !ends.contains(&end) {
             ends.push(end);
         }
     }
     // A model that was trained anew often keeps its old configuration: its tokenizer knows better.
-    let begin = id(&settings.bos_token).or(config.bos_token_id).map(|id| ("bos", id));
-    for (key, id) in begin.into_iter().chain(end_keys(&ends, &tokens, files)?) {
-        metadata.push((format!("tokenizer.ggml.{key}_token_id"), NewValue::u32(id.0)));
+    let begin = id(&settings.bos_token).or(vocab.bos.map(TokenId)).or(config.bos_token_id);
+    let others = [("bos", begin), ("padding", id(&settings.pad_token))];
+    let others = others.into_iter().filter_map(|(key, id)| Some((key, id?)));
+    for (key, id) in others.chain(end_keys(&ends, tokens, files)?) {
+        put(&format!("{key}_token_id"), NewValue::u32(id.0));
     }
     for (key, value) in templates(files, &settings)? {
         metadata.push((format!("tokenizer.{key}"), value));
@@ -127,68 +142,99 @@ fn templates(files: &ModelDirectory, settings: &TokenizerConfig) -> Result<Vec<(
     Ok(keys)
 }
 
-/// Adds the keys of the tokenizer itself, and gives its tokens by id.
-fn tokenizer(
-    files: &ModelDirectory,
-    config: &ModelConfig,
-    settings: &TokenizerConfig,
-    metadata: &mut Vec<(String, NewValue)>,
-) -> Result<Vec<String>> {
-    let mut put = |key: &str, value: NewValue| metadata.push((format!("tokenizer.ggml.{key}"), value));
-    let path = &files.path.join("tokenizer.json");
-    if !path.is_file() {
-        let other = TOKENIZER_FILES.iter().find(|name| files.path.join(name).is_file());
-        if let Some(name) = other {
-            let why = "is not converted; a tokenizer.json would be";
-            return Err(Error::bad_file(files.path.join(name), "tokenizer", why));
-        }
-        put("model", NewValue::string("none"));
-        return Ok(Vec::new());
-    }
-    let file = json(path, MAX_TOKENIZER_BYTES)?;
-    let wrong = |field: &str, why: String| Error::bad_file(path, field, why);
-    let kind = file["model"]["type"].as_str().unwrap_or_default();
-    let is_byte_level = |part: &Value| part.to_string().contains(r#""type":"ByteLevel""#);
-    if kind != "BPE" || !is_byte_level(&file["pre_tokenizer"]) {
-        return Err(wrong("model.type", format!("is {kind:?}; only byte-level BPE is converted")));
-    }
-    let (tokens, types) = tokens(&file, config.vocab_size, path)?;
-    let merges = file["model"]["merges"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let merge = |merge: &Value| match merge {
-        Value::String(both) => Some(both.clone()),
-        Value::Array(two) => Some(format!("{} {}", two.first()?.as_str()?, two.get(1)?.as_str()?)),
-        _ => None,
+/// The tokenizer: that of the file that a server reads from the directory too, so that both give the same ids. A
+/// tokenizer.json goes before a sentencepiece model beside it: it has the tokens that were added since, and merges in the
+/// order of the scores.
+fn tokenizer(files: &ModelDirectory, config: &ModelConfig, settings: &TokenizerConfig) -> Result<Option<GgufVocab>> {
+    let path = files.path.join(TOKENIZER_JSON);
+    let vocab = match path.is_file() {
+        true => Some(of_json(path, config, settings)?),
+        false => Tokenizer::from_directory(&files.path)?.map(|tokenizer| tokenizer.to_gguf()).transpose()?,
     };
-    let merges = merges.iter().map(merge).collect::<Option<Vec<_>>>();
-    let merges = merges.ok_or_else(|| wrong("model.merges", "holds something that is no merge".into()))?;
-    let patterns = patterns(&file["pre_tokenizer"]);
-    let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
-    let pre = pre_tokenizer_name(&patterns, file["model"]["ignore_merges"] == true);
-    let pre = pre.ok_or_else(|| wrong("pre_tokenizer", "is none that has a name in GGUF".into()))?;
+    vocab.map(|vocab| filled_up(vocab, config.vocab_size)).transpose()
+}
 
+/// With a token that nothing becomes at every id without one.
+fn filled_up(mut vocab: GgufVocab, size: usize) -> Result<GgufVocab> {
+    if let Some(token) = vocab.tokens.get(size) {
+        let why = format!("has id {size}, but the model has {size} tokens");
+        return Err(Error::bad_file(&vocab.path, format!("token {token:?}"), why));
+    }
+    vocab.tokens.resize(size, String::new());
+    vocab.token_types.resize(size, TokenType::Unused);
+    if !vocab.scores.is_empty() {
+        vocab.scores.resize(size, PAD_SCORE);
+    }
+    for (id, token) in vocab.tokens.iter_mut().enumerate().filter(|(_, token)| token.is_empty()) {
+        *token = format!("[PAD{id}]");
+        vocab.token_types[id] = TokenType::Unused;
+    }
+    Ok(vocab)
+}
+
+fn of_json(path: PathBuf, config: &ModelConfig, settings: &TokenizerConfig) -> Result<GgufVocab> {
+    let file = json(&path, MAX_TOKENIZER_BYTES)?;
+    let (tokens, token_types) = tokens(&file, config.vocab_size, &path)?;
+    let mut added = file["added_tokens"].as_array().into_iter().flatten();
+    let looks_beside = |token: &&Value| ["lstrip", "rstrip", "single_word"].iter().any(|field| token[*field] == true);
+    if let Some(token) = added.find(looks_beside) {
+        tracing::warn!(
+            file = %path.display(),
+            token = token["content"].as_str(),
+            "added_tokens take what stands beside them (lstrip, rstrip, single_word), which GGUF cannot say"
+        );
+    }
     // Where nothing says it, the frame that the tokenizer puts around a text does.
     let frame = file["post_processor"].to_string();
     let framed = settings.bos_token.as_ref().is_some_and(|bos| frame.contains(&Value::from(bos.as_str()).to_string()));
-    put("model", NewValue::string("gpt2"));
-    put("pre", NewValue::string(pre));
-    put("add_bos_token", NewValue::bool(settings.add_bos_token.unwrap_or(framed)));
-    put("tokens", NewValue::strings(&tokens));
-    put("token_type", NewValue::i32s(&types));
-    put("merges", NewValue::strings(&merges));
-    Ok(tokens)
+    let mut vocab = GgufVocab {
+        path,
+        tokens,
+        token_types,
+        add_bos: Some(settings.add_bos_token.unwrap_or(framed)),
+        add_eos: settings.add_eos_token,
+        ..GgufVocab::default()
+    };
+    let merges = file["model"]["merges"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let merges = merges.iter().map(merge).collect::<Option<Vec<_>>>();
+    let wrong = |field: &str, why: String| Error::bad_file(&vocab.path, field, why);
+    let merges = merges.ok_or_else(|| wrong("model.merges", "holds something that is no merge".into()))?;
+    let kind = file["model"]["type"].as_str().unwrap_or_default();
+    let is_byte_level = file["pre_tokenizer"].to_string().contains(r#""type":"ByteLevel""#);
+    match (kind, is_byte_level) {
+        ("BPE", true) => byte_level::fill(&mut vocab, &file, &merges)?,
+        ("BPE", false) if file["model"]["byte_fallback"] == true => sentencepiece::fill(&mut vocab, &file, &merges)?,
+        ("BPE", false) => {
+            let why = "is not true; byte-level BPE, and sentencepiece's with all bytes are converted";
+            return Err(wrong("model.byte_fallback", why.into()));
+        }
+        _ => {
+            let why = format!("is {kind:?}; BPE is converted, byte-level or sentencepiece's");
+            return Err(wrong("model.type", why));
+        }
+    }
+    Ok(vocab)
 }
 
-/// Tokens and their types by id; ids without a token are filled up.
-fn tokens(file: &Value, size: usize, path: &Path) -> Result<(Vec<String>, Vec<i32>)> {
-    let mut tokens = (0..size).map(|id| format!("[PAD{id}]")).collect::<Vec<_>>();
-    let mut types = vec![TokenType::Unused.number(); size];
+fn merge(merge: &Value) -> Option<(&str, &str)> {
+    match merge {
+        Value::String(both) => both.split_once(' '),
+        Value::Array(two) => Some((two.first()?.as_str()?, two.get(1)?.as_str()?)),
+        _ => None,
+    }
+}
+
+/// Tokens and their types by id; an id without a token has no text.
+fn tokens(file: &Value, size: usize, path: &Path) -> Result<(Vec<String>, Vec<TokenType>)> {
+    let mut tokens = vec![String::new(); size];
+    let mut types = vec![TokenType::Unused; size];
     let mut set = |id: u64, token: &str, kind: TokenType| -> Result<()> {
         let id = usize::try_from(id).ok().filter(|&id| id < size).ok_or_else(|| {
             let why = format!("has id {id}, but the model has {size} tokens");
             Error::bad_file(path, format!("token {token:?}"), why)
         })?;
         token.clone_into(&mut tokens[id]);
-        types[id] = kind.number();
+        types[id] = kind;
         Ok(())
     };
     for (token, id) in file["model"]["vocab"].as_object().into_iter().flatten() {
@@ -201,15 +247,21 @@ fn tokens(file: &Value, size: usize, path: &Path) -> Result<(Vec<String>, Vec<i3
     Ok((tokens, types))
 }
 
-/// The patterns that text is cut by, in order; digits and ByteLevel's own stand for theirs.
-fn patterns(step: &Value) -> Vec<String> {
-    match step["type"].as_str() {
-        Some("Sequence") => step["pretokenizers"].as_array().into_iter().flatten().flat_map(patterns).collect(),
-        Some("Split") => step["pattern"]["Regex"].as_str().map(str::to_owned).into_iter().collect(),
-        Some("Digits") if step["individual_digits"] == true => vec![r"\p{N}".to_owned()],
-        Some("ByteLevel") if step["use_regex"] != false => {
-            vec![r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+".to_owned()]
-        }
-        _ => Vec::new(),
-    }
+/// A tokenizer under GGUF's keys, but for the tokens that begin and end a sequence.
+fn keys(vocab: &GgufVocab) -> Vec<(&'static str, NewValue)> {
+    let types: Vec<i32> = vocab.token_types.iter().map(|kind| kind.number()).collect();
+    let list = |list: &[String]| (!list.is_empty()).then(|| NewValue::strings(list));
+    let keys = [
+        ("model", Some(NewValue::string(&vocab.model))),
+        ("pre", vocab.pre.as_deref().map(NewValue::string)),
+        ("add_bos_token", vocab.add_bos.map(NewValue::bool)),
+        ("add_eos_token", vocab.add_eos.map(NewValue::bool)),
+        ("add_space_prefix", vocab.add_space_prefix.map(NewValue::bool)),
+        ("unknown_token_id", vocab.unk.map(NewValue::u32)),
+        ("tokens", Some(NewValue::strings(&vocab.tokens))),
+        ("scores", (!vocab.scores.is_empty()).then(|| NewValue::f32s(&vocab.scores))),
+        ("token_type", Some(NewValue::i32s(&types))),
+        ("merges", list(&vocab.merges)),
+    ];
+    keys.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
 }
