@@ -70,13 +70,16 @@ pub(super) fn usage(usage: Usage) -> Value {
     })
 }
 
+/// `finish_reason` of an answer that has as many tokens as it may.
+pub(super) const LENGTH: &str = "length";
+
 /// `finish_reason`.
 pub(super) fn finish_reason(finished: &Finished) -> &'static str {
     match finished.reason {
         _ if finished.tool_calls => "tool_calls",
         FinishReason::EndOfSequence(_) | FinishReason::StopToken(_) | FinishReason::StopString(_) => "stop",
         FinishReason::GrammarComplete => "stop",
-        FinishReason::Length => "length",
+        FinishReason::Length => LENGTH,
     }
 }
 

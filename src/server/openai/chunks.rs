@@ -27,6 +27,10 @@ pub(super) trait ChunkWriter: Send + Unpin + 'static {
     /// `object` of a chunk.
     const OBJECT: &'static str;
 
+    /// What a choice has cost, as it is told.
+    fn usage(&self, usage: Usage) -> Usage {
+        usage
+    }
     /// Before anything is said.
     fn started(&mut self, index: usize) -> Option<Self::Choice>;
     /// Log-probabilities of a stretch of the prompt; nothing where this API has no place for them.
@@ -76,7 +80,7 @@ impl<W: ChunkWriter> Teller for Chunks<W> {
             Event::Prompt(_) => None,
         };
         if let (Some(usage), Some(now)) = (self.usages.get_mut(choice), now) {
-            *usage = now;
+            *usage = self.writer.usage(now);
         }
         let written = match event {
             Event::Started(_) => self.writer.started(choice),

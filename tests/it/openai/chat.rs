@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::http::post;
-use crate::grpc::text::{continued, server};
+use crate::grpc::text::{continued, server, server_that_shows_prompts};
 
 const PATH: &str = "/v1/chat/completions";
 const RENDERED: &str = "<system>Be brief.<user>Hi there<assistant>";
@@ -60,4 +60,34 @@ async fn an_answer_carries_the_id_that_the_client_gave() {
     let headers = "content-type: application/json\r\nx-request-id: no (word)\r\n";
     let answer = super::http::post_with(server.address, PATH, headers, "{").await;
     assert!(answer.header("x-request-id").is_some_and(|id| !id.contains('(')), "errors have one too");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_chat_is_told_beside_its_messages_reaches_the_template() {
+    let server = server_that_shows_prompts().await;
+    let refusal = json!([{"type": "refusal", "refusal": "No."}]);
+    let messages = json!([{"role": "assistant", "content": refusal}, {"role": "user", "content": "Hi"}]);
+    for (more, rendered) in [
+        (json!({}), "<assistant>No.<user>Hi<assistant>"),
+        (json!({"reasoning_effort": "high", "verbosity": "medium"}), "<assistant>No.<user>Hi/high<assistant>"),
+        (json!({"reasoning_effort": "none"}), "<assistant>No.<user>Hi/none-<assistant>"),
+        (json!({"truncate_prompt_tokens": 14}), "<user>Hi<assistant>"),
+        (json!({"continue_final_message": true}), "<assistant>No.<user>Hi"),
+    ] {
+        let mut body = json!({"messages": messages, "max_tokens": 9});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let whole = post(server.address, PATH, &body.to_string()).await.json().await;
+        let kept = if more["truncate_prompt_tokens"].is_null() { rendered } else { &rendered[rendered.len() - 14..] };
+        assert_eq!(whole["choices"][0]["message"]["content"], continued(kept, 9), "{more}");
+        assert_eq!(whole["usage"]["prompt_tokens"], kept.len(), "{more}");
+        // What is counted is what is read.
+        if more["truncate_prompt_tokens"].is_null() {
+            let counted = post(server.address, "/tokenize", &body.to_string()).await.json().await;
+            assert_eq!(counted["count"], rendered.len(), "{more}");
+        }
+    }
+    let tool = json!({"type": "function", "function": {"name": "clock"}});
+    let body = json!({"messages": messages, "tools": [tool], "chat_template_kwargs": {"reasoning_effort": "own"}});
+    let counted = post(server.address, "/tokenize", &body.to_string()).await.json().await;
+    assert_eq!(counted["count"], "<assistant>No.<user>Hi+clock/own<assistant>".len());
 }
