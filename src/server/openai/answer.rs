@@ -60,14 +60,18 @@ pub(super) fn total(usages: &[Usage], answers_a_prompt: usize) -> Usage {
     total
 }
 
-/// As OpenAI writes it.
-pub(super) fn usage(usage: Usage) -> Value {
-    json!({
+/// As OpenAI writes it; so many tokens went into reasoning, where any did.
+pub(super) fn usage(usage: Usage, reasoning_tokens: u32) -> Value {
+    let mut written = json!({
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    })
+    });
+    if reasoning_tokens > 0 {
+        written["completion_tokens_details"] = json!({"reasoning_tokens": reasoning_tokens});
+    }
+    written
 }
 
 /// `finish_reason` of an answer that has as many tokens as it may.

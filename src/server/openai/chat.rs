@@ -157,8 +157,9 @@ fn read(engine: &Engine, call: &Call) -> Result<Asked> {
 }
 
 async fn whole(choices: Choices, writer: &Writer, stamp: &Stamp) -> Result<impl Serialize> {
-    let (mut written, mut usages) = (Vec::new(), Vec::new());
+    let (mut written, mut usages, mut reasoning) = (Vec::new(), Vec::new(), 0);
     for (index, (whole, finished)) in choices.whole().await?.into_iter().enumerate() {
+        reasoning += whole.reasoning.count();
         let beside = Beside::of_whole(&parts(whole.pieces));
         let content = Some(whole.text).filter(|text| !text.is_empty() || !beside.calls());
         written.push(Choice {
@@ -171,7 +172,7 @@ async fn whole(choices: Choices, writer: &Writer, stamp: &Stamp) -> Result<impl 
         usages.push(finished.usage);
     }
     let answers = written.len();
-    Ok(stamp.envelope("chat.completion", written, Some(usage(total(&usages, answers)))))
+    Ok(stamp.envelope("chat.completion", written, Some(usage(total(&usages, answers), reasoning))))
 }
 
 /// Writes the choices of a call.

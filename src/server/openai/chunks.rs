@@ -14,6 +14,7 @@ use crate::{
     server::http::{
         failure::{Failure, Shape},
         frames::{Frames, Teller},
+        parts::ReasoningTokens,
     },
 };
 
@@ -50,6 +51,7 @@ pub(super) struct Chunks<W> {
     options: StreamOptions,
     answers_a_prompt: usize,
     usages: Vec<Usage>,
+    reasoning: Vec<ReasoningTokens>,
 }
 
 impl<W: ChunkWriter> Chunks<W> {
@@ -61,13 +63,15 @@ impl<W: ChunkWriter> Chunks<W> {
         choices: usize,
         answers_a_prompt: usize,
     ) -> Self {
-        Self { stamp, writer, options, answers_a_prompt, usages: vec![Usage::default(); choices] }
+        let reasoning = (0..choices).map(|_| ReasoningTokens::default()).collect();
+        Self { stamp, writer, options, answers_a_prompt, usages: vec![Usage::default(); choices], reasoning }
     }
 
     /// The usage of a choice so far, where every chunk carries it.
     fn continuous(&self, choice: usize) -> Option<Value> {
         let asked = self.options.continuous_usage_stats == Some(true);
-        asked.then(|| usage(self.usages.get(choice).copied().unwrap_or_default()))
+        let reasoning = self.reasoning.get(choice).map_or(0, ReasoningTokens::count);
+        asked.then(|| usage(self.usages.get(choice).copied().unwrap_or_default(), reasoning))
     }
 }
 
@@ -82,6 +86,9 @@ impl<W: ChunkWriter> Teller for Chunks<W> {
         if let (Some(usage), Some(now)) = (self.usages.get_mut(choice), now) {
             *usage = self.writer.usage(now);
         }
+        if let (Event::Delta(delta), Some(reasoning)) = (&event, self.reasoning.get_mut(choice)) {
+            reasoning.take(delta.tokens.len(), &delta.pieces);
+        }
         let written = match event {
             Event::Started(_) => self.writer.started(choice),
             Event::Delta(delta) => self.writer.delta(choice, delta),
@@ -95,7 +102,8 @@ impl<W: ChunkWriter> Teller for Chunks<W> {
 
     fn end(&mut self, frames: &mut Frames) {
         if self.options.include_usage == Some(true) {
-            let total = usage(total(&self.usages, self.answers_a_prompt));
+            let reasoning = self.reasoning.iter().map(ReasoningTokens::count).sum();
+            let total = usage(total(&self.usages, self.answers_a_prompt), reasoning);
             frames.json(&self.stamp.envelope::<[W::Choice; 0]>(W::OBJECT, [], Some(total)));
         }
         frames.word(DONE);

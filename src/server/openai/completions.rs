@@ -198,7 +198,7 @@ async fn whole(choices: Choices, mut writer: Writer, stamp: &Stamp) -> Result<im
         written.push(Choice { text: echo + &text, logprobs, ..finished_choice });
         usages.push(writer.usage(finished.usage));
     }
-    Ok(stamp.envelope(OBJECT, written, Some(usage(total(&usages, writer.answers)))))
+    Ok(stamp.envelope(OBJECT, written, Some(usage(total(&usages, writer.answers), 0))))
 }
 
 /// Writes the choices of a call.

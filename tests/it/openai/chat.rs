@@ -3,7 +3,10 @@
 use serde_json::{Value, json};
 
 use super::http::post;
-use crate::grpc::text::{continued, server, server_that_shows_prompts};
+use crate::grpc::{
+    text::{continued, server, server_that_shows_prompts},
+    tools,
+};
 
 const PATH: &str = "/v1/chat/completions";
 const RENDERED: &str = "<system>Be brief.<user>Hi there<assistant>";
@@ -90,4 +93,32 @@ async fn what_a_chat_is_told_beside_its_messages_reaches_the_template() {
     let body = json!({"messages": messages, "tools": [tool], "chat_template_kwargs": {"reasoning_effort": "own"}});
     let counted = post(server.address, "/tokenize", &body.to_string()).await.json().await;
     assert_eq!(counted["count"], "<assistant>No.<user>Hi+clock/own<assistant>".len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thoughts_and_calls_stand_beside_the_text_and_are_counted() {
+    let server = tools::server(tools::SCRIPT).await;
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": {"type": "object"}}});
+    let mut body = json!({
+        "messages": [{"role": "user", "content": "Weather?"}], "max_tokens": 400, "n": 2,
+        "tools": [tool("get_weather"), tool("clock")],
+    });
+    // The mark and what stands before its end, in each of two answers.
+    let thought = json!({"reasoning_tokens": 2 * "<think>\nI need it.".len()});
+    let whole = post(server.address, PATH, &body.to_string()).await.json().await;
+    for choice in whole["choices"].as_array().unwrap() {
+        let message = &choice["message"];
+        assert_eq!(
+            (&message["reasoning_content"], &message["content"]),
+            (&json!("I need it."), &json!("Let me look."))
+        );
+        let calls = message["tool_calls"].as_array().unwrap().iter();
+        let names: Vec<_> = calls.map(|call| call["function"]["name"].as_str().unwrap()).collect();
+        assert_eq!((names, &choice["finish_reason"]), (vec!["get_weather", "clock"], &json!("tool_calls")));
+    }
+    assert_eq!(whole["usage"]["completion_tokens_details"], thought);
+    body["stream"] = true.into();
+    body["stream_options"] = json!({"include_usage": true});
+    let chunks = post(server.address, PATH, &body.to_string()).await.chunks().await;
+    assert_eq!(chunks.last().unwrap()["usage"]["completion_tokens_details"], thought);
 }

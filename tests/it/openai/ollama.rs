@@ -63,6 +63,10 @@ async fn the_model_is_listed_and_shown() {
     assert!(get(server.address, "/api/version").await.json().await["version"].is_string());
     let shown = ask(&server, "/api/show", &json!({"model": "fake"})).await.json().await;
     assert_eq!(shown["model_info"]["fake.context_length"], 1024);
+    assert_eq!(shown["capabilities"], json!(["completion"]));
+    let server = tools::server(tools::SCRIPT).await;
+    let shown = ask(&server, "/api/show", &json!({"model": "fake"})).await.json().await;
+    assert_eq!(shown["capabilities"], json!(["completion", "tools", "thinking"]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
