@@ -22,6 +22,7 @@ pub(crate) mod suggest;
 mod tests;
 mod tls;
 mod values;
+mod variables;
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
@@ -43,6 +44,7 @@ pub use self::streams::StreamArgs;
 pub use self::tls::{ClientCertificates, TlsArgs};
 pub(crate) use self::values::instruction_set;
 use self::values::{count, device, kv_cache_memory, number_with_unit, seconds, share};
+pub use self::variables::{PREFIX, unknown_variables};
 use crate::{
     error::{Error, Result},
     kernels::machine::InstructionSet,
@@ -88,6 +90,15 @@ pub struct EngineConfig {
     /// Bytes that the model may take while it runs: its weights, adapters and KV cache, what it keeps beside that, and what a
     /// step takes on its way. 0 where nobody has added them up.
     pub promised_bytes: u64,
+    /// Whether the log has requests with their prompts, and how much of those.
+    pub log_requests: Option<LogRequests>,
+}
+
+/// How requests stand in the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogRequests {
+    /// Most characters of a prompt, and most ids of one that has no text; all of it where that is left open.
+    pub max_len: Option<usize>,
 }
 
 impl EngineConfig {
@@ -136,6 +147,7 @@ impl Default for EngineConfig {
             leased_kv_percent: 50,
             pinned_kv_percent: 25,
             promised_bytes: 0,
+            log_requests: None,
         }
     }
 }
@@ -354,6 +366,12 @@ pub struct EngineArgs {
     /// Share of the KV blocks that sessions may pin: those are taken back only where nothing else could run.
     #[arg(long, value_name = "PERCENT", default_value = "25", value_parser = count(0, 100))]
     pub pinned_kv_percent: usize,
+    /// Write each request to the log, with its prompt: without this nothing of a prompt stands there.
+    #[arg(long, help_heading = "Logging")]
+    pub enable_log_requests: bool,
+    /// Most characters of a prompt in the log, and most ids of one that came as ids; all of it if left out.
+    #[arg(long, value_name = "N", value_parser = count(0, u32::MAX.into()), help_heading = "Logging")]
+    pub max_log_len: Option<usize>,
 }
 
 /// What `serve` takes.
@@ -389,7 +407,7 @@ pub struct ServeArgs {
     /// Who may call from a browser.
     #[command(flatten)]
     pub browsers: BrowserArgs,
-    /// Say where it listens as one JSON object.
+    /// Say where it listens as one JSON object; with --print-config print that as one.
     #[arg(long, help_heading = "Server")]
     pub json: bool,
     /// Send a span a request to the collector of traces at this address: OTLP over gRPC, such as http://127.0.0.1:4317.
@@ -428,6 +446,11 @@ pub fn arguments() -> Vec<OsString> {
     std::env::args_os().collect()
 }
 
+/// The names of the variables of this process.
+pub fn variables() -> impl Iterator<Item = OsString> {
+    std::env::vars_os().map(|(name, _)| name)
+}
+
 /// How much is said on standard error.
 #[derive(Args, Clone, Debug)]
 pub struct LogArgs {
@@ -449,7 +472,7 @@ pub fn with_environment(command: Command) -> Command {
                 return arg;
             }
             // Names live as long as the process, which builds its commands once.
-            let name: &'static str = format!("CANDLEWICK_{}", id.to_uppercase()).leak();
+            let name: &'static str = format!("{PREFIX}{}", id.to_uppercase()).leak();
             let arg = if arg.get_action().takes_values() { arg } else { arg.value_parser(FalseyValueParser::new()) };
             arg.env(name).hide_env_values(true)
         })

@@ -13,8 +13,9 @@ mod tenants;
 
 use std::{
     borrow::Cow,
+    collections::BTreeSet,
     sync::{Mutex, OnceLock, PoisonError, atomic::AtomicU64},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use prometheus_client::{
@@ -46,6 +47,14 @@ struct CodeLabels {
 struct CacheConfigLabels {
     block_size: u64,
     num_gpu_blocks: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LoraLabels {
+    max_lora: u64,
+    /// Names, parted by commas.
+    running_lora_adapters: String,
+    waiting_lora_adapters: String,
 }
 
 /// Which part of a batch.
@@ -104,6 +113,9 @@ pub struct Telemetry {
     request_success: Family<ReasonLabels, Counter>,
     requests_refused: Family<CodeLabels, Counter>,
     cache_config_info: Family<CacheConfigLabels, Gauge>,
+    lora_requests_info: Family<LoraLabels, Gauge<f64, AtomicU64>>,
+    /// What that says now.
+    lora_labels: Mutex<Option<LoraLabels>>,
     tenants: Tenants,
     time_to_first_token: Histogram,
     inter_token_latency: Histogram,
@@ -178,6 +190,8 @@ impl Telemetry {
             generation_tokens: t.count("vllm:generation_tokens", "Tokens generated"),
             request_success: t.add("vllm:request_success", "Requests ended, by reason", Family::default()),
             cache_config_info: t.add("vllm:cache_config_info", "The KV cache's shape", Family::default()),
+            lora_requests_info: t.add("vllm:lora_requests_info", "Adapters that requests run with and wait for: when that was so, in seconds since 1970", Family::default()),
+            lora_labels: Mutex::default(),
             iteration_tokens: t.times("vllm:iteration_tokens_total", "Tokens a step", &buckets::STEP_TOKENS),
             time_to_first_token: t.times("vllm:time_to_first_token_seconds", "Arrival to first token", &buckets::TTFT_SECONDS),
             inter_token_latency: t.times("vllm:inter_token_latency_seconds", "Token to token", &buckets::INTER_TOKEN_SECONDS),
@@ -244,6 +258,22 @@ impl Telemetry {
         let labels = CacheConfigLabels { block_size: block_size as u64, num_gpu_blocks: num_blocks as u64 };
         self.cache_config_info.clear();
         self.cache_config_info.get_or_create(&labels).set(1);
+    }
+
+    /// The adapters that requests run with and wait for now, of so many that there may be.
+    pub fn set_lora_requests(&self, max_lora: usize, running: BTreeSet<String>, waiting: BTreeSet<String>) {
+        let join = |names: BTreeSet<String>| names.into_iter().collect::<Vec<_>>().join(",");
+        let labels = LoraLabels {
+            max_lora: max_lora as u64,
+            running_lora_adapters: join(running),
+            waiting_lora_adapters: join(waiting),
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut before = self.lora_labels.lock().unwrap_or_else(PoisonError::into_inner);
+        self.lora_requests_info.get_or_create(&labels).set(now.as_secs_f64());
+        if let Some(before) = before.replace(labels.clone()).filter(|before| *before != labels) {
+            self.lora_requests_info.remove(&before);
+        }
     }
 
     /// What a step of the model reads, once that is known. Of two calls the last one counts.

@@ -39,7 +39,7 @@ use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    config::{Effective, LogArgs, ServeArgs, arguments, matches, with_environment},
+    config::{Effective, LogArgs, ServeArgs, arguments, matches, unknown_variables, variables, with_environment},
     error::{Error, Result},
     kernels::machine::keep_freed_memory,
 };
@@ -107,6 +107,10 @@ impl Subcommands {
 fn dispatch(cli: Cli, effective: Effective) -> Result<(), Stop> {
     let default_level = if matches!(cli.command, Subcommands::Serve(_)) { "info" } else { "warn" };
     let log = init_log(&cli.log, default_level)?;
+    for (name, meant) in unknown_variables(&command(), variables()) {
+        let meant = meant.map(|meant| format!(": did you mean {meant}?")).unwrap_or_default();
+        tracing::warn!("{name} is no setting, and changes nothing{meant}");
+    }
     match cli.command {
         Subcommands::Serve(args) => serve::run(*args, effective, log),
         Subcommands::Generate(args) => generate::run(*args),

@@ -28,7 +28,8 @@ const INTERRUPTED: u8 = 130;
 
 pub(super) fn run(args: ServeArgs, effective: Effective, log: SetLog) -> Result<(), Stop> {
     if args.file.print_config {
-        io::stdout().write_all(effective.to_toml().as_bytes())?;
+        let told = if args.json { format!("{}\n", effective.to_json()) } else { effective.to_toml() };
+        io::stdout().write_all(told.as_bytes())?;
         return Ok(());
     }
     block_on(async move {

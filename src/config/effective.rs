@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use clap::{Arg, ArgMatches, Command, parser::ValueSource};
+use serde_json::{Value, json};
 
 /// Settings whose values are not shown.
 pub(super) const SECRET: [&str; 1] = ["api-key"];
@@ -22,6 +23,19 @@ pub enum Source {
     Environment,
     /// A flag.
     CommandLine,
+}
+
+impl Source {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::File => "file",
+            Self::Environment => "environment",
+            Self::CommandLine => "command line",
+        }
+    }
 }
 
 /// One setting.
@@ -87,11 +101,10 @@ impl Effective {
     pub fn to_toml(&self) -> String {
         let mut out = String::new();
         for entry in &self.entries {
+            let source = entry.source.name();
             let said = match entry.source {
-                Source::Default => "default".to_owned(),
-                Source::File => "file".to_owned(),
-                Source::Environment => format!("environment {}", entry.variable),
-                Source::CommandLine => "command line".to_owned(),
+                Source::Environment => format!("{source} {}", entry.variable),
+                _ => source.to_owned(),
             };
             let setting = match entry.values.len() {
                 0 => format!("# {} =", entry.name),
@@ -106,6 +119,28 @@ impl Effective {
         out
     }
 
+    /// As one JSON object: each setting with its value, null where there is none, and where that came from. Secrets are null
+    /// too, and say that they are.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let setting = |entry: &Entry| {
+            let is_secret = SECRET.contains(&entry.name.as_str());
+            let value = match entry.values.is_empty() || is_secret {
+                true => Value::Null,
+                false => serde_json::to_value(entry.value()).unwrap_or_default(),
+            };
+            let mut setting = json!({"value": value, "source": entry.source.name()});
+            if entry.source == Source::Environment {
+                setting["variable"] = entry.variable.as_str().into();
+            }
+            if is_secret {
+                setting["secret"] = true.into();
+            }
+            (entry.name.clone(), setting)
+        };
+        Value::Object(self.entries.iter().map(setting).collect())
+    }
+
     /// Names of the settings whose values differ from those of `other`.
     #[must_use]
     pub fn differing(&self, other: &Self) -> Vec<&str> {
@@ -118,11 +153,10 @@ impl Effective {
 }
 
 impl Entry {
-    fn value(&self) -> String {
-        let all = || toml::Value::from(self.values.clone());
+    fn value(&self) -> toml::Value {
         match self.values.as_slice() {
-            [one] if !self.is_list => scalar(one).to_string(),
-            _ => all().to_string(),
+            [one] if !self.is_list => scalar(one),
+            _ => self.values.clone().into(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{EngineArgs, EngineConfig, KvCacheGroups, LoraArgs, MachineFacts, plan_memory};
+use super::{EngineArgs, EngineConfig, KvCacheGroups, LogRequests, LoraArgs, MachineFacts, plan_memory};
 use crate::error::{Error, Result};
 
 /// What [`resolve`] must know of a model; all of it can be read off its files' headers.
@@ -109,6 +109,7 @@ pub fn resolve(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts) ->
         leased_kv_percent: args.leased_kv_percent,
         pinned_kv_percent: args.pinned_kv_percent,
         promised_bytes: memory.promised() as u64,
+        log_requests: args.enable_log_requests.then_some(LogRequests { max_len: args.max_log_len }),
     })
 }
 

@@ -80,6 +80,12 @@ impl Adapters {
         Self { inner: Some(Arc::new(inner)) }
     }
 
+    /// How many may be loaded; none where adapters are not served.
+    #[must_use]
+    pub fn max_loras(&self) -> Option<usize> {
+        self.inner.as_ref().map(|inner| inner.max_loras)
+    }
+
     /// Whether clients may load and unload them.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use std::{
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
-    Engine, History, ModelInfo, ModelText, Prompt, Request, SlowReader, StreamOptions,
+    Engine, History, ModelInfo, ModelText, Prompt, PromptOptions, Request, SlowReader, StreamOptions,
     adapters::salt_with,
     bad_words::BadWords,
     best_of::BestOf,
@@ -18,6 +18,7 @@ use super::{
     channel::{ReaderControl, ReaderSpec, RequestTag},
     chat,
     grammars::Grammars,
+    request_log,
     sequence::{Guard, Sequence},
     stream::{Event, Generation, Output, Started, TextOut, timer},
     supervisor::Life,
@@ -123,7 +124,8 @@ impl Admitted {
         config: &EngineConfig,
         request: Request,
     ) -> Result<Self> {
-        let Request { request_id, model, prompt, mut params, priority, cache_salt, tenant, deadline, stream } = request;
+        let Request { request_id, model, prompt, prompt_options, mut params, priority, .. } = request;
+        let Request { cache_salt, tenant, deadline, stream, .. } = request;
         let adapter = adapter(info, model.as_deref())?;
         let salt = salt_with(adapter.as_deref(), salt(tenant.as_deref(), cache_salt.as_deref()));
         sampling::validate(&params, &info.eos_token_ids, info.vocab_size)?;
@@ -140,8 +142,9 @@ impl Admitted {
         params.seed = params.seed.or_else(|| Some(random_seed()));
         let asked_for_form = params.structured_outputs.is_some();
         let history = stream.history.clone();
-        let tokenized = tokenize(text, config, prompt, &mut params, history).await?;
-        let Tokenized { prompt, parsers, markers, rendered } = tokenized;
+        let tokenized = tokenize(text, config, (prompt, prompt_options), &mut params, history).await?;
+        let Tokenized { prompt, parsers, markers, rendered, logged } = tokenized;
+        let prompt = prompt_options.kept(prompt, config.max_model_len, &params);
         // What a chat has set.
         if params.thinking_budget.is_some() || params.structured_outputs.is_some() {
             sampling::validate(&params, &info.eos_token_ids, info.vocab_size)?;
@@ -149,6 +152,9 @@ impl Admitted {
         if let Some((k, id)) = prompt.iter().enumerate().find(|(_, id)| id.index() >= info.vocab_size) {
             let why = format!("is {id}, but the vocabulary has {} entries", info.vocab_size);
             return Err(Error::invalid(format!("prompt.token_ids[{k}]"), why));
+        }
+        if let Some(log) = config.log_requests {
+            request_log::write(log, &request_id, logged.as_deref(), &prompt, &params);
         }
         let room = room_for_output(config, prompt.len())?;
         if let Some(max_tokens) = params.max_tokens.filter(|&max_tokens| max_tokens as usize > room) {
@@ -222,7 +228,9 @@ impl Admitted {
         let weight = engine.shares().weight(self.tenant.as_deref());
         let tokens = engine.telemetry().tenant(self.tenant.as_deref());
         tokens.record_prompt(self.prompt.len());
-        let request = Arc::new(RequestTag { id: self.request_id, tenant: self.tenant, tokens: Some(tokens) });
+        let adapter = self.adapter.as_ref().map(|adapter| adapter.name().into());
+        let tag = RequestTag { id: self.request_id, tenant: self.tenant, tokens: Some(tokens), adapter };
+        let request = Arc::new(tag);
         let (mut group, mut outputs) = (Vec::new(), Vec::new());
         for (index, text) in self.text.into_iter().enumerate() {
             let id = SequenceId(id.0 + index as u64);
@@ -373,20 +381,22 @@ struct Tokenized {
     markers: Vec<TokenId>,
     /// A chat's prompt as text, where a conversation wants to know.
     rendered: Option<String>,
+    /// The prompt as text, where the log is to have it.
+    logged: Option<String>,
 }
 
 async fn tokenize(
     text: &ModelText,
     config: &EngineConfig,
-    prompt: Prompt,
+    (prompt, options): (Prompt, PromptOptions),
     params: &mut SamplingParams,
     history: Option<Arc<History>>,
 ) -> Result<Tokenized> {
     let tokenizer = || tokenizer_of(text);
     let (mut parsers, mut markers) = (Vec::new(), Vec::new());
     let (text, add_special_tokens) = match prompt {
-        Prompt::Tokens(prompt) => return Ok(Tokenized { prompt, parsers, markers, rendered: None }),
-        Prompt::Text(text) => (text, true),
+        Prompt::Tokens(prompt) => return Ok(Tokenized { prompt, parsers, markers, rendered: None, logged: None }),
+        Prompt::Text(text) => (text, options.add_special_tokens.unwrap_or(true)),
         // The template writes the special tokens itself.
         Prompt::Chat(chat) => {
             chat::check(&chat)?;
@@ -403,20 +413,21 @@ async fn tokenize(
             let (rendered, own) = rendered?;
             *params = own;
             (parsers, markers) = (rendered.parsers, rendered.markers);
-            (rendered.prompt, false)
+            (rendered.prompt, options.add_special_tokens.unwrap_or(false))
         }
     };
     let tokenizer = tokenizer()?;
     check_bytes(&text, config, "prompt.text")?;
+    let logged = config.log_requests.map(|_| text.clone());
     if let Some(history) = history.filter(|_| !add_special_tokens) {
         let rendered = text.clone();
         let prompt = tokio::task::spawn_blocking(move || history.encode(&tokenizer, &text))
             .await
             .map_err(|panic| Error::internal(format!("tokenization failed: {panic}")))??;
-        return Ok(Tokenized { prompt, parsers, markers, rendered: Some(rendered) });
+        return Ok(Tokenized { prompt, parsers, markers, rendered: Some(rendered), logged });
     }
     let prompt = encode(tokenizer, text, add_special_tokens).await?;
-    Ok(Tokenized { prompt, parsers, markers, rendered: None })
+    Ok(Tokenized { prompt, parsers, markers, rendered: None, logged })
 }
 
 fn tokenizer_of(text: &ModelText) -> Result<Arc<Tokenizer>> {

@@ -140,6 +140,8 @@ pub(super) struct RequestTag {
     pub tenant: Option<Arc<str>>,
     /// Where its tenant's tokens are counted.
     pub tokens: Option<TenantTokens>,
+    /// The name of the adapter that it runs with. Its weights are the sequences' to keep.
+    pub adapter: Option<Arc<str>>,
 }
 
 /// What a reader's end is made with.

@@ -26,6 +26,7 @@ mod outbox;
 mod properties;
 mod quote;
 pub mod rates;
+mod request_log;
 pub mod runner;
 pub mod scheduler;
 pub mod sequence;
@@ -85,6 +86,8 @@ pub struct Request {
     pub model: Option<String>,
     /// What to continue.
     pub prompt: Prompt,
+    /// How it becomes token ids, and how many of them are kept.
+    pub prompt_options: PromptOptions,
     /// How.
     pub params: SamplingParams,
     /// Smaller runs earlier, among those of the same tenant; equal ones in order of arrival.
@@ -134,6 +137,7 @@ impl Request {
             request_id,
             model: None,
             prompt,
+            prompt_options: PromptOptions::default(),
             params: SamplingParams::default(),
             priority: 0,
             cache_salt: None,
@@ -141,6 +145,41 @@ impl Request {
             deadline: None,
             stream: StreamOptions::default(),
         }
+    }
+}
+
+/// How a prompt becomes token ids, and how many of them are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PromptOptions {
+    /// Whether the tokenizer adds its special tokens. Where that is left open it does to a text, and not to a chat, whose
+    /// template writes them itself.
+    pub add_special_tokens: Option<bool>,
+    /// Keeps the end of a prompt that is longer.
+    pub truncate: Option<Truncate>,
+}
+
+/// How much of a prompt's end is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Truncate {
+    /// So many tokens.
+    To(usize),
+    /// What leaves room in the context for the tokens that the answer may have, or for one where that is left open.
+    ToFit,
+}
+
+impl PromptOptions {
+    /// The end of a prompt that is kept of it, in a context of so many tokens.
+    pub(crate) fn kept(self, mut prompt: Vec<TokenId>, max_model_len: usize, params: &SamplingParams) -> Vec<TokenId> {
+        let most = match self.truncate {
+            None => return prompt,
+            Some(Truncate::To(tokens)) => tokens,
+            Some(Truncate::ToFit) => {
+                let answer = params.max_tokens.unwrap_or(1).max(params.min_tokens).max(1);
+                max_model_len.saturating_sub(answer as usize)
+            }
+        };
+        prompt.drain(..prompt.len().saturating_sub(most));
+        prompt
     }
 }
 

@@ -1,7 +1,7 @@
 //! What whoever runs the server may see and do: loads, aborts, and a cache to be emptied.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
 };
 
@@ -105,6 +105,19 @@ impl Engine {
             generated_tokens: telemetry.generated_tokens(),
             tenants: tenants.into_values().collect(),
         }
+    }
+
+    /// Has the metrics say which adapters requests run with and wait for, where adapters are served. Looks at all live requests.
+    pub fn tell_adapters(&self) {
+        let Some(max_lora) = self.info().adapters.max_loras() else { return };
+        let (mut running, mut waiting) = (BTreeSet::new(), BTreeSet::new());
+        for reader in self.readers().iter().filter(|reader| !reader.has_ended()) {
+            if let Some(adapter) = &reader.request().adapter {
+                let named = if reader.standing().started { &mut running } else { &mut waiting };
+                named.insert(adapter.to_string());
+            }
+        }
+        self.telemetry().set_lora_requests(max_lora, running, waiting);
     }
 
     /// Ends requests, wherever they stand, with `CANCELLED`, after what waits for their readers; rows and blocks are free

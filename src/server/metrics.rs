@@ -47,5 +47,6 @@ async fn health(State(models): State<Models>) -> (StatusCode, &'static str) {
 /// Open to everybody; but whose names the tenants have, and how much they do, is for administrators where there are any.
 async fn metrics(State((models, access)): State<(Models, Access)>, headers: HeaderMap) -> impl IntoResponse {
     let with_tenants = access.may_administer(&headers);
+    models.ready().iter().for_each(|backend| backend.engine.tell_adapters());
     ([(CONTENT_TYPE, telemetry::CONTENT_TYPE)], telemetry::encode_all(&models.telemetries(), with_tenants))
 }

@@ -94,3 +94,19 @@ fn counters_go_on_from_where_they_were_when_the_engine_restarts() {
     report(&[0, 1]);
     assert_eq!(telemetry.totals().preemptions, 6);
 }
+
+#[test]
+fn the_adapters_of_now_are_one_series() {
+    let telemetry = Telemetry::new("demo");
+    let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+    telemetry.set_lora_requests(4, names(&["b", "a"]), names(&["c"]));
+    telemetry.set_lora_requests(4, names(&["a"]), names(&[]));
+    let page = telemetry.encode();
+    let told: Vec<_> = page.lines().filter(|line| line.starts_with("vllm:lora_requests_info{")).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    for label in ["max_lora=\"4\"", "running_lora_adapters=\"a\"", "waiting_lora_adapters=\"\""] {
+        assert!(told[0].contains(label), "{label} in {told:?}");
+    }
+    telemetry.set_lora_requests(4, names(&["b", "a"]), names(&["c"]));
+    assert!(telemetry.encode().contains("running_lora_adapters=\"a,b\""));
+}

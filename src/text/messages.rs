@@ -116,6 +116,15 @@ impl ChatPrompt {
         }
     }
 
+    /// Has a last message of the assistant's be the beginning of the answer, as APIs have it that know of nothing else to say with
+    /// one. A message that calls tools is whole.
+    pub fn continue_assistant(&mut self) {
+        let last = self.messages.last();
+        self.continue_final_message =
+            last.is_some_and(|last| last.role == Role::Assistant && last.tool_calls.is_empty());
+        self.add_generation_prompt = !self.continue_final_message;
+    }
+
     /// Bytes of all but the messages.
     #[must_use]
     pub fn bytes_beside(&self) -> usize {

@@ -74,6 +74,12 @@ impl OutputFormat {
         Ok(self)
     }
 
+    /// Whether what the model thinks is told apart from what it says.
+    #[must_use]
+    pub fn reasons(&self) -> bool {
+        self.reasoning.is_some() || self.tool_calls.is_some_and(|format| format.is_whole_answer)
+    }
+
     /// Texts that must reach the parser though they may be special tokens.
     pub fn markers(&self) -> impl Iterator<Item = &'static str> {
         let calls = self.tool_calls.map_or(&[][..], |format| format.markers);

@@ -88,6 +88,15 @@ pub struct ToolCall {
 }
 
 impl ToolCall {
+    /// The arguments as an object; none where they are not whole, or none.
+    #[must_use]
+    pub fn arguments_object(&self) -> Option<Map<String, Value>> {
+        match self.arguments.trim() {
+            "" => Some(Map::new()),
+            text => serde_json::from_str(text).ok(),
+        }
+    }
+
     /// As chat templates know calls: OpenAI's shape, with the arguments as a value where they are JSON, because that is
     /// what templates write most.
     pub(super) fn for_template(&self) -> Value {
@@ -129,5 +138,8 @@ mod tests {
         assert_eq!(call(r#"{"a": 1}"#).for_template()["function"]["arguments"]["a"], 1);
         assert_eq!(call("").for_template()["function"]["arguments"], serde_json::json!({}));
         assert_eq!(call("{oh").for_template()["function"]["arguments"], "{oh");
+        assert_eq!(call(r#"{"a": 1}"#).arguments_object().unwrap()["a"], 1);
+        assert!(call(" ").arguments_object().unwrap().is_empty());
+        assert!(call("{oh").arguments_object().is_none() && call("[1]").arguments_object().is_none());
     }
 }

@@ -11,6 +11,7 @@ answer, chunk and error against it.
 
 import contextlib
 import io
+import json
 import pathlib
 import re
 import subprocess
@@ -26,6 +27,12 @@ import stock
 DOCUMENT = pathlib.Path(__file__).resolve().parents[2] / "docs" / "openai.md"
 MODEL_QUESTION = [{"role": "user", "content": "What is candlewick?"}]
 PROMPT = "Once upon a time"
+WEATHER = [{"role": "user", "content": "What is the weather?"}]
+#: Closed, so that a small model cannot go on and on.
+PLACE = {
+    "type": "object", "properties": {"place": {"enum": ["Bern", "Oslo"]}}, "required": ["place"],
+    "additionalProperties": False,
+}
 
 
 def refused(kind, call, **expected):
@@ -181,10 +188,55 @@ def ollama_chat(client, model):
     refused(ollama.ResponseError, lambda: client.chat(model="other", messages=MODEL_QUESTION), status_code=404)
 
 
+def openai_functions(client, model):
+    tool = {"type": "function", "name": "weather", "parameters": PLACE, "strict": True}
+    ask = lambda **more: client.responses.create(
+        model=model, **{"input": WEATHER, "temperature": 0, "tools": [tool], "tool_choice": "required", **more}
+    )
+    first = ask(parallel_tool_calls=False)
+    [call] = first.output
+    assert (call.type, call.name) == ("function_call", "weather") and json.loads(call.arguments)["place"] in ("Bern", "Oslo")
+    events = list(ask(parallel_tool_calls=False, stream=True))
+    told = "".join(event.delta for event in events if event.type == "response.function_call_arguments.delta")
+    assert told == call.arguments == events[-1].response.output[0].arguments
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "Rain."}
+    by_id = ask(input=[output], previous_response_id=first.id, tool_choice="none", max_output_tokens=20)
+    by_items = ask(input=[*WEATHER, call.model_dump(), output], tool_choice="none", max_output_tokens=20)
+    assert by_id.output_text == by_items.output_text and by_id.usage.input_tokens == by_items.usage.input_tokens
+    return told
+
+
+def anthropic_tools(client, model):
+    tool = {"name": "weather", "input_schema": PLACE}
+    choice = {"type": "any", "disable_parallel_tool_use": True}
+    asked = {"model": model, "max_tokens": 200, "messages": WEATHER, "tools": [tool], "extra_body": {"temperature": 0}}
+    whole = client.messages.create(**asked, tool_choice=choice)
+    [call] = whole.content
+    assert (call.type, call.name, whole.stop_reason) == ("tool_use", "weather", "tool_use") and call.input["place"], whole
+    with client.messages.stream(**asked, tool_choice=choice) as stream:
+        final = stream.get_final_message()
+    assert (final.content[0].input, final.stop_reason) == (call.input, "tool_use"), final
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "Rain."}
+    asked["messages"] = [*WEATHER, {"role": "assistant", "content": whole.content}, {"role": "user", "content": [result]}]
+    assert client.messages.create(**asked, tool_choice={"type": "none"}).stop_reason in ("end_turn", "max_tokens")
+    return call.input
+
+
+def ollama_tools(client, model):
+    function = {"type": "function", "function": {"name": "weather", "description": "It says it.", "parameters": PLACE}}
+    calls = [{"function": {"name": "weather", "arguments": {"place": "Bern"}}}]
+    result = {"role": "tool", "tool_name": "weather", "content": "Rain."}
+    messages = [*WEATHER, {"role": "assistant", "content": "", "tool_calls": calls}, result]
+    options = {"temperature": 0, "num_predict": 60}
+    assert client.chat(model=model, messages=messages, tools=[function], options=options).done
+    shaped = client.chat(model=model, messages=WEATHER, format=PLACE, options=options)
+    assert json.loads(shaped.message.content)["place"] in ("Bern", "Oslo"), shaped
+
+
 def documented_examples(base):
     """What docs/openai.md shows works as it stands, but for the port."""
     text = DOCUMENT.read_text().replace("http://127.0.0.1:50051", base)
-    blocks = re.findall(r"```(sh|python)\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"```(sh|python)(?: run)?\n(.*?)```", text, re.DOTALL)
     assert {language for language, _ in blocks} == {"sh", "python"}
     shared = {}
     for language, code in blocks:
@@ -200,7 +252,8 @@ def documented_examples(base):
 
 
 def main():
-    with stock.served(stock.options(__doc__)) as (model, base):
+    given = stock.options(__doc__)
+    with stock.served(given) as (model, base):
         client = openai.OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0)
         claude = anthropic.Anthropic(base_url=base, api_key="none", max_retries=0)
         stock.passed("openai: models and errors", lambda: openai_models_and_errors(client, model))
@@ -212,6 +265,12 @@ def main():
         stock.passed("anthropic: messages", lambda: anthropic_messages(claude, model))
         stock.passed("the examples of docs/openai.md", lambda: documented_examples(base))
         stock.passed("ollama: chat, generate, models", lambda: ollama_chat(ollama.Client(host=base), model))
+    with stock.served(given, *stock.TOOLS) as (model, base):
+        client = openai.OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0)
+        claude = anthropic.Anthropic(base_url=base, api_key="none", max_retries=0)
+        stock.passed("openai: functions of responses", lambda: openai_functions(client, model))
+        stock.passed("anthropic: tools", lambda: anthropic_tools(claude, model))
+        stock.passed("ollama: tools and forms", lambda: ollama_tools(ollama.Client(host=base), model))
 
 
 if __name__ == "__main__":

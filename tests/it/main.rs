@@ -18,6 +18,7 @@ mod grpc;
 mod hostile_files;
 mod house;
 mod hub;
+mod logs;
 mod long_tail;
 mod model_config;
 mod model_files;

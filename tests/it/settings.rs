@@ -5,6 +5,8 @@ use std::{
     path::Path,
 };
 
+use serde_json::{Value, json};
+
 use crate::cli::{candlewick, run, stderr, stdout};
 
 /// A file of settings.
@@ -270,4 +272,41 @@ mod signals {
             assert!(refused.status.code() == Some(1) && stderr(&refused).contains("key"), "{}", stderr(&refused));
         }
     }
+}
+
+#[test]
+fn the_configuration_in_force_is_printed_as_json_too() {
+    let (_directory, path) = file(SETTINGS);
+    let mut command = candlewick(&["serve", "--config", &path, "--block-size", "8", "--print-config", "--json"]);
+    command.env("CANDLEWICK_MAX_WAITING", "9");
+    let printed = stdout(&command.output().unwrap());
+    let object: Value = serde_json::from_str(&printed).unwrap();
+    for (name, value, source) in [
+        ("block-size", json!(8), "command line"),
+        ("max-waiting", json!(9), "environment"),
+        ("model", json!("models/x.gguf"), "file"),
+        ("enable-prefix-caching", json!(false), "file"),
+        ("allowed-origins", json!(["https://a.example", "https://b.example"]), "file"),
+        ("listen", json!("127.0.0.1:50051"), "default"),
+        ("max-model-len", Value::Null, "default"),
+        ("api-key", Value::Null, "file"),
+    ] {
+        assert_eq!((&object[name]["value"], &object[name]["source"]), (&value, &json!(source)), "{name}");
+    }
+    assert_eq!(object["max-waiting"]["variable"], "CANDLEWICK_MAX_WAITING");
+    assert!(object["api-key"]["secret"] == true && !printed.contains("secret-of"), "{printed}");
+}
+
+#[test]
+fn a_misspelt_variable_gets_a_word() {
+    let mut command = candlewick(&["serve", "--print-config"]);
+    command.env("CANDLEWICK_MAX_NUM_SEQZ", "3").env("CANDLEWICK_SERVICE_HOST", "10.0.0.1");
+    let output = command.output().unwrap();
+    let said = stderr(&output);
+    assert!(
+        said.contains("CANDLEWICK_MAX_NUM_SEQZ") && said.contains("did you mean CANDLEWICK_MAX_NUM_SEQS?"),
+        "{said}"
+    );
+    assert!(!said.contains("SERVICE_HOST"), "{said}");
+    assert_eq!(line(&stdout(&output), "max-num-seqs"), ("64", "default"));
 }

@@ -192,7 +192,7 @@ impl Engine {
         let salt = admission::salt(tenant.as_deref(), cache_salt.as_deref());
         let weight = self.shares().weight(tenant.as_deref());
         let tokens = self.telemetry().tenant(tenant.as_deref());
-        let tag = Arc::new(RequestTag { id: request_id, tenant, tokens: Some(tokens) });
+        let tag = Arc::new(RequestTag { id: request_id, tenant, tokens: Some(tokens), adapter: None });
         let engine = self.clone();
         let batch = Batch { engine, life, places, prompts, pooling, options, priority, salt, tag, weight };
         Ok(EmbedBatch { batch, room, deadline })

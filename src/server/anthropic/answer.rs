@@ -4,11 +4,12 @@ use serde_json::{Value, json};
 
 use super::error::Anthropic;
 use crate::{
-    engine::Event,
+    engine::{Event, Finished},
     params::{FinishReason, Usage},
     server::http::{
         failure::{Failure, Shape},
         frames::{Frames, Teller},
+        parts::{Change, Kind, Part, Parts, What},
     },
 };
 
@@ -21,9 +22,9 @@ pub(super) struct Stamp {
 
 impl Stamp {
     /// The message; before its end there is no reason.
-    pub(super) fn message(&self, text: &str, reason: Option<&FinishReason>, usage: Usage) -> Value {
-        let content = if reason.is_some() { vec![json!({"type": "text", "text": text})] } else { Vec::new() };
-        let (stop_reason, stop_sequence) = reason.map_or((None, None), stop);
+    pub(super) fn message(&self, parts: &[Part], finished: Option<&Finished>, usage: Usage) -> Value {
+        let content: Vec<_> = parts.iter().filter_map(block).collect();
+        let (stop_reason, stop_sequence) = finished.map_or((None, None), stop);
         json!({
             "id": self.id,
             "type": "message",
@@ -37,9 +38,22 @@ impl Stamp {
     }
 }
 
+/// A content block; none for a call that the answer was cut off within. What a model thought is not signed here: whoever sends
+/// it back is believed.
+fn block(part: &Part) -> Option<Value> {
+    Some(match part {
+        Part::Reasoning(text) => json!({"type": "thinking", "thinking": text, "signature": ""}),
+        Part::Text(text) => json!({"type": "text", "text": text}),
+        Part::Call(call) => {
+            json!({"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments_object()?})
+        }
+    })
+}
+
 /// `stop_reason` and `stop_sequence`.
-fn stop(reason: &FinishReason) -> (Option<&'static str>, Option<&str>) {
-    match reason {
+fn stop(finished: &Finished) -> (Option<&'static str>, Option<&str>) {
+    match &finished.reason {
+        _ if finished.tool_calls => (Some("tool_use"), None),
         FinishReason::EndOfSequence(_) | FinishReason::StopToken(_) => (Some("end_turn"), None),
         FinishReason::GrammarComplete => (Some("end_turn"), None),
         FinishReason::StopString(stop) => (Some("stop_sequence"), Some(stop)),
@@ -57,19 +71,37 @@ fn tokens(usage: Usage) -> Value {
     })
 }
 
-/// Tells a message as it comes: it starts, its one block starts, grows and stops, it stops.
+/// Tells a message as it comes: it starts, each of its blocks starts, grows and stops, it stops.
 pub(super) struct MessageEvents {
     stamp: Stamp,
+    parts: Parts,
 }
 
 impl MessageEvents {
     pub(super) fn new(stamp: Stamp) -> Self {
-        Self { stamp }
+        Self { stamp, parts: Parts::default() }
     }
 
     fn event(frames: &mut Frames, kind: &'static str, mut fields: Value) {
         fields["type"] = kind.into();
         frames.event(kind, &fields);
+    }
+
+    fn change(frames: &mut Frames, Change { index, what }: Change) {
+        let (kind, mut fields) = match what {
+            What::Opened(part) => ("content_block_start", json!({"content_block": block(&part)})),
+            What::Grew(kind, more) => {
+                let delta = match kind {
+                    Kind::Text => json!({"type": "text_delta", "text": more}),
+                    Kind::Reasoning => json!({"type": "thinking_delta", "thinking": more}),
+                    Kind::Call => json!({"type": "input_json_delta", "partial_json": more}),
+                };
+                ("content_block_delta", json!({"delta": delta}))
+            }
+            What::Closed(_) => ("content_block_stop", json!({})),
+        };
+        fields["index"] = index.into();
+        Self::event(frames, kind, fields);
     }
 }
 
@@ -78,19 +110,17 @@ impl Teller for MessageEvents {
         match event {
             Event::Started(started) => {
                 let usage = Usage { prompt_tokens: started.prompt_tokens, ..Usage::default() };
-                Self::event(frames, "message_start", json!({"message": self.stamp.message("", None, usage)}));
-                let block = json!({"type": "text", "text": ""});
-                Self::event(frames, "content_block_start", json!({"index": 0, "content_block": block}));
+                Self::event(frames, "message_start", json!({"message": self.stamp.message(&[], None, usage)}));
             }
             Event::Prompt(_) => {}
-            Event::Delta(delta) if delta.text.is_empty() => {}
             Event::Delta(delta) => {
-                let delta = json!({"type": "text_delta", "text": delta.text});
-                Self::event(frames, "content_block_delta", json!({"index": 0, "delta": delta}));
+                for change in delta.pieces.into_iter().flat_map(|piece| self.parts.take(piece)) {
+                    Self::change(frames, change);
+                }
             }
             Event::Finished(finished) => {
-                Self::event(frames, "content_block_stop", json!({"index": 0}));
-                let (stop_reason, stop_sequence) = stop(&finished.reason);
+                self.parts.end().into_iter().for_each(|last| Self::change(frames, last));
+                let (stop_reason, stop_sequence) = stop(&finished);
                 let delta = json!({"stop_reason": stop_reason, "stop_sequence": stop_sequence});
                 Self::event(frames, "message_delta", json!({"delta": delta, "usage": tokens(finished.usage)}));
                 Self::event(frames, "message_stop", json!({}));

@@ -1,8 +1,10 @@
 //! Anthropic's Messages API over HTTP: `/v1/messages` and `/v1/messages/count_tokens`.
 
 mod answer;
+mod blocks;
 pub(super) mod error;
 mod request;
+mod tools;
 
 use axum::{
     Json, Router,
@@ -23,13 +25,23 @@ use super::http::{
     choices::Choices,
     failure::{Failed, method_not_allowed},
     frames::Telling,
+    parts::parts,
     paths::Renames,
     prompt::chat_ids,
+    thinking::can_think,
 };
 use crate::{engine::Request as EngineRequest, error::Result};
 
 /// What the engine calls a field, and what this API does.
-const RENAMES: Renames = &[("stop", "stop_sequences"), ("prompt.text", "messages"), ("prompt", "messages")];
+const RENAMES: Renames = &[
+    ("stop", "stop_sequences"),
+    ("prompt.text", "messages"),
+    ("prompt", "messages"),
+    ("continue_final_message", "messages"),
+    ("thinking_token_budget", "thinking.budget_tokens"),
+    ("structured_outputs.json", "output_config.format.schema"),
+    ("structured_outputs", "output_config.format"),
+];
 
 /// The routes.
 pub(super) fn routes(http: Http) -> Router {
@@ -48,9 +60,9 @@ async fn create(State(http): State<Http>, request: Request) -> Result<Response, 
     let backend = &http.models.backend(Some(&model)).await?;
     let asked = || -> Result<(bool, EngineRequest)> {
         let messages: Messages = call.parse()?;
-        let turns = conversation.turns()?;
+        let chat = conversation.chat(can_think(backend))?;
         let stream = messages.stream == Some(true);
-        let request = messages.request(&call.request_id, turns, &backend.engine.info().default_params)?;
+        let request = messages.request(&call.request_id, chat, &backend.engine.info().default_params)?;
         Ok((stream, EngineRequest { model: Some(model.clone()), ..request }))
     };
     let (stream, request) = asked().map_err(|error| backend.refused(error))?;
@@ -61,7 +73,7 @@ async fn create(State(http): State<Http>, request: Request) -> Result<Response, 
         return Ok(Telling::new(choices, MessageEvents::new(stamp)).sse());
     }
     let (whole, finished) = choices.one().await?;
-    Ok(Json(stamp.message(&whole.text, Some(&finished.reason), finished.usage)).into_response())
+    Ok(Json(stamp.message(&parts(whole.pieces), Some(&finished), finished.usage)).into_response())
 }
 
 /// `POST /v1/messages/count_tokens`.
@@ -70,7 +82,7 @@ async fn count_tokens(State(http): State<Http>, request: Request) -> Result<Json
     let _admission = http.models.admit_call(&call.caller)?;
     let conversation: Conversation = call.parse().map_err(|error| http.models.refused(error))?;
     let backend = &http.models.backend(Some(conversation.model())).await?;
-    let turns = conversation.turns().map_err(|error| backend.refused(error))?;
-    let ids = chat_ids(backend, &call.caller, turns, true).await?;
+    let chat = conversation.chat(can_think(backend)).map_err(|error| backend.refused(error))?;
+    let ids = chat_ids(backend, &call.caller, chat, false).await?;
     Ok(Json(json!({"input_tokens": ids.len()})))
 }

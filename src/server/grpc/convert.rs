@@ -2,7 +2,7 @@
 
 use super::structured_outputs;
 use crate::{
-    engine::{self, ModelInfo, Prompt, Request, SlowReader},
+    engine::{self, ModelInfo, Prompt, PromptOptions, Request, SlowReader},
     error::{Code, Error, Result},
     ids::TokenId,
     params::{FinishReason, PromptLogprobs, SampledToken, SamplerKind, SamplingParams, Usage},
@@ -30,6 +30,7 @@ pub(crate) fn request(prompt: Prompt, options: Option<wire::RequestOptions>, inf
         request_id: request_id("options.request_id", options.request_id)?,
         model: options.model,
         prompt,
+        prompt_options: PromptOptions::default(),
         params,
         priority: options.priority.unwrap_or(0),
         cache_salt: cache_salt.map(|salt| name("options.cache_salt", salt)).transpose()?,

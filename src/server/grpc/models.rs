@@ -42,7 +42,7 @@ impl ModelsService {
 fn model(listed: Listed) -> wire::Model {
     let Listed { name, state, about, progress, failure, is_default, parent, memory_bytes } = listed;
     let clamp = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let known = about.as_deref().map(|About { info, config, has_tokenizer, has_chat_template }| wire::Model {
+    let known = about.as_deref().map(|About { info, config, has_tokenizer, has_chat_template, .. }| wire::Model {
         architecture: info.architecture.clone(),
         max_model_len: clamp(config.max_model_len),
         vocab_size: clamp(info.vocab_size),

@@ -11,7 +11,10 @@ use futures::{
     stream::{BoxStream, SelectAll},
 };
 
-use super::paths::{Renames, rename};
+use super::{
+    parts::ReasoningTokens,
+    paths::{Renames, rename},
+};
 use crate::{
     engine::{Event, Finished, Request},
     error::{Error, Result},
@@ -59,6 +62,8 @@ pub(crate) struct Whole {
     /// The prompt's, after its first one, where their log-probabilities were asked for.
     pub(crate) prompt: Vec<SampledToken>,
     pub(crate) tokens: Vec<SampledToken>,
+    /// Of a chat, how many of them the model thought with.
+    pub(crate) reasoning: ReasoningTokens,
     /// Set once it has ended.
     pub(crate) finished: Option<Finished>,
 }
@@ -115,6 +120,7 @@ impl Choices {
                 Event::Prompt(prompt) => whole.prompt.extend(prompt.tokens),
                 Event::Delta(delta) => {
                     whole.text.push_str(&delta.text);
+                    whole.reasoning.take(delta.tokens.len(), &delta.pieces);
                     whole.pieces.extend(delta.pieces);
                     whole.tokens.extend(delta.tokens);
                 }

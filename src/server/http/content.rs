@@ -7,6 +7,9 @@ use crate::{
     server::backend::cut,
 };
 
+/// The kinds of parts that are text.
+const TEXTS: [&str; 5] = ["text", "input_text", "output_text", "reasoning_text", "summary_text"];
+
 /// What a message says.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "must be a string or an array of parts with a type each")]
@@ -24,6 +27,9 @@ pub(crate) struct Part {
     kind: String,
     #[serde(default)]
     text: Option<String>,
+    /// What an assistant said instead of an answer.
+    #[serde(default)]
+    refusal: Option<String>,
 }
 
 impl Content {
@@ -39,8 +45,12 @@ impl Content {
         let mut whole = String::new();
         for (k, part) in parts.into_iter().enumerate() {
             match (part.kind.as_str(), part.text) {
-                ("text" | "input_text" | "output_text", Some(text)) => whole.push_str(&text),
-                ("text" | "input_text" | "output_text", None) => {
+                (kind, Some(text)) if TEXTS.contains(&kind) => whole.push_str(&text),
+                ("refusal", _) => match part.refusal {
+                    Some(text) => whole.push_str(&text),
+                    None => return Err(Error::invalid(format!("{path}[{k}].refusal"), "must be set")),
+                },
+                (kind, None) if TEXTS.contains(&kind) => {
                     return Err(Error::invalid(format!("{path}[{k}].text"), "must be set"));
                 }
                 (other, _) => {

@@ -8,9 +8,12 @@ pub(crate) mod content;
 pub(crate) mod failure;
 pub(crate) mod frames;
 pub(crate) mod origin;
+pub(crate) mod parts;
 pub(crate) mod paths;
 pub(crate) mod prompt;
 pub(crate) mod request_id;
+pub(crate) mod thinking;
+pub(crate) mod tools;
 
 use axum::{Router, middleware};
 

@@ -1,12 +1,12 @@
-//! Conversations as the engine takes them, and their tokens without generating anything, for calls that count or show
-//! them.
+//! Prompts' tokens without generating anything, for calls that count or show them, and the roles that clients name.
+
+use std::time::SystemTime;
 
 use crate::{
-    engine::Prompt,
     error::{Code, Error, Result},
     ids::TokenId,
     server::{access::Caller, backend::Backend},
-    text::{ChatMessage, RenderOptions, Role},
+    text::{ChatPrompt, Role, validate_tools},
 };
 
 /// The role that a client names. OpenAI's `developer` is what templates know as `system`.
@@ -18,11 +18,6 @@ pub(crate) fn role(name: &str) -> Option<Role> {
         "tool" | "function" => Some(Role::Tool),
         _ => None,
     }
-}
-
-/// A conversation as the engine takes it.
-pub(crate) fn conversation(turns: Vec<ChatMessage>) -> Prompt {
-    Prompt::Chat(turns.into())
 }
 
 /// A text's tokens.
@@ -39,22 +34,24 @@ pub(crate) async fn text_ids(
     backend.work(caller, move || tokenizer.encode(&text, add_special_tokens)).await
 }
 
-/// The tokens that a conversation is to the model.
+/// The tokens that a conversation is to the model. The tokenizer's special tokens are its template's to write, unless they
+/// are asked for.
 ///
 /// # Errors
-/// `FailedPrecondition` where the model has no tokenizer or chat template; theirs.
+/// `InvalidArgument` for tools that cannot be called; `FailedPrecondition` where the model has no tokenizer or chat template; theirs.
 pub(crate) async fn chat_ids(
     backend: &Backend,
     caller: &Caller,
-    messages: Vec<ChatMessage>,
-    add_generation_prompt: bool,
+    chat: ChatPrompt,
+    add_special_tokens: bool,
 ) -> Result<Vec<TokenId>> {
+    validate_tools("tools", &chat.tools)?;
     let tokenizer = backend.tokenizer()?;
     let template = backend.engine.text().chat_template.clone();
     let template =
         template.ok_or_else(|| Error::new(Code::FailedPrecondition, "the model came without a chat template"))?;
-    let options = RenderOptions { add_generation_prompt, ..RenderOptions::default() };
-    backend.work(caller, move || tokenizer.encode(&template.render(&messages, &options)?, false)).await
+    let rendered = move || template.render_prompt(&chat, SystemTime::now());
+    backend.work(caller, move || tokenizer.encode(&rendered()?, add_special_tokens)).await
 }
 
 /// The text of some tokens.

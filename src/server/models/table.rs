@@ -20,6 +20,7 @@ use crate::{
         closing::Closer,
     },
     telemetry::Telemetry,
+    text::OutputFormat,
 };
 
 /// Models that are remembered though they are not in memory, beyond those that may be.
@@ -99,6 +100,8 @@ pub(crate) struct About {
     pub(crate) config: EngineConfig,
     pub(crate) has_tokenizer: bool,
     pub(crate) has_chat_template: bool,
+    /// The formats that its chat template teaches; none without one.
+    pub(crate) output_format: OutputFormat,
 }
 
 /// How a model stands.
@@ -152,6 +155,7 @@ impl About {
             config: engine.config().clone(),
             has_tokenizer: text.tokenizer.is_some(),
             has_chat_template: text.chat_template.is_some(),
+            output_format: text.chat_template.as_ref().map(|template| template.output_format()).unwrap_or_default(),
         }
     }
 }

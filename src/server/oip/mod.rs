@@ -22,7 +22,7 @@ use super::{
     models::{Listed, ModelState, Models},
 };
 use crate::{
-    engine::{Event, Health, Prompt, Request as EngineRequest},
+    engine::{Event, Health, Prompt, PromptOptions, Request as EngineRequest},
     error::{Code, Error, Result},
     proto::inference::{
         InferParameter, ModelConfig, ModelConfigRequest, ModelConfigResponse, ModelInferRequest, ModelInferResponse,
@@ -128,6 +128,7 @@ impl InferenceService {
             model: Some(message.model_name),
             request_id: request_id("id", Some(answer.id.clone()))?,
             prompt: Prompt::Text(prompt),
+            prompt_options: PromptOptions::default(),
             params,
             priority: 0,
             cache_salt: None,

@@ -15,7 +15,7 @@ use axum::{
 use serde_json::{Value, json};
 
 use self::{
-    answer::{Lines, Words},
+    answer::{Lines, Said, Words},
     request::{Chat, Generate, Options, backend_of},
 };
 use super::{
@@ -28,6 +28,7 @@ use super::{
         frames::Telling,
         origin::own_or_listed,
         paths::Renames,
+        thinking::can_think,
     },
 };
 use crate::{config::AllowedOrigins, engine, error::Result};
@@ -35,11 +36,18 @@ use crate::{config::AllowedOrigins, engine, error::Result};
 /// What the engine calls a field, and what this API does.
 const RENAMES: Renames = &[
     ("prompt.text", "prompt"),
+    ("continue_final_message", "messages"),
     ("max_tokens", "options.num_predict"),
     ("repetition_penalty", "options.repeat_penalty"),
     ("temperature", "options.temperature"),
     ("top_p", "options.top_p"),
     ("min_p", "options.min_p"),
+    ("typical_p", "options.typical_p"),
+    ("mirostat_tau", "options.mirostat_tau"),
+    ("mirostat_eta", "options.mirostat_eta"),
+    ("mirostat", "options.mirostat"),
+    ("structured_outputs.json", "format"),
+    ("structured_outputs", "format"),
     ("stop", "options.stop"),
     ("frequency_penalty", "options.frequency_penalty"),
     ("presence_penalty", "options.presence_penalty"),
@@ -76,7 +84,7 @@ pub(super) fn routes(http: Http, origins: &AllowedOrigins) -> Router {
 async fn chat(State(http): State<Http>, request: Request) -> Result<Response, Failed<Ollama>> {
     let call = Call::read(&http, request, ContentType::Any).await?;
     let (backend, model) = backend_of(&http, &call).await?;
-    let asked = call.parse::<Chat>().and_then(|chat| chat.read(model));
+    let asked = call.parse::<Chat>().and_then(|chat| chat.read(model, can_think(&backend)));
     let (prompt, options) = asked.map_err(|error| backend.refused(error))?;
     answer(&backend, call, Words::Chat, prompt, options).await
 }
@@ -86,7 +94,8 @@ async fn generate(State(http): State<Http>, request: Request) -> Result<Response
     let call = Call::read(&http, request, ContentType::Any).await?;
     let (backend, model) = backend_of(&http, &call).await?;
     let templated = backend.engine.text().chat_template.is_some();
-    let asked = call.parse::<Generate>().and_then(|generate| generate.read(model, templated));
+    let asked = call.parse::<Generate>();
+    let asked = asked.and_then(|generate| generate.read(model, templated, can_think(&backend)));
     let (prompt, options) = asked.map_err(|error| backend.refused(error))?;
     answer(&backend, call, Words::Generate, prompt, options).await
 }
@@ -111,5 +120,5 @@ async fn answer(
         return Ok(Telling::new(choices, lines).lines());
     }
     let (whole, finished) = choices.one().await?;
-    Ok(Json(lines.last(&whole.text, &finished)).into_response())
+    Ok(Json(lines.last(&Said::of(whole), &finished)).into_response())
 }

@@ -76,8 +76,12 @@ pub(super) async fn version() -> Json<Value> {
 pub(super) async fn show(State(http): State<Http>, request: Request) -> Result<Json<Value>, Failed<Ollama>> {
     let call = Call::read(&http, request, ContentType::Any).await?;
     let (about, _) = http.models.look_at(Some(&name_of(&http, &call)?)).map_err(|error| http.models.refused(error))?;
-    let About { info, config, .. } = &*about;
+    let About { info, config, output_format, .. } = &*about;
     let family = &info.model_type;
+    // Clients offer tools and ask for thoughts by these words.
+    let mut capabilities = vec!["completion"];
+    capabilities.extend(output_format.tool_calls.map(|_| "tools"));
+    capabilities.extend(output_format.reasons().then_some("thinking"));
     Ok(Json(json!({
         "modelfile": "",
         "parameters": "",
@@ -90,6 +94,6 @@ pub(super) async fn show(State(http): State<Http>, request: Request) -> Result<J
             format!("{family}.context_length"): config.max_model_len,
             format!("{family}.vocab_size"): info.vocab_size,
         },
-        "capabilities": ["completion"],
+        "capabilities": capabilities,
     })))
 }

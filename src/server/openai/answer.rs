@@ -60,15 +60,22 @@ pub(super) fn total(usages: &[Usage], answers_a_prompt: usize) -> Usage {
     total
 }
 
-/// As OpenAI writes it.
-pub(super) fn usage(usage: Usage) -> Value {
-    json!({
+/// As OpenAI writes it; so many tokens went into reasoning, where any did.
+pub(super) fn usage(usage: Usage, reasoning_tokens: u32) -> Value {
+    let mut written = json!({
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    })
+    });
+    if reasoning_tokens > 0 {
+        written["completion_tokens_details"] = json!({"reasoning_tokens": reasoning_tokens});
+    }
+    written
 }
+
+/// `finish_reason` of an answer that has as many tokens as it may.
+pub(super) const LENGTH: &str = "length";
 
 /// `finish_reason`.
 pub(super) fn finish_reason(finished: &Finished) -> &'static str {
@@ -76,7 +83,7 @@ pub(super) fn finish_reason(finished: &Finished) -> &'static str {
         _ if finished.tool_calls => "tool_calls",
         FinishReason::EndOfSequence(_) | FinishReason::StopToken(_) | FinishReason::StopString(_) => "stop",
         FinishReason::GrammarComplete => "stop",
-        FinishReason::Length => "length",
+        FinishReason::Length => LENGTH,
     }
 }
 

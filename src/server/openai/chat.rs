@@ -28,6 +28,7 @@ use crate::{
         choices::Choices,
         failure::Failed,
         frames::Telling,
+        parts::parts,
         paths::Renames,
     },
     text::ChatPrompt,
@@ -52,6 +53,8 @@ struct Chat {
     logprobs: Option<bool>,
     #[serde(default)]
     top_logprobs: Option<u32>,
+    #[serde(default)]
+    echo: Option<bool>,
 }
 
 #[derive(Debug, Serialize)]
@@ -133,6 +136,9 @@ fn read(engine: &Engine, call: &Call) -> Result<Asked> {
     if chat.top_logprobs.is_some_and(|n| n > 0) && chat.logprobs != Some(true) {
         return Err(Error::invalid("top_logprobs", "needs logprobs to be true"));
     }
+    if chat.echo == Some(true) {
+        return Err(Error::invalid("echo", "is not offered for a chat: the message is known"));
+    }
     let (answers, params) = (fields.answers()?, fields.params(&engine.info().default_params)?);
     let mut params = call.parse::<Samplers>()?.over(params)?;
     if chat.logprobs == Some(true) {
@@ -151,9 +157,10 @@ fn read(engine: &Engine, call: &Call) -> Result<Asked> {
 }
 
 async fn whole(choices: Choices, writer: &Writer, stamp: &Stamp) -> Result<impl Serialize> {
-    let (mut written, mut usages) = (Vec::new(), Vec::new());
+    let (mut written, mut usages, mut reasoning) = (Vec::new(), Vec::new(), 0);
     for (index, (whole, finished)) in choices.whole().await?.into_iter().enumerate() {
-        let beside = Beside::of_whole(&whole.pieces);
+        reasoning += whole.reasoning.count();
+        let beside = Beside::of_whole(&parts(whole.pieces));
         let content = Some(whole.text).filter(|text| !text.is_empty() || !beside.calls());
         written.push(Choice {
             index,
@@ -165,7 +172,7 @@ async fn whole(choices: Choices, writer: &Writer, stamp: &Stamp) -> Result<impl 
         usages.push(finished.usage);
     }
     let answers = written.len();
-    Ok(stamp.envelope("chat.completion", written, Some(usage(total(&usages, answers)))))
+    Ok(stamp.envelope("chat.completion", written, Some(usage(total(&usages, answers), reasoning))))
 }
 
 /// Writes the choices of a call.

@@ -14,6 +14,7 @@ use crate::{
     server::http::{
         failure::{Failure, Shape},
         frames::{Frames, Teller},
+        parts::ReasoningTokens,
     },
 };
 
@@ -27,6 +28,10 @@ pub(super) trait ChunkWriter: Send + Unpin + 'static {
     /// `object` of a chunk.
     const OBJECT: &'static str;
 
+    /// What a choice has cost, as it is told.
+    fn usage(&self, usage: Usage) -> Usage {
+        usage
+    }
     /// Before anything is said.
     fn started(&mut self, index: usize) -> Option<Self::Choice>;
     /// Log-probabilities of a stretch of the prompt; nothing where this API has no place for them.
@@ -46,6 +51,7 @@ pub(super) struct Chunks<W> {
     options: StreamOptions,
     answers_a_prompt: usize,
     usages: Vec<Usage>,
+    reasoning: Vec<ReasoningTokens>,
 }
 
 impl<W: ChunkWriter> Chunks<W> {
@@ -57,13 +63,15 @@ impl<W: ChunkWriter> Chunks<W> {
         choices: usize,
         answers_a_prompt: usize,
     ) -> Self {
-        Self { stamp, writer, options, answers_a_prompt, usages: vec![Usage::default(); choices] }
+        let reasoning = (0..choices).map(|_| ReasoningTokens::default()).collect();
+        Self { stamp, writer, options, answers_a_prompt, usages: vec![Usage::default(); choices], reasoning }
     }
 
     /// The usage of a choice so far, where every chunk carries it.
     fn continuous(&self, choice: usize) -> Option<Value> {
         let asked = self.options.continuous_usage_stats == Some(true);
-        asked.then(|| usage(self.usages.get(choice).copied().unwrap_or_default()))
+        let reasoning = self.reasoning.get(choice).map_or(0, ReasoningTokens::count);
+        asked.then(|| usage(self.usages.get(choice).copied().unwrap_or_default(), reasoning))
     }
 }
 
@@ -76,7 +84,10 @@ impl<W: ChunkWriter> Teller for Chunks<W> {
             Event::Prompt(_) => None,
         };
         if let (Some(usage), Some(now)) = (self.usages.get_mut(choice), now) {
-            *usage = now;
+            *usage = self.writer.usage(now);
+        }
+        if let (Event::Delta(delta), Some(reasoning)) = (&event, self.reasoning.get_mut(choice)) {
+            reasoning.take(delta.tokens.len(), &delta.pieces);
         }
         let written = match event {
             Event::Started(_) => self.writer.started(choice),
@@ -91,7 +102,8 @@ impl<W: ChunkWriter> Teller for Chunks<W> {
 
     fn end(&mut self, frames: &mut Frames) {
         if self.options.include_usage == Some(true) {
-            let total = usage(total(&self.usages, self.answers_a_prompt));
+            let reasoning = self.reasoning.iter().map(ReasoningTokens::count).sum();
+            let total = usage(total(&self.usages, self.answers_a_prompt), reasoning);
             frames.json(&self.stamp.envelope::<[W::Choice; 0]>(W::OBJECT, [], Some(total)));
         }
         frames.word(DONE);

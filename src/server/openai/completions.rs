@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    answer::{Stamp, finish_reason, stop_reason, total, usage},
+    answer::{LENGTH, Stamp, finish_reason, stop_reason, total, usage},
     chunks::{ChunkWriter, Chunks},
     error::OpenAi,
     features::Features,
@@ -19,10 +19,10 @@ use super::{
     samplers::Samplers,
 };
 use crate::{
-    engine::{Delta, Engine, Finished, Prompt},
+    engine::{Delta, Engine, Finished, Prompt, Request as EngineRequest},
     error::{Error, Result},
     ids::TokenId,
-    params::{PromptLogprobs, SampledToken},
+    params::{PromptLogprobs, SampledToken, Usage},
     server::{
         access::Caller,
         backend::Backend,
@@ -77,6 +77,8 @@ struct Asked {
     requests: Requests,
     answers: usize,
     echo: bool,
+    /// Nothing is wanted but what is repeated. The engine always says a token; it is left out.
+    only_echo: bool,
     as_token_ids: Option<bool>,
     renames: Renames,
 }
@@ -88,16 +90,17 @@ pub(super) async fn create(State(http): State<Http>, request: Request) -> Result
     let engine = &backend.engine;
     let asked = read(engine, &call).map_err(|error| backend.refused(error))?;
     let repeated = if asked.echo { asked.requests.prompts().to_vec() } else { Vec::new() };
-    let wants_first = asked.requests.alike.params.prompt_logprobs.is_some();
-    let model = asked.requests.alike.model.clone();
+    let alike = asked.requests.alike.clone();
+    let model = alike.model.clone();
     let choices = Choices::open(backend, &call.caller, asked.requests, asked.answers, asked.renames).await?;
     // Now that it was admitted: this is work too.
     let mut echoes = Vec::new();
     for prompt in repeated {
-        echoes.push(Echo::of(backend, &call.caller, prompt, wants_first).await?);
+        echoes.push(Echo::of(backend, &call.caller, prompt, &alike).await?);
     }
     let names = TokenNames::new(engine.text().tokenizer.clone(), asked.as_token_ids);
-    let writer = Writer { echoes, answers: asked.answers, offsets: vec![0; choices.number()], names };
+    let offsets = vec![0; choices.number()];
+    let writer = Writer { echoes, answers: asked.answers, only_echo: asked.only_echo, offsets, names };
     let stamp = Stamp::new("cmpl-", &call.request_id, model.as_ref().unwrap_or(&engine.info().name));
     drop(call);
     match asked.stream {
@@ -117,6 +120,10 @@ fn read(engine: &Engine, call: &Call) -> Result<Asked> {
     let (answers, params) = (fields.answers()?, fields.params(&engine.info().default_params)?);
     let mut params = call.parse::<Samplers>()?.over(params)?;
     params.max_tokens = params.max_tokens.or(Some(MAX_TOKENS));
+    let only_echo = own.echo == Some(true) && params.max_tokens == Some(0);
+    if only_echo {
+        params.max_tokens = Some(1);
+    }
     params.structured_outputs = features.structured_outputs()?.or(params.structured_outputs);
     params.logprobs = own.logprobs.or(params.logprobs);
     // What is repeated is told of as what is said.
@@ -126,6 +133,7 @@ fn read(engine: &Engine, call: &Call) -> Result<Asked> {
         requests: fields.requests(engine, &call.request_id, own.prompt.0, answers, params)?,
         answers,
         echo: own.echo == Some(true),
+        only_echo,
         as_token_ids: fields.return_tokens_as_token_ids,
         renames,
     })
@@ -151,15 +159,26 @@ struct Echo {
 }
 
 impl Echo {
-    async fn of(backend: &Backend, caller: &Caller, prompt: Prompt, wants_first: bool) -> Result<Self> {
+    /// `alike` says how prompts are read, and what is told of them.
+    async fn of(backend: &Backend, caller: &Caller, prompt: Prompt, alike: &EngineRequest) -> Result<Self> {
+        let EngineRequest { prompt_options, params, .. } = alike;
+        let wants_first = params.prompt_logprobs.is_some();
+        let kept = |ids| prompt_options.kept(ids, backend.engine.config().max_model_len, params);
         Ok(match prompt {
             Prompt::Tokens(ids) => {
+                let ids = kept(ids);
                 let first = ids.first().copied().filter(|_| wants_first);
                 Self { text: decode(backend, caller, "prompt", ids, true).await?, first }
             }
-            Prompt::Text(text) if wants_first => {
-                let ids = text_ids(backend, caller, text.clone(), true).await?;
-                Self { text, first: ids.first().copied() }
+            Prompt::Text(text) if wants_first || prompt_options.truncate.is_some() => {
+                let special = prompt_options.add_special_tokens.unwrap_or(true);
+                let ids = text_ids(backend, caller, text.clone(), special).await?;
+                let whole = ids.len();
+                let ids = kept(ids);
+                let first = ids.first().copied().filter(|_| wants_first);
+                let is_cut = ids.len() < whole;
+                let text = if is_cut { decode(backend, caller, "prompt", ids, true).await? } else { text };
+                Self { text, first }
             }
             Prompt::Text(text) => Self { text, first: None },
             // Completions have no messages.
@@ -172,13 +191,14 @@ async fn whole(choices: Choices, mut writer: Writer, stamp: &Stamp) -> Result<im
     let (mut written, mut usages) = (Vec::new(), Vec::new());
     for (index, (whole, finished)) in choices.whole().await?.into_iter().enumerate() {
         let (echo, first) = writer.echo(index);
-        let tokens: Vec<_> = whole.prompt.into_iter().chain(whole.tokens).collect();
+        let (text, tokens) = if writer.only_echo { Default::default() } else { (whole.text, whole.tokens) };
+        let tokens: Vec<_> = whole.prompt.into_iter().chain(tokens).collect();
         let logprobs = writer.logprobs(index, first, &tokens);
         let finished_choice = writer.finished(index, &finished);
-        written.push(Choice { text: echo + &whole.text, logprobs, ..finished_choice });
-        usages.push(finished.usage);
+        written.push(Choice { text: echo + &text, logprobs, ..finished_choice });
+        usages.push(writer.usage(finished.usage));
     }
-    Ok(stamp.envelope(OBJECT, written, Some(usage(total(&usages, writer.answers)))))
+    Ok(stamp.envelope(OBJECT, written, Some(usage(total(&usages, writer.answers), 0))))
 }
 
 /// Writes the choices of a call.
@@ -186,6 +206,7 @@ struct Writer {
     /// The prompts, where they are to be repeated before the answers.
     echoes: Vec<Echo>,
     answers: usize,
+    only_echo: bool,
     /// Characters of tokens written so far, a choice.
     offsets: Vec<usize>,
     names: TokenNames,
@@ -205,6 +226,11 @@ impl ChunkWriter for Writer {
     type Choice = Choice;
     const OBJECT: &'static str = OBJECT;
 
+    fn usage(&self, usage: Usage) -> Usage {
+        let completion_tokens = if self.only_echo { 0 } else { usage.completion_tokens };
+        Usage { completion_tokens, ..usage }
+    }
+
     fn started(&mut self, index: usize) -> Option<Choice> {
         let (text, first) = self.echo(index);
         let logprobs = self.logprobs(index, first, &[]);
@@ -218,13 +244,20 @@ impl ChunkWriter for Writer {
     }
 
     fn delta(&mut self, index: usize, delta: Delta) -> Option<Choice> {
+        if self.only_echo {
+            return None;
+        }
         let logprobs = self.logprobs(index, None, &delta.tokens);
         let said = Choice { index, text: delta.text, logprobs, finish_reason: None, stop_reason: None };
         (!said.text.is_empty() || said.logprobs.is_some()).then_some(said)
     }
 
     fn finished(&mut self, index: usize, finished: &Finished) -> Choice {
-        let (finish_reason, stop_reason) = (Some(finish_reason(finished)), stop_reason(&finished.reason));
+        let (finish_reason, stop_reason) = match self.only_echo {
+            // However the token that nobody wanted would have ended it.
+            true => (Some(LENGTH), None),
+            false => (Some(finish_reason(finished)), stop_reason(&finished.reason)),
+        };
         Choice { index, text: String::new(), logprobs: None, finish_reason, stop_reason }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     params::{Constraint, StructuredOutputs},
 };
 
-/// The fields. Values that ask for nothing (`null`, `[]`, `{"type": "text"}`) are fine.
+/// The fields. Values that ask for nothing (`null`, `[]`, `{"type": "text"}`, OpenAI's default) are fine.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Features {
@@ -27,6 +27,10 @@ pub(super) struct Features {
     web_search_options: Option<Value>,
     chat_template: Option<String>,
     prompt_logprobs: Option<u32>,
+    prompt_embeds: Option<Value>,
+    logits_processors: Option<Vec<Value>>,
+    include_reasoning: Option<bool>,
+    verbosity: Option<String>,
 }
 
 /// OpenAI's way to say what an answer must look like.
@@ -89,6 +93,10 @@ impl Features {
             ("web_search_options", self.web_search_options.is_some()),
             ("chat_template", self.chat_template.is_some()),
             ("prompt_logprobs", self.prompt_logprobs.is_some()),
+            ("prompt_embeds", self.prompt_embeds.is_some()),
+            ("logits_processors", some(self.logits_processors.as_ref())),
+            ("include_reasoning", self.include_reasoning == Some(false)),
+            ("verbosity", self.verbosity.as_ref().is_some_and(|verbosity| verbosity != "medium")),
         ];
         match asked.into_iter().find(|(_, asked)| *asked) {
             Some((field, _)) => Err(Error::invalid(field, "is not offered by this server: leave it out")),

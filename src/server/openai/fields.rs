@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, vec};
 use serde::Deserialize;
 
 use crate::{
-    engine::{Engine, Prompt, Request},
+    engine::{Engine, Prompt, PromptOptions, Request, Truncate},
     error::{Error, Result},
     ids::TokenId,
     params::SamplingParams,
@@ -48,6 +48,9 @@ pub(super) struct Fields {
     skip_special_tokens: Option<bool>,
     priority: Option<i32>,
     cache_salt: Option<String>,
+    /// -1 keeps what fits.
+    truncate_prompt_tokens: Option<i64>,
+    add_special_tokens: Option<bool>,
     pub(super) return_tokens_as_token_ids: Option<bool>,
 }
 
@@ -139,10 +142,26 @@ impl Fields {
         })
     }
 
+    /// How prompts become tokens, and how many of them are kept.
+    fn prompt_options(&self, max_model_len: usize) -> Result<PromptOptions> {
+        let truncate = match self.truncate_prompt_tokens {
+            None => None,
+            Some(-1) => Some(Truncate::ToFit),
+            Some(tokens) => match usize::try_from(tokens).ok().filter(|tokens| (1..=max_model_len).contains(tokens)) {
+                Some(tokens) => Some(Truncate::To(tokens)),
+                None => {
+                    let why = format!("is {tokens}, must be -1, or 1 to the context of {max_model_len}");
+                    return Err(Error::invalid("truncate_prompt_tokens", why));
+                }
+            },
+        };
+        Ok(PromptOptions { add_special_tokens: self.add_special_tokens, truncate })
+    }
+
     /// The engine's requests, one a prompt, each of which is to have so many answers.
     ///
     /// # Errors
-    /// `InvalidArgument` for too many requests.
+    /// `InvalidArgument` for too many requests, and for a number of tokens that no prompt can be cut to.
     pub(super) fn requests(
         &self,
         engine: &Engine,
@@ -163,6 +182,7 @@ impl Fields {
             request_id: request_id.to_owned(),
             model: self.model.clone(),
             prompt: Prompt::Tokens(Vec::new()),
+            prompt_options: self.prompt_options(engine.config().max_model_len)?,
             params,
             priority: self.priority.unwrap_or(0),
             cache_salt,

@@ -11,12 +11,12 @@ use super::{
     error::OpenAi,
     fields::backend_of,
     messages::{Message, turns},
+    tools::Around,
 };
 use crate::{
     error::{Error, Result},
     ids::TokenId,
     server::{
-        access::Caller,
         backend::Backend,
         http::{
             Http,
@@ -25,6 +25,7 @@ use crate::{
             prompt,
         },
     },
+    text::ChatPrompt,
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -34,7 +35,6 @@ struct Tokenize {
     messages: Option<Vec<Message>>,
     /// True by default for a prompt; a chat template writes its own.
     add_special_tokens: Option<bool>,
-    add_generation_prompt: Option<bool>,
     return_token_strs: Option<bool>,
 }
 
@@ -44,12 +44,14 @@ struct Detokenize {
     tokens: Vec<u32>,
 }
 
-async fn ids_of(backend: &Backend, caller: &Caller, fields: Tokenize) -> Result<Vec<TokenId>> {
+async fn ids_of(backend: &Backend, call: &Call, fields: Tokenize) -> Result<Vec<TokenId>> {
+    let (caller, special) = (&call.caller, fields.add_special_tokens);
     match (fields.prompt, fields.messages) {
-        (Some(text), None) => prompt::text_ids(backend, caller, text, fields.add_special_tokens.unwrap_or(true)).await,
+        (Some(text), None) => prompt::text_ids(backend, caller, text, special.unwrap_or(true)).await,
         (None, Some(messages)) => {
-            let generation = fields.add_generation_prompt.unwrap_or(true);
-            prompt::chat_ids(backend, caller, turns(messages)?, generation).await
+            let mut chat = ChatPrompt::from(turns(messages)?);
+            call.parse::<Around>()?.tell(&mut chat)?;
+            prompt::chat_ids(backend, caller, chat, special.unwrap_or(false)).await
         }
         _ => Err(Error::invalid("prompt", "must be set, or messages: one of them")),
     }
@@ -62,7 +64,7 @@ pub(super) async fn tokenize(State(http): State<Http>, request: Request) -> Resu
     let fields: Tokenize = call.parse()?;
     let backend = &backend_of(&http, &call).await?;
     let with_strings = fields.return_token_strs == Some(true);
-    let ids = ids_of(backend, &call.caller, fields).await?;
+    let ids = ids_of(backend, &call, fields).await?;
     let tokenizer = backend.tokenizer()?;
     let strings = || ids.iter().map(|&id| tokenizer.id_to_token(id).unwrap_or_default()).collect::<Vec<_>>();
     Ok(Json(json!({

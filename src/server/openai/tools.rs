@@ -6,8 +6,15 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     error::{Error, Result},
-    server::backend::cut,
-    text::{ChatPrompt, Piece, Tool, ToolCall, ToolChoice},
+    server::{
+        backend::cut,
+        http::{
+            parts::Part,
+            thinking::with_effort,
+            tools::{OfferedTool, offered},
+        },
+    },
+    text::{ChatPrompt, Piece, ToolCall, ToolChoice},
 };
 
 /// What a chat is told besides its messages.
@@ -22,14 +29,7 @@ pub(super) struct Around {
     add_generation_prompt: Option<bool>,
     continue_final_message: Option<bool>,
     thinking_token_budget: Option<u32>,
-}
-
-/// An entry of `tools`.
-#[derive(Debug, Deserialize)]
-struct OfferedTool {
-    #[serde(rename = "type")]
-    kind: String,
-    function: Tool,
+    reasoning_effort: Option<String>,
 }
 
 impl Around {
@@ -38,15 +38,7 @@ impl Around {
     /// # Errors
     /// `InvalidArgument` by the path of what cannot be read.
     pub(super) fn tell(self, prompt: &mut ChatPrompt) -> Result<()> {
-        let mut tools = Vec::new();
-        for (k, tool) in self.tools.unwrap_or_default().into_iter().enumerate() {
-            if tool.kind != "function" {
-                let why = format!("is {:?}, must be function", cut(&tool.kind, 64));
-                return Err(Error::invalid(format!("tools[{k}].type"), why));
-            }
-            tools.push(tool.function);
-        }
-        prompt.tools = tools.into();
+        prompt.tools = offered(self.tools.unwrap_or_default())?;
         prompt.tool_choice = choice(self.tool_choice.as_ref())?;
         prompt.parallel_tool_calls = self.parallel_tool_calls.unwrap_or(true);
         prompt.documents = self.documents.unwrap_or_default().into();
@@ -54,12 +46,22 @@ impl Around {
         prompt.continue_final_message = self.continue_final_message.unwrap_or(false);
         prompt.add_generation_prompt = self.add_generation_prompt.unwrap_or(!prompt.continue_final_message);
         prompt.thinking_token_budget = self.thinking_token_budget;
-        Ok(())
+        match self.reasoning_effort {
+            Some(effort) => with_effort(prompt, "reasoning_effort", &effort),
+            None => Ok(()),
+        }
     }
 }
 
-fn choice(choice: Option<&Value>) -> Result<ToolChoice> {
-    let named = |value: &Value| Some(value.get("function")?.get("name")?.as_str()?.to_owned());
+/// `tool_choice`. Chat completions name a function as `{"function": {"name"}}`, responses as `{"type": "function", "name"}`.
+///
+/// # Errors
+/// `InvalidArgument` for a choice that is none.
+pub(super) fn choice(choice: Option<&Value>) -> Result<ToolChoice> {
+    let named = |value: &Value| {
+        let function = value.get("function").or(Some(value).filter(|value| value["type"] == "function"));
+        Some(function?.get("name")?.as_str()?.to_owned())
+    };
     match choice {
         None | Some(Value::Null) => Ok(ToolChoice::Auto),
         Some(Value::String(word)) => match word.as_str() {
@@ -144,21 +146,18 @@ impl Beside {
     }
 
     /// What a whole answer holds.
-    pub(super) fn of_whole(pieces: &[Piece]) -> Self {
-        let arguments = |call: usize| {
-            let of = |piece: &Piece| match piece {
-                Piece::Arguments { index, delta } if *index == call => Some(delta.clone()),
-                _ => None,
-            };
-            pieces.iter().filter_map(of).collect::<String>()
-        };
-        let call = |piece: &Piece| match piece {
-            Piece::ToolCall { index, id, name } => Some(json!({
-                "id": id, "type": "function", "function": {"name": name, "arguments": arguments(*index)},
-            })),
-            _ => None,
-        };
-        Self { reasoning_content: reasoning(pieces), tool_calls: pieces.iter().filter_map(call).collect() }
+    pub(super) fn of_whole(parts: &[Part]) -> Self {
+        let mut beside = Self::default();
+        for part in parts {
+            match part {
+                Part::Text(_) => {}
+                Part::Reasoning(text) => beside.reasoning_content.get_or_insert_default().push_str(text),
+                Part::Call(ToolCall { id, name, arguments }) => beside.tool_calls.push(json!({
+                    "id": id, "type": "function", "function": {"name": name, "arguments": arguments},
+                })),
+            }
+        }
+        beside
     }
 }
 
@@ -173,6 +172,7 @@ fn reasoning(pieces: &[Piece]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::http::parts::parts;
 
     fn pieces() -> Vec<Piece> {
         let call = |index, name: &str| Piece::ToolCall { index, id: format!("call_{index}"), name: name.into() };
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_whole_answer_has_its_calls_with_their_whole_arguments() {
-        let beside = serde_json::to_value(Beside::of_whole(&pieces())).unwrap();
+        let beside = serde_json::to_value(Beside::of_whole(&parts(pieces()))).unwrap();
         assert_eq!(
             beside,
             json!({"reasoning_content": "first this", "tool_calls": [
@@ -231,9 +231,12 @@ mod tests {
     fn a_choice_is_a_word_or_a_function() {
         assert_eq!(choice(None).unwrap(), ToolChoice::Auto);
         assert_eq!(choice(Some(&json!("required"))).unwrap(), ToolChoice::Required);
-        let named = json!({"type": "function", "function": {"name": "add"}});
-        assert_eq!(choice(Some(&named)).unwrap(), ToolChoice::Named("add".into()));
-        for wrong in [json!("sometimes"), json!({"function": "add"}), json!(3)] {
+        for named in
+            [json!({"type": "function", "function": {"name": "add"}}), json!({"type": "function", "name": "add"})]
+        {
+            assert_eq!(choice(Some(&named)).unwrap(), ToolChoice::Named("add".into()));
+        }
+        for wrong in [json!("sometimes"), json!({"function": "add"}), json!({"name": "add"}), json!(3)] {
             assert!(choice(Some(&wrong)).unwrap_err().to_string().contains("tool_choice"), "{wrong}");
         }
     }

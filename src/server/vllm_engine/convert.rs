@@ -1,7 +1,7 @@
 //! Between the messages of `vllm.grpc.engine` and the engine's types.
 
 use crate::{
-    engine::{Delta, Finished, Prompt, Request, StreamOptions},
+    engine::{Delta, Finished, Prompt, PromptOptions, Request, StreamOptions},
     error::{Error, Result},
     ids::TokenId,
     params::{Constraint, FinishReason, PromptLogprobs, SampledToken, SamplingParams, StructuredOutputs},
@@ -33,6 +33,7 @@ pub(super) fn request(message: wire::GenerateRequest) -> Result<Request> {
         request_id: request_id("request_id", Some(message.request_id))?,
         model: None,
         prompt,
+        prompt_options: PromptOptions::default(),
         params: sampling(message.sampling_params.unwrap_or_default())?,
         priority: 0,
         cache_salt: None,

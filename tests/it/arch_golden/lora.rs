@@ -211,6 +211,11 @@ async fn an_unloaded_adapter_serves_those_under_way_and_nobody_new() {
     // In line, and not only on its way there: its adapter is its own by then.
     let in_line = || engine.loads().tenants.iter().any(|tenant| tenant.running + tenant.waiting > 0);
     crate::engine::until("it is there", in_line).await;
+    engine.tell_adapters();
+    let page = engine.telemetry().encode();
+    let told: Vec<_> = page.lines().filter(|line| line.starts_with("vllm:lora_requests_info{")).collect();
+    assert!(told.len() == 1 && told[0].contains("max_lora=\"1\""), "{told:?}");
+    assert!(told[0].contains("_lora_adapters=\"llama-all\""), "it runs or waits: {told:?}");
     adapters.unload("llama-all").unwrap();
     let gone = said(engine.clone(), Some("llama-all"), prompt.ids.clone()).await.unwrap_err();
     assert_eq!(gone.code, Code::NotFound);

@@ -15,7 +15,7 @@ mod router;
 mod sessions;
 mod streams;
 pub(crate) mod text;
-mod tools;
+pub(crate) mod tools;
 mod trouble;
 mod vllm;
 mod web;

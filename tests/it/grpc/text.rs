@@ -21,6 +21,7 @@ use tonic::Code;
 use tonic_types::StatusExt;
 
 use super::{Server, config, info, options, read, soon};
+use crate::place::repository;
 
 /// Ids that the fake draws from: ASCII, so that every token is a character.
 pub(crate) const ASCII: u32 = 128;
@@ -70,11 +71,50 @@ pub(crate) async fn server_open_to(allowed_origins: AllowedOrigins) -> Server {
     server_of(None, config(), ServeOptions { allowed_origins, ..ServeOptions::default() }).await
 }
 
+/// A template that shows all that a chat may be told.
+const TELLING: &str = "{% for m in messages %}<{{ m.role }}{{ ' ' ~ m.tool_call_id if m.tool_call_id }}\
+    {{ ' ' ~ m.name if m.name }}>{{ '(' ~ m.reasoning_content ~ ')' if m.reasoning_content }}{{ m.content }}\
+    {% for c in m.tool_calls or [] %}[{{ c.id }} {{ c.function.name }} {{ c.function.arguments | tojson }}]{% endfor %}\
+    {% endfor %}{% for t in tools or [] %}+{{ t.function.name }}{% endfor %}\
+    {{ '/' ~ reasoning_effort if reasoning_effort }}{{ '-' if enable_thinking is defined and not enable_thinking }}\
+    {{ '<assistant>' if add_generation_prompt }}";
+
+/// One whose template shows all that a chat may be told.
+pub(crate) async fn server_that_shows_prompts() -> Server {
+    server_rendering(TELLING, None, config(), ServeOptions::default()).await
+}
+
 /// One with these options.
 pub(crate) async fn server_of(mishap: Option<(u64, Mishap)>, config: EngineConfig, options: ServeOptions) -> Server {
     let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>";
+    server_rendering(template, mishap, config, options).await
+}
+
+async fn server_rendering(
+    template: &str,
+    mishap: Option<(u64, Mishap)>,
+    config: EngineConfig,
+    options: ServeOptions,
+) -> Server {
     let template = ChatTemplate::new(template, "", "").unwrap();
     let text = ModelText { tokenizer: Some(tokenizer()), chat_template: Some(Arc::new(template)) };
+    server_reading(text, mishap, config, options).await
+}
+
+/// One whose tokenizer puts a special token before a text and another behind it.
+pub(crate) async fn server_with_special_tokens() -> Server {
+    let file = repository("tests/data/tokenizers/wordpiece.json");
+    let tokenizer = Tokenizer::from_json_bytes(&file, &std::fs::read(&file).unwrap()).unwrap();
+    let text = ModelText { tokenizer: Some(Arc::new(tokenizer)), chat_template: None };
+    server_reading(text, None, config(), ServeOptions::default()).await
+}
+
+async fn server_reading(
+    text: ModelText,
+    mishap: Option<(u64, Mishap)>,
+    config: EngineConfig,
+    options: ServeOptions,
+) -> Server {
     let info = ModelInfo { vocab_size: 256, ..info() };
     // The fakes of the other tests draw from a larger vocabulary.
     let limits = config.clone();

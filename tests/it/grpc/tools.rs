@@ -56,10 +56,12 @@ const TEMPLATE: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% f
     {{ c.function.name }} {{ c.function.arguments | tojson }}{% endfor %}{% endfor %}\
     {{ '<no tools>' if not tools }}<assistant>{{ '<think>' if thinks }}";
 
-const SCRIPT: &str = "<think>\nI need it.\n</think>\n\nLet me look.\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": \
+/// Reasoning, text, and two calls.
+pub(crate) const SCRIPT: &str = "<think>\nI need it.\n</think>\n\nLet me look.\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": \
     {\"city\": \"München\"}}\n</tool_call>\n<tool_call>\n{\"name\": \"clock\", \"arguments\": {}}\n</tool_call>";
 
-async fn server(script: &'static str) -> Server {
+/// One whose model says this to everybody.
+pub(crate) async fn server(script: &'static str) -> Server {
     let template = ChatTemplate::new(TEMPLATE, "", "").unwrap();
     let text = ModelText { tokenizer: Some(tokenizer()), chat_template: Some(Arc::new(template)) };
     let info = ModelInfo { vocab_size: 256, eos_token_ids: vec![TokenId(END.into())], ..info() };

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::http::post;
 use crate::grpc::{
     Server, expected, ids,
-    text::{continued, server},
+    text::{continued, server, server_with_special_tokens},
 };
 
 const PATH: &str = "/v1/completions";
@@ -159,4 +159,56 @@ async fn usage_comes_at_the_end_or_all_the_way_as_asked() {
     let chunks = stream(&server, json!({"prompt": "ab", "max_tokens": 8, "stream_options": options})).await;
     let counts: Vec<_> = chunks.iter().map(|chunk| chunk["usage"]["completion_tokens"].as_u64().unwrap()).collect();
     assert!(counts.is_sorted() && counts.first() < counts.last() && counts.last() == Some(&8), "{counts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_text_is_scored_without_a_word_of_an_answer() {
+    let server = server().await;
+    let body = json!({"prompt": ["xyz", "a"], "max_tokens": 0, "echo": true, "logprobs": 1});
+    let whole = complete(&server, body.clone()).await;
+    let mut options = body.clone();
+    options["stream_options"] = json!({"include_usage": true, "continuous_usage_stats": true});
+    let chunks = stream(&server, options).await;
+    for (k, prompt) in [(0, "xyz"), (1, "a")] {
+        let choice = &whole["choices"][k];
+        assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!(prompt), &json!("length")));
+        let numbers = choice["logprobs"]["token_logprobs"].as_array().unwrap();
+        assert_eq!((numbers.len(), numbers[0].is_null()), (prompt.len(), true));
+        assert_eq!(told(&chunks, k), prompt);
+    }
+    assert_eq!((&whole["usage"]["prompt_tokens"], &whole["usage"]["completion_tokens"]), (&json!(4), &json!(0)));
+    assert!(chunks.iter().all(|chunk| chunk["usage"]["completion_tokens"] == 0), "{chunks:?}");
+    let plain = complete(&server, json!({"prompt": "xyz", "max_tokens": 0, "echo": true})).await;
+    assert_eq!((&plain["choices"][0]["text"], &plain["choices"][0]["logprobs"]), (&json!("xyz"), &Value::Null));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prompt_that_is_too_long_keeps_its_end_where_that_is_asked_for() {
+    let server = server().await;
+    let long = "abcdefgh".repeat(200);
+    // To so many tokens; to what leaves room for the answer in a context of 1,024.
+    for (tokens, kept) in [(5, 5), (-1, 1024 - 9), (1000, 1000)] {
+        let body = json!({"prompt": long, "max_tokens": 9, "truncate_prompt_tokens": tokens, "echo": true});
+        let whole = complete(&server, body).await;
+        let kept = &long[long.len() - kept..];
+        assert_eq!(whole["choices"][0]["text"], format!("{kept}{}", continued(kept, 9)), "{tokens}");
+        assert_eq!(whole["usage"]["prompt_tokens"], kept.len());
+    }
+    let ids: Vec<_> = "abcdefgh".bytes().map(u32::from).collect();
+    let whole = complete(&server, json!({"prompt": ids, "max_tokens": 9, "truncate_prompt_tokens": 3})).await;
+    assert_eq!(whole["choices"][0]["text"], continued("fgh", 9));
+    let short = complete(&server, json!({"prompt": "ab", "max_tokens": 9, "truncate_prompt_tokens": 3})).await;
+    assert_eq!(short["choices"][0]["text"], continued("ab", 9), "what is shorter stays as it is");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn special_tokens_are_added_unless_they_are_not_wanted() {
+    let server = server_with_special_tokens().await;
+    let tokens = async |more: Value| {
+        let mut body = json!({"prompt": "a", "max_tokens": 1});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        complete(&server, body).await["usage"]["prompt_tokens"].as_u64().unwrap()
+    };
+    let plain = tokens(json!({"add_special_tokens": false})).await;
+    assert_eq!((tokens(json!({})).await, tokens(json!({"add_special_tokens": true})).await), (plain + 2, plain + 2));
 }

@@ -67,6 +67,13 @@ async fn a_wrong_field_is_refused_by_its_name() {
         ("response_format.json_schema.schema", json!({"type": "json_schema", "json_schema": {"schema": {"what": 1}}})),
         ("structured_outputs.regex", json!({"regex": "("})),
         ("modalities", json!(["audio"])),
+        ("verbosity", json!("high")),
+        ("prompt_embeds", json!("x")),
+        ("logits_processors", json!(["x"])),
+        ("truncate_prompt_tokens", json!(0)),
+        ("truncate_prompt_tokens", json!(-2)),
+        ("truncate_prompt_tokens", json!(1025)),
+        ("add_special_tokens", json!("no")),
     ];
     for (param, value) in wrong {
         let mut body = json!({"prompt": "hello", "max_tokens": 8});
@@ -102,9 +109,18 @@ async fn a_wrong_message_is_refused_by_its_path() {
         let (status, error) = error(post(server.address, CHAT, &body).await).await;
         assert_eq!((status, error["param"].as_str()), (400, Some(param)), "{error}");
     }
-    for (field, value) in [("top_logprobs", json!(3)), ("audio", json!({})), ("functions", json!([{"name": "f"}]))] {
+    for (field, value) in [
+        ("top_logprobs", json!(3)),
+        ("audio", json!({})),
+        ("functions", json!([{"name": "f"}])),
+        ("reasoning_effort", json!("frob")),
+        ("verbosity", json!("low")),
+        ("echo", json!(true)),
+        ("include_reasoning", json!(false)),
+        ("tools[0].type", json!([{"type": "custom", "function": {"name": "f"}}])),
+    ] {
         let mut body = json!({"messages": [{"role": "user", "content": "x"}]});
-        body[field] = value;
+        body[field.split('[').next().unwrap()] = value;
         let (status, error) = error(post(server.address, CHAT, &body.to_string()).await).await;
         assert_eq!((status, error["param"].as_str()), (400, Some(field)), "{error}");
     }

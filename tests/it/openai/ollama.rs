@@ -5,9 +5,13 @@ use serde_json::{Value, json};
 use candlewick::config::AllowedOrigins;
 
 use super::http::{get, post_with, send};
-use crate::grpc::{
-    Server,
-    text::{continued, server, server_open_to},
+use crate::{
+    cli::Served,
+    grpc::{
+        Server,
+        text::{continued, server, server_open_to, server_that_shows_prompts},
+        tools,
+    },
 };
 
 /// Without a type of content, as Ollama's documentation has it.
@@ -39,10 +43,10 @@ async fn a_chat_streams_lines_and_the_last_one_counts() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prompt_is_a_turn_of_a_chat_unless_it_is_raw() {
     let server = server().await;
-    for (raw, read) in [(false, "<system>S<user>Hi<assistant>"), (true, "Hi")] {
+    for (raw, system, read) in [(false, "S", "<system>S<user>Hi<assistant>"), (true, "", "Hi")] {
         let options = json!({"num_predict": 9});
         let body =
-            json!({"model": "fake", "prompt": "Hi", "system": "S", "raw": raw, "stream": false, "options": options});
+            json!({"model": "fake", "prompt": "Hi", "system": system, "raw": raw, "stream": false, "options": options});
         let whole = ask(&server, "/api/generate", &body).await.json().await;
         assert_eq!((&whole["response"], &whole["done"]), (&json!(continued(read, 9)), &json!(true)));
     }
@@ -59,6 +63,10 @@ async fn the_model_is_listed_and_shown() {
     assert!(get(server.address, "/api/version").await.json().await["version"].is_string());
     let shown = ask(&server, "/api/show", &json!({"model": "fake"})).await.json().await;
     assert_eq!(shown["model_info"]["fake.context_length"], 1024);
+    assert_eq!(shown["capabilities"], json!(["completion"]));
+    let server = tools::server(tools::SCRIPT).await;
+    let shown = ask(&server, "/api/show", &json!({"model": "fake"})).await.json().await;
+    assert_eq!(shown["capabilities"], json!(["completion", "tools", "thinking"]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -113,7 +121,18 @@ async fn what_cannot_work_is_refused_in_ollamas_shape() {
     for (status, path, body) in [
         (404, "/api/chat", json!({"model": "other", "messages": messages})),
         (400, "/api/chat", json!({"model": "fake", "messages": [{"role": "king"}]})),
-        (400, "/api/chat", json!({"model": "fake", "messages": messages, "format": "json"})),
+        (400, "/api/chat", json!({"model": "fake", "messages": messages, "format": "poem"})),
+        (400, "/api/chat", json!({"model": "fake", "messages": messages, "format": {"what": 1}})),
+        (400, "/api/chat", json!({"model": "fake", "messages": messages, "think": true})),
+        (400, "/api/chat", json!({"model": "fake", "messages": messages, "logprobs": true})),
+        (400, "/api/chat", json!({"model": "fake", "messages": messages, "options": {"typical_p": 7}})),
+        (
+            400,
+            "/api/chat",
+            json!({"model": "fake", "messages": messages, "options": {"repeat_penalty": 1.5, "repeat_last_n": 64}}),
+        ),
+        (400, "/api/generate", json!({"model": "fake", "prompt": "x", "raw": true, "system": "S"})),
+        (400, "/api/generate", json!({"model": "fake", "prompt": "x", "context": [1, 2]})),
         (400, "/api/chat", json!({"model": "fake", "messages": messages, "options": {"temperature": "hot"}})),
         (400, "/api/chat", json!({"model": "fake", "messages": messages, "options": {"top_p": 7}})),
         (400, "/api/generate", json!({"model": "fake", "prompt": "x", "images": ["aGk="]})),
@@ -125,4 +144,75 @@ async fn what_cannot_work_is_refused_in_ollamas_shape() {
         assert_eq!(refused.status, status, "{path} {body}");
         assert!(refused.json().await["error"].is_string());
     }
+}
+
+/// A question with the tools that the scripted model calls.
+fn with_tools(stream: bool) -> Value {
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": {"type": "object"}}});
+    json!({
+        "model": "fake", "messages": [{"role": "user", "content": "Weather?"}], "think": true, "stream": stream,
+        "tools": [tool("get_weather"), tool("clock")], "options": {"num_predict": 400},
+    })
+}
+
+fn calls(message: &Value) -> Vec<Value> {
+    let calls = message["tool_calls"].as_array().into_iter().flatten();
+    calls
+        .map(|call| json!([call["function"]["index"], call["function"]["name"], call["function"]["arguments"]]))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thoughts_and_calls_of_tools_stand_beside_the_text_whole_and_streamed() {
+    let server = tools::server(tools::SCRIPT).await;
+    let expected = [json!([0, "get_weather", {"city": "München"}]), json!([1, "clock", {}])];
+    let whole = ask(&server, "/api/chat", &with_tools(false)).await.json().await;
+    let message = &whole["message"];
+    assert_eq!((&message["thinking"], &message["content"]), (&json!("I need it."), &json!("Let me look.")));
+    assert_eq!((calls(message), &whole["done_reason"]), (expected.to_vec(), &json!("stop")));
+
+    let lines = lines(&server, "/api/chat", &with_tools(true)).await;
+    let all = |field: &str| lines.iter().filter_map(|line| line["message"][field].as_str()).collect::<String>();
+    assert_eq!((all("thinking").as_str(), all("content").as_str()), ("I need it.", "Let me look."));
+    assert_eq!(lines.iter().flat_map(|line| calls(&line["message"])).collect::<Vec<_>>(), expected);
+    assert!(lines.iter().filter(|line| !line["message"]["thinking"].is_null()).count() > 3, "as it comes");
+    let generated = json!({"model": "fake", "prompt": "Hm?", "think": true, "stream": false});
+    let whole = ask(&server, "/api/generate", &generated).await.json().await;
+    assert_eq!(whole["thinking"], "I need it.");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_results_and_thoughts_of_the_past_reach_the_template() {
+    let server = server_that_shows_prompts().await;
+    let call = json!({"function": {"name": "clock", "arguments": {"n": 1}}});
+    let body = json!({
+        "model": "fake", "stream": false, "think": false, "options": {"num_predict": 9},
+        "tools": [{"type": "function", "function": {"name": "clock"}}],
+        "messages": [
+            {"role": "user", "content": "Time?"},
+            {"role": "assistant", "content": "", "thinking": "Hm.", "tool_calls": [call]},
+            {"role": "tool", "tool_name": "clock", "content": "12:00"},
+        ],
+    });
+    let rendered =
+        "<user>Time?<assistant>(Hm.)[call00000 clock {\"n\": 1}]<tool call00000 clock>12:00+clock-<assistant>";
+    let whole = ask(&server, "/api/chat", &body).await.json().await;
+    assert_eq!(whole["message"]["content"], continued(rendered, 9), "{whole}");
+    // A last message of the assistant's is the beginning of the answer.
+    let messages = json!([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well, "}]);
+    let body = json!({"model": "fake", "stream": false, "messages": messages, "options": {"num_predict": 9}});
+    let whole = ask(&server, "/api/chat", &body).await.json().await;
+    assert_eq!(whole["message"]["content"], continued("<user>Hi<assistant>Well, ", 9), "{whole}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_has_the_form_that_is_asked_for() {
+    let served = Served::start(&[]);
+    let schema = json!({"type": "object", "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 5}},
+                        "required": ["n"], "additionalProperties": false});
+    let body = json!({"model": "demo", "stream": false, "format": schema, "options": {"num_predict": 100},
+                      "messages": [{"role": "user", "content": "How many?"}]});
+    let whole = post_with(served.address.parse().unwrap(), "/api/chat", "", &body.to_string()).await.json().await;
+    let said: Value = serde_json::from_str(whole["message"]["content"].as_str().unwrap()).unwrap();
+    assert!((1..=5).contains(&said["n"].as_u64().unwrap()), "{whole}");
 }

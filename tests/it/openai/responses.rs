@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::http::{get, post, send};
 use crate::grpc::{
     Server,
-    text::{continued, server, server_that_hangs},
-    until,
+    text::{continued, server, server_that_hangs, server_that_shows_prompts},
+    tools, until,
 };
 
 const PATH: &str = "/v1/responses";
@@ -121,7 +121,12 @@ async fn what_cannot_work_or_is_not_kept_is_refused_by_its_name() {
         (400, "input", json!({"input": 7})),
         (400, "input[0].role", json!({"input": [{"role": "king", "content": "x"}]})),
         (400, "input[0].type", json!({"input": [{"type": "item_reference", "id": "x"}]})),
-        (400, "tools", json!({"input": "x", "tools": [{"type": "web_search"}]})),
+        (400, "tools[0].type", json!({"input": "x", "tools": [{"type": "web_search"}]})),
+        (400, "tool_choice", json!({"input": "x", "tool_choice": {"type": "function", "name": "f"}})),
+        (400, "reasoning.effort", json!({"input": "x", "reasoning": {"effort": "frob"}})),
+        (400, "reasoning.summary", json!({"input": "x", "reasoning": {"summary": "detailed"}})),
+        (400, "text.verbosity", json!({"input": "x", "text": {"verbosity": "low"}})),
+        (400, "include", json!({"input": "x", "include": ["reasoning.encrypted_content"]})),
         (400, "max_output_tokens", json!({"input": "x", "max_output_tokens": 0})),
         (400, "background", json!({"input": "x", "background": true, "stream": true})),
         (400, "store", json!({"input": "x", "background": true, "store": false})),
@@ -144,4 +149,119 @@ async fn what_cannot_work_or_is_not_kept_is_refused_by_its_name() {
     assert_eq!(most["metadata"], json!(pairs), "as many as OpenAI takes");
     let unkept = create(&server, json!({"input": "x", "store": false, "max_output_tokens": 2})).await;
     assert_eq!(get(server.address, &format!("{PATH}/{}", id(&unkept))).await.status, 404);
+}
+
+/// A question with the tools that the scripted model calls.
+fn with_tools() -> Value {
+    let tool =
+        |name: &str| json!({"type": "function", "name": name, "parameters": {"type": "object"}, "strict": false});
+    json!({"input": "Weather?", "max_output_tokens": 400, "tools": [tool("get_weather"), tool("clock")]})
+}
+
+/// The items of an answer, without what is drawn.
+fn items(response: &Value) -> Vec<Value> {
+    let item = |item: &Value| match item["type"].as_str().unwrap() {
+        "function_call" => json!([item["name"], item["arguments"], item["status"]]),
+        kind => json!([kind, item["content"][0]["type"], item["content"][0]["text"]]),
+    };
+    response["output"].as_array().unwrap().iter().map(item).collect()
+}
+
+fn scripted() -> Vec<Value> {
+    vec![
+        json!(["reasoning", "reasoning_text", "I need it."]),
+        json!(["message", "output_text", "Let me look."]),
+        json!(["get_weather", "{\"city\": \"München\"}", "completed"]),
+        json!(["clock", "{}", "completed"]),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thoughts_and_calls_of_functions_are_items_that_the_next_response_goes_on_from() {
+    let server = tools::server(tools::SCRIPT).await;
+    let first = create(&server, with_tools()).await;
+    assert_eq!((items(&first), first["status"].as_str()), (scripted(), Some("completed")));
+    let ids: Map<_, _> = first["output"].as_array().unwrap().iter().map(|item| (item["id"].to_string(), ())).collect();
+    assert_eq!(ids.len(), 4, "each has its own");
+    // The mark and what stands before its end.
+    let thought = "<think>\nI need it.".len();
+    assert_eq!(first["usage"]["output_tokens_details"]["reasoning_tokens"], thought);
+    assert_eq!((&first["tools"][1]["name"], &first["tool_choice"]), (&json!("clock"), &json!("auto")));
+
+    let call = first["output"][3]["call_id"].clone();
+    let mut body = with_tools();
+    body["input"] = json!([{"type": "function_call_output", "call_id": call, "output": "12:00"}]);
+    body["previous_response_id"] = id(&first).into();
+    let second = create(&server, body).await;
+    let rendered = "<user>Weather?<assistant>Let me look.<tool_call>get_weather {\"city\": \"München\"}\
+                    <tool_call>clock {}<tool>12:00<assistant>";
+    assert_eq!(second["usage"]["input_tokens"], rendered.len());
+    let listed = get(server.address, &format!("{PATH}/{}/input_items", id(&second))).await.json().await;
+    assert_eq!((&listed["data"][0]["type"], &listed["data"][0]["call_id"]), (&json!("function_call_output"), &call));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_builds_its_items_one_after_another() {
+    let server = tools::server(tools::SCRIPT).await;
+    let mut body = with_tools();
+    body["stream"] = true.into();
+    let events = post(server.address, PATH, &body.to_string()).await.events().await;
+    let events: Vec<Value> = events.iter().map(|(_, data)| serde_json::from_str(data).unwrap()).collect();
+    let mut names: Vec<_> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
+    names.dedup();
+    let message = |kind: &str| {
+        [
+            "output_item.added",
+            "content_part.added",
+            &format!("{kind}.delta"),
+            &format!("{kind}.done"),
+            "content_part.done",
+            "output_item.done",
+        ]
+        .map(|name| format!("response.{name}"))
+        .to_vec()
+    };
+    let call =
+        ["output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done"]
+            .map(|name| format!("response.{name}"))
+            .to_vec();
+    let (begun, ended) = (["created", "in_progress"], ["completed"]);
+    let named = |names: &[&str]| names.iter().map(|name| format!("response.{name}")).collect::<Vec<_>>();
+    let expected =
+        [named(&begun), message("reasoning_text"), message("output_text"), call.clone(), call, named(&ended)].concat();
+    assert_eq!(names, expected);
+    assert!(events.iter().enumerate().all(|(k, event)| event["sequence_number"] == k));
+
+    let response = &events.last().unwrap()["response"];
+    assert_eq!(items(response), scripted());
+    for (index, item) in response["output"].as_array().unwrap().iter().enumerate() {
+        let own = events.iter().filter(|event| event["output_index"] == index);
+        let deltas: String = own.clone().filter_map(|event| event["delta"].as_str()).collect();
+        let whole = item["arguments"].as_str().or(item["content"][0]["text"].as_str());
+        assert_eq!(Some(deltas.as_str()), whole);
+        let done = own.clone().find(|event| event["type"] == "response.output_item.done").unwrap();
+        assert_eq!(done["item"], *item);
+        let mut within = own.filter_map(|event| event["item_id"].as_str());
+        assert!(within.all(|id| item["id"] == id));
+    }
+    assert_eq!(get(server.address, &format!("{PATH}/{}", id(response))).await.json().await, *response);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_of_the_past_and_the_effort_reach_the_template() {
+    let server = server_that_shows_prompts().await;
+    let body = json!({
+        "max_output_tokens": 9, "reasoning": {"effort": "low", "summary": "auto"}, "parallel_tool_calls": false,
+        "tools": [{"type": "function", "name": "clock"}],
+        "input": [
+            {"role": "user", "content": "Time?"},
+            {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]},
+            {"type": "function_call", "id": "fc_1", "call_id": "a", "name": "clock", "arguments": "{\"n\": 1}"},
+            {"type": "function_call_output", "call_id": "a", "output": "12:00"},
+        ],
+    });
+    let rendered = "<user>Time?<assistant>(Hm.)[a clock {\"n\": 1}]<tool a clock>12:00+clock/low<assistant>";
+    let response = create(&server, body).await;
+    assert_eq!(text(&response), continued(rendered, 9));
+    assert_eq!((&response["reasoning"]["effort"], &response["parallel_tool_calls"]), (&json!("low"), &json!(false)));
 }

@@ -6,8 +6,20 @@ use super::request::Asked;
 use crate::{
     engine::Finished,
     params::{FinishReason, SamplingParams, Usage},
-    server::openai::answer::now,
+    server::{
+        http::{
+            choices::Whole,
+            parts::{Kind, Part, parts},
+        },
+        openai::answer::now,
+    },
+    text::ToolCall,
 };
+
+/// `status` of a response or an item that is not whole yet.
+pub(super) const IN_PROGRESS: &str = "in_progress";
+/// `status` of one that is.
+pub(super) const COMPLETED: &str = "completed";
 
 /// How an answer came to its end.
 #[derive(Clone, Debug)]
@@ -18,18 +30,29 @@ pub(super) enum Outcome {
     Failed(String),
 }
 
+/// What the model has answered.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    /// An output item each.
+    pub(super) parts: Vec<Part>,
+    pub(super) reasoning_tokens: u32,
+}
+
+impl From<Whole> for Answer {
+    fn from(whole: Whole) -> Self {
+        Self { reasoning_tokens: whole.reasoning.count(), parts: parts(whole.pieces) }
+    }
+}
+
 /// What is known of a response before it is whole.
 #[derive(Clone, Debug)]
 pub(super) struct Draft {
     pub(super) id: String,
-    /// Of its only output item.
-    pub(super) item_id: String,
     fields: Value,
 }
 
 impl Draft {
     pub(super) fn new(id: String, model: &str, asked: &Asked, params: &SamplingParams) -> Self {
-        let item_id = id.replacen("resp_", "msg_", 1);
         let mut fields = json!({
             "id": id,
             "object": "response",
@@ -38,15 +61,12 @@ impl Draft {
             "error": null,
             "incomplete_details": null,
             "output": [],
-            "parallel_tool_calls": true,
-            "tool_choice": "auto",
-            "tools": [],
             "truncation": "disabled",
         });
         if let (Value::Object(fields), Value::Object(repeated)) = (&mut fields, asked.repeated(params)) {
             fields.extend(repeated);
         }
-        Self { id, item_id, fields }
+        Self { id, fields }
     }
 
     /// The response with this status and no output.
@@ -57,14 +77,21 @@ impl Draft {
     }
 
     /// The response at its end.
-    pub(super) fn finished(&self, text: &str, outcome: &Outcome) -> Value {
+    pub(super) fn finished(&self, answer: &Answer, outcome: &Outcome) -> Value {
         let mut response = self.unfinished(self.status(outcome));
         match outcome {
             Outcome::Failed(message) => response["error"] = json!({"code": "server_error", "message": message}),
             Outcome::Ended(finished) => {
                 let status = self.status(outcome);
-                response["output"] = json!([self.item(status, Some(text))]);
-                response["usage"] = usage(finished.usage);
+                // There is always a message where there is nothing else.
+                let nothing = [Part::Text(String::new())];
+                let parts = if answer.parts.is_empty() { &nothing[..] } else { &answer.parts };
+                let item = |(index, part)| {
+                    let status = if index + 1 == parts.len() { status } else { COMPLETED };
+                    self.item(index, part, status)
+                };
+                response["output"] = parts.iter().enumerate().map(item).collect();
+                response["usage"] = usage(finished.usage, answer.reasoning_tokens);
                 if status == "incomplete" {
                     response["incomplete_details"] = json!({"reason": "max_output_tokens"});
                 } else {
@@ -80,28 +107,52 @@ impl Draft {
         match outcome {
             Outcome::Failed(_) => "failed",
             Outcome::Ended(finished) if finished.reason == FinishReason::Length => "incomplete",
-            Outcome::Ended(_) => "completed",
+            Outcome::Ended(_) => COMPLETED,
         }
     }
 
-    /// The output item; without a text it has no content yet.
-    pub(super) fn item(&self, status: &str, text: Option<&str>) -> Value {
-        let content: Vec<_> = text.into_iter().map(part).collect();
-        json!({"id": self.item_id, "type": "message", "role": "assistant", "status": status, "content": content})
+    /// The id of an output item.
+    pub(super) fn item_id(&self, index: usize, kind: Kind) -> String {
+        let prefix = match kind {
+            Kind::Reasoning => "rs",
+            Kind::Text => "msg",
+            Kind::Call => "fc",
+        };
+        let id = self.id.strip_prefix("resp_").unwrap_or(&self.id);
+        format!("{prefix}_{id}_out{index}")
+    }
+
+    /// An output item. One that is in progress has no content yet.
+    pub(super) fn item(&self, index: usize, part: &Part, status: &str) -> Value {
+        let content: Vec<_> = content(part).filter(|_| status != IN_PROGRESS).into_iter().collect();
+        let mut item = match part {
+            Part::Reasoning(_) => json!({"type": "reasoning", "summary": [], "content": content}),
+            Part::Text(_) => json!({"type": "message", "role": "assistant", "content": content}),
+            Part::Call(ToolCall { id, name, arguments }) => {
+                json!({"type": "function_call", "call_id": id, "name": name, "arguments": arguments})
+            }
+        };
+        item["id"] = self.item_id(index, part.kind()).into();
+        item["status"] = status.into();
+        item
     }
 }
 
-/// The output item's only part.
-pub(super) fn part(text: &str) -> Value {
-    json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []})
+/// The content of an output item; calls have none.
+pub(super) fn content(part: &Part) -> Option<Value> {
+    match part {
+        Part::Reasoning(text) => Some(json!({"type": "reasoning_text", "text": text})),
+        Part::Text(text) => Some(json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []})),
+        Part::Call(_) => None,
+    }
 }
 
-fn usage(usage: Usage) -> Value {
+fn usage(usage: Usage, reasoning_tokens: u32) -> Value {
     json!({
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     })
 }

@@ -1,11 +1,11 @@
-//! The events of a response that streams: the response, its one item, the item's one part, the part's text.
+//! The events of a response that streams: the response, its items one after another, what grows in each.
 
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::{
-    answer::{Draft, Outcome, part},
+    answer::{Answer, COMPLETED, Draft, IN_PROGRESS, Outcome, content},
     store::{Record, Store},
 };
 use crate::{
@@ -13,13 +13,18 @@ use crate::{
     server::http::{
         failure::Failure,
         frames::{Frames, Teller},
+        parts::{Change, Kind, Part, Parts, ReasoningTokens, What},
     },
 };
 
 /// Tells the events, and keeps the response at its end.
 pub(super) struct ResponseEvents {
     draft: Draft,
-    text: String,
+    /// The item that grows.
+    parts: Parts,
+    /// Those that have ended.
+    whole: Vec<Part>,
+    reasoning: ReasoningTokens,
     sequence_number: u64,
     keeping: Option<(Arc<Store>, Record)>,
 }
@@ -27,7 +32,8 @@ pub(super) struct ResponseEvents {
 impl ResponseEvents {
     /// With where the response is to be kept, if it is.
     pub(super) fn new(draft: Draft, keeping: Option<(Arc<Store>, Record)>) -> Self {
-        Self { draft, text: String::new(), sequence_number: 0, keeping }
+        let (parts, whole, reasoning) = (Parts::default(), Vec::new(), ReasoningTokens::default());
+        Self { draft, parts, whole, reasoning, sequence_number: 0, keeping }
     }
 
     fn event(&mut self, frames: &mut Frames, kind: &'static str, mut fields: Value) {
@@ -37,35 +43,83 @@ impl ResponseEvents {
         frames.event(kind, &fields);
     }
 
-    /// An event about the part.
-    fn part_event(&mut self, frames: &mut Frames, kind: &'static str, mut fields: Value) {
-        fields["item_id"] = self.draft.item_id.clone().into();
-        fields["output_index"] = 0.into();
-        fields["content_index"] = 0.into();
-        self.event(frames, kind, fields);
+    /// An event about what is in an item.
+    fn item_event(&mut self, frames: &mut Frames, (index, kind): (usize, Kind), name: &'static str, mut fields: Value) {
+        fields["item_id"] = self.draft.item_id(index, kind).into();
+        fields["output_index"] = index.into();
+        if kind != Kind::Call {
+            fields["content_index"] = 0.into();
+        }
+        self.event(frames, name, fields);
     }
 
     fn begin(&mut self, frames: &mut Frames) {
-        let response = self.draft.unfinished("in_progress");
+        let response = self.draft.unfinished(IN_PROGRESS);
         self.event(frames, "response.created", json!({"response": response}));
         self.event(frames, "response.in_progress", json!({"response": response}));
-        let item = self.draft.item("in_progress", None);
-        self.event(frames, "response.output_item.added", json!({"output_index": 0, "item": item}));
-        self.part_event(frames, "response.content_part.added", json!({"part": part("")}));
+    }
+
+    /// Tells a change; an item that ends with it gets this status.
+    fn change(&mut self, frames: &mut Frames, Change { index, what }: Change, status: &str) {
+        match what {
+            What::Opened(part) => {
+                let item = self.draft.item(index, &part, IN_PROGRESS);
+                let added = json!({"output_index": index, "item": item});
+                self.event(frames, "response.output_item.added", added);
+                if let Some(content) = content(&part) {
+                    let fields = json!({"part": content});
+                    self.item_event(frames, (index, part.kind()), "response.content_part.added", fields);
+                }
+            }
+            What::Grew(kind, more) => {
+                let (name, fields) = match kind {
+                    Kind::Text => ("response.output_text.delta", json!({"delta": more, "logprobs": []})),
+                    Kind::Reasoning => ("response.reasoning_text.delta", json!({"delta": more})),
+                    Kind::Call => ("response.function_call_arguments.delta", json!({"delta": more})),
+                };
+                self.item_event(frames, (index, kind), name, fields);
+            }
+            What::Closed(part) => {
+                let (name, fields) = match &part {
+                    Part::Text(text) => ("response.output_text.done", json!({"text": text, "logprobs": []})),
+                    Part::Reasoning(text) => ("response.reasoning_text.done", json!({"text": text})),
+                    Part::Call(call) => {
+                        let fields = json!({"name": call.name, "arguments": call.arguments});
+                        ("response.function_call_arguments.done", fields)
+                    }
+                };
+                self.item_event(frames, (index, part.kind()), name, fields);
+                if let Some(content) = content(&part) {
+                    let fields = json!({"part": content});
+                    self.item_event(frames, (index, part.kind()), "response.content_part.done", fields);
+                }
+                let item = self.draft.item(index, &part, status);
+                self.event(frames, "response.output_item.done", json!({"output_index": index, "item": item}));
+                self.whole.push(part);
+            }
+        }
     }
 
     fn finish(&mut self, finished: Finished, frames: &mut Frames) {
-        let (text, outcome) = (std::mem::take(&mut self.text), Outcome::Ended(finished));
+        let outcome = Outcome::Ended(finished);
         let status = self.draft.status(&outcome);
-        self.part_event(frames, "response.output_text.done", json!({"text": text, "logprobs": []}));
-        self.part_event(frames, "response.content_part.done", json!({"part": part(&text)}));
-        let item = self.draft.item(status, Some(&text));
-        self.event(frames, "response.output_item.done", json!({"output_index": 0, "item": item}));
-        let response = self.draft.finished(&text, &outcome);
-        let kind = if status == "incomplete" { "response.incomplete" } else { "response.completed" };
+        match self.parts.end() {
+            Some(last) => self.change(frames, last, status),
+            // An answer without a word is a message all the same.
+            None if self.whole.is_empty() => {
+                let nothing = || Part::Text(String::new());
+                self.change(frames, Change { index: 0, what: What::Opened(nothing()) }, status);
+                self.change(frames, Change { index: 0, what: What::Closed(nothing()) }, status);
+            }
+            None => {}
+        }
+        let parts = std::mem::take(&mut self.whole);
+        let answer = Answer { parts, reasoning_tokens: self.reasoning.count() };
+        let response = self.draft.finished(&answer, &outcome);
+        let kind = if status == COMPLETED { "response.completed" } else { "response.incomplete" };
         self.event(frames, kind, json!({"response": response}));
         if let Some((store, record)) = self.keeping.take() {
-            store.keep(&self.draft.id, record, response, text);
+            store.keep(&self.draft.id, record, response, &answer);
         }
     }
 }
@@ -75,11 +129,13 @@ impl Teller for ResponseEvents {
         match event {
             Event::Started(_) => self.begin(frames),
             Event::Prompt(_) => {}
-            Event::Delta(delta) if delta.text.is_empty() => {}
             Event::Delta(delta) => {
-                self.text.push_str(&delta.text);
-                let fields = json!({"delta": delta.text, "logprobs": []});
-                self.part_event(frames, "response.output_text.delta", fields);
+                self.reasoning.take(delta.tokens.len(), &delta.pieces);
+                for piece in delta.pieces {
+                    for change in self.parts.take(piece) {
+                        self.change(frames, change, COMPLETED);
+                    }
+                }
             }
             Event::Finished(finished) => self.finish(finished, frames),
         }
@@ -88,7 +144,7 @@ impl Teller for ResponseEvents {
     fn end(&mut self, _frames: &mut Frames) {}
 
     fn fail(&mut self, failure: Failure, frames: &mut Frames) {
-        let response = self.draft.finished("", &Outcome::Failed(failure.message));
+        let response = self.draft.finished(&Answer::default(), &Outcome::Failed(failure.message));
         self.event(frames, "response.failed", json!({"response": response}));
     }
 }

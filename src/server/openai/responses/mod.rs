@@ -3,6 +3,7 @@
 
 mod answer;
 mod events;
+mod items;
 mod request;
 mod store;
 
@@ -18,14 +19,14 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use self::{
-    answer::{Draft, Outcome},
+    answer::{Answer, Draft, IN_PROGRESS, Outcome},
     events::ResponseEvents,
     request::{Asked, Mode},
     store::{Record, Store},
 };
 use super::{error::OpenAi, fields::backend_of};
 use crate::{
-    engine::{Engine, Request as EngineRequest},
+    engine::{Engine, Prompt, Request as EngineRequest},
     error::{Code, Error, Result},
     server::{
         access::Caller,
@@ -37,10 +38,9 @@ use crate::{
             failure::{Failed, Failure, method_not_allowed},
             frames::Telling,
             paths::Renames,
-            prompt::conversation,
         },
     },
-    text::{ChatMessage, Role},
+    text::{ChatMessage, ChatPrompt, Role},
 };
 
 const RENAMES: Renames = &[
@@ -98,14 +98,17 @@ fn prepare(engine: &Engine, store: &Store, call: &Call) -> Result<Prepared> {
     let model = asked.model().unwrap_or(&engine.info().name).to_owned();
     let draft = Draft::new(id, &model, &asked, &params);
     let (keep, instructions) = (asked.keeps(), asked.instructions());
-    let (new, input) = asked.input(&call.request_id)?;
+    let mut chat = ChatPrompt::from(Vec::new());
+    asked.tell(&mut chat)?;
+    let (new, input) = asked.input(&call.request_id, &turns)?;
     turns.extend(new);
     let said = instructions.map(|text| ChatMessage::new(Role::System, text)).into_iter().chain(turns.clone());
+    chat.messages = said.collect();
     let request = EngineRequest {
         request_id: call.request_id.clone(),
         model: Some(model),
         params,
-        ..EngineRequest::new(conversation(said.collect()))
+        ..EngineRequest::new(Prompt::Chat(chat))
     };
     Ok(Prepared { mode, store: keep, request, draft, turns, input })
 }
@@ -120,7 +123,7 @@ async fn create(State(state): State<Responses>, request: Request) -> Result<Resp
     let choices = Choices::open(backend, &call.caller, [request], 1, RENAMES).await?;
     let owner = call.caller.owner();
     drop(call);
-    let record = Record::new(owner, draft.unfinished("in_progress"), turns, input);
+    let record = Record::new(owner, draft.unfinished(IN_PROGRESS), turns, input);
     match mode {
         Mode::Stream => {
             let keeping = keep.then_some((store, record));
@@ -133,11 +136,12 @@ async fn create(State(state): State<Responses>, request: Request) -> Result<Resp
         }
         Mode::Wait => {
             let (whole, finished) = choices.one().await?;
-            let answer = draft.finished(&whole.text, &Outcome::Ended(finished));
+            let answer = Answer::from(whole);
+            let response = draft.finished(&answer, &Outcome::Ended(finished));
             if keep {
-                store.keep(&draft.id, record, answer.clone(), whole.text);
+                store.keep(&draft.id, record, response.clone(), &answer);
             }
-            Ok(Json(answer).into_response())
+            Ok(Json(response).into_response())
         }
     }
 }

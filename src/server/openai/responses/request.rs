@@ -3,14 +3,16 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::items::{self, Item};
 use crate::{
     error::{Error, Result},
     params::{Constraint, SamplingParams},
     server::{
         backend::cut,
-        http::{content::Content, prompt::role},
+        http::{thinking::with_effort, tools::check_kind},
+        openai::tools::choice,
     },
-    text::ChatMessage,
+    text::{ChatMessage, ChatPrompt, Tool},
 };
 
 /// Pairs of `metadata`, characters of a key, and characters of a value: OpenAI's bounds.
@@ -32,8 +34,11 @@ pub(super) struct Asked {
     previous_response_id: Option<String>,
     pub(super) metadata: Option<Map<String, Value>>,
     text: Option<Text>,
-    tools: Option<Vec<Value>>,
+    tools: Option<Vec<FunctionTool>>,
     tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
+    reasoning: Option<Reasoning>,
+    include: Option<Vec<String>>,
     top_logprobs: Option<u32>,
     truncation: Option<String>,
     conversation: Option<Value>,
@@ -41,26 +46,41 @@ pub(super) struct Asked {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "must be a string or an array of messages")]
+#[serde(untagged, expecting = "must be a string or an array of items")]
 enum Input {
     Text(String),
     Items(Vec<Item>),
 }
 
+/// An entry of `tools`. Those that are no functions have other fields.
 #[derive(Debug, Deserialize)]
-struct Item {
-    #[serde(default, rename = "type")]
-    kind: Option<String>,
+struct FunctionTool {
+    #[serde(rename = "type")]
+    kind: String,
     #[serde(default)]
-    role: Option<String>,
+    name: Option<String>,
     #[serde(default)]
-    content: Option<Content>,
+    description: Option<String>,
+    #[serde(default)]
+    parameters: Option<Map<String, Value>>,
+    #[serde(default)]
+    strict: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Reasoning {
+    #[serde(default)]
+    effort: Option<String>,
+    #[serde(default)]
+    summary: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Text {
     #[serde(default)]
     format: Option<Format>,
+    #[serde(default)]
+    verbosity: Option<String>,
 }
 
 /// What the answer must look like. Every schema is followed to the letter, whatever `strict` says.
@@ -136,10 +156,13 @@ impl Asked {
     /// # Errors
     /// `InvalidArgument` by the name of a field that asks for what is not offered.
     pub(super) fn check(&self) -> Result<Mode> {
-        let choice = self.tool_choice.as_ref().is_some_and(|choice| choice != "none" && choice != "auto");
+        // Nobody here sums up what a model thought; `auto` takes the best summary that there is.
+        let summary = self.reasoning.as_ref().and_then(|reasoning| reasoning.summary.as_ref());
+        let verbosity = self.text.as_ref().and_then(|text| text.verbosity.as_ref());
         for (field, asked) in [
-            ("tools", self.tools.as_ref().is_some_and(|tools| !tools.is_empty())),
-            ("tool_choice", choice),
+            ("reasoning.summary", summary.is_some_and(|summary| summary != "auto")),
+            ("text.verbosity", verbosity.is_some_and(|verbosity| verbosity != "medium")),
+            ("include", self.include.as_ref().is_some_and(|include| !include.is_empty())),
             ("top_logprobs", self.top_logprobs.is_some_and(|n| n > 0)),
             ("truncation", self.truncation.as_ref().is_some_and(|kind| kind != "disabled")),
             ("conversation", self.conversation.is_some()),
@@ -198,6 +221,21 @@ impl Asked {
         })
     }
 
+    /// Tells the chat which functions there are, and how hard to think.
+    ///
+    /// # Errors
+    /// `InvalidArgument` by the path of what is wrong.
+    pub(super) fn tell(&self, chat: &mut ChatPrompt) -> Result<()> {
+        let tools = self.tools.iter().flatten().enumerate().map(|(k, tool)| tool.function(k));
+        chat.tools = tools.collect::<Result<_>>()?;
+        chat.tool_choice = choice(self.tool_choice.as_ref())?;
+        chat.parallel_tool_calls = self.parallel_tool_calls.unwrap_or(true);
+        match self.reasoning.as_ref().and_then(|reasoning| reasoning.effort.as_ref()) {
+            Some(effort) => with_effort(chat, "reasoning.effort", effort),
+            None => Ok(()),
+        }
+    }
+
     /// What repeats the request in its answer.
     pub(super) fn repeated(&self, params: &SamplingParams) -> Value {
         json!({
@@ -209,51 +247,45 @@ impl Asked {
             "max_output_tokens": self.max_output_tokens,
             "temperature": params.temperature,
             "top_p": params.top_p,
+            "tools": self.tools.iter().flatten().map(FunctionTool::repeated).collect::<Vec<_>>(),
+            "tool_choice": self.tool_choice.clone().unwrap_or_else(|| "auto".into()),
+            "parallel_tool_calls": self.parallel_tool_calls.unwrap_or(true),
+            "reasoning": {
+                "effort": self.reasoning.as_ref().and_then(|reasoning| reasoning.effort.clone()),
+                "summary": null,
+            },
             "text": {"format": self.format().map_or_else(|| json!({"type": "text"}), Format::repeated)},
         })
     }
 
-    /// The new turns, and the items that they are to those who ask for them.
+    /// The new turns after those that are known, and the items that they are to those who ask for them.
     ///
     /// # Errors
     /// `InvalidArgument` by the path of what is wrong.
-    pub(super) fn input(self, request_id: &str) -> Result<(Vec<ChatMessage>, Vec<Value>)> {
+    pub(super) fn input(self, request_id: &str, known: &[ChatMessage]) -> Result<(Vec<ChatMessage>, Vec<Value>)> {
         let items = match self.input.ok_or_else(|| Error::invalid("input", "must be set"))? {
-            Input::Text(text) => {
-                vec![Item { kind: None, role: Some("user".into()), content: Some(Content::Text(text)) }]
-            }
+            Input::Text(text) => vec![Item::user(text)],
             Input::Items(items) => items,
         };
         if items.is_empty() {
-            return Err(Error::invalid("input", "is empty, must have at least one message"));
+            return Err(Error::invalid("input", "is empty, must have at least one item"));
         }
-        let turns = items.into_iter().enumerate().map(|(k, item)| item.turn(k)).collect::<Result<Vec<_>>>()?;
-        let item = |(k, turn): (usize, &ChatMessage)| {
-            let kind = if turn.role.name() == "assistant" { "output_text" } else { "input_text" };
-            let mut part = json!({"type": kind, "text": turn.content});
-            if kind == "output_text" {
-                (part["annotations"], part["logprobs"]) = (json!([]), json!([]));
-            }
-            let id = format!("msg_{request_id}_{k}");
-            json!({"id": id, "type": "message", "role": turn.role.name(), "status": "completed", "content": [part]})
-        };
-        let items = turns.iter().enumerate().map(item).collect();
-        Ok((turns, items))
+        items::read(items, request_id, known)
     }
 }
 
-impl Item {
-    fn turn(self, k: usize) -> Result<ChatMessage> {
-        let path = format!("input[{k}]");
-        if let Some(other) = self.kind.filter(|kind| kind != "message") {
-            let why = format!("is {:?}, must be message", cut(&other, 64));
-            return Err(Error::invalid(format!("{path}.type"), why));
-        }
-        let named = role(self.role.as_deref().unwrap_or_default());
-        let role = named
-            .ok_or_else(|| Error::invalid(format!("{path}.role"), "must be system, developer, user or assistant"))?;
-        let content = self.content.ok_or_else(|| Error::invalid(format!("{path}.content"), "must be set"))?;
-        Ok(ChatMessage::new(role, content.text(&format!("{path}.content"))?))
+impl FunctionTool {
+    fn function(&self, k: usize) -> Result<Tool> {
+        check_kind(k, Some(&self.kind))?;
+        let name = self.name.clone().ok_or_else(|| Error::invalid(format!("tools[{k}].name"), "must be set"))?;
+        Ok(Tool { name, description: self.description.clone(), parameters: self.parameters.clone() })
+    }
+
+    fn repeated(&self) -> Value {
+        json!({
+            "type": self.kind, "name": self.name, "description": self.description, "parameters": self.parameters,
+            "strict": self.strict.unwrap_or(false),
+        })
     }
 }
 

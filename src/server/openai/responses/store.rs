@@ -10,14 +10,17 @@ use serde_json::Value;
 use tokio::task::AbortHandle;
 
 use super::{
-    answer::{Draft, Outcome},
+    answer::{Answer, Draft, Outcome},
     told,
 };
 use crate::{
     engine::Finished,
     error::Result,
-    server::{access::Owner, http::choices::Whole},
-    text::{ChatMessage, Role, json_bytes},
+    server::{
+        access::Owner,
+        http::{choices::Whole, parts::turn},
+    },
+    text::{ChatMessage, ToolCall, json_bytes},
 };
 
 /// Responses that are kept at once.
@@ -50,17 +53,19 @@ impl Record {
         Self { owner, response: response.into(), turns: turns.into(), input: input.into(), bytes, making: None }
     }
 
-    fn answered(&mut self, response: Value, text: String) {
-        let turn = ChatMessage::new(Role::Assistant, text);
+    fn answered(&mut self, response: Value, answer: &Answer) {
+        let turn = turn(&answer.parts);
         self.bytes = self.bytes.saturating_sub(json_bytes(&self.response)) + json_bytes(&response) + turn_bytes(&turn);
         self.response = response.into();
         Arc::make_mut(&mut self.turns).push(turn);
     }
 }
 
-/// Turns here are text alone.
 fn turn_bytes(turn: &ChatMessage) -> usize {
-    size_of::<ChatMessage>() + turn.content.len()
+    let call = |call: &ToolCall| size_of::<ToolCall>() + call.id.len() + call.name.len() + call.arguments.len();
+    let others = [&turn.reasoning, &turn.tool_call_id, &turn.name].into_iter().flatten().map(String::len);
+    let calls = turn.tool_calls.iter().map(call);
+    size_of::<ChatMessage>() + turn.content.len() + others.chain(calls).sum::<usize>()
 }
 
 impl Drop for Record {
@@ -116,11 +121,11 @@ impl Kept {
     }
 
     /// A response that was being made is whole. One that was cancelled or removed stays as it is.
-    fn made(&mut self, name: &Name, response: Value, text: String) {
+    fn made(&mut self, name: &Name, response: Value, answer: &Answer) {
         let Some(record) = self.records.get_mut(name).filter(|record| record.making.is_some()) else { return };
         record.making = None;
         let before = record.bytes;
-        record.answered(response, text);
+        record.answered(response, answer);
         self.bytes = self.bytes + record.bytes - before;
         self.bound();
     }
@@ -131,9 +136,9 @@ impl Store {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a response that is whole, with its text.
-    pub(super) fn keep(&self, id: &str, mut record: Record, response: Value, text: String) {
-        record.answered(response, text);
+    /// Keeps a response that is whole.
+    pub(super) fn keep(&self, id: &str, mut record: Record, response: Value, answer: &Answer) {
+        record.answered(response, answer);
         self.kept().insert(id, record);
     }
 
@@ -149,12 +154,12 @@ impl Store {
         // The task cannot report before its record is there: it needs the lock for that.
         let mut kept = self.kept();
         let task = tokio::spawn(async move {
-            let (text, outcome) = match making.await {
-                Ok((whole, finished)) => (whole.text, Outcome::Ended(finished)),
-                Err(error) => (String::new(), told(error)),
+            let (answer, outcome) = match making.await {
+                Ok((whole, finished)) => (Answer::from(whole), Outcome::Ended(finished)),
+                Err(error) => (Answer::default(), told(error)),
             };
-            let response = draft.finished(&text, &outcome);
-            store.kept().made(&name, response, text);
+            let response = draft.finished(&answer, &outcome);
+            store.kept().made(&name, response, &answer);
         });
         record.making = Some(task.abort_handle());
         kept.insert(&id, record);
@@ -199,6 +204,7 @@ fn name(owner: &Owner, id: &str) -> Name {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{server::http::parts::Part, text::Role};
 
     fn record(bytes: usize) -> Record {
         record_of(None, bytes)
@@ -213,7 +219,7 @@ mod tests {
     fn the_oldest_go_when_there_are_too_many() {
         let store = Store::default();
         for k in 0..MAX_RESPONSES + 3 {
-            store.keep(&k.to_string(), record(1), Value::Null, String::new());
+            store.keep(&k.to_string(), record(1), Value::Null, &Answer::default());
         }
         let kept = store.kept();
         assert_eq!((kept.records.len(), kept.order.len()), (MAX_RESPONSES, MAX_RESPONSES));
@@ -225,11 +231,11 @@ mod tests {
     fn the_oldest_go_when_they_hold_too_much_but_the_newest_stays() {
         let store = Store::default();
         for id in ["a", "b", "c"] {
-            store.keep(id, record(MAX_BYTES / 5), Value::Null, String::new());
+            store.keep(id, record(MAX_BYTES / 5), Value::Null, &Answer::default());
         }
         let has = |id: &str| store.response(&None, id).is_some();
         assert!(!has("a") && has("b") && has("c"));
-        store.keep("d", record(MAX_BYTES), Value::Null, String::new());
+        store.keep("d", record(MAX_BYTES), Value::Null, &Answer::default());
         assert!(!has("c") && has("d"));
         assert!(store.remove(&None, "d"));
         let kept = store.kept();
@@ -256,12 +262,26 @@ mod tests {
     }
 
     #[test]
+    fn what_a_model_thought_and_called_counts_too() {
+        let long = || "x".repeat(MAX_BYTES / 5);
+        let call = ToolCall { id: String::new(), name: String::new(), arguments: long() };
+        let answer = Answer { parts: vec![Part::Reasoning(long()), Part::Call(call)], reasoning_tokens: 0 };
+        let store = Store::default();
+        for id in ["a", "b", "c"] {
+            store.keep(id, record(0), Value::Null, &answer);
+        }
+        let has = |id: &str| store.response(&None, id).is_some();
+        assert!(!has("a") && has("b") && has("c"));
+        assert_eq!(store.turns(&None, "c").unwrap().last().unwrap().tool_calls.len(), 1);
+    }
+
+    #[test]
     fn a_tenant_that_keeps_much_pushes_out_its_own() {
         let store = Store::default();
         let (a, b): (Owner, Owner) = (Some("a".into()), Some("b".into()));
-        store.keep("x", record_of(b.clone(), 1), Value::Null, String::new());
+        store.keep("x", record_of(b.clone(), 1), Value::Null, &Answer::default());
         for k in 0..2 * MAX_RESPONSES {
-            store.keep(&k.to_string(), record_of(a.clone(), 1), Value::Null, String::new());
+            store.keep(&k.to_string(), record_of(a.clone(), 1), Value::Null, &Answer::default());
         }
         assert!(store.response(&b, "x").is_some() && store.response(&a, "x").is_none());
         assert_eq!(store.kept().records.len(), MAX_RESPONSES);
