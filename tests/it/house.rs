@@ -105,7 +105,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("toktrie", &["sampling/grammar"]),
     ("clap", &["cli", "config", "main"]),
     ("reqwest", &["cli/bench_serve/client", "weights/hub/download"]),
-    ("aws_lc_rs", &["weights/hub/checks"]),
+    ("aws_lc_rs", &["server/tls", "weights/hub/checks"]),
     ("plotters", &["cli/bench_serve/plot"]),
     ("rand_distr", &["cli/bench_serve/arrivals"]),
     ("strsim", &["config/suggest"]),

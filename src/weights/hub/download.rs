@@ -14,7 +14,7 @@ use std::{
 };
 
 use reqwest::{
-    Client, Method, Response, StatusCode, Url,
+    Client, ClientBuilder, Method, Response, StatusCode, Url,
     header::{CONTENT_RANGE, ETAG, HeaderMap, LOCATION, RANGE, RETRY_AFTER},
     redirect::Policy,
 };
@@ -36,6 +36,21 @@ const MAX_REDIRECTS: usize = 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection that brings nothing for so long is taken for broken.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+const USER_AGENT: &str = concat!("candlewick/", env!("CARGO_PKG_VERSION"));
+
+/// A client for the hub's API, which gives up on connections as ours does.
+pub(super) fn client() -> Result<Client> {
+    build(patient())
+}
+
+fn patient() -> ClientBuilder {
+    Client::builder().user_agent(USER_AGENT).connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT)
+}
+
+fn build(builder: ClientBuilder) -> Result<Client> {
+    builder.build().map_err(|error| Error::internal(format!("cannot make a client of HTTP: {error}")))
+}
 
 /// Who is asked, and how.
 pub(super) struct Hub {
@@ -68,12 +83,10 @@ impl From<Error> for Failure {
 impl Hub {
     /// Asks at `endpoint`, with `token` where there is one, and waits `retry_delay` after a first failure, twice as long after
     /// each that follows.
-    pub(super) fn new(endpoint: &str, user_agent: &str, token: Option<String>, retry_delay: Duration) -> Result<Self> {
+    pub(super) fn new(endpoint: &str, token: Option<String>, retry_delay: Duration) -> Result<Self> {
         let endpoint = Url::parse(endpoint).map_err(|error| Error::invalid("HF_ENDPOINT", error.to_string()))?;
         // Redirects are followed here, where the token is given to the hub alone.
-        let http = Client::builder().user_agent(user_agent).redirect(Policy::none());
-        let http = http.connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT).build();
-        let http = http.map_err(|error| Error::internal(format!("cannot make a client of HTTP: {error}")))?;
+        let http = build(patient().redirect(Policy::none()))?;
         Ok(Self { http, endpoint, token, retry_delay })
     }
 
@@ -365,7 +378,7 @@ mod tests {
     use super::*;
 
     fn hub(endpoint: &str) -> Hub {
-        Hub::new(endpoint, "test", None, Duration::from_secs(1)).expect("a client")
+        Hub::new(endpoint, None, Duration::from_secs(1)).expect("a client")
     }
 
     #[tokio::test(start_paused = true)]
@@ -390,9 +403,6 @@ mod tests {
         ] {
             assert_eq!(hub(endpoint).url("org/name", "main", "sub/a b#.gguf").expect("an address").as_str(), url);
         }
-        assert_eq!(
-            Hub::new("hub", "test", None, Duration::ZERO).err().map(|error| error.code),
-            Some(Code::InvalidArgument)
-        );
+        assert_eq!(Hub::new("hub", None, Duration::ZERO).err().map(|error| error.code), Some(Code::InvalidArgument));
     }
 }

@@ -37,8 +37,6 @@ use crate::{
     error::{Code, Error, Result},
 };
 
-const USER_AGENT: &str = concat!("candlewick/", env!("CARGO_PKG_VERSION"));
-
 /// Files of a repository that are listed.
 const MAX_FILES: usize = 1 << 16;
 
@@ -147,7 +145,7 @@ impl Search<'_> {
     async fn on_hub(&self, reports: SyncSender<DownloadProgress>) -> Result<Found> {
         let options = self.options;
         let token = options.token.as_ref().map(|token| token.reveal().to_owned()).or_else(environment::token);
-        let mut builder = HFClient::builder().user_agent(USER_AGENT).cache_dir(self.cache.root());
+        let mut builder = HFClient::builder().client(download::client()?).cache_dir(self.cache.root());
         builder = builder.retry_base_delay(options.retry_delay / 10);
         if let Some(endpoint) = &options.endpoint {
             builder = builder.endpoint(endpoint);
@@ -168,7 +166,7 @@ impl Search<'_> {
         };
         let found = async {
             let choice = choose(&self.name, &files, options.memory_bytes)?;
-            let hub = Hub::new(client.endpoint(), USER_AGENT, token, options.retry_delay)?;
+            let hub = Hub::new(client.endpoint(), token, options.retry_delay)?;
             let meter = Meter::new(choice.bytes(), reports);
             let wanted = stream::iter(choice.files.iter().copied().map(Ok::<_, Error>));
             wanted.try_for_each_concurrent(CONCURRENT_FILES, |file| self.fetch(&hub, &commit, file, &meter)).await?;
@@ -182,7 +180,8 @@ impl Search<'_> {
     /// The commit that the revision is, and its files.
     async fn list(&self, client: &HFClient) -> HFResult<(String, Vec<RepoFile>)> {
         let repository = client.model(self.name.owner, self.name.name);
-        let commit = repository.info().revision(self.revision).send().await?.sha.filter(|commit| is_commit(commit));
+        let info = repository.info().revision(self.revision).expand(vec!["sha".to_owned()]).send().await?;
+        let commit = info.sha.filter(|commit| is_commit(commit));
         let commit = commit.ok_or_else(|| HFError::malformed_response("the revision's commit"))?;
         let tree = repository.list_tree().revision(commit.as_str()).recursive(true).limit(MAX_FILES).send()?;
         let entries: Vec<RepoTreeEntry> = tree.try_collect().await?;

@@ -27,7 +27,7 @@ fn with_hub(mut command: Command, hub: &FakeHub, cache: &tempfile::TempDir) -> C
 
 #[test]
 fn a_pulled_model_is_inspected_and_served_offline_under_its_own_name() {
-    let demo = fs::read(repository("models/demo.gguf")).unwrap();
+    let demo = fs::read(repository("models/demo/demo.gguf")).unwrap();
     let hub = FakeHub::start(&[("demo-Q8_0.gguf", &demo), ("demo-Q4_0.gguf", b"less")]);
     let cache = cache();
     let run = |args: &[&str], offline: &str| -> Output {
