@@ -69,7 +69,7 @@ impl Cache {
         self.join("blobs").join(etag)
     }
 
-    /// Where a file grows until it is whole; other tools look for it there too.
+    /// Where a file grows until it is whole, under its lock.
     pub(super) fn incomplete(&self, etag: &str) -> PathBuf {
         self.join("blobs").join(format!("{etag}.incomplete"))
     }

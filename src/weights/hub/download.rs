@@ -396,6 +396,18 @@ mod tests {
     }
 
     #[test]
+    fn reports_that_nobody_takes_are_dropped_but_for_the_last() {
+        let (reports, arriving) = std::sync::mpsc::sync_channel(1);
+        let meter = Meter::new(6, reports);
+        [1, 2].into_iter().for_each(|bytes| meter.add(bytes));
+        meter.take_back(1);
+        let ends = std::thread::spawn(move || meter.end());
+        let arrived: Vec<_> = arriving.into_iter().map(|report| (report.bytes, report.total_bytes)).collect();
+        ends.join().expect("no panic");
+        assert_eq!(arrived, [(1, 6), (2, 6)]);
+    }
+
+    #[test]
     fn paths_are_put_into_addresses_as_they_are() {
         for (endpoint, url) in [
             ("https://hub.invalid", "https://hub.invalid/org/name/resolve/main/sub/a%20b%23.gguf"),

@@ -338,6 +338,38 @@ fn another_host_is_not_shown_the_token_and_a_download_goes_on_there() {
 }
 
 #[test]
+fn a_repository_that_moved_on_the_same_host_is_followed_with_the_token() {
+    let hub = FakeHub::start(&[("m.gguf", b"GGUF")]);
+    hub.faults().store = Some(hub.address);
+    let cache = cache();
+    assert_eq!(
+        fs::read(find("org/name", &hub.options(&cache)).expect("is downloaded").path).expect("is readable"),
+        b"GGUF"
+    );
+    let asked = hub.asked();
+    assert!(asked.iter().all(|asked| asked.authorization.is_some()), "{asked:?}");
+    assert!(asked.iter().any(|asked| asked.method == "HEAD" && asked.path == "/store/m.gguf"), "{asked:?}");
+}
+
+#[test]
+fn what_may_pass_is_tried_again_and_what_will_not_is_not() {
+    let hub = FakeHub::start(&[("m.gguf", b"GGUF")]);
+    for (refusals, code, tries) in [
+        (vec!["403 Forbidden"], Some(Code::PermissionDenied), 1),
+        (vec!["404 Not Found"], Some(Code::NotFound), 1),
+        (vec!["429 Too Many Requests"; 5], Some(Code::ResourceExhausted), 5),
+        (vec!["503 Service Unavailable"; 5], Some(Code::Unavailable), 5),
+        (vec!["503 Service Unavailable"; 4], None, 5),
+    ] {
+        let cache = cache();
+        let before = hub.downloads().len();
+        hub.faults().refusals = refusals.clone().into();
+        assert_eq!(find("org/name", &hub.options(&cache)).err().map(|error| error.code), code, "{refusals:?}");
+        assert_eq!(hub.downloads().len() - before, tries, "{refusals:?}");
+    }
+}
+
+#[test]
 fn two_downloads_of_one_file_take_it_once() {
     let bytes = large();
     let hub = FakeHub::start(&[("m.gguf", &bytes)]);

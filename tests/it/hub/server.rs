@@ -41,6 +41,8 @@ pub(super) struct Faults {
     pub(super) cuts: VecDeque<usize>,
     /// What is sent in place of a file.
     pub(super) sent: BTreeMap<String, Vec<u8>>,
+    /// What the next questions for files are answered with instead.
+    pub(super) refusals: VecDeque<&'static str>,
     /// Whether ranges are answered with whole files.
     pub(super) ignores_ranges: bool,
     /// A server that has the large files.
@@ -212,8 +214,12 @@ fn redirect(state: &State, path: &str, store: SocketAddr) -> Reply {
 fn file(state: &State, path: &str, asked: &Asked) -> Reply {
     let Some(bytes) = state.files.get(path) else { return Reply::new("404 Not Found") };
     let mut faults = state.faults.lock().expect("no poison");
+    let is_get = asked.method == "GET";
+    if let Some(status) = is_get.then(|| faults.refusals.pop_front()).flatten() {
+        return Reply::new(status);
+    }
     let body = faults.sent.get(path).unwrap_or(bytes).clone();
-    let cut = if asked.method == "GET" { faults.cuts.pop_front() } else { None };
+    let cut = is_get.then(|| faults.cuts.pop_front()).flatten();
     let headers = vec![("etag", format!("\"{}\"", etag(path, bytes))), ("x-repo-commit", COMMIT.to_owned())];
     let range = asked.range.as_ref().filter(|_| !faults.ignores_ranges);
     let start = range.map(|range| range.trim_start_matches("bytes=").trim_end_matches('-').parse().expect("a start"));
