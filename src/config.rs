@@ -257,7 +257,8 @@ pub enum DeviceKind {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// Directory, GGUF file or Hugging Face repository; the built-in model if left out.
+    /// Directory, GGUF file or Hugging Face repository, org/name[:file-or-quantization][@revision]; the built-in model if
+    /// left out.
     pub model: Option<String>,
     /// Numbers to compute with.
     #[arg(long, value_enum, default_value = "auto")]
@@ -300,7 +301,7 @@ pub struct ModelArgs {
     /// Keep downloads here instead of in Hugging Face's own cache.
     #[arg(long, value_name = "DIR")]
     pub download_dir: Option<PathBuf>,
-    /// Use what was downloaded before, never the network.
+    /// Use what was downloaded before, never the network; as does HF_HUB_OFFLINE.
     #[arg(long)]
     pub offline: bool,
 }
@@ -449,6 +450,12 @@ pub fn arguments() -> Vec<OsString> {
 /// The names of the variables of this process.
 pub fn variables() -> impl Iterator<Item = OsString> {
     std::env::vars_os().map(|(name, _)| name)
+}
+
+/// A variable that programs share and that is no setting of ours; none where it is empty or not there.
+#[must_use]
+pub(crate) fn shared_variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// How much is said on standard error.

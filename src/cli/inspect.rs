@@ -14,6 +14,7 @@ use super::Stop;
 use crate::{
     arch::{KeepOptions, config::ModelConfig, keep, served::ServedConfig},
     config::{Dtype, EngineArgs, KvCacheDtype, MachineFacts, MemoryPlan, ModelFacts, Quantization, plan_memory},
+    engine::load::find,
     error::Result,
     kernels::{linear::format::WeightFormat, linear::stored::StoredFormat, machine::instruction_set},
     layers::keep::Role,
@@ -34,8 +35,11 @@ const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// What `inspect` takes.
 #[derive(Args, Clone, Debug)]
 pub(super) struct InspectArgs {
-    /// GGUF file (any part of a split one), or directory as the hub lays it out.
+    /// GGUF file (any part of a split one), directory as the hub lays it out, or a model of the hub that was pulled.
     pub(super) model: PathBuf,
+    /// Where downloads are kept, in place of Hugging Face's own cache.
+    #[arg(long, value_name = "DIR")]
+    download_dir: Option<PathBuf>,
     /// Tokens to reckon the KV cache for; the model's own context if left out.
     #[arg(long, value_name = "TOKENS")]
     context: Option<u32>,
@@ -82,11 +86,12 @@ struct Report {
 pub(super) fn run(args: InspectArgs) -> Result<(), Stop> {
     let &InspectArgs { dtype, quantization, kv_cache_dtype, .. } = &args;
     let options = KeepOptions { dtype, quantization, kv_cache_dtype };
-    let report = match model_files(&args.model)? {
+    let path = find(&args.model, args.download_dir.as_deref())?;
+    let report = match model_files(&path)? {
         ModelFiles::Gguf(path) => Report::of_gguf(&path, options)?,
         ModelFiles::Directory(files) => Report::of_directory(&files, options)?,
     };
-    let value = report.to_json(&args);
+    let value = report.to_json(&path, &args);
     if args.json {
         writeln!(io::stdout(), "{value}")?;
     } else {
@@ -203,13 +208,13 @@ impl Report {
         memory
     }
 
-    fn to_json(&self, args: &InspectArgs) -> Value {
+    fn to_json(&self, path: &Path, args: &InspectArgs) -> Value {
         let kinds = self.kinds.iter().map(|(kind, row)| {
             let kept = row.kept.map(|kept| kept.to_string());
             (kind.clone(), json!({"tensors": row.tensors, "bytes": row.bytes, "kept_as": kept}))
         });
         let mut report = json!({
-            "path": args.model.display().to_string(),
+            "path": path.display().to_string(),
             "format": self.format,
             "files": self.files,
             "parameters": self.parameters,

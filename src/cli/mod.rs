@@ -254,6 +254,8 @@ mod tests {
             "candlewick completions zsh",
             "candlewick man pages",
             "candlewick pull org/name --revision main --json",
+            "candlewick pull org/name:Q4_K_M@main --verify",
+            "candlewick inspect org/name --download-dir models",
             "candlewick bench serve --backend grpc --base-url http://127.0.0.1:1 --model x --num-prompts 3 --request-rate inf",
             "candlewick bench serve --dataset-path x.csv --request-rate 2.5 --burstiness 0.5 --max-concurrency 8 --seed 1",
             "candlewick bench serve --max-input-len 1024 --max-output-len 8 --metric-percentiles 50,99.9 --svg x.svg --json",

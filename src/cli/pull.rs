@@ -5,13 +5,13 @@ use std::io::{self, Write};
 use clap::Args;
 use serde_json::json;
 
-use super::{Stop, start::LoadBar};
-use crate::{config::ModelArgs, engine::load::fetch, error::Result};
+use super::{Stop, say, start::LoadBar};
+use crate::{config::ModelArgs, engine::load::fetch, error::Result, weights::hub::Found};
 
 /// What `pull` takes.
 #[derive(Args, Clone, Debug)]
 pub(super) struct PullArgs {
-    /// Hugging Face repository: org/name, or org/name:file.gguf for one file of it.
+    /// Hugging Face repository: org/name[:file-or-quantization][@revision], as in org/name:Q4_K_M@main.
     model: String,
     /// Branch, tag or commit.
     #[arg(long)]
@@ -22,6 +22,9 @@ pub(super) struct PullArgs {
     /// Say where it is if it was downloaded before; never use the network.
     #[arg(long)]
     offline: bool,
+    /// Check the sums of what was downloaded before too, and download again what is wrong.
+    #[arg(long)]
+    verify: bool,
     /// Print one JSON object instead of the path.
     #[arg(long)]
     json: bool,
@@ -36,9 +39,11 @@ pub(super) fn run(args: &PullArgs) -> Result<(), Stop> {
         ..ModelArgs::default()
     };
     let bar = LoadBar::new();
-    let path = fetch(&wanted, &mut |progress| bar.show(progress));
+    let found = fetch(&wanted, args.verify, &mut |progress| bar.show(progress));
     bar.clear();
-    let path = path?.display().to_string();
+    let Found { path, why } = found?;
+    say(&why);
+    let path = path.display().to_string();
     if args.json {
         writeln!(io::stdout(), "{}", json!({ "model": args.model, "path": path }))?;
     } else {

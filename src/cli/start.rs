@@ -90,11 +90,16 @@ impl LoadBar {
             LoadProgress::Downloading { bytes, total_bytes } => (&self.downloading, bytes, total_bytes),
             LoadProgress::Loading { tensors, total } => (&self.loading, tensors as u64, total as u64),
         };
-        if self.bar.length() != Some(total) {
+        let is_new = self.bar.length() != Some(total);
+        if is_new {
             self.bar.set_style(style.clone());
             self.bar.set_length(total);
         }
         self.bar.set_position(done);
+        if is_new {
+            // What was here before is no speed.
+            self.bar.reset_eta();
+        }
     }
 
     pub(super) fn clear(&self) {

@@ -104,7 +104,8 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("llguidance", &["sampling/grammar"]),
     ("toktrie", &["sampling/grammar"]),
     ("clap", &["cli", "config", "main"]),
-    ("reqwest", &["cli/bench_serve/client"]),
+    ("reqwest", &["cli/bench_serve/client", "weights/hub/download"]),
+    ("aws_lc_rs", &["server/tls", "weights/hub/checks"]),
     ("plotters", &["cli/bench_serve/plot"]),
     ("rand_distr", &["cli/bench_serve/arrivals"]),
     ("strsim", &["config/suggest"]),
@@ -115,7 +116,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("hf_hub", &["weights/hub"]),
     ("prometheus_client", &["telemetry"]),
     ("memmap2", &["weights"]),
-    ("tokio", &["engine", "server", "cli", "main"]),
+    ("tokio", &["engine", "server", "cli", "main", "weights/hub"]),
     ("candle_transformers", &["arch/long_tail"]),
     ("candle_core", &["kernels", "weights", "layers", "arch", "engine/runner", "engine/load", "error"]),
 ];

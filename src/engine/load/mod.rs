@@ -29,7 +29,7 @@ use crate::{
         served::ServedConfig,
         shapes::tensor_shapes,
     },
-    config::{EngineConfig, LoadFormat, LoraArgs, LoraModule, ModelArgs, ModelFacts},
+    config::{EngineConfig, LoadFormat, LoraArgs, LoraModule, MachineFacts, ModelArgs, ModelFacts},
     engine::{
         Adapters, ExecutorFactory, ModelImpl, ModelInfo, ModelText,
         runner::{Runner, RunnerConfig},
@@ -44,7 +44,7 @@ use crate::{
         file::read_small,
         files::{ModelDirectory, ModelFiles, model_files},
         gguf::{Gguf, GgufSource},
-        hub::{self, DownloadProgress, HubOptions},
+        hub::{self, DownloadProgress, Found, HubOptions},
         safetensors::SafetensorsSource,
         seeded::SeededSource,
     },
@@ -190,14 +190,7 @@ fn load_on<T>(
     }
     let parts = match args.model.as_deref() {
         None => demo::parts()?,
-        Some(model) => match model_files(&locate(args, model, progress)?)? {
-            ModelFiles::Directory(files) => directory_parts(&files, args.load_format)?,
-            ModelFiles::Gguf(path) if args.load_format == LoadFormat::Dummy => {
-                let why = format!("is dummy, which takes the config.json of a directory, not {}", path.display());
-                return Err(Error::invalid("--load-format", why));
-            }
-            ModelFiles::Gguf(path) => gguf_parts(file_name(&path), Gguf::open(&path)?)?,
-        },
+        Some(model) => located_parts(&locate(args, model, progress)?, model, args.load_format)?,
     };
     let parts = with_chat_options(parts, args)?;
     let &ModelArgs { dtype, quantization, kv_cache_dtype, .. } = args;
@@ -236,31 +229,73 @@ pub fn load_tokenizer(path: Option<&Path>) -> Result<Tokenizer> {
     })
 }
 
-/// Downloads the model of the hub that `args` names, as far as it is not here, and says where its files are.
+/// Downloads the model of the hub that `args` names, as far as it is not here, and says where its files are and why it is
+/// these. With `verify`, what is here already is checked too, and downloaded again where it is wrong.
 ///
 /// # Errors
 /// `InvalidArgument` for what cannot be a model of the hub; the hub's.
-pub fn fetch(args: &ModelArgs, progress: &mut dyn FnMut(LoadProgress)) -> Result<PathBuf> {
+pub fn fetch(args: &ModelArgs, verify: bool, progress: &mut dyn FnMut(LoadProgress)) -> Result<Found> {
     let model = args.model.as_deref().unwrap_or_default();
-    if Path::new(model).exists() {
+    if is_path(model) {
         return Err(Error::invalid("model", format!("{model} is a path here, not a model of the hub")));
     }
-    let path = locate(args, model, progress)?;
+    let found = on_hub(args, model, verify, progress)?;
     // What cannot be served is said now and not when it is wanted.
-    model_files(&path)?;
-    Ok(path)
+    model_files(&found.path)?;
+    Ok(found)
 }
 
-/// The directory or file of a model: its path, or where the hub's files are kept once they are here.
-fn locate(args: &ModelArgs, model: &str, progress: &mut dyn FnMut(LoadProgress)) -> Result<PathBuf> {
-    let path = PathBuf::from(model);
-    if path.exists() || path.is_absolute() || model.starts_with('.') {
-        return Ok(path);
+/// The directory or file of a model: its path, or where the cache has the files of a model of the hub, which is not asked.
+///
+/// # Errors
+/// What the cache lacks, and what to do about it; `InvalidArgument` for what can be neither.
+pub fn find(model: &Path, download_dir: Option<&Path>) -> Result<PathBuf> {
+    if model.exists() {
+        return Ok(model.to_owned());
     }
+    let download_dir = download_dir.map(Path::to_owned);
+    let args = ModelArgs { offline: true, download_dir, ..ModelArgs::default() };
+    Ok(locate(&args, &model.to_string_lossy(), &mut |_| {})?.path().to_owned())
+}
+
+/// Where a model is.
+enum Located {
+    /// At a path.
+    Path(PathBuf),
+    /// In the hub's cache, where paths say nothing.
+    Hub(PathBuf),
+}
+
+impl Located {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Path(path) | Self::Hub(path) => path,
+        }
+    }
+}
+
+/// Whether a model is meant by its path: one that exists, or that cannot be a name of the hub.
+fn is_path(model: &str) -> bool {
+    let path = Path::new(model);
+    path.exists() || path.is_absolute() || model.starts_with('.')
+}
+
+fn locate(args: &ModelArgs, model: &str, progress: &mut dyn FnMut(LoadProgress)) -> Result<Located> {
+    if is_path(model) {
+        return Ok(Located::Path(model.into()));
+    }
+    let Found { path, why } = on_hub(args, model, false, progress)?;
+    tracing::info!("{why}");
+    Ok(Located::Hub(path))
+}
+
+fn on_hub(args: &ModelArgs, model: &str, verify: bool, progress: &mut dyn FnMut(LoadProgress)) -> Result<Found> {
     let options = HubOptions {
         revision: args.revision.clone(),
         cache_dir: args.download_dir.clone(),
         offline: args.offline,
+        verify,
+        memory_bytes: MachineFacts::here().available_memory_bytes.map(|bytes| bytes as u64),
         ..HubOptions::default()
     };
     hub::resolve(model, &options, &mut |DownloadProgress { bytes, total_bytes }| {
@@ -372,6 +407,22 @@ struct Parts {
     chat_template: Option<ChatTemplate>,
     generation: GenerationDefaults,
     pooling: Option<Pooling>,
+}
+
+/// The parts of the model that `model` was found as.
+fn located_parts(located: &Located, model: &str, load_format: LoadFormat) -> Result<Parts> {
+    let mut parts = match model_files(located.path())? {
+        ModelFiles::Directory(files) => directory_parts(&files, load_format)?,
+        ModelFiles::Gguf(path) if load_format == LoadFormat::Dummy => {
+            let why = format!("is dummy, which takes the config.json of a directory, not {}", path.display());
+            return Err(Error::invalid("--load-format", why));
+        }
+        ModelFiles::Gguf(path) => gguf_parts(file_name(&path), Gguf::open(&path)?)?,
+    };
+    if let Located::Hub(_) = located {
+        parts.name = model_name(model);
+    }
+    Ok(parts)
 }
 
 fn directory_parts(files: &ModelDirectory, load_format: LoadFormat) -> Result<Parts> {

@@ -8,6 +8,7 @@ use crate::{
     engine::{Engine, drill},
     error::{Error, Result},
     telemetry::Telemetry,
+    weights::hub::short_name,
 };
 
 /// All that a model is loaded and run with, so that it can be done again.
@@ -103,6 +104,9 @@ impl ModelSource {
 /// What a model is called unless something else is said: the last part of its path or of its name on the hub.
 #[must_use]
 pub fn model_name(path: &str) -> String {
+    if let Some(name) = short_name(path) {
+        return name;
+    }
     let last = path.trim_end_matches('/').rsplit('/').next().unwrap_or(path);
     let stem = Path::new(last).file_stem().filter(|_| last.to_ascii_lowercase().ends_with(".gguf"));
     stem.map_or_else(|| last.to_owned(), |stem| stem.to_string_lossy().into_owned())
@@ -115,7 +119,7 @@ mod tests {
     #[test]
     fn a_model_is_called_what_the_last_part_of_its_path_says() {
         let cases =
-            [("/a/b/model-1.5.gguf", "model-1.5"), ("Qwen/Qwen3-0.6B", "Qwen3-0.6B"), ("dir/", "dir"), ("x", "x")];
+            [("/a/b/model-1.5.gguf", "model-1.5"), ("Qwen/Qwen3-0.6B@main", "Qwen3-0.6B"), ("dir/", "dir"), ("x", "x")];
         for (path, name) in cases {
             assert_eq!(model_name(path), name, "{path}");
         }

@@ -20,7 +20,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub(super) use self::split::first_part;
+pub(super) use self::split::{first_of_parts, first_part};
 use self::{cursor::Cursor, metadata::Value};
 pub use self::{
     metadata::StringArray,

@@ -42,7 +42,13 @@ impl<'a> PartName<'a> {
 
 /// The path of the first part, where `path` is named as a part of a split model.
 pub(crate) fn first_part(path: &Path) -> Option<PathBuf> {
-    Some(path.with_file_name(PartName::parse(path)?.name_of(1)))
+    Some(first_of_parts(path)?.0)
+}
+
+/// The same, and how many parts there are.
+pub(crate) fn first_of_parts(path: &Path) -> Option<(PathBuf, usize)> {
+    let name = PartName::parse(path)?;
+    Some((path.with_file_name(name.name_of(1)), name.parts))
 }
 
 /// Adds the tensors of the other parts to those of the first.
