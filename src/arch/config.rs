@@ -238,6 +238,16 @@ pub(crate) fn check_heads(fields: &Fields<'_>, field: &str, heads: usize, kv_hea
 }
 
 /// The head size as the file gives it, or by the width of the model.
+impl ModelConfig {
+    /// The same where sequences end at `max_model_len` tokens, which are at most `max_position_embeddings`: LongRoPE goes by
+    /// it.
+    #[must_use]
+    pub fn up_to(self, max_model_len: usize) -> Self {
+        let local_rope = self.local_rope.map(|rope| rope.up_to(max_model_len));
+        Self { rope: self.rope.up_to(max_model_len), local_rope, ..self }
+    }
+}
+
 pub(crate) fn check_head_dim(
     fields: &Fields<'_>,
     field: &str,

@@ -4,7 +4,7 @@
 use crate::{
     arch::{Architecture, config::limits, fields::Fields},
     error::Result,
-    layers::rope::{RopeConfig, RopeScaling, RopeStyle, Yarn},
+    layers::rope::{LongRope, RopeConfig, RopeScaling, RopeStyle, Yarn},
 };
 
 /// A model's rotary positions.
@@ -135,8 +135,6 @@ fn yarn(root: &Fields<'_>, own: &Fields<'_>, _: usize) -> Result<RopeScaling> {
     }))
 }
 
-/// Of the two lists of divisors the one for the longest context that the file states: a token's turn must not depend on how
-/// long its sequence becomes.
 fn longrope(root: &Fields<'_>, own: &Fields<'_>, rotary_dim: usize) -> Result<RopeScaling> {
     let original = original(root, own)?;
     let longest = root.required_size("max_position_embeddings", limits::POSITIONS)?;
@@ -155,8 +153,11 @@ fn longrope(root: &Fields<'_>, own: &Fields<'_>, rotary_dim: usize) -> Result<Ro
         None => own.positive("factor")?.unwrap_or(1.0),
     };
     let by_stretch = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / (original as f64).ln()).sqrt() };
-    Ok(RopeScaling::LongRope {
-        divisors: if longest > original { long } else { short },
+    Ok(RopeScaling::LongRope(LongRope {
+        short,
+        long,
+        original_max_position_embeddings: original,
+        max_model_len: longest,
         attention_factor: own.positive("attention_factor")?.unwrap_or(by_stretch),
-    })
+    }))
 }

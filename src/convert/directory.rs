@@ -85,7 +85,7 @@ impl<'a> Draft<'a> {
                 tensors.push(turn.draft(&stored)?);
             }
         }
-        tensors.extend(keys::rope_divisors(&config.rope, &json));
+        tensors.extend(keys::rope_divisors(&config.rope));
         Ok(Self { metadata, tensors, layers: config.num_hidden_layers })
     }
 }

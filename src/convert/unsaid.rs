@@ -79,7 +79,7 @@ impl Said<'_> {
         match &config.rope.scaling {
             RopeScaling::Default | RopeScaling::Linear { .. } => {}
             RopeScaling::Llama3 { .. } | RopeScaling::Divisors(_) if has_divisors => {}
-            RopeScaling::LongRope { .. } if name == "phi3" => {}
+            RopeScaling::LongRope(_) if name == "phi3" => {}
             RopeScaling::Yarn(_) if config.local_rope.is_some() => {
                 return self
                     .refused(field, "is YaRN's beside positions of layers with a window, which GGUF cannot say");
@@ -103,7 +103,7 @@ impl Said<'_> {
             RopeScaling::Llama3 { .. } => {
                 return self.refused(field, format_args!("is llama3's, which llama.cpp does not read of {name}"));
             }
-            RopeScaling::LongRope { .. } | RopeScaling::Divisors(_) => {
+            RopeScaling::LongRope(_) | RopeScaling::Divisors(_) => {
                 return self.refused(field, format_args!("is longrope, which llama.cpp does not read of {name}"));
             }
         }

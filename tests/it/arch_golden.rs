@@ -8,6 +8,7 @@ mod embeddings;
 mod experts;
 mod gguf;
 mod gguf_file;
+mod longrope;
 mod lora;
 mod oracle;
 mod quality;
