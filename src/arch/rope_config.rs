@@ -4,7 +4,10 @@
 use crate::{
     arch::{Architecture, config::limits, fields::Fields},
     error::Result,
-    layers::rope::{LongRope, RopeConfig, RopeScaling, RopeStyle, Yarn},
+    layers::{
+        attention::QueryGrowth,
+        rope::{LongRope, RopeConfig, RopeScaling, RopeStyle, Yarn},
+    },
 };
 
 /// A model's rotary positions.
@@ -52,6 +55,18 @@ fn rope(fields: &Fields<'_>, newer: Option<&Fields<'_>>, row: &Architecture, hea
         _ => row.rope_style,
     };
     Ok(RopeConfig { theta, rotary_dim, scaling, style })
+}
+
+/// How queries grow with their positions: Ministral 3 alone has it, where every file must say it.
+pub(super) fn query_growth(fields: &Fields<'_>) -> Result<Option<QueryGrowth>> {
+    if fields.text("model_type")? != Some("ministral3") {
+        return Ok(None);
+    }
+    let newer = fields.object("rope_parameters")?.ok_or_else(|| fields.missing("rope_parameters"))?;
+    Ok(Some(QueryGrowth {
+        beta: required(&newer, "llama_4_scaling_beta")?,
+        original_max_position_embeddings: newer.required_size(ORIGINAL, limits::POSITIONS)?,
+    }))
 }
 
 /// A kind of scaling, read from the whole file, its own object, and how many numbers of a head turn.

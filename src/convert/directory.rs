@@ -22,7 +22,8 @@ use crate::{
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// Beginnings of tensors of models that see pictures or guess further tokens, which no text model has.
-const OTHERS: [&str; 3] = ["model.visual.", "mtp.", "model.mtp."];
+const OTHERS: [&str; 5] =
+    ["model.visual.", "model.vision_tower.", "model.multi_modal_projector.", "mtp.", "model.mtp."];
 /// Ends of tensors that are computed, or masks: older files have them.
 const COMPUTED: [&str; 5] =
     ["rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"];

@@ -76,6 +76,10 @@ impl Said<'_> {
     fn rope(&self) -> Result<()> {
         let Self { family: &Family { name, has_divisors, .. }, config, implied, .. } = *self;
         let field = "rope_scaling";
+        if config.query_growth.is_some() {
+            let why = format_args!("is given, which GGUF cannot say of {name}");
+            return self.refused("rope_parameters.llama_4_scaling_beta", why);
+        }
         match &config.rope.scaling {
             RopeScaling::Default | RopeScaling::Linear { .. } => {}
             RopeScaling::Llama3 { .. } | RopeScaling::Divisors(_) if has_divisors => {}

@@ -26,9 +26,11 @@ use std::{
 use candlewick::{arch::moe_config::MoeConfig, config::Dtype, ids::TokenId, layers::context::LinearObserver};
 use driver::{Ask, Driver, GoldenPrompt, argmax, distance, golden, load_model, tokens};
 
-const CHECKPOINTS: [&str; 34] = [
+const CHECKPOINTS: [&str; 39] = [
     "llama",
     "llama3-rope",
+    "llama-biases",
+    "llama-mha",
     "mistral",
     "qwen2",
     "qwen3",
@@ -51,6 +53,9 @@ const CHECKPOINTS: [&str; 34] = [
     "gpt_neox",
     "ministral",
     "llama-linear",
+    "ministral3",
+    "mistral3-vision",
+    "gemma3-vision",
     "llama-dynamic",
     "qwen3-yarn",
     "phi3-longrope",

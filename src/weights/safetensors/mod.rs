@@ -94,7 +94,7 @@ impl SafetensorsSource {
 
     fn single(path: PathBuf, bytes: FileBytes) -> Result<Self> {
         let entries = header::read(&path, &bytes)?;
-        let tensors = entries.into_iter().map(|(name, entry)| (name, Located { shard: 0, entry })).collect();
+        let tensors = entries.into_iter().map(|(name, entry)| (renamed(name), Located { shard: 0, entry })).collect();
         Ok(Self { path, shards: vec![bytes], tensors, quantization: Quantization::default() })
     }
 
@@ -117,7 +117,7 @@ impl SafetensorsSource {
                     let why = format!("names {}, which does not hold it", shown(&file));
                     return Err(Error::bad_file(&index, format!("weight_map: {}", shown(&name)), why));
                 };
-                tensors.insert(name, Located { shard: shards.len(), entry });
+                tensors.insert(renamed(name), Located { shard: shards.len(), entry });
             }
             shards.push(bytes);
         }
@@ -130,6 +130,20 @@ fn weight_format(dtype: &str) -> Option<WeightFormat> {
     match dtype {
         "F32" => Some(WeightFormat::F32),
         "F16" => Some(WeightFormat::F16),
+/// How names of models that see pictures begin in older files, and what transformers calls them since.
+const RENAMED: [(&str, &str); 4] = [
+    ("language_model.model.", "model.language_model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("vision_tower.", "model.vision_tower."),
+    ("multi_modal_projector.", "model.multi_modal_projector."),
+];
+
+/// A tensor's name as newer files have it.
+fn renamed(name: String) -> String {
+    let rest = RENAMED.iter().find_map(|(older, newer)| Some((newer, name.strip_prefix(older)?)));
+    rest.map(|(newer, rest)| format!("{newer}{rest}")).unwrap_or(name)
+}
+
         "BF16" => Some(WeightFormat::BF16),
         _ => None,
     }
@@ -358,6 +372,27 @@ mod tests {
         write(INDEX_FILE, br#"{"weight_map":{"a":"one.safetensors","c":"two.safetensors"}}"#);
         let error = SafetensorsSource::open(directory.path()).err().expect("c is not there");
         assert!(error.message.contains("index.json: weight_map: c: names two.safetensors, which does not hold it"));
+
+    #[test]
+    fn older_names_beside_a_model_of_pictures_are_those_of_newer_files() {
+        let stored = [
+            "language_model.lm_head.weight",
+            "language_model.model.norm.weight",
+            "multi_modal_projector.norm.weight",
+            "vision_tower.ln_pre.weight",
+            "x.language_model.model.weight",
+        ];
+        let one = [1u8, 2, 3, 4];
+        let tensors = stored.map(|name| (name, Dtype::F32, &[1usize][..], &one[..]));
+        let wanted = [
+            "lm_head.weight",
+            "model.language_model.norm.weight",
+            "model.multi_modal_projector.norm.weight",
+            "model.vision_tower.ln_pre.weight",
+            "x.language_model.model.weight",
+        ];
+        assert_eq!(opened(&tensors).names(), wanted);
+    }
 
         write(INDEX_FILE, br#"{"weight_map":{"a":"three.safetensors"}}"#);
         let error = SafetensorsSource::open(directory.path()).err().expect("the file is not there");

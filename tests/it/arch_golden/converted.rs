@@ -29,8 +29,12 @@ use super::{
 };
 
 /// Checkpoints that are converted.
-const CONVERTED: [&str; 27] = [
+const CONVERTED: [&str; 31] = [
     "llama",
+    "llama-biases",
+    "llama-mha",
+    "mistral3-vision",
+    "gemma3-vision",
     "llama3-rope",
     "llama-linear",
     "mixtral",
@@ -299,8 +303,8 @@ fn a_block_that_guesses_further_tokens_is_not_loaded_and_takes_nothing() {
 }
 
 #[test]
-fn weights_that_are_drawn_are_all_that_a_model_with_states_loads() {
-    for name in WITH_STATES {
+fn weights_that_are_drawn_are_all_that_a_model_loads() {
+    for name in WITH_STATES.into_iter().chain(["llama", "mistral", "mistral3-vision", "qwen2", "qwen3"]) {
         let config = config(name);
         let drawn = || SeededSource::new(1, tensor_shapes(&config));
         let model = load_weights(&Weights::new(Box::new(drawn())), &config, Dtype::Auto);
