@@ -72,12 +72,6 @@ impl<'a> Draft<'a> {
                 }
                 name.clone_from(&embedding);
             }
-            if family.name == gpt_oss::NAME
-                && let Some(packed) = gpt_oss::packed(&stored, (&stored_name, &name))?
-            {
-                tensors.extend(packed);
-                continue;
-            }
             // Nothing is left out in silence: what is not read would be missing from the model.
             if let Some(why) = source.refusal(&stored_name) {
                 return Err(Error::bad_file(source.path(), format!("tensor {}", shown(&stored_name)), why));
