@@ -12,6 +12,7 @@ mod longrope;
 mod lora;
 mod oracle;
 mod quality;
+mod quantized;
 mod runner;
 mod stacked;
 mod states;
@@ -28,9 +29,9 @@ use driver::{Ask, Driver, GoldenPrompt, argmax, distance, golden, load_model, to
 
 const CHECKPOINTS: [&str; 39] = [
     "llama",
-    "llama3-rope",
     "llama-biases",
     "llama-mha",
+    "llama3-rope",
     "mistral",
     "qwen2",
     "qwen3",
@@ -52,10 +53,10 @@ const CHECKPOINTS: [&str; 39] = [
     "stablelm-parallel",
     "gpt_neox",
     "ministral",
-    "llama-linear",
     "ministral3",
     "mistral3-vision",
     "gemma3-vision",
+    "llama-linear",
     "llama-dynamic",
     "qwen3-yarn",
     "phi3-longrope",
