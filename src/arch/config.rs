@@ -10,13 +10,13 @@ use crate::{
         fields::Fields,
         linear_attention::{self, LinearAttention},
         moe_config::MoeConfig,
-        rope_config::{Ropes, ropes},
+        rope_config::{Ropes, query_growth, ropes},
         window::SlidingWindow,
     },
     error::{Error, Result},
     ids::TokenId,
     kernels::activation::Activation,
-    layers::{latent_attention::LatentSizes, rope::RopeConfig},
+    layers::{attention::QueryGrowth, latent_attention::LatentSizes, rope::RopeConfig},
 };
 
 /// Sizes beyond which a file is taken for broken or hostile: nothing published comes near them.
@@ -100,6 +100,8 @@ pub struct ModelConfig {
     pub rope: RopeConfig,
     /// Those of layers with a window, where they have their own.
     pub local_rope: Option<RopeConfig>,
+    /// How queries grow with their positions, where they do.
+    pub query_growth: Option<QueryGrowth>,
     /// Whether each layer turns queries and keys at all, where the file says.
     pub rope_layers: Option<Vec<bool>>,
     /// Tokens of the longest context the model knows.
@@ -139,12 +141,13 @@ impl ModelConfig {
         let root: Value = serde_json::from_str(text).map_err(|e| Error::bad_file(path, "json", e))?;
         let root = root.as_object().ok_or_else(|| Error::bad_file(path, "json", "must be an object"))?;
         let root = Fields::new(path, root);
-        // Of a model that sees pictures too.
-        let fields = root.object("text_config")?.unwrap_or_else(|| root.clone());
-
         let architecture =
             root.texts("architectures")?.first().copied().ok_or_else(|| root.missing("architectures"))?;
         let row = super::find(path, architecture)?;
+        let defaults = (row.defaults)();
+        // Of a model that sees pictures too.
+        let fields = root.object("text_config")?.unwrap_or_else(|| root.clone()).with_defaults(&defaults);
+
         for field in UNSUPPORTED {
             if fields.flag(field)? == Some(true) {
                 return Err(fields.error(field, "is true, which is not supported"));
@@ -194,6 +197,11 @@ impl ModelConfig {
         if linear_attention.as_ref().is_some_and(|linear| linear.num_kv_layers() == 0) {
             return Err(fields.error("layer_types", "leaves no layer with keys and values, must have full_attention"));
         }
+        // Some say it of the whole model alone.
+        let tokens = |field: &str| match fields.value(field) {
+            Some(_) => fields.token_ids(field, vocab_size),
+            None => root.token_ids(field, vocab_size),
+        };
         Ok(Self {
             architecture: row.name.to_owned(),
             model_type: root.text("model_type")?.unwrap_or_default().to_owned(),
@@ -208,6 +216,7 @@ impl ModelConfig {
             activation: activation(&fields)?,
             rope,
             local_rope: local,
+            query_growth: query_growth(&fields)?,
             rope_layers: rope_layers(&fields, num_hidden_layers)?,
             max_position_embeddings,
             tie_word_embeddings: root
@@ -223,9 +232,19 @@ impl ModelConfig {
             multipliers: multipliers(&fields)?,
             parallel_residual: fields.flag("use_parallel_residual")?,
             conventions: Conventions::HuggingFace,
-            eos_token_ids: fields.token_ids("eos_token_id", vocab_size)?,
-            bos_token_id: fields.token_ids("bos_token_id", vocab_size)?.first().copied(),
+            eos_token_ids: tokens("eos_token_id")?,
+            bos_token_id: tokens("bos_token_id")?.first().copied(),
         })
+    }
+}
+
+impl ModelConfig {
+    /// The same where sequences end at `max_model_len` tokens, which are at most `max_position_embeddings`: LongRoPE goes by
+    /// it.
+    #[must_use]
+    pub fn up_to(self, max_model_len: usize) -> Self {
+        let local_rope = self.local_rope.map(|rope| rope.up_to(max_model_len));
+        Self { rope: self.rope.up_to(max_model_len), local_rope, ..self }
     }
 }
 

@@ -36,12 +36,19 @@ pub(crate) struct Fields<'a> {
     file: &'a Path,
     prefix: String,
     map: &'a Map<String, Value>,
+    /// What fields mean that are not there at all.
+    defaults: Option<&'a Map<String, Value>>,
 }
 
 impl<'a> Fields<'a> {
     /// The fields of an object which stands at the root of `file`.
     pub(crate) fn new(file: &'a Path, map: &'a Map<String, Value>) -> Self {
-        Self { file, prefix: String::new(), map }
+        Self { file, prefix: String::new(), map, defaults: None }
+    }
+
+    /// The same, where fields that are not there mean what these say.
+    pub(crate) fn with_defaults(self, defaults: &'a Map<String, Value>) -> Self {
+        Self { defaults: Some(defaults), ..self }
     }
 
     /// An error about `field`.
@@ -52,7 +59,10 @@ impl<'a> Fields<'a> {
     /// The value of `field`; null is absence.
     pub(crate) fn value(&self, field: &str) -> Option<&'a Value> {
         let spellings = ALIASES.iter().filter(|row| row.0 == field).map(|row| row.1);
-        let mut found = std::iter::once(field).chain(spellings).filter_map(|name| self.map.get(name));
+        let mut found = std::iter::once(field).chain(spellings).filter_map(|name| self.map.get(name)).peekable();
+        if found.peek().is_none() {
+            return self.defaults?.get(field);
+        }
         found.find(|value| !value.is_null())
     }
 
@@ -61,7 +71,7 @@ impl<'a> Fields<'a> {
         match self.value(field) {
             None => Ok(None),
             Some(Value::Object(map)) => {
-                Ok(Some(Self { file: self.file, prefix: format!("{}{field}.", self.prefix), map }))
+                Ok(Some(Self { file: self.file, prefix: format!("{}{field}.", self.prefix), map, defaults: None }))
             }
             Some(other) => Err(self.error(field, format!("is {}, must be an object", shorten(other)))),
         }

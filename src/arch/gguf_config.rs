@@ -99,6 +99,7 @@ impl ModelConfig {
             activation: family.activation,
             local_rope: keys.local_rope(family, &rope)?,
             rope,
+            query_growth: None,
             rope_layers: None,
             max_position_embeddings: keys.required_size("context_length", limits::POSITIONS)?,
             tie_word_embeddings: gguf.tensor("output.weight").is_none(),

@@ -4,7 +4,7 @@ use crate::{
     arch::{config::limits, gguf_config::Keys, gguf_family::Family},
     error::{Error, Result},
     kernels::linear::format::WeightFormat,
-    layers::rope::{RopeConfig, RopeScaling, RopeStyle, Yarn},
+    layers::rope::{LongRope, RopeConfig, RopeScaling, RopeStyle, Yarn},
 };
 
 impl Keys<'_> {
@@ -20,9 +20,11 @@ impl Keys<'_> {
             let factor = self.positive("rope.scaling.factor")?.ok_or_else(|| self.missing("rope.scaling.factor"))?;
             Ok::<_, Error>(f64::from(factor))
         };
-        let long = self.long_divisors(rotary_dim / 2)?;
+        let long = self.long_rope(rotary_dim / 2)?;
         let scaling = match (self.divisors("rope_freqs.weight", rotary_dim / 2)?, scaling_type) {
-            (None, None | Some("none" | "longrope")) if long.is_some() => long.unwrap_or(RopeScaling::Default),
+            (None, None | Some("none" | "longrope")) if long.is_some() => {
+                long.map_or(RopeScaling::Default, RopeScaling::LongRope)
+            }
             (Some(divisors), None | Some("none" | "llama3")) => RopeScaling::Divisors(divisors),
             (None, None | Some("none")) => RopeScaling::Default,
             (None, Some("linear")) => RopeScaling::Linear { factor: factor()? },
@@ -59,15 +61,19 @@ impl Keys<'_> {
         }))
     }
 
-    /// The divisors of LongRoPE for the file's longest context.
-    fn long_divisors(&self, count: usize) -> Result<Option<RopeScaling>> {
+    /// LongRoPE, where the file has both lists of divisors.
+    fn long_rope(&self, count: usize) -> Result<Option<LongRope>> {
         let short = self.divisors("rope_factors_short.weight", count)?;
         let long = self.divisors("rope_factors_long.weight", count)?;
         let Some((short, long)) = short.zip(long) else { return Ok(None) };
-        let original = self.required_size("rope.scaling.original_context_length", limits::POSITIONS)?;
-        let longest = self.required_size("context_length", limits::POSITIONS)?;
-        let attention_factor = self.positive("rope.scaling.attn_factor")?.unwrap_or(1.0).into();
-        Ok(Some(RopeScaling::LongRope { divisors: if longest > original { long } else { short }, attention_factor }))
+        Ok(Some(LongRope {
+            short,
+            long,
+            original_max_position_embeddings: self
+                .required_size("rope.scaling.original_context_length", limits::POSITIONS)?,
+            max_model_len: self.required_size("context_length", limits::POSITIONS)?,
+            attention_factor: self.positive("rope.scaling.attn_factor")?.unwrap_or(1.0).into(),
+        }))
     }
 
     /// The tensor `name`, where the file has it.

@@ -30,6 +30,7 @@ pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
     let moe = moe(config)?;
     let bias = config.attention_bias.unwrap_or(true);
     let options = AttentionOptions { qkv_bias: bias, output_bias: bias, sinks: true, ..load.plain_attention() };
+    let attention = load.attention(options)?;
     let routing = Routing {
         experts_per_token: moe.experts_per_token,
         scores: Scores::SoftmaxOfTaken,
@@ -45,7 +46,7 @@ pub(super) fn block(load: &BlockLoad<'_>) -> Result<Block> {
     let experts = (0..moe.num_experts).map(expert).collect::<Result<Vec<_>>>()?;
     let router = loader.exact().linear("router", moe.num_experts, config.hidden_size, true)?;
     Ok(Block::sequential([
-        Branch::behind(load.rms_norm("input_layernorm")?, load.attention(options)?),
+        Branch::behind(load.rms_norm("input_layernorm")?, attention),
         Branch::behind(load.rms_norm("post_attention_layernorm")?, Moe::new(router, routing, experts, None)?),
     ]))
 }
@@ -58,13 +59,13 @@ fn expert(loader: &TensorLoader<'_>, sizes: MlpSizes, gate: Gate) -> Result<Gate
     let MlpSizes { hidden, intermediate, .. } = sizes;
     // Row `r` of the gate's half is every other row, beginning with the first; of the up half with the second.
     let from = |row: usize| 2 * (row % intermediate) + row / intermediate;
-    let both = loader.packed_matrix("gate_up_proj", 2 * intermediate, hidden)?;
+    let both = loader.expert_matrix("gate_up_proj", 2 * intermediate, hidden)?;
     let weight = crate::layers::raw::rows(&both, (0..2 * intermediate).map(from))?;
     let biases = loader.numbers("gate_up_proj_bias", 2 * intermediate)?;
     let biases = (0..2 * intermediate).map(|row| biases[from(row)]).collect::<Vec<_>>();
     let bias = Tensor::from_vec(biases, 2 * intermediate, loader.device())?;
     let gate_up = loader.linear_of("gate_up_proj", &[weight], Some(bias))?;
-    let down = loader.packed_matrix("down_proj", hidden, intermediate)?;
+    let down = loader.expert_matrix("down_proj", hidden, intermediate)?;
     let bias = Tensor::from_vec(loader.numbers("down_proj_bias", hidden)?, hidden, loader.device())?;
     Ok(GatedMlp::new(gate_up, loader.linear_of("down_proj", &[down], Some(bias))?, gate))
 }

@@ -6,6 +6,7 @@
 use std::{path::Path, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
+use serde_json::{Map, Value};
 
 use crate::{
     arch::{
@@ -88,6 +89,8 @@ pub struct Architecture {
     partial_rotary_factor: f64,
     /// Which layers see the last tokens only, where config.json does not say.
     sliding: Sliding,
+    /// Fields that its class has values for where a config.json leaves them out, beyond what all classes share.
+    defaults: fn() -> Map<String, Value>,
     /// What surrounds the blocks.
     outline: fn(&ModelConfig) -> Outline,
     /// Loads a block.
@@ -103,6 +106,7 @@ const USUAL: Architecture = Architecture {
     rope_style: RopeStyle::Halves,
     partial_rotary_factor: 1.0,
     sliding: Sliding::Never,
+    defaults: Map::new,
     outline: Outline::usual,
     block: llama::block,
 };
@@ -116,11 +120,26 @@ const QWEN3_5: Architecture = Architecture {
     ..USUAL
 };
 
+/// What Mistral's models do.
+const MISTRAL: Architecture = Architecture { sliding: Sliding::Always, block: mistral::block, ..USUAL };
+
+/// What Gemma 3 does.
+const GEMMA3: Architecture = Architecture {
+    tied: true,
+    sliding: Sliding::ButEvery(6),
+    defaults: gemma3::defaults,
+    outline: gemma2::outline,
+    block: gemma3::block,
+    ..USUAL
+};
+
 /// Every architecture, by name.
 pub const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "LlamaForCausalLM", gguf: Some("llama"), ..USUAL },
-    Architecture { name: "MistralForCausalLM", sliding: Sliding::Always, block: mistral::block, ..USUAL },
-    Architecture { name: "MinistralForCausalLM", sliding: Sliding::Always, block: mistral::block, ..USUAL },
+    Architecture { name: "MistralForCausalLM", ..MISTRAL },
+    Architecture { name: "MinistralForCausalLM", ..MISTRAL },
+    Architecture { name: "Ministral3ForCausalLM", ..MISTRAL },
+    Architecture { name: "Mistral3ForConditionalGeneration", outline: mistral::outline_beside_vision, ..MISTRAL },
     Architecture { name: "MixtralForCausalLM", sliding: Sliding::Always, block: mixtral::block, ..USUAL },
     Architecture {
         name: "Qwen2ForCausalLM",
@@ -158,15 +177,8 @@ pub const ARCHITECTURES: &[Architecture] = &[
         block: gemma2::block,
         ..USUAL
     },
-    Architecture {
-        name: "Gemma3ForCausalLM",
-        gguf: Some("gemma3"),
-        tied: true,
-        sliding: Sliding::ButEvery(6),
-        outline: gemma2::outline,
-        block: gemma3::block,
-        ..USUAL
-    },
+    Architecture { name: "Gemma3ForCausalLM", gguf: Some("gemma3"), ..GEMMA3 },
+    Architecture { name: "Gemma3ForConditionalGeneration", outline: gemma3::outline_beside_vision, ..GEMMA3 },
     Architecture {
         name: "SmolLM3ForCausalLM",
         gguf: Some("smollm3"),

@@ -29,6 +29,7 @@ impl BlockLoad<'_> {
             output_bias: false,
             qk_norm: None,
             rope: Some(Arc::clone(&self.rope)),
+            growth: config.query_growth,
             window: self.window,
             scale: (config.head_dim as f64).sqrt().recip(),
             softcap: None,

@@ -4,7 +4,10 @@
 use crate::{
     arch::{Architecture, config::limits, fields::Fields},
     error::Result,
-    layers::rope::{RopeConfig, RopeScaling, RopeStyle, Yarn},
+    layers::{
+        attention::QueryGrowth,
+        rope::{LongRope, RopeConfig, RopeScaling, RopeStyle, Yarn},
+    },
 };
 
 /// A model's rotary positions.
@@ -52,6 +55,18 @@ fn rope(fields: &Fields<'_>, newer: Option<&Fields<'_>>, row: &Architecture, hea
         _ => row.rope_style,
     };
     Ok(RopeConfig { theta, rotary_dim, scaling, style })
+}
+
+/// How queries grow with their positions: Ministral 3 alone has it, where every file must say it.
+pub(super) fn query_growth(fields: &Fields<'_>) -> Result<Option<QueryGrowth>> {
+    if fields.text("model_type")? != Some("ministral3") {
+        return Ok(None);
+    }
+    let newer = fields.object("rope_parameters")?.ok_or_else(|| fields.missing("rope_parameters"))?;
+    Ok(Some(QueryGrowth {
+        beta: required(&newer, "llama_4_scaling_beta")?,
+        original_max_position_embeddings: newer.required_size(ORIGINAL, limits::POSITIONS)?,
+    }))
 }
 
 /// A kind of scaling, read from the whole file, its own object, and how many numbers of a head turn.
@@ -135,8 +150,6 @@ fn yarn(root: &Fields<'_>, own: &Fields<'_>, _: usize) -> Result<RopeScaling> {
     }))
 }
 
-/// Of the two lists of divisors the one for the longest context that the file states: a token's turn must not depend on how
-/// long its sequence becomes.
 fn longrope(root: &Fields<'_>, own: &Fields<'_>, rotary_dim: usize) -> Result<RopeScaling> {
     let original = original(root, own)?;
     let longest = root.required_size("max_position_embeddings", limits::POSITIONS)?;
@@ -155,8 +168,11 @@ fn longrope(root: &Fields<'_>, own: &Fields<'_>, rotary_dim: usize) -> Result<Ro
         None => own.positive("factor")?.unwrap_or(1.0),
     };
     let by_stretch = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / (original as f64).ln()).sqrt() };
-    Ok(RopeScaling::LongRope {
-        divisors: if longest > original { long } else { short },
+    Ok(RopeScaling::LongRope(LongRope {
+        short,
+        long,
+        original_max_position_embeddings: original,
+        max_model_len: longest,
         attention_factor: own.positive("attention_factor")?.unwrap_or(by_stretch),
-    })
+    }))
 }

@@ -70,6 +70,15 @@ impl ServedConfig {
         }
     }
 
+    /// The same where sequences end at so many tokens.
+    #[must_use]
+    pub fn up_to(self, max_model_len: usize) -> Self {
+        match self {
+            Self::Ours(config) => Self::Ours(Box::new(config.up_to(max_model_len))),
+            other => other,
+        }
+    }
+
     /// What memory it takes to serve the model of these tensors, and what else the engine's limits depend on.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ pub fn tensor_shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     let has_bias = config.attention_bias.unwrap_or(false);
     let (qkv_bias, output_bias) = match config.architecture.as_str() {
         "Qwen2ForCausalLM" => (true, false),
-        "MistralForCausalLM" => (false, false),
+        "MistralForCausalLM" | "Mistral3ForConditionalGeneration" => (false, false),
         _ => (has_bias, has_bias),
     };
     let mlp_bias = config.mlp_bias.unwrap_or(false);
@@ -37,28 +37,34 @@ pub fn tensor_shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
         ("self_attn.q_norm", head, qk_norm),
         ("self_attn.k_norm", head, qk_norm),
     ];
+    let base = base(config);
     let mut shapes = vec![
-        ("model.embed_tokens.weight".to_owned(), vec![config.vocab_size, hidden]),
-        ("model.norm.weight".to_owned(), vec![hidden]),
+        (format!("{base}.embed_tokens.weight"), vec![config.vocab_size, hidden]),
+        (format!("{base}.norm.weight"), vec![hidden]),
     ];
     if !config.tie_word_embeddings {
         shapes.push(("lm_head.weight".to_owned(), vec![config.vocab_size, hidden]));
     }
     for layer in 0..config.num_hidden_layers {
         for (name, out, input, bias) in linears {
-            shapes.push((format!("model.layers.{layer}.{name}.weight"), vec![out, input]));
-            shapes.extend(bias.then(|| (format!("model.layers.{layer}.{name}.bias"), vec![out])));
+            shapes.push((format!("{base}.layers.{layer}.{name}.weight"), vec![out, input]));
+            shapes.extend(bias.then(|| (format!("{base}.layers.{layer}.{name}.bias"), vec![out])));
         }
         let norms = norms.iter().filter(|(_, _, wanted)| *wanted);
-        shapes.extend(norms.map(|(name, size, _)| (format!("model.layers.{layer}.{name}.weight"), vec![*size])));
+        shapes.extend(norms.map(|(name, size, _)| (format!("{base}.layers.{layer}.{name}.weight"), vec![*size])));
     }
     shapes
+}
+
+/// What all names but the head's begin with.
+fn base(config: &ModelConfig) -> &'static str {
+    if config.architecture.ends_with("ForConditionalGeneration") { "model.language_model" } else { "model" }
 }
 
 /// The same of Qwen3.5 and Qwen3-Next, most of whose layers keep a state.
 fn with_states(config: &ModelConfig, linear: &LinearAttention) -> Vec<(String, Vec<usize>)> {
     let (hidden, head) = (config.hidden_size, config.head_dim);
-    let base = if config.architecture.ends_with("ForConditionalGeneration") { "model.language_model" } else { "model" };
+    let base = base(config);
     let mut shapes = vec![
         (format!("{base}.embed_tokens.weight"), vec![config.vocab_size, hidden]),
         (format!("{base}.norm.weight"), vec![hidden]),

@@ -146,7 +146,7 @@ impl Report {
         let mut report = Self::new("safetensors".to_owned(), source.files(), config, options);
         report.headers = source.headers();
         for tensor in source.facts() {
-            report.add(tensor.dtype, &tensor.shape, tensor.format.into(), tensor.bytes);
+            report.add(tensor.dtype, &tensor.shape, tensor.format, tensor.bytes);
         }
         report.unread = source.unread();
         report.tokenizer =

@@ -22,7 +22,8 @@ use crate::{
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// Beginnings of tensors of models that see pictures or guess further tokens, which no text model has.
-const OTHERS: [&str; 3] = ["model.visual.", "mtp.", "model.mtp."];
+const OTHERS: [&str; 5] =
+    ["model.visual.", "model.vision_tower.", "model.multi_modal_projector.", "mtp.", "model.mtp."];
 /// Ends of tensors that are computed, or masks: older files have them.
 const COMPUTED: [&str; 5] =
     ["rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"];
@@ -71,12 +72,6 @@ impl<'a> Draft<'a> {
                 }
                 name.clone_from(&embedding);
             }
-            if family.name == gpt_oss::NAME
-                && let Some(packed) = gpt_oss::packed(&stored, (&stored_name, &name))?
-            {
-                tensors.extend(packed);
-                continue;
-            }
             // Nothing is left out in silence: what is not read would be missing from the model.
             if let Some(why) = source.refusal(&stored_name) {
                 return Err(Error::bad_file(source.path(), format!("tensor {}", shown(&stored_name)), why));
@@ -85,7 +80,7 @@ impl<'a> Draft<'a> {
                 tensors.push(turn.draft(&stored)?);
             }
         }
-        tensors.extend(keys::rope_divisors(&config.rope, &json));
+        tensors.extend(keys::rope_divisors(&config.rope));
         Ok(Self { metadata, tensors, layers: config.num_hidden_layers })
     }
 }

@@ -42,7 +42,14 @@ const USUAL: Family =
 /// All of them.
 pub(super) const FAMILIES: &[Family] = &[
     Family {
-        classes: &["LlamaForCausalLM", "MistralForCausalLM", "MinistralForCausalLM", "MixtralForCausalLM"],
+        classes: &[
+            "LlamaForCausalLM",
+            "MistralForCausalLM",
+            "MinistralForCausalLM",
+            "Ministral3ForCausalLM",
+            "Mistral3ForConditionalGeneration",
+            "MixtralForCausalLM",
+        ],
         name: "llama",
         has_divisors: true,
         ..USUAL
@@ -55,7 +62,12 @@ pub(super) const FAMILIES: &[Family] = &[
     Family { classes: &["Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"], name: "qwen35moe", ..USUAL },
     Family { classes: &["Phi3ForCausalLM"], name: "phi3", windows: Windows::InAll, ..USUAL },
     Family { classes: &["Gemma2ForCausalLM"], name: "gemma2", windows: Windows::Listed, ..USUAL },
-    Family { classes: &["Gemma3ForCausalLM"], name: "gemma3", windows: Windows::Listed, ..USUAL },
+    Family {
+        classes: &["Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"],
+        name: "gemma3",
+        windows: Windows::Listed,
+        ..USUAL
+    },
     Family { classes: &["SmolLM3ForCausalLM"], name: "smollm3", ..USUAL },
     Family { classes: &["Olmo2ForCausalLM"], name: "olmo2", ..USUAL },
     Family { classes: &["GraniteForCausalLM"], name: "granite", has_divisors: true, ..USUAL },

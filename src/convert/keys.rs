@@ -12,7 +12,7 @@ use super::{
 use crate::{
     arch::{Architecture, cohere2::LOGIT_SCALE, config::ModelConfig},
     kernels::linear::format::{RawTensor, WeightFormat},
-    layers::rope::{RopeConfig, RopeScaling, Yarn},
+    layers::rope::{LongRope, RopeConfig, RopeScaling, Yarn},
     weights::gguf::writer::{NewTensor, NewValue},
 };
 
@@ -51,7 +51,7 @@ pub(super) fn keys(
     }
     keys.extend(multipliers(family, config));
     keys.extend(windows(family, row, config));
-    keys.extend(rope(config, json));
+    keys.extend(rope(config));
     if family.name.starts_with("qwen35") {
         keys.push(("rope.dimension_sections", NewValue::i32s(&mrope_sections(json))));
     }
@@ -99,9 +99,9 @@ fn windows(family: &Family, row: &Architecture, config: &ModelConfig) -> Vec<(&'
     }
 }
 
-fn rope(config: &ModelConfig, json: &Value) -> Vec<(&'static str, NewValue)> {
+fn rope(config: &ModelConfig) -> Vec<(&'static str, NewValue)> {
     let mut keys = vec![("rope.freq_base", NewValue::f32(config.rope.theta as f32))];
-    if config.architecture == "Gemma3ForCausalLM" {
+    if config.architecture.starts_with("Gemma3") {
         let local = config.local_rope.as_ref().unwrap_or(&config.rope);
         keys.push(("rope.freq_base_swa", NewValue::f32(local.theta as f32)));
     }
@@ -127,9 +127,9 @@ fn rope(config: &ModelConfig, json: &Value) -> Vec<(&'static str, NewValue)> {
                 keys.push(number("rope.scaling.attn_factor", yarn.attention_factor / usual));
             }
         }
-        RopeScaling::LongRope { attention_factor, .. } => keys.extend([
-            original(LongRope::of(json).original.unwrap_or(config.max_position_embeddings)),
-            number("rope.scaling.attn_factor", *attention_factor),
+        RopeScaling::LongRope(long) => keys.extend([
+            original(long.original_max_position_embeddings),
+            number("rope.scaling.attn_factor", long.attention_factor),
         ]),
         RopeScaling::Default | RopeScaling::Llama3 { .. } | RopeScaling::Dynamic { .. } | RopeScaling::Divisors(_) => {}
     }
@@ -157,42 +157,16 @@ fn mrope_sections(json: &Value) -> [i32; 4] {
     sections
 }
 
-/// What a config.json says of LongRoPE beyond the list that is taken here: llama.cpp chooses between both when it runs. The
-/// configuration has checked them.
-struct LongRope {
-    short: Vec<f32>,
-    long: Vec<f32>,
-    original: Option<usize>,
-}
-
-impl LongRope {
-    fn of(json: &Value) -> Self {
-        let rope = rope_object(json).unwrap_or(&Value::Null);
-        let list = |name: &str| {
-            let numbers = rope.get(name).and_then(Value::as_array).into_iter().flatten();
-            numbers.filter_map(Value::as_f64).map(|number| number as f32).collect()
-        };
-        let original = |of: &Value| of.get("original_max_position_embeddings").and_then(Value::as_u64);
-        let original = original(rope).or_else(|| original(text_config(json)));
-        Self {
-            short: list("short_factor"),
-            long: list("long_factor"),
-            original: original.and_then(|length| usize::try_from(length).ok()),
-        }
-    }
-}
-
 /// Frequencies that GGUF has as tensors of what each is divided by: Llama 3's stretched ones, and both lists of LongRoPE.
-pub(super) fn rope_divisors<'a>(rope: &RopeConfig, json: &Value) -> Vec<DraftTensor<'a>> {
+pub(super) fn rope_divisors<'a>(rope: &RopeConfig) -> Vec<DraftTensor<'a>> {
     match &rope.scaling {
         RopeScaling::Llama3 { .. } => {
             let plain = RopeConfig { scaling: RopeScaling::Default, ..rope.clone() }.inv_freq();
             let divisors = plain.iter().zip(rope.inv_freq()).map(|(plain, stretched)| plain / stretched).collect();
             vec![vector("rope_freqs.weight", divisors)]
         }
-        RopeScaling::LongRope { .. } => {
-            let LongRope { short, long, .. } = LongRope::of(json);
-            vec![vector("rope_factors_short.weight", short), vector("rope_factors_long.weight", long)]
+        RopeScaling::LongRope(LongRope { short, long, .. }) => {
+            vec![vector("rope_factors_short.weight", short.clone()), vector("rope_factors_long.weight", long.clone())]
         }
         _ => Vec::new(),
     }

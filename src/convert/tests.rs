@@ -145,6 +145,11 @@ fn what_gguf_cannot_say_of_an_architecture_is_refused() {
             json!({"hidden_act": "gelu_pytorch_tanh", "query_pre_attn_scalar": 99}),
             "query_pre_attn_scalar: is 99",
         ),
+        (
+            "Ministral3",
+            json!({"model_type": "ministral3", "rope_parameters": yarn("llama_4_scaling_beta", 0.1.into())}),
+            "rope_parameters.llama_4_scaling_beta: is given",
+        ),
         ("Gemma2", json!({"hidden_act": "gelu_pytorch_tanh"}), "attn_logit_softcapping: is missing"),
         ("GptOss", json!({"swiglu_limit": 8.0}), "swiglu_limit: is not 7"),
         ("SmolLM3", json!({"no_rope_layers": [0]}), "no_rope_layers: are not every fourth"),

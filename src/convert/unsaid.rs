@@ -76,10 +76,14 @@ impl Said<'_> {
     fn rope(&self) -> Result<()> {
         let Self { family: &Family { name, has_divisors, .. }, config, implied, .. } = *self;
         let field = "rope_scaling";
+        if config.query_growth.is_some() {
+            let why = format_args!("is given, which GGUF cannot say of {name}");
+            return self.refused("rope_parameters.llama_4_scaling_beta", why);
+        }
         match &config.rope.scaling {
             RopeScaling::Default | RopeScaling::Linear { .. } => {}
             RopeScaling::Llama3 { .. } | RopeScaling::Divisors(_) if has_divisors => {}
-            RopeScaling::LongRope { .. } if name == "phi3" => {}
+            RopeScaling::LongRope(_) if name == "phi3" => {}
             RopeScaling::Yarn(_) if config.local_rope.is_some() => {
                 return self
                     .refused(field, "is YaRN's beside positions of layers with a window, which GGUF cannot say");
@@ -103,7 +107,7 @@ impl Said<'_> {
             RopeScaling::Llama3 { .. } => {
                 return self.refused(field, format_args!("is llama3's, which llama.cpp does not read of {name}"));
             }
-            RopeScaling::LongRope { .. } | RopeScaling::Divisors(_) => {
+            RopeScaling::LongRope(_) | RopeScaling::Divisors(_) => {
                 return self.refused(field, format_args!("is longrope, which llama.cpp does not read of {name}"));
             }
         }

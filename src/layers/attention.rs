@@ -48,6 +48,8 @@ pub struct AttentionOptions {
     pub qk_norm: Option<QkNorm>,
     /// Rotary positions; none in layers that know no positions.
     pub rope: Option<Arc<Rope>>,
+    /// How queries grow with their positions, where they do.
+    pub growth: Option<QueryGrowth>,
     /// A token sees this many tokens, itself the last of them; without it, all before it.
     pub window: Option<usize>,
     /// What scores are multiplied with.
@@ -58,6 +60,34 @@ pub struct AttentionOptions {
     pub sinks: bool,
     /// Whether what comes of a head is multiplied with the sigmoid of a gate, which stands behind its query in the file.
     pub gated: bool,
+}
+
+/// Queries that grow by `1 + beta ln(1 + ⌊position / original⌋)`, so that attention over many tokens stays as sharp as over
+/// few (Llama 4's, in Ministral 3).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryGrowth {
+    /// How steeply.
+    pub beta: f64,
+    /// Tokens of the first training: queries within them are left as they are.
+    pub original_max_position_embeddings: usize,
+}
+
+impl QueryGrowth {
+    /// What a query at this position is multiplied with.
+    fn at(&self, position: u32) -> f32 {
+        let lengths = position as usize / self.original_max_position_embeddings.max(1);
+        (1.0 + self.beta * (lengths as f64).ln_1p()) as f32
+    }
+
+    /// Queries `[tokens, heads, head_dim]` of tokens at these positions.
+    fn grow(&self, queries: Tensor, positions: &[u32]) -> Result<Tensor> {
+        let factors: Vec<f32> = positions.iter().map(|&position| self.at(position)).collect();
+        if factors.iter().all(|factor| *factor == 1.0) {
+            return Ok(queries);
+        }
+        let factors = Tensor::from_vec(factors, (positions.len(), 1, 1), queries.device())?;
+        Ok(queries.broadcast_mul(&factors)?)
+    }
 }
 
 /// How a file has the projections to query, key and value.
@@ -204,6 +234,10 @@ impl Sublayer for Attention {
                 rope.forward_and_store(&qkv, num_heads, norms, step.positions, kv, &group.slot_mapping)?
             }
             _ => self.place_and_store(&qkv, step)?,
+        };
+        let q = match &self.options.growth {
+            Some(growth) => growth.grow(q, step.positions)?,
+            None => q,
         };
         let attended = paged_attention(&q, kv, &group.attention, &self.scoring)?;
         if self.options.gated {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 
 use crate::{
     config::{KvCacheGroups, LayerPlace},
@@ -10,15 +10,25 @@ use crate::{
     ids::{BlockId, Slot},
     kernels::{
         paged_attention::AttentionMetadata,
+        route::Routing,
         store_kv::{KvLayer, copy_blocks},
     },
     layers::{lora::AdapterRows, state::StepStates},
 };
 
-/// Sees every Linear that runs; for tests and profiles.
+/// Sees every Linear that runs, and what routers say; for tests and profiles.
 pub trait LinearObserver: Send + Sync {
     /// The Linear `name` is about to run over `rows` rows.
     fn linear(&self, name: &str, rows: usize);
+
+    /// The router `name` gave each row's experts these scores, `[rows, experts]` or one more a row. Experts are chosen by what
+    /// is returned: the same scores, but where a test asks what another choice would lead to.
+    ///
+    /// # Errors
+    /// candle's.
+    fn scored(&self, _name: &str, scores: Tensor, _routing: &Routing) -> Result<Tensor> {
+        Ok(scores)
+    }
 }
 
 /// One step, as every layer sees it.
@@ -160,5 +170,9 @@ impl KvCache {
 impl<T: LinearObserver + ?Sized> LinearObserver for Arc<T> {
     fn linear(&self, name: &str, rows: usize) {
         (**self).linear(name, rows);
+    }
+
+    fn scored(&self, name: &str, scores: Tensor, routing: &Routing) -> Result<Tensor> {
+        (**self).scored(name, scores, routing)
     }
 }

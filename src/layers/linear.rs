@@ -28,6 +28,11 @@ impl Linear {
         Self { name, parts, bias, terms: Terms::One }
     }
 
+    /// What its tensors' names begin with.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The same with inputs in two terms.
     #[must_use]
     pub(crate) fn in_two_terms(self) -> Self {

@@ -18,7 +18,6 @@ use crate::{
         keep::{Keep, Role},
         linear::Linear,
         lora::{AdaptableLinear, AdaptablePart, Place},
-        mxfp4,
         norm::{Norm, NormOptions},
         raw,
     },
@@ -345,24 +344,16 @@ impl<'a> TensorLoader<'a> {
         self.contains(name) || self.expert.as_ref().is_some_and(of_all)
     }
 
-    /// An expert's part `[out, in]` of the tensor `name` of all, `[experts, in, out]`, or of its blocks and scales in MXFP4,
-    /// `[experts, out, in / 32]`.
+    /// An expert's matrix `[out, in]` in the tensor `name` of all. Plain numbers lie `[experts, in, out]`, and blocks along their
+    /// inputs, `[experts, out, in]`.
     ///
     /// # Errors
     /// `FailedPrecondition` where it is missing or misshapen.
-    pub(crate) fn packed_matrix(&self, name: &str, out: usize, input: usize) -> Result<RawTensor<'static>> {
-        if let Some((prefix, expert, count)) = &self.expert {
-            let blocks = self.weights.octets(&format!("{prefix}.{name}_blocks"));
-            let scales = self.weights.octets(&format!("{prefix}.{name}_scales"));
-            if let (Some(blocks), Some(scales)) = (blocks, scales) {
-                let part = |bytes: &'a [u8]| {
-                    let len = bytes.len() / count;
-                    bytes.get(expert * len..(expert + 1) * len).unwrap_or_default()
-                };
-                return mxfp4::widen(part(blocks), part(scales), [out, input]);
-            }
+    pub(crate) fn expert_matrix(&self, name: &str, out: usize, input: usize) -> Result<RawTensor<'a>> {
+        match self.get(name, &[out, input]) {
+            Ok(blocks) if !blocks.format.is_float() => Ok(blocks),
+            _ => raw::transposed(&self.get(name, &[input, out])?),
         }
-        raw::transposed(&self.get(name, &[input, out])?)
     }
 
     /// Where layers are loaded to.

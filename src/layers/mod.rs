@@ -13,7 +13,6 @@ pub mod loader;
 pub mod lora;
 pub mod mlp;
 pub mod moe;
-mod mxfp4;
 pub mod norm;
 pub(crate) mod raw;
 pub mod rope;

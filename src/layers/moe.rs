@@ -126,6 +126,10 @@ impl Sublayer for Moe {
     fn forward(&self, x: Inputs<'_>, onto: Option<&Tensor>, step: &StepContext<'_>) -> Result<Tensor> {
         let x = x.tensor()?;
         let scores = self.router.forward(Inputs::Rows(&x), None, step)?;
+        let scores = match step.observer {
+            Some(observer) => observer.scored(self.router.name(), scores, &self.routing)?,
+            None => scores,
+        };
         let shared = self.shared.as_ref().map(|shared| shared.forward(Inputs::Rows(&x), onto, step)).transpose()?;
         let onto = shared.as_ref().or(onto);
         match &self.together {

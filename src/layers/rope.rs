@@ -49,14 +49,8 @@ pub enum RopeScaling {
     },
     /// YaRN (Peng et al. 2023, arXiv 2309.00071).
     Yarn(Yarn),
-    /// A divisor a frequency, and what sines and cosines are multiplied with (LongRoPE, arXiv 2402.13753): of the two lists
-    /// that a file has, the one for the model's longest context.
-    LongRope {
-        /// `[rotary_dim / 2]`.
-        divisors: Vec<f32>,
-        /// At least 1.
-        attention_factor: f64,
-    },
+    /// A divisor a frequency, of one of two lists (LongRoPE, arXiv 2402.13753).
+    LongRope(LongRope),
     /// A divisor a frequency, as a GGUF file spells out (`rope_freqs.weight`): `[rotary_dim / 2]`.
     Divisors(Vec<f32>),
 }
@@ -100,6 +94,30 @@ impl Yarn {
     }
 }
 
+/// LongRoPE's parameters. Which of its lists counts is decided once for a model that is served, by how long its sequences may
+/// become, so that a token's turn depends neither on its sequence's length nor on how that was cut.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LongRope {
+    /// Divisors where sequences are no longer than the first training's: `[rotary_dim / 2]`.
+    pub short: Vec<f32>,
+    /// Those where they may be: as many.
+    pub long: Vec<f32>,
+    /// Tokens of the first training.
+    pub original_max_position_embeddings: usize,
+    /// Tokens that a sequence may have: the model's longest context, or less where less is served.
+    pub max_model_len: usize,
+    /// What sines and cosines are multiplied with, at least 1. Both lists have the same.
+    pub attention_factor: f64,
+}
+
+impl LongRope {
+    /// The list that counts.
+    #[must_use]
+    pub fn divisors(&self) -> &[f32] {
+        if self.max_model_len > self.original_max_position_embeddings { &self.long } else { &self.short }
+    }
+}
+
 /// A model's rotary positions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
@@ -126,9 +144,8 @@ impl RopeConfig {
                 let stretch = |(i, f)| yarn.stretch(f, i, self.theta, self.rotary_dim) as f32;
                 base.enumerate().map(stretch).collect()
             }
-            RopeScaling::Divisors(divisors) | RopeScaling::LongRope { divisors, .. } => {
-                base.zip(divisors).map(|(f, d)| (f / f64::from(*d)) as f32).collect()
-            }
+            RopeScaling::Divisors(divisors) => divided(base, divisors),
+            RopeScaling::LongRope(long) => divided(base, long.divisors()),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
                 let original = *original_max_position_embeddings as f64;
                 let stretch = |f: f64| {
@@ -146,9 +163,18 @@ impl RopeConfig {
     pub fn attention_factor(&self) -> f64 {
         match &self.scaling {
             RopeScaling::Yarn(yarn) => yarn.attention_factor,
-            RopeScaling::LongRope { attention_factor, .. } => *attention_factor,
+            RopeScaling::LongRope(long) => long.attention_factor,
             _ => 1.0,
         }
+    }
+
+    /// The same where sequences end at so many tokens, which are at most the model's longest context.
+    #[must_use]
+    pub fn up_to(mut self, max_model_len: usize) -> Self {
+        if let RopeScaling::LongRope(long) = &mut self.scaling {
+            long.max_model_len = max_model_len;
+        }
+        self
     }
 
     /// Radians a position at this position, where they differ from those at the first: past the first training's length of
@@ -164,6 +190,11 @@ impl RopeConfig {
         let theta = self.theta * grown.powf(dim / (dim - 2.0));
         Some(Self { theta, scaling: RopeScaling::Default, ..self.clone() }.inv_freq())
     }
+}
+
+/// Each frequency by its divisor.
+fn divided(frequencies: impl Iterator<Item = f64>, divisors: &[f32]) -> Vec<f32> {
+    frequencies.zip(divisors).map(|(f, d)| (f / f64::from(*d)) as f32).collect()
 }
 
 /// Positions a table begins with.
@@ -276,5 +307,25 @@ mod tests {
         for (k, (p, s)) in plain.iter().zip(&scaled).enumerate() {
             assert!((p / (k as f32 + 1.0) - s).abs() <= p * 1e-6);
         }
+    }
+
+    #[test]
+    fn longrope_goes_by_its_short_list_where_no_sequence_is_longer_than_the_first_training() {
+        let long = LongRope {
+            short: vec![2.0; 8],
+            long: vec![4.0; 8],
+            original_max_position_embeddings: 4096,
+            max_model_len: 1 << 17,
+            attention_factor: 1.25,
+        };
+        let long = config(RopeScaling::LongRope(long));
+        let plain = config(RopeScaling::Default).inv_freq();
+        for (max_model_len, divisor) in [(1 << 17, 4.0), (4097, 4.0), (4096, 2.0), (1, 2.0)] {
+            let served = long.clone().up_to(max_model_len);
+            assert!(served.inv_freq().iter().zip(&plain).all(|(s, p)| s * divisor == *p), "{max_model_len}");
+            assert_eq!(served.attention_factor(), 1.25);
+        }
+        let other = config(RopeScaling::Linear { factor: 2.0 });
+        assert_eq!(other.clone().up_to(1), other);
     }
 }

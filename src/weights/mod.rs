@@ -46,10 +46,6 @@ pub trait TensorSource: Send + Sync {
     fn contains(&self, name: &str) -> bool {
         self.get(name).is_some()
     }
-    /// The bytes of a tensor that is kept as unsigned bytes: blocks of a format that the file's own does not know.
-    fn octets(&self, _name: &str) -> Option<&[u8]> {
-        None
-    }
     /// Why a tensor that is in the file cannot be had, e.g. for the format it is stored in.
     fn refusal(&self, _name: &str) -> Option<String> {
         None
@@ -142,12 +138,6 @@ impl Weights {
     #[must_use]
     pub fn headers(&self) -> Vec<TensorHeader> {
         self.source.headers()
-    }
-
-    /// The bytes of a tensor that is kept as unsigned bytes.
-    #[must_use]
-    pub fn octets(&self, name: &str) -> Option<&[u8]> {
-        self.source.octets(name)
     }
 
     /// The tensor of that name, which must have that shape.

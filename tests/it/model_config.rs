@@ -6,7 +6,7 @@ use candlewick::{
     arch::{config::ModelConfig, generation_config::GenerationDefaults},
     error::{Code, Result},
     ids::TokenId,
-    layers::rope::RopeScaling,
+    layers::{attention::QueryGrowth, rope::RopeScaling},
 };
 use serde_json::{Value, json};
 
@@ -287,6 +287,60 @@ fn the_text_of_a_model_of_pictures_is_read_where_it_stands() {
     text["hidden_size"] = json!("wide");
     let error = read(&wrapped(&text)).unwrap_err();
     assert_eq!(error.violations[0].field, "text_config.hidden_size");
+}
+
+#[test]
+fn gemma_3_beside_a_model_of_pictures_is_told_by_its_widths_alone() {
+    // As published for 4B and 27B: what is left out is what the class takes for granted.
+    let text = json!({"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024});
+    let wrapped = |text: &Value| {
+        json!({"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "eos_token_id": [1, 106],
+            "text_config": text, "vision_config": {"hidden_size": 1152}})
+    };
+    let config = read(&wrapped(&text)).unwrap();
+    assert_eq!((config.num_attention_heads, config.num_key_value_heads, config.head_dim), (8, 4, 256));
+    assert_eq!((config.vocab_size, config.max_position_embeddings, config.norm_eps), (262_208, 131_072, 1e-6));
+    assert_eq!(config.multipliers.query_pre_attn_scalar, Some(256.0));
+    assert_eq!((config.rope.theta, &config.rope.scaling), (1e6, &RopeScaling::Linear { factor: 8.0 }));
+    let local = config.local_rope.unwrap();
+    assert_eq!((local.theta, local.scaling), (1e4, RopeScaling::Default));
+    assert_eq!(config.sliding_window.size, Some(1024));
+    assert!(config.tie_word_embeddings);
+    assert_eq!(config.eos_token_ids, [1, 106].map(TokenId));
+
+    let mut larger = text;
+    for (field, value) in [("num_attention_heads", 32), ("num_key_value_heads", 16), ("head_dim", 128)] {
+        larger[field] = json!(value);
+    }
+    larger["query_pre_attn_scalar"] = json!(168);
+    // Said to be none is another thing than not said.
+    larger["sliding_window"] = Value::Null;
+    let config = read(&wrapped(&larger)).unwrap();
+    assert_eq!((config.num_attention_heads, config.head_dim), (32, 128));
+    assert_eq!((config.multipliers.query_pre_attn_scalar, config.sliding_window.size), (Some(168.0), None));
+}
+
+#[test]
+fn queries_grow_in_ministral_3_alone_and_its_files_say_how() {
+    let yarn = json!({"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 32, "llama_4_scaling_beta": 0.1});
+    let of = |model_type: &str, yarn: &Value| {
+        let change =
+            json!({"architectures": null, "model_type": model_type, "rope_theta": null, "rope_parameters": yarn});
+        read(&json!({"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3",
+            "text_config": with(change)}))
+    };
+    let growth = QueryGrowth { beta: 0.1, original_max_position_embeddings: 32 };
+    assert_eq!(of("ministral3", &yarn).unwrap().query_growth, Some(growth));
+    assert_eq!(of("mistral", &yarn).unwrap().query_growth, None);
+    for field in ["llama_4_scaling_beta", "original_max_position_embeddings"] {
+        let mut less = yarn.clone();
+        less[field] = Value::Null;
+        let error = of("ministral3", &less).unwrap_err();
+        assert_eq!(error.violations[0].field, format!("text_config.rope_parameters.{field}"), "{error}");
+    }
+    assert_eq!(of("ministral3", &Value::Null).unwrap_err().violations[0].field, "text_config.rope_parameters");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 of it in float32 on the CPU: the last logits, the best token at each position and 32 greedy tokens for four prompts.
 
 usage: make_golden.py [NAME ...]      default: all of CASES
+       make_golden.py --bfloat16 NAME ...     measures transformers' own bfloat16 on checkpoints that are there
 needs: transformers, torch
 
 A seed is taken whose two best logits are never nearer than MARGIN, so that the best token does not hang on the order of
@@ -49,11 +50,32 @@ DELTA = {
 SHARED = {
     "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48,
 }
+# What stands beside the text models of those that see pictures.
 PICTURES = {
     "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "patch_size": 2, "out_hidden_size": 64,
     "num_position_embeddings": 4, "spatial_merge_size": 1,
 }
+SIGLIP = {
+    "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "image_size": 4, "patch_size": 2,
+}
+PIXTRAL = {**SIGLIP, "model_type": "pixtral", "head_dim": 8}
+# Queries grow from the seventeenth token on.
+GROWING = {**YARN, "original_max_position_embeddings": 16, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+STRETCHED = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", **ROPE},
+}
 CASES = {
+    "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True}, {}),
+    "llama-mha": ("Llama", {"num_key_value_heads": 4}, {}),
+    "ministral3": ("Ministral3", {"rope_parameters": GROWING, "head_dim": 16}, {}),
+    "mistral3-vision": ("Mistral3", {"model_type": "mistral", "head_dim": 32, "sliding_window": None},
+                        {"vision": PIXTRAL, "whole": {"spatial_merge_size": 1, "tie_word_embeddings": False}}),
+    "gemma3-vision": ("Gemma3", {"rope_parameters": STRETCHED, "sliding_window": 24, "head_dim": 32,
+                                 "query_pre_attn_scalar": 32,
+                                 "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+                      {"vision": SIGLIP, "whole": {"mm_tokens_per_image": 4}}),
     "cohere2": ("Cohere2", {"sliding_window": 24, "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
                             "num_hidden_layers": 4, "logit_scale": 0.25, "head_dim": 16}, {}),
     "exaone4": ("Exaone4", {"sliding_window": 24, "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
@@ -69,12 +91,15 @@ CASES = {
     "qwen3-yarn": ("Qwen3", {"rope_parameters": YARN, "head_dim": 32}, {}),
     "phi3-longrope": ("Phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 4},
                       {"lengths": [6, 7, 33, 80]}),
+    # No sequence is longer than the first training's, so that the short list counts from the first token to the last.
+    "phi3-longrope-short": ("Phi3", {"rope_parameters": {**LONG, "original_max_position_embeddings": 128},
+                                     "original_max_position_embeddings": 128}, {}),
     "ministral": ("Ministral", {"sliding_window": 24, "head_dim": 16,
                                 "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, {}),
     "qwen3_5": ("Qwen3_5", {**DELTA, "linear_num_value_heads": 4, "linear_value_head_dim": 24, "num_hidden_layers": 5}, {}),
     "qwen3_5-tied": ("Qwen3_5", {**DELTA, "tie_word_embeddings": True, "attention_bias": True, "linear_conv_kernel_dim": 3,
                                  "linear_key_head_dim": 20, "full_attention_interval": 2}, {}),
-    "qwen3_5-vision": ("Qwen3_5", DELTA, {"vision": True}),
+    "qwen3_5-vision": ("Qwen3_5", DELTA, {"vision": PICTURES}),
     "qwen3_5_moe": ("Qwen3_5Moe", {**DELTA, **SHARED}, {}),
     "qwen3_next": ("Qwen3Next", {**DELTA, **SHARED, "linear_num_value_heads": 6, "rope_parameters": QUARTER,
                                  "mlp_only_layers": [1]}, {}),
@@ -86,7 +111,8 @@ def blank(name):
     kind, fields, options = CASES[name]
     fields = {**USUAL, **fields}
     if options.get("vision"):
-        config = getattr(transformers, f"{kind}Config")(text_config=fields, vision_config=PICTURES)
+        whole = options.get("whole", {})
+        config = getattr(transformers, f"{kind}Config")(text_config=fields, vision_config=options["vision"], **whole)
         return getattr(transformers, f"{kind}ForConditionalGeneration")(config)
     configs = [f"{kind}TextConfig", f"{kind}Config"]
     config = next(getattr(transformers, c) for c in configs if hasattr(transformers, c))(**fields)
@@ -155,6 +181,28 @@ def prompts(model, name, seed):
     return results
 
 
+def write(out, model, results, how):
+    reference = f"transformers {transformers.__version__}, torch {torch.__version__}, {how}"
+    golden = {"architecture": type(model).__name__, "reference": reference, "prompts": results}
+    (out / "golden.json").write_text(json.dumps(golden))
+
+
+def measure(name):
+    """Adds how far transformers' own bfloat16 is from its float32 to a checkpoint's results, as a share of the logits' length."""
+    kind, _, options = CASES[name]
+    model = getattr(transformers, f"{kind}ForCausalLM").from_pretrained(
+        OUT / name, dtype=torch.bfloat16, attn_implementation="eager").eval()
+    path = OUT / name / "golden.json"
+    golden = json.loads(path.read_text())
+    for prompt in golden["prompts"]:
+        with torch.no_grad():
+            logits = run(model, prompt["ids"], options.get("stepwise", False))[0][-1].double()
+        exact = torch.tensor(prompt["last_logits"]).double()
+        prompt["bfloat16_distance"] = float((logits - exact).norm() / exact.norm())
+        print(f"{name}, {len(prompt['ids'])} tokens: {prompt['bfloat16_distance']:.3g}")
+    path.write_text(json.dumps(golden))
+
+
 def make(name):
     for seed in range(1, 200):
         model = checkpoint(name, seed)
@@ -168,13 +216,15 @@ def make(name):
     out.mkdir(parents=True, exist_ok=True)
     model.bfloat16().save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
-    reference = f"transformers {transformers.__version__}, torch {torch.__version__}, float32 eager on bf16 weights"
-    golden = {"architecture": type(model).__name__, "reference": reference, "prompts": results}
-    (out / "golden.json").write_text(json.dumps(golden))
+    write(out, model, results, "float32 eager on bf16 weights")
     print(f"{name}: seed {seed}, {sum(p.stat().st_size for p in out.iterdir())} bytes")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in sys.argv[1:] or CASES:
-        make(name)
+    if sys.argv[1:2] == ["--bfloat16"]:
+        for name in sys.argv[2:]:
+            measure(name)
+    else:
+        for name in sys.argv[1:] or CASES:
+            make(name)

@@ -160,12 +160,30 @@ pub fn load(
     Ok(load_planned(args, served_model_name, |_| Ok(()), progress)?.0)
 }
 
+/// What a plan decides that a model is loaded by.
+pub trait Planned {
+    /// Tokens that a sequence may have; the model's longest context where it does not say.
+    fn max_model_len(&self) -> Option<usize>;
+}
+
+impl Planned for () {
+    fn max_model_len(&self) -> Option<usize> {
+        None
+    }
+}
+
+impl Planned for EngineConfig {
+    fn max_model_len(&self) -> Option<usize> {
+        Some(self.max_model_len)
+    }
+}
+
 /// As [`load`], after `plan` was told what the model would take, before a weight of it is read: it may refuse, and what it
 /// decides comes back with the model.
 ///
 /// # Errors
 /// As [`load`], and what `plan` fails with.
-pub fn load_planned<T>(
+pub fn load_planned<T: Planned>(
     args: &ModelArgs,
     served_model_name: Option<&str>,
     plan: impl FnOnce(&ModelFacts) -> Result<T>,
@@ -175,7 +193,7 @@ pub fn load_planned<T>(
 }
 
 /// As [`load_planned`], on this device.
-fn load_on<T>(
+fn load_on<T: Planned>(
     device: &Device,
     args: &ModelArgs,
     served_model_name: Option<&str>,
@@ -197,6 +215,10 @@ fn load_on<T>(
     let keep = KeepOptions { dtype, quantization, kv_cache_dtype };
     let headers = parts.weights.headers();
     let planned = plan(&parts.config.facts(&keep, &headers)?)?;
+    let parts = match planned.max_model_len() {
+        Some(max_model_len) => Parts { config: parts.config.up_to(max_model_len), ..parts },
+        None => parts,
+    };
     let report = RefCell::new(progress);
     let packed = |tensors: usize, total: usize| (report.borrow_mut())(LoadProgress::Loading { tensors, total });
     let pool = Pool::new(args.threads.unwrap_or(0))?;

@@ -7,6 +7,7 @@ mod fp8;
 mod header;
 mod index;
 mod int4;
+mod mxfp4;
 mod quantization;
 mod view;
 
@@ -20,13 +21,17 @@ use self::{
     fp8::Fp8,
     header::Entry,
     int4::{Int4, Parts},
+    mxfp4::Mxfp4,
     quantization::Quantization,
     view::View,
 };
-use super::{StoredTensor, TensorHeader, TensorSource, file::FileBytes, shown};
+use super::{StoredTensor, TensorHeader, TensorSource, file::FileBytes, part, shown};
 use crate::{
     error::{Error, Result},
-    kernels::linear::format::{RawTensor, WeightFormat},
+    kernels::linear::{
+        format::{RawTensor, WeightFormat},
+        stored::StoredFormat,
+    },
 };
 
 /// The file that holds all tensors where they are not split.
@@ -51,7 +56,7 @@ pub struct TensorFacts {
     /// As the file spells it; `int4` for GPTQ and AWQ, `mxfp4` for blocks and scales of that.
     pub dtype: String,
     /// What it comes in.
-    pub format: WeightFormat,
+    pub format: StoredFormat,
     /// Of its numbers in the file.
     pub bytes: usize,
 }
@@ -94,7 +99,7 @@ impl SafetensorsSource {
 
     fn single(path: PathBuf, bytes: FileBytes) -> Result<Self> {
         let entries = header::read(&path, &bytes)?;
-        let tensors = entries.into_iter().map(|(name, entry)| (name, Located { shard: 0, entry })).collect();
+        let tensors = entries.into_iter().map(|(name, entry)| (renamed(name), Located { shard: 0, entry })).collect();
         Ok(Self { path, shards: vec![bytes], tensors, quantization: Quantization::default() })
     }
 
@@ -117,12 +122,26 @@ impl SafetensorsSource {
                     let why = format!("names {}, which does not hold it", shown(&file));
                     return Err(Error::bad_file(&index, format!("weight_map: {}", shown(&name)), why));
                 };
-                tensors.insert(name, Located { shard: shards.len(), entry });
+                tensors.insert(renamed(name), Located { shard: shards.len(), entry });
             }
             shards.push(bytes);
         }
         Ok(Self { path: index, shards, tensors, quantization: Quantization::default() })
     }
+}
+
+/// How names of models that see pictures begin in older files, and what transformers calls them since.
+const RENAMED: [(&str, &str); 4] = [
+    ("language_model.model.", "model.language_model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("vision_tower.", "model.vision_tower."),
+    ("multi_modal_projector.", "model.multi_modal_projector."),
+];
+
+/// A tensor's name as newer files have it.
+fn renamed(name: String) -> String {
+    let rest = RENAMED.iter().find_map(|(older, newer)| Some((newer, name.strip_prefix(older)?)));
+    rest.map(|(newer, rest)| format!("{newer}{rest}")).unwrap_or(name)
 }
 
 /// The format of a safetensors dtype, where it is one of plain numbers that weights are read in.
@@ -138,18 +157,12 @@ fn weight_format(dtype: &str) -> Option<WeightFormat> {
 /// What a weight's own tensors are called where it is not one of plain numbers, after its name without `weight`.
 const PARTS: [&str; 6] = ["weight_scale_inv", "weight_scale", "qweight", "qzeros", "scales", "g_idx"];
 
-/// What the two tensors of a weight in MXFP4 are called, after its name: blocks of 32 numbers in 16 bytes
-/// (`[…, in / 32, 16]`), and their scales (`[…, in / 32]`).
-const MXFP4_PARTS: [&str; 2] = ["_blocks", "_scales"];
-/// Numbers a block of MXFP4, and bytes.
-const MXFP4_BLOCK: usize = 32;
-const MXFP4_BLOCK_BYTES: usize = 16;
-
 /// A weight as it is stored.
 enum Stored<'a> {
     Plain(WeightFormat, View<'a>),
     Fp8(Fp8<'a>, View<'a>),
     Int4(Int4),
+    Mxfp4(Mxfp4<'a>),
 }
 
 impl SafetensorsSource {
@@ -163,6 +176,9 @@ impl SafetensorsSource {
     fn stored(&self, name: &str) -> Option<Result<Stored<'_>, String>> {
         let part = |part: &str| self.view(&format!("{}{part}", name.strip_suffix("weight")?));
         let Some(view) = self.view(name) else {
+            if let Some(mxfp4) = self.mxfp4(name) {
+                return Some(Ok(Stored::Mxfp4(mxfp4)));
+            }
             let qweight = part("qweight")?;
             let parts = Parts { qweight, qzeros: part("qzeros"), scales: part("scales"), g_idx: part("g_idx") };
             let bits = self.quantization.bits.filter(|&bits| bits != 4);
@@ -184,41 +200,27 @@ impl SafetensorsSource {
         })
     }
 
-    /// The weight in MXFP4 that a tensor is a part of: its name and what is known of it.
-    fn mxfp4(&self, part: &str) -> Option<TensorFacts> {
-        let name = MXFP4_PARTS.iter().find_map(|suffix| part.strip_suffix(suffix))?;
-        let [blocks, scales] = MXFP4_PARTS.map(|suffix| self.view(&format!("{name}{suffix}")));
-        let (blocks, scales) = (blocks.filter(|view| view.dtype == "U8")?, scales.filter(|view| view.dtype == "U8")?);
-        let [outer @ .., count, MXFP4_BLOCK_BYTES] = blocks.shape else { return None };
-        if *scales.shape != [outer, &[*count]].concat() {
-            return None;
-        }
-        Some(TensorFacts {
-            name: name.to_owned(),
-            shape: [outer, &[count.checked_mul(MXFP4_BLOCK)?]].concat(),
-            dtype: "mxfp4".to_owned(),
-            format: WeightFormat::BF16,
-            bytes: blocks.bytes.len() + scales.bytes.len(),
-        })
+    /// The weight of that name, where it is one in MXFP4.
+    fn mxfp4(&self, name: &str) -> Option<Mxfp4<'_>> {
+        let [blocks, scales] = mxfp4::PARTS.map(|part| self.view(&format!("{name}{part}")));
+        Mxfp4::new(&blocks?, &scales?)
     }
 
     /// What every tensor of weights is, without reading it: its name, shape, dtype in the file, the format it comes in, and
     /// its bytes in the file.
     pub fn facts(&self) -> impl Iterator<Item = TensorFacts> {
-        let mxfp4 = self.tensors.keys().filter(|name| name.ends_with(MXFP4_PARTS[0]));
-        let mxfp4 = mxfp4.filter_map(|name| self.mxfp4(name));
-        let others = self.names().into_iter().filter_map(|name| {
+        self.names().into_iter().filter_map(|name| {
             let (dtype, shape, format, bytes) = match self.stored(&name)?.ok()? {
-                Stored::Plain(format, view) => (view.dtype, view.shape.to_vec(), format, view.bytes.len()),
-                Stored::Fp8(_, view) => (view.dtype, view.shape.to_vec(), WeightFormat::BF16, view.bytes.len()),
+                Stored::Plain(format, view) => (view.dtype, view.shape.to_vec(), format.into(), view.bytes.len()),
+                Stored::Fp8(_, view) => (view.dtype, view.shape.to_vec(), WeightFormat::BF16.into(), view.bytes.len()),
                 Stored::Int4(int4) => {
-                    ("int4", vec![int4.out, int4.inputs()], int4.format, int4.out * int4.inputs() / 2)
+                    ("int4", vec![int4.out, int4.inputs()], int4.format.into(), int4.out * int4.inputs() / 2)
                 }
+                Stored::Mxfp4(mxfp4) => ("mxfp4", mxfp4.shape.clone(), mxfp4::FORMAT, mxfp4.bytes()),
             };
             let dtype = dtype.to_owned();
             Some(TensorFacts { name, shape, dtype, format, bytes })
-        });
-        others.chain(mxfp4)
+        })
     }
 
     /// Files that are read.
@@ -236,12 +238,16 @@ impl SafetensorsSource {
     /// The names of tensors that cannot be had as weights.
     #[must_use]
     pub fn unread(&self) -> Vec<String> {
-        let names = self.weights().into_iter().filter(|name| !self.contains(name) && self.mxfp4(name).is_none());
+        let names = self.weights().into_iter().filter(|name| !self.contains(name));
         names.map(|name| shown(&name)).collect()
     }
 
     /// The name of the weight that a tensor is a part of.
     fn weight_of(&self, name: &str) -> Option<String> {
+        let mut stems = mxfp4::PARTS.iter().filter_map(|part| name.strip_suffix(part));
+        if let Some(stem) = stems.find(|stem| self.mxfp4(stem).is_some()) {
+            return Some(stem.to_owned());
+        }
         let (stem, last) = name.rsplit_once('.')?;
         let weight = format!("{stem}.weight");
         let whole = if last.starts_with("weight_") { weight.clone() } else { format!("{stem}.qweight") };
@@ -269,7 +275,15 @@ impl TensorSource for SafetensorsSource {
                 shape: vec![int4.out, int4.inputs()],
                 bytes: Cow::Owned(int4.to_bytes()),
             },
+            Stored::Mxfp4(mxfp4) => mxfp4.to_tensor(),
         })
+    }
+
+    fn part(&self, name: &str, index: usize, count: usize) -> Option<RawTensor<'_>> {
+        match self.mxfp4(name) {
+            Some(mxfp4) => Some(mxfp4.part(index, count)?.to_tensor()),
+            None => part::part(&self.get(name)?, index, count),
+        }
     }
 
     fn names(&self) -> Vec<String> {
@@ -280,7 +294,7 @@ impl TensorSource for SafetensorsSource {
         let header = |TensorFacts { name, shape, dtype, format, .. }: TensorFacts| TensorHeader {
             name,
             shape,
-            format: format.into(),
+            format,
             decoded: weight_format(&dtype).is_none(),
         };
         self.facts().map(header).collect()
@@ -295,11 +309,6 @@ impl TensorSource for SafetensorsSource {
 
     fn contains(&self, name: &str) -> bool {
         matches!(self.stored(name), Some(Ok(_)))
-    }
-
-    fn octets(&self, name: &str) -> Option<&[u8]> {
-        let Located { shard, entry } = self.tensors.get(name).filter(|tensor| tensor.entry.dtype == "U8")?;
-        self.shards.get(*shard)?.get(entry.bytes.clone())
     }
 
     fn refusal(&self, name: &str) -> Option<String> {
@@ -362,6 +371,27 @@ mod tests {
         write(INDEX_FILE, br#"{"weight_map":{"a":"three.safetensors"}}"#);
         let error = SafetensorsSource::open(directory.path()).err().expect("the file is not there");
         assert!(error.message.contains("index.json: weight_map: names three.safetensors, which is not there"));
+    }
+
+    #[test]
+    fn older_names_beside_a_model_of_pictures_are_those_of_newer_files() {
+        let stored = [
+            "language_model.lm_head.weight",
+            "language_model.model.norm.weight",
+            "multi_modal_projector.norm.weight",
+            "vision_tower.ln_pre.weight",
+            "x.language_model.model.weight",
+        ];
+        let one = [1u8, 2, 3, 4];
+        let tensors = stored.map(|name| (name, Dtype::F32, &[1usize][..], &one[..]));
+        let wanted = [
+            "lm_head.weight",
+            "model.language_model.norm.weight",
+            "model.multi_modal_projector.norm.weight",
+            "model.vision_tower.ln_pre.weight",
+            "x.language_model.model.weight",
+        ];
+        assert_eq!(opened(&tensors).names(), wanted);
     }
 
     #[test]

@@ -29,8 +29,12 @@ use super::{
 };
 
 /// Checkpoints that are converted.
-const CONVERTED: [&str; 27] = [
+const CONVERTED: [&str; 31] = [
     "llama",
+    "llama-biases",
+    "llama-mha",
+    "mistral3-vision",
+    "gemma3-vision",
     "llama3-rope",
     "llama-linear",
     "mixtral",
@@ -129,12 +133,12 @@ fn a_converted_checkpoint_gives_the_logits_of_its_directory() {
 }
 
 /// The model of a directory.
-fn load_directory(path: &Path) -> Arc<dyn Model> {
+fn load_directory(path: &Path, dtype: Dtype) -> Arc<dyn Model> {
     let config_json = path.join("config.json");
     let config = fs::read_to_string(&config_json).expect("config.json");
     let config = ModelConfig::from_hf_json(&config_json, &config).expect("config.json parses");
     let source = SafetensorsSource::open(path).expect("safetensors");
-    load_weights(&Weights::new(Box::new(source)), &config, Dtype::Float32)
+    load_weights(&Weights::new(Box::new(source)), &config, dtype)
 }
 
 /// A directory with the tensors of a checkpoint, and its configuration with these fields.
@@ -157,7 +161,8 @@ fn a_converted_checkpoint_keeps_what_its_configuration_says_of_windows_positions
         let directory = changed(name, &change);
         let path = directory.path().join("model.gguf");
         convert(directory.path(), &path, None);
-        let (of_directory, of_file) = (load_directory(directory.path()), load_gguf(&path, name, Dtype::Float32));
+        let of_directory = load_directory(directory.path(), Dtype::Float32);
+        let of_file = load_gguf(&path, name, Dtype::Float32);
         assert_eq!(of_file.info().num_parameters, of_directory.info().num_parameters, "{name}");
         assert_eq!(of_file.info().kv_groups, of_directory.info().kv_groups, "{name} {change}");
         let (exact, plain) = (last_logits(of_directory, name), last_logits(load_model(name, Dtype::Float32), name));
@@ -202,7 +207,7 @@ fn latents_of_older_files_are_read_too() {
 }
 
 #[test]
-fn experts_in_mxfp4_stay_in_mxfp4() {
+fn experts_in_mxfp4_stay_in_mxfp4_and_are_kept_as_a_gguf_files_are() {
     let name = "gpt_oss";
     let mut tensors = safetensors::load(fixture(name).join("model.safetensors"), &Device::Cpu).expect("a fixture");
     let names: Vec<_> =
@@ -230,9 +235,18 @@ fn experts_in_mxfp4_stay_in_mxfp4() {
     let gguf = Gguf::open(&path).expect("a good file");
     let up = gguf.tensor("blk.1.ffn_up_exps.weight").expect("is there");
     assert_eq!(up.format.expect("is read").to_string(), "mxfp4");
-    let exact = last_logits(load_directory(directory.path()), name);
+    let exact = last_logits(load_directory(directory.path(), Dtype::Float32), name);
     let far = distance(&last_logits(load_gguf(&path, name, Dtype::Float32), name), &exact);
     assert!(far < 1e-5, "{far:e} away");
+
+    // As they are: eight bits and a half of a scale, half of what bfloat16 takes.
+    let [of_directory, of_file] = [load_directory(directory.path(), Dtype::Auto), load_gguf(&path, name, Dtype::Auto)];
+    let wide = load_directory(directory.path(), Dtype::Bfloat16).info().weight_bytes;
+    let (info, source) = (of_directory.info(), SafetensorsSource::open(directory.path()).expect("safetensors"));
+    assert_eq!((info.weight_bytes, info.dtype.as_str()), (of_file.info().weight_bytes, "bfloat16"));
+    assert!(info.weight_bytes < wide * 3 / 4, "{} bytes, {wide} in bfloat16", info.weight_bytes);
+    assert_eq!(KeepOptions::default().facts(&config(name), &source.headers()).weight_bytes, info.weight_bytes);
+    assert!(last_logits(of_directory, name) == last_logits(of_file, name), "the same weights, the same bits");
 }
 
 #[test]
@@ -299,8 +313,8 @@ fn a_block_that_guesses_further_tokens_is_not_loaded_and_takes_nothing() {
 }
 
 #[test]
-fn weights_that_are_drawn_are_all_that_a_model_with_states_loads() {
-    for name in WITH_STATES {
+fn weights_that_are_drawn_are_all_that_a_model_loads() {
+    for name in WITH_STATES.into_iter().chain(["llama", "mistral", "mistral3-vision", "qwen2", "qwen3"]) {
         let config = config(name);
         let drawn = || SeededSource::new(1, tensor_shapes(&config));
         let model = load_weights(&Weights::new(Box::new(drawn())), &config, Dtype::Auto);

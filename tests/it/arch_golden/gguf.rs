@@ -21,10 +21,13 @@ use super::{
 };
 
 /// Checkpoints that llama.cpp's converter has no way to write, or that differ from others only in what it does not;
-/// DeepSeek's, Qwen3.5's and Qwen3-Next's, which our own converter writes (`converted.rs`).
-const WITHOUT_GGUF: [&str; 11] = [
+/// DeepSeek's, Qwen3.5's and Qwen3-Next's and those that see pictures too, which our own converter writes (`converted.rs`).
+const WITHOUT_GGUF: [&str; 14] = [
     "llama-dynamic",
     "ministral",
+    "ministral3",
+    "mistral3-vision",
+    "gemma3-vision",
     "phi3-longrope",
     "stablelm-parallel",
     "deepseek_v3",

@@ -14,6 +14,8 @@ use super::driver::{config, fixture};
 /// What a GGUF file calls the architecture of a checkpoint, where that is not the checkpoint's name.
 const ARCHITECTURES: &[(&str, &str)] = &[
     ("llama3-rope", "llama"),
+    ("llama-biases", "llama"),
+    ("llama-mha", "llama"),
     ("mistral", "llama"),
     ("mixtral", "llama"),
     ("gemma3_text", "gemma3"),
@@ -166,10 +168,10 @@ fn turned(
     Ok(vec![(format!("{experts}gate_proj.{kind}"), half(0)?), (format!("{experts}up_proj.{kind}"), half(1)?)])
 }
 
-/// Interleaves the two halves of each head's rows, as converters of Llama do.
-fn interleave(weight: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
-    let (rows, columns) = weight.dims2()?;
-    weight.reshape((heads, 2, rows / heads / 2, columns))?.transpose(1, 2)?.contiguous()?.reshape((rows, columns))
+/// Interleaves the two halves of each head's rows, or of its biases, as converters of Llama do.
+fn interleave(tensor: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
+    let half = tensor.dim(0)? / heads / 2;
+    tensor.reshape((heads, 2, half, ()))?.transpose(1, 2)?.contiguous()?.reshape(tensor.dims())
 }
 
 /// Tensors with those of single experts put together.
