@@ -89,6 +89,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("tonic", &["server/grpc", "server/vllm_engine", "server/oip", "server/metrics", "proto", "cli/connect"]),
     ("axum", &["server"]),
     ("http_body", &["server"]),
+    ("hyper", &["server/unread"]),
     ("tonic_web", &["server/grpc"]),
     ("tower_http", &["server/cors"]),
     ("tokenizers", &["text/tokenizer"]),

@@ -7,7 +7,7 @@ use futures::{StreamExt, future::BoxFuture};
 use prost::Message as _;
 use tokio::{
     sync::{mpsc, watch},
-    time::Instant,
+    time::{Instant, sleep_until},
 };
 
 use super::super::{
@@ -211,7 +211,13 @@ impl Actor {
                     None => Woken::Beat,
                 },
                 Phase::Running(running) => {
-                    ring.room().await;
+                    let deadline = running.telling.generation().and_then(|generation| generation.deadline());
+                    tokio::select! {
+                        biased;
+                        () = ring.room() => {}
+                        // A turn ends in time though nobody reads it.
+                        () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
+                    }
                     Woken::Turn(running.telling.next().await)
                 }
             }
