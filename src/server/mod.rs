@@ -18,6 +18,7 @@ pub mod grpc;
 mod held;
 mod host;
 mod http;
+mod lines;
 mod metrics;
 mod models;
 mod oip;

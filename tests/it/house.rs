@@ -55,6 +55,7 @@ const SERVED: &[&str] = &[
     "server/events",
     "server/bodies",
     "server/closing",
+    "server/lines",
     "server/throughput",
     "server/turns",
 ];

@@ -116,7 +116,7 @@ impl Sessions {
             let attachment = handle.ring.attach(after_seq)?;
             return Ok((handle, attachment));
         }
-        let backend = models.backend(convert::model(open.options.as_ref())).await?;
+        let backend = models.backend(caller, convert::model(open.options.as_ref()), None).await?;
         let opened = open::open(&backend, open).map_err(|error| backend.refused(error))?;
         let (handle, actor) = self.place(&backend, caller, opened)?;
         let attachment = handle.ring.attach(0)?;
