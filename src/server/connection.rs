@@ -45,13 +45,7 @@ const TLS_BUFFER_BYTES: usize = 16 << 10;
 
 /// Serves a connection to its end, which comes after the calls under way once the server is leaving. An answer of which
 /// nothing is taken for `patience` is given up.
-pub(super) async fn serve(
-    stream: TcpStream,
-    tls: Option<Tls>,
-    router: FromPeer,
-    patience: Duration,
-    closing: Closing,
-) {
+pub(super) async fn serve(stream: TcpStream, tls: Option<Tls>, router: FromPeer, patience: Duration, closing: Closing) {
     // Tokens are small and waited for. An error here means that the connection is gone, which shows below.
     let _gone = stream.set_nodelay(true);
     let Some(tls) = tls else {
