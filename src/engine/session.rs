@@ -147,6 +147,12 @@ impl Session {
         self.lease.state()
     }
 
+    /// Whether its blocks go last.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.settings.pinned
+    }
+
     /// Turns that were begun and neither rewound nor forgotten.
     #[must_use]
     pub fn num_turns(&self) -> usize {

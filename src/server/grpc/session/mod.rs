@@ -13,14 +13,17 @@ mod turn;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use futures::{StreamExt, TryStreamExt, future::ready, stream};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tonic::{Streaming, codegen::BoxStream};
 
@@ -28,7 +31,7 @@ use self::{
     actor::{Actor, Command},
     kept::Kept,
 };
-use super::{Backend, Models, convert, resumable::draw_id, status::status};
+use super::{Backend, Models, convert, resumable::draw_id, room::least_wanted, status::status};
 use crate::{
     config::StreamArgs,
     error::{Code, Error, Result},
@@ -43,6 +46,8 @@ use crate::{
 const FIRST_WORD: Duration = Duration::from_secs(30);
 /// How long a client may take to end its half of a connection whose session is over.
 const LAST_WORD: Duration = Duration::from_secs(1);
+/// How long a client is away before its session may make room for another: who only lost a connection finds it.
+const SPARED: Duration = Duration::from_secs(30);
 /// What clients said that the session's task has not looked at; more waits in the connection.
 const COMMANDS: usize = 16;
 
@@ -59,12 +64,17 @@ struct Handle {
     owner: Owner,
     commands: mpsc::Sender<Command>,
     ring: Arc<Ring<Kept>>,
+    /// It does not make room for others.
+    is_pinned: bool,
+    /// A turn of it is under way, or asked for.
+    is_busy: Arc<AtomicBool>,
 }
 
 /// A place among the sessions; free again when its task ends.
 struct Place {
     all: Sessions,
     id: String,
+    is_busy: Arc<AtomicBool>,
     _quota: SessionPlace,
 }
 
@@ -119,7 +129,7 @@ impl Sessions {
         let backend = models.backend(caller, convert::model(open.options.as_ref()), None).await?;
         let opened = open::open(&backend, open).map_err(|error| backend.refused(error))?;
         let (handle, actor) = self.place(&backend, caller, opened)?;
-        let attachment = handle.ring.attach(0)?;
+        let attachment = handle.ring.attach_stranger()?;
         actor.start();
         Ok((handle, attachment))
     }
@@ -129,19 +139,40 @@ impl Sessions {
         let quota = caller.admit_session().map_err(|error| backend.refused(error))?;
         let limits = RingLimits { events: self.limits.resume_ring_events, bytes: self.limits.resume_ring_bytes };
         let (commands, commanded) = mpsc::channel(COMMANDS);
-        let handle = Handle { owner: caller.owner(), commands, ring: Ring::new(limits) };
-        let id = draw_id();
-        {
-            let mut all = self.all();
-            if all.len() >= self.limits.max_sessions {
-                let why = format!("{} sessions are open already", self.limits.max_sessions);
-                return Err(backend.refused(Error::new(Code::ResourceExhausted, why)));
-            }
-            all.insert(id.clone(), handle.clone());
-        }
-        let place = Place { all: self.clone(), id, _quota: quota };
+        let (is_pinned, is_busy) = (opened.session.is_pinned(), Arc::default());
+        let handle = Handle { owner: caller.owner(), commands, ring: Ring::new(limits), is_pinned, is_busy };
+        let id = self.enter(&handle).map_err(|error| backend.refused(error))?;
+        let place = Place { all: self.clone(), id, is_busy: handle.is_busy.clone(), _quota: quota };
         let actor = Actor::new((backend.clone(), caller.clone()), place, opened, commanded, handle.ring.clone());
         Ok((handle, actor))
+    }
+}
+
+impl Sessions {
+    /// Enters a session under an id of its own. Where all places are taken, one that nobody needs makes room.
+    fn enter(&self, handle: &Handle) -> Result<String> {
+        let mut all = self.all();
+        if all.len() >= self.limits.max_sessions {
+            let idle = all.iter().map(|(id, other)| (id, &other.owner, other.idle_since()));
+            let Some(id) = least_wanted(idle, &handle.owner) else {
+                let why = format!("{} sessions are open already", self.limits.max_sessions);
+                return Err(Error::new(Code::ResourceExhausted, why));
+            };
+            if let Some(other) = all.remove(&id) {
+                other.ring.forget();
+            }
+        }
+        let id = draw_id();
+        all.insert(id.clone(), handle.clone());
+        Ok(id)
+    }
+}
+
+impl Handle {
+    /// Since when nobody needs it: its client has been away for a while, and nothing is under way.
+    fn idle_since(&self) -> Option<Instant> {
+        let away = self.ring.detached_since().filter(|since| since.elapsed() >= SPARED)?;
+        (!self.is_pinned && !self.is_busy.load(Ordering::Relaxed)).then_some(away)
     }
 }
 
@@ -183,7 +214,7 @@ async fn greet(
     sessions: Sessions,
     (models, caller): (Models, Caller),
     mut inbound: Streaming<SessionRequest>,
-    opened: oneshot::Sender<Result<Attachment<Kept>>>,
+    mut opened: oneshot::Sender<Result<Attachment<Kept>>>,
 ) -> Option<(Handle, u64, Streaming<SessionRequest>)> {
     let first = tokio::select! {
         first = timeout(FIRST_WORD, inbound.message()) => first,
@@ -200,7 +231,11 @@ async fn greet(
         Err(_) => Err(Error::new(Code::DeadlineExceeded, "no event came: a session begins with open")),
     };
     let session = match open {
-        Ok(open) => sessions.open(&models, &caller, open).await,
+        Ok(open) => tokio::select! {
+            session = sessions.open(&models, &caller, open) => session,
+            // Nobody waits for it any more.
+            () = opened.closed() => return None,
+        },
         Err(error) => Err(error),
     };
     match session {
@@ -212,5 +247,50 @@ async fn greet(
             let _gone = opened.send(Err(error));
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handle(owner: &str) -> Handle {
+        let ring = Ring::new(RingLimits { events: 4, bytes: 100 });
+        Handle {
+            owner: Some(owner.into()),
+            commands: mpsc::channel(1).0,
+            ring,
+            is_pinned: false,
+            is_busy: Arc::default(),
+        }
+    }
+
+    async fn is_forgotten(handle: &Handle) -> bool {
+        timeout(Duration::from_secs(1), handle.ring.abandoned(Duration::from_secs(3600))).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_whose_client_is_away_makes_room_for_another() {
+        let sessions = Sessions::new(StreamArgs { max_sessions: 4, ..StreamArgs::default() });
+        let pinned = Handle { is_pinned: true, ..handle("a") };
+        let [busy, here, away] = ["a"; 3].map(handle);
+        busy.is_busy.store(true, Ordering::Relaxed);
+        let _reader = here.ring.attach(0).unwrap();
+        for handle in [&pinned, &busy, &here, &away] {
+            sessions.enter(handle).unwrap();
+        }
+        assert_eq!(sessions.enter(&handle("b")).unwrap_err().code, Code::ResourceExhausted, "it may come back");
+        tokio::time::advance(SPARED).await;
+        let other = handle("b");
+        sessions.enter(&other).unwrap();
+        for (handle, makes_room) in [(&pinned, false), (&busy, false), (&here, false), (&away, true)] {
+            assert_eq!(is_forgotten(handle).await, makes_room);
+        }
+        tokio::time::advance(SPARED).await;
+        assert!(sessions.enter(&handle("a")).is_err(), "who has one session is let be by who has three");
+        assert!(!is_forgotten(&other).await);
+        sessions.enter(&handle("b")).unwrap();
+        assert!(is_forgotten(&other).await, "its own makes room");
+        assert_eq!(sessions.all().len(), 4);
     }
 }
