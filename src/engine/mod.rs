@@ -31,6 +31,7 @@ pub mod runner;
 pub mod scheduler;
 pub mod sequence;
 mod session;
+mod session_memory;
 mod shares;
 mod step;
 mod stream;
@@ -57,6 +58,7 @@ pub use self::{
     operator::{Flushed, Loads, TenantLoad, Which},
     quote::Quote,
     session::{Beginning, Session, SessionSettings, Turn, TurnStart, WhenFull},
+    session_memory::SessionMemory,
     shares::Shares,
     stream::{Delta, Event, Finished, Generation, Progress, Receipt, Started, StreamEdit, Timings},
     supervisor::ExecutorFactory,

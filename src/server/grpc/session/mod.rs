@@ -34,6 +34,7 @@ use self::{
 use super::{Backend, Models, convert, resumable::draw_id, room::least_wanted, status::status};
 use crate::{
     config::StreamArgs,
+    engine::SessionMemory,
     error::{Code, Error, Result},
     proto::candlewick::v1::{SessionOpen, SessionRequest, SessionResponse, session_request::Event as Asked},
     server::{
@@ -55,6 +56,7 @@ const COMMANDS: usize = 16;
 #[derive(Clone)]
 pub(super) struct Sessions {
     all: Arc<Mutex<HashMap<String, Handle>>>,
+    memory: SessionMemory,
     limits: StreamArgs,
 }
 
@@ -86,7 +88,7 @@ impl Drop for Place {
 
 impl Sessions {
     pub(super) fn new(limits: StreamArgs) -> Self {
-        Self { all: Arc::default(), limits }
+        Self { all: Arc::default(), memory: SessionMemory::new(limits.session_memory_bytes), limits }
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<String, Handle>> {
@@ -127,7 +129,7 @@ impl Sessions {
             return Ok((handle, attachment));
         }
         let backend = models.backend(caller, convert::model(open.options.as_ref()), None).await?;
-        let opened = open::open(&backend, open).map_err(|error| backend.refused(error))?;
+        let opened = open::open(&backend, &self.memory, open).map_err(|error| backend.refused(error))?;
         let (handle, actor) = self.place(&backend, caller, opened)?;
         let attachment = handle.ring.attach_stranger()?;
         actor.start();
