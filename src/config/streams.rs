@@ -34,6 +34,10 @@ pub struct StreamArgs {
     /// Most bytes that a session holds: its messages, tools, documents and options.
     #[arg(long, value_name = "BYTES", default_value = "4M", value_parser = number_with_unit)]
     pub max_session_bytes: usize,
+    /// Most bytes that all sessions hold together: the same, counted once for all forks that share it, and the prompts that
+    /// they remember.
+    #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = number_with_unit)]
+    pub session_memory_bytes: usize,
 }
 
 impl Default for StreamArgs {
@@ -47,6 +51,7 @@ impl Default for StreamArgs {
             resume_ttl: Duration::from_secs(60),
             session_ttl: Duration::from_secs(600),
             max_session_bytes: 4 << 20,
+            session_memory_bytes: 256 << 20,
         }
     }
 }

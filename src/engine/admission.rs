@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     Engine, History, ModelInfo, ModelText, Prompt, PromptOptions, Request, SlowReader, StreamOptions,
@@ -18,6 +18,7 @@ use super::{
     channel::{ReaderControl, ReaderSpec, RequestTag},
     chat,
     grammars::Grammars,
+    live::LivePlaces,
     request_log,
     sequence::{Guard, Sequence},
     stream::{Event, Generation, Output, Started, TextOut, timer},
@@ -211,7 +212,7 @@ impl Admitted {
         })
     }
 
-    /// Queues the sequences, of which `id` is the first one's, and opens their stream. `permits` are as many.
+    /// Queues the sequences, of which `id` is the first one's, and opens their stream. `places` are as many.
     ///
     /// # Errors
     /// `Unavailable` where the engine failed meanwhile.
@@ -220,7 +221,7 @@ impl Admitted {
         id: SequenceId,
         life: &Arc<Life>,
         engine: Engine,
-        mut permits: OwnedSemaphorePermit,
+        mut places: LivePlaces,
     ) -> Result<Generation> {
         let prompt_tokens = u32::try_from(self.prompt.len()).unwrap_or(u32::MAX);
         let eos: Arc<[TokenId]> = engine.info().eos_token_ids.as_slice().into();
@@ -234,7 +235,7 @@ impl Admitted {
         let (mut group, mut outputs) = (Vec::new(), Vec::new());
         for (index, text) in self.text.into_iter().enumerate() {
             let id = SequenceId(id.0 + index as u64);
-            let permit = permits.split(1).ok_or_else(|| Error::internal("fewer permits than sequences"))?;
+            let place = places.split().ok_or_else(|| Error::internal("fewer places than sequences"))?;
             let guard = text.as_ref().filter(|_| !bad_words.is_empty());
             let guard = guard.map(|text| BadWords::new(bad_words.clone(), text.detokenizer.clone()));
             // Room for what the guard may hold back, and for as many tokens without text among it.
@@ -247,7 +248,7 @@ impl Admitted {
                 place: (self.priority, id),
                 request: request.clone(),
             };
-            let (control, deliveries) = ReaderControl::new(spec, life.bell.clone(), permit);
+            let (control, deliveries) = ReaderControl::new(spec, life.bell.clone(), place);
             let registration = life.register(id, &control);
             let params = params_of(&self.params, index);
             let sequence = Sequence {
@@ -275,7 +276,7 @@ impl Admitted {
             Ok(()) | Err(TrySendError::Disconnected(_)) => {
                 return Err(Error::new(Code::Unavailable, "the engine is restarting").retry_after(RETRY_AFTER));
             }
-            // Unreachable: the channel has a place for every permit.
+            // Unreachable: the channel has room for all who have a place.
             Err(TrySendError::Full(_)) => return Err(Error::internal("the engine's queue overflowed")),
         }
         let (n, of) = (self.params.n as usize, outputs.len());

@@ -13,9 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
-use super::{sequence::Reader, stream::Timings};
+use super::{live::LivePlaces, sequence::Reader, stream::Timings};
 use crate::{
     error::{Code, Error, Result},
     ids::SequenceId,
@@ -111,7 +111,7 @@ pub(super) struct ReaderControl {
     bell: Arc<Bell>,
     /// A place among the live requests: free again when both the reader and the engine have let go. Sequences that run
     /// one after another may share one.
-    _permit: Arc<OwnedSemaphorePermit>,
+    _live: Arc<LivePlaces>,
     arrived: Instant,
     /// When the sequence first ran, in microseconds after arrival; 0 before. Written by the engine thread only.
     started_us: AtomicU64,
@@ -178,7 +178,7 @@ impl ReaderControl {
     pub(super) fn new(
         spec: ReaderSpec,
         bell: Arc<Bell>,
-        permit: impl Into<Arc<OwnedSemaphorePermit>>,
+        live: impl Into<Arc<LivePlaces>>,
     ) -> (Arc<Self>, mpsc::Receiver<Delivery>) {
         let ReaderSpec { capacity_tokens, credits, prompt_tokens, place, request } = spec;
         // Every delivery but the last takes the room of at least one token, so room bounds messages.
@@ -190,7 +190,7 @@ impl ReaderControl {
             cancelled: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             bell,
-            _permit: permit.into(),
+            _live: live.into(),
             arrived: Instant::now(),
             started_us: AtomicU64::new(0),
             first_token_us: AtomicU64::new(0),

@@ -24,6 +24,12 @@ impl History {
         &self.ids
     }
 
+    /// Bytes that it takes.
+    #[must_use]
+    pub fn num_bytes(&self) -> usize {
+        self.text.len() + size_of_val(self.ids.as_slice()) + size_of_val(self.marks.as_slice())
+    }
+
     /// Places that [`truncate`](Self::truncate) can go back to.
     #[must_use]
     pub fn num_marks(&self) -> usize {
@@ -68,6 +74,8 @@ impl History {
         let (bytes, ids) = self.marks.last().copied().unwrap_or_default();
         self.text.truncate(bytes);
         self.ids.truncate(ids);
+        self.text.shrink_to_fit();
+        self.ids.shrink_to_fit();
     }
 
     /// Tokens of the last prompt and answer that `prompt` does not begin with: they are computed anew, if they still

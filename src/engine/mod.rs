@@ -19,6 +19,7 @@ mod grammars;
 mod history;
 mod kv_log;
 mod lease;
+mod live;
 pub mod load;
 mod operator;
 mod outbox;
@@ -31,6 +32,7 @@ pub mod runner;
 pub mod scheduler;
 pub mod sequence;
 mod session;
+mod session_memory;
 mod shares;
 mod step;
 mod stream;
@@ -58,16 +60,12 @@ pub use self::{
     operator::{Flushed, Loads, TenantLoad, Which},
     quote::Quote,
     session::{Beginning, Session, SessionSettings, Turn, TurnStart, WhenFull},
+    session_memory::SessionMemory,
     shares::Shares,
     stream::{Delta, Event, Finished, Generation, Progress, Receipt, Started, StreamEdit, Timings},
     supervisor::ExecutorFactory,
 };
-use self::{
-    admission::Admitted,
-    grammars::Grammars,
-    rates::Rates,
-    supervisor::{Life, Supervised},
-};
+use self::{admission::Admitted, grammars::Grammars, live::Full, rates::Rates, supervisor::Supervised};
 use crate::{
     config::EngineConfig,
     error::{Code, Error, Result},
@@ -407,19 +405,17 @@ impl Engine {
     /// Requests that the engine or a reader holds now.
     #[must_use]
     pub fn num_live(&self) -> usize {
-        let free = |life: Arc<Life>| life.live.available_permits();
-        self.inner.supervised.life().map_or(0, |life| self.config().max_live().saturating_sub(free(life)))
+        self.inner.supervised.life().map_or(0, |life| life.live.num_held())
     }
 
     /// Returns when no request is under way.
     pub async fn drained(&self) {
         let mut health = self.health();
-        // Between two lives there are no requests; in each, all permits are back when all requests are gone.
+        // Between two lives there are no requests; in each, all places are free when all requests are gone.
         while let Some(life) = self.inner.supervised.life() {
-            let all = u32::try_from(self.config().max_live()).unwrap_or(u32::MAX);
             tokio::select! {
-                // An error of either means that nobody is left who could make requests.
-                _all = life.live.acquire_many(all) => return,
+                () = life.live.all_free() => return,
+                // An error means that nobody is left who could make requests.
                 _changed = health.changed() => {}
             }
         }
@@ -428,8 +424,8 @@ impl Engine {
     /// Admits a request.
     ///
     /// # Errors
-    /// - `Unavailable` while draining or restarting, `ResourceExhausted` while the queue is full: both before the text is
-    ///   tokenized, with a hint when to come back.
+    /// - `Unavailable` while draining or restarting, `ResourceExhausted` while the queue is full, or what is left of it is for
+    ///   other tenants: all before the text is tokenized, with a hint when to come back.
     /// - `InvalidArgument` naming the field where the request can never work.
     /// - `FailedPrecondition` where it needs a tokenizer or chat template that the model does not have.
     /// - `DeadlineExceeded` where the deadline has passed, or cannot be met at the rates that are measured.
@@ -455,12 +451,7 @@ impl Engine {
             let why = format!("asks for {sequences} sequences, this server takes {}", self.config().max_live());
             return Err(Error::invalid(field, why));
         }
-        let permits = u32::try_from(sequences).unwrap_or(u32::MAX);
-        let permits = life.live.clone().try_acquire_many_owned(permits).map_err(|_| {
-            let waiting = self.config().max_waiting;
-            Error::new(Code::ResourceExhausted, format!("the queue is full ({waiting} requests wait): try again later"))
-                .retry_after(self.rates().retry_after().unwrap_or(admission::RETRY_AFTER))
-        })?;
+        let places = life.live.take(request.tenant.as_ref(), sequences).map_err(|full| self.full(full))?;
         if request.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the request was admitted"));
         }
@@ -469,10 +460,27 @@ impl Engine {
         self.check_queue(&life, &request, id)?;
         let admitted = Admitted::new(info, text, grammars, self.config(), request).await?;
         self.check_deadline(&life, admitted.needs(), id).await?;
-        let generation = admitted.submit(id, &life, self.clone(), permits)?;
+        let generation = admitted.submit(id, &life, self.clone(), places)?;
         let max_tokens = generation.params.max_tokens.unwrap_or_default();
         self.telemetry().record_admitted(generation.prompt().len(), generation.params.n, max_tokens);
         Ok(generation)
+    }
+
+    /// What a request hears that finds no place.
+    fn full(&self, full: Full) -> Error {
+        let why = match full {
+            Full::Everybody => format!("the queue is full ({} requests wait)", self.config().max_waiting),
+            Full::Tenant(held) => {
+                format!("{held} requests of this tenant are here, and what is left of the queue is for others")
+            }
+        };
+        self.exhausted(&format!("{why}: try again later"))
+    }
+
+    /// Something of which there is none left, and when there should be.
+    fn exhausted(&self, why: &str) -> Error {
+        let after = self.rates().retry_after().unwrap_or(admission::RETRY_AFTER);
+        Error::new(Code::ResourceExhausted, why).retry_after(after)
     }
 }
 

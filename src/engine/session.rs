@@ -10,13 +10,16 @@ use futures::future::BoxFuture;
 use tokio::sync::watch;
 
 use super::{
-    Engine, Generation, History, LeaseState, Prompt, Request, StreamOptions, lease::Lease, sequence::LeaseHolder as _,
+    Engine, Generation, History, LeaseState, Prompt, Request, StreamOptions,
+    lease::Lease,
+    sequence::LeaseHolder as _,
+    session_memory::{Room, SessionMemory},
     step::Command,
 };
 use crate::{
     error::{Code, Error, Result},
     ids::TokenId,
-    text::{ChatMessage, ChatPrompt, Role},
+    text::{ChatMessage, ChatPrompt, Role, ToolCall},
 };
 
 /// What happens where a conversation no longer fits into the context.
@@ -46,6 +49,8 @@ pub struct SessionSettings {
     pub max_bytes: usize,
     /// Bytes that whoever opens it keeps for it besides.
     pub other_bytes: usize,
+    /// What all sessions together hold.
+    pub memory: SessionMemory,
 }
 
 /// What one turn asks beside its messages: the prompt, the salt and the lease are the session's.
@@ -88,10 +93,16 @@ enum UnderWay {
     },
 }
 
+/// A message, and the memory that it takes: all conversations that begin alike share it.
+struct Said {
+    message: ChatMessage,
+    _room: Room,
+}
+
 /// What was said, and where each turn begins in it.
 #[derive(Clone)]
 struct Conversation {
-    messages: Vec<ChatMessage>,
+    messages: Vec<Arc<Said>>,
     turns: Vec<Start>,
 }
 
@@ -106,8 +117,16 @@ pub struct Beginning {
 /// See the [module](self).
 pub struct Session {
     engine: Engine,
+    /// Of the chat, all but the messages.
     settings: SessionSettings,
+    messages: Vec<Arc<Said>>,
+    /// For what is said beside the messages, which forks share.
+    beside: Arc<Room>,
+    /// For what is this one's alone.
+    _own: Room,
     history: Arc<History>,
+    /// For that, shared with it.
+    history_room: Arc<Room>,
     turns: Vec<Start>,
     under_way: Option<UnderWay>,
     lease: Lease,
@@ -117,9 +136,9 @@ impl Engine {
     /// Opens a conversation. Nothing is computed before its first turn.
     ///
     /// # Errors
-    /// `FailedPrecondition` where the model has no tokenizer or chat template, `InvalidArgument` where the messages are
-    /// too long to be held.
-    pub fn open_session(&self, settings: SessionSettings) -> Result<Session> {
+    /// `FailedPrecondition` where the model has no tokenizer or chat template, `ResourceExhausted` where the messages are
+    /// more than one session may hold, or all together.
+    pub fn open_session(&self, mut settings: SessionSettings) -> Result<Session> {
         let text = self.text();
         if text.tokenizer.is_none() || text.chat_template.is_none() {
             let why = "a session needs a model with a tokenizer and a chat template: use Generation instead";
@@ -129,9 +148,21 @@ impl Engine {
         let tokens_in = |bytes| groups.tokens_in(per_token, usize::try_from(bytes).unwrap_or(usize::MAX));
         let most = settings.lease_bytes.map_or(usize::MAX, tokens_in);
         let lease = Lease::new(self.clone(), self.next_lease(), settings.pinned, most);
-        let (engine, history, turns) = (self.clone(), Arc::default(), Vec::new());
-        let session = Session { engine, settings, history, turns, under_way: None, lease };
-        session.check_bytes(&[])?;
+        let first = std::mem::take(&mut settings.chat.messages);
+        let memory = settings.memory.clone();
+        let mut session = Session {
+            engine: self.clone(),
+            beside: memory.take(settings.bytes_beside())?.into(),
+            _own: memory.take(0)?,
+            history_room: memory.take(0)?.into(),
+            messages: Vec::new(),
+            settings,
+            history: Arc::default(),
+            turns: Vec::new(),
+            under_way: None,
+            lease,
+        };
+        session.messages = session.take_in(first)?;
         Ok(session)
     }
 
@@ -147,6 +178,12 @@ impl Session {
         self.lease.state()
     }
 
+    /// Whether its blocks go last.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.settings.pinned
+    }
+
     /// Turns that were begun and neither rewound nor forgotten.
     #[must_use]
     pub fn num_turns(&self) -> usize {
@@ -155,8 +192,8 @@ impl Session {
 
     /// All messages, those of a turn under way included.
     #[must_use]
-    pub fn messages(&self) -> &[ChatMessage] {
-        &self.settings.chat.messages
+    pub fn messages(&self) -> impl ExactSizeIterator<Item = &ChatMessage> {
+        self.messages.iter().map(|said| &said.message)
     }
 
     /// The ids of the last prompt and its answer.
@@ -168,10 +205,11 @@ impl Session {
     /// Calls of the last answer that no tool has answered.
     #[must_use]
     pub fn open_calls(&self) -> Vec<&str> {
-        let messages = self.messages();
-        let Some(at) = messages.iter().rposition(|message| message.role == Role::Assistant) else { return Vec::new() };
-        let answered = |id: &str| messages[at..].iter().any(|message| message.tool_call_id.as_deref() == Some(id));
-        messages[at].tool_calls.iter().map(|call| call.id.as_str()).filter(|id| !answered(id)).collect()
+        let is_last_answer = |said: &Arc<Said>| said.message.role == Role::Assistant;
+        let Some(at) = self.messages.iter().rposition(is_last_answer) else { return Vec::new() };
+        let after = &self.messages[at..];
+        let answered = |id: &str| after.iter().any(|said| said.message.tool_call_id.as_deref() == Some(id));
+        after[0].message.tool_calls.iter().map(|call| call.id.as_str()).filter(|id| !answered(id)).collect()
     }
 
     /// Has the engine admit a turn: [`ask`](Self::ask) and [`begun`](Self::begun) in one.
@@ -204,19 +242,20 @@ impl Session {
                 format!("is {max_tokens}, but the context of {context} tokens must hold the conversation as well");
             return Err(Error::invalid("max_tokens", why));
         }
-        self.check_bytes(&turn.messages)?;
+        let asked = self.take_in(turn.messages)?;
         let (engine, when_full) = (self.engine.clone(), self.settings.when_full);
         let request = self.request(turn.request);
-        let mut conversation = Conversation { messages: self.messages().to_vec(), turns: self.turns.clone() };
+        let mut conversation = Conversation { messages: self.messages.clone(), turns: self.turns.clone() };
         let start = Start { messages: conversation.messages.len(), marks: self.history.num_marks() };
         conversation.turns.push(start);
-        conversation.messages.extend(turn.messages);
+        conversation.messages.extend(asked);
         let chat = self.settings.chat.with_messages(Vec::new());
         self.under_way = Some(UnderWay::Asked);
         Ok(Box::pin(async move {
             let mut forgotten_turns = 0;
             let outcome = loop {
-                let prompt = Prompt::Chat(chat.with_messages(conversation.messages.clone()));
+                let messages = conversation.messages.iter().map(|said| said.message.clone()).collect();
+                let prompt = Prompt::Chat(chat.with_messages(messages));
                 let outcome = engine.generate(Request { prompt, ..request.clone() }).await;
                 if when_full == WhenFull::Refuse || !outcome.as_ref().is_err_and(is_too_long) {
                     break outcome;
@@ -241,7 +280,7 @@ impl Session {
             self.under_way = None;
             if is_too_long(&error) && self.settings.when_full == WhenFull::Refuse { full(&error) } else { error }
         })?;
-        let messages = std::mem::replace(&mut self.settings.chat.messages, conversation.messages);
+        let messages = std::mem::replace(&mut self.messages, conversation.messages);
         let turns = std::mem::replace(&mut self.turns, conversation.turns);
         let rewritten_tokens = self.history.num_rewritten(generation.prompt());
         self.under_way = Some(UnderWay::Begun {
@@ -258,16 +297,23 @@ impl Session {
         let Some(UnderWay::Begun { rendered, prompt, before }) = self.under_way.take() else { return };
         if output.is_empty() {
             if let Some(before) = before {
-                (self.settings.chat.messages, self.turns) = (before.messages, before.turns);
+                (self.messages, self.turns) = (before.messages, before.turns);
             } else if let Some(start) = self.turns.pop() {
-                self.settings.chat.messages.truncate(start.messages);
+                self.messages.truncate(start.messages);
             }
             return;
         }
-        self.settings.chat.messages.push(answer);
+        let room = self.settings.memory.overdraw(message_bytes(&answer));
+        self.messages.push(Arc::new(Said { message: answer, _room: room }));
         if let Some(tokenizer) = &self.engine.text().tokenizer {
             Arc::make_mut(&mut self.history).push(tokenizer, (&rendered, &prompt), output);
         }
+        self.count_history();
+    }
+
+    /// Counts the history, which is this session's own now.
+    fn count_history(&mut self) {
+        self.history_room = self.settings.memory.overdraw(self.history.num_bytes()).into();
     }
 
     /// Adds messages that begin no turn: the answers of tools, until the last one is here.
@@ -275,8 +321,8 @@ impl Session {
     /// # Errors
     /// `ResourceExhausted` where its messages are too many bytes.
     pub fn add(&mut self, message: ChatMessage) -> Result<()> {
-        self.check_bytes(std::slice::from_ref(&message))?;
-        self.settings.chat.messages.push(message);
+        let said = self.take_in(vec![message])?;
+        self.messages.extend(said);
         Ok(())
     }
 
@@ -293,27 +339,35 @@ impl Session {
             return Err(Error::invalid("turn", why));
         };
         self.turns.truncate(index);
-        self.settings.chat.messages.truncate(start.messages);
+        self.messages.truncate(start.messages);
         Arc::make_mut(&mut self.history).truncate(start.marks);
+        self.count_history();
         Ok(())
     }
 
     /// Another conversation that begins as this one does, up to before turn `index`; a turn under way is not part of it.
-    /// The blocks are shared until either writes.
+    /// The blocks are shared until either writes, and so are messages and ids.
     ///
     /// # Errors
-    /// `InvalidArgument` where there is no such turn; `ResourceExhausted` where the engine has too much to do.
+    /// `InvalidArgument` where there is no such turn; `ResourceExhausted` where the engine has too much to do, or all sessions
+    /// together hold too much.
     pub fn fork(&self, index: Option<usize>) -> Result<Self> {
         let Conversation { messages, turns } = self.settled();
         let done = turns.len();
+        let own = size_of_val(messages.as_slice()) + size_of_val(turns.as_slice()) + self.settings.bytes_of_fork();
         let mut fork = Self {
             engine: self.engine.clone(),
             settings: SessionSettings {
-                chat: self.settings.chat.with_messages(messages),
+                chat: self.settings.chat.with_messages(Vec::new()),
                 cache_salt: self.settings.cache_salt.clone(),
+                memory: self.settings.memory.clone(),
                 ..self.settings
             },
+            messages,
+            beside: self.beside.clone(),
+            _own: self.settings.memory.take(own)?,
             history: self.history.clone(),
+            history_room: self.history_room.clone(),
             turns,
             under_way: None,
             lease: self.lease.sibling(self.engine.next_lease()),
@@ -337,7 +391,7 @@ impl Session {
 
     /// The conversation without the turn under way, and with what was forgotten for it.
     fn settled(&self) -> Conversation {
-        let mut conversation = Conversation { messages: self.messages().to_vec(), turns: self.turns.clone() };
+        let mut conversation = Conversation { messages: self.messages.clone(), turns: self.turns.clone() };
         match &self.under_way {
             None | Some(UnderWay::Asked) => {}
             Some(UnderWay::Begun { before: Some(before), .. }) => conversation = before.clone(),
@@ -364,32 +418,52 @@ impl Session {
         }
     }
 
-    fn check_bytes(&self, more: &[ChatMessage]) -> Result<()> {
-        let call_bytes = |message: &ChatMessage| -> usize {
-            message.tool_calls.iter().map(|call| call.id.len() + call.name.len() + call.arguments.len()).sum()
-        };
-        let bytes = |message: &ChatMessage| {
-            let others = [&message.reasoning, &message.name, &message.tool_call_id];
-            let others: usize = others.into_iter().flatten().map(String::len).sum();
-            message.content.len() + others + call_bytes(message) + 64
-        };
-        let said: usize = self.settings.chat.messages.iter().chain(more).map(bytes).sum();
-        let total = said + self.settings.chat.bytes_beside() + self.settings.other_bytes;
+    /// Takes messages in, if there is room for them.
+    fn take_in(&self, messages: Vec<ChatMessage>) -> Result<Vec<Arc<Said>>> {
+        let said: usize = self.messages().chain(&messages).map(message_bytes).sum();
+        let total = said + self.settings.bytes_beside();
         if total > self.settings.max_bytes {
             let most = self.settings.max_bytes;
             let why =
                 format!("the conversation, its tools and options would have {total} bytes, a session holds {most}");
             return Err(Error::new(Code::ResourceExhausted, why));
         }
-        Ok(())
+        let said = |message: ChatMessage| -> Result<_> {
+            let room = self.settings.memory.take(message_bytes(&message))?;
+            Ok(Arc::new(Said { message, _room: room }))
+        };
+        messages.into_iter().map(said).collect()
     }
+}
+
+impl SessionSettings {
+    /// Bytes of all but the messages.
+    fn bytes_beside(&self) -> usize {
+        self.chat.bytes_beside() + self.other_bytes
+    }
+
+    /// Bytes of them that a fork does not share.
+    fn bytes_of_fork(&self) -> usize {
+        [&self.chat.chat_template, &self.cache_salt].into_iter().flatten().map(String::len).sum()
+    }
+}
+
+/// What a message takes, its place in a conversation included.
+fn message_bytes(message: &ChatMessage) -> usize {
+    let call = |call: &ToolCall| size_of::<ToolCall>() + call.id.len() + call.name.len() + call.arguments.len();
+    let others = [&message.reasoning, &message.name, &message.tool_call_id];
+    size_of::<Said>()
+        + size_of::<Arc<Said>>()
+        + message.content.len()
+        + others.into_iter().flatten().map(String::len).sum::<usize>()
+        + message.tool_calls.iter().map(call).sum::<usize>()
 }
 
 impl Conversation {
     /// Forgets the oldest turns up to the next one that the user began, so that no tool answers a call that nobody
     /// remembers; says how many. None where that is none but the first.
     fn forget_oldest(&mut self) -> usize {
-        let begins = |turn: &Start| self.messages.get(turn.messages).map(|message| message.role);
+        let begins = |turn: &Start| self.messages.get(turn.messages).map(|said| said.message.role);
         let next = self.turns.iter().skip(1).position(|turn| begins(turn) == Some(Role::User));
         let (Some(first), Some(gone)) = (self.turns.first().copied(), next.map(|at| at + 1)) else { return 0 };
         let kept = self.turns.split_off(gone);

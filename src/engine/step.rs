@@ -266,8 +266,6 @@ fn facts(plan: &StepPlan, [schedule, execute, apply]: [Duration; 3]) -> StepFact
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::Semaphore;
-
     use super::*;
     use crate::{
         config::EngineConfig,
@@ -275,6 +273,7 @@ mod tests {
             channel::ReaderSpec,
             executor::PlannedRow,
             fake::{FakeExecutor, FakeOptions},
+            live::Live,
             scheduler::End,
         },
         params::{FinishReason, Usage},
@@ -347,11 +346,11 @@ mod tests {
         Reporter::new(telemetry.clone()).report(state, EngineTotals::default());
 
         let (progress, bell) = (Arc::<Progress>::default(), Arc::<Bell>::default());
-        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let place = Live::new(1).take(None, 1).unwrap();
         let id = SequenceId(1);
         let spec =
             ReaderSpec { capacity_tokens: 8, credits: None, prompt_tokens: 3, place: (0, id), request: Arc::default() };
-        let (reader, _deliveries) = ReaderControl::new(spec, bell.clone(), permit);
+        let (reader, _deliveries) = ReaderControl::new(spec, bell.clone(), place);
         let sequence = Sequence::new(id, [TokenId(5); 3].into(), Arc::default(), reader.clone());
         let (requests, queued) = std::sync::mpsc::sync_channel(1);
         requests.send(vec![(sequence, reader)]).unwrap();

@@ -388,6 +388,12 @@ impl Generation {
         self.rendered.as_deref()
     }
 
+    /// When its answer is no longer wanted.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline.as_ref().map(|timer| timer.deadline())
+    }
+
     /// How far the stream has come; its first sequence speaks for all.
     #[must_use]
     pub fn progress(&self) -> Progress {

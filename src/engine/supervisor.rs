@@ -15,7 +15,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
@@ -25,6 +25,7 @@ use super::{
     channel::{Bell, Delivery, ReaderControl},
     executor::Executor,
     kv_log::KvLog,
+    live::Live,
     outbox::{self, Outbox},
     rates::{Ahead, Rates},
     scheduler::Scheduler,
@@ -54,9 +55,9 @@ type Readers = Arc<Mutex<HashMap<SequenceId, Weak<ReaderControl>>>>;
 
 /// One life of the engine, as the API sees it.
 pub(super) struct Life {
-    /// One permit a request that the engine or a reader holds; what each request may hold is bounded by itself.
-    pub live: Arc<Semaphore>,
-    /// Has a place for each permit.
+    /// A place a request that the engine or a reader holds; what each request may hold is bounded by itself.
+    pub live: Arc<Live>,
+    /// Has room for as many.
     pub requests: SyncSender<Queued>,
     /// What is asked of sequences and leases that are there.
     pub commands: SyncSender<Command>,
@@ -195,7 +196,7 @@ impl Running {
         let (fan_out, batches) = mpsc::channel(FAN_OUT_DEPTH);
         let (ended, ending) = oneshot::channel();
         let life = Arc::new(Life {
-            live: Arc::new(Semaphore::new(max_live)),
+            live: Live::new(max_live),
             requests,
             commands,
             bell: Arc::default(),

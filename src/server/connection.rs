@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
@@ -13,7 +13,14 @@ use tokio::{
     time::timeout,
 };
 
-use super::{closing::Closing, control_frames::Counted, patience::Patient, peer::FromPeer, tls::Tls};
+use super::{
+    closing::Closing,
+    control_frames::Counted,
+    patience::Patient,
+    peer::FromPeer,
+    tls::Tls,
+    unread::{Streams, unless_stuck},
+};
 
 /// Calls that one connection may have under way; more wait at the client, as HTTP/2 has it. A router holds one connection
 /// for all of its clients.
@@ -36,14 +43,15 @@ const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// Decrypted bytes that are read at once.
 const TLS_BUFFER_BYTES: usize = 16 << 10;
 
-/// Serves a connection to its end, which comes after the calls under way once the server is leaving.
-pub(super) async fn serve(stream: TcpStream, tls: Option<Tls>, router: FromPeer, closing: Closing) {
+/// Serves a connection to its end, which comes after the calls under way once the server is leaving. An answer of which
+/// nothing is taken for `patience` is given up.
+pub(super) async fn serve(stream: TcpStream, tls: Option<Tls>, router: FromPeer, patience: Duration, closing: Closing) {
     // Tokens are small and waited for. An error here means that the connection is gone, which shows below.
     let _gone = stream.set_nodelay(true);
     let Some(tls) = tls else {
         let first_word = async { stream.readable().await.ok() };
         if heard(first_word, &closing).await.is_some() {
-            converse(stream, router, closing).await;
+            converse(stream, router, patience, closing).await;
         }
         return;
     };
@@ -55,7 +63,7 @@ pub(super) async fn serve(stream: TcpStream, tls: Option<Tls>, router: FromPeer,
         Some(encrypted)
     };
     if let Some(encrypted) = heard(first_word, &closing).await {
-        converse(encrypted, router, closing).await;
+        converse(encrypted, router, patience, closing).await;
     }
 }
 
@@ -67,8 +75,13 @@ async fn heard<T>(first_word: impl Future<Output = Option<T>>, closing: &Closing
     }
 }
 
-async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: FromPeer, closing: Closing) {
-    let builder = builder();
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: FromPeer,
+    patience: Duration,
+    closing: Closing,
+) {
+    let builder = builder(patience);
     let connection = builder.serve_connection(TokioIo::new(Counted::new(stream)), TowerToHyperService::new(router));
     let served = async {
         tokio::pin!(connection);
@@ -80,13 +93,15 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, 
             }
         }
     };
-    if let Err(error) = Patient::new(std::pin::pin!(served)).await {
-        tracing::debug!(error, "a connection broke");
+    match Patient::new(std::pin::pin!(unless_stuck(served, patience))).await {
+        Some(Ok(())) => {}
+        Some(Err(error)) => tracing::debug!(error, "a connection broke"),
+        None => tracing::debug!("a connection whose answer nobody took was closed"),
     }
 }
 
-fn builder() -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
+fn builder(patience: Duration) -> Builder<Streams> {
+    let mut builder = Builder::new(Streams { patience });
     builder
         .http1()
         .timer(TokioTimer::new())

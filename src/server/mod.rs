@@ -18,6 +18,7 @@ pub mod grpc;
 mod held;
 mod host;
 mod http;
+mod lines;
 mod metrics;
 mod models;
 mod oip;
@@ -33,6 +34,7 @@ mod throughput;
 pub mod tls;
 mod trace_context;
 mod turns;
+mod unread;
 mod vllm_engine;
 
 use std::{sync::Arc, time::Duration};
@@ -113,7 +115,10 @@ pub async fn serve(
 ) -> Result<()> {
     let closer = Closer::new();
     let going = (closer.watch(), options.access.clone());
-    let models = Models::new(first.into(), options.models, going, options.streams);
+    let first = first.into();
+    // Before the engine ends a sequence that is not read: what can be read on elsewhere goes on without this reader.
+    let patience = first.engine.config().stall_timeout * 3 / 4;
+    let models = Models::new(first, options.models, going, options.streams);
     let guarded = grpc::routes(&models, options.drain_grace)?.merge(http::routes(&models, &options.allowed_origins));
     let pages = metrics::routes(models.clone(), options.access.clone());
     let guard = Guard { access: options.access, origins: options.allowed_origins.clone() };
@@ -122,8 +127,9 @@ pub async fn serve(
     // Pages that say nothing of anybody's requests.
     let router = guarded.merge(pages).merge(root());
     let router = cors::open(router, &options.allowed_origins);
-    let router = trace_context::carry(router, &models);
-    let mut connections = Connections { router, tls: options.tls, closer, tasks: JoinSet::new(), places: places() };
+    let router = unread::noted(trace_context::carry(router, &models));
+    let (tls, tasks, places) = (options.tls, JoinSet::new(), places());
+    let mut connections = Connections { router, tls, patience, closer, tasks, places };
 
     connections.accept_until(&listener, shutdown).await;
     models.announce_drain();
@@ -162,6 +168,8 @@ fn places() -> Arc<Semaphore> {
 struct Connections {
     router: Router,
     tls: Option<Tls>,
+    /// How long a reader may take nothing of an answer.
+    patience: Duration,
     closer: Closer,
     tasks: JoinSet<()>,
     places: Arc<Semaphore>,
@@ -179,9 +187,9 @@ impl Connections {
                 (stream, place) = accept(listener, &self.places) => {
                     let peer = Peer(stream.peer_addr().ok().map(|address| address.ip()));
                     let (router, tls) = (FromPeer::new(self.router.clone(), peer), self.tls.clone());
-                    let closing = self.closer.watch();
+                    let (closing, patience) = (self.closer.watch(), self.patience);
                     self.tasks.spawn(async move {
-                        connection::serve(stream, tls, router, closing).await;
+                        connection::serve(stream, tls, router, patience, closing).await;
                         drop(place);
                     });
                 }

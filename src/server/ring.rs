@@ -57,6 +57,8 @@ struct State<T> {
     let_go: u64,
     /// Nobody can come back to it.
     forgotten: bool,
+    /// Who is to learn of it by its first event has not read that.
+    unheard: bool,
 }
 
 impl<T> State<T> {
@@ -118,6 +120,7 @@ impl<T: Clone> Ring<T> {
             touched: Instant::now(),
             let_go: 0,
             forgotten: false,
+            unheard: false,
         };
         Arc::new(Self { limits, state: Mutex::new(state), changed: Notify::new() })
     }
@@ -177,6 +180,16 @@ impl<T: Clone> Ring<T> {
         Ok(Attachment { ring: self.clone(), number: state.attachment })
     }
 
+    /// Attaches the first reader, who learns by the first event how to come back: where it goes before it has read that,
+    /// nobody can, and the ring is abandoned at once.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    pub(crate) fn attach_stranger(self: &Arc<Self>) -> Result<Attachment<T>> {
+        self.state().unheard = true;
+        self.attach(0)
+    }
+
     /// Ends the stream of the reader of this number without an error, if it still is the one; it can come back.
     pub(crate) fn let_go(&self, number: u64) {
         let mut state = self.state();
@@ -207,10 +220,11 @@ impl<T: Clone> Ring<T> {
 
     /// Returns when nobody has been attached for `ttl`, or it was forgotten.
     pub(crate) async fn abandoned(&self, ttl: Duration) {
-        let due = |state: &State<T>| match (state.forgotten, state.cursor) {
-            (true, _) => Some(state.touched),
-            (false, Some(_)) => None,
-            (false, None) => Some(state.touched + ttl),
+        let due = |state: &State<T>| match state.cursor {
+            _ if state.forgotten => Some(state.touched),
+            Some(_) => None,
+            None if state.unheard => Some(state.touched),
+            None => Some(state.touched + ttl),
         };
         loop {
             let at = self.until(|state| due(state)).await;
@@ -224,6 +238,12 @@ impl<T: Clone> Ring<T> {
     /// Whether it has ended with an error.
     pub(crate) fn has_failed(&self) -> bool {
         matches!(self.state().end, Some(Err(_)))
+    }
+
+    /// Since when nobody has been attached.
+    pub(crate) fn detached_since(&self) -> Option<Instant> {
+        let state = self.state();
+        state.cursor.is_none().then_some(state.touched)
     }
 
     /// Since when nobody reads a stream that has ended: nobody is attached, or who is has not taken anything for `ttl`.
@@ -262,6 +282,8 @@ impl<T: Clone> Attachment<T> {
                     return Some(Some(Err(Error::new(Code::Aborted, why))));
                 }
                 let seq = state.cursor? + 1;
+                // Who asks for more has what came before: one event is in the hand of whoever sends it.
+                state.unheard &= seq == 1;
                 if seq < state.oldest() && seq <= state.newest {
                     return Some(Some(Err(gone(seq - 1, state.oldest()))));
                 }
@@ -446,6 +468,22 @@ mod tests {
         drop(reader);
         abandoned.await;
         assert_eq!(began.elapsed().as_secs(), 11 * 60);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ring_of_which_nobody_has_learned_is_abandoned_with_its_first_reader() {
+        let ttl = Duration::from_secs(60);
+        for looks in 0..3 {
+            let ring = Ring::new(LIMITS);
+            let mut stranger = Box::pin(ring.attach_stranger().unwrap().events());
+            ring.push(1, 1);
+            let taken = (0..looks).filter(|_| ready(&mut stranger).is_some()).count();
+            assert_eq!((taken, ring.detached_since()), (looks.min(1), None));
+            drop(stranger);
+            assert!(ring.detached_since().is_some());
+            let soon = tokio::time::timeout(ttl / 2, ring.abandoned(ttl)).await.is_ok();
+            assert_eq!(soon, looks < 2, "only who asks for the second event has the first");
+        }
     }
 
     #[tokio::test(start_paused = true)]

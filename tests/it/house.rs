@@ -55,6 +55,7 @@ const SERVED: &[&str] = &[
     "server/events",
     "server/bodies",
     "server/closing",
+    "server/lines",
     "server/throughput",
     "server/turns",
 ];
@@ -89,6 +90,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("tonic", &["server/grpc", "server/vllm_engine", "server/oip", "server/metrics", "proto", "cli/connect"]),
     ("axum", &["server"]),
     ("http_body", &["server"]),
+    ("hyper", &["server/unread"]),
     ("tonic_web", &["server/grpc"]),
     ("tower_http", &["server/cors"]),
     ("tokenizers", &["text/tokenizer"]),

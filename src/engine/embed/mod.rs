@@ -19,6 +19,7 @@ use super::{
     Engine, ModelImpl, admission,
     block_manager::Salt,
     channel::{Delivery, ReaderControl, ReaderSpec, RequestTag, Rest},
+    live::{Full, LivePlaces},
     sequence::Sequence,
     supervisor::{Life, Registration},
     unavailable,
@@ -168,11 +169,11 @@ impl Engine {
             request;
         let (pooling, dimensions) = self.check_options(&options)?;
         check_number(inputs.len(), dimensions)?;
-        let places = places(&life, inputs.len().min(most_at_once).clamp(1, self.config().max_live()))
-            .ok_or_else(|| self.full("the queue is full: try again later"))?;
+        let wanted = inputs.len().min(most_at_once).clamp(1, self.config().max_live());
+        let places = places(&life, tenant.as_ref(), wanted).map_err(|full| self.full(full))?;
         let kib = u32::try_from((inputs.len() * dimensions * size_of::<f32>()).div_ceil(1024)).unwrap_or(u32::MAX);
         let room = self.inner.vectors.clone().try_acquire_many_owned(kib);
-        let room = room.map_err(|_| self.full("too many vectors are being computed and sent: try again later"))?;
+        let room = room.map_err(|_| self.exhausted("too many vectors are being computed and sent: try again later"))?;
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the request was admitted"));
         }
@@ -196,11 +197,6 @@ impl Engine {
         let engine = self.clone();
         let batch = Batch { engine, life, places, prompts, pooling, options, priority, salt, tag, weight };
         Ok(EmbedBatch { batch, room, deadline })
-    }
-
-    fn full(&self, message: &str) -> Error {
-        let after = self.rates().retry_after().unwrap_or(admission::RETRY_AFTER);
-        Error::new(Code::ResourceExhausted, message).retry_after(after)
     }
 
     /// The pooling in force, and the numbers a vector has.
@@ -273,11 +269,14 @@ fn check_number(inputs: usize, dimensions: usize) -> Result<()> {
     Ok(())
 }
 
-/// Up to `wanted` places among the live requests, as many as there are; none where there is none.
-fn places(life: &Life, wanted: usize) -> Option<Vec<Place>> {
-    let take = |_| life.live.clone().try_acquire_owned().ok().map(Arc::new);
-    let places: Vec<_> = (0..wanted).map_while(take).collect();
-    (!places.is_empty()).then_some(places)
+/// Up to `wanted` places among the live requests, as many as the tenant gets.
+///
+/// # Errors
+/// Why it gets none.
+fn places(life: &Life, tenant: Option<&Arc<str>>, wanted: usize) -> Result<Vec<Place>, Full> {
+    let take = || life.live.take(tenant, 1).map(Arc::new);
+    let first = take()?;
+    Ok(std::iter::once(first).chain((1..wanted).map_while(|_| take().ok())).collect())
 }
 
 /// What `work` comes to, if it does before the deadline.
@@ -318,7 +317,7 @@ impl EmbedBatch {
 }
 
 /// A place among the live requests, which the inputs of a call take one after another.
-type Place = Arc<OwnedSemaphorePermit>;
+type Place = Arc<LivePlaces>;
 
 /// The inputs of a call.
 struct Batch {
@@ -396,7 +395,7 @@ impl Batch {
             // A life that was given up has ended its streams already, and this one came too late to be among them.
             Ok(()) if !life.stopped() => life.bell.ring(),
             Ok(()) | Err(TrySendError::Disconnected(_)) => return Err(unavailable("the engine is restarting")),
-            // Unreachable: the channel has a place for every permit.
+            // Unreachable: the channel has room for all who have a place.
             Err(TrySendError::Full(_)) => return Err(Error::internal("the engine's queue overflowed")),
         }
         if let Some(tokens) = &self.tag.tokens {

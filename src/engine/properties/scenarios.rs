@@ -5,8 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::Semaphore;
-
 use super::world::{Outbox, tokens};
 use crate::{
     config::EngineConfig,
@@ -15,6 +13,7 @@ use crate::{
         channel::{ReaderControl, ReaderSpec},
         executor::{Executor, SequenceOutput, StepOutput, StepPlan},
         fake::{FakeExecutor, FakeOptions},
+        live::Live,
         scheduler::{End, Event, Scheduler},
         sequence::Sequence,
     },
@@ -255,7 +254,7 @@ fn a_reader_that_is_to_be_cut_off_has_a_moment_to_catch_up() {
 #[test]
 fn a_reader_that_begins_to_count_within_a_step_gets_what_comes_of_it() {
     let mut engine = Engine::new(&config());
-    let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+    let place = Live::new(1).take(None, 1).unwrap();
     let spec = ReaderSpec {
         capacity_tokens: 8,
         credits: None,
@@ -263,7 +262,7 @@ fn a_reader_that_begins_to_count_within_a_step_gets_what_comes_of_it() {
         place: (0, SequenceId(1)),
         request: Arc::default(),
     };
-    let (reader, _deliveries) = ReaderControl::new(spec, Arc::default(), permit);
+    let (reader, _deliveries) = ReaderControl::new(spec, Arc::default(), place);
     let sequence = engine.sequence(&[TokenId(1)], 8);
     engine.scheduler.add(Sequence { reader: reader.clone(), ..sequence }).unwrap();
     let mut events = Vec::new();

@@ -37,6 +37,12 @@ impl Caller {
         Self(Some(tenant))
     }
 
+    /// One of that name, without limits.
+    #[cfg(test)]
+    pub(crate) fn of_tenant(name: &str) -> Self {
+        Self(Some(Tenant::new(name.into(), crate::config::TenantLimits::default(), Instant::now())))
+    }
+
     /// Everybody, where no keys are asked for.
     pub(crate) fn anybody() -> Self {
         Self(None)

@@ -57,7 +57,7 @@ async fn create(State(http): State<Http>, request: Request) -> Result<Response, 
     let call = Call::read(&http, request, ContentType::Json).await?;
     let conversation: Conversation = call.parse().map_err(|error| http.models.refused(error))?;
     let model = conversation.model().to_owned();
-    let backend = &http.models.backend(Some(&model)).await?;
+    let backend = &http.models.backend(&call.caller, Some(&model), None).await?;
     let asked = || -> Result<(bool, EngineRequest)> {
         let messages: Messages = call.parse()?;
         let chat = conversation.chat(can_think(backend))?;
@@ -81,7 +81,7 @@ async fn count_tokens(State(http): State<Http>, request: Request) -> Result<Json
     let call = Call::read(&http, request, ContentType::Json).await?;
     let _admission = http.models.admit_call(&call.caller)?;
     let conversation: Conversation = call.parse().map_err(|error| http.models.refused(error))?;
-    let backend = &http.models.backend(Some(conversation.model())).await?;
+    let backend = &http.models.backend(&call.caller, Some(conversation.model()), None).await?;
     let chat = conversation.chat(can_think(backend)).map_err(|error| backend.refused(error))?;
     let ids = chat_ids(backend, &call.caller, chat, false).await?;
     Ok(Json(json!({"input_tokens": ids.len()})))

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tonic::{Extensions, Request, Response, Status, Streaming, codegen::BoxStream, metadata::MetadataMap};
 
 use super::{
@@ -58,19 +59,20 @@ impl ChatService {
         asked: Asked,
     ) -> Result<(Teller, Backend, Events)> {
         let caller = Caller::of(extensions)?;
-        let backend = self.models.backend(convert::model(asked.1.as_ref())).await?;
-        let request = engine_request(&backend, metadata, asked).map_err(|error| backend.refused(error))?;
+        let deadline = deadline(metadata).map_err(|error| self.models.refused(error))?;
+        let backend = self.models.backend(&caller, convert::model(asked.1.as_ref()), deadline).await?;
+        let request = engine_request(&backend, deadline, asked).map_err(|error| backend.refused(error))?;
         let teller = Teller::new(&request, Duration::ZERO);
         let events = stream::open(&backend, &caller, request, &PATHS).await?;
         Ok((teller, backend, events))
     }
 }
 
-fn engine_request(backend: &Backend, metadata: &MetadataMap, asked: Asked) -> Result<EngineRequest> {
+fn engine_request(backend: &Backend, deadline: Option<Instant>, asked: Asked) -> Result<EngineRequest> {
     let (messages, options, chat) = asked;
     let prompt = chat_convert::prompt(messages, chat)?;
     let request = convert::request(Prompt::Chat(prompt), options, backend.engine.info())?;
-    Ok(EngineRequest { deadline: deadline(metadata)?, ..request })
+    Ok(EngineRequest { deadline, ..request })
 }
 
 #[tonic::async_trait]
@@ -102,10 +104,12 @@ impl Chat for ChatService {
         let (metadata, extensions, message) = request.into_parts();
         let caller = Caller::of(&extensions).map_err(status)?;
         let CompleteStreamRequest { messages, options, chat } = message;
-        let backend = self.models.backend(convert::model(options.as_ref())).await.map_err(status)?;
+        let deadline = deadline(&metadata).map_err(|error| status(self.models.refused(error)))?;
+        let model = convert::model(options.as_ref());
+        let backend = self.models.backend(&caller, model, deadline).await.map_err(status)?;
         let wishes = Wishes::of_stream(&backend, options.as_ref(), || format!("{messages:?}{chat:?}"));
         let asked =
-            wishes.and_then(|wishes| Ok((wishes, engine_request(&backend, &metadata, (messages, options, chat))?)));
+            wishes.and_then(|wishes| Ok((wishes, engine_request(&backend, deadline, (messages, options, chat))?)));
         let (wishes, request) = asked.map_err(|error| status(backend.refused(error)))?;
         let response = streaming::respond(&backend, &self.resumables, caller, request, &PATHS, wishes).await;
         Ok(Response::new(response.map_err(status)?))

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::http::HeaderMap;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
@@ -18,6 +19,11 @@ pub(crate) fn deadline(metadata: &MetadataMap) -> Result<Option<Instant>> {
     let timeout = value.to_str().ok().and_then(parse);
     let timeout = timeout.ok_or_else(|| Error::invalid(HEADER, "must be 1 to 8 digits and one of H M S m u n"))?;
     Ok(Instant::now().checked_add(timeout))
+}
+
+/// The same of a call that may be another wire's: none where the header cannot be read.
+pub(crate) fn of(headers: &HeaderMap) -> Option<Instant> {
+    Instant::now().checked_add(parse(headers.get(HEADER)?.to_str().ok()?)?)
 }
 
 fn parse(value: &str) -> Option<Duration> {

@@ -46,7 +46,7 @@ impl EmbeddingsService {
         deadline: Option<Instant>,
     ) -> Result<(wire::EmbedResponse, Held)> {
         let options = message.options.unwrap_or_default();
-        let backend = &self.models.backend(options.model.as_deref()).await?;
+        let backend = &self.models.backend(caller, options.model.as_deref(), deadline).await?;
         let info = backend.engine.info();
         let asked = request_id("options.request_id", options.request_id.clone()).and_then(|id| {
             let inputs = message.inputs.into_iter().enumerate();
@@ -166,14 +166,18 @@ impl Line {
     async fn hear(&mut self, message: wire::EmbedStreamRequest) -> Result<()> {
         match message.request {
             Some(Asked::Options(options)) => {
-                let (deadline, backend) = (self.request.deadline, self.models.backend(options.model.as_deref()).await?);
+                let (deadline, model) = (self.request.deadline, options.model.as_deref());
+                let backend = self.models.backend(&self.caller, model, deadline).await?;
                 let request = request(options, backend.engine.info()).map_err(|error| backend.refused(error))?;
                 (self.request, self.backend) = (EmbedRequest { deadline, ..request }, Some(backend));
             }
             Some(Asked::Item(item)) => {
                 let backend = match &self.backend {
                     Some(backend) => backend.clone(),
-                    None => self.backend.insert(self.models.backend(None).await?).clone(),
+                    None => {
+                        let backend = self.models.backend(&self.caller, None, self.request.deadline).await?;
+                        self.backend.insert(backend).clone()
+                    }
                 };
                 let (caller, request) = (self.caller.clone(), self.request.clone());
                 self.running.spawn(async move {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tonic::{Extensions, Request, Response, Status, codegen::BoxStream, metadata::MetadataMap};
 
 use super::{
@@ -54,8 +55,9 @@ impl GenerationService {
         options: Option<RequestOptions>,
     ) -> Result<(Teller, Backend, Events)> {
         let caller = Caller::of(extensions)?;
-        let backend = self.models.backend(convert::model(options.as_ref())).await?;
-        let request = engine_request(&backend, metadata, prompt, options).map_err(|error| backend.refused(error))?;
+        let deadline = deadline(metadata).map_err(|error| self.models.refused(error))?;
+        let backend = self.models.backend(&caller, convert::model(options.as_ref()), deadline).await?;
+        let request = engine_request(&backend, deadline, prompt, options).map_err(|error| backend.refused(error))?;
         let teller = Teller::new(&request, Duration::ZERO);
         let events = stream::open(&backend, &caller, request, &PATHS).await?;
         Ok((teller, backend, events))
@@ -64,12 +66,12 @@ impl GenerationService {
 
 fn engine_request(
     backend: &Backend,
-    metadata: &MetadataMap,
+    deadline: Option<Instant>,
     prompt: Option<Prompt>,
     options: Option<RequestOptions>,
 ) -> Result<EngineRequest> {
     let request = convert::request(convert::prompt(prompt)?, options, backend.engine.info())?;
-    Ok(EngineRequest { deadline: deadline(metadata)?, ..request })
+    Ok(EngineRequest { deadline, ..request })
 }
 
 #[tonic::async_trait]
@@ -99,10 +101,12 @@ impl Generation for GenerationService {
     ) -> Result<Response<Self::GenerateStreamStream>, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let caller = Caller::of(&extensions).map_err(status)?;
-        let backend = self.models.backend(convert::model(message.options.as_ref())).await.map_err(status)?;
+        let deadline = deadline(&metadata).map_err(|error| status(self.models.refused(error)))?;
+        let model = convert::model(message.options.as_ref());
+        let backend = self.models.backend(&caller, model, deadline).await.map_err(status)?;
         let wishes = Wishes::of_stream(&backend, message.options.as_ref(), || format!("{:?}", message.prompt));
         let asked = wishes
-            .and_then(|wishes| Ok((wishes, engine_request(&backend, &metadata, message.prompt, message.options)?)));
+            .and_then(|wishes| Ok((wishes, engine_request(&backend, deadline, message.prompt, message.options)?)));
         let (wishes, request) = asked.map_err(|error| status(backend.refused(error)))?;
         let response = streaming::respond(&backend, &self.resumables, caller, request, &PATHS, wishes).await;
         Ok(Response::new(response.map_err(status)?))
@@ -119,6 +123,7 @@ impl Generation for GenerationService {
 
     async fn quote(&self, request: Request<QuoteRequest>) -> Result<Response<QuoteResponse>, Status> {
         let caller = Caller::of(request.extensions()).map_err(status)?;
+        let deadline = deadline(request.metadata()).map_err(status)?;
         let _admission = self.models.admit_call(&caller).map_err(status)?;
         let QuoteRequest { prompt, messages, options, chat } = request.into_inner();
         let prompt = match (prompt, messages.is_empty()) {
@@ -126,7 +131,8 @@ impl Generation for GenerationService {
             (prompt, true) => convert::prompt(prompt),
             (None, false) => chat_convert::prompt(messages, chat).map(EnginePrompt::Chat),
         };
-        let Backend { engine, .. } = &self.models.backend(convert::model(options.as_ref())).await.map_err(status)?;
+        let model = convert::model(options.as_ref());
+        let Backend { engine, .. } = &self.models.backend(&caller, model, deadline).await.map_err(status)?;
         // Now that there is something to work with: others do not wait for a model.
         let _place = self.models.line_up(&caller).map_err(status)?;
         let request = prompt.and_then(|prompt| convert::request(prompt, options, engine.info()));

@@ -11,6 +11,7 @@ pub(crate) mod health;
 mod inbound;
 pub(crate) mod models;
 mod resumable;
+mod room;
 mod session;
 pub mod status;
 pub(crate) mod stream;

@@ -5,17 +5,15 @@
 //! each ring in events and bytes, so all together are too.
 
 use std::{
-    cmp::Reverse,
     collections::HashMap,
     future::Future,
     hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use futures::{Stream, StreamExt};
 
-use super::told::Told;
+use super::{room::least_wanted, told::Told};
 use crate::{
     config::StreamArgs,
     error::{Code, Error, Result},
@@ -144,7 +142,9 @@ impl Resumables {
             }
         }
         if streams.len() >= self.limits.max_resumable_streams {
-            let Some(id) = least_wanted(&streams, &owner, self.limits.resume_ttl) else {
+            let ttl = self.limits.resume_ttl;
+            let all = streams.iter().map(|(id, entry)| (id, &entry.owner, entry.ring.idle_since(ttl)));
+            let Some(id) = least_wanted(all, &owner) else {
                 let why = format!("{} resumable streams are kept already", self.limits.max_resumable_streams);
                 return Err(Error::new(Code::ResourceExhausted, why));
             };
@@ -168,20 +168,6 @@ impl Resumables {
         let ring = ring.ok_or_else(|| Error::new(Code::NotFound, "there is no such stream, or not any more"))?;
         ring.attach(after_seq)
     }
-}
-
-/// Of the streams that have ended and that nobody reads, the oldest of the tenant that has the most streams. Who asks for
-/// room gets it of its own, or of those that have more than it has.
-fn least_wanted(streams: &HashMap<String, Entry>, asking: &Owner, ttl: Duration) -> Option<String> {
-    let mut held: HashMap<&Owner, usize> = HashMap::new();
-    streams.values().for_each(|entry| *held.entry(&entry.owner).or_default() += 1);
-    let number = |owner: &Owner| held.get(owner).copied().unwrap_or_default();
-    let idle = streams.iter().filter_map(|(id, entry)| {
-        let since = entry.ring.idle_since(ttl)?;
-        let (theirs, is_own) = (number(&entry.owner), entry.owner == *asking);
-        (is_own || theirs > number(asking)).then_some((Reverse(theirs), !is_own, since, id))
-    });
-    idle.min().map(|(.., id)| id.clone())
 }
 
 /// Moves a stream's events into its ring, and returns when nobody has read them for the time to live.
@@ -218,6 +204,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures::{FutureExt, stream};
     use tokio::sync::oneshot;
 

@@ -1,8 +1,9 @@
 //! `candlewick.v1.Tokens`: text to token ids and back, and what a chat is to the model.
 
-use tonic::{Extensions, Request, Response, Status};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
 
-use super::{Backend, Models, chat, chat_convert, status::status};
+use super::{Models, chat, chat_convert, deadline::deadline, status::status};
 use crate::{
     engine::prompt_text,
     error::Error,
@@ -23,23 +24,21 @@ impl TokensService {
         Self { models }
     }
 
-    fn admit(&self, extensions: &Extensions) -> Result<(Caller, Admission), Status> {
-        let caller = Caller::of(extensions).map_err(status)?;
+    /// Who makes a call, what it takes of its quotas, and when it is no longer wanted.
+    fn admit<T>(&self, request: &Request<T>) -> Result<(Caller, Admission, Option<Instant>), Status> {
+        let caller = Caller::of(request.extensions()).map_err(status)?;
+        let deadline = deadline(request.metadata()).map_err(status)?;
         let admission = self.models.admit_call(&caller).map_err(status)?;
-        Ok((caller, admission))
-    }
-
-    async fn backend(&self, model: Option<String>) -> Result<Backend, Status> {
-        self.models.backend(model.as_deref()).await.map_err(status)
+        Ok((caller, admission, deadline))
     }
 }
 
 #[tonic::async_trait]
 impl Tokens for TokensService {
     async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
-        let (caller, _admission) = self.admit(request.extensions())?;
+        let (caller, _admission, deadline) = self.admit(&request)?;
         let TokenizeRequest { model, text, add_special_tokens } = request.into_inner();
-        let backend = self.backend(model).await?;
+        let backend = self.models.backend(&caller, model.as_deref(), deadline).await.map_err(status)?;
         let tokenizer = backend.tokenizer().map_err(status)?;
         let encode = move || tokenizer.encode(&text, add_special_tokens.unwrap_or(true));
         let ids = backend.work(&caller, encode).await.map_err(status)?;
@@ -47,9 +46,9 @@ impl Tokens for TokensService {
     }
 
     async fn detokenize(&self, request: Request<DetokenizeRequest>) -> Result<Response<DetokenizeResponse>, Status> {
-        let (caller, _admission) = self.admit(request.extensions())?;
+        let (caller, _admission, deadline) = self.admit(&request)?;
         let DetokenizeRequest { model, token_ids, skip_special_tokens, return_token_strs } = request.into_inner();
-        let backend = self.backend(model).await?;
+        let backend = self.models.backend(&caller, model.as_deref(), deadline).await.map_err(status)?;
         let tokenizer = backend.tokenizer().map_err(status)?;
         let vocab_size = backend.engine.info().vocab_size;
         if let Some((k, id)) = token_ids.iter().enumerate().find(|&(_, &id)| TokenId(id).index() >= vocab_size) {
@@ -72,10 +71,10 @@ impl Tokens for TokensService {
         &self,
         request: Request<ApplyTemplateRequest>,
     ) -> Result<Response<ApplyTemplateResponse>, Status> {
-        let (caller, _admission) = self.admit(request.extensions())?;
+        let (caller, _admission, deadline) = self.admit(&request)?;
         let ApplyTemplateRequest { model, messages, chat } = request.into_inner();
         let prompt = chat_convert::prompt(messages, chat).map_err(status)?;
-        let backend = self.backend(model).await?;
+        let backend = self.models.backend(&caller, model.as_deref(), deadline).await.map_err(status)?;
         let tokenizer = backend.tokenizer().map_err(status)?;
         let text = backend.engine.text().clone();
         let render = move || {

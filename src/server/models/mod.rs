@@ -20,8 +20,8 @@ use futures::{
     stream::{BoxStream, select_all},
 };
 use tokio::{
-    sync::{Semaphore, watch},
-    time::sleep,
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_stream::wrappers::WatchStream;
 
@@ -36,7 +36,8 @@ use super::{
     backend::Backend,
     bodies::Bodies,
     closing::{Closer, Closing},
-    turns::{InLine, Turns},
+    lines::{InLine, Lines},
+    turns::Turns,
 };
 use crate::{
     config::{MachineFacts, StreamArgs},
@@ -48,8 +49,6 @@ use crate::{
     telemetry::{Telemetry, spans::Spans},
 };
 
-/// Requests that wait at once for a model that was idle to be loaded again.
-const WAKING_AT_ONCE: usize = 64;
 /// When to come back for a model that is being loaded.
 const LOADING_RETRY: Duration = Duration::from_secs(2);
 
@@ -114,8 +113,8 @@ struct Shared {
     /// Room for what clients send.
     bodies: Bodies,
     turns: Turns,
-    /// One permit a request that waits for a model to come back.
-    waking: Semaphore,
+    /// Requests that wait for a model to come back.
+    waking: Lines,
     access: Access,
     spans: Option<Spans>,
     settings: Option<ModelSource>,
@@ -140,7 +139,7 @@ impl Models {
             streams,
             bodies: Bodies::default(),
             turns: Turns::default(),
-            waking: Semaphore::new(WAKING_AT_ONCE),
+            waking: Lines::default(),
             access,
             spans: first.engine.telemetry().spans().cloned(),
             settings,
@@ -159,31 +158,41 @@ impl Models {
     }
 
     /// The model that a request names, or an adapter's; without a name, the first there is. One that is idle is loaded
-    /// first. What goes wrong is counted as a refusal.
+    /// first, as long as the caller waits for it: each tenant's requests stand in a line of their own. What goes wrong is
+    /// counted as a refusal.
     ///
     /// # Errors
-    /// `NotFound` where the server knows none of that name, `FailedPrecondition` where it is not loaded or could not be, `Unavailable` with a
-    /// hint when to come back while it is being loaded.
-    pub(crate) async fn backend(&self, model: Option<&str>) -> Result<Backend> {
-        self.find(model).await.map_err(|error| self.refused(error))
+    /// `NotFound` where the server knows none of that name, `FailedPrecondition` where it is not loaded or could not be,
+    /// `Unavailable` with a hint when to come back while it is being loaded and too many of the caller's requests wait for that;
+    /// `DeadlineExceeded`.
+    pub(crate) async fn backend(
+        &self,
+        caller: &Caller,
+        model: Option<&str>,
+        deadline: Option<Instant>,
+    ) -> Result<Backend> {
+        self.find(caller, model, deadline).await.map_err(|error| self.refused(error))
     }
 
-    async fn find(&self, model: Option<&str>) -> Result<Backend> {
+    async fn find(&self, caller: &Caller, model: Option<&str>, deadline: Option<Instant>) -> Result<Backend> {
         loop {
             let (mut coming, is_own) = match self.shared.look_up(model)? {
                 Place::Ready(backend) => return Ok(*backend),
                 Place::Coming(coming) => (coming, true),
                 Place::Behind(other) => (other, false),
             };
-            let _place = self.shared.waking.try_acquire().map_err(|_| {
-                Error::new(Code::Unavailable, "too many requests wait for an idle model: try again later")
-                    .retry_after(LOADING_RETRY)
+            let _place = self.shared.waking.enter(caller).map_err(|most| {
+                let why = format!("{most} requests wait for a model to be loaded already: try again later");
+                Error::new(Code::Unavailable, why).retry_after(LOADING_RETRY)
             })?;
             let closing = &self.shared.closing;
             let outcome = tokio::select! {
                 outcome = coming::outcome(&mut coming) => outcome?,
                 // The end of the server does not wait for a load.
                 () = closing.clone().leaving() => return Err(closing.error("the model was loaded")),
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                    return Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the model was loaded"));
+                }
             };
             if is_own && outcome.is_err() {
                 return Err(not_loaded(model.unwrap_or("of requests that name none")));
@@ -458,7 +467,7 @@ mod tests {
             streams: StreamArgs::default(),
             bodies: Bodies::default(),
             turns: Turns::default(),
-            waking: Semaphore::new(WAKING_AT_ONCE),
+            waking: Lines::default(),
             access: Access::default(),
             spans: None,
             settings: None,
@@ -482,8 +491,8 @@ mod tests {
     async fn who_waits_behind_anothers_load_hears_nothing_of_how_that_ended() {
         let closer = Closer::new();
         let ((other, others_load), (own, own_load)) = (loading("other"), loading("mine"));
-        let models = models(closer.watch(), others_load);
-        let mut asked = Box::pin(models.find(Some("mine")));
+        let (models, caller) = (models(closer.watch(), others_load), Caller::anybody());
+        let mut asked = Box::pin(models.find(&caller, Some("mine"), None));
         assert!((&mut asked).now_or_never().is_none());
         models.shared.table().loading = Some(own_load);
         other.send_replace(failed("no such file"));
@@ -496,11 +505,42 @@ mod tests {
     async fn who_waits_for_a_model_is_let_go_when_connections_should_end() {
         let closer = Closer::new();
         let (_tells, load) = loading("mine");
-        let models = models(closer.watch(), load);
-        let mut asked = Box::pin(models.find(Some("mine")));
+        let (models, caller) = (models(closer.watch(), load), Caller::anybody());
+        let mut asked = Box::pin(models.find(&caller, Some("mine"), None));
         assert!((&mut asked).now_or_never().is_none());
         closer.leave();
         assert_eq!(asked.await.err().unwrap().code, Code::Unavailable);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_model_waits_no_longer_than_its_deadline() {
+        let (_tells, load) = loading("mine");
+        let closer = Closer::new();
+        let (models, caller) = (models(closer.watch(), load), Caller::anybody());
+        let (began, patience) = (Instant::now(), Duration::from_secs(3));
+        let asked = models.find(&caller, Some("mine"), Some(began + patience));
+        assert_eq!(asked.await.err().unwrap().code, Code::DeadlineExceeded);
+        assert_eq!(began.elapsed(), patience);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_model_with_many_requests_leaves_the_places_of_others() {
+        let (_tells, load) = loading("mine");
+        let closer = Closer::new();
+        let models = models(closer.watch(), load);
+        let [many, few] = ["many", "few"].map(Caller::of_tenant);
+        let mut waiting = Vec::new();
+        let refused = loop {
+            let mut asked = Box::pin(models.find(&many, Some("mine"), None));
+            match (&mut asked).now_or_never() {
+                None => waiting.push(asked),
+                Some(refused) => break refused.err().unwrap(),
+            }
+        };
+        assert_eq!((refused.code, refused.retry_after), (Code::Unavailable, Some(LOADING_RETRY)));
+        assert!(models.find(&few, Some("mine"), None).now_or_never().is_none(), "it waits too");
+        waiting.pop();
+        assert!(models.find(&many, Some("mine"), None).now_or_never().is_none(), "a place is free again");
     }
 
     #[test]

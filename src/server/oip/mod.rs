@@ -66,8 +66,13 @@ impl InferenceService {
     }
 
     /// The model of that name and version.
-    async fn backend(&self, model: &str, version: &str) -> Result<Backend> {
-        let backend = self.models.backend(Some(model)).await?;
+    async fn backend(
+        &self,
+        caller: &Caller,
+        (model, version): (&str, &str),
+        deadline: Option<Instant>,
+    ) -> Result<Backend> {
+        let backend = self.models.backend(caller, Some(model), deadline).await?;
         check_version(version).map_err(|error| backend.refused(error))?;
         Ok(backend)
     }
@@ -145,7 +150,8 @@ impl InferenceService {
         message: ModelInferRequest,
         deadline: Option<Instant>,
     ) -> Result<(Events, Answer)> {
-        let backend = self.backend(&message.model_name, &message.model_version).await?;
+        let model = (&*message.model_name, &*message.model_version);
+        let backend = self.backend(caller, model, deadline).await?;
         let (request, answer) = Self::request(&backend, message, deadline).map_err(|error| backend.refused(error))?;
         Ok((responses::open(&backend, caller, request, &PATHS).await?, answer))
     }
@@ -362,7 +368,8 @@ impl GrpcInferenceService for InferenceService {
         let (headers, extensions, message) = request.into_parts();
         let deadline = deadline(&headers).map_err(status)?;
         let caller = Caller::of(&extensions).map_err(status)?;
-        let backend = self.backend(&message.model_name, &message.model_version).await.map_err(status)?;
+        let model = (&*message.model_name, &*message.model_version);
+        let backend = self.backend(&caller, model, deadline).await.map_err(status)?;
         let asked = Self::request(&backend, message, deadline).map_err(|error| status(backend.refused(error)));
         let (request, answer) = asked?;
         if answer.streams {

@@ -148,7 +148,7 @@ struct Named {
 /// `InvalidArgument` where the call names none; as [`Models::backend`](crate::server::models::Models::backend).
 pub(super) async fn backend_of(http: &Http, call: &Call) -> Result<(Backend, String)> {
     let name = name_of(http, call)?;
-    Ok((http.models.backend(Some(&name)).await?, name))
+    Ok((http.models.backend(&call.caller, Some(&name), None).await?, name))
 }
 
 /// The name of the model that a call names, or of its adapter, likewise.

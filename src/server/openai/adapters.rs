@@ -39,7 +39,7 @@ pub(super) async fn load(State(http): State<Http>, request: Request) -> Result<S
     check_operator(request.headers(), request.extensions())?;
     let call = Call::read(&http, request, ContentType::Json).await?;
     let Load { lora_name, lora_path, base_model_name } = call.parse()?;
-    let backend = http.models.backend(base_model_name.as_deref()).await?;
+    let backend = http.models.backend(&call.caller, base_model_name.as_deref(), None).await?;
     let info = backend.engine.info();
     info.adapters.may_change()?;
     if http.models.is_taken(&lora_name) {
@@ -63,7 +63,7 @@ pub(super) async fn unload(State(http): State<Http>, request: Request) -> Result
     let asked: Unload = call.parse()?;
     // Where no model has it, the default one says so.
     let of = Some(asked.lora_name.as_str()).filter(|name| http.models.knows(name));
-    let backend = http.models.backend(of).await?;
+    let backend = http.models.backend(&call.caller, of, None).await?;
     let adapters = &backend.engine.info().adapters;
     adapters.may_change()?;
     adapters.unload(&asked.lora_name)?;

@@ -235,7 +235,7 @@ struct Named {
 /// `InvalidArgument` where it is no name; as [`Models::backend`](crate::server::models::Models::backend).
 pub(super) async fn backend_of(http: &Http, call: &Call) -> Result<Backend> {
     let Named { model } = call.parse().map_err(|error| http.models.refused(error))?;
-    http.models.backend(model.as_deref()).await
+    http.models.backend(&call.caller, model.as_deref(), None).await
 }
 
 fn logit_bias(bias: BTreeMap<String, f32>) -> Result<Vec<(TokenId, f32)>> {

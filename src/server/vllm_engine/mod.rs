@@ -87,8 +87,8 @@ impl VllmEngineService {
     }
 
     /// The model that these calls are about.
-    async fn backend(&self) -> Result<Backend> {
-        self.models.backend(None).await
+    async fn backend(&self, caller: &Caller, deadline: Option<tokio::time::Instant>) -> Result<Backend> {
+        self.models.backend(caller, None, deadline).await
     }
 
     /// What is known of that model, and the model where it is in memory. Routers look again and again, and that should
@@ -110,9 +110,10 @@ impl VllmEngineService {
     async fn open(&self, request: Request<GenerateRequest>) -> Result<Events> {
         let (metadata, extensions, message) = request.into_parts();
         let caller = Caller::of(&extensions)?;
-        let request = convert::request(message)
-            .and_then(|request| Ok(crate::engine::Request { deadline: deadline(&metadata)?, ..request }));
-        let backend = self.backend().await?;
+        let deadline = deadline(&metadata).map_err(|error| self.models.refused(error))?;
+        let request = convert::request(message);
+        let backend = self.backend(&caller, deadline).await?;
+        let request = request.map(|request| crate::engine::Request { deadline, ..request });
         let request = request.map_err(|error| backend.refused(error))?;
         responses::open(&backend, &caller, request, &PATHS).await
     }
@@ -121,12 +122,13 @@ impl VllmEngineService {
     async fn vector(&self, request: Request<EmbedRequest>) -> Result<Response<EmbedResponse>> {
         let (metadata, extensions, EmbedRequest { request_id, tokenized }) = request.into_parts();
         let caller = Caller::of(&extensions)?;
-        let asked = given_or_drawn("request_id", Some(request_id)).and_then(|id| {
+        let deadline = deadline(&metadata).map_err(|error| self.models.refused(error))?;
+        let asked = given_or_drawn("request_id", Some(request_id)).map(|id| {
             let ids = tokenized.unwrap_or_default().input_ids.into_iter().map(TokenId).collect();
             let request = EngineEmbedRequest::new(vec![EmbedInput::Tokens(ids)]);
-            Ok(EngineEmbedRequest { request_id: id, deadline: deadline(&metadata)?, ..request })
+            EngineEmbedRequest { request_id: id, deadline, ..request }
         });
-        let backend = self.backend().await?;
+        let backend = self.backend(&caller, deadline).await?;
         let request = asked.map_err(|error| backend.refused(error))?;
         let embedded = backend.embed(&caller, request).await;
         let embedded = embedded.map_err(|error| PATHS.locate(error))?;
@@ -309,7 +311,8 @@ impl VllmEngine for VllmEngineService {
         request: Request<GetTokenizerRequest>,
     ) -> Result<Response<Self::GetTokenizerStream>, Status> {
         let caller = Caller::of(request.extensions()).map_err(status)?;
-        let backend = self.backend().await.map_err(status)?;
+        let deadline = deadline(request.metadata()).map_err(status)?;
+        let backend = self.backend(&caller, deadline).await.map_err(status)?;
         let (archive, engine) = (self.archive_of(&backend), backend.engine.clone());
         let packed = archive.get_or_try_init(|| backend.work(&caller, move || Archive::of(&engine)));
         packed.await.map_err(status)?;

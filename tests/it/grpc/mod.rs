@@ -103,6 +103,12 @@ impl Server {
         endpoint.connect().await.unwrap()
     }
 
+    /// The same of a client that lets a stream send so many bytes before it reads them.
+    pub(crate) async fn channel_of(&self, window_bytes: u32) -> Channel {
+        let endpoint = Channel::from_shared(format!("http://{}", self.address)).unwrap();
+        endpoint.initial_stream_window_size(window_bytes).connect().await.unwrap()
+    }
+
     pub(crate) async fn generation(&self) -> GenerationClient<Channel> {
         GenerationClient::new(self.channel().await)
     }

@@ -1,6 +1,6 @@
 //! Streams that outlive their connection, what every stream says first and last, and heartbeats.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use candlewick::{
     config::{EngineConfig, StreamArgs},
@@ -325,4 +325,20 @@ async fn what_is_for_streams_is_refused_elsewhere() {
     };
     let refused = server.generation().await.generate(request).await.unwrap_err();
     assert_eq!(refused.get_error_details().bad_request().unwrap().field_violations[0].field, "options.resumable");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resumable_stream_goes_on_without_a_reader_that_stands_still() {
+    let config = EngineConfig { stall_timeout: Duration::from_secs(2), ..config() };
+    let server = Server::start(config.clone(), fakes(&config, |_| FakeOptions::default())).await;
+    let prompt = ids(1, 9);
+    let mut narrow = GenerationClient::new(server.channel_of(512).await);
+    let mut stuck = narrow.generate_stream(resumable(&prompt, 900)).await.unwrap().into_inner();
+    let first = soon("its beginning", stuck.message()).await.unwrap().unwrap();
+    let Some(Event::Started(started)) = first.event else { panic!("{first:?}") };
+    // Were its reader waited for, it would have ended with an error, or hold its place.
+    until("it has ended", || server.engine.num_live() == 0).await;
+    let resume = ResumeRequest { stream_id: started.stream_id.unwrap(), after_seq: Some(1) };
+    let resumed = server.generation().await.resume(resume).await.unwrap();
+    assert_eq!(rest(resumed.into_inner(), 1).await, (expected(&prompt, 900), true));
 }

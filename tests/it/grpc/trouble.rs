@@ -16,8 +16,7 @@ use super::{Server, config, expected, fakes, ids, read, request, soon, until};
 
 /// A client whose window is so small that not reading is felt at once.
 async fn narrow(server: &Server) -> GenerationClient<Channel> {
-    let endpoint = Channel::from_shared(format!("http://{}", server.address)).unwrap();
-    GenerationClient::new(endpoint.initial_stream_window_size(512).connect().await.unwrap())
+    GenerationClient::new(server.channel_of(512).await)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -45,6 +44,33 @@ async fn clients_that_never_read_hold_up_nobody_and_cost_no_memory() {
     assert_eq!(read(stream).await.token_ids(), expected(&ids(k, 20), 900));
     drop(dead);
     server.idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_that_take_nothing_give_their_places_back_though_their_streams_have_ended() {
+    let (long, short) = (Duration::from_secs(3600), Duration::from_millis(100));
+    for (stall_timeout, deadline) in [(short, None), (long, Some(Duration::from_secs(1)))] {
+        let config = EngineConfig { max_num_seqs: 2, max_waiting: 2, stall_timeout, ..config() };
+        let server = Server::start(config.clone(), fakes(&config, |_| FakeOptions::default())).await;
+        // It lets the server send nothing but headers.
+        let mut deaf = GenerationClient::new(server.channel_of(0).await);
+        let mut streams = Vec::new();
+        for k in 0..4 {
+            let mut asked = Request::new(request(&ids(k, 5), 3));
+            if let Some(deadline) = deadline {
+                asked.set_timeout(deadline);
+            }
+            // Each is admitted, whether or not those before it have gone by then.
+            streams.push(deaf.generate_stream(asked).await.unwrap().into_inner());
+        }
+        until("their places are free", || server.engine.num_live() == 0).await;
+        for mut stream in streams {
+            assert!(soon("its end", stream.message()).await.is_err(), "it was cut off");
+        }
+        let prompt = ids(9, 5);
+        let served = server.generation().await.generate_stream(request(&prompt, 5)).await.unwrap();
+        assert_eq!(read(served.into_inner()).await.token_ids(), expected(&prompt, 5));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

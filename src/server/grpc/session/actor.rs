@@ -1,13 +1,16 @@
 //! The task of one session: obeys what clients say, runs one turn at a time, and tells what comes of it. It never waits for
 //! anything else than the next thing to do, so a client is heard whatever its turn waits for.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use futures::{StreamExt, future::BoxFuture};
 use prost::Message as _;
 use tokio::{
     sync::{mpsc, watch},
-    time::Instant,
+    time::{Instant, sleep_until},
 };
 
 use super::super::{
@@ -186,6 +189,7 @@ impl Actor {
                 Woken::Lease => self.tell_of_lease(),
                 Woken::End(error) => break error.map_or(Ok(()), Err),
             }
+            self.place.is_busy.store(!self.phase.is_idle(), Ordering::Relaxed);
             if let Some(reader) = self.nothing_more.take_if(|_| self.phase.is_idle()) {
                 self.ring.let_go(reader);
             }
@@ -211,7 +215,13 @@ impl Actor {
                     None => Woken::Beat,
                 },
                 Phase::Running(running) => {
-                    ring.room().await;
+                    let deadline = running.telling.generation().and_then(|generation| generation.deadline());
+                    tokio::select! {
+                        biased;
+                        () = ring.room() => {}
+                        // A turn ends in time though nobody reads it.
+                        () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
+                    }
                     Woken::Turn(running.telling.next().await)
                 }
             }

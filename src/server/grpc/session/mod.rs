@@ -13,14 +13,17 @@ mod turn;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use futures::{StreamExt, TryStreamExt, future::ready, stream};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tonic::{Status, Streaming, codegen::BoxStream};
 
@@ -28,9 +31,10 @@ use self::{
     actor::{Actor, Command},
     kept::Kept,
 };
-use super::{Backend, Models, convert, resumable::draw_id, status::status};
+use super::{Backend, Models, convert, resumable::draw_id, room::least_wanted, status::status};
 use crate::{
     config::StreamArgs,
+    engine::SessionMemory,
     error::{Code, Error, Result},
     proto::candlewick::v1::{SessionOpen, SessionRequest, SessionResponse, session_request::Event as Asked},
     server::{
@@ -43,6 +47,8 @@ use crate::{
 const FIRST_WORD: Duration = Duration::from_secs(30);
 /// How long a client may take to end its half of a connection whose session is over.
 const LAST_WORD: Duration = Duration::from_secs(1);
+/// How long a client is away before its session may make room for another: who only lost a connection finds it.
+const SPARED: Duration = Duration::from_secs(30);
 /// What clients said that the session's task has not looked at; more waits in the connection.
 const COMMANDS: usize = 16;
 
@@ -50,6 +56,7 @@ const COMMANDS: usize = 16;
 #[derive(Clone)]
 pub(super) struct Sessions {
     all: Arc<Mutex<HashMap<String, Handle>>>,
+    memory: SessionMemory,
     limits: StreamArgs,
 }
 
@@ -59,12 +66,17 @@ struct Handle {
     owner: Owner,
     commands: mpsc::Sender<Command>,
     ring: Arc<Ring<Kept>>,
+    /// It does not make room for others.
+    is_pinned: bool,
+    /// A turn of it is under way, or asked for.
+    is_busy: Arc<AtomicBool>,
 }
 
 /// A place among the sessions; free again when its task ends.
 struct Place {
     all: Sessions,
     id: String,
+    is_busy: Arc<AtomicBool>,
     _quota: SessionPlace,
 }
 
@@ -76,7 +88,7 @@ impl Drop for Place {
 
 impl Sessions {
     pub(super) fn new(limits: StreamArgs) -> Self {
-        Self { all: Arc::default(), limits }
+        Self { all: Arc::default(), memory: SessionMemory::new(limits.session_memory_bytes), limits }
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<String, Handle>> {
@@ -119,10 +131,10 @@ impl Sessions {
             let attachment = handle.ring.attach(after_seq)?;
             return Ok((handle, attachment));
         }
-        let backend = models.backend(convert::model(open.options.as_ref())).await?;
-        let opened = open::open(&backend, open).map_err(|error| backend.refused(error))?;
+        let backend = models.backend(caller, convert::model(open.options.as_ref()), None).await?;
+        let opened = open::open(&backend, &self.memory, open).map_err(|error| backend.refused(error))?;
         let (handle, actor) = self.place(&backend, caller, opened)?;
-        let attachment = handle.ring.attach(0)?;
+        let attachment = handle.ring.attach_stranger()?;
         actor.start();
         Ok((handle, attachment))
     }
@@ -132,19 +144,40 @@ impl Sessions {
         let quota = caller.admit_session().map_err(|error| backend.refused(error))?;
         let limits = RingLimits { events: self.limits.resume_ring_events, bytes: self.limits.resume_ring_bytes };
         let (commands, commanded) = mpsc::channel(COMMANDS);
-        let handle = Handle { owner: caller.owner(), commands, ring: Ring::new(limits) };
-        let id = draw_id();
-        {
-            let mut all = self.all();
-            if all.len() >= self.limits.max_sessions {
-                let why = format!("{} sessions are open already", self.limits.max_sessions);
-                return Err(backend.refused(Error::new(Code::ResourceExhausted, why)));
-            }
-            all.insert(id.clone(), handle.clone());
-        }
-        let place = Place { all: self.clone(), id, _quota: quota };
+        let (is_pinned, is_busy) = (opened.session.is_pinned(), Arc::default());
+        let handle = Handle { owner: caller.owner(), commands, ring: Ring::new(limits), is_pinned, is_busy };
+        let id = self.enter(&handle).map_err(|error| backend.refused(error))?;
+        let place = Place { all: self.clone(), id, is_busy: handle.is_busy.clone(), _quota: quota };
         let actor = Actor::new((backend.clone(), caller.clone()), place, opened, commanded, handle.ring.clone());
         Ok((handle, actor))
+    }
+}
+
+impl Sessions {
+    /// Enters a session under an id of its own. Where all places are taken, one that nobody needs makes room.
+    fn enter(&self, handle: &Handle) -> Result<String> {
+        let mut all = self.all();
+        if all.len() >= self.limits.max_sessions {
+            let idle = all.iter().map(|(id, other)| (id, &other.owner, other.idle_since()));
+            let Some(id) = least_wanted(idle, &handle.owner) else {
+                let why = format!("{} sessions are open already", self.limits.max_sessions);
+                return Err(Error::new(Code::ResourceExhausted, why));
+            };
+            if let Some(other) = all.remove(&id) {
+                other.ring.forget();
+            }
+        }
+        let id = draw_id();
+        all.insert(id.clone(), handle.clone());
+        Ok(id)
+    }
+}
+
+impl Handle {
+    /// Since when nobody needs it: its client has been away for a while, and nothing is under way.
+    fn idle_since(&self) -> Option<Instant> {
+        let away = self.ring.detached_since().filter(|since| since.elapsed() >= SPARED)?;
+        (!self.is_pinned && !self.is_busy.load(Ordering::Relaxed)).then_some(away)
     }
 }
 
@@ -200,7 +233,7 @@ async fn greet(
     sessions: Sessions,
     (models, caller): (Models, Caller),
     mut inbound: Streaming<SessionRequest>,
-    opened: oneshot::Sender<Result<Attachment<Kept>>>,
+    mut opened: oneshot::Sender<Result<Attachment<Kept>>>,
 ) -> Result<Option<(Handle, u64, Streaming<SessionRequest>)>, Status> {
     let first = tokio::select! {
         first = timeout(FIRST_WORD, inbound.message()) => first,
@@ -216,7 +249,11 @@ async fn greet(
         Err(_) => Err(Error::new(Code::DeadlineExceeded, "no event came: a session begins with open")),
     };
     let session = match open {
-        Ok(open) => sessions.open(&models, &caller, open).await,
+        Ok(open) => tokio::select! {
+            session = sessions.open(&models, &caller, open) => session,
+            // Nobody waits for it any more.
+            () = opened.closed() => return Ok(None),
+        },
         Err(error) => Err(error),
     };
     Ok(match session {
@@ -229,4 +266,49 @@ async fn greet(
             None
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handle(owner: &str) -> Handle {
+        let ring = Ring::new(RingLimits { events: 4, bytes: 100 });
+        Handle {
+            owner: Some(owner.into()),
+            commands: mpsc::channel(1).0,
+            ring,
+            is_pinned: false,
+            is_busy: Arc::default(),
+        }
+    }
+
+    async fn is_forgotten(handle: &Handle) -> bool {
+        timeout(Duration::from_secs(1), handle.ring.abandoned(Duration::from_secs(3600))).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_whose_client_is_away_makes_room_for_another() {
+        let sessions = Sessions::new(StreamArgs { max_sessions: 4, ..StreamArgs::default() });
+        let pinned = Handle { is_pinned: true, ..handle("a") };
+        let [busy, here, away] = ["a"; 3].map(handle);
+        busy.is_busy.store(true, Ordering::Relaxed);
+        let _reader = here.ring.attach(0).unwrap();
+        for handle in [&pinned, &busy, &here, &away] {
+            sessions.enter(handle).unwrap();
+        }
+        assert_eq!(sessions.enter(&handle("b")).unwrap_err().code, Code::ResourceExhausted, "it may come back");
+        tokio::time::advance(SPARED).await;
+        let other = handle("b");
+        sessions.enter(&other).unwrap();
+        for (handle, makes_room) in [(&pinned, false), (&busy, false), (&here, false), (&away, true)] {
+            assert_eq!(is_forgotten(handle).await, makes_room);
+        }
+        tokio::time::advance(SPARED).await;
+        assert!(sessions.enter(&handle("a")).is_err(), "who has one session is let be by who has three");
+        assert!(!is_forgotten(&other).await);
+        sessions.enter(&handle("b")).unwrap();
+        assert!(is_forgotten(&other).await, "its own makes room");
+        assert_eq!(sessions.all().len(), 4);
+    }
 }

@@ -127,3 +127,24 @@ async fn a_session_of_a_model_that_is_unloaded_ends_after_its_turn() {
     assert_eq!(said, continued("<user>hello<assistant>", 12));
     unloaded(busy.heard().await.unwrap_err());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_turn_ends_in_time_though_its_reader_stands_still() {
+    let server = server().await;
+    let mut talk = Talk::on(server.channel_of(512).await, SessionOpen::default()).await;
+    assert!(matches!(talk.next().await, Told::Opened(_)));
+    let sampling = Some(SamplingParams { max_tokens: Some(900), ..SamplingParams::default() });
+    let timeout_ms = Some(1000);
+    talk.say(Say::User(UserTurn { content: "Hi".into(), sampling, timeout_ms, ..UserTurn::default() }));
+    assert!(matches!(talk.next().await, Told::TurnStarted(_)));
+    // The connection still stands, and would for two minutes.
+    until("its place is free", || server.engine.num_live() == 0).await;
+    let error = loop {
+        match talk.next().await {
+            Told::Delta(_) | Told::Progress(_) => {}
+            Told::Error(error) => break error,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(error.code, Code::DeadlineExceeded as i32);
+}

@@ -96,6 +96,29 @@ async fn sessions_are_bounded_in_number_and_bytes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_of_which_its_client_never_heard_takes_no_place() {
+    let server = server_with(None, config(), StreamArgs { max_sessions: 1, ..StreamArgs::default() }).await;
+    for _ in 0..20 {
+        // It lets the server send nothing but headers, so it never learns the session's id, and goes: as a rule after the
+        // session was opened, which is what another answer is waited for. One that is pinned makes room for nobody.
+        let lease = Some(Lease { pin: Some(true), ..Lease::default() });
+        let open = SessionOpen { lease, ..SessionOpen::default() };
+        let deaf = Talk::on(server.channel_of(0).await, open).await;
+        server.get("/health").await;
+        drop(deaf);
+    }
+    let opened = async {
+        loop {
+            match Talk::connect(&server, SessionOpen::default()).await.heard().await {
+                Ok(told) => break told,
+                Err(refused) => assert_eq!(refused.code(), Code::ResourceExhausted),
+            }
+        }
+    };
+    assert!(matches!(soon("its place is free", opened).await, Some(Told::Opened(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_that_a_session_is_opened_with_counts() {
     let streams = StreamArgs { max_session_bytes: 2000, ..StreamArgs::default() };
     let server = server_with(None, config(), streams).await;

@@ -1,0 +1,236 @@
+//! Places among the live requests, and who may have the last of them.
+//!
+//! What is free is kept for those who have little: a tenant may hold sixteen times as many places as are left, so one that
+//! asks for all there are gets sixteen of seventeen, and whoever comes then finds some. As places become free, those who
+//! hold fewest get them first, until all who ask for more hold equally many. (Dynamic thresholds, as switches share their
+//! memory by: A. K. Choudhury and E. L. Hahne, IEEE/ACM Transactions on Networking 6 (2), 1998.) Requests without a tenant
+//! are everybody's, where nobody has a name: then there are no others to keep places for.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+
+/// How many times what is free a tenant may hold.
+const TIMES_FREE: usize = 16;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Live {
+    total: usize,
+    state: Mutex<State>,
+    all_free: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    free: usize,
+    /// By tenants that have any.
+    held: HashMap<Arc<str>, usize>,
+}
+
+/// Places of one request; free again when they are dropped.
+#[derive(Debug)]
+pub(super) struct LivePlaces {
+    live: Arc<Live>,
+    tenant: Option<Arc<str>>,
+    number: usize,
+}
+
+/// Why there is no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Full {
+    /// Too few are free.
+    Everybody,
+    /// Those that are free are for others: the tenant holds so many.
+    Tenant(usize),
+}
+
+impl Live {
+    /// So many places.
+    pub(super) fn new(total: usize) -> Arc<Self> {
+        let state = State { free: total, held: HashMap::new() };
+        Arc::new(Self { total, state: Mutex::new(state), all_free: Notify::new() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Plain numbers: valid between any two statements.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes so many places at once, or none.
+    ///
+    /// # Errors
+    /// Why they cannot be had.
+    pub(super) fn take(self: &Arc<Self>, tenant: Option<&Arc<str>>, number: usize) -> Result<LivePlaces, Full> {
+        let mut state = self.state();
+        if number > state.free {
+            return Err(Full::Everybody);
+        }
+        if let Some(tenant) = tenant {
+            let held = state.held.get(tenant).copied().unwrap_or_default();
+            if held + number > TIMES_FREE.saturating_mul(state.free) {
+                return Err(Full::Tenant(held));
+            }
+            state.held.insert(tenant.clone(), held + number);
+        }
+        state.free -= number;
+        Ok(LivePlaces { live: self.clone(), tenant: tenant.cloned(), number })
+    }
+
+    /// Places that are held.
+    pub(super) fn num_held(&self) -> usize {
+        self.total - self.state().free
+    }
+
+    /// Returns when none is.
+    pub(super) async fn all_free(&self) {
+        loop {
+            let freed = self.all_free.notified();
+            tokio::pin!(freed);
+            // From here on no change goes unnoticed.
+            freed.as_mut().enable();
+            if self.num_held() == 0 {
+                return;
+            }
+            freed.await;
+        }
+    }
+}
+
+impl LivePlaces {
+    /// One of them, for a sequence of its own; none where there is none left.
+    pub(super) fn split(&mut self) -> Option<Self> {
+        self.number = self.number.checked_sub(1)?;
+        Some(Self { live: self.live.clone(), tenant: self.tenant.clone(), number: 1 })
+    }
+}
+
+impl Drop for LivePlaces {
+    fn drop(&mut self) {
+        let mut state = self.live.state();
+        state.free += self.number;
+        if let Some(tenant) = &self.tenant
+            && let Some(held) = state.held.get_mut(tenant)
+        {
+            *held = held.saturating_sub(self.number);
+            if *held == 0 {
+                state.held.remove(tenant);
+            }
+        }
+        if state.free == self.live.total {
+            self.live.all_free.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use rand::{RngExt, SeedableRng, rngs::SmallRng};
+
+    use super::*;
+
+    fn names(n: usize) -> Vec<Arc<str>> {
+        (0..n).map(|k| format!("tenant {k}").into()).collect()
+    }
+
+    /// Takes one after another for as long as it gets any.
+    fn take_all(live: &Arc<Live>, tenant: Option<&Arc<str>>) -> Vec<LivePlaces> {
+        std::iter::from_fn(|| live.take(tenant, 1).ok()).collect()
+    }
+
+    #[test]
+    fn who_holds_nothing_is_refused_only_where_nothing_is_free() {
+        for seed in 0..50 {
+            let mut rng = SmallRng::seed_from_u64(seed);
+            let (total, names) = (rng.random_range(1..200), names(rng.random_range(1..8)));
+            let live = Live::new(total);
+            let mut taken: Vec<(usize, LivePlaces)> = Vec::new();
+            for _ in 0..2000 {
+                let sum = |who: Option<usize>| {
+                    let own = taken.iter().filter(|(owner, _)| who.is_none_or(|who| *owner == who));
+                    own.map(|(_, places)| places.number).sum::<usize>()
+                };
+                assert_eq!(live.num_held(), sum(None));
+                if !taken.is_empty() && rng.random_bool(0.4) {
+                    taken.swap_remove(rng.random_range(0..taken.len()));
+                    continue;
+                }
+                let (who, number) = (rng.random_range(0..names.len()), rng.random_range(1..5));
+                let (free, own) = (total - sum(None), sum(Some(who)));
+                match live.take(Some(&names[who]), number) {
+                    Ok(places) => {
+                        assert!(number <= free && own + number <= TIMES_FREE * free, "seed {seed}");
+                        taken.push((who, places));
+                    }
+                    Err(Full::Everybody) => assert!(number > free, "seed {seed}"),
+                    Err(Full::Tenant(held)) => {
+                        assert!(held == own && own > 0 && own + number > TIMES_FREE * free, "seed {seed}");
+                    }
+                }
+            }
+            drop(taken);
+            assert!(live.num_held() == 0 && live.state().held.is_empty(), "who has gone is not remembered");
+        }
+    }
+
+    #[test]
+    fn a_tenant_that_asks_for_all_there_are_leaves_some() {
+        let (live, names) = (Live::new(64 + 1024), names(2));
+        let held = take_all(&live, Some(&names[0]));
+        assert_eq!(held.len(), 1024);
+        assert_eq!(live.take(Some(&names[0]), 1).unwrap_err(), Full::Tenant(1024));
+        assert!(live.take(Some(&names[1]), 8).is_ok());
+        let few = Live::new(8);
+        assert_eq!(take_all(&few, Some(&names[0])).len(), 8, "of few places, all");
+    }
+
+    #[test]
+    fn where_nobody_has_a_name_everybody_gets_all_there_are() {
+        let live = Live::new(1000);
+        let held = take_all(&live, None);
+        assert_eq!(held.len(), 1000);
+        assert_eq!(live.take(None, 1).unwrap_err(), Full::Everybody);
+    }
+
+    #[test]
+    fn tenants_that_always_ask_for_more_come_to_hold_equally_many() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        for n in [2, 4, 7] {
+            let (live, names) = (Live::new(1088), names(n));
+            let mut held: Vec<_> = names.iter().map(|name| take_all(&live, Some(name))).collect();
+            assert!(held[0].len() > 10 * held[1].len(), "the first to come has most");
+            for _ in 0..10_000 {
+                // Of all requests that are here any one ends; then all ask again, in any order.
+                let mut owners = held.iter().enumerate().flat_map(|(who, own)| own.iter().map(move |_| who));
+                let whose = owners.nth(rng.random_range(0..live.num_held())).unwrap();
+                held[whose].pop();
+                let first = rng.random_range(0..n);
+                for who in (first..n).chain(0..first) {
+                    held[who].extend(take_all(&live, Some(&names[who])));
+                }
+            }
+            let lengths: Vec<_> = held.iter().map(Vec::len).collect();
+            let (least, most) = (lengths.iter().min().unwrap(), lengths.iter().max().unwrap());
+            assert!(most - least <= 4 * TIMES_FREE, "{lengths:?}");
+        }
+    }
+
+    #[test]
+    fn who_waits_for_all_places_hears_of_the_last() {
+        let live = Live::new(3);
+        assert!(live.all_free().now_or_never().is_some());
+        let mut places = live.take(None, 2).unwrap();
+        let one = places.split().unwrap();
+        let waits = live.all_free();
+        tokio::pin!(waits);
+        assert!(waits.as_mut().now_or_never().is_none());
+        drop(places);
+        assert!(waits.as_mut().now_or_never().is_none());
+        drop(one);
+        assert!(waits.now_or_never().is_some());
+    }
+}

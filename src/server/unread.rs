@@ -1,0 +1,275 @@
+//! Answers that nobody takes are cut off, however little of them is left.
+//!
+//! A reader without a window is not asked again by HTTP: what an answer holds, a place among the live requests first of
+//! all, it would hold for as long as the connection lasts, though the engine is done with it and neither deadline nor time
+//! to live is looked at. So each answer notes whether something of it has been handed over that has yet to go out
+//! ([`Reading`]), and the task that sends it ([`Streams`]) is dropped where that stays so for three quarters of the
+//! stall timeout, or where the caller's deadline passes meanwhile. A stream of HTTP/2 is reset then, a connection of HTTP/1 closed; what can be read on
+//! elsewhere, a session or a resumable stream, goes on without that reader.
+
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes, HttpBody},
+    extract::Request,
+    middleware::{self, Next},
+    response::Response,
+};
+use http_body::{Frame, SizeHint};
+use hyper_util::rt::TokioExecutor;
+use tokio::{
+    task_local,
+    time::{Instant, Sleep, sleep_until},
+};
+
+use super::grpc::deadline;
+
+/// How long "for ever" is.
+const LONG: Duration = Duration::from_secs(365 * 24 * 3600);
+/// What a reader gets at the least to take a piece whatever its deadline, so that one that reads hears that it has passed.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+task_local! {
+    /// Of the answer that this task sends.
+    static READING: Arc<Reading>;
+}
+
+/// How the answer that a task sends is taken. A connection of HTTP/1 sends one after another.
+#[derive(Debug, Default)]
+struct Reading {
+    stage: AtomicU8,
+    /// When the caller stops waiting for the answer under way.
+    deadline: Mutex<Option<Instant>>,
+}
+
+/// The answer's next piece is waited for, or there is none.
+const WAITS: u8 = 0;
+/// A piece was handed over; the next one is asked for when that one goes out.
+const HANDED: u8 = 1;
+/// The same, and the timer runs.
+const STUCK: u8 = 2;
+
+/// What [`Reading`] comes to between two looks at it.
+#[derive(Debug, PartialEq, Eq)]
+enum Pace {
+    Waits,
+    /// Something was taken, and what comes next is not taken yet.
+    Goes,
+    Stands,
+}
+
+impl Reading {
+    fn deadline(&self) -> MutexGuard<'_, Option<Instant>> {
+        // One value.
+        self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When an answer of which nothing is taken from now on is given up.
+    fn due(&self, patience: Duration) -> Instant {
+        let now = Instant::now();
+        let due = now.checked_add(patience).unwrap_or(now + LONG);
+        self.deadline().map_or(due, |deadline| due.min(deadline.max(now + LAST_WORD)))
+    }
+
+    fn pace(&self) -> Pace {
+        match self.stage.compare_exchange(HANDED, STUCK, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => Pace::Goes,
+            Err(STUCK) => Pace::Stands,
+            Err(_) => Pace::Waits,
+        }
+    }
+}
+
+/// A body that notes how it is taken.
+struct Noting {
+    body: Body,
+    reading: Arc<Reading>,
+}
+
+impl HttpBody for Noting {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        let stage = if frame.is_pending() { WAITS } else { HANDED };
+        self.reading.stage.store(stage, Ordering::Relaxed);
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Noting {
+    fn drop(&mut self) {
+        self.reading.stage.store(WAITS, Ordering::Relaxed);
+        *self.reading.deadline() = None;
+    }
+}
+
+/// The same routes, whose answers note how they are taken.
+pub(super) fn noted(router: Router) -> Router {
+    router.layer(middleware::from_fn(note))
+}
+
+async fn note(request: Request, next: Next) -> Response {
+    let deadline = deadline::of(request.headers());
+    let response = next.run(request).await;
+    match READING.try_with(Arc::clone) {
+        Ok(reading) => {
+            *reading.deadline() = deadline;
+            response.map(|body| Body::new(Noting { body, reading }))
+        }
+        // Nobody would look at it.
+        Err(_) => response,
+    }
+}
+
+/// Runs what sends answers: a task a stream of HTTP/2, each of which is given up where its reader takes nothing for so long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Streams {
+    pub(super) patience: Duration,
+}
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        let patience = self.patience;
+        let sent = async move {
+            if unless_stuck(stream, patience).await.is_none() {
+                tracing::debug!("an answer that nobody took was reset");
+            }
+        };
+        hyper::rt::Executor::execute(&TokioExecutor::new(), sent);
+    }
+}
+
+/// Runs something that sends answers; none where it was given up because nothing of one was taken for `patience`, or when
+/// the deadline of its caller passed.
+pub(super) async fn unless_stuck<F: Future>(sends: F, patience: Duration) -> Option<F::Output> {
+    let reading = Arc::<Reading>::default();
+    let mut sends = pin!(READING.scope(reading.clone(), sends));
+    let mut timer: Option<Pin<Box<Sleep>>> = None;
+    poll_fn(|cx| {
+        // First, so that what has become possible by the time the timer fires is done.
+        if let Poll::Ready(output) = sends.as_mut().poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        match reading.pace() {
+            Pace::Waits => timer = None,
+            Pace::Goes => timer = Some(Box::pin(sleep_until(reading.due(patience)))),
+            Pace::Stands => {}
+        }
+        match &mut timer {
+            Some(timer) => timer.as_mut().poll(cx).map(|()| None),
+            None => Poll::Pending,
+        }
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{Stream, StreamExt, stream};
+    use tokio::{
+        sync::Semaphore,
+        time::{sleep, timeout},
+    };
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// Sends an answer as hyper does: what it has in its hand must go out before it asks for more.
+    async fn send(
+        pieces: impl Stream<Item = &'static str> + Send + 'static,
+        deadline: Option<Instant>,
+        window: Arc<Semaphore>,
+    ) {
+        let reading = READING.with(Arc::clone);
+        *reading.deadline() = deadline;
+        let body = Body::from_stream(pieces.map(Ok::<_, axum::Error>));
+        let mut pieces = Body::new(Noting { body, reading }).into_data_stream();
+        while pieces.next().await.is_some() {
+            window.acquire().await.unwrap().forget();
+        }
+    }
+
+    fn window(pieces: usize) -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(pieces))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_nobody_takes_is_given_up_with_all_that_it_holds() {
+        for taken in [0, 2] {
+            let (began, held) = (Instant::now(), Arc::new(()));
+            let holds = held.clone();
+            let pieces = stream::iter(["a", "b", "c"]).inspect(move |_| drop(holds.clone()));
+            let sent = unless_stuck(send(pieces, None, window(taken)), PATIENCE).await;
+            assert_eq!((sent, began.elapsed()), (None, PATIENCE), "after {taken} pieces");
+            assert_eq!(Arc::strong_count(&held), 1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_has_nothing_to_say_is_not_given_up() {
+        let silent = stream::once(async { "a" }).chain(stream::pending());
+        let sent = unless_stuck(send(silent, None, window(1)), PATIENCE);
+        assert!(timeout(100 * PATIENCE, sent).await.is_err(), "it still is waited for");
+        let late = stream::once(sleep(5 * PATIENCE)).map(|()| "a");
+        assert_eq!(unless_stuck(send(late, None, window(1)), PATIENCE).await, Some(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_takes_a_little_now_and_then_gets_all() {
+        let (window, began) = (window(0), Instant::now());
+        let opens = window.clone();
+        let opening = async {
+            for _ in 0..5 {
+                sleep(PATIENCE * 9 / 10).await;
+                opens.add_permits(1);
+            }
+        };
+        let sent = unless_stuck(send(stream::iter(["a"; 5]), None, window), PATIENCE);
+        let (sent, ()) = tokio::join!(sent, opening);
+        assert_eq!((sent, began.elapsed()), (Some(()), PATIENCE * 9 / 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_ends_what_is_not_taken_and_leaves_what_is() {
+        let deadline = PATIENCE / 2;
+        let began = Instant::now();
+        let stuck = send(stream::iter(["a"]), Some(began + deadline), window(0));
+        assert_eq!((unless_stuck(stuck, PATIENCE).await, began.elapsed()), (None, deadline));
+        let began = Instant::now();
+        let silent = stream::once(sleep(PATIENCE)).map(|()| "a");
+        let taken = send(silent, Some(began + deadline), window(1));
+        assert_eq!(unless_stuck(taken, PATIENCE).await, Some(()), "the engine ends it, and says why");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_an_answer_left_says_nothing_of_the_next_one_on_its_connection() {
+        let answers = async {
+            let now = Some(Instant::now());
+            send(stream::iter(["a", "b"]), now, window(2)).await;
+            sleep(5 * PATIENCE).await;
+            send(stream::iter(["a"]), None, window(1)).await;
+        };
+        assert_eq!(unless_stuck(answers, PATIENCE).await, Some(()));
+    }
+}
