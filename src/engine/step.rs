@@ -184,8 +184,12 @@ impl StepLoop {
     fn obey(&mut self) {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                // A sequence that has ended meanwhile needs no edit; who asked sees its end.
-                Command::Edit { id, edit } => drop(self.scheduler.edit(id, &edit)),
+                Command::Edit { id, edit } => {
+                    // Its sequence may have come since the queue was looked at. One that has ended meanwhile needs no edit;
+                    // who asked sees its end.
+                    self.drain();
+                    self.scheduler.edit(id, &edit);
+                }
                 Command::Lookup { tokens, salt, reply } => {
                     // Nobody may be waiting any more.
                     let _unheard = reply.send(self.scheduler.lookup(salt, &tokens));
@@ -266,6 +270,8 @@ fn facts(plan: &StepPlan, [schedule, execute, apply]: [Duration; 3]) -> StepFact
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::SyncSender;
+
     use super::*;
     use crate::{
         config::EngineConfig,
@@ -274,6 +280,7 @@ mod tests {
             executor::PlannedRow,
             fake::{FakeExecutor, FakeOptions},
             live::Live,
+            outbox::Batch,
             scheduler::End,
         },
         params::{FinishReason, Usage},
@@ -337,15 +344,12 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_thread_that_was_given_up_in_a_step_says_nothing_of_it() {
-        let config = EngineConfig::default();
-        let telemetry = Arc::new(Telemetry::new("test"));
-        // What the life after it says.
-        let state = EngineState { num_running: 7, ..EngineState::default() };
-        Reporter::new(telemetry.clone()).report(state, EngineTotals::default());
-
-        let (progress, bell) = (Arc::<Progress>::default(), Arc::<Bell>::default());
+    /// A loop that ends with its only sequence, and who may give it a command.
+    fn one_sequence(
+        executor: impl Executor + Send + 'static,
+        (progress, telemetry): (Arc<Progress>, Arc<Telemetry>),
+    ) -> (StepLoop, SyncSender<Command>, tokio::sync::mpsc::Receiver<Batch>) {
+        let bell = Arc::<Bell>::default();
         let place = Live::new(1).take(None, 1).unwrap();
         let id = SequenceId(1);
         let spec =
@@ -354,24 +358,50 @@ mod tests {
         let sequence = Sequence::new(id, [TokenId(5); 3].into(), Arc::default(), reader.clone());
         let (requests, queued) = std::sync::mpsc::sync_channel(1);
         requests.send(vec![(sequence, reader)]).unwrap();
-        let (fan_out, mut batches) = tokio::sync::mpsc::channel(1);
-        let executor = FakeExecutor::new(&config, FakeOptions::default());
-        let mut step_loop = StepLoop {
-            scheduler: Scheduler::new(&config, 1),
-            executor: Box::new(GivenUp { executor, progress: progress.clone() }),
+        let (commands, commanded) = std::sync::mpsc::sync_channel(1);
+        let (fan_out, batches) = tokio::sync::mpsc::channel(1);
+        let step_loop = StepLoop {
+            scheduler: Scheduler::new(&EngineConfig::default(), 1),
+            executor: Box::new(executor),
             requests: queued,
-            commands: std::sync::mpsc::sync_channel(1).1,
+            commands: commanded,
             bell,
-            progress: progress.clone(),
+            progress,
             outbox: Outbox::new(fan_out),
-            reporter: Reporter::new(telemetry.clone()),
+            reporter: Reporter::new(telemetry),
             pace: pace(),
         };
+        (step_loop, commands, batches)
+    }
+
+    #[test]
+    fn a_thread_that_was_given_up_in_a_step_says_nothing_of_it() {
+        let telemetry = Arc::new(Telemetry::new("test"));
+        // What the life after it says.
+        let state = EngineState { num_running: 7, ..EngineState::default() };
+        Reporter::new(telemetry.clone()).report(state, EngineTotals::default());
+        let progress = Arc::<Progress>::default();
+        let executor = FakeExecutor::new(&EngineConfig::default(), FakeOptions::default());
+        let executor = GivenUp { executor, progress: progress.clone() };
+        let (mut step_loop, _commands, mut batches) = one_sequence(executor, (progress.clone(), telemetry.clone()));
         step_loop.run().unwrap();
         assert!(progress.abandoned.load(Ordering::Acquire), "the step ran");
         assert_eq!(telemetry.state(), state);
         assert_eq!(step_loop.pace.rates.prefill_tokens_per_second(), None);
         assert!(batches.try_recv().is_err());
+    }
+
+    #[test]
+    fn an_edit_that_comes_with_its_sequence_is_not_lost() {
+        let executor = FakeExecutor::new(&EngineConfig::default(), FakeOptions::default());
+        let told = (Arc::default(), Arc::new(Telemetry::new("test")));
+        let (mut step_loop, commands, _batches) = one_sequence(executor, told);
+        let edit = Edit { priority: Some(-5), ..Edit::default() };
+        commands.send(Command::Edit { id: SequenceId(1), edit: edit.clone() }).unwrap();
+        // The queue of requests was looked at a moment before.
+        step_loop.obey();
+        assert_eq!(step_loop.scheduler.len(), 1);
+        assert!(!step_loop.scheduler.edit(SequenceId(2), &edit) && step_loop.scheduler.edit(SequenceId(1), &edit));
     }
 
     #[test]

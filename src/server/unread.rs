@@ -12,7 +12,7 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -46,8 +46,10 @@ task_local! {
 
 /// How the answer that a task sends is taken. A connection of HTTP/1 sends one after another.
 #[derive(Debug, Default)]
-struct Reading {
+pub(super) struct Reading {
     stage: AtomicU8,
+    /// A piece of the answer under way has gone out.
+    gone: AtomicBool,
     /// When the caller stops waiting for the answer under way.
     deadline: Mutex<Option<Instant>>,
 }
@@ -69,6 +71,16 @@ enum Pace {
 }
 
 impl Reading {
+    /// Of the answer that this task is to send, where anybody looks at that.
+    pub(super) fn here() -> Option<Arc<Self>> {
+        READING.try_with(Arc::clone).ok()
+    }
+
+    /// Whether anything of it has gone out.
+    pub(super) fn has_begun(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
     fn deadline(&self) -> MutexGuard<'_, Option<Instant>> {
         // One value.
         self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
@@ -103,7 +115,9 @@ impl HttpBody for Noting {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         let stage = if frame.is_pending() { WAITS } else { HANDED };
-        self.reading.stage.store(stage, Ordering::Relaxed);
+        if self.reading.stage.swap(stage, Ordering::Relaxed) != WAITS {
+            self.reading.gone.store(true, Ordering::Relaxed);
+        }
         frame
     }
 
@@ -131,13 +145,14 @@ pub(super) fn noted(router: Router) -> Router {
 async fn note(request: Request, next: Next) -> Response {
     let deadline = deadline::of(request.headers());
     let response = next.run(request).await;
-    match READING.try_with(Arc::clone) {
-        Ok(reading) => {
+    match Reading::here() {
+        Some(reading) => {
             *reading.deadline() = deadline;
+            reading.gone.store(false, Ordering::Relaxed);
             response.map(|body| Body::new(Noting { body, reading }))
         }
         // Nobody would look at it.
-        Err(_) => response,
+        None => response,
     }
 }
 
@@ -201,13 +216,17 @@ mod tests {
         deadline: Option<Instant>,
         window: Arc<Semaphore>,
     ) {
-        let reading = READING.with(Arc::clone);
+        let reading = Reading::here().unwrap();
         *reading.deadline() = deadline;
         let body = Body::from_stream(pieces.map(Ok::<_, axum::Error>));
-        let mut pieces = Body::new(Noting { body, reading }).into_data_stream();
+        let mut pieces = Body::new(Noting { body, reading: reading.clone() }).into_data_stream();
+        let mut gone = 0;
         while pieces.next().await.is_some() {
+            assert_eq!(reading.has_begun(), gone > 0);
             window.acquire().await.unwrap().forget();
+            gone += 1;
         }
+        reading.gone.store(false, Ordering::Relaxed);
     }
 
     fn window(pieces: usize) -> Arc<Semaphore> {

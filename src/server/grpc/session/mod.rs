@@ -40,6 +40,7 @@ use crate::{
     server::{
         access::{Caller, Owner, SessionPlace},
         ring::{Attachment, Ring, RingLimits},
+        unread::Reading,
     },
 };
 
@@ -105,7 +106,11 @@ impl Sessions {
         let (opened, opens) = oneshot::channel();
         let listening = tokio::spawn(listen(self.clone(), (models.clone(), caller), inbound, opened));
         // Where none is opened, what the listener ends with says why.
-        let opens = async move { opens.await.ok().map(|attachment| attachment.map(Attachment::events)) };
+        let reading = Reading::here();
+        let opens = async move {
+            let gone = move || reading.as_ref().is_none_or(|reading| reading.has_begun());
+            opens.await.ok().map(|attachment| attachment.map(|attachment| attachment.says(gone).events()))
+        };
         let events = stream::once(opens).filter_map(ready).try_flatten();
         let response = |(seq, kept): (u64, Kept)| SessionResponse { seq, ..kept.into() };
         let events = events.map(move |event| event.map(response).map_err(status));
