@@ -205,15 +205,14 @@ async fn listen(
     // Boxed, so that what it takes to open a session is gone while the session is idle.
     let greeted = Box::pin(greet(sessions, models_and_caller, inbound, opened)).await?;
     let Some((handle, number, mut inbound)) = greeted else { return Ok(()) };
-    loop {
+    let is_over = loop {
         let request = tokio::select! {
             request = inbound.message() => request,
-            // The session is over. A client that goes on holding the line would hold up the server's end as well.
-            () = handle.commands.closed() => return Ok(said_all(inbound).await),
+            () = handle.commands.closed() => break true,
         };
         let request = match request {
             Ok(Some(request)) => request,
-            Ok(None) => break,
+            Ok(None) => break false,
             Err(unread) => {
                 handle.ring.let_go(number);
                 return Err(unread);
@@ -221,11 +220,15 @@ async fn listen(
         };
         let SessionRequest { event: Some(event), id } = request else { continue };
         if handle.commands.send(Command::Asked(id, Box::new(event))).await.is_err() {
-            return Ok(said_all(inbound).await);
+            break true;
         }
+    };
+    if is_over {
+        // A client that goes on holding the line would hold up the server's end as well.
+        said_all(inbound).await;
+    } else {
+        let _over = handle.commands.send(Command::NothingMore(number)).await;
     }
-    // The client has said all it wants to.
-    let _over = handle.commands.send(Command::NothingMore(number)).await;
     Ok(())
 }
 
