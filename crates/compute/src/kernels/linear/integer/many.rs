@@ -1,8 +1,8 @@
 //! Products of bytes of many rows with vectors.
 //!
-//! A superblock of a pair of panels is unpacked once, bytes and factors, into the first-level cache, and all tiles of rows are
-//! taken over it, with the sums put aside in between; meanwhile the next superblock's weights are asked for. So most of what is
-//! left to do are the products themselves.
+//! All tiles of rows are taken over a superblock of a pair of panels while it is in the first-level cache, with the sums put
+//! aside in between; meanwhile the next superblock's weights are asked for. Where there are more than a few tiles the superblock
+//! is unpacked once before, bytes and factors, so that most of what is left to do are the products themselves.
 
 use std::{cell::Cell, ops::Range};
 
@@ -27,6 +27,8 @@ const ROW_BLOCK_BYTES: usize = 1024 * 1024;
 const ROW_BLOCK: usize = 512;
 /// Most groups of a step.
 const GROUPS: usize = 2;
+/// Tiles for which weights are unpacked anew: to keep them unpacked pays for more.
+const FEW_TILES: usize = 6;
 
 thread_local! {
     /// Where the last sums were put aside, for the next.
@@ -46,7 +48,50 @@ pub(super) struct Task<'a, F: Quantized> {
     pub(super) out: &'a Outputs<'a>,
 }
 
-/// A superblock of a panel as it is multiplied.
+/// A superblock of a panel as products take it.
+trait Weights {
+    /// A step's bytes.
+    fn step<D: Integers>(&self, integers: D, step: usize) -> [<D::S as Simd>::I; QUADS];
+    /// The factors of a group of a step.
+    fn factors<S: Simd>(&self, simd: S, step: usize, group: usize) -> S::I;
+    /// The factors of the minima of a pair of steps, as the steps' sums lie.
+    fn min_factors<S: Simd>(&self, simd: S, pair: usize) -> S::I;
+    /// Units, and those of the minima with the other sign.
+    fn units<S: Simd>(&self, simd: S) -> (S::F, S::F);
+}
+
+/// As it lies in memory: unpacked whenever it is taken.
+struct Packed<'a, F: Quantized> {
+    scales: &'a F::Scales,
+    steps: &'a [F::Step],
+    panel: usize,
+}
+
+impl<F: Quantized> Weights for Packed<'_, F> {
+    #[inline(always)]
+    fn step<D: Integers>(&self, integers: D, step: usize) -> [<D::S as Simd>::I; QUADS] {
+        unpacked::<D, F>(integers, &self.steps[step], self.panel)
+    }
+
+    #[inline(always)]
+    fn factors<S: Simd>(&self, simd: S, step: usize, group: usize) -> S::I {
+        self.scales.factors(simd, step, group)
+    }
+
+    #[inline(always)]
+    fn min_factors<S: Simd>(&self, simd: S, pair: usize) -> S::I {
+        min_factors(simd, self.scales, pair)
+    }
+
+    #[inline(always)]
+    fn units<S: Simd>(&self, simd: S) -> (S::F, S::F) {
+        let minus =
+            if const { F::HAS_MINS } { simd.sub(simd.zero(), self.scales.min_units(simd)) } else { simd.zero() };
+        (self.scales.units(simd), minus)
+    }
+}
+
+/// Unpacked once.
 #[repr(C, align(64))]
 struct Chunk {
     weights: [[Quad; QUADS]; SUPER_STEPS],
@@ -66,27 +111,54 @@ impl Chunk {
         minus_min_units: [0.0; LANES],
     };
 
-    /// Takes a superblock of a panel. Behind its last step stays what was there, which nobody reads.
+    /// Unpacks a superblock of a panel. Behind its last step stays what was there, which nobody reads.
     #[inline(always)]
     #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
-    fn fill<D: Integers, F: Quantized>(&mut self, integers: D, head: &F::Head, steps: &[F::Step], panel: usize) {
-        let (simd, scales) = (integers.simd(), &head[panel]);
-        simd.store(scales.units(simd), &mut self.units);
-        for (step, from) in steps.iter().enumerate() {
-            let weights = unpacked::<D, F>(integers, from, panel);
+    fn fill<D: Integers, F: Quantized>(&mut self, integers: D, from: &Packed<'_, F>) {
+        let simd = integers.simd();
+        let (units, minus) = from.units(simd);
+        simd.store(units, &mut self.units);
+        simd.store(minus, &mut self.minus_min_units);
+        for step in 0..from.steps.len() {
+            let weights = from.step(integers, step);
             for k in 0..QUADS {
                 simd.store_bytes(weights[k], &mut self.weights[step][k]);
             }
             for group in 0..const { STEP / F::GROUP } {
-                simd.store_bytes(scales.factors(simd, step, group), &mut self.factors[step][group]);
+                simd.store_bytes(from.factors(simd, step, group), &mut self.factors[step][group]);
             }
         }
         if const { F::HAS_MINS } {
-            simd.store(simd.sub(simd.zero(), scales.min_units(simd)), &mut self.minus_min_units);
             for (pair, factors) in self.min_factors.iter_mut().enumerate() {
-                simd.store_bytes(min_factors(simd, scales, pair), factors);
+                simd.store_bytes(from.min_factors(simd, pair), factors);
             }
         }
+    }
+}
+
+impl Weights for Chunk {
+    #[inline(always)]
+    fn step<D: Integers>(&self, integers: D, step: usize) -> [<D::S as Simd>::I; QUADS] {
+        let simd = integers.simd();
+        std::array::from_fn(
+            #[inline(always)]
+            |k| simd.load_bytes(&self.weights[step][k]),
+        )
+    }
+
+    #[inline(always)]
+    fn factors<S: Simd>(&self, simd: S, step: usize, group: usize) -> S::I {
+        simd.load_bytes(&self.factors[step][group])
+    }
+
+    #[inline(always)]
+    fn min_factors<S: Simd>(&self, simd: S, pair: usize) -> S::I {
+        simd.load_bytes(&self.min_factors[pair])
+    }
+
+    #[inline(always)]
+    fn units<S: Simd>(&self, simd: S) -> (S::F, S::F) {
+        (simd.load(&self.units), simd.load(&self.minus_min_units))
     }
 }
 
@@ -146,19 +218,28 @@ impl<F: Quantized> Task<'_, F> {
         (sums, which): (&mut [[[f32; LANES]; R]], usize),
     ) {
         let panels = self.panels.pair(pair);
+        let is_unpacked = tiles.len() > FEW_TILES;
         for (index, (head, steps)) in panels.heads.iter().zip(panels.steps.chunks(SUPER_STEPS)).enumerate() {
-            for (panel, chunk) in chunks.iter_mut().enumerate() {
-                chunk.fill::<D, F>(integers, head, steps, panel);
+            let packed = |panel: usize| Packed::<F> { scales: &head[panel], steps, panel };
+            if is_unpacked {
+                for (panel, chunk) in chunks.iter_mut().enumerate() {
+                    chunk.fill(integers, &packed(panel));
+                }
             }
-            let mut ahead = Ahead::new(steps.as_ptr_range().end.cast(), size_of_val(steps), tiles.len());
+            let parts = tiles.len() * PAIR * steps.len();
+            let mut ahead = Ahead::new(steps.as_ptr_range().end.cast(), size_of_val(steps), parts);
             for (tile, sums) in tiles.clone().zip(sums.chunks_exact_mut(WRITTEN * PAIR)) {
-                ahead.ask(integers.simd());
                 let x = self.rows.superblock::<R>(tile, index);
-                for (chunk, sums) in chunks.iter().zip(&mut sums[which * PAIR..]) {
+                for panel in 0..PAIR {
+                    let sums = &mut sums[which * PAIR + panel];
                     if index == 0 {
                         *sums = [[0.0; LANES]; R];
                     }
-                    add_superblock::<D, F, R>(integers, chunk, steps.len(), x, sums);
+                    if is_unpacked {
+                        add_superblock::<D, F, R>(integers, &chunks[panel], steps.len(), x, &mut ahead, sums);
+                    } else {
+                        add_superblock::<D, F, R>(integers, &packed(panel), steps.len(), x, &mut ahead, sums);
+                    }
                 }
             }
         }
@@ -170,15 +251,18 @@ impl<F: Quantized> Task<'_, F> {
 #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
 fn add_superblock<D: Integers, F: Quantized, const R: usize>(
     integers: D,
-    chunk: &Chunk,
+    weights: &impl Weights,
     steps: usize,
     x: Superblock<'_, R>,
+    ahead: &mut Ahead,
     sums: &mut [[f32; LANES]; R],
 ) {
     let simd = integers.simd();
     let (quads, groups) = const { (F::GROUP / 4, STEP / F::GROUP) };
     let mut products = [simd.splat_i32(0); R];
     for step in 0..steps {
+        ahead.ask(simd);
+        let quads_of_step = weights.step(integers, step);
         let bytes: &[Line; R] = &x.bytes[step / (SUPER_STEPS / PARTS)];
         let first = step % (SUPER_STEPS / PARTS) * QUADS;
         for group in 0..groups {
@@ -190,13 +274,12 @@ fn add_superblock<D: Integers, F: Quantized, const R: usize>(
             }
             // The rows' sums do not wait for each other.
             for k in group * quads..(group + 1) * quads {
-                let weights = simd.load_bytes(&chunk.weights[step][k]);
                 for r in 0..R {
                     let x = bytemuck::cast_ref::<_, [[i8; 4]; LANES]>(&bytes[r])[first + k];
-                    dots[r] = integers.dot(dots[r], weights, x);
+                    dots[r] = integers.dot(dots[r], quads_of_step[k], x);
                 }
             }
-            let factors = simd.load_bytes(&chunk.factors[step][group]);
+            let factors = weights.factors(simd, step, group);
             for r in 0..R {
                 products[r] = simd.add_integers(products[r], simd.mul_integers(dots[r], factors));
             }
@@ -205,13 +288,13 @@ fn add_superblock<D: Integers, F: Quantized, const R: usize>(
     let mut minima = [simd.splat_i32(0); R];
     if const { F::HAS_MINS } {
         for pair in 0..SUPER_STEPS / 2 {
-            let factors = simd.load_bytes(&chunk.min_factors[pair]);
+            let factors = weights.min_factors(simd, pair);
             for r in 0..R {
                 minima[r] = simd.dot_words(minima[r], factors, bytemuck::cast(x.sums[pair][r]));
             }
         }
     }
-    let (units, minus) = (simd.load(&chunk.units), simd.load(&chunk.minus_min_units));
+    let (units, minus) = weights.units(simd);
     for r in 0..R {
         let product = scaled::<D::S, F>(simd, (products[r], units), (minima[r], minus));
         simd.store(simd.fma(product, simd.splat(x.scales[r]), simd.load(&sums[r])), &mut sums[r]);

@@ -30,9 +30,6 @@ use inputs::{Rows, Wanted};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 const FEW_ROWS: usize = 8;
 
-/// Tiles for which weights are unpacked anew: to keep them unpacked pays for more.
-const FEW_TILES: usize = 3;
-
 /// Rows as the products take them.
 pub(super) struct Inputs {
     rows: Rows,
@@ -64,7 +61,7 @@ impl Inputs {
             match self.level {
                 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
                 Level::Amx(amx) => amx.run_integers(tiles::Task::<F> { rows, panels, groups, out }),
-                level if rows.tiles() > FEW_TILES => level.run_integers(many::Task::<F> { rows, panels, groups, out }),
+                level if rows.count > vector::MOST_ROWS => level.run_integers(many::Task::<F> { rows, panels, groups, out }),
                 level => level.run_integers(vector::Task::<F> { rows, panels, groups, out }),
             }
         });

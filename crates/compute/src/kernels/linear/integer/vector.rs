@@ -21,10 +21,10 @@ use crate::kernels::simd::{
 
 /// Heights that passes are compiled for where many sums stay in registers, and elsewhere.
 const HEIGHTS: [&[usize]; 2] = [&[1, 2, 4, 8], &[1, 4]];
+/// Most rows that passes take.
+pub(super) const MOST_ROWS: usize = 4;
 /// Sums in registers that are many.
 pub(super) const MANY_SUMS: usize = 24;
-/// Bytes of rows that stay in the second-level cache while the weights pass by.
-const ROW_BLOCK_BYTES: usize = 1024 * 1024;
 /// How far ahead of a pass its weights are asked for.
 const PREFETCH_BYTES: usize = 3072;
 
@@ -34,7 +34,7 @@ pub(super) fn height(level: Level, rows: usize) -> usize {
     heights.iter().copied().find(|&height| height >= rows).unwrap_or(heights[heights.len() - 1])
 }
 
-/// Some groups of panels, all rows.
+/// Some groups of panels, all rows: one tile of at most [`MOST_ROWS`].
 pub(super) struct Task<'a, F: Quantized> {
     pub(super) rows: &'a Rows,
     pub(super) panels: Panels<'a, F>,
@@ -50,7 +50,6 @@ impl<F: Quantized> IntegerKernel for Task<'_, F> {
             1 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 1, 4>(integers),
             2 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 2, 2>(integers),
             4 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 4, 2>(integers),
-            8 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 8, 1>(integers),
             1 if const { D::S::SUMS < MANY_SUMS } => self.passes::<D, 1, 1>(integers),
             4 if const { D::S::SUMS < MANY_SUMS } => self.passes::<D, 4, 1>(integers),
             height => unreachable!("a tile of {height} rows"),
@@ -59,37 +58,30 @@ impl<F: Quantized> IntegerKernel for Task<'_, F> {
 }
 
 impl<F: Quantized> Task<'_, F> {
-    /// Tiles of `R` rows, `P` pairs of panels at a time.
+    /// The tile of `R` rows, `P` pairs of panels at a time.
     #[inline(always)]
     fn passes<D: Integers, const R: usize, const P: usize>(&self, integers: D) {
         let pairs = self.groups.start * PANEL_GROUP / PAIR..self.groups.end * PANEL_GROUP / PAIR;
-        let tile_bytes = self.rows.superblocks() * R * PARTS * PART;
-        let block = (ROW_BLOCK_BYTES / tile_bytes.max(1)).max(1);
-        for first in (0..self.rows.tiles()).step_by(block) {
-            let tiles = first..self.rows.tiles().min(first + block);
-            let mut pair = pairs.start;
-            while pair < pairs.end {
-                let many = pair + P <= pairs.end;
-                for tile in tiles.clone() {
-                    if many {
-                        self.pass::<D, R, P>(integers, pair, tile);
-                    } else {
-                        self.pass::<D, R, 1>(integers, pair, tile);
-                    }
-                }
-                pair += if many { P } else { 1 };
+        let mut pair = pairs.start;
+        while pair < pairs.end {
+            let many = pair + P <= pairs.end;
+            if many {
+                self.pass::<D, R, P>(integers, pair);
+            } else {
+                self.pass::<D, R, 1>(integers, pair);
             }
+            pair += if many { P } else { 1 };
         }
     }
 
     #[inline(always)]
     #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
-    fn pass<D: Integers, const R: usize, const P: usize>(&self, integers: D, first: usize, tile: usize) {
+    fn pass<D: Integers, const R: usize, const P: usize>(&self, integers: D, first: usize) {
         let simd = integers.simd();
         let mut sums = [[[simd.zero(); R]; PAIR]; P];
         let pairs: [Pair<'_, F>; P] = std::array::from_fn(|p| self.panels.pair(first + p));
         for index in 0..self.rows.superblocks() {
-            let x = self.rows.superblock::<R>(tile, index);
+            let x = self.rows.superblock::<R>(0, index);
             let mut products = [[[simd.splat_i32(0); R]; PAIR]; P];
             let begin = index * SUPER_STEPS;
             for step in 0..SUPER_STEPS.min(self.rows.steps - begin) {
@@ -108,7 +100,7 @@ impl<F: Quantized> Task<'_, F> {
                 }
             }
         }
-        for (r, row) in self.rows.rows_of(tile).enumerate() {
+        for (r, row) in self.rows.rows_of(0).enumerate() {
             for p in 0..P {
                 for panel in 0..PAIR {
                     let sums = simd.to_array(sums[p][panel][r]);
