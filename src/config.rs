@@ -330,8 +330,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = count(1, 1 << 20))]
     pub max_num_batched_tokens: usize,
     /// Time between two tokens of a stream, in milliseconds, that prompts computed beside it may stretch it to: steps take
-    /// no more of them than fit, and a block's worth at the least. 0 for no limit; twice what it is without them if left
-    /// out.
+    /// no more of them than fit, and four tokens at the least. 0 for no limit; twice what it is without them if left out.
     #[arg(long, value_name = "MS", value_parser = count(0, 3_600_000))]
     pub itl_target_ms: Option<usize>,
     /// Sequences that run at once.

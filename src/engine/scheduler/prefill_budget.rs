@@ -2,12 +2,13 @@
 //!
 //! A step takes as long as all of its rows, so whoever streams waits for the prompts that are computed beside it. Measured
 //! are what a step of decodes takes and what each token of a prompt adds to it; a step gets as many of these as fit into
-//! the target: the time that was asked for, or twice what the decodes alone take. It gets a block's worth at the least, so
-//! that prompts go on, and as many as the batch holds where nobody streams or nothing has been measured.
+//! the target: the time that was asked for, or twice what the decodes alone take. It gets a few at the least, so that prompts
+//! go on, a block's worth where decodes alone miss the target anyway, and as many as the batch holds where nobody streams or
+//! nothing has been measured.
 //!
 //! Measurements are averages that follow the machine. Each is kept from leaping, because one step during which the machine
-//! did something else says little; what fewer tokens than a block add is less than steps differ by chance, and is not
-//! measured. While prompts go on and on, nothing would tell what decodes alone take by now: every
+//! did something else says little; what fewer tokens than a block add is hardly more than steps differ by chance, and counts
+//! for less. While prompts go on and on, nothing would tell what decodes alone take by now: every
 //! [`PROBE`]th step therefore takes a single token.
 
 use std::time::Duration;
@@ -22,6 +23,8 @@ const GAIN: f64 = 0.3;
 const LEAP: f64 = 4.0;
 /// Tokens in a step beside the decodes that still count as none.
 const HARDLY_ANY: usize = 1;
+/// Fewest tokens that a step gets but for a probe: with fewer a prompt reads all weights for next to nothing.
+const LEAST: usize = 4;
 
 /// What a step held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,11 +40,12 @@ pub(super) struct Mix {
 struct Measured(Option<f64>);
 
 impl Measured {
-    fn record(&mut self, nanos: f64) {
+    /// Takes in a measurement, or a `part` of one.
+    fn record(&mut self, nanos: f64, part: f64) {
         let nanos = nanos.max(1.0);
         self.0 = Some(match self.0 {
             None => nanos,
-            Some(before) => before + GAIN * (nanos.clamp(before / LEAP, before * LEAP) - before),
+            Some(before) => before + GAIN * part * (nanos.clamp(before / LEAP, before * LEAP) - before),
         });
     }
 }
@@ -92,10 +96,11 @@ impl PrefillBudget {
         }
         let target = self.target.map_or(2.0 * decode_step, |target| target.as_nanos() as f64);
         let left = (target * HEADROOM - decode_step).max(0.0);
+        let least = if target < decode_step { self.block_size } else { self.block_size.min(LEAST) };
         let fits = self.prefill_token.0.or(self.prefill_alone.0).map_or(0, |token| (left / token) as usize);
         // What a token adds was measured with about as many as the last time.
         let most = self.last.map_or(usize::MAX, |last| last.saturating_mul(2));
-        let tokens = fits.min(most).max(self.block_size);
+        let tokens = fits.min(most).max(least);
         self.last = Some(tokens);
         tokens
     }
@@ -106,16 +111,17 @@ impl PrefillBudget {
         let tokens = mix.prefill_tokens as f64;
         match (mix.decodes, mix.prefill_tokens) {
             (0, 0) => {}
-            (0, _) => self.prefill_alone.record(nanos / tokens),
-            (_, 0..=HARDLY_ANY) => self.decode_step.record(nanos),
-            (_, few) if few < self.block_size => {}
+            (0, _) => self.prefill_alone.record(nanos / tokens, 1.0),
+            (_, 0..=HARDLY_ANY) => self.decode_step.record(nanos, 1.0),
+            (_, few) if few < self.block_size.min(LEAST) => {}
             (decodes, _) => {
                 if let Some(decode_step) = self.decode_step.0 {
                     // A token takes no more beside others than alone, or than a row that decodes: the first measurement
                     // corrects that, since by chance it may be next to nothing.
                     let most = self.prefill_alone.0.unwrap_or(decode_step / decodes as f64);
                     self.prefill_token.0.get_or_insert(most);
-                    self.prefill_token.record((nanos - decode_step) / tokens);
+                    let part = (tokens / self.block_size as f64).min(1.0);
+                    self.prefill_token.record((nanos - decode_step) / tokens, part);
                 }
             }
         }
@@ -143,7 +149,7 @@ mod tests {
         assert_eq!(budget.tokens(4), usize::MAX, "nothing was measured");
         budget.record(10 * MS, DECODES);
         assert_eq!(budget.tokens(0), usize::MAX, "nobody streams");
-        assert_eq!(budget.tokens(4), 16, "a block, until it is known what a token takes");
+        assert_eq!(budget.tokens(4), 4, "a few, until it is known what a token takes");
         let mut off = PrefillBudget::new(Some(Duration::ZERO), 16);
         off.record(10 * MS, DECODES);
         assert_eq!(off.tokens(4), usize::MAX);
