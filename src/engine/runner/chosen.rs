@@ -162,6 +162,7 @@ mod tests {
             num_output_tokens: 0,
             prompt_targets: 0..0,
             max_new_tokens: 1,
+            follows: None,
         });
         let plan = StepPlan {
             admitted: admitted.collect(),
