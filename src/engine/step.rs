@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use super::{
     block_manager::Salt,
     channel::{Bell, ReaderControl},
-    executor::{Executor, StepOutput, StepPlan},
+    executor::{Executor, StepPlan},
     operator::Flushed,
     outbox::Outbox,
     rates::Rates,
@@ -336,7 +336,7 @@ mod tests {
         config::EngineConfig,
         engine::{
             channel::ReaderSpec,
-            executor::PlannedRow,
+            executor::{PlannedRow, StepOutput},
             fake::{FakeExecutor, FakeOptions},
             live::Live,
             outbox::Batch,
