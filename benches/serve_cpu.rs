@@ -189,6 +189,7 @@ fn schedule(
         num_output_tokens: num_output_tokens as u32,
         prompt_targets: 0..0,
         max_new_tokens: 1,
+        follows: None,
     });
 }
 

@@ -113,10 +113,13 @@ impl CausalLm {
 
 impl CausalLm {
     /// The residual stream before the first block.
-    fn embed(&self, token_ids: &[TokenId], positions: &[u32]) -> Result<Tensor> {
-        let mut x = self.embedding.forward(token_ids)?;
+    fn embed(&self, token_ids: &[TokenId], step: &StepContext<'_>) -> Result<Tensor> {
+        let mut x = match step.placed_ids {
+            Some(ids) => self.embedding.forward_placed(ids)?,
+            None => self.embedding.forward(token_ids)?,
+        };
         if let Some(learned) = &self.positions {
-            let places = positions.iter().copied().map(TokenId).collect::<Vec<_>>();
+            let places = step.positions.iter().copied().map(TokenId).collect::<Vec<_>>();
             x = (x + learned.forward(&places)?)?;
         }
         match self.outline.embedding_multiplier {
@@ -160,7 +163,7 @@ impl Model for CausalLm {
         if token_ids.len() != step.positions.len() || step.groups.iter().any(differs) {
             return Err(Error::internal("a step's token ids, positions and slots differ in number"));
         }
-        let mut x = self.embed(token_ids, step.positions)?;
+        let mut x = self.embed(token_ids, step)?;
         for block in &self.blocks {
             let next = block.forward(&x, step)?;
             give_back(std::mem::replace(&mut x, next));

@@ -324,7 +324,7 @@ pub trait Model: Send + Sync {
     /// The Linears that adapters may stand beside, and where they are.
     fn adaptable(&self) -> (&[AdaptableLinear], &Device);
 
-    /// Runs the blocks over a step's `token_ids` (as many as `step.positions`); gives what comes out of the last one,
+    /// Runs the blocks over a step's `token_ids` (as many as `step.positions`), or what `step.placed_ids` has in their place; gives what comes out of the last one,
     /// `[token_ids.len(), hidden]`.
     ///
     /// # Errors

@@ -54,6 +54,10 @@ impl Executor for Drilled {
     fn max_tokens_per_step(&self) -> usize {
         self.executor.max_tokens_per_step()
     }
+
+    fn runs_ahead(&self) -> bool {
+        self.executor.runs_ahead()
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The seam between policy and arithmetic: a `StepPlan` goes down, a `StepOutput` comes back.
 //!
 //! `submit` and `collect` are two calls so that an executor may run one step while the next is
-//! planned, and an output may bring 0 to `max_tokens_per_step` tokens a sequence so that
+//! planned ([`Executor::runs_ahead`]), and an output may bring 0 to `max_tokens_per_step` tokens a sequence so that
 //! speculative decoding needs no seam of its own. Two implementations exist: the real
 //! [`Runner`](super::runner::Runner) and the [`FakeExecutor`](super::fake::FakeExecutor) of the tests.
 
@@ -78,6 +78,9 @@ pub struct PlannedRow {
     pub prompt_targets: Range<u32>,
     /// Most tokens that may come of this row: its reader has room for them, and its limit of length allows them.
     pub max_new_tokens: usize,
+    /// Set where the query is one token that was not known when the row was planned: what this row of the step submitted
+    /// before, of the same sequence, chose. What `token_ids` has in its place means nothing.
+    pub follows: Option<u32>,
 }
 
 /// What an executor must know of a sequence to sample for it.
@@ -164,7 +167,8 @@ pub struct SequenceOutput {
     pub complete: bool,
 }
 
-/// Runs steps. Lives on the engine thread; may panic or hang without taking the process along.
+/// Runs steps, in the order in which they are submitted: what a step writes, no step before it reads or overwrites. Lives on
+/// the engine thread; may panic or hang without taking the process along.
 pub trait Executor {
     /// Starts a step.
     ///
@@ -181,5 +185,13 @@ pub trait Executor {
     /// Most tokens a sequence can gain in a step by speculation; the scheduler reserves slots for them.
     fn max_tokens_per_step(&self) -> usize {
         1
+    }
+
+    /// Whether the next step may be planned and submitted before the newest one is collected, with rows that
+    /// [follow](PlannedRow::follows) those of it. Asked after each submission: false for a step that chooses some of its tokens
+    /// with what only the host knows (a grammar, what was said so far), and for an executor that computes on the cores which
+    /// would plan. The tokens of a step that was followed come with its own output.
+    fn runs_ahead(&self) -> bool {
+        false
     }
 }

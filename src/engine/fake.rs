@@ -10,7 +10,7 @@ mod pooled;
 pub use pooled::EMBEDDING_SIZE;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     ops::Range,
     sync::{
         Arc, Condvar, Mutex, PoisonError,
@@ -39,6 +39,9 @@ pub struct FakeOptions {
     pub lag: u8,
     /// Whether it keeps a state of each sequence beside the blocks, and so goes on from nothing else.
     pub keeps_states: bool,
+    /// Whether a step is computed when it is collected, so that the next one can be planned and submitted before. Tokens are
+    /// not to come late then, nor several at a time.
+    pub overlaps: bool,
     /// Of what is drawn.
     pub seed: u64,
     /// What befalls the engine, and in which submitted step, counted from 0.
@@ -47,7 +50,8 @@ pub struct FakeOptions {
 
 impl Default for FakeOptions {
     fn default() -> Self {
-        Self { vocab_size: 256, max_tokens_per_step: 1, lag: 0, keeps_states: false, seed: 0, mishap: None }
+        let (vocab_size, max_tokens_per_step) = (256, 1);
+        Self { vocab_size, max_tokens_per_step, lag: 0, keeps_states: false, overlaps: false, seed: 0, mishap: None }
     }
 }
 
@@ -134,9 +138,22 @@ pub struct FakeExecutor {
     late: Vec<SequenceOutput>,
     /// Vectors that do.
     late_pooled: Vec<(SequenceId, Vec<f32>)>,
-    /// Outputs of the steps that were submitted and not collected.
-    outputs: VecDeque<(u64, StepOutput)>,
+    /// The steps that were submitted and not collected.
+    steps: VecDeque<(u64, Pending)>,
     num_submitted: u64,
+    num_computed: u64,
+    /// What each row of the newest computed step chose, and for whom.
+    chosen: Vec<Option<(SequenceId, TokenId)>>,
+    /// Sequences whose tokens the host chooses, as far as this is pretended.
+    hosted: HashSet<SequenceId>,
+    /// Whether rows of the newest submitted step can be followed.
+    runs_ahead: bool,
+}
+
+/// A step that was submitted.
+enum Pending {
+    Plan(Box<StepPlan>),
+    Output(StepOutput),
 }
 
 impl FakeExecutor {
@@ -153,8 +170,12 @@ impl FakeExecutor {
             sequences: HashMap::new(),
             late: Vec::new(),
             late_pooled: Vec::new(),
-            outputs: VecDeque::new(),
+            steps: VecDeque::new(),
             num_submitted: 0,
+            num_computed: 0,
+            chosen: Vec::new(),
+            hosted: HashSet::new(),
+            runs_ahead: false,
         }
     }
 
@@ -288,7 +309,7 @@ impl FakeExecutor {
     }
 
     fn write(&mut self, slot: usize, row: usize, stored: Stored) -> Result<()> {
-        let now = self.num_submitted;
+        let now = self.num_computed;
         let at = self.slots.get_mut(slot).ok_or_else(|| violation(format!("there is no slot {slot}")))?;
         ensure(at.written < now, || format!("slot {slot} is written twice in a step"))?;
         at.written = now;
@@ -310,7 +331,7 @@ impl FakeExecutor {
                 let says =
                     |what: &str| violation(format!("sequence {}, position {position}: slot {slot} {what}", row.id));
                 let stored = at.stored.ok_or_else(|| says("was never written"))?;
-                if at.changed.0 == self.num_submitted && at.changed.1 != r {
+                if at.changed.0 == self.num_computed && at.changed.1 != r {
                     return Err(says("is being written by another row"));
                 }
                 if stored != (Stored { token, position: position as u32 }) {
@@ -381,14 +402,33 @@ impl FakeExecutor {
     }
 }
 
-impl Executor for FakeExecutor {
-    fn submit(&mut self, plan: &StepPlan) -> Result<()> {
-        let step = self.num_submitted;
-        match &self.options.mishap {
-            Some((at, Mishap::Panic)) if *at == step => panic!("step {step}: the fake panics as told"),
-            Some((at, Mishap::Fail)) if *at == step => return Err(Error::internal("the fake fails as told")),
-            _ => self.num_submitted += 1,
+impl FakeExecutor {
+    /// Whether the next step could be planned before this one is collected: none of its tokens is chosen by the host, as those
+    /// are of sequences whose log-probabilities are asked for.
+    fn can_be_followed(&mut self, plan: &StepPlan) -> bool {
+        for id in &plan.retired {
+            self.hosted.remove(id);
         }
+        let hosted = plan.admitted.iter().filter(|new| new.params.logprobs.is_some());
+        self.hosted.extend(hosted.map(|new| new.id));
+        self.options.overlaps && !plan.rows.iter().any(|row| row.samples && self.hosted.contains(&row.id))
+    }
+
+    /// Puts the tokens in that were not known when the plan was made.
+    fn resolve(&self, plan: &mut StepPlan) -> Result<()> {
+        for row in &plan.rows {
+            let Some(k) = row.follows else { continue };
+            let chosen = self.chosen.get(k as usize).copied().flatten();
+            let (_, token) = chosen
+                .filter(|&(id, _)| id == row.id && row.query.len() == 1)
+                .ok_or_else(|| violation(format!("sequence {} follows row {k}, which chose {chosen:?}", row.id)))?;
+            plan.token_ids[row.query.start] = token;
+        }
+        Ok(())
+    }
+
+    fn compute(&mut self, plan: &StepPlan) -> Result<StepOutput> {
+        self.num_computed += 1;
         self.check_arrays(plan)?;
         self.forget_and_learn(plan)?;
         self.copy_blocks(plan)?;
@@ -416,23 +456,57 @@ impl Executor for FakeExecutor {
             let is_late = self.random.below(256) < usize::from(self.options.lag);
             if is_late { &mut self.late_pooled } else { &mut output.pooled }.push(vector);
         }
-        self.outputs.push_back((step, output));
+        if self.options.overlaps {
+            let of_row = |row: &PlannedRow| {
+                let sampled = output.sequences.iter().find(|sequence| sequence.id == row.id);
+                sampled.and_then(|sequence| Some((row.id, sequence.tokens.last()?.id)))
+            };
+            self.chosen = plan.rows.iter().map(of_row).collect();
+        }
+        Ok(output)
+    }
+}
+
+impl Executor for FakeExecutor {
+    fn submit(&mut self, plan: &StepPlan) -> Result<()> {
+        let step = self.num_submitted;
+        match &self.options.mishap {
+            Some((at, Mishap::Panic)) if *at == step => panic!("step {step}: the fake panics as told"),
+            Some((at, Mishap::Fail)) if *at == step => return Err(Error::internal("the fake fails as told")),
+            _ => self.num_submitted += 1,
+        }
+        self.runs_ahead = self.can_be_followed(plan);
+        let pending = match self.options.overlaps {
+            true => Pending::Plan(Box::new(plan.clone())),
+            false => Pending::Output(self.compute(plan)?),
+        };
+        self.steps.push_back((step, pending));
         Ok(())
     }
 
     fn collect(&mut self) -> Result<StepOutput> {
-        let (step, output) =
-            self.outputs.pop_front().ok_or_else(|| violation("collect without a submitted step".into()))?;
+        let (step, pending) =
+            self.steps.pop_front().ok_or_else(|| violation("collect without a submitted step".into()))?;
         if let Some((at, Mishap::Hang(gate))) = &self.options.mishap
             && *at == step
         {
             gate.wait();
         }
-        Ok(output)
+        match pending {
+            Pending::Output(output) => Ok(output),
+            Pending::Plan(mut plan) => {
+                self.resolve(&mut plan)?;
+                self.compute(&plan)
+            }
+        }
     }
 
     fn max_tokens_per_step(&self) -> usize {
         self.options.max_tokens_per_step
+    }
+
+    fn runs_ahead(&self) -> bool {
+        self.runs_ahead
     }
 }
 
@@ -506,6 +580,7 @@ mod tests {
                 num_output_tokens: 0,
                 prompt_targets: 0..0,
                 max_new_tokens: 1,
+                follows: None,
             }],
             token_ids: prompt.to_vec(),
             positions: vec![0, 1, 2],

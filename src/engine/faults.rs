@@ -56,6 +56,12 @@ pub(super) enum Fault {
     WindowLeftTooEarly,
     /// A sequence goes on where its window was given back, or is not cached.
     WindowNotChecked,
+    /// A row is planned ahead though its reader has no room for what comes of it after the token under way.
+    AheadWithoutRoom,
+    /// What a row ahead computes counts though its sequence has lost its blocks.
+    AheadOfPreemption,
+    /// A sequence that may take a token back goes ahead of it.
+    GuardedAhead,
 }
 
 #[cfg(test)]

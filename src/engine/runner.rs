@@ -4,6 +4,7 @@ mod chosen;
 mod constrained;
 mod copies;
 mod forward;
+mod newest;
 mod paged;
 mod pools;
 mod states;
@@ -12,6 +13,7 @@ use self::{
     constrained::{Constrained, Constraints},
     copies::Copies,
     forward::{Forward, Step},
+    newest::{Drawn, Newest},
     paged::Paged,
     pools::Pools,
 };
@@ -58,7 +60,8 @@ pub struct RunnerConfig {
 /// Runs steps of one model on one KV cache, or with a copy of the model for each sequence.
 ///
 /// A step is computed when it is submitted; its output waits to be collected. All work, sampling included, happens on
-/// the runner's own thread pool.
+/// the runner's own thread pool. On a card a step is queued when it is submitted, and where the card chooses all of its tokens
+/// nobody waits for it before it is collected: the next one may be submitted meanwhile.
 pub struct Runner {
     model: Box<dyn Forward>,
     pool: Arc<Pool>,
@@ -69,8 +72,10 @@ pub struct Runner {
     constraints: Constraints,
     /// Of those whose hidden states are wanted: what has come of them.
     pools: Pools,
-    /// Steps submitted and not collected.
-    outputs: VecDeque<StepOutput>,
+    /// What rows of the next step may follow.
+    newest: Newest,
+    /// Steps submitted and not collected, and the tokens of theirs that are still to come.
+    outputs: VecDeque<(StepOutput, Option<Drawn>)>,
 }
 
 impl Runner {
@@ -99,6 +104,7 @@ impl Runner {
             samplers: HashMap::new(),
             constraints: Constraints::default(),
             pools: Pools::default(),
+            newest: Newest::default(),
             outputs: VecDeque::new(),
         })
     }
@@ -126,7 +132,8 @@ impl Runner {
         self.model.num_states()
     }
 
-    fn run(&mut self, plan: &StepPlan) -> Result<StepOutput> {
+    fn run(&mut self, plan: &StepPlan) -> Result<(StepOutput, Option<Drawn>)> {
+        let newest = std::mem::take(&mut self.newest);
         for id in &plan.retired {
             self.samplers.remove(id);
             self.constraints.remove(*id);
@@ -163,25 +170,26 @@ impl Runner {
         }
         self.model.begin(plan)?;
         if plan.token_ids.is_empty() {
-            return Ok(StepOutput::default());
+            return Ok((StepOutput::default(), None));
         }
         let samples = |row: &&PlannedRow| row.samples && !row.query.is_empty() && !self.pools.contains(row.id);
         let sampling = plan.rows.iter().filter(samples).collect::<Vec<_>>();
-        let step = Step { plan, adapters: self.adapters(plan)? };
+        let step = Step { plan, adapters: self.adapters(plan)?, placed_ids: newest.ids_of(plan)? };
         self.model.compute(&step)?;
         let mut output = StepOutput::default();
         self.prompt_logprobs(&step, &mut output)?;
         output.pooled = self.pools.take_in(plan, |rows| self.model.states(rows))?;
-        let sampling = self.choose(&step, sampling, &mut output)?;
+        let (drawn, sampling) = self.choose(&step, sampling)?;
         if sampling.is_empty() {
+            self.newest = Newest::of(plan, drawn.as_ref(), self.model.chooses());
             self.model.end();
-            return Ok(output);
+            return Ok((output, drawn));
         }
         let mut logits = self.model.logits(&step, &logit_rows(&sampling))?;
         self.model.end();
         let sampled = self.sample(&sampling, &mut logits, vocab_size, &mut output);
         spare::keep(logits);
-        sampled.map(|()| output)
+        sampled.map(|()| (output, drawn))
     }
 
     /// Which of the step's rows go through which adapters.
@@ -344,6 +352,15 @@ impl Executor for Runner {
     }
 
     fn collect(&mut self) -> Result<StepOutput> {
-        self.outputs.pop_front().ok_or_else(|| Error::internal("a step was collected that nobody submitted"))
+        let (mut output, drawn) =
+            self.outputs.pop_front().ok_or_else(|| Error::internal("a step was collected that nobody submitted"))?;
+        if let Some(drawn) = drawn {
+            drawn.wait(&mut output)?;
+        }
+        Ok(output)
+    }
+
+    fn runs_ahead(&self) -> bool {
+        self.newest.may_be_followed()
     }
 }

@@ -17,6 +17,7 @@
 //! computed again; and where otherwise nobody could run, by place alone.
 
 mod admit;
+mod ahead;
 mod apply;
 #[cfg(test)]
 mod audit;
@@ -60,6 +61,14 @@ struct Computed {
     num_tokens: usize,
 }
 
+/// A step that was submitted and not applied.
+struct InFlight {
+    rows: Vec<Computed>,
+    mix: Mix,
+    /// Whether rows of the next step may follow rows of this one.
+    may_be_followed: bool,
+}
+
 /// The policy of one engine.
 pub struct Scheduler {
     max_num_batched_tokens: usize,
@@ -84,8 +93,8 @@ pub struct Scheduler {
     /// them.
     siblings: HashMap<SequenceId, Vec<Sequence>>,
 
-    /// The rows of the steps that were submitted and not applied, oldest first, and buffers to use again.
-    in_flight: VecDeque<Vec<Computed>>,
+    /// Oldest first, and buffers to use again.
+    in_flight: VecDeque<InFlight>,
     spare: Vec<Vec<Computed>>,
     /// Sequences whose tokens are on their way.
     num_outstanding: usize,
@@ -105,8 +114,6 @@ pub struct Scheduler {
     /// Whether blocks are taken by place alone: nobody could run otherwise.
     takes_all: bool,
     prefill_budget: PrefillBudget,
-    /// What the newest plan holds.
-    mix: Mix,
     step: u64,
     preemptions: u64,
 }
@@ -158,7 +165,6 @@ impl Scheduler {
             was_shared: false,
             takes_all: false,
             prefill_budget: PrefillBudget::new(config.itl_target, config.block_size),
-            mix: Mix::default(),
             step: 0,
             preemptions: 0,
         }
@@ -215,7 +221,7 @@ impl Scheduler {
             self.choose(now, plan);
             self.takes_all = false;
         }
-        let rows = self.pack(plan, events);
+        let packed = self.pack(plan, events);
 
         plan.retired.append(&mut self.retired);
         plan.preempted.append(&mut self.preempted);
@@ -233,9 +239,9 @@ impl Scheduler {
         if submit {
             plan.step = self.step;
             self.step += 1;
-            self.in_flight.push_back(rows);
+            self.in_flight.push_back(packed);
         } else {
-            self.spare.push(rows);
+            self.spare.push(packed.rows);
         }
         submit
     }
@@ -262,9 +268,11 @@ impl Scheduler {
             && !self.sequences.iter().any(|(_, sequence)| waits_for_tokens(sequence))
     }
 
-    /// The newest step took so long, from its submission to its output: what the prompts of later ones are measured by.
+    /// The oldest step in flight, whose output has come, took so long: what the prompts of later ones are measured by.
     pub fn record_step(&mut self, elapsed: Duration) {
-        self.prefill_budget.record(elapsed, self.mix);
+        if let Some(step) = self.in_flight.front() {
+            self.prefill_budget.record(elapsed, step.mix);
+        }
     }
 
     /// Whether anything could be planned, or is in flight; false if the readers of all there are have no room (or there

@@ -167,6 +167,10 @@ pub struct Sequence {
     /// Set while a row that samples has been submitted and its tokens have not come back: the number of preemptions
     /// at that time, because the tokens of an earlier life count, its computed tokens do not.
     pub(super) outstanding: Option<u32>,
+    /// The step that its newest row that samples is in, and which row of it that is.
+    pub(super) sampled_at: (u64, u32),
+    /// Set while two such rows are under way: the newer one computes the token that comes of the other.
+    pub(super) is_ahead: bool,
     /// Most tokens that may come of the newest row that samples, as its executor was told. The reader's room may shrink
     /// meanwhile: what was promised stays.
     pub(super) max_new_tokens: usize,
@@ -224,6 +228,8 @@ impl Sequence {
             charged_tokens: None,
             ready: false,
             outstanding: None,
+            sampled_at: (0, 0),
+            is_ahead: false,
             max_new_tokens: 0,
             num_preemptions: 0,
             cached_tokens: None,

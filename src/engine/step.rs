@@ -1,6 +1,10 @@
 //! The engine thread: drain commands, schedule, execute, apply, hand over; park when there is nothing to do.
+//!
+//! An executor that [runs ahead](Executor::runs_ahead) has the next step before the one under way is collected, so that it never
+//! waits for the thread that plans. With any other each step is collected before the next one is planned.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,7 +19,7 @@ use tokio::sync::oneshot;
 use super::{
     block_manager::Salt,
     channel::{Bell, ReaderControl},
-    executor::{Executor, StepOutput, StepPlan},
+    executor::{Executor, StepPlan},
     operator::Flushed,
     outbox::Outbox,
     rates::Rates,
@@ -85,7 +89,7 @@ impl Pace {
     }
 }
 
-/// Where the engine thread stands, for the watchdog: odd while a step runs.
+/// Where the engine thread stands, for the watchdog: odd while the executor has it.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     ticks: AtomicU64,
@@ -94,7 +98,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// The number of the step under way, if one is.
+    /// Which call of the executor is under way, if one is.
     pub(super) fn step_under_way(&self) -> Option<u64> {
         let ticks = self.ticks.load(Ordering::Acquire);
         (ticks % 2 == 1).then_some(ticks)
@@ -103,6 +107,34 @@ impl Progress {
     fn tick(&self) {
         self.ticks.fetch_add(1, Ordering::Release);
     }
+}
+
+/// The steps that were submitted and not collected: none or one while a step is planned.
+#[derive(Default)]
+pub(super) struct UnderWay {
+    /// Oldest first.
+    steps: VecDeque<Submitted>,
+    /// Whether the next step may be planned before the newest of them is collected.
+    may_be_followed: bool,
+    /// When the newest output came.
+    newest_output: Option<Instant>,
+    /// Buffers to use again.
+    spare: Vec<StepPlan>,
+}
+
+/// A step, and what it took so far.
+struct Submitted {
+    plan: StepPlan,
+    schedule: Duration,
+    at: Instant,
+}
+
+/// A step whose output was applied.
+struct Done {
+    plan: StepPlan,
+    schedule: Duration,
+    execute: Duration,
+    executed: Instant,
 }
 
 /// Everything the engine thread owns.
@@ -116,6 +148,7 @@ pub(super) struct StepLoop {
     pub outbox: Outbox,
     pub reporter: Reporter,
     pub pace: Pace,
+    pub under_way: UnderWay,
 }
 
 impl StepLoop {
@@ -125,9 +158,8 @@ impl StepLoop {
     /// An executor's error, after which nothing that it holds can be trusted.
     pub(super) fn run(&mut self) -> Result<()> {
         self.bell.answer_here();
-        let mut plan = StepPlan::default();
         let mut events = Vec::new();
-        while !self.progress.abandoned.load(Ordering::Acquire) {
+        while !self.is_given_up() {
             // The bell is read before the queue: who rang it may just have queued what it rings for.
             let attention = self.bell.take();
             let open = self.drain();
@@ -136,23 +168,25 @@ impl StepLoop {
                 self.scheduler.sweep_leases();
                 self.obey();
             }
-            let began = Instant::now();
-            let runs = self.scheduler.schedule(began, &mut plan, &mut events);
-            let (scheduled, mut executed) = (Instant::now(), None);
-            if runs {
-                let Some(output) = self.execute(&plan)? else { return Ok(()) };
-                executed = Some(Instant::now());
-                self.scheduler.apply(output, &mut events)?;
+            let plans = self.under_way.steps.is_empty() || self.under_way.may_be_followed;
+            let submits = plans && self.submit(&mut events)?;
+            // A step that may be followed runs on while the next one is planned; others are waited for.
+            let stays = usize::from(submits && self.under_way.may_be_followed);
+            let collects = self.under_way.steps.len() > stays;
+            let done = if collects { self.collect(&mut events)? } else { None };
+            // Rates and gauges are those of another life by now, and the streams of this one have ended.
+            if collects && done.is_none() || !collects && submits && self.is_given_up() {
+                return Ok(());
             }
             self.report();
             self.pace.count_ends(&events, self.scheduler.stats().waiting > 0);
             self.outbox.take_in(&mut events);
             let delivered = self.outbox.send(&mut self.scheduler);
-            if let Some(executed) = executed {
-                let (schedule, execute) = (scheduled - began, executed - scheduled);
+            if let Some(Done { plan, schedule, execute, executed }) = done {
                 self.reporter.record_step(&facts(&plan, [schedule, execute, executed.elapsed()]));
+                self.under_way.spare.push(plan);
             }
-            if !runs {
+            if !submits && !collects {
                 if !open {
                     return Ok(());
                 }
@@ -205,21 +239,46 @@ impl StepLoop {
         }
     }
 
-    /// Runs a step. None where this thread was given up meanwhile: rates and gauges are those of another life by now, and
-    /// its streams have ended.
-    fn execute(&mut self, plan: &StepPlan) -> Result<Option<StepOutput>> {
-        self.progress.tick();
+    /// Plans a step and submits it; false where there is none to submit.
+    fn submit(&mut self, events: &mut Vec<Event>) -> Result<bool> {
+        let mut plan = self.under_way.spare.pop().unwrap_or_default();
         let began = Instant::now();
-        self.executor.submit(plan)?;
-        let output = self.executor.collect()?;
-        self.progress.tick();
-        if self.progress.abandoned.load(Ordering::Acquire) {
-            return Ok(None);
+        if !self.scheduler.schedule(began, &mut plan, events) {
+            self.under_way.spare.push(plan);
+            return Ok(false);
         }
-        let elapsed = began.elapsed();
-        self.pace.count_step(elapsed, plan);
-        self.scheduler.record_step(elapsed);
-        Ok(Some(output))
+        let at = Instant::now();
+        self.watched(|executor| executor.submit(&plan))?;
+        self.under_way.steps.push_back(Submitted { plan, schedule: at - began, at });
+        self.under_way.may_be_followed = self.executor.runs_ahead() && self.scheduler.go_ahead();
+        Ok(true)
+    }
+
+    /// Waits for the oldest step and applies what came of it. None where this thread was given up meanwhile.
+    fn collect(&mut self, events: &mut Vec<Event>) -> Result<Option<Done>> {
+        let output = self.watched(|executor| executor.collect())?;
+        let executed = Instant::now();
+        let oldest = self.under_way.steps.pop_front().filter(|_| !self.is_given_up());
+        let Some(Submitted { plan, schedule, at }) = oldest else { return Ok(None) };
+        // It did not begin before the step before it was done.
+        let before = self.under_way.newest_output.replace(executed);
+        let execute = executed.saturating_duration_since(before.map_or(at, |before| before.max(at)));
+        self.pace.count_step(execute, &plan);
+        self.scheduler.record_step(execute);
+        self.scheduler.apply(output, events)?;
+        Ok(Some(Done { plan, schedule, execute, executed }))
+    }
+
+    /// Has the executor do something while the watchdog looks.
+    fn watched<T>(&mut self, work: impl FnOnce(&mut dyn Executor) -> Result<T>) -> Result<T> {
+        self.progress.tick();
+        let done = work(&mut *self.executor)?;
+        self.progress.tick();
+        Ok(done)
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.progress.abandoned.load(Ordering::Acquire)
     }
 
     fn park(&self, delivered: bool) {
@@ -270,19 +329,20 @@ fn facts(plan: &StepPlan, [schedule, execute, apply]: [Duration; 3]) -> StepFact
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::SyncSender;
+    use std::sync::{Mutex, mpsc::SyncSender};
 
     use super::*;
     use crate::{
         config::EngineConfig,
         engine::{
             channel::ReaderSpec,
-            executor::PlannedRow,
+            executor::{PlannedRow, StepOutput},
             fake::{FakeExecutor, FakeOptions},
             live::Live,
             outbox::Batch,
             scheduler::End,
         },
+        error::Error,
         params::{FinishReason, Usage},
         telemetry::Telemetry,
     };
@@ -308,6 +368,7 @@ mod tests {
                 num_output_tokens,
                 prompt_targets: 0..0,
                 max_new_tokens: 1,
+                follows: None,
             });
         }
         plan
@@ -342,6 +403,10 @@ mod tests {
             self.progress.abandoned.store(true, Ordering::Release);
             self.executor.collect()
         }
+
+        fn runs_ahead(&self) -> bool {
+            self.executor.runs_ahead()
+        }
     }
 
     /// A loop that ends with its only sequence, and who may give it a command.
@@ -370,6 +435,7 @@ mod tests {
             outbox: Outbox::new(fan_out),
             reporter: Reporter::new(telemetry),
             pace: pace(),
+            under_way: UnderWay::default(),
         };
         (step_loop, commands, batches)
     }
@@ -389,6 +455,87 @@ mod tests {
         assert_eq!(telemetry.state(), state);
         assert_eq!(step_loop.pace.rates.prefill_tokens_per_second(), None);
         assert!(batches.try_recv().is_err());
+    }
+
+    /// Writes down what it is asked for, and fails the collection of so manieth a step.
+    struct Recorded {
+        executor: FakeExecutor,
+        calls: Arc<Mutex<String>>,
+        fails_at: Option<usize>,
+    }
+
+    impl Executor for Recorded {
+        fn submit(&mut self, plan: &StepPlan) -> Result<()> {
+            self.calls.lock().unwrap().push('s');
+            self.executor.submit(plan)
+        }
+
+        fn collect(&mut self) -> Result<StepOutput> {
+            let mut calls = self.calls.lock().unwrap();
+            calls.push('c');
+            match self.fails_at {
+                Some(at) if calls.matches('c').count() == at => Err(Error::internal("the card is gone")),
+                _ => self.executor.collect(),
+            }
+        }
+
+        fn runs_ahead(&self) -> bool {
+            self.executor.runs_ahead()
+        }
+    }
+
+    /// The calls of an executor whose only reader takes nothing and has room for eight tokens, how its loop ended, and what the
+    /// metrics say then.
+    fn calls(overlaps: bool, fails_at: Option<usize>) -> (String, Result<()>, Arc<Telemetry>) {
+        let options = FakeOptions { overlaps, ..FakeOptions::default() };
+        let executor = FakeExecutor::new(&EngineConfig::default(), options);
+        let (calls, telemetry) = (Arc::default(), Arc::new(Telemetry::new("test")));
+        let executor = Recorded { executor, calls: Arc::clone(&calls), fails_at };
+        let (mut step_loop, _commands, _batches) = one_sequence(executor, (Arc::default(), telemetry.clone()));
+        let ended = step_loop.run();
+        let calls = calls.lock().unwrap().clone();
+        (calls, ended, telemetry)
+    }
+
+    #[test]
+    fn a_step_is_submitted_while_the_one_before_it_runs_where_the_executor_can_do_that() {
+        let (calls, ended, telemetry) = calls(true, None);
+        ended.unwrap();
+        assert_eq!(calls, format!("s{}c", "sc".repeat(7)));
+        let text = telemetry.encode();
+        for (kind, tokens) in [("prefill", 3), ("decode", 7)] {
+            let line = format!("candlewick:batch_tokens_total{{model_name=\"test\",kind=\"{kind}\"}} {tokens}");
+            assert!(text.contains(&line), "{text}");
+        }
+        assert!(text.contains("candlewick:step_time_seconds_count{model_name=\"test\",phase=\"execute\"} 8"));
+    }
+
+    #[test]
+    fn any_other_executor_has_its_step_collected_before_the_next_is_planned() {
+        let (calls, ended, _) = calls(false, None);
+        ended.unwrap();
+        assert_eq!(calls, "sc".repeat(8));
+    }
+
+    #[test]
+    fn an_error_ends_the_loop_though_another_step_is_under_way() {
+        let (calls, ended, _) = calls(true, Some(3));
+        assert_eq!((calls.as_str(), ended.is_err()), ("sscscsc", true));
+    }
+
+    #[test]
+    fn a_thread_that_was_given_up_with_a_step_under_way_ends() {
+        let progress = Arc::<Progress>::default();
+        let options = FakeOptions { overlaps: true, ..FakeOptions::default() };
+        let executor = FakeExecutor::new(&EngineConfig::default(), options);
+        let executor = GivenUp { executor, progress: progress.clone() };
+        let told = (progress.clone(), Arc::new(Telemetry::new("test")));
+        let (mut step_loop, _commands, mut batches) = one_sequence(executor, told);
+        step_loop.run().unwrap();
+        assert_eq!(step_loop.under_way.steps.len(), 1);
+        assert_eq!(progress.step_under_way(), None, "no call of the executor is");
+        // That it started was said before.
+        assert!(batches.try_recv().is_ok() && batches.try_recv().is_err());
     }
 
     #[test]

@@ -29,7 +29,7 @@ use super::{
     outbox::{self, Outbox},
     rates::{Ahead, Rates},
     scheduler::Scheduler,
-    step::{Command, Pace, Progress, Queued, StepLoop},
+    step::{Command, Pace, Progress, Queued, StepLoop, UnderWay},
     unavailable,
 };
 use crate::{
@@ -213,8 +213,20 @@ impl Running {
             .spawn(move || {
                 let outcome = catch_unwind(AssertUnwindSafe(move || {
                     let scheduler = Scheduler::new(&config, executor.max_tokens_per_step());
-                    let (requests, commands) = (receiver, commanded);
-                    StepLoop { scheduler, executor, requests, commands, bell, progress, outbox, reporter, pace }.run()
+                    let (requests, commands, under_way) = (receiver, commanded, UnderWay::default());
+                    let mut step_loop = StepLoop {
+                        scheduler,
+                        executor,
+                        requests,
+                        commands,
+                        bell,
+                        progress,
+                        outbox,
+                        reporter,
+                        pace,
+                        under_way,
+                    };
+                    step_loop.run()
                 }));
                 // Nobody listens where the supervisor has given this thread up.
                 let _unheard = ended.send(match outcome {

@@ -34,6 +34,8 @@ pub trait LinearObserver: Send + Sync {
 /// One step, as every layer sees it.
 #[derive(Clone, Copy)]
 pub struct StepContext<'a> {
+    /// The step's ids, u32 `[num_scheduled_tokens]` on the model's device, where the host does not know all of them.
+    pub placed_ids: Option<&'a Tensor>,
     /// Position of each token in its sequence: `[num_scheduled_tokens]`.
     pub positions: &'a [u32],
     /// What the layers of each group of the KV cache are told.

@@ -29,4 +29,12 @@ impl Embedding {
     pub fn forward(&self, token_ids: &[TokenId]) -> Result<Tensor> {
         self.weight.gather_rows(token_ids)
     }
+
+    /// The same of ids that are where the matrix is, u32 `[n]`: the host need not know them.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), as far as anybody looks.
+    pub fn forward_placed(&self, token_ids: &Tensor) -> Result<Tensor> {
+        self.weight.gather_placed_rows(token_ids)
+    }
 }

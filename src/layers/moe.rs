@@ -205,7 +205,15 @@ mod tests {
         let dtype = DType::F32;
         let shape = KvCacheShape { num_layers: 1, num_blocks: 1, block_size: 1, num_kv_heads: 1, head_dim: 1, dtype };
         let kv = KvCache::new(shape, &[None], &Device::Cpu).unwrap();
-        let step = StepContext { positions: &[], groups: &[], kv: &kv, states: None, adapters: None, observer: None };
+        let step = StepContext {
+            placed_ids: None,
+            positions: &[],
+            groups: &[],
+            kv: &kv,
+            states: None,
+            adapters: None,
+            observer: None,
+        };
         for (kind, scores) in [(0, Scores::Softmax), (1, Scores::Sigmoid), (2, Scores::SoftmaxOfTaken)] {
             for tokens in [1, 2, 50] {
                 let x = Tensor::from_vec(numbers(tokens * 10, 3), (tokens, 10), &Device::Cpu).unwrap();

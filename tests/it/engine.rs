@@ -84,6 +84,14 @@ async fn well() -> Engine {
     engine(config(), fakes(&config(), |_| FakeOptions::default())).await
 }
 
+/// Two engines on fakes: the second plans each step while the one before it is computed.
+async fn each() -> [Engine; 2] {
+    let fake = async |overlaps| {
+        engine(config(), fakes(&config(), move |_| FakeOptions { overlaps, ..FakeOptions::default() })).await
+    };
+    [fake(false).await, fake(true).await]
+}
+
 fn prompt(seed: u32, length: u32) -> Vec<TokenId> {
     (0..length).map(|k| TokenId((seed.wrapping_mul(7919) + k * 31) % VOCAB_SIZE)).collect()
 }
@@ -131,34 +139,37 @@ fn idle(engine: &Engine) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_streams_at_once_each_give_what_they_give_alone() {
-    let engine = well().await;
-    let streams = (0..64).map(|k| {
-        let engine = engine.clone();
-        async move {
-            let ids = prompt(k, 1 + k * 3);
-            let (tokens, end) = read(engine.generate(request(&ids, 40)).await.unwrap()).await;
-            assert_eq!(end.unwrap(), FinishReason::Length);
-            assert_eq!(tokens, FakeExecutor::expected(VOCAB_SIZE, &ids, 40));
-        }
-    });
-    bounded("64 streams", futures::future::join_all(streams)).await;
-    until("everything is free again", || idle(&engine)).await;
+    for engine in each().await {
+        let streams = (0..64).map(|k| {
+            let engine = engine.clone();
+            async move {
+                let ids = prompt(k, 1 + k * 3);
+                let (tokens, end) = read(engine.generate(request(&ids, 40)).await.unwrap()).await;
+                assert_eq!(end.unwrap(), FinishReason::Length);
+                assert_eq!(tokens, FakeExecutor::expected(VOCAB_SIZE, &ids, 40));
+            }
+        });
+        bounded("64 streams", futures::future::join_all(streams)).await;
+        until("everything is free again", || idle(&engine)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_does_not_read_leaves_the_batch_and_loses_nothing() {
-    let engine = well().await;
-    let ids = prompt(1, 20);
-    let slow = engine.generate(request(&ids, 200)).await.unwrap();
-    for k in 0..16 {
-        let (tokens, end) = read(engine.generate(request(&prompt(k, 9), 100)).await.unwrap()).await;
-        assert_eq!((tokens.len(), end.unwrap()), (100, FinishReason::Length));
+    for engine in each().await {
+        let ids = prompt(1, 20);
+        let slow = engine.generate(request(&ids, 200)).await.unwrap();
+        for k in 0..16 {
+            let (tokens, end) = read(engine.generate(request(&prompt(k, 9), 100)).await.unwrap()).await;
+            assert_eq!((tokens.len(), end.unwrap()), (100, FinishReason::Length));
+        }
+        let generated = engine.telemetry().generated_tokens();
+        let most = 1600 + config().stream_capacity_tokens as u64;
+        assert!(generated <= most, "{generated} tokens, past the slow one's room");
+        let (tokens, end) = read(slow).await;
+        assert_eq!(end.unwrap(), FinishReason::Length);
+        assert_eq!(tokens, FakeExecutor::expected(VOCAB_SIZE, &ids, 200));
     }
-    let generated = engine.telemetry().generated_tokens();
-    assert!(generated <= 1600 + config().stream_capacity_tokens as u64, "{generated} tokens, past the slow one's room");
-    let (tokens, end) = read(slow).await;
-    assert_eq!(end.unwrap(), FinishReason::Length);
-    assert_eq!(tokens, FakeExecutor::expected(VOCAB_SIZE, &ids, 200));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -212,23 +223,24 @@ async fn a_coalescing_reader_falls_further_behind_and_gets_what_waits_in_one_pie
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dropping_a_stream_frees_it_whatever_it_was_doing() {
-    let engine = well().await;
-    for round in 0..300_usize {
-        // Beyond the rows there are, so that some wait; long prompts, so that some are in prefill.
-        let mut streams = Vec::new();
-        for k in 0..12 {
-            streams.push(engine.generate(request(&prompt(k, 1 + 70 * (k % 3)), 100)).await.unwrap());
-        }
-        for (k, stream) in streams.iter_mut().enumerate() {
-            for _ in 0..(round + k) % 4 {
-                bounded("an event", stream.next()).await.unwrap().unwrap();
+    for engine in each().await {
+        for round in 0..200_usize {
+            // Beyond the rows there are, so that some wait; long prompts, so that some are in prefill.
+            let mut streams = Vec::new();
+            for k in 0..12 {
+                streams.push(engine.generate(request(&prompt(k, 1 + 70 * (k % 3)), 100)).await.unwrap());
             }
+            for (k, stream) in streams.iter_mut().enumerate() {
+                for _ in 0..(round + k) % 4 {
+                    bounded("an event", stream.next()).await.unwrap().unwrap();
+                }
+            }
+            drop(streams);
         }
-        drop(streams);
+        until("everything is free again", || idle(&engine)).await;
+        engine.begin_drain();
+        bounded("no request is under way", engine.drained()).await;
     }
-    until("everything is free again", || idle(&engine)).await;
-    engine.begin_drain();
-    bounded("no request is under way", engine.drained()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -278,6 +290,7 @@ async fn a_deadline_that_passes_ends_the_stream_and_frees_it() {
 /// Starts an engine whose first life meets with `mishap` and shows that its streams end and the next life serves.
 /// `met` and `back` are called between the two: when all streams are under way, and when the next life is there.
 async fn survives(
+    overlaps: bool,
     mishap: impl Fn() -> Mishap + Send + Sync + 'static,
     met: impl AsyncFnOnce(),
     back: impl FnOnce(),
@@ -286,6 +299,7 @@ async fn survives(
         config(),
         fakes(&config(), move |life| FakeOptions {
             mishap: (life == 0).then(|| (5, mishap())),
+            overlaps,
             ..FakeOptions::default()
         }),
     )
@@ -324,30 +338,36 @@ async fn survives(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_panic_in_the_engine_ends_its_streams_and_the_engine_comes_back() {
-    bounded("the engine survives", survives(|| Mishap::Panic, async || {}, || {})).await;
+    for overlaps in [false, true] {
+        bounded("the engine survives", survives(overlaps, || Mishap::Panic, async || {}, || {})).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_executor_that_fails_ends_its_streams_and_the_engine_comes_back() {
-    bounded("the engine survives", survives(|| Mishap::Fail, async || {}, || {})).await;
+    for overlaps in [false, true] {
+        bounded("the engine survives", survives(overlaps, || Mishap::Fail, async || {}, || {})).await;
+    }
 }
 
 #[tokio::test]
 async fn a_step_that_hangs_ends_its_streams_and_the_engine_comes_back() {
-    let gate = Arc::new(Gate::default());
-    let held = gate.clone();
-    // The clock leaps only while nothing but the hanging step is computed: it would give a step up whose thread waits
-    // for a core.
-    let met = async || {
-        until("the step hangs", || gate.reached()).await;
-        tokio::time::pause();
-    };
-    let engine = survives(move || Mishap::Hang(held.clone()), met, tokio::time::resume).await;
-    // The thread that was given up wakes and goes, without a word to anybody.
-    gate.open();
-    let ids = prompt(4, 9);
-    let (tokens, _) = read(engine.generate(request(&ids, 30)).await.unwrap()).await;
-    assert_eq!(tokens, FakeExecutor::expected(VOCAB_SIZE, &ids, 30));
+    for overlaps in [false, true] {
+        let gate = Arc::new(Gate::default());
+        let held = gate.clone();
+        // The clock leaps only while nothing but the hanging step is computed: it would give a step up whose thread waits
+        // for a core.
+        let met = async || {
+            until("the step hangs", || gate.reached()).await;
+            tokio::time::pause();
+        };
+        let engine = survives(overlaps, move || Mishap::Hang(held.clone()), met, tokio::time::resume).await;
+        // The thread that was given up wakes and goes, without a word to anybody.
+        gate.open();
+        let ids = prompt(4, 9);
+        let (tokens, _) = read(engine.generate(request(&ids, 30)).await.unwrap()).await;
+        assert_eq!(tokens, FakeExecutor::expected(VOCAB_SIZE, &ids, 30));
+    }
 }
 
 /// Fakes of which the first panics in its first step, and the next is not made before the gate is opened.

@@ -4,6 +4,7 @@
 //!
 //! The same suite must fail with any of the planted [faults](super::faults) in force.
 
+mod ahead;
 mod fairness;
 mod latency;
 mod leases;
@@ -70,6 +71,9 @@ const FAULTS: &[Fault] = &[
     Fault::PreemptionUntold,
     Fault::RewoundStateKept,
     Fault::LeaseNotCompared,
+    Fault::AheadWithoutRoom,
+    Fault::AheadOfPreemption,
+    Fault::GuardedAhead,
 ];
 
 /// The first complaint of the suite, or none; a panic is a complaint.

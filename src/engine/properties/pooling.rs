@@ -47,6 +47,7 @@ struct World {
     scheduler: Scheduler,
     executor: FakeExecutor,
     plan: StepPlan,
+    under_way: usize,
     slides: bool,
     keeps_states: bool,
     /// The sequences that are pooled and have not ended: of what, and how.
@@ -75,8 +76,18 @@ impl World {
             ..EngineConfig::default()
         };
         let lag = [0, 0, 60, 200][random.below(4)];
-        let options =
-            FakeOptions { vocab_size: 24, max_tokens_per_step, lag, keeps_states, seed, ..FakeOptions::default() };
+        // One in three executors computes a step while the next one is planned.
+        let overlaps = seed % 3 == 1;
+        let (max_tokens_per_step, lag) = if overlaps { (1, 0) } else { (max_tokens_per_step, lag) };
+        let options = FakeOptions {
+            vocab_size: 24,
+            max_tokens_per_step,
+            lag,
+            keeps_states,
+            overlaps,
+            seed,
+            ..FakeOptions::default()
+        };
         Self {
             random,
             slides: kv_groups.num_full() < kv_groups.count(),
@@ -84,6 +95,7 @@ impl World {
             scheduler: Scheduler::new(&config, max_tokens_per_step),
             executor: FakeExecutor::new(&config, options),
             plan: StepPlan::default(),
+            under_way: 0,
             expected: HashMap::new(),
             seen: Seen::default(),
         }
@@ -104,10 +116,16 @@ impl World {
 
     fn step(&mut self) -> Result<(), String> {
         let mut events = Vec::new();
-        if self.scheduler.schedule(Instant::now(), &mut self.plan, &mut events) {
+        let submits = self.scheduler.schedule(Instant::now(), &mut self.plan, &mut events);
+        if submits {
             let pooled = |id| self.expected.contains_key(id);
             self.seen.chunks += self.plan.rows.iter().filter(|row| !row.samples && pooled(&row.id)).count();
             self.executor.submit(&self.plan).map_err(|error| error.message)?;
+            self.under_way += 1;
+        }
+        let stays = submits && self.executor.runs_ahead() && self.scheduler.go_ahead();
+        while self.under_way > usize::from(stays) {
+            self.under_way -= 1;
             let output = self.executor.collect().map_err(|error| error.message)?;
             self.scheduler.apply(output, &mut events).map_err(|error| error.message)?;
         }

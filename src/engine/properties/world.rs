@@ -55,6 +55,8 @@ pub(super) struct World {
     executor: FakeExecutor,
     plan: StepPlan,
     in_flight: usize,
+    /// Whether the newest step that was submitted may stay under way while the next one is planned.
+    may_be_followed: bool,
     now: Instant,
     clients: BTreeMap<SequenceId, Client>,
     /// Of each tenant that could run: steps since it last had a row or waited for tokens.
@@ -100,15 +102,19 @@ impl World {
             pinned_kv_percent: pick(&[0, 20, 60]),
             ..EngineConfig::default()
         };
+        // One in three executors computes a step while the next one is planned.
+        let overlaps = seed % 3 == 1;
+        let (max_tokens_per_step, lag) = (pick(&[1, 1, 2, 4]), pick(&[0, 0, 60, 160]) as u8);
         let options = FakeOptions {
             vocab_size: VOCAB,
-            max_tokens_per_step: if keeps_states { 1 } else { pick(&[1, 1, 2, 4]) },
+            max_tokens_per_step: if keeps_states || overlaps { 1 } else { max_tokens_per_step },
             keeps_states,
-            lag: pick(&[0, 0, 60, 160]) as u8,
+            lag: if overlaps { 0 } else { lag },
+            overlaps,
             seed,
             mishap: None,
         };
-        let depth = pick(&[1, 1, 2, 3]);
+        let depth = pick(if overlaps { &[2, 2, 2, 3] } else { &[1, 1, 2, 3] });
         let num_tenants = pick(&[1, 1, 1, 2, 3]);
         let hasher: BlockHasher = if pick(&[0, 0, 1]) == 1 { bad_hash } else { blake3_128 };
         let texts = (0..4).map(|_| (0..64).map(|_| TokenId(1 + random.below(2) as u32)).collect()).collect();
@@ -124,6 +130,7 @@ impl World {
             depth,
             plan: StepPlan::default(),
             in_flight: 0,
+            may_be_followed: false,
             now: Instant::now(),
             clients: BTreeMap::new(),
             waited: BTreeMap::new(),
@@ -199,6 +206,7 @@ impl World {
             min_tokens: self.random.below(max_tokens as usize / 2 + 1) as u32,
             ignore_eos: self.chance(30),
             prompt_logprobs: self.chance(15).then_some(0),
+            logprobs: (self.options.overlaps && self.chance(8)).then_some(0),
             stop_token_ids: if self.chance(20) {
                 vec![TokenId(self.random.below(VOCAB as usize) as u32)]
             } else {
@@ -420,6 +428,7 @@ impl World {
             Status::Running => &mut self.coverage.cancel_in_decode,
         };
         *count += 1;
+        self.coverage.cancel_with_a_row_under_way += u64::from(self.options.overlaps && sequence.outstanding.is_some());
         let used = self.scheduler.stats().used_blocks;
         if self.chance(50) {
             self.clients.remove(&id);
@@ -459,21 +468,21 @@ impl World {
         if submit {
             self.executor.submit(&self.plan).map_err(|error| error.message)?;
             self.in_flight += 1;
+            self.coverage.row_ahead += self.plan.rows.iter().filter(|row| row.follows.is_some()).count() as u64;
+            self.may_be_followed = self.executor.runs_ahead() && self.scheduler.go_ahead();
             let (states, most) = (self.executor.num_states(), self.config.max_num_seqs);
             if states > most {
                 return Err(format!("{states} states are kept, for a batch of {most}"));
             }
             self.coverage.as_many_states_as_rows += u64::from(self.options.keeps_states && most > 1 && states == most);
         }
+        let must_collect = self.options.overlaps && !self.may_be_followed;
+        self.coverage.collected_first += u64::from(must_collect && submit);
         if self.in_flight >= self.depth || self.in_flight > 0 && !submit {
-            self.in_flight -= 1;
-            let output = self.executor.collect().map_err(|error| error.message)?;
-            let most = output.sequences.iter().map(|output| output.tokens.len()).max();
-            self.coverage.several_tokens_at_once += u64::from(most > Some(1));
-            let mut events = Vec::new();
-            self.scheduler.apply(output, &mut events).map_err(|error| error.message)?;
-            self.deliver(events)?;
-            self.scheduler.audit()?;
+            self.collect()?;
+        }
+        while self.in_flight > 0 && must_collect {
+            self.collect()?;
         }
         for client in self.clients.values() {
             match client.pace {
@@ -483,5 +492,19 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    fn collect(&mut self) -> Result<(), String> {
+        self.in_flight -= 1;
+        let output = self.executor.collect().map_err(|error| error.message)?;
+        let lives = |id| self.scheduler.sequences().any(|sequence| sequence.id == id);
+        let surplus = output.sequences.iter().filter(|output| self.options.overlaps && !lives(output.id)).count();
+        self.coverage.surplus_row += surplus as u64;
+        let most = output.sequences.iter().map(|output| output.tokens.len()).max();
+        self.coverage.several_tokens_at_once += u64::from(most > Some(1));
+        let mut events = Vec::new();
+        self.scheduler.apply(output, &mut events).map_err(|error| error.message)?;
+        self.deliver(events)?;
+        self.scheduler.audit()
     }
 }

@@ -4,18 +4,11 @@
 //! What decides is the sequence alone. Were a whole batch's logits fetched because one row needs its own, the others' seeds
 //! would draw by another order of summing, and a token would depend on who else is there.
 
-use smallvec::smallvec;
-
-use super::{Runner, failure, forward::Step};
-use crate::{
-    engine::executor::{PlannedRow, SequenceOutput, StepOutput},
-    error::{Error, Result},
-    kernels::sample::Draw,
-    params::SampledToken,
-};
+use super::{Runner, forward::Step, newest::Drawn};
+use crate::{engine::executor::PlannedRow, error::Result, kernels::sample::Draw};
 
 impl Runner {
-    /// Chooses the tokens of those of these rows for which the model can, and gives the others.
+    /// Has the tokens of those of these rows drawn for which the model can do that, in the order of the rows, and gives the others.
     ///
     /// # Errors
     /// `Internal` where an operation fails.
@@ -23,10 +16,9 @@ impl Runner {
         &self,
         step: &Step<'_>,
         rows: Vec<&'a PlannedRow>,
-        output: &mut StepOutput,
-    ) -> Result<Vec<&'a PlannedRow>> {
+    ) -> Result<(Option<Drawn>, Vec<&'a PlannedRow>)> {
         if !self.model.chooses() {
-            return Ok(rows);
+            return Ok((None, rows));
         }
         let (mut draws, mut drawn, mut others) = (Vec::new(), Vec::new(), Vec::new());
         for row in rows {
@@ -39,24 +31,10 @@ impl Runner {
             }
         }
         if drawn.is_empty() {
-            return Ok(others);
+            return Ok((None, others));
         }
         let tokens = self.model.choose(step, &super::logit_rows(&drawn), &draws)?;
-        for (row, token) in drawn.into_iter().zip(tokens) {
-            match token {
-                Some(id) => output.sequences.push(SequenceOutput {
-                    id: row.id,
-                    tokens: smallvec![SampledToken { id, logprobs: None }],
-                    num_written: 0,
-                    complete: false,
-                }),
-                None => {
-                    let why = "the model's logits hold a NaN or infinity, or nothing but -inf";
-                    output.failed.push(failure(row.id, Error::internal(why)));
-                }
-            }
-        }
-        Ok(others)
+        Ok((Some(Drawn { sequences: drawn.into_iter().map(|row| row.id).collect(), tokens }), others))
     }
 
     /// How a row's token is drawn, where nothing else is asked for.
@@ -81,8 +59,9 @@ mod tests {
             executor::{AdmittedSequence, Executor, StepPlan},
             runner::{RunnerConfig, forward::Forward},
         },
+        error::Error,
         ids::{SequenceId, TokenId},
-        kernels::sample::sample,
+        kernels::{follow::Chosen, sample::sample},
         layers::context::LinearObserver,
         params::SamplingParams,
     };
@@ -126,7 +105,7 @@ mod tests {
         fn chooses(&self) -> bool {
             self.chooses
         }
-        fn choose(&self, _: &Step<'_>, rows: &[u32], draws: &[Draw]) -> Result<Vec<Option<TokenId>>> {
+        fn choose(&self, _: &Step<'_>, rows: &[u32], draws: &[Draw]) -> Result<Chosen> {
             sample(&Tensor::from_vec(logits(rows), (rows.len(), VOCAB), &Device::Cpu).unwrap(), draws)
         }
         fn states(&self, _: &[u32]) -> Result<Vec<f32>> {
@@ -162,6 +141,7 @@ mod tests {
             num_output_tokens: 0,
             prompt_targets: 0..0,
             max_new_tokens: 1,
+            follows: None,
         });
         let plan = StepPlan {
             admitted: admitted.collect(),

@@ -3,13 +3,12 @@
 
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 
 use crate::{
     engine::executor::StepPlan,
     error::{Error, Result},
-    ids::TokenId,
-    kernels::sample::Draw,
+    kernels::{follow::Chosen, sample::Draw},
     layers::{context::LinearObserver, lora::AdapterRows},
 };
 
@@ -18,6 +17,8 @@ pub(super) struct Step<'a> {
     pub(super) plan: &'a StepPlan,
     /// Which rows go through which adapters, where any do.
     pub(super) adapters: Option<AdapterRows>,
+    /// The plan's ids on the model's device, u32 `[num_scheduled_tokens]`, where rows of it follow others.
+    pub(super) placed_ids: Option<Tensor>,
 }
 
 /// A model, and what it keeps of sequences.
@@ -56,11 +57,12 @@ pub(super) trait Forward: Send {
         false
     }
 
-    /// Tokens drawn to follow those tokens of the step, each as its draw says. A row that no token can be drawn from has none.
+    /// Tokens drawn to follow those tokens of the step, each as its draw says. A row that no token can be drawn from has none. They
+    /// are not waited for.
     ///
     /// # Errors
     /// `Internal` where an operation fails, or it chooses none.
-    fn choose(&self, _step: &Step<'_>, _rows: &[u32], _draws: &[Draw]) -> Result<Vec<Option<TokenId>>> {
+    fn choose(&self, _step: &Step<'_>, _rows: &[u32], _draws: &[Draw]) -> Result<Chosen> {
         Err(Error::internal("this model chooses no tokens"))
     }
 

@@ -13,9 +13,9 @@ use crate::{
     arch::Model,
     engine::executor::StepPlan,
     error::{Error, Result},
-    ids::TokenId,
     kernels::{
         argmax::argmax,
+        follow::Chosen,
         sample::{Draw, sample},
         spare,
     },
@@ -48,6 +48,7 @@ impl Paged {
 
     fn context<'a>(&'a self, step: &'a Step<'_>) -> StepContext<'a> {
         StepContext {
+            placed_ids: step.placed_ids.as_ref(),
             adapters: step.adapters.as_ref(),
             positions: &step.plan.positions,
             groups: &self.groups,
@@ -102,7 +103,7 @@ impl Forward for Paged {
         self.device().is_cuda()
     }
 
-    fn choose(&self, step: &Step<'_>, rows: &[u32], draws: &[Draw]) -> Result<Vec<Option<TokenId>>> {
+    fn choose(&self, step: &Step<'_>, rows: &[u32], draws: &[Draw]) -> Result<Chosen> {
         let logits = self.model.logits(self.hidden()?, rows, &self.context(step))?;
         if draws.iter().all(|draw| *draw == Draw::MOST_LIKELY) { argmax(&logits) } else { sample(&logits, draws) }
     }

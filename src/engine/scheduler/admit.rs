@@ -79,7 +79,8 @@ impl Scheduler {
             let cached = leased.unwrap_or_else(|| self.blocks.adopt_prefix(&mut sequence.table, &sequence.tokens));
             sequence.num_computed_tokens = cached;
         }
-        let reserved = self.reserve_blocks(key, copies);
+        let num_tokens = self.sequences[key].num_uncomputed_tokens();
+        let reserved = self.reserve_blocks(key, num_tokens, copies);
         if let Some(leased) = leased.filter(|_| !reserved) {
             self.restore_lease(key, leased);
             return false;

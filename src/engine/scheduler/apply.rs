@@ -19,12 +19,16 @@ impl Scheduler {
     /// # Errors
     /// `Internal` if the executor broke its contract.
     pub fn apply(&mut self, output: StepOutput, events: &mut Vec<Event>) -> Result<()> {
-        let mut rows =
-            self.in_flight.pop_front().ok_or_else(|| Error::internal("the output of a step never planned"))?;
+        let step = self.in_flight.pop_front().ok_or_else(|| Error::internal("the output of a step never planned"))?;
+        let mut rows = step.rows;
         for row in rows.drain(..) {
             if let Some(sequence) = self.sequences.get_mut(row.key)
                 && (sequence.id, sequence.num_preemptions) == (row.id, row.num_preemptions)
             {
+                if row.num_tokens > sequence.tokens.len() {
+                    let why = format!("the token of sequence {} that a row follows came too late", row.id);
+                    return Err(Error::internal(why));
+                }
                 self.blocks.register(&mut sequence.table, &sequence.tokens, row.num_tokens);
             }
         }
@@ -64,10 +68,15 @@ impl Scheduler {
             let why = format!("{num_tokens} tokens, {num_written} of them written, in one step for sequence {id}");
             return Err(Error::internal(why));
         }
-        let Some(num_preemptions) = sequence.outstanding.take() else {
+        let Some(num_preemptions) = sequence.outstanding else {
             return Err(Error::internal(format!("tokens for sequence {id}, which did not sample")));
         };
-        self.num_outstanding -= 1;
+        // A row that computes this very token is under way already, and its own comes next.
+        let was_ahead = std::mem::take(&mut sequence.is_ahead);
+        if !was_ahead {
+            sequence.outstanding = None;
+            self.num_outstanding -= 1;
+        }
         self.release_siblings(key);
         let sequence = &mut self.sequences[key];
 
@@ -96,6 +105,9 @@ impl Scheduler {
         }
         if same_life {
             self.blocks.register(&mut sequence.table, &sequence.tokens, sequence.num_computed_tokens);
+        }
+        if was_ahead && taken.finish.is_none() && (same_life || planted(Fault::AheadOfPreemption)) {
+            sequence.num_computed_tokens += 1;
         }
         let gave_up = sequence.num_rewinds > MAX_REWINDS
             || self.max_tokens_per_step + sequence.held.len() > sequence.reader.capacity();

@@ -33,6 +33,17 @@ impl Scheduler {
         if self.is_empty() && self.tenants.num_known() > 0 {
             return Err(format!("{} tenants are known of whom nothing is here", self.tenants.num_known()));
         }
+        for (_, sequence) in self.sequences.iter() {
+            if sequence.is_ahead && sequence.outstanding.is_none() {
+                return Err(format!("sequence {} is ahead of no token", sequence.id));
+            }
+            if sequence.num_computed_tokens > sequence.tokens.len() {
+                return Err(format!("sequence {} has computed more tokens than it has", sequence.id));
+            }
+            if sequence.num_computed_tokens > 0 && sequence.table.is_empty() {
+                return Err(format!("sequence {} has computed tokens in no block", sequence.id));
+            }
+        }
         let outstanding = self.sequences.iter().filter(|(_, sequence)| sequence.outstanding.is_some()).count();
         if outstanding != self.num_outstanding {
             return Err(format!("{outstanding} sequences wait for tokens, {} counted", self.num_outstanding));

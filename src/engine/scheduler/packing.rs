@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use super::{Computed, Event, Mix, Scheduler};
+use super::{Computed, Event, InFlight, Mix, Scheduler};
 use crate::{
     engine::{
         block_manager::BlockManager,
@@ -10,54 +10,52 @@ use crate::{
         faults::{Fault, planted},
         sequence::Sequence,
     },
-    ids::{BlockId, Slot},
+    ids::{BlockId, Slot, TokenId},
 };
 
 impl Scheduler {
     /// Third pass. Where the first by place prefills, the decodes leave it a token.
-    pub(super) fn pack(&mut self, plan: &mut StepPlan, events: &mut Vec<Event>) -> Vec<Computed> {
+    pub(super) fn pack(&mut self, plan: &mut StepPlan, events: &mut Vec<Event>) -> InFlight {
         let mut rows = self.spare.pop().unwrap_or_default();
         let mut budget = self.max_num_batched_tokens + usize::from(planted(Fault::BudgetOffByOne));
         let first = self.running.iter().map(|&(_, key)| &self.sequences[key]).find(|sequence| sequence.ready);
         let block_size = self.blocks.block_size();
         let first_prefills = first.is_some_and(|first| !decodes(first, block_size));
         let mut held_back = usize::from(first_prefills && !planted(Fault::DecodesTakeAll));
-        self.mix = Mix::default();
+        let mut mix = Mix::default();
         for is_decode in [true, false] {
             if !is_decode && self.running.iter().any(|&(_, key)| self.sequences[key].ready) {
-                budget = budget.min(self.prefill_budget.tokens(self.mix.decodes));
+                budget = budget.min(self.prefill_budget.tokens(mix.decodes));
             }
             for &(_, key) in &self.running {
                 let sequence = &mut self.sequences[key];
-                let num_uncomputed = sequence.num_uncomputed_tokens();
                 if !sequence.ready || decodes(sequence, block_size) != is_decode {
                     continue;
                 }
-                let num_scheduled = num_uncomputed.min(budget - held_back);
+                // One that knows none goes ahead.
+                let num_tokens = sequence.num_uncomputed_tokens().max(1);
+                let num_scheduled = num_tokens.min(budget - held_back);
                 if num_scheduled == 0 {
                     break;
                 }
                 budget -= num_scheduled;
                 match is_decode {
-                    true => self.mix.decodes += 1,
-                    false => self.mix.prefill_tokens += num_scheduled,
+                    true => mix.decodes += 1,
+                    false => mix.prefill_tokens += num_scheduled,
                 }
                 if sequence.cached_tokens.is_none() {
                     start(sequence, &mut self.blocks, plan, events);
                 }
                 sequence.reader.computed(sequence.num_computed_tokens);
-                pack_row(sequence, num_scheduled, self.max_tokens_per_step, block_size, plan);
-                self.num_outstanding += usize::from(sequence.outstanding.is_some());
-                rows.push(Computed {
-                    key,
-                    id: sequence.id,
-                    num_preemptions: sequence.num_preemptions,
-                    num_tokens: sequence.num_computed_tokens,
-                });
+                let waited = sequence.outstanding.is_some();
+                let num_tokens = sequence.num_computed_tokens + num_scheduled;
+                pack_row(sequence, num_scheduled, self.max_tokens_per_step, block_size, self.step, plan);
+                self.num_outstanding += usize::from(sequence.outstanding.is_some() && !waited);
+                rows.push(Computed { key, id: sequence.id, num_preemptions: sequence.num_preemptions, num_tokens });
             }
             held_back = 0;
         }
-        rows
+        InFlight { rows, mix, may_be_followed: false }
     }
 }
 
@@ -65,7 +63,7 @@ impl Scheduler {
 /// it, if they are few.
 fn decodes(sequence: &Sequence, block_size: usize) -> bool {
     let num_uncomputed = sequence.num_uncomputed_tokens();
-    num_uncomputed == 1 || sequence.num_output_tokens() > 0 && num_uncomputed <= block_size
+    num_uncomputed <= 1 || sequence.num_output_tokens() > 0 && num_uncomputed <= block_size
 }
 
 /// Lets the executor and the reader know that a sequence runs for the first time.
@@ -85,22 +83,27 @@ fn start(sequence: &mut Sequence, blocks: &mut BlockManager, plan: &mut StepPlan
     });
 }
 
-/// Adds a sequence's next tokens to the plan.
+/// Adds a sequence's next tokens to the plan of a step: known ones, or the one that is on its way.
 fn pack_row(
     sequence: &mut Sequence,
     num_scheduled_tokens: usize,
     max_tokens_per_step: usize,
     block_size: usize,
+    step: u64,
     plan: &mut StepPlan,
 ) {
     let context_len = sequence.num_computed_tokens;
     let end = context_len + num_scheduled_tokens;
-    let samples = end == sequence.tokens.len();
+    let is_ahead = context_len == sequence.tokens.len();
+    let samples = end == sequence.tokens.len() + usize::from(is_ahead);
     let num_slots = if samples { end + max_tokens_per_step - 1 } else { end };
     let num_blocks = num_slots.div_ceil(block_size);
 
     let query = plan.token_ids.len()..plan.token_ids.len() + num_scheduled_tokens;
-    plan.token_ids.extend_from_slice(&sequence.tokens[context_len..end]);
+    match is_ahead {
+        true => plan.token_ids.push(TokenId::default()),
+        false => plan.token_ids.extend_from_slice(&sequence.tokens[context_len..end]),
+    }
     plan.positions.extend((context_len..end).map(|position| position as u32));
     for position in context_len..end {
         let stale = planted(Fault::StaleSlot) && position > 0 && position % block_size == 0;
@@ -114,21 +117,26 @@ fn pack_row(
     }
     // Before what may come of the row: the log-probabilities take room as well.
     let prompt_targets = prompt_targets(sequence, context_len, end);
-    let max_new_tokens = sequence.num_acceptable_tokens().max(1);
+    let max_new_tokens = sequence.num_acceptable_tokens().saturating_sub(usize::from(is_ahead)).max(1);
     plan.rows.push(PlannedRow {
         id: sequence.id,
         query,
         blocks: first_block..plan.block_tables.len(),
         context_len: context_len as u32,
         samples,
-        num_output_tokens: sequence.num_output_tokens() as u32,
+        num_output_tokens: sequence.num_output_tokens() as u32 + u32::from(is_ahead),
         prompt_targets,
         max_new_tokens,
+        follows: is_ahead.then_some(sequence.sampled_at.1),
     });
-    sequence.num_computed_tokens = end;
     sequence.ready = false;
+    sequence.is_ahead = is_ahead;
+    if !is_ahead {
+        sequence.num_computed_tokens = end;
+    }
     if samples {
         sequence.outstanding = Some(sequence.num_preemptions);
+        sequence.sampled_at = (step, plan.rows.len() as u32 - 1);
         sequence.max_new_tokens = max_new_tokens;
     }
 }

@@ -24,15 +24,15 @@ impl Scheduler {
         let mut left = Left { budget: self.max_num_batched_tokens, starved: None };
         let mut i = 0;
         while let Some(&(place, key)) = self.running.get(i) {
-            let num_uncomputed = self.sequences[key].num_uncomputed_tokens();
-            if num_uncomputed > 0 && self.stalls(key, now) {
+            let num_tokens = self.num_plannable_tokens(&self.sequences[key]);
+            if num_tokens > 0 && self.stalls(key, now) {
                 continue;
             }
-            let ready = num_uncomputed > 0 && self.reserve_blocks(key, &mut plan.block_copies);
+            let ready = num_tokens > 0 && self.reserve_blocks(key, num_tokens, &mut plan.block_copies);
             self.sequences[key].ready = ready;
             if ready {
-                left.budget = left.budget.saturating_sub(num_uncomputed);
-            } else if num_uncomputed > 0 {
+                left.budget = left.budget.saturating_sub(num_tokens);
+            } else if num_tokens > 0 {
                 left.starved = left.starved.or(Some(place));
             }
             // Places are as old as the step: who gave its blocks up for this one may have stood before it.
@@ -42,12 +42,12 @@ impl Scheduler {
         left
     }
 
-    /// Blocks for all known tokens of a sequence and for those it may sample, at the cost of others if need be.
-    pub(super) fn reserve_blocks(&mut self, key: Key, copies: &mut Vec<BlockCopy>) -> bool {
+    /// Blocks for a sequence's next so many tokens and for those it may sample, at the cost of others if need be.
+    pub(super) fn reserve_blocks(&mut self, key: Key, num_tokens: usize, copies: &mut Vec<BlockCopy>) -> bool {
         let num_lookahead = if planted(Fault::LookaheadForgotten) { 0 } else { self.max_tokens_per_step - 1 };
         loop {
             let sequence = &mut self.sequences[key];
-            let write = sequence.num_computed_tokens..sequence.tokens.len() + num_lookahead;
+            let write = sequence.num_computed_tokens..sequence.num_computed_tokens + num_tokens + num_lookahead;
             if self.blocks.reserve(&mut sequence.table, write, copies) {
                 return true;
             }

@@ -169,6 +169,7 @@ impl Driver {
         }
         let observer = self.observer.as_deref();
         let step = StepContext {
+            placed_ids: None,
             adapters: None,
             positions: &positions,
             groups: &groups,

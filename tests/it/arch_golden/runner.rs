@@ -61,6 +61,7 @@ fn schedule(plan: &mut StepPlan, id: u64, tokens: &[TokenId], context_len: usize
         num_output_tokens: 0,
         prompt_targets: 0..0,
         max_new_tokens: 1,
+        follows: None,
     });
 }
 

@@ -15,6 +15,7 @@ mod cpu_tensor;
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) mod cuda;
 pub mod device;
+pub mod follow;
 pub mod gated_delta;
 pub mod grouped_linear;
 pub mod layer_norm;

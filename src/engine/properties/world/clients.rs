@@ -19,7 +19,7 @@ use crate::{
 pub(in crate::engine::properties) struct Outbox {
     capacity: usize,
     queued: AtomicUsize,
-    pub(super) gone: AtomicBool,
+    pub(in crate::engine::properties) gone: AtomicBool,
 }
 
 impl Outbox {

@@ -57,6 +57,10 @@ coverage!(
     turn_from_a_lease_with_windows,
     lease_lost,
     lease_forked,
+    row_ahead,
+    surplus_row,
+    collected_first,
+    cancel_with_a_row_under_way,
 );
 
 impl fmt::Display for Coverage {

@@ -11,26 +11,28 @@ mod launches;
 use candle_core::Device;
 use candle_core::{DType, Tensor};
 
+use super::follow::Chosen;
 use crate::{
     error::{Error, Result},
     ids::TokenId,
 };
 
-/// Of float32 `[n, vocabulary]`: for each row the token with the largest logit, of equally likely ones that with the lowest
+/// Of float32 `[n, vocabulary]`, not waited for: for each row the token with the largest logit, of equally likely ones that with the lowest
 /// id; `None` for a row that no token can be chosen from, because it holds a NaN or infinity, or nothing but minus infinity.
 ///
 /// # Errors
 /// `Internal` where the logits are no float32 matrix.
-pub fn argmax(logits: &Tensor) -> Result<Vec<Option<TokenId>>> {
+pub fn argmax(logits: &Tensor) -> Result<Chosen> {
     if logits.dims().len() != 2 || logits.dtype() != DType::F32 {
         let (dims, dtype) = (logits.dims(), logits.dtype());
         return Err(Error::internal(format!("argmax: the logits are {dtype:?} {dims:?}, must be F32 [n, vocabulary]")));
     }
     #[cfg(feature = "cuda")]
     if let Device::Cuda(_) = logits.device() {
-        return cuda::argmax(logits);
+        return Chosen::new(cuda::argmax(logits)?);
     }
-    Ok(logits.to_vec2()?.iter().map(|row: &Vec<f32>| most_likely(row)).collect())
+    let tokens: Vec<_> = logits.to_vec2()?.iter().map(|row: &Vec<f32>| most_likely(row)).collect();
+    Chosen::here(&tokens)
 }
 
 fn most_likely(logits: &[f32]) -> Option<TokenId> {
@@ -57,13 +59,13 @@ mod tests {
         let (nan, none, all) = (f32::NAN, f32::NEG_INFINITY, f32::INFINITY);
         let logits =
             [[1.0, 3.0, 3.0], [nan, none, -5.0], [none; 3], [-0.0, 0.0, -1.0], [all, 2.0, 1.0], [none, 7.0, none]];
-        let got = argmax(&Tensor::new(&logits, &Device::Cpu).unwrap()).unwrap();
+        let got = argmax(&Tensor::new(&logits, &Device::Cpu).unwrap()).unwrap().wait().unwrap();
         assert_eq!(got, [Some(TokenId(1)), None, None, Some(TokenId(0)), None, Some(TokenId(1))]);
     }
 
     #[test]
     fn what_is_no_matrix_is_refused() {
         let vector = Tensor::new(&[1.0f32], &Device::Cpu).unwrap();
-        assert!(argmax(&vector).unwrap_err().message.contains("[n, vocabulary]"));
+        assert!(argmax(&vector).err().unwrap().message.contains("[n, vocabulary]"));
     }
 }

@@ -83,30 +83,34 @@ pub(super) fn rounded(x: &Tensor, dtype: DType) -> Result<Tensor> {
     Ok(out)
 }
 
-/// The rows of these tokens, widened; every id has one.
-pub(super) fn gather_rows(weight: &Tensor, ids: &[TokenId]) -> Result<Tensor> {
+/// The rows of these tokens, u32 `[n]` on the weight's card, widened; every id has one.
+pub(super) fn gather_rows(weight: &Tensor, ids: &Tensor) -> Result<Tensor> {
     let kernel = match weight.dtype() {
         DType::F32 => "candlewick_linear_gather_f32",
         DType::F16 => "candlewick_linear_gather_f16",
         DType::BF16 => "candlewick_linear_gather_bf16",
         other => return Err(Error::internal(format!("an embedding of {other:?} on a card"))),
     };
-    let (card, width) = (card(weight)?, weight.dims()[1]);
-    let out = empty(card, (ids.len(), width), DType::F32)?;
-    if ids.is_empty() {
+    let (card, count, width) = (card(weight)?, ids.dims1()?, weight.dims()[1]);
+    let out = empty(card, (count, width), DType::F32)?;
+    if count == 0 {
         return Ok(out);
     }
-    let places = uploaded(card, bytemuck::cast_slice(ids))?;
     let args = [
         Arg::Ptr(pointer(weight, weight.dtype())?),
-        Arg::Ptr(pointer(&places, DType::U32)?),
+        Arg::Ptr(pointer(ids, DType::U32)?),
         Arg::Ptr(pointer(&out, DType::F32)?),
-        Arg::U64(ids.len() as u64),
+        Arg::U64(count as u64),
         Arg::U64(width as u64),
     ];
     // SAFETY: the kernel's arguments; every id is a row of the weight, and `out` has a row for each.
-    unsafe { MODULE.launch(card, &Call { kernel, launch: launch(ids.len()), args }) }?;
+    unsafe { MODULE.launch(card, &Call { kernel, launch: launch(count), args }) }?;
     Ok(out)
+}
+
+/// These ids where the weight is.
+pub(super) fn ids_beside(weight: &Tensor, ids: &[TokenId]) -> Result<Tensor> {
+    uploaded(card(weight)?, bytemuck::cast_slice(ids))
 }
 
 /// What the product is added to, in a tensor of its own; none is zeros.

@@ -69,13 +69,21 @@ impl DeviceWeight {
         }
     }
 
-    /// The rows of these tokens in float32.
-    pub(super) fn gather_rows(&self, ids: &[TokenId]) -> Result<Tensor> {
-        let ids = |device: &Device| Tensor::from_slice(bytemuck::cast_slice::<TokenId, u32>(ids), ids.len(), device);
+    /// The rows of these tokens, u32 `[n]` on the weight's device, in float32.
+    pub(super) fn gather_rows(&self, ids: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Dense(weight) => Ok(weight.index_select(&ids(weight.device())?, 0)?.to_dtype(DType::F32)?),
-            Self::Quantized(weight) => Ok(weight.embedding(&ids(&weight.device())?)?),
+            Self::Dense(weight) => Ok(weight.index_select(ids, 0)?.to_dtype(DType::F32)?),
+            Self::Quantized(weight) => Ok(weight.embedding(ids)?),
         }
+    }
+
+    /// These ids where the weight is.
+    pub(super) fn ids_beside(&self, ids: &[TokenId]) -> Result<Tensor> {
+        let ids = |device: &Device| Tensor::from_slice(bytemuck::cast_slice::<TokenId, u32>(ids), ids.len(), device);
+        Ok(match self {
+            Self::Dense(weight) => ids(weight.device())?,
+            Self::Quantized(weight) => ids(&weight.device())?,
+        })
     }
 
     /// `x Wᵀ + bias + onto`, float32 in and out: plain numbers in the weight's type, blocks as candle multiplies them.

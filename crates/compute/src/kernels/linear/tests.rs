@@ -289,8 +289,10 @@ fn the_portable_form_agrees() {
         let tolerance = if format == WeightFormat::F32 { 1e-5 } else { 2e-2 };
         assert_tensors_close(&on_device.linear(&x, Some(&bias), Some(&onto)).unwrap(), &want, tolerance);
         let ids = [TokenId(36), TokenId(0), TokenId(36)];
-        let rows = on_device.gather_rows(&ids).unwrap();
-        assert_same_weights(format, &values(&packed.gather_rows(&ids).unwrap()), &values(&rows), inputs);
+        let placed = on_device.ids_beside(&ids).unwrap();
+        let (rows, packed_rows) = (on_device.gather_rows(&placed).unwrap(), packed.gather_rows(&ids).unwrap());
+        assert_same_weights(format, &values(&packed_rows), &values(&rows), inputs);
+        assert_eq!(bits(&packed.gather_placed_rows(&placed).unwrap()), bits(&packed_rows));
         assert_eq!(on_device.bytes(), raw.bytes.len(), "it takes what the file takes");
     }
 }
@@ -305,10 +307,13 @@ fn the_portable_form_stacks_parts_and_takes_blocks_of_any_alignment() {
         let shifted: Vec<u8> = [&[0], first.bytes.as_ref()].concat();
         let first = RawTensor { bytes: shifted[1..].into(), ..first };
         let ids = [TokenId(7), TokenId(2), TokenId(3)];
-        let stacked = weight::on_device_for_tests(&[&first, &second]).gather_rows(&ids).unwrap();
-        let (alone, other) = (weight::on_device_for_tests(&[&first]), weight::on_device_for_tests(&[&second]));
-        assert_eq!(bits(&stacked.narrow(0, 1, 1).unwrap()), bits(&alone.gather_rows(&[TokenId(2)]).unwrap()));
-        let others = other.gather_rows(&[TokenId(4), TokenId(0)]).unwrap();
+        let rows = |parts: &[&RawTensor<'_>], ids: &[TokenId]| {
+            let weight = weight::on_device_for_tests(parts);
+            weight.gather_rows(&weight.ids_beside(ids).unwrap()).unwrap()
+        };
+        let stacked = rows(&[&first, &second], &ids);
+        assert_eq!(bits(&stacked.narrow(0, 1, 1).unwrap()), bits(&rows(&[&first], &[TokenId(2)])));
+        let others = rows(&[&second], &[TokenId(4), TokenId(0)]);
         assert_eq!(bits(&stacked.narrow(0, 0, 1).unwrap()), bits(&others.narrow(0, 0, 1).unwrap()), "{format}");
         assert_eq!(bits(&stacked.narrow(0, 2, 1).unwrap()), bits(&others.narrow(0, 1, 1).unwrap()), "{format}");
     }

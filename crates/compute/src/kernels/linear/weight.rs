@@ -125,6 +125,24 @@ impl PackedWeight {
                 Ok(Tensor::from_vec(rows, (ids.len(), self.in_features), &Device::Cpu)?)
             }
             #[cfg(feature = "cuda")]
+            Storage::Device(DeviceWeight::Dense(weight)) if weight.device().is_cuda() => {
+                cuda::gather_rows(weight, &cuda::ids_beside(weight, ids)?)
+            }
+            Storage::Device(weight) => weight.gather_rows(&weight.ids_beside(ids)?),
+        }
+    }
+
+    /// The same of ids that are where the weight is, u32 `[n]`. On a device nobody looks whether they have rows.
+    ///
+    /// # Errors
+    /// `Internal` where an id has no row, as far as anybody looks.
+    pub fn gather_placed_rows(&self, ids: &Tensor) -> Result<Tensor> {
+        match &self.storage {
+            Storage::Cpu(_) => {
+                let ids: Vec<_> = ids.to_vec1::<u32>()?.into_iter().map(TokenId).collect();
+                self.gather_rows(&ids)
+            }
+            #[cfg(feature = "cuda")]
             Storage::Device(DeviceWeight::Dense(weight)) if weight.device().is_cuda() => cuda::gather_rows(weight, ids),
             Storage::Device(weight) => weight.gather_rows(ids),
         }

@@ -5,24 +5,23 @@ use candle_core::{DType, Tensor};
 use super::{Draw, launches::SampleLaunch};
 use crate::{
     error::Result,
-    ids::TokenId,
     kernels::cuda::{Module, card, empty, module, pointer, rows, uploaded},
 };
 
 static MODULE: Module = module!("sample");
 
-/// As [`sample`](super::sample), of checked shapes and draws. Waits for the card.
-pub(super) fn sample(logits: &Tensor, draws: &[Draw]) -> Result<Vec<Option<TokenId>>> {
+/// The token of each row, 2^32 - 1 for one that has none, of checked shapes and draws: u32 `[n]`.
+pub(super) fn sample(logits: &Tensor, draws: &[Draw]) -> Result<Tensor> {
     let (card, logits) = (card(logits)?, rows(logits)?);
+    let tokens = empty(card, draws.len(), DType::U32)?;
     if draws.is_empty() {
-        return Ok(Vec::new());
+        return Ok(tokens);
     }
     let bits = |of: fn(&Draw) -> u32| uploaded(card, &draws.iter().map(of).collect::<Vec<_>>());
     let [temperatures, min_ps] = [bits(|draw| draw.temperature.to_bits())?, bits(|draw| draw.min_p.to_bits())?];
     let [top_ks, top_ps] = [bits(|draw| draw.top_k)?, bits(|draw| draw.top_p.to_bits())?];
     let uniforms: Vec<f64> = draws.iter().map(|draw| draw.uniform).collect();
     let uniforms = uploaded(card, bytemuck::cast_slice(&uniforms))?;
-    let tokens = empty(card, draws.len(), DType::U32)?;
     let launch = SampleLaunch {
         logits: (logits.address, logits.stride),
         rows: logits.count,
@@ -36,6 +35,5 @@ pub(super) fn sample(logits: &Tensor, draws: &[Draw]) -> Result<Vec<Option<Token
     };
     // SAFETY: the kernel's arguments, each with a number a row.
     unsafe { MODULE.launch(card, &launch.call()) }?;
-    let tokens: Vec<u32> = tokens.to_vec1()?;
-    Ok(tokens.into_iter().map(|token| (token != u32::MAX).then_some(TokenId(token))).collect())
+    Ok(tokens)
 }

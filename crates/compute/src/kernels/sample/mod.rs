@@ -15,10 +15,8 @@ mod portable;
 
 use candle_core::{DType, Tensor};
 
-use crate::{
-    error::{Error, Result},
-    ids::TokenId,
-};
+use super::follow::Chosen;
+use crate::error::{Error, Result};
 
 /// How a row's token is drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,12 +40,12 @@ impl Draw {
     pub const MOST_LIKELY: Self = Self { top_k: 1, ..Self::PLAIN };
 }
 
-/// Of float32 `[n, vocabulary]` and `n` draws: for each row its token, `None` for a row that no token can be drawn from, because
+/// Of float32 `[n, vocabulary]` and `n` draws, not waited for: for each row its token, `None` for a row that no token can be drawn from, because
 /// it holds a NaN or infinity, or nothing but minus infinity.
 ///
 /// # Errors
 /// `Internal` where the logits are no float32 matrix of as many rows, or a draw is out of its range.
-pub fn sample(logits: &Tensor, draws: &[Draw]) -> Result<Vec<Option<TokenId>>> {
+pub fn sample(logits: &Tensor, draws: &[Draw]) -> Result<Chosen> {
     if !matches!(logits.dims(), [n, _] if *n == draws.len()) || logits.dtype() != DType::F32 {
         let (dims, dtype, n) = (logits.dims(), logits.dtype(), draws.len());
         return Err(Error::internal(format!(
@@ -62,10 +60,11 @@ pub fn sample(logits: &Tensor, draws: &[Draw]) -> Result<Vec<Option<TokenId>>> {
     }
     #[cfg(feature = "cuda")]
     if let candle_core::Device::Cuda(_) = logits.device() {
-        return cuda::sample(logits, draws);
+        return Chosen::new(cuda::sample(logits, draws)?);
     }
     let rows: Vec<Vec<f32>> = logits.to_vec2()?;
-    Ok(rows.iter().zip(draws).map(|(row, draw)| portable::sample(row, draw)).collect())
+    let tokens: Vec<_> = rows.iter().zip(draws).map(|(row, draw)| portable::sample(row, draw)).collect();
+    Chosen::here(&tokens)
 }
 
 #[cfg(test)]
@@ -106,9 +105,9 @@ mod tests {
     fn what_cannot_be_drawn_is_refused_or_nothing() {
         let logits =
             Tensor::new(&[[f32::NAN, 0.0], [f32::NEG_INFINITY; 2], [f32::INFINITY, 0.0]], &Device::Cpu).unwrap();
-        assert_eq!(sample(&logits, &[PLAIN; 3]).unwrap(), [None; 3]);
-        assert!(sample(&logits, &[PLAIN; 2]).unwrap_err().message.contains("[2, vocabulary]"));
+        assert_eq!(sample(&logits, &[PLAIN; 3]).unwrap().wait().unwrap(), [None; 3]);
+        assert!(sample(&logits, &[PLAIN; 2]).err().unwrap().message.contains("[2, vocabulary]"));
         let cold = Draw { temperature: 0.0, ..PLAIN };
-        assert!(sample(&logits, &[PLAIN, PLAIN, cold]).unwrap_err().message.contains("temperature: 0.0"));
+        assert!(sample(&logits, &[PLAIN, PLAIN, cold]).err().unwrap().message.contains("temperature: 0.0"));
     }
 }
