@@ -23,14 +23,15 @@ pub(crate) struct Caller(Option<Arc<Tenant>>);
 #[derive(Debug)]
 pub(crate) struct Admission {
     tenant: Option<Arc<Tenant>>,
+    since: Instant,
     sequences: u32,
     /// Whether the tokens of its prompt count: of several answers to one, those of the first do.
     counts_prompt: bool,
 }
 
-/// A tenant's place for a session.
+/// A tenant's place for a session, and since when it has it.
 #[derive(Debug)]
-pub(crate) struct SessionPlace(Option<Arc<Tenant>>);
+pub(crate) struct SessionPlace(Option<Arc<Tenant>>, Instant);
 
 impl Caller {
     pub(super) fn tenant(tenant: Arc<Tenant>) -> Self {
@@ -130,7 +131,7 @@ impl Caller {
             Some(tenant) => tenant.enter(total, Instant::now())?,
             None => total.requests.saturating_mul(total.sequences),
         };
-        Ok(Admission { tenant: self.0.clone(), sequences, counts_prompt: true })
+        Ok(Admission { tenant: self.0.clone(), since: Instant::now(), sequences, counts_prompt: true })
     }
 
     /// Counts a session.
@@ -141,7 +142,7 @@ impl Caller {
         if let Some(tenant) = &self.0 {
             tenant.open_session()?;
         }
-        Ok(SessionPlace(self.0.clone()))
+        Ok(SessionPlace(self.0.clone(), Instant::now()))
     }
 }
 
@@ -159,7 +160,7 @@ impl Admission {
     pub(crate) fn split(&mut self, request: &Request, counts_prompt: bool) -> Self {
         let sequences = number(request.params.num_sequences().max(1)).min(self.sequences);
         self.sequences -= sequences;
-        Self { tenant: self.tenant.clone(), sequences, counts_prompt }
+        Self { tenant: self.tenant.clone(), since: self.since, sequences, counts_prompt }
     }
 
     /// Counts the tokens of its prompt.
@@ -180,7 +181,7 @@ impl Admission {
 impl Drop for Admission {
     fn drop(&mut self) {
         if let Some(tenant) = &self.tenant {
-            tenant.leave(self.sequences);
+            tenant.leave(self.sequences, self.since.elapsed());
         }
     }
 }
@@ -188,7 +189,7 @@ impl Drop for Admission {
 impl Drop for SessionPlace {
     fn drop(&mut self) {
         if let Some(tenant) = &self.0 {
-            tenant.close_session();
+            tenant.close_session(self.1.elapsed());
         }
     }
 }

@@ -181,7 +181,8 @@ impl Models {
                 Place::Coming(coming) => (coming, true),
                 Place::Behind(other) => (other, false),
             };
-            let _place = self.shared.waking.enter(caller).map_err(|most| {
+            let _place = self.shared.waking.enter(caller).map_err(|full| {
+                let most = full.most;
                 let why = format!("{most} requests wait for a model to be loaded already: try again later");
                 Error::new(Code::Unavailable, why).retry_after(LOADING_RETRY)
             })?;
