@@ -1,34 +1,16 @@
-//! Places among the live requests, and who may have the last of them.
-//!
-//! What is free is kept for those who have little: a tenant may hold sixteen times as many places as are left, so one that
-//! asks for all there are gets sixteen of seventeen, and whoever comes then finds some. As places become free, those who
-//! hold fewest get them first, until all who ask for more hold equally many. (Dynamic thresholds, as switches share their
-//! memory by: A. K. Choudhury and E. L. Hahne, IEEE/ACM Transactions on Networking 6 (2), 1998.) Requests without a tenant
-//! are everybody's, where nobody has a name: then there are no others to keep places for.
+//! Places among the live requests, of which each tenant has its [share](super::portions).
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// How many times what is free a tenant may hold.
-const TIMES_FREE: usize = 16;
+use super::portions::{Full, Portions};
 
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Live {
-    total: usize,
-    state: Mutex<State>,
+    state: Mutex<Portions<Arc<str>>>,
     all_free: Notify,
-}
-
-#[derive(Debug)]
-struct State {
-    free: usize,
-    /// By tenants that have any.
-    held: HashMap<Arc<str>, usize>,
 }
 
 /// Places of one request; free again when they are dropped.
@@ -39,23 +21,13 @@ pub(super) struct LivePlaces {
     number: usize,
 }
 
-/// Why there is no place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Full {
-    /// Too few are free.
-    Everybody,
-    /// Those that are free are for others: the tenant holds so many.
-    Tenant(usize),
-}
-
 impl Live {
     /// So many places.
     pub(super) fn new(total: usize) -> Arc<Self> {
-        let state = State { free: total, held: HashMap::new() };
-        Arc::new(Self { total, state: Mutex::new(state), all_free: Notify::new() })
+        Arc::new(Self { state: Mutex::new(Portions::new(total)), all_free: Notify::new() })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Portions<Arc<str>>> {
         // Plain numbers: valid between any two statements.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -65,24 +37,13 @@ impl Live {
     /// # Errors
     /// Why they cannot be had.
     pub(super) fn take(self: &Arc<Self>, tenant: Option<&Arc<str>>, number: usize) -> Result<LivePlaces, Full> {
-        let mut state = self.state();
-        if number > state.free {
-            return Err(Full::Everybody);
-        }
-        if let Some(tenant) = tenant {
-            let held = state.held.get(tenant).copied().unwrap_or_default();
-            if held + number > TIMES_FREE.saturating_mul(state.free) {
-                return Err(Full::Tenant(held));
-            }
-            state.held.insert(tenant.clone(), held + number);
-        }
-        state.free -= number;
+        self.state().take(tenant, number)?;
         Ok(LivePlaces { live: self.clone(), tenant: tenant.cloned(), number })
     }
 
     /// Places that are held.
     pub(super) fn num_held(&self) -> usize {
-        self.total - self.state().free
+        self.state().used()
     }
 
     /// Returns when none is.
@@ -111,16 +72,8 @@ impl LivePlaces {
 impl Drop for LivePlaces {
     fn drop(&mut self) {
         let mut state = self.live.state();
-        state.free += self.number;
-        if let Some(tenant) = &self.tenant
-            && let Some(held) = state.held.get_mut(tenant)
-        {
-            *held = held.saturating_sub(self.number);
-            if *held == 0 {
-                state.held.remove(tenant);
-            }
-        }
-        if state.free == self.live.total {
+        state.give(self.tenant.as_ref(), self.number);
+        if state.used() == 0 {
             self.live.all_free.notify_waiters();
         }
     }
@@ -140,41 +93,6 @@ mod tests {
     /// Takes one after another for as long as it gets any.
     fn take_all(live: &Arc<Live>, tenant: Option<&Arc<str>>) -> Vec<LivePlaces> {
         std::iter::from_fn(|| live.take(tenant, 1).ok()).collect()
-    }
-
-    #[test]
-    fn who_holds_nothing_is_refused_only_where_nothing_is_free() {
-        for seed in 0..50 {
-            let mut rng = SmallRng::seed_from_u64(seed);
-            let (total, names) = (rng.random_range(1..200), names(rng.random_range(1..8)));
-            let live = Live::new(total);
-            let mut taken: Vec<(usize, LivePlaces)> = Vec::new();
-            for _ in 0..2000 {
-                let sum = |who: Option<usize>| {
-                    let own = taken.iter().filter(|(owner, _)| who.is_none_or(|who| *owner == who));
-                    own.map(|(_, places)| places.number).sum::<usize>()
-                };
-                assert_eq!(live.num_held(), sum(None));
-                if !taken.is_empty() && rng.random_bool(0.4) {
-                    taken.swap_remove(rng.random_range(0..taken.len()));
-                    continue;
-                }
-                let (who, number) = (rng.random_range(0..names.len()), rng.random_range(1..5));
-                let (free, own) = (total - sum(None), sum(Some(who)));
-                match live.take(Some(&names[who]), number) {
-                    Ok(places) => {
-                        assert!(number <= free && own + number <= TIMES_FREE * free, "seed {seed}");
-                        taken.push((who, places));
-                    }
-                    Err(Full::Everybody) => assert!(number > free, "seed {seed}"),
-                    Err(Full::Tenant(held)) => {
-                        assert!(held == own && own > 0 && own + number > TIMES_FREE * free, "seed {seed}");
-                    }
-                }
-            }
-            drop(taken);
-            assert!(live.num_held() == 0 && live.state().held.is_empty(), "who has gone is not remembered");
-        }
     }
 
     #[test]
@@ -215,7 +133,7 @@ mod tests {
             }
             let lengths: Vec<_> = held.iter().map(Vec::len).collect();
             let (least, most) = (lengths.iter().min().unwrap(), lengths.iter().max().unwrap());
-            assert!(most - least <= 4 * TIMES_FREE, "{lengths:?}");
+            assert!(most - least <= 64, "{lengths:?}");
         }
     }
 

@@ -23,6 +23,7 @@ mod live;
 pub mod load;
 mod operator;
 mod outbox;
+mod portions;
 #[cfg(test)]
 mod properties;
 mod quote;
@@ -48,7 +49,10 @@ use tokio::{
     time::Instant,
 };
 
-pub(crate) use self::chat::prompt_text;
+pub(crate) use self::{
+    chat::prompt_text,
+    portions::{Full, Portions},
+};
 pub use self::{
     adapters::Adapters,
     block_manager::BlockEvent,
@@ -65,7 +69,7 @@ pub use self::{
     stream::{Delta, Event, Finished, Generation, Progress, Receipt, Started, StreamEdit, Timings},
     supervisor::ExecutorFactory,
 };
-use self::{admission::Admitted, grammars::Grammars, live::Full, rates::Rates, supervisor::Supervised};
+use self::{admission::Admitted, grammars::Grammars, rates::Rates, supervisor::Supervised};
 use crate::{
     config::EngineConfig,
     error::{Code, Error, Result},
