@@ -1,16 +1,26 @@
 //! Places among the live requests, of which each tenant has its [share](super::portions).
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use super::portions::{Full, Portions};
 
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Live {
-    state: Mutex<Portions<Arc<str>>>,
+    state: Mutex<State>,
     all_free: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    places: Portions<Arc<str>>,
+    /// When somebody last went away without, and how many it wanted.
+    wanted: Option<(Instant, usize)>,
 }
 
 /// Places of one request; free again when they are dropped.
@@ -24,10 +34,11 @@ pub(super) struct LivePlaces {
 impl Live {
     /// So many places.
     pub(super) fn new(total: usize) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(Portions::new(total)), all_free: Notify::new() })
+        let state = State { places: Portions::new(total), wanted: None };
+        Arc::new(Self { state: Mutex::new(state), all_free: Notify::new() })
     }
 
-    fn state(&self) -> MutexGuard<'_, Portions<Arc<str>>> {
+    fn state(&self) -> MutexGuard<'_, State> {
         // Plain numbers: valid between any two statements.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -37,13 +48,24 @@ impl Live {
     /// # Errors
     /// Why they cannot be had.
     pub(super) fn take(self: &Arc<Self>, tenant: Option<&Arc<str>>, number: usize) -> Result<LivePlaces, Full> {
-        self.state().take(tenant, number)?;
+        self.state().places.take(tenant, number)?;
         Ok(LivePlaces { live: self.clone(), tenant: tenant.cloned(), number })
+    }
+
+    /// Somebody goes away who found too few of so many places free.
+    pub(super) fn want(&self, number: usize) {
+        self.state().wanted = Some((Instant::now(), number));
+    }
+
+    /// Whether somebody who went away in that time would find too few places still.
+    pub(super) fn is_wanted(&self, within: Duration) -> bool {
+        let state = self.state();
+        state.wanted.is_some_and(|(at, number)| number > state.places.free() && at.elapsed() <= within)
     }
 
     /// Places that are held.
     pub(super) fn num_held(&self) -> usize {
-        self.state().used()
+        self.state().places.used()
     }
 
     /// Returns when none is.
@@ -71,9 +93,9 @@ impl LivePlaces {
 
 impl Drop for LivePlaces {
     fn drop(&mut self) {
-        let mut state = self.live.state();
-        state.give(self.tenant.as_ref(), self.number);
-        if state.used() == 0 {
+        let places = &mut self.live.state().places;
+        places.give(self.tenant.as_ref(), self.number);
+        if places.used() == 0 {
             self.live.all_free.notify_waiters();
         }
     }
@@ -135,6 +157,24 @@ mod tests {
             let (least, most) = (lengths.iter().min().unwrap(), lengths.iter().max().unwrap());
             assert!(most - least <= 64, "{lengths:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn places_are_wanted_while_who_found_none_would_find_none_still() {
+        let (live, second) = (Live::new(3), Duration::from_secs(1));
+        let [one, two] = [1, 2].map(|number| live.take(None, number).unwrap());
+        assert!(!live.is_wanted(second), "all are taken, and nobody asks");
+        live.want(2);
+        assert!(live.is_wanted(second));
+        drop(one);
+        assert!(live.is_wanted(second), "one is too few");
+        drop(two);
+        assert!(!live.is_wanted(second));
+        let _all = live.take(None, 3).unwrap();
+        tokio::time::advance(second).await;
+        assert!(live.is_wanted(second));
+        tokio::time::advance(second).await;
+        assert!(!live.is_wanted(second), "it may not come back");
     }
 
     #[test]

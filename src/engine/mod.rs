@@ -39,9 +39,12 @@ mod step;
 mod stream;
 mod supervisor;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use tokio::{
@@ -69,7 +72,12 @@ pub use self::{
     stream::{Delta, Event, Finished, Generation, Progress, Receipt, Started, StreamEdit, Timings},
     supervisor::ExecutorFactory,
 };
-use self::{admission::Admitted, grammars::Grammars, rates::Rates, supervisor::Supervised};
+use self::{
+    admission::Admitted,
+    grammars::Grammars,
+    rates::Rates,
+    supervisor::{Life, Supervised},
+};
 use crate::{
     config::EngineConfig,
     error::{Code, Error, Result},
@@ -412,6 +420,12 @@ impl Engine {
         self.inner.supervised.life().map_or(0, |life| life.live.num_held())
     }
 
+    /// Whether the queue is full, and somebody has found it so in that time.
+    #[must_use]
+    pub fn is_crowded(&self, within: Duration) -> bool {
+        self.inner.supervised.life().is_some_and(|life| life.live.is_wanted(within))
+    }
+
     /// Returns when no request is under way.
     pub async fn drained(&self) {
         let mut health = self.health();
@@ -455,7 +469,7 @@ impl Engine {
             let why = format!("asks for {sequences} sequences, this server takes {}", self.config().max_live());
             return Err(Error::invalid(field, why));
         }
-        let places = life.live.take(request.tenant.as_ref(), sequences).map_err(|full| self.full(full))?;
+        let places = life.live.take(request.tenant.as_ref(), sequences).map_err(|full| self.full(&life, full, sequences))?;
         if request.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the request was admitted"));
         }
@@ -470,10 +484,13 @@ impl Engine {
         Ok(generation)
     }
 
-    /// What a request hears that finds no place.
-    fn full(&self, full: Full) -> Error {
+    /// What a request hears that finds too few of so many places free.
+    fn full(&self, life: &Life, full: Full, number: usize) -> Error {
         let why = match full {
-            Full::Everybody => format!("the queue is full ({} requests wait)", self.config().max_waiting),
+            Full::Everybody => {
+                life.live.want(number);
+                format!("the queue is full ({} requests wait)", self.config().max_waiting)
+            }
             Full::Tenant(held) => {
                 format!("{held} requests of this tenant are here, and what is left of the queue is for others")
             }

@@ -283,6 +283,11 @@ impl Models {
         self.shared.changes.subscribe()
     }
 
+    /// Whether any of them has a full queue, and somebody has found it so in that time.
+    pub(crate) fn is_crowded(&self, within: Duration) -> bool {
+        self.shared.table().ready().any(|served| served.backend.engine.is_crowded(within))
+    }
+
     /// How the server goes down.
     pub(crate) fn closing(&self) -> Closing {
         self.shared.closing.clone()
