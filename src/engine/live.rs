@@ -1,6 +1,8 @@
-//! Places among the live requests, of which each tenant has its [share](super::portions).
+//! Places among the live requests, of which each tenant has its [share](super::portions), and where nobody has a name, each
+//! network.
 
 use std::{
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -18,16 +20,31 @@ pub(super) struct Live {
 
 #[derive(Debug)]
 struct State {
-    places: Portions<Arc<str>>,
+    places: Portions<Holder>,
     /// When somebody last went away without, and how many it wanted.
     wanted: Option<(Instant, usize)>,
+}
+
+/// Whose share places are of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Holder {
+    Tenant(Arc<str>),
+    /// Of somebody without a name, by the first address of its network.
+    Network(IpAddr),
+}
+
+impl Holder {
+    /// Who asks; none is everybody.
+    pub(super) fn of(tenant: Option<&Arc<str>>, network: Option<IpAddr>) -> Option<Self> {
+        tenant.cloned().map(Self::Tenant).or(network.map(Self::Network))
+    }
 }
 
 /// Places of one request; free again when they are dropped.
 #[derive(Debug)]
 pub(super) struct LivePlaces {
     live: Arc<Live>,
-    tenant: Option<Arc<str>>,
+    holder: Option<Holder>,
     number: usize,
 }
 
@@ -47,9 +64,9 @@ impl Live {
     ///
     /// # Errors
     /// Why they cannot be had.
-    pub(super) fn take(self: &Arc<Self>, tenant: Option<&Arc<str>>, number: usize) -> Result<LivePlaces, Full> {
-        self.state().places.take(tenant, number)?;
-        Ok(LivePlaces { live: self.clone(), tenant: tenant.cloned(), number })
+    pub(super) fn take(self: &Arc<Self>, holder: Option<&Holder>, number: usize) -> Result<LivePlaces, Full> {
+        self.state().places.take(holder, number)?;
+        Ok(LivePlaces { live: self.clone(), holder: holder.cloned(), number })
     }
 
     /// Somebody goes away who found too few of so many places free.
@@ -87,14 +104,14 @@ impl LivePlaces {
     /// One of them, for a sequence of its own; none where there is none left.
     pub(super) fn split(&mut self) -> Option<Self> {
         self.number = self.number.checked_sub(1)?;
-        Some(Self { live: self.live.clone(), tenant: self.tenant.clone(), number: 1 })
+        Some(Self { live: self.live.clone(), holder: self.holder.clone(), number: 1 })
     }
 }
 
 impl Drop for LivePlaces {
     fn drop(&mut self) {
         let places = &mut self.live.state().places;
-        places.give(self.tenant.as_ref(), self.number);
+        places.give(self.holder.as_ref(), self.number);
         if places.used() == 0 {
             self.live.all_free.notify_waiters();
         }
@@ -108,24 +125,29 @@ mod tests {
 
     use super::*;
 
-    fn names(n: usize) -> Vec<Arc<str>> {
-        (0..n).map(|k| format!("tenant {k}").into()).collect()
+    /// Tenants and networks.
+    fn holders(n: usize) -> Vec<Holder> {
+        let holder = |k: usize| match k % 2 {
+            0 => Holder::Tenant(format!("tenant {k}").into()),
+            _ => Holder::Network([10, 0, 0, k as u8].into()),
+        };
+        (0..n).map(holder).collect()
     }
 
     /// Takes one after another for as long as it gets any.
-    fn take_all(live: &Arc<Live>, tenant: Option<&Arc<str>>) -> Vec<LivePlaces> {
-        std::iter::from_fn(|| live.take(tenant, 1).ok()).collect()
+    fn take_all(live: &Arc<Live>, holder: Option<&Holder>) -> Vec<LivePlaces> {
+        std::iter::from_fn(|| live.take(holder, 1).ok()).collect()
     }
 
     #[test]
     fn a_tenant_that_asks_for_all_there_are_leaves_some() {
-        let (live, names) = (Live::new(64 + 1024), names(2));
-        let held = take_all(&live, Some(&names[0]));
+        let (live, holders) = (Live::new(64 + 1024), holders(2));
+        let held = take_all(&live, Some(&holders[0]));
         assert_eq!(held.len(), 1024);
-        assert_eq!(live.take(Some(&names[0]), 1).unwrap_err(), Full::Tenant(1024));
-        assert!(live.take(Some(&names[1]), 8).is_ok());
+        assert_eq!(live.take(Some(&holders[0]), 1).unwrap_err(), Full::Tenant(1024));
+        assert!(live.take(Some(&holders[1]), 8).is_ok());
         let few = Live::new(8);
-        assert_eq!(take_all(&few, Some(&names[0])).len(), 8, "of few places, all");
+        assert_eq!(take_all(&few, Some(&holders[0])).len(), 8, "of few places, all");
     }
 
     #[test]
@@ -140,8 +162,8 @@ mod tests {
     fn tenants_that_always_ask_for_more_come_to_hold_equally_many() {
         let mut rng = SmallRng::seed_from_u64(1);
         for n in [2, 4, 7] {
-            let (live, names) = (Live::new(1088), names(n));
-            let mut held: Vec<_> = names.iter().map(|name| take_all(&live, Some(name))).collect();
+            let (live, holders) = (Live::new(1088), holders(n));
+            let mut held: Vec<_> = holders.iter().map(|holder| take_all(&live, Some(holder))).collect();
             assert!(held[0].len() > 10 * held[1].len(), "the first to come has most");
             for _ in 0..10_000 {
                 // Of all requests that are here any one ends; then all ask again, in any order.
@@ -150,7 +172,7 @@ mod tests {
                 held[whose].pop();
                 let first = rng.random_range(0..n);
                 for who in (first..n).chain(0..first) {
-                    held[who].extend(take_all(&live, Some(&names[who])));
+                    held[who].extend(take_all(&live, Some(&holders[who])));
                 }
             }
             let lengths: Vec<_> = held.iter().map(Vec::len).collect();

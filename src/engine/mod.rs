@@ -40,6 +40,7 @@ mod stream;
 mod supervisor;
 
 use std::{
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -75,6 +76,7 @@ pub use self::{
 use self::{
     admission::Admitted,
     grammars::Grammars,
+    live::Holder,
     rates::Rates,
     supervisor::{Life, Supervised},
 };
@@ -107,6 +109,9 @@ pub struct Request {
     /// Whose request it is: tenants take turns by what they were served, and only requests of one share cached prefixes.
     /// None is a tenant like any other.
     pub tenant: Option<Arc<str>>,
+    /// Where it comes from, by its network's first address: whose share of the queue its places are of if it has no tenant.
+    /// None is everybody's.
+    pub network: Option<IpAddr>,
     /// When the answer is no longer wanted.
     pub deadline: Option<Instant>,
     /// How its reader is treated, and what it goes on from.
@@ -152,6 +157,7 @@ impl Request {
             priority: 0,
             cache_salt: None,
             tenant: None,
+            network: None,
             deadline: None,
             stream: StreamOptions::default(),
         }
@@ -469,7 +475,8 @@ impl Engine {
             let why = format!("asks for {sequences} sequences, this server takes {}", self.config().max_live());
             return Err(Error::invalid(field, why));
         }
-        let places = life.live.take(request.tenant.as_ref(), sequences).map_err(|full| self.full(&life, full, sequences))?;
+        let holder = Holder::of(request.tenant.as_ref(), request.network);
+        let places = life.live.take(holder.as_ref(), sequences).map_err(|full| self.full(&life, full, sequences))?;
         if request.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the request was admitted"));
         }
@@ -492,7 +499,7 @@ impl Engine {
                 format!("the queue is full ({} requests wait)", self.config().max_waiting)
             }
             Full::Tenant(held) => {
-                format!("{held} requests of this tenant are here, and what is left of the queue is for others")
+                format!("{held} requests of this tenant or network are here, and what is left of the queue is for others")
             }
         };
         self.exhausted(&format!("{why}: try again later"))
