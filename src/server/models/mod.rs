@@ -456,7 +456,7 @@ async fn upgraded_after(shared: &std::sync::Weak<Shared>, pause: Duration) -> Op
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use futures::FutureExt;
 
     use super::{table::Loading, *};
@@ -487,6 +487,12 @@ mod tests {
     fn loading(name: &str) -> (watch::Sender<LoadStatus>, Loading) {
         let (tells, status) = watch::channel(LoadStatus::Under(None));
         (tells, Loading { name: name.to_owned(), status })
+    }
+
+    /// A server whose only model, `mine`, is being loaded for as long as what comes with it is kept.
+    pub(crate) fn that_loads() -> (Models, impl Sized) {
+        let (closer, (tells, load)) = (Closer::new(), loading("mine"));
+        (models(closer.watch(), load), (closer, tells))
     }
 
     fn failed(why: &str) -> LoadStatus {

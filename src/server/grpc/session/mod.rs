@@ -95,15 +95,17 @@ impl Sessions {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves a connection. The response begins at once, whatever the first event asks for.
+    /// Serves a connection. The response begins at once, whatever the first event asks for; until `deadline` its client waits
+    /// for a session.
     pub(super) fn connect(
         &self,
         models: &Models,
         caller: Caller,
+        deadline: Option<Instant>,
         inbound: Streaming<SessionRequest>,
     ) -> BoxStream<SessionResponse> {
         let (opened, opens) = oneshot::channel();
-        let listening = tokio::spawn(listen(self.clone(), (models.clone(), caller), inbound, opened));
+        let listening = tokio::spawn(listen(self.clone(), (models.clone(), caller, deadline), inbound, opened));
         // Where none is opened, what the listener ends with says why.
         let reading = Reading::here();
         let opens = async move {
@@ -126,7 +128,13 @@ impl Sessions {
     }
 
     /// Opens a session, or finds the one that is meant, and attaches.
-    async fn open(&self, models: &Models, caller: &Caller, open: SessionOpen) -> Result<(Handle, Attachment<Kept>)> {
+    async fn open(
+        &self,
+        models: &Models,
+        caller: &Caller,
+        deadline: Option<Instant>,
+        open: SessionOpen,
+    ) -> Result<(Handle, Attachment<Kept>)> {
         let after_seq = open.after_seq.unwrap_or(0);
         if let Some(id) = open.session_id.as_deref().filter(|id| !id.is_empty()) {
             let handle = self.all().get(&caller.owner(), id).cloned();
@@ -135,7 +143,13 @@ impl Sessions {
             let attachment = handle.ring.attach(after_seq)?;
             return Ok((handle, attachment));
         }
-        let backend = models.backend(caller, convert::model(open.options.as_ref()), None).await?;
+        let backend = models.backend(caller, convert::model(open.options.as_ref()), deadline);
+        // Calls of sessions have no deadline as a rule: a model that takes longer to load than a session lasts alone is not
+        // waited for.
+        let backend = timeout(self.limits.session_ttl, backend).await.unwrap_or_else(|_| {
+            let why = "the model is still being loaded: try again later";
+            Err(models.refused(Error::new(Code::Unavailable, why)))
+        })?;
         let opened = open::open(&backend, self.memory.of(caller.owner()), open).map_err(|error| backend.refused(error))?;
         let (handle, actor) = self.place(&backend, caller, opened)?;
         let attachment = handle.ring.attach_stranger()?;
@@ -188,12 +202,12 @@ async fn said_all(mut inbound: Streaming<SessionRequest>) {
 /// The status of a message that cannot be read. The session stays, and its client can come back.
 async fn listen(
     sessions: Sessions,
-    models_and_caller: (Models, Caller),
+    asked: (Models, Caller, Option<Instant>),
     inbound: Streaming<SessionRequest>,
     opened: oneshot::Sender<Result<Attachment<Kept>>>,
 ) -> Result<(), Status> {
     // Boxed, so that what it takes to open a session is gone while the session is idle.
-    let greeted = Box::pin(greet(sessions, models_and_caller, inbound, opened)).await?;
+    let greeted = Box::pin(greet(sessions, asked, inbound, opened)).await?;
     let Some((handle, number, mut inbound)) = greeted else { return Ok(()) };
     let is_over = loop {
         let request = tokio::select! {
@@ -229,7 +243,7 @@ async fn listen(
 /// The status of an event that cannot be read.
 async fn greet(
     sessions: Sessions,
-    (models, caller): (Models, Caller),
+    (models, caller, deadline): (Models, Caller, Option<Instant>),
     mut inbound: Streaming<SessionRequest>,
     mut opened: oneshot::Sender<Result<Attachment<Kept>>>,
 ) -> Result<Option<(Handle, u64, Streaming<SessionRequest>)>, Status> {
@@ -248,7 +262,7 @@ async fn greet(
     };
     let session = match open {
         Ok(open) => tokio::select! {
-            session = sessions.open(&models, &caller, open) => session,
+            session = sessions.open(&models, &caller, deadline, open) => session,
             // Nobody waits for it any more.
             () = opened.closed() => return Ok(None),
         },
@@ -269,6 +283,24 @@ async fn greet(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{proto::candlewick::v1::RequestOptions, server::models::tests::that_loads};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_model_that_is_loaded_is_waited_for_until_the_deadline_and_no_longer_than_a_session_lasts() {
+        let sessions = Sessions::new(StreamArgs::default());
+        let ((models, _loads), most) = (that_loads(), sessions.limits.session_ttl);
+        for (deadline, code, waited) in [
+            (Some(most / 2), Code::DeadlineExceeded, most / 2),
+            (Some(most * 2), Code::Unavailable, most),
+            (None, Code::Unavailable, most),
+        ] {
+            let (began, caller) = (Instant::now(), Caller::anybody());
+            let options = RequestOptions { model: Some("mine".into()), ..RequestOptions::default() };
+            let open = SessionOpen { options: Some(options), ..SessionOpen::default() };
+            let opened = sessions.open(&models, &caller, deadline.map(|after| began + after), open).await;
+            assert_eq!((opened.err().unwrap().code, began.elapsed()), (code, waited), "{deadline:?}");
+        }
+    }
 
     fn handle() -> Handle {
         let ring = Ring::new(RingLimits { events: 4, bytes: 100 });
