@@ -53,10 +53,6 @@ use tokio::{
     time::Instant,
 };
 
-pub(crate) use self::{
-    chat::prompt_text,
-    portions::{Full, Portions},
-};
 pub use self::{
     adapters::Adapters,
     block_manager::BlockEvent,
@@ -79,6 +75,10 @@ use self::{
     live::Holder,
     rates::Rates,
     supervisor::{Life, Supervised},
+};
+pub(crate) use self::{
+    chat::prompt_text,
+    portions::{Full, Portions},
 };
 use crate::{
     config::EngineConfig,
@@ -499,7 +499,9 @@ impl Engine {
                 format!("the queue is full ({} requests wait)", self.config().max_waiting)
             }
             Full::Tenant(held) => {
-                format!("{held} requests of this tenant or network are here, and what is left of the queue is for others")
+                format!(
+                    "{held} requests of this tenant or network are here, and what is left of the queue is for others"
+                )
             }
         };
         self.exhausted(&format!("{why}: try again later"))

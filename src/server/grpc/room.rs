@@ -88,7 +88,9 @@ impl<T> Places<T> {
         let (why, held) = match full {
             Full::Everybody => (format!("all {most} places for {kind} are taken"), self.portions.used()),
             Full::Tenant(held) => {
-                let why = format!("this tenant has {held} of {most} places for {kind}, and those that are left are for others");
+                let why = format!(
+                    "this tenant has {held} of {most} places for {kind}, and those that are left are for others"
+                );
                 (why, held)
             }
         };

@@ -150,7 +150,8 @@ impl Sessions {
             let why = "the model is still being loaded: try again later";
             Err(models.refused(Error::new(Code::Unavailable, why)))
         })?;
-        let opened = open::open(&backend, self.memory.of(caller.owner()), open).map_err(|error| backend.refused(error))?;
+        let opened =
+            open::open(&backend, self.memory.of(caller.owner()), open).map_err(|error| backend.refused(error))?;
         let (handle, actor) = self.place(&backend, caller, opened)?;
         let attachment = handle.ring.attach_stranger()?;
         actor.start();
