@@ -41,7 +41,7 @@ struct Entry {
 }
 
 /// An entry that is taken back unless its stream is admitted.
-struct Reserved {
+pub(super) struct Reserved {
     all: Resumables,
     id: String,
     ring: Arc<Ring<Told>>,
@@ -63,7 +63,7 @@ impl Drop for Reserved {
 }
 
 /// Where a request finds its stream.
-enum Place {
+pub(super) enum Place {
     New(Reserved),
     Known(Arc<Ring<Told>>),
 }
@@ -78,45 +78,11 @@ impl Resumables {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a stream, or finds the one that its idempotency key stands for; one that has failed it stands for no longer.
-    /// `admit` is given the stream's id.
+    /// A place for a new stream, or the one that its idempotency key stands for; one that has failed it stands for no longer.
     ///
     /// # Errors
-    /// Those of `admit`; `ResourceExhausted` where there are too many; `InvalidArgument` where the key stands for another
-    /// request; `DataLoss` where it stands for a stream whose beginning is gone.
-    pub(super) async fn open<F, S>(
-        &self,
-        owner: Owner,
-        key: Option<Key>,
-        admit: impl FnOnce(String) -> F,
-    ) -> Result<Attachment<Told>>
-    where
-        F: Future<Output = Result<S>>,
-        S: Stream<Item = Result<Told>> + Send + Unpin + 'static,
-    {
-        let mut reserved = match self.reserve(owner, key)? {
-            Place::New(reserved) => reserved,
-            Place::Known(ring) => return ring.attach(0),
-        };
-        let events = match admit(reserved.id.clone()).await {
-            Ok(events) => events,
-            Err(error) => {
-                reserved.ring.end(Err(error.clone()));
-                return Err(error);
-            }
-        };
-        let reader = reserved.reader.take().ok_or_else(|| Error::internal("a stream reserved without a reader"))?;
-        reserved.admitted = true;
-        let (all, id, ring) = (self.clone(), reserved.id.clone(), reserved.ring.clone());
-        tokio::spawn(async move {
-            pump(events, &ring, &all.limits).await;
-            all.streams().remove(&id);
-        });
-        Ok(reader)
-    }
-
-    /// A place for a new stream, or the ring of the one that the key stands for.
-    fn reserve(&self, owner: Owner, key: Option<Key>) -> Result<Place> {
+    /// `ResourceExhausted` where there are too many; `InvalidArgument` where the key stands for another request.
+    pub(super) fn reserve(&self, owner: Owner, key: Option<Key>) -> Result<Place> {
         let mut streams = self.streams();
         if let Some(key) = &key {
             let same_name = |entry: &&mut Entry| entry.key.as_ref().is_some_and(|other| other.name == key.name);
@@ -150,6 +116,38 @@ impl Resumables {
         let ring = self.streams().get(owner, id).map(|entry| entry.ring.clone());
         let ring = ring.ok_or_else(|| Error::new(Code::NotFound, "there is no such stream, or not any more"))?;
         ring.attach(after_seq)
+    }
+}
+
+impl Place {
+    /// Opens the stream, or reads the one that is there. `admit` is given the id of a new one.
+    ///
+    /// # Errors
+    /// Those of `admit`; `DataLoss` where the beginning of the one that is there is gone.
+    pub(super) async fn open<F, S>(self, admit: impl FnOnce(String) -> F) -> Result<Attachment<Told>>
+    where
+        F: Future<Output = Result<S>>,
+        S: Stream<Item = Result<Told>> + Send + Unpin + 'static,
+    {
+        let mut reserved = match self {
+            Self::New(reserved) => reserved,
+            Self::Known(ring) => return ring.attach(0),
+        };
+        let events = match admit(reserved.id.clone()).await {
+            Ok(events) => events,
+            Err(error) => {
+                reserved.ring.end(Err(error.clone()));
+                return Err(error);
+            }
+        };
+        let reader = reserved.reader.take().ok_or_else(|| Error::internal("a stream reserved without a reader"))?;
+        reserved.admitted = true;
+        let (all, id, ring) = (reserved.all.clone(), reserved.id.clone(), reserved.ring.clone());
+        tokio::spawn(async move {
+            pump(events, &ring, &all.limits).await;
+            all.streams().remove(&id);
+        });
+        Ok(reader)
     }
 }
 
@@ -194,6 +192,21 @@ mod tests {
 
     use super::*;
     use crate::proto::candlewick::v1 as wire;
+
+    impl Resumables {
+        async fn open<F, S>(
+            &self,
+            owner: Owner,
+            key: Option<Key>,
+            admit: impl FnOnce(String) -> F,
+        ) -> Result<Attachment<Told>>
+        where
+            F: Future<Output = Result<S>>,
+            S: Stream<Item = Result<Told>> + Send + Unpin + 'static,
+        {
+            self.reserve(owner, key)?.open(admit).await
+        }
+    }
 
     fn all() -> Resumables {
         Resumables::new(StreamArgs::default())
