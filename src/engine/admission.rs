@@ -361,6 +361,14 @@ fn detokenizer(tokenizer: &Arc<Tokenizer>, prompt: &[TokenId], skip_special: boo
     }
 }
 
+/// Whether a request's prompt leaves room in the context for all that its answer may have; not where it cannot be made.
+pub(super) async fn fits(text: &ModelText, config: &EngineConfig, request: Request) -> bool {
+    let Request { prompt, prompt_options, mut params, stream, .. } = request;
+    let tokenized = tokenize(text, config, (prompt, prompt_options), &mut params, stream.history).await;
+    let answer = params.max_tokens.unwrap_or(1).max(1) as usize;
+    tokenized.is_ok_and(|tokenized| tokenized.prompt.len().saturating_add(answer) <= config.max_model_len)
+}
+
 /// Tokens that fit behind the prompt.
 fn room_for_output(config: &EngineConfig, prompt_tokens: usize) -> Result<usize> {
     match prompt_tokens {

@@ -7,7 +7,7 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     thread::Thread,
     time::{Duration, Instant},
@@ -128,8 +128,9 @@ pub(super) struct ReaderControl {
     granted_tokens: AtomicU64,
     /// Tokens handed over since the beginning; written by the engine thread only.
     sent_tokens: AtomicU64,
-    /// Its place in line, as [`Order`](super::sequence::Order) has it.
-    place: (i32, SequenceId),
+    /// Its place in line, as [`Order`](super::sequence::Order) has it. The priority is the reader's to change.
+    priority: AtomicI32,
+    id: SequenceId,
     request: Arc<RequestTag>,
 }
 
@@ -201,7 +202,8 @@ impl ReaderControl {
             computed_tokens: AtomicU32::new(0),
             granted_tokens: AtomicU64::new(credits.unwrap_or(u64::MAX)),
             sent_tokens: AtomicU64::new(0),
-            place,
+            priority: AtomicI32::new(place.0),
+            id: place.1,
             request,
         };
         (Arc::new(control), receiver)
@@ -254,7 +256,12 @@ impl ReaderControl {
 
     /// Its priority and id.
     pub(super) fn place(&self) -> (i32, SequenceId) {
-        self.place
+        (self.priority.load(Ordering::Relaxed), self.id)
+    }
+
+    /// Reader side: another place in line. The engine is told by a command.
+    pub(super) fn prioritize(&self, priority: i32) {
+        self.priority.store(priority, Ordering::Relaxed);
     }
 
     /// Whose it is.

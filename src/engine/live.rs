@@ -1,58 +1,58 @@
-//! Places among the live requests, and who may have the last of them.
-//!
-//! What is free is kept for those who have little: a tenant may hold sixteen times as many places as are left, so one that
-//! asks for all there are gets sixteen of seventeen, and whoever comes then finds some. As places become free, those who
-//! hold fewest get them first, until all who ask for more hold equally many. (Dynamic thresholds, as switches share their
-//! memory by: A. K. Choudhury and E. L. Hahne, IEEE/ACM Transactions on Networking 6 (2), 1998.) Requests without a tenant
-//! are everybody's, where nobody has a name: then there are no others to keep places for.
+//! Places among the live requests, of which each tenant has its [share](super::portions), and where nobody has a name, each
+//! network.
 
 use std::{
-    collections::HashMap,
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
-/// How many times what is free a tenant may hold.
-const TIMES_FREE: usize = 16;
+use super::portions::{Full, Portions};
 
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Live {
-    total: usize,
     state: Mutex<State>,
     all_free: Notify,
 }
 
 #[derive(Debug)]
 struct State {
-    free: usize,
-    /// By tenants that have any.
-    held: HashMap<Arc<str>, usize>,
+    places: Portions<Holder>,
+    /// When somebody last went away without, and how many it wanted.
+    wanted: Option<(Instant, usize)>,
+}
+
+/// Whose share places are of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Holder {
+    Tenant(Arc<str>),
+    /// Of somebody without a name, by the first address of its network.
+    Network(IpAddr),
+}
+
+impl Holder {
+    /// Who asks; none is everybody.
+    pub(super) fn of(tenant: Option<&Arc<str>>, network: Option<IpAddr>) -> Option<Self> {
+        tenant.cloned().map(Self::Tenant).or(network.map(Self::Network))
+    }
 }
 
 /// Places of one request; free again when they are dropped.
 #[derive(Debug)]
 pub(super) struct LivePlaces {
     live: Arc<Live>,
-    tenant: Option<Arc<str>>,
+    holder: Option<Holder>,
     number: usize,
-}
-
-/// Why there is no place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Full {
-    /// Too few are free.
-    Everybody,
-    /// Those that are free are for others: the tenant holds so many.
-    Tenant(usize),
 }
 
 impl Live {
     /// So many places.
     pub(super) fn new(total: usize) -> Arc<Self> {
-        let state = State { free: total, held: HashMap::new() };
-        Arc::new(Self { total, state: Mutex::new(state), all_free: Notify::new() })
+        let state = State { places: Portions::new(total), wanted: None };
+        Arc::new(Self { state: Mutex::new(state), all_free: Notify::new() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -64,25 +64,25 @@ impl Live {
     ///
     /// # Errors
     /// Why they cannot be had.
-    pub(super) fn take(self: &Arc<Self>, tenant: Option<&Arc<str>>, number: usize) -> Result<LivePlaces, Full> {
-        let mut state = self.state();
-        if number > state.free {
-            return Err(Full::Everybody);
-        }
-        if let Some(tenant) = tenant {
-            let held = state.held.get(tenant).copied().unwrap_or_default();
-            if held + number > TIMES_FREE.saturating_mul(state.free) {
-                return Err(Full::Tenant(held));
-            }
-            state.held.insert(tenant.clone(), held + number);
-        }
-        state.free -= number;
-        Ok(LivePlaces { live: self.clone(), tenant: tenant.cloned(), number })
+    pub(super) fn take(self: &Arc<Self>, holder: Option<&Holder>, number: usize) -> Result<LivePlaces, Full> {
+        self.state().places.take(holder, number)?;
+        Ok(LivePlaces { live: self.clone(), holder: holder.cloned(), number })
+    }
+
+    /// Somebody goes away who found too few of so many places free.
+    pub(super) fn want(&self, number: usize) {
+        self.state().wanted = Some((Instant::now(), number));
+    }
+
+    /// Whether somebody who went away in that time would find too few places still.
+    pub(super) fn is_wanted(&self, within: Duration) -> bool {
+        let state = self.state();
+        state.wanted.is_some_and(|(at, number)| number > state.places.free() && at.elapsed() <= within)
     }
 
     /// Places that are held.
     pub(super) fn num_held(&self) -> usize {
-        self.total - self.state().free
+        self.state().places.used()
     }
 
     /// Returns when none is.
@@ -104,23 +104,15 @@ impl LivePlaces {
     /// One of them, for a sequence of its own; none where there is none left.
     pub(super) fn split(&mut self) -> Option<Self> {
         self.number = self.number.checked_sub(1)?;
-        Some(Self { live: self.live.clone(), tenant: self.tenant.clone(), number: 1 })
+        Some(Self { live: self.live.clone(), holder: self.holder.clone(), number: 1 })
     }
 }
 
 impl Drop for LivePlaces {
     fn drop(&mut self) {
-        let mut state = self.live.state();
-        state.free += self.number;
-        if let Some(tenant) = &self.tenant
-            && let Some(held) = state.held.get_mut(tenant)
-        {
-            *held = held.saturating_sub(self.number);
-            if *held == 0 {
-                state.held.remove(tenant);
-            }
-        }
-        if state.free == self.live.total {
+        let places = &mut self.live.state().places;
+        places.give(self.holder.as_ref(), self.number);
+        if places.used() == 0 {
             self.live.all_free.notify_waiters();
         }
     }
@@ -133,59 +125,29 @@ mod tests {
 
     use super::*;
 
-    fn names(n: usize) -> Vec<Arc<str>> {
-        (0..n).map(|k| format!("tenant {k}").into()).collect()
+    /// Tenants and networks.
+    fn holders(n: usize) -> Vec<Holder> {
+        let holder = |k: usize| match k % 2 {
+            0 => Holder::Tenant(format!("tenant {k}").into()),
+            _ => Holder::Network([10, 0, 0, k as u8].into()),
+        };
+        (0..n).map(holder).collect()
     }
 
     /// Takes one after another for as long as it gets any.
-    fn take_all(live: &Arc<Live>, tenant: Option<&Arc<str>>) -> Vec<LivePlaces> {
-        std::iter::from_fn(|| live.take(tenant, 1).ok()).collect()
-    }
-
-    #[test]
-    fn who_holds_nothing_is_refused_only_where_nothing_is_free() {
-        for seed in 0..50 {
-            let mut rng = SmallRng::seed_from_u64(seed);
-            let (total, names) = (rng.random_range(1..200), names(rng.random_range(1..8)));
-            let live = Live::new(total);
-            let mut taken: Vec<(usize, LivePlaces)> = Vec::new();
-            for _ in 0..2000 {
-                let sum = |who: Option<usize>| {
-                    let own = taken.iter().filter(|(owner, _)| who.is_none_or(|who| *owner == who));
-                    own.map(|(_, places)| places.number).sum::<usize>()
-                };
-                assert_eq!(live.num_held(), sum(None));
-                if !taken.is_empty() && rng.random_bool(0.4) {
-                    taken.swap_remove(rng.random_range(0..taken.len()));
-                    continue;
-                }
-                let (who, number) = (rng.random_range(0..names.len()), rng.random_range(1..5));
-                let (free, own) = (total - sum(None), sum(Some(who)));
-                match live.take(Some(&names[who]), number) {
-                    Ok(places) => {
-                        assert!(number <= free && own + number <= TIMES_FREE * free, "seed {seed}");
-                        taken.push((who, places));
-                    }
-                    Err(Full::Everybody) => assert!(number > free, "seed {seed}"),
-                    Err(Full::Tenant(held)) => {
-                        assert!(held == own && own > 0 && own + number > TIMES_FREE * free, "seed {seed}");
-                    }
-                }
-            }
-            drop(taken);
-            assert!(live.num_held() == 0 && live.state().held.is_empty(), "who has gone is not remembered");
-        }
+    fn take_all(live: &Arc<Live>, holder: Option<&Holder>) -> Vec<LivePlaces> {
+        std::iter::from_fn(|| live.take(holder, 1).ok()).collect()
     }
 
     #[test]
     fn a_tenant_that_asks_for_all_there_are_leaves_some() {
-        let (live, names) = (Live::new(64 + 1024), names(2));
-        let held = take_all(&live, Some(&names[0]));
+        let (live, holders) = (Live::new(64 + 1024), holders(2));
+        let held = take_all(&live, Some(&holders[0]));
         assert_eq!(held.len(), 1024);
-        assert_eq!(live.take(Some(&names[0]), 1).unwrap_err(), Full::Tenant(1024));
-        assert!(live.take(Some(&names[1]), 8).is_ok());
+        assert_eq!(live.take(Some(&holders[0]), 1).unwrap_err(), Full::Tenant(1024));
+        assert!(live.take(Some(&holders[1]), 8).is_ok());
         let few = Live::new(8);
-        assert_eq!(take_all(&few, Some(&names[0])).len(), 8, "of few places, all");
+        assert_eq!(take_all(&few, Some(&holders[0])).len(), 8, "of few places, all");
     }
 
     #[test]
@@ -200,8 +162,8 @@ mod tests {
     fn tenants_that_always_ask_for_more_come_to_hold_equally_many() {
         let mut rng = SmallRng::seed_from_u64(1);
         for n in [2, 4, 7] {
-            let (live, names) = (Live::new(1088), names(n));
-            let mut held: Vec<_> = names.iter().map(|name| take_all(&live, Some(name))).collect();
+            let (live, holders) = (Live::new(1088), holders(n));
+            let mut held: Vec<_> = holders.iter().map(|holder| take_all(&live, Some(holder))).collect();
             assert!(held[0].len() > 10 * held[1].len(), "the first to come has most");
             for _ in 0..10_000 {
                 // Of all requests that are here any one ends; then all ask again, in any order.
@@ -210,13 +172,31 @@ mod tests {
                 held[whose].pop();
                 let first = rng.random_range(0..n);
                 for who in (first..n).chain(0..first) {
-                    held[who].extend(take_all(&live, Some(&names[who])));
+                    held[who].extend(take_all(&live, Some(&holders[who])));
                 }
             }
             let lengths: Vec<_> = held.iter().map(Vec::len).collect();
             let (least, most) = (lengths.iter().min().unwrap(), lengths.iter().max().unwrap());
-            assert!(most - least <= 4 * TIMES_FREE, "{lengths:?}");
+            assert!(most - least <= 64, "{lengths:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn places_are_wanted_while_who_found_none_would_find_none_still() {
+        let (live, second) = (Live::new(3), Duration::from_secs(1));
+        let [one, two] = [1, 2].map(|number| live.take(None, number).unwrap());
+        assert!(!live.is_wanted(second), "all are taken, and nobody asks");
+        live.want(2);
+        assert!(live.is_wanted(second));
+        drop(one);
+        assert!(live.is_wanted(second), "one is too few");
+        drop(two);
+        assert!(!live.is_wanted(second));
+        let _all = live.take(None, 3).unwrap();
+        tokio::time::advance(second).await;
+        assert!(live.is_wanted(second));
+        tokio::time::advance(second).await;
+        assert!(!live.is_wanted(second), "it may not come back");
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod live;
 pub mod load;
 mod operator;
 mod outbox;
+mod portions;
 #[cfg(test)]
 mod properties;
 mod quote;
@@ -38,9 +39,13 @@ mod step;
 mod stream;
 mod supervisor;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use tokio::{
@@ -48,7 +53,6 @@ use tokio::{
     time::Instant,
 };
 
-pub(crate) use self::chat::prompt_text;
 pub use self::{
     adapters::Adapters,
     block_manager::BlockEvent,
@@ -65,7 +69,17 @@ pub use self::{
     stream::{Delta, Event, Finished, Generation, Progress, Receipt, Started, StreamEdit, Timings},
     supervisor::ExecutorFactory,
 };
-use self::{admission::Admitted, grammars::Grammars, live::Full, rates::Rates, supervisor::Supervised};
+use self::{
+    admission::Admitted,
+    grammars::Grammars,
+    live::Holder,
+    rates::Rates,
+    supervisor::{Life, Supervised},
+};
+pub(crate) use self::{
+    chat::prompt_text,
+    portions::{Full, Portions},
+};
 use crate::{
     config::EngineConfig,
     error::{Code, Error, Result},
@@ -95,6 +109,9 @@ pub struct Request {
     /// Whose request it is: tenants take turns by what they were served, and only requests of one share cached prefixes.
     /// None is a tenant like any other.
     pub tenant: Option<Arc<str>>,
+    /// Where it comes from, by its network's first address: whose share of the queue its places are of if it has no tenant.
+    /// None is everybody's.
+    pub network: Option<IpAddr>,
     /// When the answer is no longer wanted.
     pub deadline: Option<Instant>,
     /// How its reader is treated, and what it goes on from.
@@ -140,6 +157,7 @@ impl Request {
             priority: 0,
             cache_salt: None,
             tenant: None,
+            network: None,
             deadline: None,
             stream: StreamOptions::default(),
         }
@@ -408,6 +426,12 @@ impl Engine {
         self.inner.supervised.life().map_or(0, |life| life.live.num_held())
     }
 
+    /// Whether the queue is full, and somebody has found it so in that time.
+    #[must_use]
+    pub fn is_crowded(&self, within: Duration) -> bool {
+        self.inner.supervised.life().is_some_and(|life| life.live.is_wanted(within))
+    }
+
     /// Returns when no request is under way.
     pub async fn drained(&self) {
         let mut health = self.health();
@@ -451,7 +475,8 @@ impl Engine {
             let why = format!("asks for {sequences} sequences, this server takes {}", self.config().max_live());
             return Err(Error::invalid(field, why));
         }
-        let places = life.live.take(request.tenant.as_ref(), sequences).map_err(|full| self.full(full))?;
+        let holder = Holder::of(request.tenant.as_ref(), request.network);
+        let places = life.live.take(holder.as_ref(), sequences).map_err(|full| self.full(&life, full, sequences))?;
         if request.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the request was admitted"));
         }
@@ -466,12 +491,17 @@ impl Engine {
         Ok(generation)
     }
 
-    /// What a request hears that finds no place.
-    fn full(&self, full: Full) -> Error {
+    /// What a request hears that finds too few of so many places free.
+    fn full(&self, life: &Life, full: Full, number: usize) -> Error {
         let why = match full {
-            Full::Everybody => format!("the queue is full ({} requests wait)", self.config().max_waiting),
+            Full::Everybody => {
+                life.live.want(number);
+                format!("the queue is full ({} requests wait)", self.config().max_waiting)
+            }
             Full::Tenant(held) => {
-                format!("{held} requests of this tenant are here, and what is left of the queue is for others")
+                format!(
+                    "{held} requests of this tenant or network are here, and what is left of the queue is for others"
+                )
             }
         };
         self.exhausted(&format!("{why}: try again later"))

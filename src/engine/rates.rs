@@ -51,6 +51,26 @@ pub struct Rates {
     request: Average,
 }
 
+/// How long places of some kind are held, and so how often one of them becomes free: where many are held for so long each, one
+/// is left whenever their number has gone through that time once (Little's law). Stays that have not ended do not count.
+#[derive(Debug, Default)]
+pub struct Stays(Average);
+
+impl Stays {
+    /// So many places were held for so long.
+    pub fn record(&mut self, stay: Duration, places: usize) {
+        if places > 0 {
+            self.0.record(stay.as_nanos() as f64, places as f64, MEMORY);
+        }
+    }
+
+    /// When so many of those that are held should be free; none before any was left.
+    #[must_use]
+    pub fn free_after(&self, places: usize, held: usize) -> Option<Duration> {
+        self.0.nanos().map(|nanos| hint(nanos * places as f64 / held.max(1) as f64))
+    }
+}
+
 /// What stands before a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ahead {
@@ -117,8 +137,13 @@ impl Rates {
     /// When a place in a full queue should be free.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        self.request.nanos().map(|nanos| duration(nanos).clamp(RETRY.0, RETRY.1))
+        self.request.nanos().map(hint)
     }
+}
+
+/// When to come back where a place should be free after so long.
+fn hint(nanos: f64) -> Duration {
+    duration(nanos).clamp(RETRY.0, RETRY.1)
 }
 
 fn duration(nanos: f64) -> Duration {
@@ -152,6 +177,19 @@ mod tests {
         assert_eq!(rates.time_to_first_token(Ahead { requests: 1, tokens: 30, rows: 2 }, 50), Some(1050 * MS));
         assert_eq!(rates.decode_time(3), Some(21 * MS));
         assert_eq!(rates.retry_after(), Some(500 * MS));
+    }
+
+    #[test]
+    fn a_place_becomes_free_as_often_as_places_are_left() {
+        let mut stays = Stays::default();
+        assert_eq!(stays.free_after(1, 8), None, "nobody has left one");
+        stays.record(8000 * MS, 3);
+        assert_eq!([1, 2].map(|places| stays.free_after(places, 8)), [Some(1000 * MS), Some(2000 * MS)]);
+        assert_eq!((stays.free_after(1, 0), stays.free_after(1, 4000)), (Some(8000 * MS), Some(RETRY.0)));
+        (0..20).for_each(|_| stays.record(400 * MS, 7));
+        assert!((100 * MS..110 * MS).contains(&stays.free_after(1, 4).unwrap()), "what was before is forgotten");
+        stays.record(3600 * 1000 * MS, 700);
+        assert_eq!(stays.free_after(1, 1), Some(RETRY.1));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use tokio::sync::watch;
 
 use super::{
-    Engine, Generation, History, LeaseState, Prompt, Request, StreamOptions,
+    Engine, Generation, History, LeaseState, Prompt, Request, StreamOptions, admission,
     lease::Lease,
     sequence::LeaseHolder as _,
     session_memory::{Room, SessionMemory},
@@ -166,6 +166,11 @@ impl Engine {
         Ok(session)
     }
 
+    /// Whether a request's prompt and answer fit into the context.
+    async fn fits(&self, request: Request) -> bool {
+        admission::fits(&self.inner.text, self.config(), request).await
+    }
+
     fn next_lease(&self) -> u64 {
         self.inner.next_lease.fetch_add(1, Ordering::Relaxed)
     }
@@ -253,14 +258,21 @@ impl Session {
         self.under_way = Some(UnderWay::Asked);
         Ok(Box::pin(async move {
             let mut forgotten_turns = 0;
+            let with = |conversation: &Conversation| Request {
+                prompt: Prompt::Chat(chat.with_messages(conversation.said())),
+                ..request.clone()
+            };
             let outcome = loop {
-                let messages = conversation.messages.iter().map(|said| said.message.clone()).collect();
-                let prompt = Prompt::Chat(chat.with_messages(messages));
-                let outcome = engine.generate(Request { prompt, ..request.clone() }).await;
+                let outcome = engine.generate(with(&conversation)).await;
                 if when_full == WhenFull::Refuse || !outcome.as_ref().is_err_and(is_too_long) {
                     break outcome;
                 }
-                match conversation.forget_oldest() {
+                // The oldest is enough as a rule. Where it is not, how many must go is found without a try for each.
+                let steps = match forgotten_turns {
+                    0 => 1,
+                    _ => conversation.steps_to_fit(&engine, &with).await,
+                };
+                match conversation.forget(steps) {
                     0 => break outcome,
                     gone => forgotten_turns += gone,
                 }
@@ -460,6 +472,33 @@ fn message_bytes(message: &ChatMessage) -> usize {
 }
 
 impl Conversation {
+    /// All messages.
+    fn said(&self) -> Vec<ChatMessage> {
+        self.messages.iter().map(|said| said.message.clone()).collect()
+    }
+
+    /// How many steps of [`forget_oldest`](Self::forget_oldest) must be taken until the request made of it fits; all there are
+    /// where none will do. To look whether one fits is to render and to encode all of it, so it is halved, not counted.
+    async fn steps_to_fit(&self, engine: &Engine, request: &(impl Fn(&Self) -> Request + Sync)) -> usize {
+        let mut all = self.clone();
+        let (mut least, mut most) = (1, std::iter::from_fn(|| (all.forget_oldest() > 0).then_some(())).count());
+        while least < most {
+            let middle = least.midpoint(most);
+            let mut shorter = self.clone();
+            shorter.forget(middle);
+            match engine.fits(request(&shorter)).await {
+                true => most = middle,
+                false => least = middle + 1,
+            }
+        }
+        least
+    }
+
+    /// Takes so many steps of [`forget_oldest`](Self::forget_oldest), as far as there are as many; says how many turns that were.
+    fn forget(&mut self, steps: usize) -> usize {
+        (0..steps).map(|_| self.forget_oldest()).sum()
+    }
+
     /// Forgets the oldest turns up to the next one that the user began, so that no tool answers a call that nobody
     /// remembers; says how many. None where that is none but the first.
     fn forget_oldest(&mut self) -> usize {

@@ -42,8 +42,8 @@ pub(super) type Queued = Vec<(Sequence, Arc<ReaderControl>)>;
 
 /// What the engine thread does between two steps when asked.
 pub(super) enum Command {
-    /// Changes a sequence.
-    Edit { id: SequenceId, edit: Edit },
+    /// Changes the sequences of a request.
+    Edit { ids: Vec<SequenceId>, edit: Edit },
     /// Of a prompt's tokens, how many are cached.
     Lookup { tokens: Arc<[TokenId]>, salt: Option<Salt>, reply: oneshot::Sender<usize> },
     /// Forgets what the prefix cache holds and nobody uses.
@@ -218,11 +218,13 @@ impl StepLoop {
     fn obey(&mut self) {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Edit { id, edit } => {
-                    // Its sequence may have come since the queue was looked at. One that has ended meanwhile needs no edit;
-                    // who asked sees its end.
+                Command::Edit { ids, edit } => {
+                    // They may have come since the queue was looked at. One that has ended meanwhile needs no edit; who asked
+                    // sees its end.
                     self.drain();
-                    self.scheduler.edit(id, &edit);
+                    for id in ids {
+                        self.scheduler.edit(id, &edit);
+                    }
                 }
                 Command::Lookup { tokens, salt, reply } => {
                     // Nobody may be waiting any more.
@@ -544,7 +546,7 @@ mod tests {
         let told = (Arc::default(), Arc::new(Telemetry::new("test")));
         let (mut step_loop, commands, _batches) = one_sequence(executor, told);
         let edit = Edit { priority: Some(-5), ..Edit::default() };
-        commands.send(Command::Edit { id: SequenceId(1), edit: edit.clone() }).unwrap();
+        commands.send(Command::Edit { ids: vec![SequenceId(1)], edit: edit.clone() }).unwrap();
         // The queue of requests was looked at a moment before.
         step_loop.obey();
         assert_eq!(step_loop.scheduler.len(), 1);

@@ -422,16 +422,19 @@ impl Generation {
         self.outputs.iter().for_each(|output| output.control.grant(tokens));
     }
 
-    /// Changes the stream from its next token on.
+    /// Changes the stream from its next token on: all its sequences, or none where it cannot be done.
     ///
     /// # Errors
     /// `InvalidArgument` that names the field; `ResourceExhausted` where the engine has too much to do.
     pub fn edit(&mut self, edit: StreamEdit) -> Result<()> {
         let params = Arc::new(edit.of(&self.params)?);
+        let ids = self.outputs.iter().map(|output| output.control.place().1).collect();
+        self.life.command(Command::Edit { ids, edit: edit.engine.clone() })?;
         self.was_edited |= params != self.params;
         for output in &mut self.outputs {
-            let id = output.control.place().1;
-            self.life.command(Command::Edit { id, edit: edit.engine.clone() })?;
+            if let Some(priority) = edit.engine.priority {
+                output.control.prioritize(priority);
+            }
             if let Some(text) = &mut output.text {
                 text.edit(&params);
             }

@@ -100,7 +100,8 @@ impl Life {
         for reader in self.readers() {
             let standing = reader.standing();
             let left = standing.prompt_tokens.saturating_sub(standing.computed_tokens) as usize;
-            if reader.has_ended() || reader.place() == place {
+            let its_place = reader.place();
+            if reader.has_ended() || its_place.1 == place.1 {
                 continue;
             }
             let theirs = &reader.request().tenant;
@@ -111,7 +112,7 @@ impl Life {
                 let other = others.entry(theirs.clone()).or_default();
                 other.requests += 1;
                 other.tokens += left;
-            } else if reader.place() < place {
+            } else if its_place < place {
                 ahead.requests += 1;
                 ahead.tokens += left;
             }

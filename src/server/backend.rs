@@ -65,7 +65,12 @@ impl Backend {
     /// The engine's; `Unavailable` where the server is cut off meanwhile.
     pub(crate) async fn embed(&self, caller: &Caller, request: EmbedRequest) -> Result<Embeddings> {
         let admission = caller.admit_inputs(request.inputs.len()).map_err(|error| self.refused(error))?;
-        let request = EmbedRequest { tenant: caller.owner(), most_at_once: admission.sequences(), ..request };
+        let request = EmbedRequest {
+            tenant: caller.owner(),
+            network: caller.network(),
+            most_at_once: admission.sequences(),
+            ..request
+        };
         let embeddings = async {
             let batch = self.engine.admit_embed(request).await?;
             // What was admitted is computed, whatever comes of it.

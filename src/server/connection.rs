@@ -19,7 +19,7 @@ use super::{
     patience::Patient,
     peer::FromPeer,
     tls::Tls,
-    unread::{Streams, unless_stuck},
+    unread::{Patience, Streams, unless_stuck},
 };
 
 /// Calls that one connection may have under way; more wait at the client, as HTTP/2 has it. A router holds one connection
@@ -44,8 +44,8 @@ const MAX_HEADER_BYTES: u32 = 16 << 10;
 const TLS_BUFFER_BYTES: usize = 16 << 10;
 
 /// Serves a connection to its end, which comes after the calls under way once the server is leaving. An answer of which
-/// nothing is taken for `patience` is given up.
-pub(super) async fn serve(stream: TcpStream, tls: Option<Tls>, router: FromPeer, patience: Duration, closing: Closing) {
+/// nothing is taken is given up when `patience` ends.
+pub(super) async fn serve(stream: TcpStream, tls: Option<Tls>, router: FromPeer, patience: Patience, closing: Closing) {
     // Tokens are small and waited for. An error here means that the connection is gone, which shows below.
     let _gone = stream.set_nodelay(true);
     let Some(tls) = tls else {
@@ -78,10 +78,10 @@ async fn heard<T>(first_word: impl Future<Output = Option<T>>, closing: &Closing
 async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: FromPeer,
-    patience: Duration,
+    patience: Patience,
     closing: Closing,
 ) {
-    let builder = builder(patience);
+    let builder = builder(patience.clone());
     let connection = builder.serve_connection(TokioIo::new(Counted::new(stream)), TowerToHyperService::new(router));
     let served = async {
         tokio::pin!(connection);
@@ -93,14 +93,14 @@ async fn converse(
             }
         }
     };
-    match Patient::new(std::pin::pin!(unless_stuck(served, patience))).await {
+    match Patient::new(std::pin::pin!(unless_stuck(served, &patience))).await {
         Some(Ok(())) => {}
         Some(Err(error)) => tracing::debug!(error, "a connection broke"),
         None => tracing::debug!("a connection whose answer nobody took was closed"),
     }
 }
 
-fn builder(patience: Duration) -> Builder<Streams> {
+fn builder(patience: Patience) -> Builder<Streams> {
     let mut builder = Builder::new(Streams { patience });
     builder
         .http1()

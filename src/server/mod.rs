@@ -54,6 +54,7 @@ use self::{
     models::Models,
     peer::{FromPeer, Peer},
     tls::Tls,
+    unread::Patience,
 };
 use crate::{
     config::{AllowedOrigins, StreamArgs},
@@ -119,6 +120,8 @@ pub async fn serve(
     // Before the engine ends a sequence that is not read: what can be read on elsewhere goes on without this reader.
     let patience = first.engine.config().stall_timeout * 3 / 4;
     let models = Models::new(first, options.models, going, options.streams);
+    let queues = models.clone();
+    let patience = Patience::new(patience, move |within| queues.is_crowded(within));
     let guarded = grpc::routes(&models, options.drain_grace)?.merge(http::routes(&models, &options.allowed_origins));
     let pages = metrics::routes(models.clone(), options.access.clone());
     let guard = Guard { access: options.access, origins: options.allowed_origins.clone() };
@@ -169,7 +172,7 @@ struct Connections {
     router: Router,
     tls: Option<Tls>,
     /// How long a reader may take nothing of an answer.
-    patience: Duration,
+    patience: Patience,
     closer: Closer,
     tasks: JoinSet<()>,
     places: Arc<Semaphore>,
@@ -187,7 +190,7 @@ impl Connections {
                 (stream, place) = accept(listener, &self.places) => {
                     let peer = Peer(stream.peer_addr().ok().map(|address| address.ip()));
                     let (router, tls) = (FromPeer::new(self.router.clone(), peer), self.tls.clone());
-                    let (closing, patience) = (self.closer.watch(), self.patience);
+                    let (closing, patience) = (self.closer.watch(), self.patience.clone());
                     self.tasks.spawn(async move {
                         connection::serve(stream, tls, router, patience, closing).await;
                         drop(place);

@@ -1,7 +1,7 @@
 //! Whom a call comes from, and whom it takes this server for, for those who ask.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     task::{Context, Poll},
 };
 
@@ -18,6 +18,16 @@ impl Peer {
     /// Whether that is this machine.
     pub(crate) fn is_local(self) -> bool {
         self.0.is_some_and(|address| address.to_canonical().is_loopback())
+    }
+
+    /// The network that somebody without a name is known by: an IPv4 address, or the 64 first bits of an IPv6 one, which is
+    /// what one customer has. None for this machine, from where a proxy may call for everybody.
+    pub(crate) fn network(self) -> Option<IpAddr> {
+        match self.0?.to_canonical() {
+            address if address.is_loopback() => None,
+            IpAddr::V6(address) => Some(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into()),
+            address => Some(address),
+        }
     }
 }
 
@@ -72,5 +82,22 @@ mod tests {
             assert_eq!(Peer(Some(address.parse().unwrap())).is_local(), is_local, "{address}");
         }
         assert!(!Peer(None).is_local());
+    }
+
+    #[test]
+    fn a_network_is_what_one_customer_has() {
+        for (address, network) in [
+            ("127.0.0.1", None),
+            ("::1", None),
+            ("::ffff:127.0.0.1", None),
+            ("192.0.2.7", Some("192.0.2.7")),
+            ("::ffff:192.0.2.7", Some("192.0.2.7")),
+            ("2001:db8:1:2:3:4:5:6", Some("2001:db8:1:2::")),
+            ("2001:db8:1:3::", Some("2001:db8:1:3::")),
+        ] {
+            let network = network.map(|network| network.parse().unwrap());
+            assert_eq!(Peer(Some(address.parse().unwrap())).network(), network, "{address}");
+        }
+        assert_eq!(Peer(None).network(), None);
     }
 }

@@ -7,7 +7,7 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use super::{
     access::Caller,
-    lines::{InLine, Lines},
+    lines::{InLine, LineFull, Lines},
 };
 use crate::error::{Code, Error, Result};
 
@@ -33,9 +33,9 @@ impl Turns {
     /// # Errors
     /// `ResourceExhausted` where as many of this tenant do.
     pub(crate) fn line_up(&self, caller: &Caller) -> Result<InLine> {
-        self.lines.enter(caller).map_err(|most| {
+        self.lines.enter(caller).map_err(|LineFull { most, free_after }| {
             let why = format!("{most} such calls wait or are worked on already: try again later");
-            Error::new(Code::ResourceExhausted, why)
+            Error { retry_after: free_after, ..Error::new(Code::ResourceExhausted, why) }
         })
     }
 

@@ -4,7 +4,8 @@
 //! all, it would hold for as long as the connection lasts, though the engine is done with it and neither deadline nor time
 //! to live is looked at. So each answer notes whether something of it has been handed over that has yet to go out
 //! ([`Reading`]), and the task that sends it ([`Streams`]) is dropped where that stays so for three quarters of the
-//! stall timeout, or where the caller's deadline passes meanwhile. A stream of HTTP/2 is reset then, a connection of HTTP/1 closed; what can be read on
+//! stall timeout, or where the caller's deadline passes meanwhile. Where somebody goes away because a model's queue is full, it
+//! has only a few seconds ([`Patience`]). A stream of HTTP/2 is reset then, a connection of HTTP/1 closed; what can be read on
 //! elsewhere, a session or a resumable stream, goes on without that reader.
 
 use std::{
@@ -14,7 +15,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -38,6 +39,8 @@ use super::grpc::deadline;
 const LONG: Duration = Duration::from_secs(365 * 24 * 3600);
 /// What a reader gets at the least to take a piece whatever its deadline, so that one that reads hears that it has passed.
 const LAST_WORD: Duration = Duration::from_secs(1);
+/// How long it may stand still while others find no place. The docs say so.
+const GRACE: Duration = Duration::from_secs(5);
 
 task_local! {
     /// Of the answer that this task sends.
@@ -156,17 +159,62 @@ async fn note(request: Request, next: Next) -> Response {
     }
 }
 
+/// How long a reader may take nothing of an answer.
+#[derive(Clone)]
+pub(super) struct Patience {
+    longest: Duration,
+    is_crowded: Arc<dyn Fn(Duration) -> bool + Send + Sync>,
+}
+
+impl Patience {
+    /// At the longest so long. `is_crowded` says whether somebody found no place in so long a time, and would find none still.
+    pub(super) fn new(longest: Duration, is_crowded: impl Fn(Duration) -> bool + Send + Sync + 'static) -> Self {
+        Self { longest, is_crowded: Arc::new(is_crowded) }
+    }
+
+    fn grace(&self) -> Duration {
+        GRACE.min(self.longest)
+    }
+}
+
+/// A piece that is not taken.
+struct Stuck {
+    until: Instant,
+    /// Goes off at the end, and before that whenever it is to be looked who waits.
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Stuck {
+    /// From now on, and until then.
+    fn until(until: Instant, patience: &Patience) -> Self {
+        let look = Instant::now() + patience.grace();
+        Self { until, timer: Box::pin(sleep_until(until.min(look))) }
+    }
+
+    /// Ready when the answer is to be given up.
+    fn poll(&mut self, cx: &mut Context<'_>, patience: &Patience) -> Poll<()> {
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            let (now, grace) = (Instant::now(), patience.grace());
+            if now >= self.until || (patience.is_crowded)(grace) {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(self.until.min(now + grace));
+        }
+    }
+}
+
 /// Runs what sends answers: a task a stream of HTTP/2, each of which is given up where its reader takes nothing for so long.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub(super) struct Streams {
-    pub(super) patience: Duration,
+    pub(super) patience: Patience,
 }
 
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams {
     fn execute(&self, stream: F) {
-        let patience = self.patience;
+        let patience = self.patience.clone();
         let sent = async move {
-            if unless_stuck(stream, patience).await.is_none() {
+            if unless_stuck(stream, &patience).await.is_none() {
                 tracing::debug!("an answer that nobody took was reset");
             }
         };
@@ -174,24 +222,24 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams
     }
 }
 
-/// Runs something that sends answers; none where it was given up because nothing of one was taken for `patience`, or when
-/// the deadline of its caller passed.
-pub(super) async fn unless_stuck<F: Future>(sends: F, patience: Duration) -> Option<F::Output> {
+/// Runs something that sends answers; none where it was given up because nothing of one was taken for so long, or when the
+/// deadline of its caller passed.
+pub(super) async fn unless_stuck<F: Future>(sends: F, patience: &Patience) -> Option<F::Output> {
     let reading = Arc::<Reading>::default();
     let mut sends = pin!(READING.scope(reading.clone(), sends));
-    let mut timer: Option<Pin<Box<Sleep>>> = None;
+    let mut stuck: Option<Stuck> = None;
     poll_fn(|cx| {
         // First, so that what has become possible by the time the timer fires is done.
         if let Poll::Ready(output) = sends.as_mut().poll(cx) {
             return Poll::Ready(Some(output));
         }
         match reading.pace() {
-            Pace::Waits => timer = None,
-            Pace::Goes => timer = Some(Box::pin(sleep_until(reading.due(patience)))),
+            Pace::Waits => stuck = None,
+            Pace::Goes => stuck = Some(Stuck::until(reading.due(patience.longest), patience)),
             Pace::Stands => {}
         }
-        match &mut timer {
-            Some(timer) => timer.as_mut().poll(cx).map(|()| None),
+        match &mut stuck {
+            Some(stuck) => stuck.poll(cx, patience).map(|()| None),
             None => Poll::Pending,
         }
     })
@@ -209,6 +257,11 @@ mod tests {
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// Where there are places.
+    fn patience() -> Patience {
+        Patience::new(PATIENCE, |_| false)
+    }
 
     /// Sends an answer as hyper does: what it has in its hand must go out before it asks for more.
     async fn send(
@@ -239,19 +292,36 @@ mod tests {
             let (began, held) = (Instant::now(), Arc::new(()));
             let holds = held.clone();
             let pieces = stream::iter(["a", "b", "c"]).inspect(move |_| drop(holds.clone()));
-            let sent = unless_stuck(send(pieces, None, window(taken)), PATIENCE).await;
+            let sent = unless_stuck(send(pieces, None, window(taken)), &patience()).await;
             assert_eq!((sent, began.elapsed()), (None, PATIENCE), "after {taken} pieces");
             assert_eq!(Arc::strong_count(&held), 1);
         }
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_answer_that_nobody_takes_makes_room_sooner_once_others_find_no_place() {
+        for (found_none_after, given_up_after) in [(0, 5), (4, 5), (12, 15), (16, 20)] {
+            let (began, long) = (Instant::now(), 100 * PATIENCE);
+            let patience = Patience::new(long, move |within| {
+                assert_eq!(within, GRACE);
+                began.elapsed() >= Duration::from_secs(found_none_after)
+            });
+            let sent = unless_stuck(send(stream::iter(["a"]), None, window(0)), &patience).await;
+            assert_eq!((sent, began.elapsed()), (None, Duration::from_secs(given_up_after)));
+            // Who reads, and who has nothing to read, is let be.
+            let late = stream::once(sleep(long)).map(|()| "a");
+            assert_eq!(unless_stuck(send(late, None, window(1)), &patience).await, Some(()));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_answer_that_has_nothing_to_say_is_not_given_up() {
         let silent = stream::once(async { "a" }).chain(stream::pending());
-        let sent = unless_stuck(send(silent, None, window(1)), PATIENCE);
+        let patience = patience();
+        let sent = unless_stuck(send(silent, None, window(1)), &patience);
         assert!(timeout(100 * PATIENCE, sent).await.is_err(), "it still is waited for");
         let late = stream::once(sleep(5 * PATIENCE)).map(|()| "a");
-        assert_eq!(unless_stuck(send(late, None, window(1)), PATIENCE).await, Some(()));
+        assert_eq!(unless_stuck(send(late, None, window(1)), &patience).await, Some(()));
     }
 
     #[tokio::test(start_paused = true)]
@@ -264,7 +334,8 @@ mod tests {
                 opens.add_permits(1);
             }
         };
-        let sent = unless_stuck(send(stream::iter(["a"; 5]), None, window), PATIENCE);
+        let patience = patience();
+        let sent = unless_stuck(send(stream::iter(["a"; 5]), None, window), &patience);
         let (sent, ()) = tokio::join!(sent, opening);
         assert_eq!((sent, began.elapsed()), (Some(()), PATIENCE * 9 / 2));
     }
@@ -274,11 +345,11 @@ mod tests {
         let deadline = PATIENCE / 2;
         let began = Instant::now();
         let stuck = send(stream::iter(["a"]), Some(began + deadline), window(0));
-        assert_eq!((unless_stuck(stuck, PATIENCE).await, began.elapsed()), (None, deadline));
+        assert_eq!((unless_stuck(stuck, &patience()).await, began.elapsed()), (None, deadline));
         let began = Instant::now();
         let silent = stream::once(sleep(PATIENCE)).map(|()| "a");
         let taken = send(silent, Some(began + deadline), window(1));
-        assert_eq!(unless_stuck(taken, PATIENCE).await, Some(()), "the engine ends it, and says why");
+        assert_eq!(unless_stuck(taken, &patience()).await, Some(()), "the engine ends it, and says why");
     }
 
     #[tokio::test(start_paused = true)]
@@ -289,6 +360,6 @@ mod tests {
             sleep(5 * PATIENCE).await;
             send(stream::iter(["a"]), None, window(1)).await;
         };
-        assert_eq!(unless_stuck(answers, PATIENCE).await, Some(()));
+        assert_eq!(unless_stuck(answers, &patience()).await, Some(()));
     }
 }

@@ -157,6 +157,13 @@ def openai_responses(client, model):
     assert client.responses.retrieve(later.id).output_text == told
     client.responses.delete(later.id)
     refused(openai.NotFoundError, lambda: client.responses.retrieve(later.id), status_code=404)
+    with ask(background=True, stream=True) as stream:
+        begun = [event for event, _ in zip(stream, range(4))]
+    read_on = client.responses.retrieve(begun[0].response.id, stream=True, starting_after=begun[-1].sequence_number)
+    events = begun + list(read_on)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert events[-1].response.output_text == told
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == told
 
 
 def anthropic_messages(client, model):

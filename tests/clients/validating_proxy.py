@@ -43,6 +43,9 @@ class Schemas:
                 whole = content.get("application/json", {}).get("schema")
                 # Completions stream what they answer, which the schema does not say in so many words.
                 event = content.get("text/event-stream", {}).get("schema", whole)
+                if where == "GET /responses/{response_id}":
+                    # Those of the call that made it, which the schema says in its parameters' words alone.
+                    event = {"$ref": "#/components/schemas/ResponseStreamEvent"}
                 self._answers.append((method.upper(), pattern, (where, whole, event)))
         self._validators = {}
 

@@ -48,7 +48,12 @@ async fn begin(session: &mut Session, role: Role, content: &str) -> Result<(Gene
 
 /// A turn of thirty characters, and its answer of ten.
 async fn turn(session: &mut Session, role: Role, letter: &str) -> TurnStart {
-    let (mut generation, start) = begin(session, role, &letter.repeat(30)).await.unwrap();
+    turn_of(session, role, &letter.repeat(30)).await
+}
+
+/// A turn, and its answer of ten characters.
+async fn turn_of(session: &mut Session, role: Role, content: &str) -> TurnStart {
+    let (mut generation, start) = begin(session, role, content).await.unwrap();
     let (mut text, mut tokens) = (String::new(), Vec::new());
     while let Some(event) = generation.next().await {
         if let Event::Delta(delta) = event.unwrap() {
@@ -70,6 +75,22 @@ async fn a_tools_answer_is_forgotten_with_its_call() {
     assert_eq!((start.index, start.forgotten_turns), (0, 2));
     let roles: Vec<_> = session.messages().map(|message| message.role).collect();
     assert_eq!(roles, [Role::User, Role::Assistant]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn as_many_turns_as_must_be_are_forgotten_and_are_not_tried_one_after_another() {
+    // With its marks and its answer a turn of a character takes 28 tokens, one of a hundred 127.
+    for (turns, forgotten) in [(2, 1), (3, 2), (5, 4)] {
+        let server = small_server().await;
+        let mut session = open(&server, 1 << 20).unwrap();
+        for _ in 0..turns {
+            assert_eq!(turn_of(&mut session, Role::User, "a").await.forgotten_turns, 0);
+        }
+        let start = turn_of(&mut session, Role::User, &"b".repeat(100)).await;
+        assert_eq!((start.index, start.forgotten_turns), (turns - forgotten, forgotten));
+        let tried = server.engine.telemetry().refused(Code::InvalidArgument);
+        assert_eq!(tried, forgotten.min(2) as u64, "a request that is too long is refused, and counted");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,9 +12,10 @@ use std::{
 use candlewick::{
     config::EngineConfig,
     engine::{
-        EmbedInput, EmbedRequest, Engine, Event, ExecutorFactory, Health, ModelImpl, ModelInfo, ModelText, Prompt,
-        Request, SlowReader,
+        EmbedInput, EmbedRequest, Engine, Event, ExecutorFactory, Generation, Health, ModelImpl, ModelInfo, ModelText,
+        Progress, Prompt, Request, SlowReader, StreamEdit,
         fake::{EMBEDDING_SIZE, FakeExecutor, FakeOptions, Gate, Mishap},
+        scheduler::Edit,
     },
     error::{Code, Error},
     ids::TokenId,
@@ -552,4 +553,34 @@ async fn a_tenants_only_request_does_not_wait_for_the_forty_of_another() {
     }
     let place = ends.lock().unwrap().iter().position(|&tenant| tenant == "single").unwrap();
     assert!(place < 10, "it ended after {place} of the others");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_of_another_priority_stands_elsewhere_in_line_at_once() {
+    let gate = Arc::new(Gate::default());
+    let held = gate.clone();
+    let config = EngineConfig { max_num_seqs: 1, ..config() };
+    // The first hangs in the second half of its prompt.
+    let hangs = move |_| FakeOptions { mishap: Some((1, Mishap::Hang(held.clone()))), ..FakeOptions::default() };
+    let engine = engine(config.clone(), fakes(&config, hangs)).await;
+    let mut streams = Vec::new();
+    for seed in 0..4 {
+        streams.push(engine.generate(request(&prompt(seed, 100), 3)).await.unwrap());
+        until("the first runs", || gate.reached()).await;
+    }
+    let positions = |streams: &[Generation]| -> Vec<usize> {
+        let position = |stream: &Generation| match stream.progress() {
+            Progress::Queued { position, .. } => position,
+            other => panic!("{other:?}"),
+        };
+        streams[1..].iter().map(position).collect()
+    };
+    assert_eq!(positions(&streams), [0, 1, 2]);
+    let edit = Edit { priority: Some(-5), ..Edit::default() };
+    streams[3].edit(StreamEdit { engine: edit, stop: None }).unwrap();
+    assert_eq!(positions(&streams), [1, 2, 0], "the engine still hangs");
+    gate.open();
+    for stream in streams {
+        assert_eq!(bounded("its end", read(stream)).await.0.len(), 3);
+    }
 }

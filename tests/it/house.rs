@@ -70,6 +70,7 @@ const JSON_FACE: &[&str] = &[
     "server/events",
     "server/held",
     "server/models",
+    "server/ring",
     "server/http",
 ];
 /// Policy knows no tensors, no tasks and no wire.

@@ -7,7 +7,10 @@
 
 mod vector;
 
-use std::sync::{Arc, atomic::Ordering, mpsc::TrySendError};
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering, mpsc::TrySendError},
+};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::{
@@ -19,7 +22,8 @@ use super::{
     Engine, ModelImpl, admission,
     block_manager::Salt,
     channel::{Delivery, ReaderControl, ReaderSpec, RequestTag, Rest},
-    live::{Full, LivePlaces},
+    live::{Holder, LivePlaces},
+    portions::Full,
     sequence::Sequence,
     supervisor::{Life, Registration},
     unavailable,
@@ -41,6 +45,8 @@ pub struct EmbedRequest {
     pub request_id: String,
     /// Whose request it is, as of one that generates.
     pub tenant: Option<Arc<str>>,
+    /// Where it comes from, likewise.
+    pub network: Option<IpAddr>,
     /// At least one.
     pub inputs: Vec<EmbedInput>,
     /// What the vectors are like.
@@ -90,6 +96,7 @@ impl EmbedRequest {
         Self {
             request_id: String::new(),
             tenant: None,
+            network: None,
             inputs,
             options: EmbedOptions::default(),
             priority: 0,
@@ -165,12 +172,13 @@ impl Engine {
             return Err(unavailable("the server is draining: it finishes what it has and takes nothing new"));
         }
         let life = self.inner.supervised.life().ok_or_else(|| unavailable("the engine is restarting"))?;
-        let EmbedRequest { request_id, tenant, inputs, options, priority, cache_salt, deadline, most_at_once } =
-            request;
+        let EmbedRequest { request_id, tenant, network, inputs, options, priority, cache_salt, .. } = request;
+        let EmbedRequest { deadline, most_at_once, .. } = request;
         let (pooling, dimensions) = self.check_options(&options)?;
         check_number(inputs.len(), dimensions)?;
         let wanted = inputs.len().min(most_at_once).clamp(1, self.config().max_live());
-        let places = places(&life, tenant.as_ref(), wanted).map_err(|full| self.full(full))?;
+        let places =
+            places(&life, Holder::of(tenant.as_ref(), network), wanted).map_err(|full| self.full(&life, full, 1))?;
         let kib = u32::try_from((inputs.len() * dimensions * size_of::<f32>()).div_ceil(1024)).unwrap_or(u32::MAX);
         let room = self.inner.vectors.clone().try_acquire_many_owned(kib);
         let room = room.map_err(|_| self.exhausted("too many vectors are being computed and sent: try again later"))?;
@@ -269,12 +277,12 @@ fn check_number(inputs: usize, dimensions: usize) -> Result<()> {
     Ok(())
 }
 
-/// Up to `wanted` places among the live requests, as many as the tenant gets.
+/// Up to `wanted` places among the live requests, as many as their holder gets.
 ///
 /// # Errors
 /// Why it gets none.
-fn places(life: &Life, tenant: Option<&Arc<str>>, wanted: usize) -> Result<Vec<Place>, Full> {
-    let take = || life.live.take(tenant, 1).map(Arc::new);
+fn places(life: &Life, holder: Option<Holder>, wanted: usize) -> Result<Vec<Place>, Full> {
+    let take = || life.live.take(holder.as_ref(), 1).map(Arc::new);
     let first = take()?;
     Ok(std::iter::once(first).chain((1..wanted).map_while(|_| take().ok())).collect())
 }

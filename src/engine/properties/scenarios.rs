@@ -1,6 +1,7 @@
 //! Short histories with a known outcome.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,7 +15,7 @@ use crate::{
         executor::{Executor, SequenceOutput, StepOutput, StepPlan},
         fake::{FakeExecutor, FakeOptions},
         live::Live,
-        scheduler::{End, Event, Scheduler},
+        scheduler::{Edit, End, Event, Scheduler},
         sequence::Sequence,
     },
     error::Code,
@@ -295,4 +296,30 @@ fn a_reader_that_takes_nothing_loses_its_stream() {
         "{events:?}"
     );
     assert!(engine.scheduler.is_empty());
+}
+
+#[test]
+fn an_edit_reaches_those_too_that_wait_for_the_first_of_their_group() {
+    let mut engine = Engine::new(&config());
+    let prompt = tokens(&[1, 2, 3, 4, 5]);
+    let group = (0..3).map(|_| engine.sequence(&prompt, 9)).collect();
+    engine.scheduler.add_group(group).unwrap();
+    let edit = Edit { max_tokens: Some(2), priority: Some(-1), temperature: Some(0.5) };
+    assert!(engine.scheduler.edit(SequenceId(2), &edit) && !engine.scheduler.edit(SequenceId(4), &edit));
+    let (mut events, mut temperatures) = (Vec::new(), BTreeMap::new());
+    while engine.scheduler.has_work() {
+        engine.step(&mut events).unwrap();
+        let admitted = engine.plan.admitted.iter();
+        temperatures.extend(admitted.map(|sequence| (sequence.id.0, sequence.params.temperature)));
+    }
+    let said = |id: u64| {
+        let own = |event: &Event| match event {
+            Event::Tokens { id: of, tokens, .. } if *of == SequenceId(id) => tokens.len(),
+            _ => 0,
+        };
+        events.iter().map(own).sum::<usize>()
+    };
+    assert_eq!([said(1), said(2), said(3)], [9, 2, 9]);
+    let usual = SamplingParams::default().temperature;
+    assert_eq!(temperatures, BTreeMap::from([(1, usual), (2, 0.5), (3, usual)]));
 }

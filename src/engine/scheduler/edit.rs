@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Scheduler;
 use crate::{
-    engine::{block_manager::Salt, executor::ParamsEdit},
+    engine::{block_manager::Salt, executor::ParamsEdit, sequence::Sequence},
     ids::{SequenceId, TokenId},
     params::SamplingParams,
 };
@@ -20,27 +20,41 @@ pub struct Edit {
     pub priority: Option<i32>,
 }
 
-impl Scheduler {
-    /// Changes a sequence, from its next token on. False if there is none of that id.
-    pub fn edit(&mut self, id: SequenceId, edit: &Edit) -> bool {
-        let Some(key) = self.sequences.key(id) else { return false };
-        if let Some(priority) = edit.priority {
-            self.leave_list(key);
-            self.sequences[key].priority = priority;
-            self.join_list(key);
-        }
-        let limit = self.max_len;
-        let sequence = &mut self.sequences[key];
-        if let Some(max_tokens) = edit.max_tokens {
+impl Edit {
+    /// Changes a sequence that may have `limit` tokens at the most. One whose place changes is in no list.
+    fn change(&self, sequence: &mut Sequence, limit: usize) {
+        sequence.priority = self.priority.unwrap_or(sequence.priority);
+        if let Some(max_tokens) = self.max_tokens {
             let asked = sequence.prompt.len().saturating_add(max_tokens as usize);
             sequence.max_len = asked.min(limit).max(sequence.tokens.len() + 1);
         }
         let params = SamplingParams::clone(&sequence.params);
         sequence.params = Arc::new(SamplingParams {
-            max_tokens: edit.max_tokens.or(params.max_tokens),
-            temperature: edit.temperature.unwrap_or(params.temperature),
+            max_tokens: self.max_tokens.or(params.max_tokens),
+            temperature: self.temperature.unwrap_or(params.temperature),
             ..params
         });
+    }
+}
+
+impl Scheduler {
+    /// Changes a sequence, from its next token on; also one that waits for the first of its group. False if there is none of
+    /// that id.
+    pub fn edit(&mut self, id: SequenceId, edit: &Edit) -> bool {
+        let limit = self.max_len;
+        let Some(key) = self.sequences.key(id) else {
+            let mut siblings = self.siblings.values_mut().flatten();
+            let sibling = siblings.find(|sibling| sibling.id == id);
+            return sibling.map(|sibling| edit.change(sibling, limit)).is_some();
+        };
+        if edit.priority.is_some() {
+            self.leave_list(key);
+        }
+        edit.change(&mut self.sequences[key], limit);
+        if edit.priority.is_some() {
+            self.join_list(key);
+        }
+        let sequence = &self.sequences[key];
         if edit.temperature.is_some() && sequence.cached_tokens.is_some() {
             self.edits.push(ParamsEdit {
                 id,

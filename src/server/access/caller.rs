@@ -1,6 +1,6 @@
 //! Who makes a call. The faces take it from the call and hand it to whatever works for it, or remembers something for it.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::http::Extensions;
 use tokio::time::Instant;
@@ -10,6 +10,7 @@ use crate::{
     engine::Request,
     error::{Code, Error, Result},
     params::{SamplingParams, limits},
+    server::peer::Peer,
 };
 
 /// Whose something is; none is the one that everybody shares where no keys are asked for.
@@ -17,35 +18,46 @@ pub(crate) type Owner = Option<Arc<str>>;
 
 /// See the [module](self). Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Caller(Option<Arc<Tenant>>);
+pub(crate) struct Caller {
+    /// None where no keys are asked for.
+    tenant: Option<Arc<Tenant>>,
+    /// What it is known by then, for its share of the queue.
+    network: Option<IpAddr>,
+}
 
 /// What a request takes of its tenant's quotas while it lasts.
 #[derive(Debug)]
 pub(crate) struct Admission {
     tenant: Option<Arc<Tenant>>,
+    since: Instant,
     sequences: u32,
     /// Whether the tokens of its prompt count: of several answers to one, those of the first do.
     counts_prompt: bool,
 }
 
-/// A tenant's place for a session.
+/// A tenant's place for a session, and since when it has it.
 #[derive(Debug)]
-pub(crate) struct SessionPlace(Option<Arc<Tenant>>);
+pub(crate) struct SessionPlace(Option<Arc<Tenant>>, Instant);
 
 impl Caller {
     pub(super) fn tenant(tenant: Arc<Tenant>) -> Self {
-        Self(Some(tenant))
+        Self { tenant: Some(tenant), network: None }
     }
 
     /// One of that name, without limits.
     #[cfg(test)]
     pub(crate) fn of_tenant(name: &str) -> Self {
-        Self(Some(Tenant::new(name.into(), crate::config::TenantLimits::default(), Instant::now())))
+        Self::tenant(Tenant::new(name.into(), crate::config::TenantLimits::default(), Instant::now()))
     }
 
     /// Everybody, where no keys are asked for.
     pub(crate) fn anybody() -> Self {
-        Self(None)
+        Self { tenant: None, network: None }
+    }
+
+    /// The same, calling from there.
+    pub(super) fn at(self, peer: Peer) -> Self {
+        Self { network: peer.network().filter(|_| self.tenant.is_none()), ..self }
     }
 
     /// Who makes the call that has these extensions.
@@ -59,12 +71,17 @@ impl Caller {
 
     /// Whether it has shown one.
     pub(crate) fn has_key(&self) -> bool {
-        self.0.is_some()
+        self.tenant.is_some()
     }
 
     /// Whose things its things are.
     pub(crate) fn owner(&self) -> Owner {
-        self.0.as_ref().map(|tenant| tenant.name.clone())
+        self.tenant.as_ref().map(|tenant| tenant.name.clone())
+    }
+
+    /// Where it calls from, if it has no name.
+    pub(crate) fn network(&self) -> Option<IpAddr> {
+        self.network
     }
 
     /// Whether it may do what concerns everybody.
@@ -72,7 +89,7 @@ impl Caller {
     /// # Errors
     /// `PermissionDenied`.
     pub(crate) fn check_admin(&self) -> Result<()> {
-        match &self.0 {
+        match &self.tenant {
             Some(tenant) if !tenant.limits().admin => {
                 Err(Error::new(Code::PermissionDenied, "this call concerns all tenants: it needs the key of an admin"))
             }
@@ -80,9 +97,9 @@ impl Caller {
         }
     }
 
-    /// Makes a request the caller's own: cached prefixes and shares are its tenant's.
+    /// Makes a request the caller's own: cached prefixes and shares are its tenant's, and without one, places are its network's.
     pub(crate) fn own(&self, request: Request) -> Request {
-        Request { tenant: self.owner(), ..request }
+        Request { tenant: self.owner(), network: self.network, ..request }
     }
 
     /// Counts a request against the tenant's quotas, before anything is done for it.
@@ -126,11 +143,11 @@ impl Caller {
     }
 
     fn enter(&self, total: Total) -> Result<Admission> {
-        let sequences = match &self.0 {
+        let sequences = match &self.tenant {
             Some(tenant) => tenant.enter(total, Instant::now())?,
             None => total.requests.saturating_mul(total.sequences),
         };
-        Ok(Admission { tenant: self.0.clone(), sequences, counts_prompt: true })
+        Ok(Admission { tenant: self.tenant.clone(), since: Instant::now(), sequences, counts_prompt: true })
     }
 
     /// Counts a session.
@@ -138,10 +155,10 @@ impl Caller {
     /// # Errors
     /// `ResourceExhausted` that names the quota.
     pub(crate) fn admit_session(&self) -> Result<SessionPlace> {
-        if let Some(tenant) = &self.0 {
+        if let Some(tenant) = &self.tenant {
             tenant.open_session()?;
         }
-        Ok(SessionPlace(self.0.clone()))
+        Ok(SessionPlace(self.tenant.clone(), Instant::now()))
     }
 }
 
@@ -159,7 +176,7 @@ impl Admission {
     pub(crate) fn split(&mut self, request: &Request, counts_prompt: bool) -> Self {
         let sequences = number(request.params.num_sequences().max(1)).min(self.sequences);
         self.sequences -= sequences;
-        Self { tenant: self.tenant.clone(), sequences, counts_prompt }
+        Self { tenant: self.tenant.clone(), since: self.since, sequences, counts_prompt }
     }
 
     /// Counts the tokens of its prompt.
@@ -180,7 +197,7 @@ impl Admission {
 impl Drop for Admission {
     fn drop(&mut self) {
         if let Some(tenant) = &self.tenant {
-            tenant.leave(self.sequences);
+            tenant.leave(self.sequences, self.since.elapsed());
         }
     }
 }
@@ -188,7 +205,7 @@ impl Drop for Admission {
 impl Drop for SessionPlace {
     fn drop(&mut self) {
         if let Some(tenant) = &self.0 {
-            tenant.close_session();
+            tenant.close_session(self.1.elapsed());
         }
     }
 }

@@ -30,7 +30,7 @@ pub(crate) use self::{
     caller::{Admission, Caller, Owner, SessionPlace},
     operator::{check_operator, check_program, check_reader},
 };
-use super::{host::Host, refusal};
+use super::{host::Host, peer::Peer, refusal};
 use crate::{
     config::{AllowedOrigins, KeyHash, TenantKeys, key_hash},
     error::{Code, Error, Result},
@@ -230,7 +230,7 @@ impl Guard {
         if !caller.has_key() {
             self.check_host(request.headers(), request.extensions().get())?;
         }
-        Ok(caller)
+        Ok(caller.at(request.extensions().get().copied().unwrap_or(Peer(None))))
     }
 
     /// Browsers let a page call its own server without asking that server first, and know it by its name alone. A name can
@@ -260,8 +260,13 @@ pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+
     use super::*;
-    use crate::config::TenantLimits;
+    use crate::{
+        config::TenantLimits,
+        engine::{Prompt, Request as EngineRequest},
+    };
 
     fn of(tenants: &[(&str, &[&str])]) -> Vec<TenantKeys> {
         let tenant = |(name, keys): &(&str, &[&str])| TenantKeys {
@@ -338,6 +343,20 @@ mod tests {
             assert_eq!(may(&listed, origin, host), allowed, "{origin:?} {host:?}");
             assert!(may(&AllowedOrigins::Any, origin, host), "{origin:?} {host:?}");
         }
+    }
+
+    #[test]
+    fn who_has_no_name_takes_places_of_its_networks_share_and_who_has_one_of_its_own() {
+        let keys = Access::of(Some(of(&[("a", &["one"])])));
+        let asked = |access: &Access, path: &str| {
+            let guard = Guard { access: access.clone(), origins: AllowedOrigins::default() };
+            let mut request = axum::http::Request::get(path).header("x-api-key", "one").body(Body::empty()).unwrap();
+            request.extensions_mut().insert(Peer(Some([192, 0, 2, 7].into())));
+            let own = guard.caller(&request).unwrap().own(EngineRequest::new(Prompt::Tokens(Vec::new())));
+            (own.tenant, own.network)
+        };
+        assert_eq!(asked(&Access::default(), "/v1/models"), (None, Some([192, 0, 2, 7].into())));
+        assert_eq!(asked(&keys, "/v1/models"), (Some("a".into()), None));
     }
 
     #[test]

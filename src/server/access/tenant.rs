@@ -1,11 +1,15 @@
 //! One tenant: what it uses, beside what it may use.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
 use crate::{
     config::TenantLimits,
+    engine::rates::Stays,
     error::{Code, Error, Result},
     server::bucket::{Bucket, Rate},
 };
@@ -36,7 +40,9 @@ struct Use {
     requests: Option<Bucket>,
     tokens: Option<Bucket>,
     streams: u32,
+    stream_stays: Stays,
     sessions: u32,
+    session_stays: Stays,
     /// Its keys were taken away: what it has goes on, nothing new begins.
     gone: bool,
 }
@@ -44,7 +50,8 @@ struct Use {
 impl Tenant {
     pub(super) fn new(name: Arc<str>, limits: TenantLimits, now: Instant) -> Arc<Self> {
         let (requests, tokens) = buckets(limits, now);
-        let use_ = Use { limits, requests, tokens, streams: 0, sessions: 0, gone: false };
+        let (stream_stays, session_stays) = Default::default();
+        let use_ = Use { limits, requests, tokens, streams: 0, stream_stays, sessions: 0, session_stays, gone: false };
         Arc::new(Self { name, use_: Mutex::new(use_) })
     }
 
@@ -85,7 +92,8 @@ impl Tenant {
         if free < least {
             let limit = limits.max_streams.unwrap_or_default();
             let why = format!("{} of {limit} streams are under way, and {least} more are asked for", used.streams);
-            return Err(over("max-streams", why));
+            let free_after = used.stream_stays.free_after((least - free) as usize, used.streams as usize);
+            return Err(Error { retry_after: free_after, ..over("max-streams", why) });
         }
         // Asked of both before anything is taken of one.
         let rates = [
@@ -108,8 +116,10 @@ impl Tenant {
         Ok(sequences)
     }
 
-    pub(super) fn leave(&self, sequences: u32) {
+    /// So many sequences have ended, that long after they were let in.
+    pub(super) fn leave(&self, sequences: u32, stay: Duration) {
         let mut used = self.used();
+        used.stream_stays.record(stay, sequences as usize);
         used.streams = used.streams.saturating_sub(sequences);
     }
 
@@ -128,14 +138,18 @@ impl Tenant {
         let used = &mut *self.used();
         used.check_here(&self.name)?;
         if let Some(most) = used.limits.max_sessions.filter(|&most| used.sessions >= most) {
-            return Err(over("max-sessions", format!("{most} sessions are open already")));
+            let free_after = used.session_stays.free_after(1, used.sessions as usize);
+            let error = over("max-sessions", format!("{most} sessions are open already"));
+            return Err(Error { retry_after: free_after, ..error });
         }
         used.sessions += 1;
         Ok(())
     }
 
-    pub(super) fn close_session(&self) {
+    /// Closes one that was open for so long.
+    pub(super) fn close_session(&self, stay: Duration) {
         let mut used = self.used();
+        used.session_stays.record(stay, 1);
         used.sessions = used.sessions.saturating_sub(1);
     }
 }
@@ -186,8 +200,6 @@ fn over(quota: &str, why: String) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn tenant(limits: TenantLimits) -> (Arc<Tenant>, Instant) {
@@ -214,8 +226,26 @@ mod tests {
         tenant.enter(answers(2), now).unwrap();
         assert_eq!(quota(tenant.enter(answers(2), now)).0, "max-streams");
         tenant.enter(answers(1), now).unwrap();
-        tenant.leave(2);
+        tenant.leave(2, Duration::ZERO);
         tenant.enter(answers(2), now).unwrap();
+    }
+
+    #[test]
+    fn who_has_all_streams_and_sessions_it_may_have_is_told_how_often_they_end() {
+        let limits = TenantLimits { max_streams: Some(6), max_sessions: Some(2), ..TenantLimits::default() };
+        let (tenant, now) = tenant(limits);
+        tenant.enter(answers(6), now).unwrap();
+        (0..2).for_each(|_| tenant.open_session().unwrap());
+        assert_eq!(quota(tenant.enter(answers(1), now)), ("max-streams".into(), None), "nothing was measured");
+        assert_eq!(quota(tenant.open_session()), ("max-sessions".into(), None));
+        tenant.leave(1, Duration::from_secs(12));
+        tenant.enter(answers(1), now).unwrap();
+        tenant.close_session(Duration::from_secs(8));
+        tenant.open_session().unwrap();
+        for (asked, seconds) in [(1, 2), (3, 6)] {
+            assert_eq!(quota(tenant.enter(answers(asked), now)), ("max-streams".into(), Some(seconds)));
+        }
+        assert_eq!(quota(tenant.open_session()), ("max-sessions".into(), Some(4)));
     }
 
     #[test]
@@ -280,6 +310,6 @@ mod tests {
         tenant.go();
         assert_eq!(tenant.enter(answers(1), now).unwrap_err().code, Code::Unauthenticated);
         assert_eq!(tenant.open_session().unwrap_err().code, Code::Unauthenticated);
-        tenant.leave(1);
+        tenant.leave(1, Duration::ZERO);
     }
 }

@@ -122,6 +122,7 @@ impl Chat for ChatService {
         request: Request<Streaming<SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let caller = Caller::of(request.extensions()).map_err(status)?;
-        Ok(Response::new(self.sessions.connect(&self.models, caller, request.into_inner())))
+        let deadline = deadline(request.metadata()).map_err(|error| status(self.models.refused(error)))?;
+        Ok(Response::new(self.sessions.connect(&self.models, caller, deadline, request.into_inner())))
     }
 }

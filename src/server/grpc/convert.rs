@@ -35,6 +35,7 @@ pub(crate) fn request(prompt: Prompt, options: Option<wire::RequestOptions>, inf
         priority: options.priority.unwrap_or(0),
         cache_salt: cache_salt.map(|salt| name("options.cache_salt", salt)).transpose()?,
         tenant: None,
+        network: None,
         deadline: None,
         stream: engine::StreamOptions { slow_reader, ..engine::StreamOptions::default() },
     })

@@ -24,7 +24,7 @@ use prost_types::FileDescriptorSet;
 use tokio::time::{Instant, Sleep, sleep};
 use tonic::Status;
 
-use super::status::status;
+use super::status::{status, too_large};
 use crate::{
     error::{Code, Error, Result},
     proto::FILE_DESCRIPTOR_SET,
@@ -149,10 +149,7 @@ impl Inbound {
             self.patience = PATIENCE;
         }
         if longest > self.most {
-            return Err(Status::out_of_range(format!(
-                "the message is too large: at most {} bytes are allowed",
-                self.most
-            )));
+            return Err(too_large(self.most));
         }
         self.room.resize(self.message.here).map_err(status)
     }
@@ -201,6 +198,7 @@ mod tests {
     use tokio::{sync::mpsc, time::advance};
     use tokio_stream::wrappers::ReceiverStream;
     use tonic::Code as GrpcCode;
+    use tonic_types::StatusExt;
 
     use super::*;
 
@@ -264,7 +262,9 @@ mod tests {
         for come in [HEAD_BYTES, HEAD_BYTES + 101] {
             let (send, mut body) = inbound(&Bodies::of(64), 100, true);
             send.send(Bytes::copy_from_slice(&message(101)[..come])).await.unwrap();
-            assert_eq!(code(body.next().await), GrpcCode::OutOfRange);
+            let refused = Status::from_error(Box::new(body.next().await.unwrap().unwrap_err()));
+            assert_eq!(refused.code(), GrpcCode::OutOfRange);
+            assert_eq!(refused.get_details_error_info().unwrap().reason, "MESSAGE_TOO_LARGE");
         }
     }
 

@@ -5,15 +5,13 @@
 //! each ring in events and bytes, so all together are too.
 
 use std::{
-    collections::HashMap,
     future::Future,
-    hash::{BuildHasher, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use futures::{Stream, StreamExt};
 
-use super::{room::least_wanted, told::Told};
+use super::{room::Places, told::Told};
 use crate::{
     config::StreamArgs,
     error::{Code, Error, Result},
@@ -33,18 +31,17 @@ pub(super) struct Key {
 /// All streams that can be resumed. Cheap to clone. Nobody finds what belongs to another tenant, by id or by key.
 #[derive(Clone)]
 pub(super) struct Resumables {
-    streams: Arc<Mutex<HashMap<String, Entry>>>,
+    streams: Arc<Mutex<Places<Entry>>>,
     limits: StreamArgs,
 }
 
 struct Entry {
-    owner: Owner,
     ring: Arc<Ring<Told>>,
     key: Option<Key>,
 }
 
 /// An entry that is taken back unless its stream is admitted.
-struct Reserved {
+pub(super) struct Reserved {
     all: Resumables,
     id: String,
     ring: Arc<Ring<Told>>,
@@ -66,71 +63,30 @@ impl Drop for Reserved {
 }
 
 /// Where a request finds its stream.
-enum Place {
+pub(super) enum Place {
     New(Reserved),
     Known(Arc<Ring<Told>>),
 }
 
-/// A name that nobody can guess.
-pub(super) fn draw_id() -> String {
-    let draw = |k: u8| RandomState::new().hash_one(k);
-    format!("{:016x}{:016x}", draw(0), draw(1))
-}
-
 impl Resumables {
     pub(super) fn new(limits: StreamArgs) -> Self {
-        Self { streams: Arc::default(), limits }
+        let streams = Places::new("resumable streams", limits.max_resumable_streams);
+        Self { streams: Arc::new(Mutex::new(streams)), limits }
     }
 
-    fn streams(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+    fn streams(&self) -> MutexGuard<'_, Places<Entry>> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a stream, or finds the one that its idempotency key stands for; one that has failed it stands for no longer.
-    /// `admit` is given the stream's id.
+    /// A place for a new stream, or the one that its idempotency key stands for; one that has failed it stands for no longer.
     ///
     /// # Errors
-    /// Those of `admit`; `ResourceExhausted` where there are too many; `InvalidArgument` where the key stands for another
-    /// request; `DataLoss` where it stands for a stream whose beginning is gone.
-    pub(super) async fn open<F, S>(
-        &self,
-        owner: Owner,
-        key: Option<Key>,
-        admit: impl FnOnce(String) -> F,
-    ) -> Result<Attachment<Told>>
-    where
-        F: Future<Output = Result<S>>,
-        S: Stream<Item = Result<Told>> + Send + Unpin + 'static,
-    {
-        let mut reserved = match self.reserve(owner, key)? {
-            Place::New(reserved) => reserved,
-            Place::Known(ring) => return ring.attach(0),
-        };
-        let events = match admit(reserved.id.clone()).await {
-            Ok(events) => events,
-            Err(error) => {
-                reserved.ring.end(Err(error.clone()));
-                return Err(error);
-            }
-        };
-        let reader = reserved.reader.take().ok_or_else(|| Error::internal("a stream reserved without a reader"))?;
-        reserved.admitted = true;
-        let (all, id, ring) = (self.clone(), reserved.id.clone(), reserved.ring.clone());
-        tokio::spawn(async move {
-            pump(events, &ring, &all.limits).await;
-            all.streams().remove(&id);
-        });
-        Ok(reader)
-    }
-
-    /// A place for a new stream, or the ring of the one that the key stands for.
-    fn reserve(&self, owner: Owner, key: Option<Key>) -> Result<Place> {
+    /// `ResourceExhausted` where there are too many; `InvalidArgument` where the key stands for another request.
+    pub(super) fn reserve(&self, owner: Owner, key: Option<Key>) -> Result<Place> {
         let mut streams = self.streams();
         if let Some(key) = &key {
-            let same_name = |entry: &&mut Entry| {
-                entry.owner == owner && entry.key.as_ref().is_some_and(|other| other.name == key.name)
-            };
-            match streams.values_mut().find(same_name) {
+            let same_name = |entry: &&mut Entry| entry.key.as_ref().is_some_and(|other| other.name == key.name);
+            match streams.of(&owner).find(same_name) {
                 // A retry is there to get what the first attempt did not; by its id the stream can still be read.
                 Some(entry) if entry.ring.has_failed() => entry.key = None,
                 Some(entry) if entry.key.as_ref() == Some(key) => return Ok(Place::Known(entry.ring.clone())),
@@ -141,21 +97,14 @@ impl Resumables {
                 None => {}
             }
         }
-        if streams.len() >= self.limits.max_resumable_streams {
-            let ttl = self.limits.resume_ttl;
-            let all = streams.iter().map(|(id, entry)| (id, &entry.owner, entry.ring.idle_since(ttl)));
-            let Some(id) = least_wanted(all, &owner) else {
-                let why = format!("{} resumable streams are kept already", self.limits.max_resumable_streams);
-                return Err(Error::new(Code::ResourceExhausted, why));
-            };
-            if let Some(entry) = streams.remove(&id) {
-                entry.ring.forget();
-            }
-        }
         let limits = RingLimits { events: self.limits.resume_ring_events, bytes: self.limits.resume_ring_bytes };
-        let (id, ring) = (draw_id(), Ring::new(limits));
+        let ring = Ring::new(limits);
         let reader = Some(ring.attach(0)?);
-        streams.insert(id.clone(), Entry { owner, ring: ring.clone(), key });
+        let (entry, ttl) = (Entry { ring: ring.clone(), key }, self.limits.resume_ttl);
+        let (id, gone) = streams.enter(&owner, entry, |entry| entry.ring.idle_since(ttl))?;
+        if let Some(gone) = gone {
+            gone.ring.forget();
+        }
         Ok(Place::New(Reserved { all: self.clone(), id, ring, reader, admitted: false }))
     }
 
@@ -164,9 +113,41 @@ impl Resumables {
     /// # Errors
     /// `NotFound` where this tenant has none of that id; as [`Ring::attach`].
     pub(super) fn resume(&self, owner: &Owner, id: &str, after_seq: u64) -> Result<Attachment<Told>> {
-        let ring = self.streams().get(id).filter(|entry| entry.owner == *owner).map(|entry| entry.ring.clone());
+        let ring = self.streams().get(owner, id).map(|entry| entry.ring.clone());
         let ring = ring.ok_or_else(|| Error::new(Code::NotFound, "there is no such stream, or not any more"))?;
         ring.attach(after_seq)
+    }
+}
+
+impl Place {
+    /// Opens the stream, or reads the one that is there. `admit` is given the id of a new one.
+    ///
+    /// # Errors
+    /// Those of `admit`; `DataLoss` where the beginning of the one that is there is gone.
+    pub(super) async fn open<F, S>(self, admit: impl FnOnce(String) -> F) -> Result<Attachment<Told>>
+    where
+        F: Future<Output = Result<S>>,
+        S: Stream<Item = Result<Told>> + Send + Unpin + 'static,
+    {
+        let mut reserved = match self {
+            Self::New(reserved) => reserved,
+            Self::Known(ring) => return ring.attach(0),
+        };
+        let events = match admit(reserved.id.clone()).await {
+            Ok(events) => events,
+            Err(error) => {
+                reserved.ring.end(Err(error.clone()));
+                return Err(error);
+            }
+        };
+        let reader = reserved.reader.take().ok_or_else(|| Error::internal("a stream reserved without a reader"))?;
+        reserved.admitted = true;
+        let (all, id, ring) = (reserved.all.clone(), reserved.id.clone(), reserved.ring.clone());
+        tokio::spawn(async move {
+            pump(events, &ring, &all.limits).await;
+            all.streams().remove(&id);
+        });
+        Ok(reader)
     }
 }
 
@@ -211,6 +192,21 @@ mod tests {
 
     use super::*;
     use crate::proto::candlewick::v1 as wire;
+
+    impl Resumables {
+        async fn open<F, S>(
+            &self,
+            owner: Owner,
+            key: Option<Key>,
+            admit: impl FnOnce(String) -> F,
+        ) -> Result<Attachment<Told>>
+        where
+            F: Future<Output = Result<S>>,
+            S: Stream<Item = Result<Told>> + Send + Unpin + 'static,
+        {
+            self.reserve(owner, key)?.open(admit).await
+        }
+    }
 
     fn all() -> Resumables {
         Resumables::new(StreamArgs::default())

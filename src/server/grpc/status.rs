@@ -21,6 +21,8 @@ pub const DOMAIN: &str = "candlewick";
 
 /// `reason` of a quota of the caller's own.
 const QUOTA_EXCEEDED: &str = "QUOTA_EXCEEDED";
+/// `reason` of a message that no call takes.
+const MESSAGE_TOO_LARGE: &str = "MESSAGE_TOO_LARGE";
 /// When to come back where the error does not say.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Details travel in response headers, of which many clients accept 8 KiB: what a client sent must not come back whole.
@@ -82,6 +84,14 @@ pub(crate) fn status(error: Error) -> Status {
         cut(&error.message, MESSAGE_BYTES)
     };
     Status::with_error_details(code, message, details)
+}
+
+/// The status of a message that is larger than may be here.
+pub(super) fn too_large(most: usize) -> Status {
+    let mut details = ErrorDetails::new();
+    details.set_error_info(MESSAGE_TOO_LARGE, DOMAIN, HashMap::new());
+    let why = format!("the message is too large: at most {most} bytes are allowed");
+    Status::with_error_details(tonic::Code::OutOfRange, why, details)
 }
 
 /// The answer to a call that no service sees. Clients of gRPC-Web read the status from the headers where there is no body,

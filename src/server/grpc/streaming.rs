@@ -75,7 +75,7 @@ fn fingerprint(options: Option<&wire::RequestOptions>, rest: &str) -> [u8; 32] {
 /// Admits a request and streams what comes of it.
 ///
 /// # Errors
-/// As [`stream::open`] and [`Resumables::open`].
+/// As [`stream::open`], [`Resumables::reserve`] and [`Place::open`](super::resumable::Place::open).
 pub(super) async fn respond<M: From<(u64, Told)> + Send + 'static>(
     backend: &Backend,
     resumables: &Resumables,
@@ -94,6 +94,8 @@ pub(super) async fn respond<M: From<(u64, Told)> + Send + 'static>(
         let events = stream::open(backend, &caller, request, paths).await?;
         Ok(Telling::new(backend, events, Teller { stream_id: Some(id), ..teller }))
     };
-    let attachment = resumables.open(owner, wishes.key, admit).await?;
+    // The engine counts its own refusals.
+    let place = resumables.reserve(owner, wishes.key).map_err(|error| backend.refused(error))?;
+    let attachment = place.open(admit).await?;
     Ok(stream::numbered(attachment.events()))
 }

@@ -3,7 +3,7 @@
 
 use std::{
     convert::Infallible,
-    mem,
+    iter, mem,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -97,6 +97,46 @@ impl Frames {
     }
 }
 
+/// The frames of a piece of server-sent events, each by itself.
+pub(crate) fn each(mut piece: Bytes) -> impl Iterator<Item = Bytes> {
+    const END: &[u8] = b"\n\n";
+    iter::from_fn(move || {
+        // Nothing else has an empty line, see above.
+        let end = piece.windows(END.len()).position(|bytes| bytes == END)?;
+        Some(piece.split_to(end + END.len()))
+    })
+}
+
+/// An answer of server-sent events, and of comments where there are none for long.
+pub(crate) fn sse(frames: impl Stream<Item = Bytes> + Send + Unpin + 'static) -> Response {
+    // nginx would collect a response otherwise.
+    let headers = [(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-cache"), (X_ACCEL_BUFFERING, "no")];
+    (headers, body(Alive { frames, keep_alive: KeepAlive::new() })).into_response()
+}
+
+fn body(frames: impl Stream<Item = Bytes> + Send + 'static) -> Body {
+    Body::from_stream(frames.map(Ok::<_, Infallible>))
+}
+
+/// Frames that break their silence.
+struct Alive<S> {
+    frames: S,
+    keep_alive: KeepAlive,
+}
+
+impl<S: Stream<Item = Bytes> + Unpin> Stream for Alive<S> {
+    type Item = Bytes;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let polled = self.frames.poll_next_unpin(cx);
+        if polled.is_pending() && self.keep_alive.is_due(cx) {
+            return Poll::Ready(Some(Bytes::from_static(COMMENT)));
+        }
+        self.keep_alive.spoke |= polled.is_ready();
+        polled
+    }
+}
+
 /// Comes round when it is time for a comment.
 struct KeepAlive {
     ticks: Interval,
@@ -133,35 +173,27 @@ pub(crate) trait Teller: Send + Unpin + 'static {
     fn fail(&mut self, failure: Failure, frames: &mut Frames);
 }
 
-/// The frames of a call, until it ends or fails. Dropping it cancels its generations.
+/// The frames of a call, as many at once as there are, until it ends or fails. Dropping it cancels its generations.
 pub(crate) struct Telling<T> {
     choices: Option<Choices>,
     teller: T,
     frames: Frames,
-    keep_alive: Option<KeepAlive>,
 }
 
 impl<T: Teller> Telling<T> {
     pub(crate) fn new(choices: Choices, teller: T) -> Self {
-        Self { choices: Some(choices), teller, frames: Frames::default(), keep_alive: None }
+        Self { choices: Some(choices), teller, frames: Frames::default() }
     }
 
     /// The answer as server-sent events.
-    pub(crate) fn sse(mut self) -> Response {
-        self.keep_alive = Some(KeepAlive::new());
-        // nginx would collect a response otherwise.
-        let headers = [(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-cache"), (X_ACCEL_BUFFERING, "no")];
-        (headers, self.into_body()).into_response()
+    pub(crate) fn sse(self) -> Response {
+        sse(self)
     }
 
     /// The answer as lines of JSON.
     pub(crate) fn lines(mut self) -> Response {
         self.frames.form = Form::Lines;
-        ([(CONTENT_TYPE, "application/x-ndjson")], self.into_body()).into_response()
-    }
-
-    fn into_body(self) -> Body {
-        Body::from_stream(self.map(Ok::<_, Infallible>))
+        ([(CONTENT_TYPE, "application/x-ndjson")], body(self)).into_response()
     }
 }
 
@@ -187,16 +219,9 @@ impl<T: Teller> Stream for Telling<T> {
             }
         }
         if !this.frames.bytes.is_empty() {
-            if let Some(keep_alive) = &mut this.keep_alive {
-                keep_alive.spoke = true;
-            }
             return Poll::Ready(Some(mem::take(&mut this.frames.bytes).into()));
         }
-        if this.choices.is_none() {
-            return Poll::Ready(None);
-        }
-        let is_silent_for_long = this.keep_alive.as_mut().is_some_and(|keep_alive| keep_alive.is_due(cx));
-        if is_silent_for_long { Poll::Ready(Some(Bytes::from_static(COMMENT))) } else { Poll::Pending }
+        if this.choices.is_none() { Poll::Ready(None) } else { Poll::Pending }
     }
 }
 
@@ -220,6 +245,17 @@ mod tests {
             frames.word("[DONE]");
             assert_eq!(String::from_utf8(frames.bytes).unwrap(), told);
         }
+    }
+
+    #[test]
+    fn a_piece_comes_apart_into_its_frames() {
+        let mut frames = Frames::default();
+        (0..3).for_each(|k| frames.event("say", &json!({"k": k, "text": "a\n\nb"})));
+        let whole = Bytes::from(frames.bytes);
+        let apart: Vec<_> = each(whole.clone()).collect();
+        assert_eq!((apart.len(), apart.concat()), (3, whole.to_vec()));
+        assert!(apart.iter().all(|frame| frame.starts_with(b"event: say\ndata: {") && frame.ends_with(b"}\n\n")));
+        assert_eq!(each(Bytes::new()).count(), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -160,10 +160,11 @@ impl ReasoningTokens {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn pieces() -> Vec<Piece> {
+    /// An answer with something of everything: two thoughts, no text and some, and calls in two pieces, in none and in one.
+    pub(crate) fn pieces() -> Vec<Piece> {
         let call = |index, name: &str| Piece::ToolCall { index, id: format!("call_{index}"), name: name.into() };
         let arguments = |index, delta: &str| Piece::Arguments { index, delta: delta.into() };
         vec![
@@ -175,6 +176,8 @@ mod tests {
             arguments(0, "{\"a\":"),
             arguments(0, " 1}"),
             call(1, "stop"),
+            call(2, "go"),
+            arguments(2, "{}"),
         ]
     }
 
@@ -187,6 +190,7 @@ mod tests {
             Part::Text("well".into()),
             call(0, "add", "{\"a\": 1}"),
             call(1, "stop", ""),
+            call(2, "go", "{}"),
         ]
     }
 
@@ -195,7 +199,7 @@ mod tests {
         assert_eq!(parts(pieces()), whole());
         let turn = turn(&whole());
         assert_eq!((turn.reasoning.as_deref(), turn.content.as_str()), (Some("first this"), "well"));
-        assert_eq!(turn.tool_calls.len(), 2);
+        assert_eq!(turn.tool_calls.len(), 3);
         assert_eq!(parts(Vec::new()), []);
     }
 

@@ -181,7 +181,8 @@ impl Models {
                 Place::Coming(coming) => (coming, true),
                 Place::Behind(other) => (other, false),
             };
-            let _place = self.shared.waking.enter(caller).map_err(|most| {
+            let _place = self.shared.waking.enter(caller).map_err(|full| {
+                let most = full.most;
                 let why = format!("{most} requests wait for a model to be loaded already: try again later");
                 Error::new(Code::Unavailable, why).retry_after(LOADING_RETRY)
             })?;
@@ -280,6 +281,11 @@ impl Models {
     /// Goes up with every change of the list.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
+    }
+
+    /// Whether any of them has a full queue, and somebody has found it so in that time.
+    pub(crate) fn is_crowded(&self, within: Duration) -> bool {
+        self.shared.table().ready().any(|served| served.backend.engine.is_crowded(within))
     }
 
     /// How the server goes down.
@@ -450,7 +456,7 @@ async fn upgraded_after(shared: &std::sync::Weak<Shared>, pause: Duration) -> Op
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use futures::FutureExt;
 
     use super::{table::Loading, *};
@@ -481,6 +487,12 @@ mod tests {
     fn loading(name: &str) -> (watch::Sender<LoadStatus>, Loading) {
         let (tells, status) = watch::channel(LoadStatus::Under(None));
         (tells, Loading { name: name.to_owned(), status })
+    }
+
+    /// A server whose only model, `mine`, is being loaded for as long as what comes with it is kept.
+    pub(crate) fn that_loads() -> (Models, impl Sized) {
+        let (closer, (tells, load)) = (Closer::new(), loading("mine"));
+        (models(closer.watch(), load), (closer, tells))
     }
 
     fn failed(why: &str) -> LoadStatus {

@@ -138,6 +138,7 @@ impl InferenceService {
             priority: 0,
             cache_salt: None,
             tenant: None,
+            network: None,
             deadline,
             stream: crate::engine::StreamOptions::default(),
         };

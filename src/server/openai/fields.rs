@@ -187,6 +187,7 @@ impl Fields {
             priority: self.priority.unwrap_or(0),
             cache_salt,
             tenant: None,
+            network: None,
             deadline: None,
             stream: crate::engine::StreamOptions::default(),
         };

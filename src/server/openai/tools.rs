@@ -172,22 +172,7 @@ fn reasoning(pieces: &[Piece]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::http::parts::parts;
-
-    fn pieces() -> Vec<Piece> {
-        let call = |index, name: &str| Piece::ToolCall { index, id: format!("call_{index}"), name: name.into() };
-        let arguments = |index, delta: &str| Piece::Arguments { index, delta: delta.into() };
-        vec![
-            Piece::Reasoning("first ".into()),
-            Piece::Reasoning("this".into()),
-            Piece::Text("well".into()),
-            call(0, "add"),
-            arguments(0, "{\"a\":"),
-            arguments(0, " 1}"),
-            call(1, "stop"),
-            arguments(1, "{}"),
-        ]
-    }
+    use crate::server::http::parts::{parts, tests::pieces};
 
     #[test]
     fn a_whole_answer_has_its_calls_with_their_whole_arguments() {
@@ -196,23 +181,25 @@ mod tests {
             beside,
             json!({"reasoning_content": "first this", "tool_calls": [
                 {"id": "call_0", "type": "function", "function": {"name": "add", "arguments": "{\"a\": 1}"}},
-                {"id": "call_1", "type": "function", "function": {"name": "stop", "arguments": "{}"}},
+                {"id": "call_1", "type": "function", "function": {"name": "stop", "arguments": ""}},
+                {"id": "call_2", "type": "function", "function": {"name": "go", "arguments": "{}"}},
             ]})
         );
     }
 
     #[test]
     fn a_delta_has_calls_that_begin_and_more_of_their_arguments() {
-        let beside = serde_json::to_value(Beside::of_delta(&pieces()[3..5])).unwrap();
+        let beside = serde_json::to_value(Beside::of_delta(&pieces()[4..6])).unwrap();
         assert_eq!(
             beside,
             json!({"tool_calls": [
                 {"index": 0, "id": "call_0", "type": "function", "function": {"name": "add", "arguments": "{\"a\":"}},
             ]})
         );
-        let two = Beside::of_delta(&pieces()[5..8]).tool_calls;
-        assert_eq!(two[0], json!({"index": 0, "function": {"arguments": " 1}"}}));
-        assert_eq!((two.len(), &two[1]["index"], &two[1]["function"]["arguments"]), (2, &json!(1), &json!("{}")));
+        let rest = Beside::of_delta(&pieces()[6..]).tool_calls;
+        assert_eq!(rest[0], json!({"index": 0, "function": {"arguments": " 1}"}}));
+        let told: Vec<_> = rest[1..].iter().map(|call| (&call["index"], &call["function"]["arguments"])).collect();
+        assert_eq!(told, [(&json!(1), &json!("")), (&json!(2), &json!("{}"))]);
         assert!(Beside::of_delta(&[Piece::Text("well".into())]).is_empty());
     }
 

@@ -38,6 +38,7 @@ pub(super) fn request(message: wire::GenerateRequest) -> Result<Request> {
         priority: 0,
         cache_salt: None,
         tenant: None,
+        network: None,
         deadline: None,
         stream: StreamOptions::default(),
     })

@@ -8,6 +8,7 @@ use candlewick::{
         ModelText,
         fake::{FakeOptions, Gate, Mishap},
     },
+    error::Code as ErrorCode,
     proto::candlewick::v1::{
         GenerateRequest, GenerateStreamRequest, ResumeRequest, ResumeResponse, SlowReader, Started,
         generate_stream_response::Event, generation_client::GenerationClient, progress::Stage,
@@ -180,6 +181,7 @@ async fn resumable_streams_are_bounded_in_number_and_old_ones_make_room() {
     }
     let refused = client.generate_stream(resumable(&ids(7, 9), 5)).await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert_eq!(server.engine.telemetry().refused(ErrorCode::ResourceExhausted), 1);
     gate.open();
     for stream in streams {
         assert_eq!(read(stream).await.token_ids().len(), 5);

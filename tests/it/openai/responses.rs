@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap as Map;
 
+use candlewick::config::StreamArgs;
 use serde_json::{Value, json};
 
-use super::http::{get, post, send};
+use super::http::{Answer, get, post, send};
 use crate::grpc::{
-    Server,
-    text::{continued, server, server_that_hangs, server_that_shows_prompts},
+    Server, config,
+    text::{continued, server, server_that_hangs, server_that_shows_prompts, server_with},
     tools, until,
 };
 
@@ -90,6 +91,103 @@ async fn a_background_response_is_made_while_nobody_waits() {
     assert_eq!(cancelled, response, "what is whole stays as it is");
 }
 
+/// The data of a stream's events, each with its number.
+async fn numbered(answer: Answer) -> Vec<(u64, Value)> {
+    assert_eq!(answer.status, 200);
+    let data = |(name, data): (Option<String>, String)| {
+        let data: Value = serde_json::from_str(&data).unwrap();
+        assert_eq!(data["type"].as_str(), name.as_deref());
+        (data["sequence_number"].as_u64().unwrap(), data)
+    };
+    answer.events().await.into_iter().map(data).collect()
+}
+
+/// What the deltas among them say.
+fn said(events: &[(u64, Value)]) -> String {
+    events.iter().filter_map(|(_, data)| data["delta"].as_str()).collect()
+}
+
+fn streamed_in_the_background(max_output_tokens: u32) -> String {
+    json!({"input": "Hi", "background": true, "stream": true, "max_output_tokens": max_output_tokens}).to_string()
+}
+
+/// The id of a response whose stream begins here.
+async fn id_of(answer: &mut Answer) -> String {
+    let first = String::from_utf8(answer.chunk_bytes().await.unwrap()).unwrap();
+    let (_, data) = first.split_once("data: ").unwrap();
+    let created: Value = serde_json::from_str(data.lines().next().unwrap()).unwrap();
+    assert_eq!((&created["type"], &created["response"]["background"]), (&json!("response.created"), &json!(true)));
+    id(&created["response"])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_of_a_background_response_is_dropped_and_read_on_from_anywhere() {
+    let (server, gate) = server_that_hangs(5).await;
+    let mut dropped = post(server.address, PATH, &streamed_in_the_background(40)).await;
+    let path = format!("{PATH}/{}", id_of(&mut dropped).await);
+    until("it runs", || server.engine.telemetry().generated_tokens() > 0).await;
+    drop(dropped);
+    let response = get(server.address, &path).await.json().await;
+    assert_eq!(response["status"], "in_progress", "it goes on");
+    let ahead = get(server.address, &format!("{path}?stream=true&starting_after=1000")).await;
+    assert_eq!((ahead.status, ahead.json().await["error"]["param"].clone()), (400, json!("starting_after")));
+    gate.open();
+    let all = numbered(get(server.address, &format!("{path}?stream=true")).await).await;
+    assert!(all.iter().map(|(number, _)| *number).eq(0..all.len() as u64));
+    assert_eq!(said(&all), continued("<user>Hi<assistant>", 40));
+    let (_, last) = all.last().unwrap();
+    assert_eq!((&last["type"], text(&last["response"])), (&json!("response.incomplete"), said(&all).as_str()));
+    assert_eq!(get(server.address, &path).await.json().await, last["response"]);
+    for after in [0, 7, all.len() - 2] {
+        let rest = numbered(get(server.address, &format!("{path}?stream=true&starting_after={after}")).await).await;
+        assert_eq!(rest, all[after + 1..]);
+    }
+    // As if nobody had gone.
+    let whole = numbered(post(server.address, PATH, &streamed_in_the_background(40)).await).await;
+    let types = |events: &[(u64, Value)]| events.iter().map(|(_, data)| data["type"].clone()).collect::<Vec<_>>();
+    assert_eq!((types(&whole), said(&whole)), (types(&all), said(&all)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_whose_events_are_gone_says_so_and_the_response_is_there() {
+    let limits = StreamArgs { resume_ring_events: 8, ..StreamArgs::default() };
+    let server = server_with(None, config(), limits).await;
+    let mut dropped = post(server.address, PATH, &streamed_in_the_background(40)).await;
+    let path = format!("{PATH}/{}", id_of(&mut dropped).await);
+    drop(dropped);
+    server.idle().await;
+    let mut response = get(server.address, &path).await.json().await;
+    while response["status"] == "in_progress" {
+        tokio::task::yield_now().await;
+        response = get(server.address, &path).await.json().await;
+    }
+    assert_eq!(text(&response), continued("<user>Hi<assistant>", 40));
+    let lost = get(server.address, &format!("{path}?stream=true&starting_after=3")).await;
+    assert_eq!(lost.status, 410);
+    assert!(lost.json().await["error"]["message"].as_str().unwrap().contains("no longer kept"));
+    let plain = create(&server, json!({"input": "Hi", "background": true, "max_output_tokens": 2})).await;
+    let refused = get(server.address, &format!("{PATH}/{}?stream=true", id(&plain))).await;
+    assert_eq!((refused.status, refused.json().await["error"]["param"].clone()), (400, json!("stream")));
+    assert_eq!(get(server.address, &format!("{PATH}/resp_none?stream=true")).await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_streamed_background_response_ends_where_it_is_cancelled() {
+    let (server, gate) = server_that_hangs(5).await;
+    let mut stream = post(server.address, PATH, &streamed_in_the_background(400)).await;
+    let path = format!("{PATH}/{}", id_of(&mut stream).await);
+    until("it runs", || server.engine.telemetry().generated_tokens() > 0).await;
+    let cancelled = post(server.address, &format!("{path}/cancel"), "").await.json().await;
+    assert_eq!(cancelled["status"], "cancelled");
+    let rest = stream.text().await;
+    assert!(!rest.contains("response.completed") && !rest.contains("response.incomplete"), "{rest}");
+    assert_eq!(get(server.address, &format!("{path}?stream=true")).await.status, 410);
+    let aborted = "finished_reason=\"abort\"} 1";
+    until("it is aborted", || server.engine.telemetry().encode().contains(aborted)).await;
+    gate.open();
+    server.idle().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cancelling_or_deleting_a_background_response_frees_its_sequence() {
     for delete in [false, true] {
@@ -128,8 +226,8 @@ async fn what_cannot_work_or_is_not_kept_is_refused_by_its_name() {
         (400, "text.verbosity", json!({"input": "x", "text": {"verbosity": "low"}})),
         (400, "include", json!({"input": "x", "include": ["reasoning.encrypted_content"]})),
         (400, "max_output_tokens", json!({"input": "x", "max_output_tokens": 0})),
-        (400, "background", json!({"input": "x", "background": true, "stream": true})),
         (400, "store", json!({"input": "x", "background": true, "store": false})),
+        (400, "store", json!({"input": "x", "background": true, "stream": true, "store": false})),
         (400, "metadata", json!({"input": "x", "metadata": {"key": 7}})),
         (400, "metadata", json!({"input": "x", "metadata": {"key": "x".repeat(513)}})),
         (400, "metadata", json!({"input": "x", "metadata": {"x".repeat(65): "x"}})),

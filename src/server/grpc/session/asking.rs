@@ -95,6 +95,8 @@ impl Asking {
     /// `InvalidArgument` that names the field; what was changed before stays.
     pub(super) fn edit(&mut self, asked: Answered, edit: wire::EditTurn) -> Result<()> {
         self.params = stream_edit(edit.clone()).of(&self.params)?;
+        // Where it would stand, and what its beginning tells, is as it will be.
+        self.teller.priority = edit.priority.unwrap_or(self.teller.priority);
         let before = self.edit.take().map(|(_, before)| before).unwrap_or_default();
         let edit = wire::EditTurn {
             max_tokens: edit.max_tokens.or(before.max_tokens),

@@ -12,7 +12,6 @@ mod open;
 mod turn;
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -31,7 +30,7 @@ use self::{
     actor::{Actor, Command},
     kept::Kept,
 };
-use super::{Backend, Models, convert, resumable::draw_id, room::least_wanted, status::status};
+use super::{Backend, Models, convert, room::Places, status::status};
 use crate::{
     config::StreamArgs,
     engine::SessionMemory,
@@ -56,7 +55,7 @@ const COMMANDS: usize = 16;
 /// All sessions. Cheap to clone. Nobody finds a session of another tenant.
 #[derive(Clone)]
 pub(super) struct Sessions {
-    all: Arc<Mutex<HashMap<String, Handle>>>,
+    all: Arc<Mutex<Places<Handle>>>,
     memory: SessionMemory,
     limits: StreamArgs,
 }
@@ -64,7 +63,6 @@ pub(super) struct Sessions {
 /// A session, as connections see it.
 #[derive(Clone)]
 struct Handle {
-    owner: Owner,
     commands: mpsc::Sender<Command>,
     ring: Arc<Ring<Kept>>,
     /// It does not make room for others.
@@ -89,22 +87,25 @@ impl Drop for Place {
 
 impl Sessions {
     pub(super) fn new(limits: StreamArgs) -> Self {
-        Self { all: Arc::default(), memory: SessionMemory::new(limits.session_memory_bytes), limits }
+        let all = Arc::new(Mutex::new(Places::new("sessions", limits.max_sessions)));
+        Self { all, memory: SessionMemory::new(limits.session_memory_bytes), limits }
     }
 
-    fn all(&self) -> MutexGuard<'_, HashMap<String, Handle>> {
+    fn all(&self) -> MutexGuard<'_, Places<Handle>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves a connection. The response begins at once, whatever the first event asks for.
+    /// Serves a connection. The response begins at once, whatever the first event asks for; until `deadline` its client waits
+    /// for a session.
     pub(super) fn connect(
         &self,
         models: &Models,
         caller: Caller,
+        deadline: Option<Instant>,
         inbound: Streaming<SessionRequest>,
     ) -> BoxStream<SessionResponse> {
         let (opened, opens) = oneshot::channel();
-        let listening = tokio::spawn(listen(self.clone(), (models.clone(), caller), inbound, opened));
+        let listening = tokio::spawn(listen(self.clone(), (models.clone(), caller, deadline), inbound, opened));
         // Where none is opened, what the listener ends with says why.
         let reading = Reading::here();
         let opens = async move {
@@ -127,17 +128,30 @@ impl Sessions {
     }
 
     /// Opens a session, or finds the one that is meant, and attaches.
-    async fn open(&self, models: &Models, caller: &Caller, open: SessionOpen) -> Result<(Handle, Attachment<Kept>)> {
+    async fn open(
+        &self,
+        models: &Models,
+        caller: &Caller,
+        deadline: Option<Instant>,
+        open: SessionOpen,
+    ) -> Result<(Handle, Attachment<Kept>)> {
         let after_seq = open.after_seq.unwrap_or(0);
         if let Some(id) = open.session_id.as_deref().filter(|id| !id.is_empty()) {
-            let handle = self.all().get(id).filter(|handle| handle.owner == caller.owner()).cloned();
+            let handle = self.all().get(&caller.owner(), id).cloned();
             let handle =
                 handle.ok_or_else(|| Error::new(Code::NotFound, "there is no such session, or not any more"))?;
             let attachment = handle.ring.attach(after_seq)?;
             return Ok((handle, attachment));
         }
-        let backend = models.backend(caller, convert::model(open.options.as_ref()), None).await?;
-        let opened = open::open(&backend, &self.memory, open).map_err(|error| backend.refused(error))?;
+        let backend = models.backend(caller, convert::model(open.options.as_ref()), deadline);
+        // Calls of sessions have no deadline as a rule: a model that takes longer to load than a session lasts alone is not
+        // waited for.
+        let backend = timeout(self.limits.session_ttl, backend).await.unwrap_or_else(|_| {
+            let why = "the model is still being loaded: try again later";
+            Err(models.refused(Error::new(Code::Unavailable, why)))
+        })?;
+        let opened =
+            open::open(&backend, self.memory.of(caller.owner()), open).map_err(|error| backend.refused(error))?;
         let (handle, actor) = self.place(&backend, caller, opened)?;
         let attachment = handle.ring.attach_stranger()?;
         actor.start();
@@ -150,8 +164,8 @@ impl Sessions {
         let limits = RingLimits { events: self.limits.resume_ring_events, bytes: self.limits.resume_ring_bytes };
         let (commands, commanded) = mpsc::channel(COMMANDS);
         let (is_pinned, is_busy) = (opened.session.is_pinned(), Arc::default());
-        let handle = Handle { owner: caller.owner(), commands, ring: Ring::new(limits), is_pinned, is_busy };
-        let id = self.enter(&handle).map_err(|error| backend.refused(error))?;
+        let handle = Handle { commands, ring: Ring::new(limits), is_pinned, is_busy };
+        let id = self.enter(&caller.owner(), &handle).map_err(|error| backend.refused(error))?;
         let place = Place { all: self.clone(), id, is_busy: handle.is_busy.clone(), _quota: quota };
         let actor = Actor::new((backend.clone(), caller.clone()), place, opened, commanded, handle.ring.clone());
         Ok((handle, actor))
@@ -159,21 +173,12 @@ impl Sessions {
 }
 
 impl Sessions {
-    /// Enters a session under an id of its own. Where all places are taken, one that nobody needs makes room.
-    fn enter(&self, handle: &Handle) -> Result<String> {
-        let mut all = self.all();
-        if all.len() >= self.limits.max_sessions {
-            let idle = all.iter().map(|(id, other)| (id, &other.owner, other.idle_since()));
-            let Some(id) = least_wanted(idle, &handle.owner) else {
-                let why = format!("{} sessions are open already", self.limits.max_sessions);
-                return Err(Error::new(Code::ResourceExhausted, why));
-            };
-            if let Some(other) = all.remove(&id) {
-                other.ring.forget();
-            }
+    /// Enters a session under an id of its own. Where its owner finds no place, one that nobody needs makes room.
+    fn enter(&self, owner: &Owner, handle: &Handle) -> Result<String> {
+        let (id, gone) = self.all().enter(owner, handle.clone(), Handle::idle_since)?;
+        if let Some(gone) = gone {
+            gone.ring.forget();
         }
-        let id = draw_id();
-        all.insert(id.clone(), handle.clone());
         Ok(id)
     }
 }
@@ -198,12 +203,12 @@ async fn said_all(mut inbound: Streaming<SessionRequest>) {
 /// The status of a message that cannot be read. The session stays, and its client can come back.
 async fn listen(
     sessions: Sessions,
-    models_and_caller: (Models, Caller),
+    asked: (Models, Caller, Option<Instant>),
     inbound: Streaming<SessionRequest>,
     opened: oneshot::Sender<Result<Attachment<Kept>>>,
 ) -> Result<(), Status> {
     // Boxed, so that what it takes to open a session is gone while the session is idle.
-    let greeted = Box::pin(greet(sessions, models_and_caller, inbound, opened)).await?;
+    let greeted = Box::pin(greet(sessions, asked, inbound, opened)).await?;
     let Some((handle, number, mut inbound)) = greeted else { return Ok(()) };
     let is_over = loop {
         let request = tokio::select! {
@@ -239,7 +244,7 @@ async fn listen(
 /// The status of an event that cannot be read.
 async fn greet(
     sessions: Sessions,
-    (models, caller): (Models, Caller),
+    (models, caller, deadline): (Models, Caller, Option<Instant>),
     mut inbound: Streaming<SessionRequest>,
     mut opened: oneshot::Sender<Result<Attachment<Kept>>>,
 ) -> Result<Option<(Handle, u64, Streaming<SessionRequest>)>, Status> {
@@ -258,7 +263,7 @@ async fn greet(
     };
     let session = match open {
         Ok(open) => tokio::select! {
-            session = sessions.open(&models, &caller, open) => session,
+            session = sessions.open(&models, &caller, deadline, open) => session,
             // Nobody waits for it any more.
             () = opened.closed() => return Ok(None),
         },
@@ -279,16 +284,28 @@ async fn greet(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{proto::candlewick::v1::RequestOptions, server::models::tests::that_loads};
 
-    fn handle(owner: &str) -> Handle {
-        let ring = Ring::new(RingLimits { events: 4, bytes: 100 });
-        Handle {
-            owner: Some(owner.into()),
-            commands: mpsc::channel(1).0,
-            ring,
-            is_pinned: false,
-            is_busy: Arc::default(),
+    #[tokio::test(start_paused = true)]
+    async fn a_model_that_is_loaded_is_waited_for_until_the_deadline_and_no_longer_than_a_session_lasts() {
+        let sessions = Sessions::new(StreamArgs::default());
+        let ((models, _loads), most) = (that_loads(), sessions.limits.session_ttl);
+        for (deadline, code, waited) in [
+            (Some(most / 2), Code::DeadlineExceeded, most / 2),
+            (Some(most * 2), Code::Unavailable, most),
+            (None, Code::Unavailable, most),
+        ] {
+            let (began, caller) = (Instant::now(), Caller::anybody());
+            let options = RequestOptions { model: Some("mine".into()), ..RequestOptions::default() };
+            let open = SessionOpen { options: Some(options), ..SessionOpen::default() };
+            let opened = sessions.open(&models, &caller, deadline.map(|after| began + after), open).await;
+            assert_eq!((opened.err().unwrap().code, began.elapsed()), (code, waited), "{deadline:?}");
         }
+    }
+
+    fn handle() -> Handle {
+        let ring = Ring::new(RingLimits { events: 4, bytes: 100 });
+        Handle { commands: mpsc::channel(1).0, ring, is_pinned: false, is_busy: Arc::default() }
     }
 
     async fn is_forgotten(handle: &Handle) -> bool {
@@ -298,24 +315,25 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_session_whose_client_is_away_makes_room_for_another() {
         let sessions = Sessions::new(StreamArgs { max_sessions: 4, ..StreamArgs::default() });
-        let pinned = Handle { is_pinned: true, ..handle("a") };
-        let [busy, here, away] = ["a"; 3].map(handle);
+        let [a, b]: [Owner; 2] = ["a", "b"].map(|name| Some(name.into()));
+        let pinned = Handle { is_pinned: true, ..handle() };
+        let [busy, here, away] = [(); 3].map(|()| handle());
         busy.is_busy.store(true, Ordering::Relaxed);
         let _reader = here.ring.attach(0).unwrap();
         for handle in [&pinned, &busy, &here, &away] {
-            sessions.enter(handle).unwrap();
+            sessions.enter(&a, handle).unwrap();
         }
-        assert_eq!(sessions.enter(&handle("b")).unwrap_err().code, Code::ResourceExhausted, "it may come back");
+        assert_eq!(sessions.enter(&b, &handle()).unwrap_err().code, Code::ResourceExhausted, "it may come back");
         tokio::time::advance(SPARED).await;
-        let other = handle("b");
-        sessions.enter(&other).unwrap();
+        let other = handle();
+        sessions.enter(&b, &other).unwrap();
         for (handle, makes_room) in [(&pinned, false), (&busy, false), (&here, false), (&away, true)] {
             assert_eq!(is_forgotten(handle).await, makes_room);
         }
         tokio::time::advance(SPARED).await;
-        assert!(sessions.enter(&handle("a")).is_err(), "who has one session is let be by who has three");
+        assert!(sessions.enter(&a, &handle()).is_err(), "who has one session is let be by who has three");
         assert!(!is_forgotten(&other).await);
-        sessions.enter(&handle("b")).unwrap();
+        sessions.enter(&b, &handle()).unwrap();
         assert!(is_forgotten(&other).await, "its own makes room");
         assert_eq!(sessions.all().len(), 4);
     }

@@ -32,7 +32,7 @@ pub(super) struct Opened {
 ///
 /// # Errors
 /// `InvalidArgument` with the field's path; as [`crate::engine::Engine::open_session`].
-pub(super) fn open(backend: &Backend, memory: &SessionMemory, open: wire::SessionOpen) -> Result<Opened> {
+pub(super) fn open(backend: &Backend, memory: SessionMemory, open: wire::SessionOpen) -> Result<Opened> {
     let wire::SessionOpen { options, system, messages, chat, lease, context_policy, credits, .. } = open;
     let defaults = options.unwrap_or_default();
     refuse(&defaults)?;
@@ -62,7 +62,7 @@ pub(super) fn open(backend: &Backend, memory: &SessionMemory, open: wire::Sessio
         },
         max_bytes: backend.streams.max_session_bytes,
         other_bytes: defaults.encoded_len(),
-        memory: memory.clone(),
+        memory,
     };
     if settings.chat.continue_final_message {
         let why = "cannot be in a session: the user speaks, and the model answers";

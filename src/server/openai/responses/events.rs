@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     answer::{Answer, COMPLETED, Draft, IN_PROGRESS, Outcome, content},
-    store::{Record, Store},
+    store::{Name, Record, Store},
 };
 use crate::{
     engine::{Event, Finished},
@@ -26,12 +26,20 @@ pub(super) struct ResponseEvents {
     whole: Vec<Part>,
     reasoning: ReasoningTokens,
     sequence_number: u64,
-    keeping: Option<(Arc<Store>, Record)>,
+    keeping: Keeping,
+}
+
+/// What becomes of the response at its end.
+pub(super) enum Keeping {
+    Nothing,
+    /// It is kept if it comes to one of its own.
+    Whole(Arc<Store>, Box<Record>),
+    /// It is kept already, and is made.
+    Made(Arc<Store>, Name),
 }
 
 impl ResponseEvents {
-    /// With where the response is to be kept, if it is.
-    pub(super) fn new(draft: Draft, keeping: Option<(Arc<Store>, Record)>) -> Self {
+    pub(super) fn new(draft: Draft, keeping: Keeping) -> Self {
         let (parts, whole, reasoning) = (Parts::default(), Vec::new(), ReasoningTokens::default());
         Self { draft, parts, whole, reasoning, sequence_number: 0, keeping }
     }
@@ -118,8 +126,10 @@ impl ResponseEvents {
         let response = self.draft.finished(&answer, &outcome);
         let kind = if status == COMPLETED { "response.completed" } else { "response.incomplete" };
         self.event(frames, kind, json!({"response": response}));
-        if let Some((store, record)) = self.keeping.take() {
-            store.keep(&self.draft.id, record, response, &answer);
+        match std::mem::replace(&mut self.keeping, Keeping::Nothing) {
+            Keeping::Nothing => {}
+            Keeping::Whole(store, record) => store.keep(&self.draft.id, *record, response, &answer),
+            Keeping::Made(store, name) => store.made(&name, response, &answer),
         }
     }
 }
@@ -146,5 +156,8 @@ impl Teller for ResponseEvents {
     fn fail(&mut self, failure: Failure, frames: &mut Frames) {
         let response = self.draft.finished(&Answer::default(), &Outcome::Failed(failure.message));
         self.event(frames, "response.failed", json!({"response": response}));
+        if let Keeping::Made(store, name) = &self.keeping {
+            store.made(name, response, &Answer::default());
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! made in the background.
 
 mod answer;
+mod background;
 mod events;
 mod items;
 mod request;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use axum::{
     Extension, Json, Router,
     extract::{FromRef, Path, Request, State},
+    http::Uri,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -20,7 +22,7 @@ use serde_json::{Value, json};
 
 use self::{
     answer::{Answer, Draft, IN_PROGRESS, Outcome},
-    events::ResponseEvents,
+    events::{Keeping, ResponseEvents},
     request::{Asked, Mode},
     store::{Record, Store},
 };
@@ -126,13 +128,16 @@ async fn create(State(state): State<Responses>, request: Request) -> Result<Resp
     let record = Record::new(owner, draft.unfinished(IN_PROGRESS), turns, input);
     match mode {
         Mode::Stream => {
-            let keeping = keep.then_some((store, record));
+            let keeping = if keep { Keeping::Whole(store, record.into()) } else { Keeping::Nothing };
             Ok(Telling::new(choices, ResponseEvents::new(draft, keeping)).sse())
         }
-        Mode::Background => {
+        Mode::Background { streams: false } => {
             let answer = record.response.clone();
-            store.spawn(draft.id.clone(), record, choices.one(), draft);
+            background::make(store, record, choices, draft);
             Ok(Json(&*answer).into_response())
+        }
+        Mode::Background { streams: true } => {
+            Ok(background::tell(store, record, choices, draft, &http.models.streams())?)
         }
         Mode::Wait => {
             let (whole, finished) = choices.one().await?;
@@ -146,12 +151,17 @@ async fn create(State(state): State<Responses>, request: Request) -> Result<Resp
     }
 }
 
-/// `GET /v1/responses/{id}`.
+/// `GET /v1/responses/{id}`, as far as it is made; with `stream` its events, from behind the one that `starting_after` names.
 async fn retrieve(
     State(store): State<Arc<Store>>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
+    uri: Uri,
 ) -> Result<Response, Failed<OpenAi>> {
+    if let Some(after) = background::wanted(uri.query().unwrap_or_default())? {
+        let events = store.read(&caller.owner(), &id, after).ok_or_else(|| gone("response_id", &id))?;
+        return Ok(background::events(events?, after));
+    }
     let response = store.response(&caller.owner(), &id).ok_or_else(|| gone("response_id", &id))?;
     Ok(Json(&*response).into_response())
 }

@@ -129,8 +129,8 @@ pub(super) enum Mode {
     Wait,
     /// As it comes.
     Stream,
-    /// Later, by its id.
-    Background,
+    /// Later, by its id; and as it comes, for whoever asks for that by its id.
+    Background { streams: bool },
 }
 
 impl Asked {
@@ -174,12 +174,9 @@ impl Asked {
         }
         self.check_metadata()?;
         match (self.stream == Some(true), self.background == Some(true)) {
-            (true, true) => Err(Error::invalid("background", "is not offered for a stream")),
+            (_, true) if !self.keeps() => Err(Error::invalid("store", "must not be false for a background response")),
+            (streams, true) => Ok(Mode::Background { streams }),
             (true, false) => Ok(Mode::Stream),
-            (false, true) if !self.keeps() => {
-                Err(Error::invalid("store", "must not be false for a background response"))
-            }
-            (false, true) => Ok(Mode::Background),
             (false, false) => Ok(Mode::Wait),
         }
     }

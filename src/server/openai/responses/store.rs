@@ -6,19 +6,17 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use axum::body::Bytes;
 use serde_json::Value;
-use tokio::task::AbortHandle;
+use tokio::task::{self, AbortHandle};
 
-use super::{
-    answer::{Answer, Draft, Outcome},
-    told,
-};
+use super::answer::Answer;
 use crate::{
-    engine::Finished,
-    error::Result,
+    error::{Code, Error, Result},
     server::{
         access::Owner,
-        http::{choices::Whole, parts::turn},
+        http::parts::turn,
+        ring::{Attachment, Ring},
     },
     text::{ChatMessage, ToolCall, json_bytes},
 };
@@ -29,7 +27,7 @@ const MAX_RESPONSES: usize = 1024;
 const MAX_BYTES: usize = 64 << 20;
 
 /// Whose a response is, and its id: clients may choose those.
-type Name = (Owner, String);
+pub(super) type Name = (Owner, String);
 
 /// A response, and what it takes to go on from it.
 #[derive(Debug)]
@@ -44,13 +42,50 @@ pub(super) struct Record {
     bytes: usize,
     /// Ends the making of a response in the background.
     making: Option<AbortHandle>,
+    events: Events,
+}
+
+/// The events of a response, for those who read it as it is made, or come back to it.
+#[derive(Debug)]
+enum Events {
+    /// Nobody asked for them when it was made.
+    Never,
+    /// Each as it goes out, numbered from 1; and the bytes that are reckoned for them.
+    Kept(Arc<Ring<Bytes>>, usize),
+    Gone,
 }
 
 impl Record {
     pub(super) fn new(owner: Owner, response: Value, turns: Vec<ChatMessage>, input: Vec<Value>) -> Self {
         let items = input.iter().map(json_bytes).sum::<usize>();
         let bytes = json_bytes(&response) + items + turns.iter().map(turn_bytes).sum::<usize>();
-        Self { owner, response: response.into(), turns: turns.into(), input: input.into(), bytes, making: None }
+        let (making, events) = (None, Events::Never);
+        Self { owner, response: response.into(), turns: turns.into(), input: input.into(), bytes, making, events }
+    }
+
+    /// What it is kept under.
+    pub(super) fn name(&self, id: &str) -> Name {
+        name(&self.owner, id)
+    }
+
+    /// The same of one whose events are told through a ring of so many bytes.
+    pub(super) fn told(self, ring: Arc<Ring<Bytes>>, bytes: usize) -> Self {
+        let mut told = self;
+        told.bytes += bytes;
+        told.events = Events::Kept(ring, bytes);
+        told
+    }
+
+    /// Keeps its events no longer, those of this ring if one is named; who reads them reads on. Gives the ring.
+    fn forget_events(&mut self, of: Option<&Arc<Ring<Bytes>>>) -> Option<Arc<Ring<Bytes>>> {
+        let Events::Kept(ring, bytes) = &self.events else { return None };
+        if of.is_some_and(|of| !Arc::ptr_eq(ring, of)) {
+            return None;
+        }
+        let ring = ring.clone();
+        self.bytes = self.bytes.saturating_sub(*bytes);
+        self.events = Events::Gone;
+        Some(ring)
     }
 
     fn answered(&mut self, response: Value, answer: &Answer) {
@@ -69,10 +104,14 @@ fn turn_bytes(turn: &ChatMessage) -> usize {
 }
 
 impl Drop for Record {
-    /// What nobody can ask for is not made.
+    /// What nobody can ask for is not made, and not told.
     fn drop(&mut self) {
         if let Some(making) = &self.making {
             making.abort();
+        }
+        if let Some(ring) = self.forget_events(None) {
+            ring.end(Err(Error::new(Code::NotFound, "the response is no longer kept")));
+            ring.forget();
         }
     }
 }
@@ -120,14 +159,13 @@ impl Kept {
         }
     }
 
-    /// A response that was being made is whole. One that was cancelled or removed stays as it is.
-    fn made(&mut self, name: &Name, response: Value, answer: &Answer) {
-        let Some(record) = self.records.get_mut(name).filter(|record| record.making.is_some()) else { return };
-        record.making = None;
+    /// Changes a record; what it holds then counts.
+    fn change<R>(&mut self, name: &Name, change: impl FnOnce(&mut Record) -> R) -> Option<R> {
+        let record = self.records.get_mut(name)?;
         let before = record.bytes;
-        record.answered(response, answer);
-        self.bytes = self.bytes + record.bytes - before;
-        self.bound();
+        let changed = change(record);
+        self.bytes = (self.bytes + record.bytes).saturating_sub(before);
+        Some(changed)
     }
 }
 
@@ -142,27 +180,53 @@ impl Store {
         self.kept().insert(id, record);
     }
 
-    /// Keeps a response that `making` is yet to make.
-    pub(super) fn spawn(
-        self: &Arc<Self>,
-        id: String,
-        mut record: Record,
-        making: impl Future<Output = Result<(Whole, Finished)>> + Send + 'static,
-        draft: Draft,
-    ) {
-        let (store, name) = (self.clone(), (record.owner.clone(), id.clone()));
+    /// Keeps a response that `making` is yet to make, and says so when it has ([`made`](Self::made)).
+    pub(super) fn spawn(&self, id: &str, mut record: Record, making: impl Future<Output = ()> + Send + 'static) {
         // The task cannot report before its record is there: it needs the lock for that.
         let mut kept = self.kept();
-        let task = tokio::spawn(async move {
-            let (answer, outcome) = match making.await {
-                Ok((whole, finished)) => (Answer::from(whole), Outcome::Ended(finished)),
-                Err(error) => (Answer::default(), told(error)),
-            };
-            let response = draft.finished(&answer, &outcome);
-            store.kept().made(&name, response, &answer);
+        record.making = Some(tokio::spawn(making).abort_handle());
+        kept.insert(id, record);
+    }
+
+    /// The response that this task makes is whole. One that was cancelled, or of which another has the name, stays as it is.
+    pub(super) fn made(&self, name: &Name, response: Value, answer: &Answer) {
+        let mut kept = self.kept();
+        kept.change(name, |record| {
+            if record.making.as_ref().is_some_and(|making| Some(making.id()) == task::try_id()) {
+                record.making = None;
+                record.answered(response, answer);
+            }
         });
-        record.making = Some(task.abort_handle());
-        kept.insert(&id, record);
+        kept.bound();
+    }
+
+    /// Keeps the events of this ring no longer.
+    pub(super) fn forget_events(&self, name: &Name, ring: &Arc<Ring<Bytes>>) {
+        self.kept().change(name, |record| record.forget_events(Some(ring)));
+    }
+
+    /// Reads the events of a response behind the one with this number, counted from 1; none where no such response is kept.
+    ///
+    /// # Errors
+    /// `InvalidArgument` (`stream`, `starting_after`) where it was not made to be read so, or has not come so far; `DataLoss`
+    /// where what comes next is no longer kept.
+    pub(super) fn read(&self, owner: &Owner, id: &str, after: u64) -> Option<Result<Attachment<Bytes>>> {
+        let kept = self.kept();
+        let lost = || {
+            let why = "the events that come next are no longer kept: ask for the response without stream";
+            Error::new(Code::DataLoss, why)
+        };
+        Some(match &kept.records.get(&name(owner, id))?.events {
+            Events::Never => {
+                let why = "is for responses that were made with background and stream";
+                Err(Error::invalid("stream", why))
+            }
+            Events::Gone => Err(lost()),
+            Events::Kept(ring, _) => ring.attach(after).map_err(|error| match error.code {
+                Code::DataLoss => lost(),
+                _ => Error::invalid("starting_after", "is the number of an event that has not come yet"),
+            }),
+        })
     }
 
     /// The response, as far as it is made.
@@ -187,13 +251,17 @@ impl Store {
 
     /// Ends the making of a response; one that is whole stays as it is.
     pub(super) fn cancel(&self, owner: &Owner, id: &str) -> Option<Arc<Value>> {
-        let mut kept = self.kept();
-        let record = kept.records.get_mut(&name(owner, id))?;
-        if let Some(making) = record.making.take() {
-            making.abort();
-            Arc::make_mut(&mut record.response)["status"] = "cancelled".into();
-        }
-        Some(record.response.clone())
+        self.kept().change(&name(owner, id), |record| {
+            if let Some(making) = record.making.take() {
+                making.abort();
+                Arc::make_mut(&mut record.response)["status"] = "cancelled".into();
+                // Who reads them has what was said, and hears no more.
+                if let Some(ring) = record.forget_events(None) {
+                    ring.end(Ok(()));
+                }
+            }
+            record.response.clone()
+        })
     }
 }
 
@@ -203,8 +271,13 @@ fn name(owner: &Owner, id: &str) -> Name {
 
 #[cfg(test)]
 mod tests {
+    use futures::StreamExt;
+
     use super::*;
-    use crate::{server::http::parts::Part, text::Role};
+    use crate::{
+        server::{http::parts::Part, ring::RingLimits},
+        text::Role,
+    };
 
     fn record(bytes: usize) -> Record {
         record_of(None, bytes)
@@ -285,5 +358,34 @@ mod tests {
         }
         assert!(store.response(&b, "x").is_some() && store.response(&a, "x").is_none());
         assert_eq!(store.kept().records.len(), MAX_RESPONSES);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn events_count_while_they_are_kept_and_go_with_their_response() {
+        let store = Store::default();
+        let ring = || Ring::new(RingLimits { events: 4, bytes: 1000 });
+        let plain = record(1).bytes;
+        let keep = |id: &str, ring: &Arc<Ring<Bytes>>| {
+            ring.push(1, Bytes::from_static(b"x"));
+            store.spawn(id, record(1).told(ring.clone(), 1000), std::future::pending());
+        };
+        let (first, second, other) = (ring(), ring(), ring());
+        keep("a", &first);
+        keep("b", &second);
+        assert_eq!(store.kept().bytes, 2 * (plain + 1000));
+        let heard = |id: &str| store.read(&None, id, 0).unwrap().unwrap().events();
+        let (of_first, of_second) = (heard("a"), heard("b"));
+        store.forget_events(&name(&None, "a"), &other);
+        assert!(store.read(&None, "a", 1).unwrap().is_ok(), "that was the ring of one before it");
+        store.forget_events(&name(&None, "a"), &first);
+        assert_eq!(store.kept().bytes, 2 * plain + 1000);
+        assert_eq!(store.read(&None, "a", 1).unwrap().err().unwrap().code, Code::DataLoss);
+        first.end(Ok(()));
+        store.remove(&None, "b");
+        assert!(store.read(&None, "b", 0).is_none() && store.kept().bytes == plain);
+        let code = |event: Result<(u64, Bytes)>| event.map(|(number, _)| number).map_err(|error| error.code);
+        let (of_first, of_second): (Vec<_>, Vec<_>) =
+            tokio::join!(of_first.map(code).collect(), of_second.map(code).collect());
+        assert_eq!((of_first, of_second), (vec![Err(Code::Aborted)], vec![Err(Code::DataLoss)]));
     }
 }

@@ -102,6 +102,14 @@ async fn what_is_said_to_a_turn_that_waits_to_be_admitted_is_done_once_it_is() {
     // Fast from now on.
     server.engine.rates().record_step(Duration::from_nanos(1), 1 << 40, 0);
     gate.open();
+    let started = loop {
+        match talk.next().await {
+            Told::Progress(_) => {}
+            Told::TurnStarted(turn) => break turn.started.unwrap(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(started.priority, Some(-5));
     let (said, done) = talk.turn_done().await;
     assert_eq!(said, continued("<user>Hi<assistant>", 9));
     assert_eq!((done.finish.unwrap().reason(), talk.answers), (FinishReason::Length, Some(1)));

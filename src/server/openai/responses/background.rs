@@ -1,0 +1,146 @@
+//! Responses that are made whether or not anybody waits: as a whole, or as events that are kept for whoever reads them.
+//!
+//! Events go through a [`Ring`], as those of gRPC's resumable streams do: while somebody reads, they wait for the reader;
+//! while nobody does, they are made all the same, and the oldest make room. Some time after the last one nobody can come back
+//! to them; the response is kept for longer.
+
+use std::sync::Arc;
+
+use axum::{body::Bytes, response::Response};
+use futures::StreamExt;
+use serde_json::json;
+use tokio::time::sleep;
+
+use super::{
+    answer::{Answer, Draft, Outcome},
+    events::{Keeping, ResponseEvents},
+    store::{Record, Store},
+    told,
+};
+use crate::{
+    config::StreamArgs,
+    error::{Error, Result},
+    server::{
+        http::{
+            choices::Choices,
+            failure::{Failure, Shape},
+            frames::{Telling, each, sse},
+        },
+        openai::error::OpenAi,
+        ring::{Attachment, Ring, RingLimits},
+    },
+};
+
+/// Has a response made.
+pub(super) fn make(store: Arc<Store>, record: Record, choices: Choices, draft: Draft) {
+    let (id, name, kept) = (draft.id.clone(), record.name(&draft.id), store.clone());
+    store.spawn(&id, record, async move {
+        let (answer, outcome) = match choices.one().await {
+            Ok((whole, finished)) => (Answer::from(whole), Outcome::Ended(finished)),
+            Err(error) => (Answer::default(), told(error)),
+        };
+        let response = draft.finished(&answer, &outcome);
+        kept.made(&name, response, &answer);
+    });
+}
+
+/// The same of one whose events are kept as well; the answer is their first reader's.
+///
+/// # Errors
+/// None: a new ring has all its events.
+pub(super) fn tell(
+    store: Arc<Store>,
+    record: Record,
+    choices: Choices,
+    draft: Draft,
+    limits: &StreamArgs,
+) -> Result<Response> {
+    let (id, name, ttl) = (draft.id.clone(), record.name(&draft.id), limits.resume_ttl);
+    let ring = Ring::new(RingLimits { events: limits.resume_ring_events, bytes: limits.resume_ring_bytes });
+    let reader = ring.attach(0)?;
+    let record = record.told(ring.clone(), limits.resume_ring_bytes);
+    let mut pieces = Telling::new(choices, ResponseEvents::new(draft, Keeping::Made(store.clone(), name.clone())));
+    let kept = store.clone();
+    store.spawn(&id, record, async move {
+        loop {
+            ring.room().await;
+            let Some(piece) = pieces.next().await else { break };
+            each(piece).for_each(|event| ring.push(event.len(), event));
+        }
+        ring.end(Ok(()));
+        // Who went long ago may come back now.
+        sleep(ttl).await;
+        ring.abandoned(ttl).await;
+        kept.forget_events(&name, &ring);
+    });
+    Ok(events(reader, 0))
+}
+
+/// The answer to who reads events from behind the one with this number, counted from 1.
+pub(super) fn events(reader: Attachment<Bytes>, after: u64) -> Response {
+    // Numbers on the wire count from 0.
+    let mut sequence_number = after;
+    sse(Box::pin(reader.events().map(move |event| match event {
+        Ok((number, event)) => {
+            sequence_number = number;
+            event
+        }
+        Err(error) => lost(error, sequence_number),
+    })))
+}
+
+/// What a reader is told that hears no more.
+fn lost(error: Error, sequence_number: u64) -> Bytes {
+    let failure = Failure::from(error);
+    let code = OpenAi::body(&failure)["error"]["code"].take();
+    let error = json!({
+        "type": "error", "code": code, "message": failure.message, "param": null, "sequence_number": sequence_number,
+    });
+    format!("event: error\ndata: {error}\n\n").into()
+}
+
+/// From behind which event, counted from 1, a query asks for events; none where it asks for the response.
+///
+/// # Errors
+/// `InvalidArgument` by the parameter that is wrong.
+pub(super) fn wanted(query: &str) -> Result<Option<u64>> {
+    let value = |name: &str| query.split('&').find_map(|pair| pair.split_once('=').filter(|(own, _)| *own == name));
+    let stream = match value("stream") {
+        None | Some((_, "false")) => false,
+        Some((_, "true")) => true,
+        Some(_) => return Err(Error::invalid("stream", "must be true or false")),
+    };
+    let after = value("starting_after").map(|(_, number)| number.parse::<u64>());
+    match after.transpose() {
+        Err(_) => Err(Error::invalid("starting_after", "must be the sequence_number of an event")),
+        Ok(Some(_)) if !stream => Err(Error::invalid("starting_after", "is for stream=true")),
+        // Numbers on the wire count from 0.
+        Ok(after) => Ok(stream.then(|| after.map_or(0, |number| number.saturating_add(1)))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_says_from_where_events_are_read_on() {
+        for (query, after) in [
+            ("", None),
+            ("include=x&stream=false", None),
+            ("stream=true", Some(0)),
+            ("starting_after=0&stream=true", Some(1)),
+            ("stream=true&starting_after=41&include_obfuscation=false", Some(42)),
+        ] {
+            assert_eq!(wanted(query).unwrap(), after, "{query}");
+        }
+        for (query, field) in [
+            ("stream=yes", "stream"),
+            ("starting_after=3", "starting_after"),
+            ("stream=true&starting_after=-1", "starting_after"),
+            ("stream=true&starting_after=", "starting_after"),
+        ] {
+            assert_eq!(wanted(query).unwrap_err().violations[0].field, field, "{query}");
+        }
+    }
+}
