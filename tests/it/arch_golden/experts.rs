@@ -201,6 +201,11 @@ fn both_runs(name: &str, models: [Arc<dyn Model>; 2]) -> Vec<Runs> {
     prompts
 }
 
+/// The logits of all tokens of a checkpoint's prompts, in float32 and in fewer bits, with each token sent where float32 sends it.
+pub(super) fn sent_where_float32_sends(name: &str, models: [Arc<dyn Model>; 2]) -> Vec<[Vec<Vec<f32>>; 2]> {
+    both_runs(name, models).into_iter().map(|runs| runs.logits).collect()
+}
+
 /// Holds that a model of experts in fewer bits, `models[1]`, gives float32's tokens the experts that they have there but where
 /// rounding decides, and with those all logits within the bounds. Says how many tokens got others.
 pub(super) fn hold_to_float32(name: &str, numbers: &str, models: [Arc<dyn Model>; 2], bounds: Bounds) -> usize {
