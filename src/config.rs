@@ -295,6 +295,14 @@ pub struct ModelArgs {
     /// How the model marks its reasoning; told by its chat template if left out.
     #[arg(long, value_name = "NAME")]
     pub reasoning_parser: Option<String>,
+    /// Where it is looked for if it is no path.
+    #[command(flatten)]
+    pub hub: HubArgs,
+}
+
+/// How models of the Hugging Face hub are found. Every command that takes a model has these flags.
+#[derive(Args, Clone, Debug, Default)]
+pub struct HubArgs {
     /// Branch, tag or commit of a Hugging Face repository.
     #[arg(long)]
     pub revision: Option<String>,

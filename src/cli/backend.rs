@@ -1,6 +1,6 @@
 //! Where `generate` and `chat` get their tokens from: an engine in this process, or a running server.
 
-use std::{path::Path, pin::Pin};
+use std::pin::Pin;
 
 use clap::Args;
 use futures::Stream;
@@ -32,8 +32,8 @@ pub(super) struct BackendArgs {
 
 impl BackendArgs {
     /// The model to load, where it may be a path.
-    pub(super) fn model(&self) -> Option<&Path> {
-        self.model.model.as_deref().map(Path::new)
+    pub(super) fn model(&self) -> Option<&str> {
+        self.model.model.as_deref()
     }
 }
 

@@ -9,9 +9,11 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::{Stop, say};
+use super::{Stop, say, start::find_model};
 use crate::{
+    config::HubArgs,
     convert::{Draft, Mixture, Written},
+    engine::load::Wanted,
     error::{Error, Result},
     kernels::pool::Pool,
     weights::{
@@ -24,12 +26,23 @@ use crate::{
 /// What `convert` takes.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ConvertArgs {
-    /// Directory as the hub lays it out; or a GGUF file, whose parts are merged.
-    pub(super) input: PathBuf,
+    #[command(flatten)]
+    pub(super) input: Input,
     /// File to write.
     output: PathBuf,
     #[command(flatten)]
     output_args: Output,
+}
+
+/// Which model is written anew.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Input {
+    /// Directory, GGUF file (any part of a split one, which is merged) or Hugging Face repository,
+    /// org/name[:file-or-quantization][@revision].
+    #[arg(id = "input", value_name = "MODEL")]
+    pub(super) model: String,
+    #[command(flatten)]
+    hub: HubArgs,
 }
 
 /// How writing a file goes.
@@ -47,9 +60,9 @@ pub(super) fn run(args: ConvertArgs) -> Result<(), Stop> {
     write(&args.input, &args.output, None, 0, &args.output_args)
 }
 
-/// Writes the model at `input` to `output` and says so.
+/// Writes the model to `output` and says so.
 pub(super) fn write(
-    input: &Path,
+    input: &Input,
     output: &Path,
     mixture: Option<Mixture>,
     threads: usize,
@@ -59,6 +72,7 @@ pub(super) fn write(
         let why = format!("{} is there already; --force replaces it", output.display());
         return Err(Error::invalid("output", why).into());
     }
+    let input = &find_model(&input.model, &input.hub, Wanted::Model)?;
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     let style = ProgressStyle::with_template("writing {bar:40} {pos}/{len} tensors {eta}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
@@ -13,8 +13,10 @@ use serde_json::{Value, json};
 use super::Stop;
 use crate::{
     arch::{KeepOptions, config::ModelConfig, keep, served::ServedConfig},
-    config::{Dtype, EngineArgs, KvCacheDtype, MachineFacts, MemoryPlan, ModelFacts, Quantization, plan_memory},
-    engine::load::find,
+    config::{
+        Dtype, EngineArgs, HubArgs, KvCacheDtype, MachineFacts, MemoryPlan, ModelFacts, Quantization, plan_memory,
+    },
+    engine::load::{Wanted, find},
     error::Result,
     kernels::{linear::format::WeightFormat, linear::stored::StoredFormat, machine::instruction_set},
     layers::keep::Role,
@@ -35,11 +37,11 @@ const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// What `inspect` takes.
 #[derive(Args, Clone, Debug)]
 pub(super) struct InspectArgs {
-    /// GGUF file (any part of a split one), directory as the hub lays it out, or a model of the hub that was pulled.
-    pub(super) model: PathBuf,
-    /// Where downloads are kept, in place of Hugging Face's own cache.
-    #[arg(long, value_name = "DIR")]
-    download_dir: Option<PathBuf>,
+    /// Directory, GGUF file (any part of a split one) or Hugging Face repository,
+    /// org/name[:file-or-quantization][@revision], that was downloaded before.
+    pub(super) model: String,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Tokens to reckon the KV cache for; the model's own context if left out.
     #[arg(long, value_name = "TOKENS")]
     context: Option<u32>,
@@ -86,7 +88,9 @@ struct Report {
 pub(super) fn run(args: InspectArgs) -> Result<(), Stop> {
     let &InspectArgs { dtype, quantization, kv_cache_dtype, .. } = &args;
     let options = KeepOptions { dtype, quantization, kv_cache_dtype };
-    let path = find(&args.model, args.download_dir.as_deref())?;
+    // What is asked about is not worth a download.
+    let hub = HubArgs { offline: true, ..args.hub.clone() };
+    let path = find(&args.model, &hub, Wanted::Model, &mut |_| {})?;
     let report = match model_files(&path)? {
         ModelFiles::Gguf(path) => Report::of_gguf(&path, options)?,
         ModelFiles::Directory(files) => Report::of_directory(&files, options)?,

@@ -88,14 +88,14 @@ enum Subcommands {
 
 impl Subcommands {
     /// The model that is asked for, where it may be a path.
-    fn model(&self) -> Option<&Path> {
+    fn model(&self) -> Option<&str> {
         match self {
-            Self::Serve(args) => args.model.model.as_deref().map(Path::new),
+            Self::Serve(args) => args.model.model.as_deref(),
             Self::Generate(args) => args.backend.model(),
             Self::Chat(args) => args.backend.model(),
-            Self::Bench(args) => args.model.model.as_deref().map(Path::new),
-            Self::Convert(args) => Some(&args.input),
-            Self::Quantize(args) => Some(&args.input),
+            Self::Bench(args) => args.model.model.as_deref(),
+            Self::Convert(args) => Some(&args.input.model),
+            Self::Quantize(args) => Some(&args.input.model),
             Self::Inspect(args) => Some(&args.model),
             Self::Tokenize(args) => args.model.as_deref(),
             Self::Doctor(_) | Self::Pull(_) | Self::Key(_) | Self::Completions(_) | Self::Man(_) => None,
@@ -161,7 +161,7 @@ pub fn run() -> ExitCode {
     keep_freed_memory();
     // Wrong arguments, `--help` and `--version` end here, with 2 and 0.
     let (cli, effective) = parse_arguments().unwrap_or_else(|error| error.exit());
-    let misspelt = cli.command.model().and_then(crate::config::suggest::nearest_path);
+    let misspelt = cli.command.model().map(Path::new).and_then(crate::config::suggest::nearest_path);
     match dispatch(cli, effective) {
         Ok(()) | Err(Stop::ClosedPipe) => ExitCode::SUCCESS,
         Err(Stop::Signal(code)) => ExitCode::from(code),
@@ -266,6 +266,8 @@ mod tests {
             "candlewick quantize x.gguf y.gguf --quantization Q8_0 --json",
             "candlewick inspect models/x --context 4096 --json",
             "candlewick tokenize models/x --text hello --add-special-tokens",
+            "candlewick tokenize org/name@v1 --download-dir models --offline",
+            "candlewick quantize org/name y.gguf -q q8_0 --revision v1",
             "candlewick tokenize --json --skip-special-tokens",
             "candlewick serve --api-key k --api-key l --api-keys-file keys.toml --insecure --config x.toml --print-config",
             "candlewick serve --ssl-certfile c --ssl-keyfile k --ssl-ca-certs a --ssl-cert-reqs 2",
@@ -273,6 +275,23 @@ mod tests {
             "candlewick doctor --threads 2 --instruction-set avx2 --json",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn every_subcommand_with_a_model_says_where_on_the_hub_it_is() {
+        let command = command();
+        let of_models = command.get_subcommands().filter(|command| {
+            let models = ["model", "input"];
+            command.get_positionals().any(|argument| models.contains(&argument.get_id().as_str()))
+        });
+        let of_models: Vec<_> = of_models.collect();
+        assert!(of_models.len() >= 8, "{}", of_models.len());
+        for command in of_models {
+            for flag in ["revision", "download-dir", "offline"] {
+                let has = command.get_arguments().any(|argument| argument.get_long() == Some(flag));
+                assert!(has, "{} has no --{flag}", command.get_name());
+            }
         }
     }
 

@@ -6,22 +6,15 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Stop, say, start::LoadBar};
-use crate::{config::ModelArgs, engine::load::fetch, error::Result, weights::hub::Found};
+use crate::{config::HubArgs, engine::load::fetch, error::Result, weights::hub::Found};
 
 /// What `pull` takes.
 #[derive(Args, Clone, Debug)]
 pub(super) struct PullArgs {
     /// Hugging Face repository: org/name[:file-or-quantization][@revision], as in org/name:Q4_K_M@main.
     model: String,
-    /// Branch, tag or commit.
-    #[arg(long)]
-    revision: Option<String>,
-    /// Keep downloads here instead of in Hugging Face's own cache.
-    #[arg(long, value_name = "DIR")]
-    download_dir: Option<std::path::PathBuf>,
-    /// Say where it is if it was downloaded before; never use the network.
-    #[arg(long)]
-    offline: bool,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Check the sums of what was downloaded before too, and download again what is wrong.
     #[arg(long)]
     verify: bool,
@@ -31,15 +24,8 @@ pub(super) struct PullArgs {
 }
 
 pub(super) fn run(args: &PullArgs) -> Result<(), Stop> {
-    let wanted = ModelArgs {
-        model: Some(args.model.clone()),
-        revision: args.revision.clone(),
-        download_dir: args.download_dir.clone(),
-        offline: args.offline,
-        ..ModelArgs::default()
-    };
     let bar = LoadBar::new();
-    let found = fetch(&wanted, args.verify, &mut |progress| bar.show(progress));
+    let found = fetch(&args.model, &args.hub, args.verify, &mut |progress| bar.show(progress));
     bar.clear();
     let Found { path, why } = found?;
     say(&why);

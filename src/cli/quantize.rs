@@ -9,15 +9,15 @@ use clap::{
 
 use super::{
     Stop,
-    convert::{Output, write},
+    convert::{Input, Output, write},
 };
 use crate::convert::Mixture;
 
 /// What `quantize` takes.
 #[derive(Args, Clone, Debug)]
 pub(super) struct QuantizeArgs {
-    /// GGUF file of plain numbers (any part of a split one), or directory.
-    pub(super) input: PathBuf,
+    #[command(flatten)]
+    pub(super) input: Input,
     /// File to write.
     output: PathBuf,
     /// How many bits, in llama.cpp's names.

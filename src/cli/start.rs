@@ -1,15 +1,15 @@
 //! From the command line to a running engine: load, resolve, start.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, path::PathBuf};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::say;
 use crate::{
-    config::{EngineArgs, LoraArgs, MachineFacts, ModelArgs, ModelModule, anonymous_bytes},
+    config::{EngineArgs, HubArgs, LoraArgs, MachineFacts, ModelArgs, ModelModule, anonymous_bytes},
     engine::{
         Engine,
-        load::{LoadProgress, ModelSource, Started, model_name},
+        load::{LoadProgress, ModelSource, Started, Wanted, find, model_name},
     },
     error::{Error, Result},
 };
@@ -60,6 +60,17 @@ async fn start(source: ModelSource, promised: u64) -> Result<Started> {
     let started = source.start(move |_| Ok(machine), None, move |progress| shown.show(progress)).await;
     bar.clear();
     started
+}
+
+/// Where the directory or file of a model is that a command was given, downloaded first if it is of the hub and not here.
+///
+/// # Errors
+/// As [`find`].
+pub(super) fn find_model(model: &str, hub: &HubArgs, wanted: Wanted) -> Result<PathBuf> {
+    let bar = LoadBar::new();
+    let found = find(model, hub, wanted, &mut |progress| bar.show(progress));
+    bar.clear();
+    found
 }
 
 /// How far loading has come, where standard error is a terminal. Clones show the same.

@@ -1,16 +1,14 @@
 //! `candlewick tokenize`: text to token ids and back, a line at a time, with a model's tokenizer alone.
 
-use std::{
-    io::{self, BufRead, Read, Write},
-    path::PathBuf,
-};
+use std::io::{self, BufRead, Read, Write};
 
 use clap::Args;
 use serde_json::Value;
 
-use super::Stop;
+use super::{Stop, start::find_model};
 use crate::{
-    engine::load::load_tokenizer,
+    config::HubArgs,
+    engine::load::{Wanted, load_tokenizer},
     error::{Error, Result},
     ids::TokenId,
     text::{MAX_TEXT_BYTES, Tokenizer},
@@ -22,8 +20,11 @@ const MAX_LINE_BYTES: usize = 8 * MAX_TEXT_BYTES;
 /// What `tokenize` takes.
 #[derive(Args, Clone, Debug)]
 pub(super) struct TokenizeArgs {
-    /// A model's directory or .gguf file, or a tokenizer.json, .model or .tiktoken file; the built-in demo if left out.
-    pub(super) model: Option<PathBuf>,
+    /// Directory, GGUF file or Hugging Face repository, org/name[:file-or-quantization][@revision], of which all but
+    /// safetensors are downloaded; or a tokenizer.json, .model or .tiktoken file; the built-in demo if left out.
+    pub(super) model: Option<String>,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Print the ids of this text; without it, of each line of standard input.
     #[arg(long, value_name = "TEXT")]
     text: Option<String>,
@@ -39,7 +40,8 @@ pub(super) struct TokenizeArgs {
 }
 
 pub(super) fn run(args: TokenizeArgs) -> Result<(), Stop> {
-    let tokenizer = load_tokenizer(args.model.as_deref())?;
+    let path = args.model.as_deref().map(|model| find_model(model, &args.hub, Wanted::Tokenizer)).transpose()?;
+    let tokenizer = load_tokenizer(path.as_deref())?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     if let Some(text) = &args.text {
         writeln!(out, "{}", ids(&tokenizer, text, &args)?)?;

@@ -39,6 +39,8 @@ pub(super) struct Definition {
     pub(super) unk: Option<u32>,
     /// Pieces that are always whole, besides those that are looked for outside of this model.
     pub(super) match_user_defined: bool,
+    /// Unigram's sums are rounded to single precision, as in the library itself.
+    pub(super) single_precision: bool,
     pub(super) normalizer: Normalizer,
 }
 
@@ -89,7 +91,8 @@ impl Sentencepiece {
     /// # Errors
     /// In words, where a text could not be spelled or would take too long.
     pub(super) fn new(definition: Definition) -> Result<Self, String> {
-        let Definition { algorithm, pieces, scores, types, unk, match_user_defined, normalizer } = definition;
+        let Definition { algorithm, pieces, scores, types, unk, match_user_defined, single_precision, normalizer } =
+            definition;
         let (mut ids, mut reserved) = (HashMap::with_capacity(pieces.len()), HashMap::new());
         let mut bytes = vec![None; 256];
         for (id, (piece, kind)) in (0..).zip(pieces.iter().zip(&types)) {
@@ -110,7 +113,9 @@ impl Sentencepiece {
             None => bytes.into_iter().flatten().collect(),
         };
         let is_kept = |id: &usize| match_user_defined && types[*id] == TokenType::UserDefined;
-        let unigram = (algorithm == Algorithm::Unigram).then(|| Unigram::new(&pieces, &scores, &types)).transpose()?;
+        let unigram = (algorithm == Algorithm::Unigram)
+            .then(|| Unigram::new(&pieces, &scores, &types, single_precision))
+            .transpose()?;
         Ok(Self {
             kept: Trie::new((0..pieces.len()).filter(is_kept).map(|id| (pieces[id].as_bytes(), id as u32))),
             longest_bytes: pieces.iter().map(String::len).max().unwrap_or(0),

@@ -94,7 +94,8 @@ pub(super) fn load(path: &Path, bytes: &[u8], config: Option<&TokenizerConfig>) 
         4 => Algorithm::Char,
         other => return Err(bad("trainer_spec.model_type", format!("is {other}, must be 1 to 4"))),
     };
-    let mut definition = Definition { algorithm, match_user_defined: true, ..Definition::default() };
+    let mut definition =
+        Definition { algorithm, match_user_defined: true, single_precision: true, ..Definition::default() };
     for piece in file.pieces {
         definition.pieces.push(piece.piece.unwrap_or_default());
         definition.scores.push(piece.score.unwrap_or(0.0));

@@ -193,6 +193,7 @@ fn sentencepiece(vocab: &mut GgufVocab, kind: &Kind) -> Result<Encoder> {
         types: vocab.token_types.clone(),
         unk: vocab.unk,
         match_user_defined: false,
+        single_precision: false,
         normalizer: Normalizer {
             charsmap: Charsmap::new(&charsmap).map_err(|why| bad("precompiled_charsmap", why))?,
             add_dummy_prefix: vocab.add_space_prefix.unwrap_or(true),

@@ -7,16 +7,18 @@ use crate::{
 
 use super::{
     sentencepiece::Algorithm,
-    sentencepiece_normalizer::SPACE,
+    sentencepiece_normalizer::{Charsmap, SPACE},
     tokenizer::{Encoder, Tokenizer},
     vocab::{GgufVocab, TokenType},
 };
 
 /// Of tokens that are looked for before anything merges, as llama.cpp's converter writes it. Nothing reads it.
 const ADDED_SCORE: f32 = -1000.0;
+/// Of pieces that no text becomes.
+const UNUSED_SCORE: f32 = -10000.0;
 
 impl Tokenizer {
-    /// The tokenizer of a sentencepiece `.model` of BPE's kind, and what a `tokenizer_config.json` adds to it, as a GGUF
+    /// The tokenizer of a sentencepiece `.model` of BPE's or unigram's kind, and what a `tokenizer_config.json` adds to it, as a GGUF
     /// file has it: [`Tokenizer::from_gguf`] and llama.cpp make the same ids of it. An id without a token has no text.
     ///
     /// # Errors
@@ -24,21 +26,40 @@ impl Tokenizer {
     pub fn to_gguf(&self) -> Result<GgufVocab> {
         let bad = |field: &str, why: &str| Error::bad_file(&self.path, field, why);
         let Encoder::Sentencepiece { model, added } = &self.encoder else {
-            return Err(bad("tokenizer", "is no sentencepiece model; that and a tokenizer.json of BPE are converted"));
+            return Err(bad(
+                "tokenizer",
+                "is no sentencepiece model; that and a tokenizer.json of BPE or unigram are converted",
+            ));
         };
         let rules = model.normalizer();
+        let is_unigram = model.algorithm() == Algorithm::Unigram;
+        let is_known = is_unigram || model.algorithm() == Algorithm::Bpe;
         let unsaid = [
-            (model.algorithm() != Algorithm::Bpe, "trainer_spec.model_type", "is not 2 (BPE), which is converted"),
-            (!model.has_bytes(), "pieces", "are without some of the bytes that llama.cpp spells what is unknown with"),
+            (!is_known, "trainer_spec.model_type", "is neither 1 (unigram) nor 2 (BPE), which are converted"),
             (
-                rules.charsmap.is_some(),
-                "normalizer_spec.precompiled_charsmap",
-                "is there, and llama.cpp does not read it",
+                !is_unigram && !model.has_bytes(),
+                "pieces",
+                "are without some of the bytes that llama.cpp spells what is unknown with",
             ),
             (
-                rules.remove_extra_whitespaces,
+                is_unigram && model.has_bytes(),
+                "pieces",
+                "have bytes to spell what is unknown with, and llama.cpp does not in unigram",
+            ),
+            (
+                !is_unigram && rules.charsmap.is_some(),
+                "normalizer_spec.precompiled_charsmap",
+                "is there, and llama.cpp does not read it in BPE",
+            ),
+            (
+                !is_unigram && rules.remove_extra_whitespaces,
                 "normalizer_spec.remove_extra_whitespaces",
-                "is true, and llama.cpp keeps all of them",
+                "is true, and llama.cpp keeps all of them in BPE",
+            ),
+            (
+                rules.remove_extra_whitespaces && !rules.add_dummy_prefix,
+                "normalizer_spec.add_dummy_prefix",
+                "is false beside remove_extra_whitespaces, and llama.cpp puts a space before every text then",
             ),
             (
                 rules.treat_whitespace_as_suffix,
@@ -52,7 +73,7 @@ impl Tokenizer {
         }
         let mut vocab = GgufVocab {
             path: self.path.clone(),
-            model: "llama".to_owned(),
+            model: if is_unigram { "t5" } else { "llama" }.to_owned(),
             pre: Some("default".to_owned()),
             bos: self.bos.map(|id| id.0),
             eos: self.eos.map(|id| id.0),
@@ -60,6 +81,8 @@ impl Tokenizer {
             add_bos: Some(self.prefix.is_some()),
             add_eos: Some(self.suffix.is_some()),
             add_space_prefix: Some(rules.add_dummy_prefix),
+            remove_extra_whitespaces: is_unigram.then_some(rules.remove_extra_whitespaces),
+            precompiled_charsmap: rules.charsmap.as_ref().map(Charsmap::bytes).unwrap_or_default(),
             ..GgufVocab::default()
         };
         let pieces: Vec<_> = model.entries().collect();
@@ -77,6 +100,10 @@ impl Tokenizer {
                 // It is looked for in the text as it came.
                 Some((piece, score, TokenType::UserDefined)) => {
                     (piece.replace(SPACE, " "), *score, TokenType::UserDefined)
+                }
+                // llama.cpp takes such a piece in unigram where it is the best: so it never is.
+                Some((piece, _, TokenType::Unused)) if is_unigram => {
+                    ((*piece).to_owned(), UNUSED_SCORE, TokenType::Unused)
                 }
                 Some((piece, score, kind)) => ((*piece).to_owned(), *score, *kind),
                 None => (String::new(), ADDED_SCORE, TokenType::Unused),

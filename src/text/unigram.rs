@@ -2,6 +2,9 @@
 //!
 //! Kudo, "Subword Regularization" (2018), section 3.2, by dynamic programming over the ends of pieces: at every character
 //! the pieces that begin there are tried, so the work is the text's length times the longest piece's, at most.
+//!
+//! Sentencepiece adds scores in single precision, llama.cpp (and the `tokenizers` library) in double. That decides between ways
+//! whose sums are equal but for rounding, as of the same pieces in another order.
 
 use super::{trie::Trie, vocab::TokenType};
 
@@ -18,6 +21,7 @@ pub(super) struct Unigram {
     scores: Vec<Option<Score>>,
     unknown_score: f32,
     max_score: f32,
+    single_precision: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -30,17 +34,22 @@ enum Score {
 /// The best way to an end.
 #[derive(Clone, Copy)]
 struct Best {
-    score: f32,
+    score: f64,
     start: usize,
     id: Option<u32>,
 }
 
 impl Unigram {
-    /// Takes the pieces, their scores and kinds, by id.
+    /// Takes the pieces, their scores and kinds, by id, and whether sums are rounded to single precision.
     ///
     /// # Errors
     /// In words, where a piece is longer than is ever sensible.
-    pub(super) fn new(pieces: &[String], scores: &[f32], types: &[TokenType]) -> Result<Self, String> {
+    pub(super) fn new(
+        pieces: &[String],
+        scores: &[f32],
+        types: &[TokenType],
+        single_precision: bool,
+    ) -> Result<Self, String> {
         if let Some(id) = pieces.iter().position(|piece| piece.len() > MAX_PIECE_BYTES) {
             return Err(format!("has a piece (id {id}) of more than {MAX_PIECE_BYTES} bytes"));
         }
@@ -61,6 +70,7 @@ impl Unigram {
             unknown_score: normal().fold(f32::INFINITY, f32::min).min(f32::MAX) - UNKNOWN_PENALTY,
             // Sentencepiece begins with the smallest positive number, so that scores below zero never count here.
             max_score: normal().fold(f32::MIN_POSITIVE, f32::max),
+            single_precision,
         })
     }
 
@@ -69,9 +79,11 @@ impl Unigram {
         let mut best: Vec<Option<Best>> = vec![None; text.len() + 1];
         for (start, c) in text.char_indices() {
             let so_far = best[start].map_or(0.0, |best| best.score);
-            // Of equal sums the first to come is kept, as in sentencepiece. It compares in single precision, in which many
-            // ways through the same pieces are equal, such as `.`, `..` and `..`, `.`.
-            let mut consider = |end: usize, candidate: f32, id: Option<u32>| {
+            // Of equal sums the first to come is kept. In single precision many ways through the same pieces are equal, such as
+            // `.`, `..` and `..`, `.`.
+            let mut consider = |end: usize, candidate: f64, id: Option<u32>| {
+                // A sum of two single numbers in double precision, rounded once more, is their sum in single precision.
+                let candidate = if self.single_precision { f64::from(candidate as f32) } else { candidate };
                 if best[end].is_none_or(|best| candidate > best.score) {
                     best[end] = Some(Best { score: candidate, start, id });
                 }
@@ -80,16 +92,14 @@ impl Unigram {
             for (len, id) in self.pieces.prefixes(&text.as_bytes()[start..]) {
                 let score = match self.scores[id as usize] {
                     None => continue,
-                    Some(Score::Given(score)) => score + so_far,
-                    Some(Score::UserDefined) => {
-                        (f64::from(len as f32 * self.max_score) - 0.1 + f64::from(so_far)) as f32
-                    }
+                    Some(Score::Given(score)) => f64::from(score) + so_far,
+                    Some(Score::UserDefined) => f64::from(len as f32 * self.max_score) - 0.1 + so_far,
                 };
                 consider(start + len, score, Some(id));
                 spells_one |= len == c.len_utf8();
             }
             if !spells_one {
-                consider(start + c.len_utf8(), self.unknown_score + so_far, None);
+                consider(start + c.len_utf8(), f64::from(self.unknown_score) + so_far, None);
             }
         }
         let mut path = Vec::new();
@@ -108,10 +118,10 @@ mod tests {
     use super::*;
     use rand::{RngExt, SeedableRng};
 
-    fn unigram(pieces: &[(String, f32)]) -> Unigram {
+    fn unigram(pieces: &[(String, f32)], single_precision: bool) -> Unigram {
         let texts: Vec<String> = pieces.iter().map(|(piece, _)| piece.clone()).collect();
         let scores: Vec<f32> = pieces.iter().map(|(_, score)| *score).collect();
-        Unigram::new(&texts, &scores, &vec![TokenType::Normal; pieces.len()]).unwrap()
+        Unigram::new(&texts, &scores, &vec![TokenType::Normal; pieces.len()], single_precision).unwrap()
     }
 
     /// The best sum over all ways to cut a text.
@@ -137,7 +147,7 @@ mod tests {
             let text = word(9);
             pieces.sort_by(|a, b| a.0.cmp(&b.0));
             pieces.dedup_by(|a, b| a.0 == b.0);
-            let model = unigram(&pieces);
+            let model = unigram(&pieces, true);
             let path = model.best_path(&text);
             assert_eq!(path.iter().map(|(start, end, _)| &text[*start..*end]).collect::<String>(), text);
             let score = |id: Option<u32>| id.map_or(model.unknown_score, |id| pieces[id as usize].1);
@@ -151,15 +161,21 @@ mod tests {
         // Scores of a trained model. In double precision the second way is a little better behind some of these, and
         // behind the last both are not equal in either.
         for (first, ids) in [(-4.7, [2, 0, 1]), (-7.9, [2, 0, 1]), (-9.2, [2, 0, 1]), (-10.4, [2, 1, 0])] {
-            let model = unigram(&[(".".into(), -5.813_271_5), ("..".into(), -8.840_194), ("x".into(), first)]);
-            let path = model.best_path("x...");
-            assert_eq!(path.iter().map(|(.., id)| id.unwrap()).collect::<Vec<_>>(), ids, "{first}");
+            let pieces = [(".".into(), -5.813_271_5), ("..".into(), -8.840_194), ("x".into(), first)];
+            let path = |single| -> Vec<u32> {
+                unigram(&pieces, single).best_path("x...").iter().map(|(.., id)| id.unwrap()).collect()
+            };
+            assert_eq!(path(true), ids, "{first}");
+            // Added from the left, the same numbers make another sum where an addition is inexact, and here none is larger.
+            let sum = |ids: &[u32]| ids.iter().fold(0.0, |sum, &id| sum + f64::from(pieces[id as usize].1));
+            let [one, other] = [[2, 0, 1], [2, 1, 0]].map(|ids| sum(&ids));
+            assert_eq!(path(false), if other > one { [2, 1, 0] } else { [2, 0, 1] }, "{first}");
         }
     }
 
     #[test]
     fn a_piece_of_any_length_is_refused() {
-        let error = Unigram::new(&["a".repeat(5000)], &[0.0], &[TokenType::Normal]).err().unwrap();
+        let error = Unigram::new(&["a".repeat(5000)], &[0.0], &[TokenType::Normal], true).err().unwrap();
         assert!(error.contains("4096 bytes"), "{error}");
     }
 }

@@ -18,6 +18,11 @@ Kinds: f32 has the checkpoint's weights widened, so that both compute in float32
 same; ends with 1 where one is not, but for checkpoints of APART. In bf16 and quantized files both programs round the inputs
 of products, each in its way, so that near ties fall either way, and a token between two experts may get the other one.
 
+NAME may also be a trained model, demo (models/demo/demo.gguf) or a GGUF file of plain numbers whose stem is in TRAINED, which
+has eight real prompts of each. Of those both programs quantize float32, 16 tokens are compared after each prompt in the same way,
+and 64 that each program writes by itself: how many of float32's ids it has before it parts from it, and how many the two have
+before they part from each other.
+
 Checkpoints have no tokenizer. They get one of letters, and llama.cpp's converter the same: which one it recognizes by its
 fingerprint is not the matter here.
 """
@@ -51,7 +56,8 @@ import make_golden  # noqa: E402
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 TOKENS = 32
 TOP = 20
-EOS = 2
+# After each prompt of a trained model: after the same tokens, and freely.
+FORCED, FREE = 16, 64
 # Quantized by both; those of 256 weights a block where all rows are whole blocks.
 SMALL = ["Q8_0", "Q4_0"]
 LARGE = [*SMALL, "Q4_K_M", "Q5_K_M", "Q6_K"]
@@ -88,6 +94,18 @@ WIDE = {
     "qwen3_5-wide": ("Qwen3_5", BIG_DELTA, {}),
     "qwen3_5_moe-wide": ("Qwen3_5Moe", {**BIG_DELTA, **BIG_SHARED}, {}),
     "qwen3_next-wide": ("Qwen3Next", {**BIG_DELTA, **BIG_SHARED, "rope_parameters": make_golden.QUARTER}, {}),
+}
+
+DEMO = ROOT / "models/demo/demo.gguf"
+ASKED = "<|endoftext|><|user|>{}<|end|><|assistant|>"
+# What trained models are asked, whether a token begins it, and the token that ends a text.
+TRAINED = {
+    "demo": ([ASKED.format(text) for text in (
+        "What is candlewick?", "how do i call it from python?", "what is the KV cache?", "what happens to a slow reader?",
+        "Tell me a story.", "A king had three sons.", "count from 3 to 9", "what is the capital of Spain?")], False, 4),
+    "stories260K": (["Once upon a time,", "Lily and her mom went to the park.", "The little dog was sad because",
+                     "Tom found a big red ball. He", "One day, a bird sat on a tree and", "\"I am sorry,\" said the cat.",
+                     "There was a girl named Anna who loved to", "It was a cold day and"], True, 2),
 }
 
 def vocabulary():
@@ -178,7 +196,7 @@ class Converter:
         out.add_token_types(types)
         out.add_token_merges(["a b"])
         out.add_bos_token_id(1)
-        out.add_eos_token_id(EOS)
+        out.add_eos_token_id(2)
 
     def write(self, directory, kind, file):
         arguments, sys.argv = sys.argv, ["convert_hf_to_gguf.py", str(directory), "--outtype", kind, "--outfile", str(file)]
@@ -204,7 +222,8 @@ class Ours:
 
 
 class Theirs:
-    def __init__(self, folder, file):
+    def __init__(self, folder, file, eos=2):
+        self.eos = eos
         with contextlib.closing(socket.socket()) as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -239,22 +258,22 @@ class Theirs:
                                          {"content-type": "application/json"})
         said = json.load(urllib.request.urlopen(request, timeout=120))
         tokens = said["tokens"][:count]
-        if said["stop_type"] == "eos" and tokens[-1:] != [EOS] and len(tokens) < count:
-            tokens.append(EOS)
+        if said["stop_type"] == "eos" and tokens[-1:] != [self.eos] and len(tokens) < count:
+            tokens.append(self.eos)
         tops = [{entry["id"]: entry["logprob"] for entry in place["top_logprobs"]}
                 for place in said.get("completion_probabilities", [])]
         return tokens, tops
 
 
-def compare(exact, other, prompts):
+def compare(exact, other, prompts, count=TOKENS):
     """How many choices of the other are the reference's, how much likelier those are where not, and the farthest
     log-probability."""
     same, gap, far = 0, 0.0, 0.0
     for prompt in prompts:
         chosen, tops = exact(prompt)
         at = 0
-        while at < TOKENS:
-            others, other_tops = other.go_on(prompt + chosen[:at], TOKENS - at)
+        while at < count:
+            others, other_tops = other.go_on(prompt + chosen[:at], count - at)
             if not others:
                 raise Refused("says nothing")
             for token, top in itertools.zip_longest(others, other_tops[:len(others)], fillvalue={}):
@@ -294,6 +313,51 @@ def files(name, folder, options, converter):
                 yield writer, kind, refused
 
 
+def same_before(one, other):
+    """How many ids two texts have in common before they part."""
+    return next((at for at, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
+
+
+def trained(name, folder, options):
+    """Compares both programs on a trained model, quantized by either. Says whether float32 is the same in both."""
+    same = False
+    texts, begins, eos = TRAINED[name.stem]
+    program, quantizer = options.candlewick, options.folder / "llama-quantize"
+    exact = folder / "exact.gguf"
+    # Numbers as they are stored, widened.
+    run(quantizer, "--allow-requantize", name, exact, "F32")
+    begin = ["--add-special-tokens"] if begins else []
+    prompts = [json.loads(run(program, "tokenize", name, "--text", text, *begin)) for text in texts]
+    until_end = lambda ids: ids[:ids.index(eos) + 1] if eos in ids else ids
+    width = json.loads(run(program, "inspect", name, "--json"))["hidden_size"]
+    kinds = LARGE if width % 256 == 0 else SMALL
+    for writer, kind in itertools.product(("candlewick", "llama.cpp"), ("F32", *kinds)):
+        if kind == "F32" and writer == "llama.cpp" or options.kinds and kind not in ("F32", *options.kinds):
+            continue
+        file = exact if kind == "F32" else folder / f"{writer}-{kind}.gguf"
+        row = f"| {name.stem} | {writer if kind != 'F32' else ''} | {kind} |"
+        try:
+            if kind != "F32" and writer == "candlewick":
+                run(program, "quantize", "-q", kind.lower(), exact, file)
+            elif kind != "F32":
+                run(quantizer, exact, file, kind)
+            reference, ours = Ours(program, file, "float32"), Ours(program, file, "auto")
+            wanted = {tuple(prompt): reference.go_on(prompt, FREE) for prompt in prompts}
+            first = lambda prompt: tuple(part[:FORCED] for part in wanted[tuple(prompt)])
+            free = [until_end(ids) for ids, _ in wanted.values()]
+            with Theirs(options.folder, file, eos) as theirs:
+                forced = [compare(first, other, prompts, FORCED)[0] for other in (theirs, ours)]
+                written = [[until_end(other.go_on(prompt, FREE)[0]) for prompt in prompts] for other in (theirs, ours)]
+        except Refused as refused:
+            print(f"{row} {refused} |", flush=True)
+            continue
+        pairs = [(written[0], free), (written[1], free), tuple(written)]
+        same |= kind == "F32" and forced == [FORCED * len(prompts)] * 2
+        common = [f"{sum(map(same_before, *pair))} ({sum(map(list.__eq__, *pair))})" for pair in pairs]
+        print(f"{row} {forced[0]} / {forced[1]} | {sum(map(len, free))} | {common[0]} / {common[1]} | {common[2]} |", flush=True)
+    return same
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("folder", type=pathlib.Path, help="llama.cpp's programs")
@@ -302,13 +366,24 @@ def main():
     options.add_argument("--converter", type=pathlib.Path, help="convert_hf_to_gguf.py")
     options.add_argument("--kinds", nargs="*", help="f32 and these alone")
     options = options.parse_args()
-    converter = Converter(options.converter or options.folder.parent / "convert_hf_to_gguf.py")
     torch.set_num_threads(1)
+    names = [DEMO if name == "demo" else name for name in options.names]
+    files_of_models = [pathlib.Path(name) for name in names if str(name).endswith(".gguf")]
+    if files_of_models:
+        print(f"| Model | Quantized by | Kind | float32's of {FORCED * 8} | float32's ids | of those (whole texts) | both alike |")
+        print("|---" * 7 + "|")
     failed = 0
+    for name in files_of_models:
+        with tempfile.TemporaryDirectory() as folder:
+            failed += not trained(name, pathlib.Path(folder), options)
+    names = [name for name in names if not str(name).endswith(".gguf")]
+    if files_of_models and not names:
+        sys.exit(1 if failed else 0)
+    converter = Converter(options.converter or options.folder.parent / "convert_hf_to_gguf.py")
     print("| Checkpoint | Written by | Kind | llama.cpp: same of 128 | gap | log-probability ", end="")
     print("| candlewick: same | gap | log-probability |")
     print("|---" * 9 + "|")
-    for name in options.names or [*sorted(entry.name for entry in GOLDEN.iterdir()), *WIDE]:
+    for name in names or [*sorted(entry.name for entry in GOLDEN.iterdir()), *WIDE]:
         with tempfile.TemporaryDirectory() as folder:
             made = files(name, pathlib.Path(folder), options, converter)
             prompts = next(made)

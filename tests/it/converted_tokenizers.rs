@@ -69,24 +69,40 @@ fn texts() -> Vec<String> {
     vectors.texts.into_iter().chain(fixed.map(str::to_owned)).chain(random).collect()
 }
 
-/// Holds that the file gives the ids and the texts of the directory for every text that `takes` it. Gives the file.
+/// Holds that the file gives the ids and the texts of the directory for every text that `takes` it. Gives the file. Of ways
+/// through a text that are as likely as each other, unigram may take another; and what stands for unknown text reads as it likes.
 fn assert_same(name: &str, directory: &TempDir, takes: impl Fn(&str) -> bool) -> Gguf {
     let path = converted(directory).unwrap();
     let own = Tokenizer::from_directory(directory.path()).unwrap().expect("a tokenizer");
     let new = load_tokenizer(Some(&path)).unwrap();
+    let gguf = Gguf::open(&path).unwrap();
+    let unk = gguf.token_id("tokenizer.ggml.unknown_token_id").unwrap();
+    let scores: Vec<f32> = gguf.array_f32("tokenizer.ggml.scores").unwrap().map(Iterator::collect).unwrap_or_default();
+    let is_unigram = gguf.string("tokenizer.ggml.model").unwrap() == Some("t5");
+    let mut tied = 0;
     let texts: Vec<String> = texts().into_iter().filter(|text| takes(text)).collect();
     assert!(texts.len() > 300, "{name}: {} texts", texts.len());
     for text in &texts {
         for framed in [false, true] {
             let ids = own.encode(text, framed).unwrap();
-            assert_eq!(new.encode(text, framed).unwrap(), ids, "{name}: {text:?}, framed {framed}");
+            let got = new.encode(text, framed).unwrap();
+            let sum = |ids: &[TokenId]| ids.iter().map(|id| f64::from(scores[id.index()])).sum::<f64>();
+            if got != ids && is_unigram && (sum(&got) - sum(&ids)).abs() < 1e-4 {
+                tied += 1;
+                continue;
+            }
+            assert_eq!(got, ids, "{name}: {text:?}, framed {framed}");
+            if unk.is_some_and(|unk| ids.contains(&unk)) {
+                continue;
+            }
             for skip_special in [false, true] {
                 let decoded = own.decode(&ids, skip_special);
                 assert_eq!(new.decode(&ids, skip_special), decoded, "{name}: {text:?}, {skip_special}");
             }
         }
     }
-    Gguf::open(&path).unwrap()
+    assert!(tied * 20 < texts.len(), "{name}: {tied} of {} texts", texts.len());
+    gguf
 }
 
 /// One more piece at the end of a sentencepiece model: protobuf messages are put together by writing one behind the other.
@@ -320,6 +336,74 @@ fn a_metaspace_gives_the_ids_of_texts_that_have_no_space_first() {
 }
 
 #[test]
+fn unigram_keeps_its_pieces_and_what_happens_to_a_text_first() {
+    // Of what looks like spaces before a text, sentencepiece leaves out all, and GGUF's readers one.
+    let is_plain = |text: &str| !text.contains('\u{2581}');
+    let gguf = assert_same("unigram.model", &directory(&[("tokenizer.model", &fixture("unigram.model"))]), is_plain);
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let said = |gguf: &Gguf| {
+        let flag = |name: &str| gguf.bool(&key(name)).unwrap();
+        (flag("add_space_prefix"), flag("remove_extra_whitespaces"))
+    };
+    assert_eq!(gguf.string(&key("model")).unwrap(), Some("t5"));
+    assert_eq!(said(&gguf), (Some(true), Some(true)));
+    assert!(gguf.array_i64(&key("precompiled_charsmap")).unwrap().is_some_and(|bytes| bytes.count() > 100));
+
+    let file: Value = serde_json::from_slice(&fixture("metaspace.json")).unwrap();
+    let with = |normalizer: Value, pre_tokenizer: Value| {
+        let mut file = file.clone();
+        (file["normalizer"], file["pre_tokenizer"]) = (normalizer, pre_tokenizer);
+        directory(&[("tokenizer.json", file.to_string().as_bytes())])
+    };
+    let metaspace = &file["pre_tokenizer"];
+    let splits = json!({"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]});
+    let has_spaces_alone = |text: &str| text.chars().all(|c| c == ' ' || !c.is_whitespace() && c != '\u{2581}');
+    let gguf = assert_same("words", &with(Value::Null, splits), has_spaces_alone);
+    assert_eq!(said(&gguf), (Some(true), Some(true)));
+    let folds = json!({"type": "Sequence", "normalizers": [
+        {"type": "Strip", "strip_left": true, "strip_right": true},
+        {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+    ]});
+    let gguf = assert_same("folded", &with(folds, metaspace.clone()), has_spaces_alone);
+    assert_eq!(said(&gguf), (Some(true), Some(true)));
+    // Nothing is folded, and a space before a text is enough.
+    let begins_with_text = |text: &str| has_spaces_alone(text) && !text.starts_with(' ') && !text.contains("<|im_");
+    let gguf = assert_same("as it is", &with(Value::Null, metaspace.clone()), begins_with_text);
+    assert_eq!(said(&gguf), (Some(true), Some(false)));
+}
+
+#[test]
+fn what_a_file_cannot_say_of_unigram_is_refused_by_its_field() {
+    let refused = |change: Change<'_>| {
+        let mut file: Value = serde_json::from_slice(&fixture("metaspace.json")).unwrap();
+        change(&mut file);
+        let directory = directory(&[("tokenizer.json", file.to_string().as_bytes())]);
+        let error = converted(&directory).expect_err("is refused");
+        assert_eq!(error.code, Code::FailedPrecondition);
+        error.message
+    };
+    let lower = json!({"type": "Lowercase"});
+    let changes: [(Change<'_>, &str); 6] = [
+        (&|file| file["model"]["byte_fallback"] = json!(true), "model.byte_fallback: is true"),
+        (&|file| file["model"]["unk_id"] = Value::Null, "model.unk_id: is no id"),
+        (&|file| file["normalizer"] = lower.clone(), "normalizer: is {\"type\":\"Lowercase\"}"),
+        (&|file| file["pre_tokenizer"] = json!({"type": "Whitespace"}), "pre_tokenizer: is {\"type\":\"Whitespace\"}"),
+        (&|file| file["model"]["vocab"][9][0] = json!("a\u{2581}b"), "the piece \"a\u{2581}b\" goes across one"),
+        (
+            &|file| {
+                file["normalizer"] = json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "});
+                file["pre_tokenizer"]["prepend_scheme"] = json!("never");
+            },
+            "\"prepend_scheme\":\"never\"",
+        ),
+    ];
+    for (change, field) in changes {
+        let why = refused(change);
+        assert!(why.contains("tokenizer.json: ") && why.contains(field), "{why}, not {field}");
+    }
+}
+
+#[test]
 fn what_a_file_cannot_say_of_a_tokenizer_is_refused_by_its_field() {
     let refused = |directory: &TempDir| {
         let error = converted(directory).expect_err("is refused");
@@ -331,8 +415,12 @@ fn what_a_file_cannot_say_of_a_tokenizer_is_refused_by_its_field() {
     let whole = piece("<h1>", TokenType::UserDefined);
     let count = pieces().len();
     for (bytes, field) in [
-        (fixture("unigram.model"), "trainer_spec.model_type: is not 2".to_owned()),
-        (fixture("char.model"), "trainer_spec.model_type: is not 2".to_owned()),
+        (fixture("unigram-symbols.model"), "pieces: have bytes".to_owned()),
+        (
+            [&fixture("unigram.model")[..], &rule(DUMMY_PREFIX, false)].concat(),
+            "add_dummy_prefix: is false beside".to_owned(),
+        ),
+        (fixture("char.model"), "trainer_spec.model_type: is neither 1".to_owned()),
         (fixture("bpe-unknown.model"), "pieces: are without some of the bytes".to_owned()),
         ([&bpe[..], &rule(REMOVE_EXTRA_WHITESPACES, true)].concat(), "remove_extra_whitespaces: is true".to_owned()),
         ([&bpe[..], &rule(5, false)].concat(), "escape_whitespaces: is false".to_owned()),
@@ -346,11 +434,9 @@ fn what_a_file_cannot_say_of_a_tokenizer_is_refused_by_its_field() {
         assert!(why.contains("tokenizer.model: ") && why.contains(&field), "{why}, not {field}");
     }
     let named = |name: &str, put: &str| refused(&directory(&[(put, &fixture(name))]));
-    for (name, why) in [
-        ("metaspace.json", "model.type: is \"Unigram\"; BPE is converted"),
-        ("wordpiece.json", "model.type: is \"WordPiece\""),
-        ("word-suffix.json", "model.byte_fallback: is not true"),
-    ] {
+    for (name, why) in
+        [("wordpiece.json", "model.type: is \"WordPiece\""), ("word-suffix.json", "model.byte_fallback: is not true")]
+    {
         let said = named(name, "tokenizer.json");
         assert!(said.contains(why), "{said}");
     }

@@ -97,7 +97,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("tokenizers", &["text/tokenizer"]),
     ("regex_automata", &["text/pattern"]),
     ("fancy_regex", &["text/pattern"]),
-    ("base64", &["text/tiktoken_file", "text/tokenizer_json", "server/openai/embeddings"]),
+    ("base64", &["text/tiktoken_file", "text/tokenizer_json", "convert/vocab/unigram", "server/openai/embeddings"]),
     ("zip", &["server/vllm_engine"]),
     ("sha2", &["config/keys", "server/vllm_engine", "engine/stream", "text/chat_template", "weights/fingerprint"]),
     ("tokio_rustls", &["server/tls"]),

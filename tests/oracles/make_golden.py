@@ -3,7 +3,6 @@
 of it in float32 on the CPU: the last logits, the best token at each position and 32 greedy tokens for four prompts.
 
 usage: make_golden.py [NAME ...]      default: all of CASES
-       make_golden.py --bfloat16 NAME ...     measures transformers' own bfloat16 on checkpoints that are there
 needs: transformers, torch
 
 A seed is taken whose two best logits are never nearer than MARGIN, so that the best token does not hang on the order of
@@ -187,22 +186,6 @@ def write(out, model, results, how):
     (out / "golden.json").write_text(json.dumps(golden))
 
 
-def measure(name):
-    """Adds how far transformers' own bfloat16 is from its float32 to a checkpoint's results, as a share of the logits' length."""
-    kind, _, options = CASES[name]
-    model = getattr(transformers, f"{kind}ForCausalLM").from_pretrained(
-        OUT / name, dtype=torch.bfloat16, attn_implementation="eager").eval()
-    path = OUT / name / "golden.json"
-    golden = json.loads(path.read_text())
-    for prompt in golden["prompts"]:
-        with torch.no_grad():
-            logits = run(model, prompt["ids"], options.get("stepwise", False))[0][-1].double()
-        exact = torch.tensor(prompt["last_logits"]).double()
-        prompt["bfloat16_distance"] = float((logits - exact).norm() / exact.norm())
-        print(f"{name}, {len(prompt['ids'])} tokens: {prompt['bfloat16_distance']:.3g}")
-    path.write_text(json.dumps(golden))
-
-
 def make(name):
     for seed in range(1, 200):
         model = checkpoint(name, seed)
@@ -222,9 +205,5 @@ def make(name):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1:2] == ["--bfloat16"]:
-        for name in sys.argv[2:]:
-            measure(name)
-    else:
-        for name in sys.argv[1:] or CASES:
-            make(name)
+    for name in sys.argv[1:] or CASES:
+        make(name)

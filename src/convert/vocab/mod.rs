@@ -3,6 +3,7 @@
 
 mod byte_level;
 mod sentencepiece;
+mod unigram;
 
 use std::path::{Path, PathBuf};
 
@@ -186,12 +187,14 @@ fn of_json(path: PathBuf, config: &ModelConfig, settings: &TokenizerConfig) -> R
     }
     // Where nothing says it, the frame that the tokenizer puts around a text does.
     let frame = file["post_processor"].to_string();
-    let framed = settings.bos_token.as_ref().is_some_and(|bos| frame.contains(&Value::from(bos.as_str()).to_string()));
+    let framed = |token: &Option<String>| {
+        token.as_ref().is_some_and(|token| frame.contains(&Value::from(token.as_str()).to_string()))
+    };
     let mut vocab = GgufVocab {
         path,
         tokens,
         token_types,
-        add_bos: Some(settings.add_bos_token.unwrap_or(framed)),
+        add_bos: Some(settings.add_bos_token.unwrap_or(framed(&settings.bos_token))),
         add_eos: settings.add_eos_token,
         ..GgufVocab::default()
     };
@@ -208,8 +211,13 @@ fn of_json(path: PathBuf, config: &ModelConfig, settings: &TokenizerConfig) -> R
             let why = "is not true; byte-level BPE, and sentencepiece's with all bytes are converted";
             return Err(wrong("model.byte_fallback", why.into()));
         }
+        ("Unigram", _) => {
+            // Without a word GGUF puts an end behind a text, as T5 does.
+            vocab.add_eos = Some(settings.add_eos_token.unwrap_or(framed(&settings.eos_token)));
+            unigram::fill(&mut vocab, &file)?;
+        }
         _ => {
-            let why = format!("is {kind:?}; BPE is converted, byte-level or sentencepiece's");
+            let why = format!("is {kind:?}; BPE (byte-level or sentencepiece's) and Unigram are converted");
             return Err(wrong("model.type", why));
         }
     }
@@ -237,6 +245,10 @@ fn tokens(file: &Value, size: usize, path: &Path) -> Result<(Vec<String>, Vec<To
         types[id] = kind;
         Ok(())
     };
+    // A list in unigram, with scores, and a map in BPE.
+    for (id, entry) in (0..).zip(file["model"]["vocab"].as_array().into_iter().flatten()) {
+        set(id, entry[0].as_str().unwrap_or_default(), TokenType::Normal)?;
+    }
     for (token, id) in file["model"]["vocab"].as_object().into_iter().flatten() {
         set(id.as_u64().unwrap_or(u64::MAX), token, TokenType::Normal)?;
     }
@@ -257,6 +269,11 @@ fn keys(vocab: &GgufVocab) -> Vec<(&'static str, NewValue)> {
         ("add_bos_token", vocab.add_bos.map(NewValue::bool)),
         ("add_eos_token", vocab.add_eos.map(NewValue::bool)),
         ("add_space_prefix", vocab.add_space_prefix.map(NewValue::bool)),
+        ("remove_extra_whitespaces", vocab.remove_extra_whitespaces.map(NewValue::bool)),
+        (
+            "precompiled_charsmap",
+            Some(&vocab.precompiled_charsmap).filter(|map| !map.is_empty()).map(|map| NewValue::u8s(map)),
+        ),
         ("unknown_token_id", vocab.unk.map(NewValue::u32)),
         ("tokens", Some(NewValue::strings(&vocab.tokens))),
         ("scores", (!vocab.scores.is_empty()).then(|| NewValue::f32s(&vocab.scores))),

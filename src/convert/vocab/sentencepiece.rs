@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How pieces write a space.
-const SPACE: &str = "\u{2581}";
+pub(super) const SPACE: &str = "\u{2581}";
 
 /// Says how a vocabulary merges.
 pub(super) fn fill(vocab: &mut GgufVocab, file: &Value, merges: &[(&str, &str)]) -> Result<()> {
@@ -165,7 +165,7 @@ fn space_prefix(vocab: &GgufVocab, file: &Value) -> Result<bool> {
 }
 
 /// The steps of a part: those of a `Sequence`, or the part itself.
-fn steps<'v>(part: &'v Value, list: &str) -> impl Iterator<Item = &'v Value> {
+pub(super) fn steps<'v>(part: &'v Value, list: &str) -> impl Iterator<Item = &'v Value> {
     let many = part[list].as_array().map_or(&[][..], Vec::as_slice);
     let one = (!part.is_null() && part["type"] != "Sequence").then_some(part);
     many.iter().chain(one)

@@ -29,7 +29,7 @@ use crate::{
         served::ServedConfig,
         shapes::tensor_shapes,
     },
-    config::{EngineConfig, LoadFormat, LoraArgs, LoraModule, MachineFacts, ModelArgs, ModelFacts},
+    config::{EngineConfig, HubArgs, LoadFormat, LoraArgs, LoraModule, MachineFacts, ModelArgs, ModelFacts},
     engine::{
         Adapters, ExecutorFactory, ModelImpl, ModelInfo, ModelText,
         runner::{Runner, RunnerConfig},
@@ -208,7 +208,7 @@ fn load_on<T: Planned>(
     }
     let parts = match args.model.as_deref() {
         None => demo::parts()?,
-        Some(model) => located_parts(&locate(args, model, progress)?, model, args.load_format)?,
+        Some(model) => located_parts(&locate(model, &args.hub, Wanted::Model, progress)?, model, args.load_format)?,
     };
     let parts = with_chat_options(parts, args)?;
     let &ModelArgs { dtype, quantization, kv_cache_dtype, .. } = args;
@@ -238,46 +238,48 @@ pub fn load_tokenizer(path: Option<&Path>) -> Result<Tokenizer> {
     let Some(path) = path else {
         return demo::parts()?.tokenizer.ok_or_else(|| Error::internal("the built-in model has no tokenizer"));
     };
-    let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-    let found = if path.is_dir() {
-        Tokenizer::from_directory(path)?
-    } else if is_gguf {
-        vocab::gguf_vocab(&Gguf::open(path)?)?.map(Tokenizer::from_gguf).transpose()?
-    } else {
-        Some(Tokenizer::from_file(path)?)
+    let found = match model_files(path) {
+        Ok(ModelFiles::Gguf(file)) => vocab::gguf_vocab(&Gguf::open(&file)?)?.map(Tokenizer::from_gguf).transpose()?,
+        _ if path.is_dir() => Tokenizer::from_directory(path)?,
+        _ => Some(Tokenizer::from_file(path)?),
     };
     found.ok_or_else(|| {
         Error::bad_file(path, "tokenizer", format!("is missing: none of {}", TOKENIZER_FILES.join(", ")))
     })
 }
 
-/// Downloads the model of the hub that `args` names, as far as it is not here, and says where its files are and why it is
-/// these. With `verify`, what is here already is checked too, and downloaded again where it is wrong.
+/// What of a model is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// All of it.
+    Model,
+    /// What its tokenizer is made of: of a directory all but the weights.
+    Tokenizer,
+}
+
+/// The directory or GGUF file of the model that is called `model`: a path, or a name of the hub, whose files are downloaded
+/// as far as they are not here.
+///
+/// # Errors
+/// `InvalidArgument` for what can be neither; the hub's.
+pub fn find(model: &str, hub: &HubArgs, wanted: Wanted, progress: &mut dyn FnMut(LoadProgress)) -> Result<PathBuf> {
+    Ok(locate(model, hub, wanted, progress)?.path().to_owned())
+}
+
+/// Downloads a model of the hub, as far as it is not here, and says where its files are and why it is these. With `verify`,
+/// what is here already is checked too, and downloaded again where it is wrong.
 ///
 /// # Errors
 /// `InvalidArgument` for what cannot be a model of the hub; the hub's.
-pub fn fetch(args: &ModelArgs, verify: bool, progress: &mut dyn FnMut(LoadProgress)) -> Result<Found> {
-    let model = args.model.as_deref().unwrap_or_default();
+pub fn fetch(model: &str, hub: &HubArgs, verify: bool, progress: &mut dyn FnMut(LoadProgress)) -> Result<Found> {
     if is_path(model) {
         return Err(Error::invalid("model", format!("{model} is a path here, not a model of the hub")));
     }
-    let found = on_hub(args, model, verify, progress)?;
+    let options = HubOptions { verify, ..hub_options(hub) };
+    let found = on_hub(model, &options, progress)?;
     // What cannot be served is said now and not when it is wanted.
     model_files(&found.path)?;
     Ok(found)
-}
-
-/// The directory or file of a model: its path, or where the cache has the files of a model of the hub, which is not asked.
-///
-/// # Errors
-/// What the cache lacks, and what to do about it; `InvalidArgument` for what can be neither.
-pub fn find(model: &Path, download_dir: Option<&Path>) -> Result<PathBuf> {
-    if model.exists() {
-        return Ok(model.to_owned());
-    }
-    let download_dir = download_dir.map(Path::to_owned);
-    let args = ModelArgs { offline: true, download_dir, ..ModelArgs::default() };
-    Ok(locate(&args, &model.to_string_lossy(), &mut |_| {})?.path().to_owned())
 }
 
 /// Where a model is.
@@ -302,25 +304,28 @@ fn is_path(model: &str) -> bool {
     path.exists() || path.is_absolute() || model.starts_with('.')
 }
 
-fn locate(args: &ModelArgs, model: &str, progress: &mut dyn FnMut(LoadProgress)) -> Result<Located> {
+fn locate(model: &str, hub: &HubArgs, wanted: Wanted, progress: &mut dyn FnMut(LoadProgress)) -> Result<Located> {
     if is_path(model) {
         return Ok(Located::Path(model.into()));
     }
-    let Found { path, why } = on_hub(args, model, false, progress)?;
+    let options = HubOptions { without_weights: wanted == Wanted::Tokenizer, ..hub_options(hub) };
+    let Found { path, why } = on_hub(model, &options, progress)?;
     tracing::info!("{why}");
     Ok(Located::Hub(path))
 }
 
-fn on_hub(args: &ModelArgs, model: &str, verify: bool, progress: &mut dyn FnMut(LoadProgress)) -> Result<Found> {
-    let options = HubOptions {
+fn hub_options(args: &HubArgs) -> HubOptions {
+    HubOptions {
         revision: args.revision.clone(),
         cache_dir: args.download_dir.clone(),
         offline: args.offline,
-        verify,
         memory_bytes: MachineFacts::here().available_memory_bytes.map(|bytes| bytes as u64),
         ..HubOptions::default()
-    };
-    hub::resolve(model, &options, &mut |DownloadProgress { bytes, total_bytes }| {
+    }
+}
+
+fn on_hub(model: &str, options: &HubOptions, progress: &mut dyn FnMut(LoadProgress)) -> Result<Found> {
+    hub::resolve(model, options, &mut |DownloadProgress { bytes, total_bytes }| {
         progress(LoadProgress::Downloading { bytes, total_bytes });
     })
 }

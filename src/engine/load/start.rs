@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use super::{LoadProgress, device, load_on, memory::ModelMemory};
 use crate::{
-    config::{EngineArgs, LoraArgs, MachineFacts, ModelArgs, ModelFacts, resolve},
+    config::{EngineArgs, HubArgs, LoraArgs, MachineFacts, ModelArgs, ModelFacts, resolve},
     engine::{Engine, drill},
     error::{Error, Result},
     telemetry::Telemetry,
@@ -51,7 +51,7 @@ impl ModelSource {
             chat_template: None,
             tool_call_parser: None,
             reasoning_parser: None,
-            revision: None,
+            hub: HubArgs { revision: None, ..self.model.hub.clone() },
             ..self.model.clone()
         };
         let lora = LoraArgs { lora_modules: Vec::new(), ..self.lora.clone() };

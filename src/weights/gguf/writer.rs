@@ -84,6 +84,14 @@ impl NewValue {
         Self::typed(Kind::Array, bytes)
     }
 
+    /// A list of bytes.
+    #[must_use]
+    pub fn u8s(list: &[u8]) -> Self {
+        let mut bytes = array_head(Kind::U8, list.len());
+        bytes.extend(list);
+        Self::typed(Kind::Array, bytes)
+    }
+
     /// A list of signed numbers of 32 bits.
     #[must_use]
     pub fn i32s(list: &[i32]) -> Self {

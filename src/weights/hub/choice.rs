@@ -58,6 +58,12 @@ pub(super) struct Choice<'a> {
 }
 
 impl Choice<'_> {
+    /// The same without safetensors. A GGUF file is one piece.
+    pub(super) fn without_weights(mut self) -> Self {
+        self.files.retain(|file| !is_safetensors(&file.path));
+        self
+    }
+
     /// Of all files together.
     pub(super) fn bytes(&self) -> u64 {
         bytes(&self.files)

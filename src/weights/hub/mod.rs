@@ -55,6 +55,8 @@ pub struct HubOptions {
     pub offline: bool,
     /// Check what the cache holds too, instead of what is downloaded alone: that costs reading it.
     pub verify: bool,
+    /// Leave out the safetensors of a directory, for who wants what stands beside them.
+    pub without_weights: bool,
     /// In place of `HF_ENDPOINT` or the public hub.
     pub endpoint: Option<String>,
     /// In place of `HF_TOKEN` or the file that logging in leaves.
@@ -73,6 +75,7 @@ impl Default for HubOptions {
             revision: None,
             offline: false,
             verify: false,
+            without_weights: false,
             endpoint: None,
             token: None,
             cache_dir: None,
@@ -165,7 +168,7 @@ impl Search<'_> {
             Err(error) => return Err(explain(self.model, &error)),
         };
         let found = async {
-            let choice = choose(&self.name, &files, options.memory_bytes)?;
+            let choice = self.choose(&files)?;
             let hub = Hub::new(client.endpoint(), token, options.retry_delay)?;
             let meter = Meter::new(choice.bytes(), reports);
             let wanted = stream::iter(choice.files.iter().copied().map(Ok::<_, Error>));
@@ -175,6 +178,11 @@ impl Search<'_> {
             Ok::<_, Error>(self.found(&choice, &commit))
         };
         found.await.map_err(|error| error.context(format_args!("model {}", self.model)))
+    }
+
+    fn choose<'a>(&self, files: &'a [RepoFile]) -> Result<Choice<'a>> {
+        let choice = choose(&self.name, files, self.options.memory_bytes)?;
+        Ok(if self.options.without_weights { choice.without_weights() } else { choice })
     }
 
     /// The commit that the revision is, and its files.
@@ -257,8 +265,7 @@ impl Search<'_> {
             return Err(missing(format!("its revision {revision} has not been downloaded to {root}{alike}")));
         };
         let files = self.cache.files(&commit);
-        let choice = choose(&self.name, &files, self.options.memory_bytes);
-        let choice = choice.map_err(|error| missing(format!("of what has been downloaded, {error}")))?;
+        let choice = self.choose(&files).map_err(|error| missing(format!("of what has been downloaded, {error}")))?;
         let found = self.found(&choice, &commit);
         for file in choice.files.iter().filter(|_| self.options.verify) {
             let path = self.cache.snapshot(&commit).join(&file.path);

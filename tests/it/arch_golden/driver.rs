@@ -42,8 +42,6 @@ pub(super) struct GoldenPrompt {
     pub(super) argmax: Vec<u32>,
     /// 32 tokens, each the most likely after those before it.
     pub(super) greedy: Vec<u32>,
-    /// How far the reference's own bfloat16 is from `last_logits`, as a share of their length, where it was measured.
-    pub(super) bfloat16_distance: Option<f64>,
 }
 
 pub(super) fn fixture(name: &str) -> PathBuf {

@@ -1,4 +1,4 @@
-//! Models of experts in bfloat16 beside float32: which experts each token gets, and how near those stood that it lost.
+//! Models of experts in fewer bits beside float32: which experts each token gets, and how near those stood that it lost.
 //!
 //! A token that stands between two experts may get the other one where what led to its scores was rounded, and nothing bounds
 //! what its logits are then, nor those of the tokens that see its keys. So such a token is sent where float32 sends it, and
@@ -12,6 +12,7 @@ use std::{
 
 use candle_core::Tensor;
 use candlewick::{
+    arch::Model,
     config::Dtype,
     error::Result,
     ids::TokenId,
@@ -24,19 +25,40 @@ use super::{
     driver::{Driver, config, distance, golden, load_model, tokens},
 };
 
-/// How far from float32 the logits of a prompt's tokens may be together, as a share of their length, and those of one token:
-/// tokens differ in how far rounding moves them, and in models without experts up to 8e-2 of one token's was measured.
-const TOGETHER: f64 = 2e-2;
-const ALONE: f64 = 6e-2;
+/// How far from float32 the logits of a prompt's tokens may be together in bfloat16, as a share of their length.
+const BFLOAT16: f64 = 2e-2;
 
-/// How far from float32 a router's scores may be together, as a share of their root mean square. A router is a head: it
-/// multiplies the normed stream in float32, so its scores are as far off as logits are. There are hundreds of them here, where
-/// logits are tens of thousands, so that their mean is less sure: a quarter more.
-const SCORES: f64 = 1.25 * TOGETHER;
+/// How far float32 may rank one expert above another that was preferred, as a multiple of how far its router's scores are off: the
+/// difference of two scores is off by the root of two times what one is, and one such difference
+/// among hundreds is three times as large.
+const LEAD: f64 = 3.0 * std::f64::consts::SQRT_2;
 
-/// How far float32 may rank one expert above another that bfloat16 prefers, as a share of the same. The difference of two
-/// scores is off by the root of two times what one is, and one such difference among hundreds is three times as large.
-const LEAD: f32 = 3.0 * std::f32::consts::SQRT_2 * TOGETHER as f32;
+/// How far what is computed in fewer bits may be from float32.
+#[derive(Clone, Copy)]
+pub(super) struct Bounds {
+    /// The logits of a prompt's tokens together, as a share of their length.
+    together: f64,
+    /// Those of one token: tokens differ in how far rounding moves them, and in models without experts up to four times as far
+    /// was measured.
+    alone: f64,
+    /// A router's scores together, as a share of their root mean square. A router is a head: it multiplies the normed stream in
+    /// float32, so its scores are as far off as logits are. There are hundreds of them here, where logits are tens of
+    /// thousands, so that their mean is less sure: a quarter more.
+    scores: f64,
+    /// What a router's scores count as off at the least, where the experts of a token are others: few of them say little.
+    off: f64,
+}
+
+impl Bounds {
+    pub(super) fn new(together: f64) -> Self {
+        Self { together, alone: 3.0 * together, scores: 1.25 * together, off: BFLOAT16 }
+    }
+
+    /// The same for random weights that magnify what rounding does, of some tokens many times as much as of most.
+    pub(super) fn magnified(together: f64) -> Self {
+        Self { off: together / 2.0, ..Self::new(together) }
+    }
+}
 
 /// What a router scored each token of a prompt.
 struct Scored {
@@ -115,13 +137,13 @@ fn greatest(numbers: &[f32], count: usize) -> BTreeSet<usize> {
 }
 
 /// By how much float32 ranks the best that a token lost above the least that it got instead, experts or groups of them.
-fn lead(routing: &Routing, float32: &[f32], bfloat16: &[f32]) -> f32 {
-    let [wanted, got] = [float32, bfloat16].map(|scores| ranks(routing, scores));
+fn lead(routing: &Routing, float32: &[f32], rounded: &[f32]) -> f32 {
+    let [wanted, got] = [float32, rounded].map(|scores| ranks(routing, scores));
     let [wanted_groups, got_groups] = [&wanted, &got].map(|ranks| groups(routing, ranks));
     let open = |groups: &[f32]| greatest(groups, routing.groups.1);
     let (numbers, before, after) = match (open(&wanted_groups), open(&got_groups)) {
         (before, after) if before != after => (wanted_groups, before, after),
-        _ => (wanted, experts(routing, float32), experts(routing, bfloat16)),
+        _ => (wanted, experts(routing, float32), experts(routing, rounded)),
     };
     let lost = before.difference(&after).map(|place| numbers[*place]).fold(f32::NEG_INFINITY, f32::max);
     let won = after.difference(&before).map(|place| numbers[*place]).fold(f32::INFINITY, f32::min);
@@ -137,75 +159,100 @@ fn run(driver: &mut Driver, listener: Listener, ids: &[TokenId]) -> (Vec<Vec<f32
     (logits, listener)
 }
 
-/// The scores of a token in float32 and in bfloat16.
+/// The scores of a token in float32 and in fewer bits.
 struct Pair {
     token: usize,
     float32: Vec<f32>,
-    bfloat16: Vec<f32>,
+    rounded: Vec<f32>,
 }
 
-/// What a checkpoint's routers said in both runs, prompt after prompt, by router; and how far logits were off.
-fn both_runs(name: &str) -> (BTreeMap<String, (Routing, Vec<Pair>)>, f64) {
+/// What was said of a prompt in both runs.
+struct Runs {
+    /// In float32, and in fewer bits with each token sent where float32 sends it; a row each token.
+    logits: [Vec<Vec<f32>>; 2],
+    /// By router.
+    routers: BTreeMap<String, (Routing, Vec<Pair>)>,
+}
+
+/// A checkpoint's prompts through it in float32 and in fewer bits.
+fn both_runs(name: &str, models: [Arc<dyn Model>; 2]) -> Vec<Runs> {
     let num_experts = config(name).moe.expect("experts").num_experts;
-    let [mut exact, mut rounded] = [Dtype::Float32, Dtype::Bfloat16].map(|dtype| Driver::new(load_model(name, dtype)));
+    let [mut exact, mut rounded] = models.map(Driver::new);
     let listener = |float32| Listener { num_experts, float32, heard: Mutex::default() };
     let heard = |listener: &Listener| std::mem::take(&mut *listener.heard.lock().expect("no panic"));
-    let (mut routers, mut farthest) = (BTreeMap::<String, (Routing, Vec<Pair>)>::new(), 0.0f64);
+    let mut prompts = Vec::new();
     for prompt in golden(name).prompts {
         let ids = tokens(&prompt.ids);
         let plain = rounded.all_logits(&ids, ids.len());
         let (wanted, listened) = run(&mut exact, listener(None), &ids);
         let (got, listened) = run(&mut rounded, listener(Some(heard(&listened))), &ids);
-        let mut first_flip = ids.len();
+        let (mut routers, mut first_flip) = (BTreeMap::new(), ids.len());
         for (router, Scored { routing, rows }) in heard(&listened) {
             let float32 = &listened.float32.as_ref().expect("was given")[&router].rows;
             let pairs = float32.iter().cloned().zip(rows).enumerate();
-            let pairs = pairs.map(|(token, (float32, bfloat16))| Pair { token, float32, bfloat16 }).collect::<Vec<_>>();
-            let flipped = |pair: &&Pair| experts(&routing, &pair.float32) != experts(&routing, &pair.bfloat16);
+            let pairs = pairs.map(|(token, (float32, rounded))| Pair { token, float32, rounded }).collect::<Vec<_>>();
+            let flipped = |pair: &&Pair| experts(&routing, &pair.float32) != experts(&routing, &pair.rounded);
             first_flip = pairs.iter().find(flipped).map_or(first_flip, |pair| first_flip.min(pair.token));
-            routers.entry(router).or_insert_with(|| (routing, Vec::new())).1.extend(pairs);
+            routers.insert(router, (routing, pairs));
         }
         assert!(plain[..first_flip] == got[..first_flip], "{name}: who is not sent elsewhere is left alone");
-        for (token, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
-            let far = distance(got, wanted);
+        prompts.push(Runs { logits: [wanted, got], routers });
+    }
+    prompts
+}
+
+/// The logits of all tokens of a checkpoint's prompts, in float32 and in fewer bits, with each token sent where float32 sends it.
+pub(super) fn sent_where_float32_sends(name: &str, models: [Arc<dyn Model>; 2]) -> Vec<[Vec<Vec<f32>>; 2]> {
+    both_runs(name, models).into_iter().map(|runs| runs.logits).collect()
+}
+
+/// Holds that a model of experts in fewer bits, `models[1]`, gives float32's tokens the experts that they have there but where
+/// rounding decides, and with those all logits within the bounds. Says how many tokens got others.
+pub(super) fn hold_to_float32(name: &str, numbers: &str, models: [Arc<dyn Model>; 2], bounds: Bounds) -> usize {
+    let (mut routers, mut farthest) = (BTreeMap::<String, (Routing, Vec<Pair>)>::new(), 0.0f64);
+    for Runs { logits: [wanted, got], routers: of_prompt } in both_runs(name, models) {
+        for (token, (row, exact)) in got.iter().zip(&wanted).enumerate() {
+            let far = distance(row, exact);
             farthest = farthest.max(far);
-            assert!(far < ALONE, "{name}, token {token} of {}: {far:e} away", ids.len());
+            assert!(far < bounds.alone, "{name}, token {token} of {}: {far:e} away", wanted.len());
         }
         let far = distance(&got.concat(), &wanted.concat());
-        assert!(far < TOGETHER, "{name}, {} tokens: {far:e} away", ids.len());
+        assert!(far < bounds.together, "{name}, {} tokens: {far:e} away", wanted.len());
+        for (router, (routing, pairs)) in of_prompt {
+            routers.entry(router).or_insert_with(|| (routing, Vec::new())).1.extend(pairs);
+        }
     }
-    (routers, farthest)
+    let (mut choices, mut flips, mut off, mut led) = (0, 0, 0.0f64, 0.0f32);
+    for (router, (routing, pairs)) in &routers {
+        let all = |of: fn(&Pair) -> &[f32]| pairs.iter().flat_map(of).copied().collect::<Vec<_>>();
+        let (float32, rounded) = (all(|pair| &pair.float32), all(|pair| &pair.rounded));
+        let far = distance(&rounded, &float32);
+        assert!(far < bounds.scores, "{name}, {router}: scores are {far:e} away");
+        (choices, off) = (choices + pairs.len(), off.max(far));
+        let scale = (float32.iter().map(|x| x * x).sum::<f32>() / float32.len() as f32).sqrt();
+        for Pair { token, float32, rounded } in pairs {
+            if experts(routing, float32) != experts(routing, rounded) {
+                let lead = lead(routing, float32, rounded) / scale / slope(routing);
+                let most = LEAD * far.max(bounds.off);
+                assert!((0.0..most).contains(&f64::from(lead)), "{name}, {router}, token {token}: {lead} apart");
+                (flips, led) = (flips + 1, led.max(lead));
+            }
+        }
+    }
+    println!(
+        "{name}: {flips} of {choices} choices are others in {numbers}, of experts up to {led:.4} of their router's scores apart; \
+         scores are {off:.4} off, logits of one token up to {farthest:.4}"
+    );
+    assert!(choices > 0, "{name}: nothing was routed");
+    flips
 }
 
 #[test]
 fn in_bfloat16_tokens_get_float32s_experts_but_where_rounding_decides_and_with_those_all_logits_are_near() {
-    let mut flips_of_all = 0;
-    for name in ROUTED {
-        let (routers, farthest) = both_runs(name);
-        let (mut choices, mut flips, mut off, mut led) = (0, 0, 0.0f64, 0.0f32);
-        for (router, (routing, pairs)) in &routers {
-            let all = |of: fn(&Pair) -> &[f32]| pairs.iter().flat_map(of).copied().collect::<Vec<_>>();
-            let (float32, bfloat16) = (all(|pair| &pair.float32), all(|pair| &pair.bfloat16));
-            let far = distance(&bfloat16, &float32);
-            assert!(far < SCORES, "{name}, {router}: scores are {far:e} away");
-            (choices, off) = (choices + pairs.len(), off.max(far));
-            let scale = (float32.iter().map(|x| x * x).sum::<f32>() / float32.len() as f32).sqrt();
-            for Pair { token, float32, bfloat16 } in pairs {
-                if experts(routing, float32) != experts(routing, bfloat16) {
-                    let lead = lead(routing, float32, bfloat16) / scale / slope(routing);
-                    assert!((0.0..LEAD).contains(&lead), "{name}, {router}, token {token}: {lead} apart");
-                    (flips, led) = (flips + 1, led.max(lead));
-                }
-            }
-        }
-        println!(
-            "{name}: {flips} of {choices} choices are others in bfloat16, of experts up to {led:.4} of their router's scores \
-             apart; scores are {off:.4} off, logits of one token up to {farthest:.4}"
-        );
-        assert!(choices > 0, "{name}: nothing was routed");
-        flips_of_all += flips;
-    }
-    assert!(flips_of_all > 0, "no token stood between two experts, so that this shows nothing of such");
+    let both = |name| [Dtype::Float32, Dtype::Bfloat16].map(|dtype| load_model(name, dtype));
+    let flips: usize =
+        ROUTED.iter().map(|name| hold_to_float32(name, "bfloat16", both(name), Bounds::new(BFLOAT16))).sum();
+    assert!(flips > 0, "no token stood between two experts, so that this shows nothing of such");
 }
 
 #[test]

@@ -17,6 +17,7 @@ use candlewick::{
 use super::{
     CHECKPOINTS, ROUTED,
     driver::{Driver, config, distance, golden, load_model, load_weights, tokens},
+    experts::{Bounds, hold_to_float32},
     gguf_file::write as write_gguf,
 };
 
@@ -76,8 +77,13 @@ fn a_gguf_file_of_any_format_gives_what_its_safetensors_give() {
             assert_eq!(model.info().num_parameters, load_model(name, Dtype::Auto).info().num_parameters);
             let logits = last_logits(model, name);
             let far = distance(&logits, &exact);
-            let is_routed = ROUTED.contains(&name) && format != GgmlDType::F32;
-            assert!(far < near || is_routed, "{name} in {own}: {far:e} away from float32");
+            if ROUTED.contains(&name) && format != GgmlDType::F32 {
+                // Some tokens stand between two experts; beside those logits are as near as everywhere.
+                let models = [load_model(name, Dtype::Float32), load_gguf(&path, name, Dtype::Auto)];
+                hold_to_float32(name, own, models, Bounds::new(near));
+            } else {
+                assert!(far < near, "{name} in {own}: {far:e} away from float32");
+            }
             if format == GgmlDType::BF16 {
                 assert!(distance(&logits, &bfloat16) < 1e-6, "{name}: BF16 in a GGUF file is not bfloat16 safetensors");
             }

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     blob, cache, large,
-    server::{FakeHub, TOKEN},
+    server::{FakeHub, PULL_REQUEST, TOKEN},
 };
 use crate::{
     cli::{candlewick, stderr, stdout},
@@ -88,4 +88,63 @@ fn a_disk_that_fills_up_keeps_what_came_and_the_next_run_goes_on() {
     stdout(&pull(""));
     assert!(fs::read(whole).unwrap() == bytes);
     assert_eq!(hub.downloads().last().unwrap().1, Some(format!("bytes={kept}-")));
+}
+
+#[test]
+fn whatever_takes_a_model_takes_one_of_the_hub_at_a_revision() {
+    let demo = fs::read(repository("models/demo/demo.gguf")).unwrap();
+    let hub = FakeHub::start(&[("demo-Q8_0.gguf", &demo), ("demo-Q4_0.gguf", b"less")]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("new.gguf").display().to_string();
+    for command in [
+        &["tokenize", "org/name:q8_0@refs/pr/1", "--text", "hello"][..],
+        &["tokenize", "org/name:q8_0", "--revision", "refs/pr/1", "--text", "hello"],
+        &["convert", "org/name:q8_0@refs/pr/1", &file],
+        &["convert", "org/name/demo-Q8_0.gguf", &file, "--revision", "refs/pr/1", "--force"],
+        &["generate", "org/name:q8_0@refs/pr/1", "--prompt", "hello", "--max-tokens", "1"],
+    ] {
+        let (cache, asked, downloaded) = (cache(), hub.asked().len(), hub.downloads().len());
+        let run = |more: &[&str]| with_hub(candlewick(&[command, more].concat()), &hub, &cache).output().unwrap();
+        stdout(&run(&[]));
+        let downloads = &hub.downloads()[downloaded..];
+        assert!(matches!(downloads, [(file, _)] if file == "demo-Q8_0.gguf"), "{command:?}: {downloads:?}");
+        let asked = &hub.asked()[asked..];
+        assert!(asked.iter().any(|asked| asked.path.contains(PULL_REQUEST)), "{command:?}: {asked:?}");
+        if command[0] == "tokenize" {
+            let asked = hub.asked().len();
+            stdout(&run(&["--offline"]));
+            assert_eq!(hub.asked().len(), asked, "it is there");
+        }
+    }
+}
+
+#[test]
+fn a_directory_of_the_hub_is_quantized_and_tokenized_without_its_weights() {
+    let read = |path: &str| fs::read(repository(path)).unwrap();
+    let golden = ["config.json", "model.safetensors"].map(|name| read(&format!("tests/fixtures/golden/llama/{name}")));
+    let tokenizer = read("tests/data/tokenizers/byte-level.json");
+    let cache = cache();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("new.gguf").display().to_string();
+    let hub = FakeHub::start(&[("config.json", &golden[0]), ("model.safetensors", &golden[1])]);
+    let run = |hub: &FakeHub, args: &[&str]| stdout(&with_hub(candlewick(args), hub, &cache).output().unwrap());
+    run(&hub, &["quantize", "org/name", &file, "-q", "q8_0"]);
+    let said: serde_json::Value = serde_json::from_str(&run(&hub, &["inspect", &file, "--json"])).unwrap();
+    assert!(said["tensors"]["Q8_0"]["tensors"].as_u64() > Some(0), "{said}");
+
+    let of_json =
+        FakeHub::start(&[("config.json", b"{}"), ("tokenizer.json", &tokenizer), ("model.safetensors", &[7; 64])]);
+    let another = super::cache();
+    let ids = |model: &str| {
+        let command = candlewick(&["tokenize", model, "--text", "hello world"]);
+        stdout(&with_hub(command, &of_json, &another).output().unwrap())
+    };
+    let own = repository("tests/data/tokenizers/byte-level.json").display().to_string();
+    assert_eq!(ids("org/name"), ids(&own));
+    let downloads: Vec<_> = of_json.downloads().into_iter().map(|(file, _)| file).collect();
+    assert_eq!(downloads.len(), 2, "{downloads:?}");
+    assert!(!downloads.iter().any(|file| file.contains("safetensors")), "{downloads:?}");
+    // Who wants the model later gets what is missing.
+    with_hub(candlewick(&["pull", "org/name"]), &of_json, &another).output().unwrap();
+    assert_eq!(of_json.downloads().last().unwrap().0, "model.safetensors");
 }
