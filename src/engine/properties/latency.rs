@@ -48,9 +48,9 @@ impl Machine {
     }
 
     fn time(&self, plan: &StepPlan, random: &mut Random) -> Duration {
-        let decodes = plan.rows.iter().filter(|row| row.query.len() == 1).count();
+        let decodes = plan.rows.iter().filter(|row| row.num_output_tokens > 0).count();
         let others = plan.token_ids.len() - decodes;
-        let prompts = plan.rows.iter().filter(|row| row.query.len() > 1);
+        let prompts = plan.rows.iter().filter(|row| row.num_output_tokens == 0);
         let seen: usize = prompts.map(|row| row.query.len() * (row.context_len as usize + row.query.len() / 2)).sum();
         let micros = self.step
             + self.decode * decodes as f64

@@ -9,11 +9,11 @@
 //! Measurements are averages that follow the machine. Each is kept from leaping, because one step during which the machine
 //! did something else says little; what fewer tokens than a block add is hardly more than steps differ by chance, and counts
 //! for less. While prompts go on and on, nothing would tell what decodes alone take by now: every
-//! [`PROBE`]th step therefore takes a single token.
+//! [`PROBE`]th step therefore takes none. Even a single token behind a long prompt reads all of its keys and values.
 
 use std::time::Duration;
 
-/// Steps with prompts in a row, of which the last one takes one token.
+/// Steps with prompts to compute in a row, of which the last one takes nothing of them.
 const PROBE: u32 = 32;
 /// What is planned for, as a part of the target: steps differ.
 const HEADROOM: f64 = 0.9;
@@ -21,8 +21,6 @@ const HEADROOM: f64 = 0.9;
 const GAIN: f64 = 0.3;
 /// How many times larger or smaller a measurement may be than the average that it enters.
 const LEAP: f64 = 4.0;
-/// Tokens in a step beside the decodes that still count as none.
-const HARDLY_ANY: usize = 1;
 /// Fewest tokens that a step gets but for a probe: with fewer a prompt reads all weights for next to nothing.
 const LEAST: usize = 4;
 
@@ -92,7 +90,7 @@ impl PrefillBudget {
         self.in_a_row += 1;
         if self.in_a_row >= PROBE {
             self.in_a_row = 0;
-            return HARDLY_ANY;
+            return 0;
         }
         let target = self.target.map_or(2.0 * decode_step, |target| target.as_nanos() as f64);
         let left = (target * HEADROOM - decode_step).max(0.0);
@@ -112,7 +110,7 @@ impl PrefillBudget {
         match (mix.decodes, mix.prefill_tokens) {
             (0, 0) => {}
             (0, _) => self.prefill_alone.record(nanos / tokens, 1.0),
-            (_, 0..=HARDLY_ANY) => self.decode_step.record(nanos, 1.0),
+            (_, 0) => self.decode_step.record(nanos, 1.0),
             (_, few) if few < self.block_size.min(LEAST) => {}
             (decodes, _) => {
                 if let Some(decode_step) = self.decode_step.0 {
@@ -173,8 +171,8 @@ mod tests {
         let mut budget = PrefillBudget::new(Some(5 * MS), 16);
         budget.record(10 * MS, DECODES);
         let tokens: Vec<_> = (0..64).map(|_| step(&mut budget, true, 10_000, 100).0).collect();
-        assert!(tokens.iter().all(|&tokens| tokens == 16 || tokens == 1), "{tokens:?}");
-        assert_eq!(tokens.iter().filter(|&&tokens| tokens == 1).count(), 2, "a probe now and then");
+        assert!(tokens.iter().all(|&tokens| tokens == 16 || tokens == 0), "{tokens:?}");
+        assert_eq!(tokens.iter().filter(|&&tokens| tokens == 0).count(), 2, "a probe now and then");
     }
 
     #[test]
