@@ -7,6 +7,8 @@
 use std::ops::Range;
 
 use crate::kernels::simd::{LANES, Simd};
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::simd::{avx512::Avx512, bf16::PairSimd};
 
 /// Sixteen neighbouring outputs.
 pub(super) type Vector = [f32; LANES];
@@ -25,6 +27,17 @@ impl<S: Simd, const P: usize> Panels<S, P> for [&[Vector]; P] {
     fn get(self, simd: S, panel: usize, k: usize) -> S::F {
         simd.load(&self[panel][k])
     }
+}
+
+/// Neighbouring entries that are two pairs: the first and the third, of the even chain, and the others, of the odd one.
+#[cfg(target_arch = "x86_64")]
+pub(super) const FOUR: usize = 4;
+
+/// Where a tile's pairs of weights come from.
+#[cfg(target_arch = "x86_64")]
+pub(super) trait PairPanels<const P: usize>: Copy {
+    /// Entries `k` and `k + 2` of a panel, the first in the high halves. Implementations are `#[inline(always)]`.
+    fn get(self, simd: PairSimd, panel: usize, k: usize) -> std::arch::x86_64::__m512i;
 }
 
 /// Sums of `R` rows by `P` panels, in registers as far as there are some.
@@ -88,6 +101,66 @@ impl<S: Simd, const R: usize, const P: usize> Chains<S, R, P> {
                 let group = simd.add(self.even[row][panel], self.odd[row][panel]);
                 sums[row][panel] = simd.add(group, sums[row][panel]);
             }
+        }
+    }
+}
+
+/// Adds a group's products to the sums so far: those of the pairs `x(row, four, chain)` with those of some panels, of
+/// whole fours each, one after another. The same bits as [`Chains`] give.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) fn add_group<const R: usize, const P: usize, const N: usize>(
+    simd: PairSimd,
+    parts: [(Range<usize>, impl PairPanels<P>); N],
+    x: impl Fn(usize, usize, usize) -> u32,
+    sums: &mut Tile<Avx512, R, P>,
+) {
+    let mut chains = Chains::new(simd.avx512());
+    if const { R * P <= BOTH_CHAINS } {
+        for (k, w) in parts {
+            let mut next = k.start;
+            while next < k.end {
+                add_pairs(simd, next, 0, &x, w, &mut chains.even);
+                add_pairs(simd, next, 1, &x, w, &mut chains.odd);
+                next += FOUR;
+            }
+        }
+    } else {
+        for (which, chain) in [(0, &mut chains.even), (1, &mut chains.odd)] {
+            let mut sums = *chain;
+            for (k, w) in &parts {
+                let mut next = k.start;
+                while next < k.end {
+                    add_pairs(simd, next, which, &x, *w, &mut sums);
+                    next += FOUR;
+                }
+            }
+            *chain = sums;
+        }
+    }
+    chains.add_to(simd.avx512(), sums);
+}
+
+/// Adds the products of one pair of each row and panel to a tile.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
+fn add_pairs<const R: usize, const P: usize>(
+    simd: PairSimd,
+    k: usize,
+    chain: usize,
+    x: &impl Fn(usize, usize, usize) -> u32,
+    w: impl PairPanels<P>,
+    sums: &mut Tile<Avx512, R, P>,
+) {
+    let mut weights = [w.get(simd, 0, k + chain); P];
+    for panel in 1..P {
+        weights[panel] = w.get(simd, panel, k + chain);
+    }
+    for row in 0..R {
+        let x = x(row, k / FOUR, chain);
+        for panel in 0..P {
+            sums[row][panel] = simd.dot(sums[row][panel], weights[panel], x);
         }
     }
 }

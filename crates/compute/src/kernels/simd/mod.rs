@@ -11,6 +11,8 @@ pub(crate) mod amx_integers;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod bf16;
 pub(crate) mod integers;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
@@ -273,6 +275,9 @@ pub(crate) enum Level {
     /// Those, and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(vnni::Vnni),
+    /// Those, and products of pairs of bfloat16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(bf16::Bf16),
     /// Those, and tiles of bfloat16 and of bytes.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     Amx(amx::Amx),
@@ -298,6 +303,8 @@ impl Level {
             avx512::Avx512::detect().map(Self::Avx512),
             #[cfg(target_arch = "x86_64")]
             vnni::Vnni::detect().map(Self::Avx512Vnni),
+            #[cfg(target_arch = "x86_64")]
+            bf16::Bf16::detect().map(Self::Avx512Bf16),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             amx::Amx::detect().map(Self::Amx),
         ];
@@ -316,6 +323,8 @@ impl Level {
             Self::Avx512(simd) => simd.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(vnni) => vnni.avx512().run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16(bf16) => bf16.avx512().run(kernel),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Self::Amx(amx) => amx.avx512().run(kernel),
         }
@@ -331,6 +340,8 @@ impl Level {
             Self::Avx512(_) => "AVX-512",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(_) => "AVX-512 and VNNI",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16(_) => "AVX-512 and BF16",
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Self::Amx(_) => "AVX-512 and AMX",
         }

@@ -5,6 +5,8 @@ use half::{bf16, f16};
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use crate::kernels::simd::amx::TileSimd;
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::simd::bf16::PairSimd;
 use crate::kernels::simd::{LANES, Simd};
 
 /// A float that keys and values are stored as.
@@ -20,6 +22,13 @@ pub(in super::super) trait CacheElement: Copy + Send + Sync + 'static {
     fn to_f32(self) -> f32;
     /// Widens sixteen of them, exactly.
     fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::F;
+    /// Pairs of bfloat16, the first in the high halves; of a type that is [`ROUNDED`](Self::ROUNDED).
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn load_pairs(simd: PairSimd, first: &[Self; LANES], second: &[Self; LANES]) -> std::arch::x86_64::__m512i {
+        let [first, second] = [first, second].map(|values| Self::load(simd.avx512(), values));
+        simd.pair(first, second)
+    }
     /// Rounds pairs to bfloat16 and lays them beside each other.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[inline(always)]
@@ -90,6 +99,13 @@ impl CacheElement for bf16 {
     fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::F {
         simd.load_bf16(bytemuck::cast_ref(from))
     }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn load_pairs(simd: PairSimd, first: &[Self; LANES], second: &[Self; LANES]) -> std::arch::x86_64::__m512i {
+        simd.pair_words(bytemuck::cast_ref(first), bytemuck::cast_ref(second))
+    }
+
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[inline(always)]
     fn store_pairs(simd: TileSimd, even: &[Self; LANES], odd: &[Self; LANES], to: &mut [u16; 2 * LANES]) {
