@@ -4,7 +4,7 @@
 //! the row's keys in tiles of 64. Four ways lead to the same bits:
 //!
 //! - [`matrix`]: many query vectors, where the machine has tiles and the cache fits them;
-//! - [`pairs`]: any number over bfloat16 where they lie, where the machine multiplies pairs of it;
+//! - [`pairs`]: more than few over bfloat16 where they lie, where the machine multiplies pairs of it;
 //! - [`widened`]: any number, over keys and values that are widened first;
 //! - [`in_place`]: few, over keys and values where they lie.
 
@@ -88,6 +88,9 @@ fn run<E: CacheElement>(level: Level, task: &Task<'_>, cache: &HeadCache<'_, E>,
     thread_local! {
         static VECTORS: RefCell<widened::Scratch> = RefCell::default();
     }
+    if in_place::suits(task) {
+        return VECTORS.with_borrow_mut(|scratch| in_place::run(level, task, cache, next, scratch));
+    }
     #[cfg(target_arch = "x86_64")]
     if let Level::Avx512Bf16(bf16) = level
         && E::ROUNDED
@@ -97,9 +100,6 @@ fn run<E: CacheElement>(level: Level, task: &Task<'_>, cache: &HeadCache<'_, E>,
             static PAIRS: RefCell<pairs::Scratch> = RefCell::default();
         }
         return PAIRS.with_borrow_mut(|scratch| pairs::run(bf16, task, cache, next, scratch));
-    }
-    if in_place::suits(task) {
-        return VECTORS.with_borrow_mut(|scratch| in_place::run(level, task, cache, next, scratch));
     }
     match level {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -4,8 +4,6 @@
 //! Two links of a chain are two entries apart, so pairs are made of four neighbours: the first and the third are of the
 //! even chain, the second and the fourth of the odd one.
 
-use std::arch::x86_64::__m512i;
-
 use super::{
     KEYS,
     head_cache::HeadCache,
@@ -15,11 +13,7 @@ use super::{
     widened::{self, Finish, put_sums, sums_of},
 };
 use crate::kernels::{
-    simd::{
-        LANES, Level, Simd,
-        avx512::Avx512,
-        bf16::{Bf16, PairKernel, PairSimd},
-    },
+    simd::{Kernel, LANES, Level, Simd, bf16::Bf16},
     store_kv::{KvCacheConfig, element::CacheElement},
 };
 
@@ -52,25 +46,26 @@ pub(super) fn run<E: CacheElement>(
     next: Option<&HeadCache<'_, E>>,
     scratch: &mut Scratch,
 ) {
-    scratch.begin(task);
+    let level = Level::Avx512Bf16(bf16);
+    scratch.begin(task, level.tile_rows());
     let first = task.key_tiles().next().map(|tile| tile.start);
     for tile in task.key_tiles() {
         let following = (tile.start + KEYS < tile.end).then_some((cache, tile.start + KEYS));
         let coming = following.or(next.zip(first));
         bf16.run(OneTile { task, cache, tile: &tile, coming, scratch });
     }
-    Level::Avx512Bf16(bf16).run(Finish(task, &scratch.shared));
+    level.run(Finish(task, &scratch.shared));
 }
 
 impl Scratch {
-    /// Makes room for a task's query vectors, and takes these in register tiles.
-    fn begin(&mut self, task: &Task<'_>) {
+    /// Makes room for a task's query vectors, and takes these in register tiles of at most `tile_rows`.
+    fn begin(&mut self, task: &Task<'_>, tile_rows: usize) {
         let (vectors, head_dim) = (task.vectors(), task.config.head_dim);
         self.shared.begin(task);
         self.queries.resize(self.queries.len().max(vectors * head_dim / 2), 0);
         self.weights.resize(self.weights.len().max(vectors), [0; KEYS]);
-        for tile in 0..vectors.div_ceil(Avx512::TILE_ROWS) {
-            let range = tile_range(vectors, Avx512::TILE_ROWS, tile);
+        for tile in 0..vectors.div_ceil(tile_rows) {
+            let range = tile_range(vectors, tile_rows, tile);
             let rows = range.len();
             let to = &mut self.queries[range.start * head_dim / 2..range.end * head_dim / 2];
             for (column, vector) in range.enumerate() {
@@ -85,10 +80,10 @@ impl Scratch {
     }
 }
 
-impl<E: CacheElement, const P: usize> PairPanels<P> for InPlace<'_, E, P> {
+impl<S: Simd, E: CacheElement, const P: usize> PairPanels<S, P> for InPlace<'_, E, P> {
     #[inline(always)]
-    fn get(self, simd: PairSimd, panel: usize, k: usize) -> __m512i {
-        let [first, second] = [k, k + 2].map(|k| self.entry(simd.avx512(), panel, k));
+    fn get(self, simd: S, panel: usize, k: usize) -> S::I {
+        let [first, second] = [k, k + 2].map(|k| self.entry(simd, panel, k));
         E::load_pairs(simd, first, second)
     }
 }
@@ -103,17 +98,19 @@ struct OneTile<'a, E> {
     scratch: &'a mut Scratch,
 }
 
-impl<E: CacheElement> PairKernel for OneTile<'_, E> {
+impl<E: CacheElement> Kernel for OneTile<'_, E> {
+    type Output = ();
+
     #[inline(always)]
-    fn run(mut self, simd: PairSimd) {
+    fn run<S: Simd>(mut self, simd: S) {
         let vectors = self.task.vectors();
-        for register_tile in 0..vectors.div_ceil(Avx512::TILE_ROWS) {
-            let vectors = tile_range(vectors, Avx512::TILE_ROWS, register_tile);
-            with_rows!(Avx512, vectors.len(), R => self.score::<R>(simd, vectors.start));
+        for register_tile in 0..vectors.div_ceil(S::TILE_ROWS) {
+            let vectors = tile_range(vectors, S::TILE_ROWS, register_tile);
+            with_rows!(S, vectors.len(), R => self.score::<S, R>(simd, vectors.start));
             for vector in vectors.clone() {
                 self.weigh(simd, vector);
             }
-            with_rows!(Avx512, vectors.len(), R => self.sum::<R>(simd, vectors.start));
+            with_rows!(S, vectors.len(), R => self.sum::<S, R>(simd, vectors.start));
         }
     }
 }
@@ -121,17 +118,17 @@ impl<E: CacheElement> PairKernel for OneTile<'_, E> {
 impl<E: CacheElement> OneTile<'_, E> {
     /// Scores of `R` query vectors with the tile's keys.
     #[inline(always)]
-    fn score<const R: usize>(&mut self, simd: PairSimd, first: usize) {
+    fn score<S: Simd, const R: usize>(&mut self, simd: S, first: usize) {
         if const { R <= FEW_ROWS } {
-            self.score_panels::<R, PANELS_FEW_ROWS>(simd, first);
+            self.score_panels::<S, R, PANELS_FEW_ROWS>(simd, first);
         } else {
-            self.score_panels::<R, PANELS>(simd, first);
+            self.score_panels::<S, R, PANELS>(simd, first);
         }
     }
 
     /// Meanwhile asks for the tile's values, which take as much room.
     #[inline(always)]
-    fn score_panels<const R: usize, const P: usize>(&mut self, simd: PairSimd, first: usize) {
+    fn score_panels<S: Simd, const R: usize, const P: usize>(&mut self, simd: S, first: usize) {
         let Self { cache, tile: &KeyTile { start, ref positions, .. }, .. } = *self;
         let KvCacheConfig { block_size, head_dim, .. } = self.task.config;
         let vectors = (positions.start - start) / LANES..(positions.end - start).div_ceil(LANES);
@@ -145,7 +142,7 @@ impl<E: CacheElement> OneTile<'_, E> {
             let from = std::array::from_fn(|p| cache.keys_from(start + place(p) * LANES));
             let coming = std::array::from_fn(|p| &cache.values[run(p).part][run(p).offset..]);
             let keys = InPlace::<E, P>::new(from, coming, 0, head_dim, block_size);
-            let mut tile = [[simd.avx512().zero(); P]; R];
+            let mut tile = [[simd.zero(); P]; R];
             for group in (0..head_dim).step_by(GROUP) {
                 let dims = group..head_dim.min(group + GROUP);
                 add_group(simd, [(dims, keys)], |r, four, chain| queries[four][chain][r], &mut tile);
@@ -153,7 +150,7 @@ impl<E: CacheElement> OneTile<'_, E> {
             for (row, scores) in tile.iter().zip(&mut *scores) {
                 let scores = scores.as_chunks_mut::<LANES>().0;
                 for (p, &score) in row.iter().enumerate() {
-                    simd.avx512().store(score, &mut scores[place(p)]);
+                    simd.store(score, &mut scores[place(p)]);
                 }
             }
         }
@@ -161,44 +158,44 @@ impl<E: CacheElement> OneTile<'_, E> {
 
     /// Turns a query vector's scores into weights.
     #[inline(always)]
-    fn weigh(&mut self, simd: PairSimd, vector: usize) {
+    fn weigh<S: Simd>(&mut self, simd: S, vector: usize) {
         let Scratch { shared, weights, .. } = &mut *self.scratch;
-        shared.weigh::<_, E>(simd.avx512(), self.task, vector, self.tile.start);
+        shared.weigh::<_, E>(simd, self.task, vector, self.tile.start);
         let weights = weights[vector].as_chunks_mut::<LANES>().0;
         for (scores, weights) in shared.scores[vector].as_chunks::<LANES>().0.iter().zip(weights) {
-            simd.store_pairs_of_fours(simd.avx512().load(scores), weights);
+            *weights = simd.to_integers(simd.pairs_of_fours(simd.load(scores))).map(|pair| pair as u32);
         }
     }
 
     /// Adds the tile's weighted values to the sums of `R` query vectors.
     #[inline(always)]
-    fn sum<const R: usize>(&mut self, simd: PairSimd, first: usize) {
+    fn sum<S: Simd, const R: usize>(&mut self, simd: S, first: usize) {
         let panels = self.task.config.head_dim / LANES;
         let mut panel = 0;
         if const { R <= FEW_ROWS } {
             while panel + PANELS_FEW_ROWS <= panels {
-                self.sum_panels::<R, PANELS_FEW_ROWS>(simd, first, panel);
+                self.sum_panels::<S, R, PANELS_FEW_ROWS>(simd, first, panel);
                 panel += PANELS_FEW_ROWS;
             }
         }
         while panel + PANELS <= panels {
-            self.sum_panels::<R, PANELS>(simd, first, panel);
+            self.sum_panels::<S, R, PANELS>(simd, first, panel);
             panel += PANELS;
         }
         if panel < panels {
-            self.sum_panels::<R, 1>(simd, first, panel);
+            self.sum_panels::<S, R, 1>(simd, first, panel);
         }
     }
 
     /// Meanwhile asks for the keys that come next, which take as much room.
     #[inline(always)]
-    fn sum_panels<const R: usize, const P: usize>(&mut self, simd: PairSimd, first: usize, panel: usize) {
+    fn sum_panels<S: Simd, const R: usize, const P: usize>(&mut self, simd: S, first: usize, panel: usize) {
         let Self { cache, tile: &KeyTile { start, ref positions, .. }, coming, .. } = *self;
         let head_dim = self.task.config.head_dim;
         let Scratch { shared, weights, .. } = &mut *self.scratch;
         let weights = &weights[first..first + R];
         let sums = &mut shared.sums[first * (head_dim / LANES)..(first + R) * (head_dim / LANES)];
-        let mut tile = sums_of::<Avx512, R, P>(simd.avx512(), sums, panel);
+        let mut tile = sums_of::<_, R, P>(simd, sums, panel);
         for group in (positions.start / GROUP * GROUP..positions.end).step_by(GROUP) {
             let mut copied = [[E::ZEROS; P]; GROUP];
             let whole = positions.start <= group && group + GROUP <= positions.end;
@@ -226,6 +223,6 @@ impl<E: CacheElement> OneTile<'_, E> {
             });
             add_group(simd, halves, |r, four, chain| weights[r][four * FOUR + chain], &mut tile);
         }
-        put_sums(simd.avx512(), sums, panel, &tile);
+        put_sums(simd, sums, panel, &tile);
     }
 }

@@ -7,8 +7,6 @@
 use std::ops::Range;
 
 use crate::kernels::simd::{LANES, Simd};
-#[cfg(target_arch = "x86_64")]
-use crate::kernels::simd::{avx512::Avx512, bf16::PairSimd};
 
 /// Sixteen neighbouring outputs.
 pub(super) type Vector = [f32; LANES];
@@ -30,14 +28,12 @@ impl<S: Simd, const P: usize> Panels<S, P> for [&[Vector]; P] {
 }
 
 /// Neighbouring entries that are two pairs: the first and the third, of the even chain, and the others, of the odd one.
-#[cfg(target_arch = "x86_64")]
 pub(super) const FOUR: usize = 4;
 
 /// Where a tile's pairs of weights come from.
-#[cfg(target_arch = "x86_64")]
-pub(super) trait PairPanels<const P: usize>: Copy {
+pub(super) trait PairPanels<S: Simd, const P: usize>: Copy {
     /// Entries `k` and `k + 2` of a panel, the first in the high halves. Implementations are `#[inline(always)]`.
-    fn get(self, simd: PairSimd, panel: usize, k: usize) -> std::arch::x86_64::__m512i;
+    fn get(self, simd: S, panel: usize, k: usize) -> S::I;
 }
 
 /// Sums of `R` rows by `P` panels, in registers as far as there are some.
@@ -107,15 +103,14 @@ impl<S: Simd, const R: usize, const P: usize> Chains<S, R, P> {
 
 /// Adds a group's products to the sums so far: those of the pairs `x(row, four, chain)` with those of some panels, of
 /// whole fours each, one after another. The same bits as [`Chains`] give.
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub(super) fn add_group<const R: usize, const P: usize, const N: usize>(
-    simd: PairSimd,
-    parts: [(Range<usize>, impl PairPanels<P>); N],
+pub(super) fn add_group<S: Simd, const R: usize, const P: usize, const N: usize>(
+    simd: S,
+    parts: [(Range<usize>, impl PairPanels<S, P>); N],
     x: impl Fn(usize, usize, usize) -> u32,
-    sums: &mut Tile<Avx512, R, P>,
+    sums: &mut Tile<S, R, P>,
 ) {
-    let mut chains = Chains::new(simd.avx512());
+    let mut chains = Chains::new(simd);
     if const { R * P <= BOTH_CHAINS } {
         for (k, w) in parts {
             let mut next = k.start;
@@ -138,20 +133,19 @@ pub(super) fn add_group<const R: usize, const P: usize, const N: usize>(
             *chain = sums;
         }
     }
-    chains.add_to(simd.avx512(), sums);
+    chains.add_to(simd, sums);
 }
 
 /// Adds the products of one pair of each row and panel to a tile.
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
-fn add_pairs<const R: usize, const P: usize>(
-    simd: PairSimd,
+fn add_pairs<S: Simd, const R: usize, const P: usize>(
+    simd: S,
     k: usize,
     chain: usize,
     x: &impl Fn(usize, usize, usize) -> u32,
-    w: impl PairPanels<P>,
-    sums: &mut Tile<Avx512, R, P>,
+    w: impl PairPanels<S, P>,
+    sums: &mut Tile<S, R, P>,
 ) {
     let mut weights = [w.get(simd, 0, k + chain); P];
     for panel in 1..P {
@@ -160,7 +154,7 @@ fn add_pairs<const R: usize, const P: usize>(
     for row in 0..R {
         let x = x(row, k / FOUR, chain);
         for panel in 0..P {
-            sums[row][panel] = simd.dot(sums[row][panel], weights[panel], x);
+            sums[row][panel] = simd.dot_pairs(sums[row][panel], weights[panel], x);
         }
     }
 }

@@ -9,9 +9,9 @@ use std::{
 };
 
 use super::{
-    LANES,
-    avx512::Avx512,
-    bf16::{Bf16, PAIRED, PairSimd},
+    LANES, Simd,
+    avx512::{Avx512, PAIRED},
+    bf16::Bf16,
     vnni::Vnni,
 };
 
@@ -56,7 +56,7 @@ pub(crate) trait TileKernel {
 
 /// Vectors of 16-bit floats, which come with tiles: made inside [`Amx::run`] alone.
 #[derive(Clone, Copy)]
-pub(crate) struct TileSimd(PairSimd);
+pub(crate) struct TileSimd(Avx512);
 
 /// This thread's tile registers, configured as eight tiles of 16 rows of 64 bytes, those of sums and the first of rows
 /// perhaps of fewer; given back when dropped.
@@ -96,7 +96,7 @@ impl Amx {
         }
         let mut tiles = Tiles::configure(self, kernel.rows());
         // SAFETY: `self` proves that the CPU has the instructions.
-        unsafe { compiled(TileSimd(self.0.pairs()), kernel, &mut tiles) }
+        unsafe { compiled(TileSimd(self.avx512()), kernel, &mut tiles) }
     }
 }
 
@@ -358,7 +358,7 @@ impl TileSimd {
     /// The vectors of 32-bit lanes.
     #[inline(always)]
     pub(crate) fn avx512(self) -> Avx512 {
-        self.0.avx512()
+        self.0
     }
 
     /// Asks for some bytes, at any address, to be brought into the second-level cache: the first level cannot wait for as

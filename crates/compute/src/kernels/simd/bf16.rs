@@ -4,35 +4,11 @@
 //! after each (Intel SDM, volume 2, VDPBF16PS): two links of one chain of fused multiply-adds. Results and operands below
 //! 2^-126 count as zero, as with tiles.
 
-use std::arch::x86_64::*;
-
-use super::{LANES, avx512::Avx512, vnni::Vnni};
+use super::{Kernel, avx512::Avx512, vnni::Vnni};
 
 /// Proof that the CPU has AVX512-BF16 beside what [`Vnni`] has: made by [`Bf16::detect`] alone.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bf16(Vnni);
-
-/// Work with pairs.
-pub(crate) trait PairKernel {
-    /// Does it. Implementations and all functions that they hand vectors to are `#[inline(always)]`.
-    fn run(self, simd: PairSimd);
-}
-
-/// Vectors of pairs of bfloat16: made inside [`Bf16::run`] and by tiles, which come with them.
-#[derive(Clone, Copy)]
-pub(crate) struct PairSimd(Avx512);
-
-/// Word `2 n` is the second operand's, word `2 n + 1` the first's.
-pub(super) const PAIRED: [u16; 2 * LANES] = {
-    let mut order = [0; 2 * LANES];
-    let mut lane = 0;
-    while lane < LANES {
-        order[2 * lane] = (LANES + lane) as u16;
-        order[2 * lane + 1] = lane as u16;
-        lane += 1;
-    }
-    order
-};
 
 impl Bf16 {
     /// The proof, where the CPU can give it.
@@ -50,68 +26,15 @@ impl Bf16 {
         self.0.avx512()
     }
 
-    /// The vectors of pairs, for work that is compiled with their instructions.
-    pub(super) fn pairs(self) -> PairSimd {
-        PairSimd(self.avx512())
-    }
-
-    /// Compiles work with these instructions and runs it.
-    pub(crate) fn run<K: PairKernel>(self, kernel: K) {
+    /// Compiles a kernel with these instructions, those of pairs too, and runs it.
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[inline(never)]
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-        fn compiled<K: PairKernel>(simd: PairSimd, kernel: K) {
-            kernel.run(simd);
+        fn compiled<K: Kernel>(simd: Avx512<true>, kernel: K) -> K::Output {
+            kernel.run(simd)
         }
         // SAFETY: `self` proves that the CPU has the instructions.
-        unsafe { compiled(self.pairs(), kernel) }
-    }
-}
-
-impl PairSimd {
-    /// The vectors of 32-bit lanes.
-    #[inline(always)]
-    pub(crate) fn avx512(self) -> Avx512 {
-        self.0
-    }
-
-    /// `sum` and the products of each lane's pair with the pair `x`, those of the high halves first.
-    #[inline(always)]
-    pub(crate) fn dot(self, sum: __m512, pairs: __m512i, x: u32) -> __m512 {
-        // SAFETY: `self` proves that the CPU has the instructions; any bits are bfloat16.
-        unsafe {
-            let x = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(x as i32));
-            _mm512_dpbf16_ps(sum, x, std::mem::transmute::<__m512i, __m512bh>(pairs))
-        }
-    }
-
-    /// Pairs of which the high halves are `first`.
-    #[inline(always)]
-    pub(crate) fn pair_words(self, first: &[u16; LANES], second: &[u16; LANES]) -> __m512i {
-        // SAFETY: `self` proves that the CPU has the instructions; the references cover 32 bytes each.
-        unsafe {
-            let [first, second] = [first, second].map(|words| _mm256_loadu_si256(words.as_ptr().cast()));
-            let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second);
-            _mm512_permutexvar_epi16(_mm512_loadu_si512(PAIRED.as_ptr().cast()), both)
-        }
-    }
-
-    /// Pairs of floats that are bfloat16 already, of which the high halves are `first`.
-    #[inline(always)]
-    pub(crate) fn pair(self, first: __m512, second: __m512) -> __m512i {
-        // SAFETY: `self` proves that the CPU has the instructions.
-        unsafe { _mm512_or_si512(_mm512_castps_si512(first), _mm512_srli_epi32::<16>(_mm512_castps_si512(second))) }
-    }
-
-    /// Of each four floats, bfloat16 already, pairs of the first and the third, and of the second and the fourth, in the
-    /// places of the first two; what is in the others' has no meaning.
-    #[inline(always)]
-    pub(crate) fn store_pairs_of_fours(self, x: __m512, to: &mut [u32; LANES]) {
-        const THIRD_AND_FOURTH: i32 = 0b00_00_11_10;
-        // SAFETY: `self` proves that the CPU has the instructions; the reference covers 64 bytes.
-        unsafe {
-            let pairs = self.pair(x, _mm512_permute_ps::<THIRD_AND_FOURTH>(x));
-            _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
-        }
+        unsafe { compiled(self.avx512().with_pairs(self), kernel) }
     }
 }
 
@@ -121,7 +44,7 @@ mod tests {
     use rand::{RngExt, SeedableRng};
 
     use super::*;
-    use crate::kernels::simd::Simd;
+    use crate::kernels::simd::{LANES, Level, Simd};
 
     struct Dot {
         sum: [f32; LANES],
@@ -129,40 +52,64 @@ mod tests {
         x: [u16; 2],
     }
 
-    impl PairKernel for (Dot, &mut [[f32; LANES]; 2], &mut [u32; LANES]) {
+    impl Kernel for &Dot {
+        type Output = [u32; LANES];
+
         #[inline(always)]
-        fn run(self, simd: PairSimd) {
-            let (Dot { sum, words: [first, second], x }, to, fours) = self;
-            let floats = simd.avx512();
-            let x = u32::from(x[0]) << 16 | u32::from(x[1]);
-            let words = simd.pair_words(&first, &second);
-            floats.store(simd.dot(floats.load(&sum), words, x), &mut to[0]);
-            let pairs = simd.pair(floats.load_bf16(&first), floats.load_bf16(&second));
-            floats.store(simd.dot(floats.load(&sum), pairs, x), &mut to[1]);
-            simd.store_pairs_of_fours(floats.load_bf16(&first), fours);
+        fn run<S: Simd>(self, simd: S) -> [u32; LANES] {
+            let Dot { sum, words: [first, second], x } = self;
+            let pairs = simd.pair(simd.load_bf16(first), simd.load_bf16(second));
+            let sum = simd.dot_pairs(simd.load(sum), pairs, u32::from(x[0]) << 16 | u32::from(x[1]));
+            simd.to_array(sum).map(f32::to_bits)
         }
     }
 
     #[test]
     fn the_products_of_a_pair_are_two_links_of_a_chain_the_high_halves_first() {
-        let Some(simd) = Bf16::detect() else { return };
         let mut rng = rand::rngs::StdRng::seed_from_u64(1);
         for _ in 0..10_000 {
             let mut any = |scale: f32| bf16::from_f32(rng.random_range(-scale..scale)).to_bits();
             let words = [(); 2].map(|()| std::array::from_fn(|_| any(3.0)));
             let x = [any(2.0), any(200.0)];
-            let sum = std::array::from_fn(|_| rng.random_range(-9.0..9.0));
-            let (mut got, mut fours) = ([[0.0; LANES]; 2], [0; LANES]);
-            simd.run((Dot { sum, words, x }, &mut got, &mut fours));
+            let dot = Dot { sum: std::array::from_fn(|_| rng.random_range(-9.0..9.0)), words, x };
             let float = |bits| bf16::from_bits(bits).to_f32();
-            let want: [f32; LANES] = std::array::from_fn(|lane| {
+            let want = std::array::from_fn(|lane| {
                 let [first, second] = words.map(|words| float(words[lane]));
-                second.mul_add(float(x[1]), first.mul_add(float(x[0]), sum[lane]))
+                second.mul_add(float(x[1]), first.mul_add(float(x[0]), dot.sum[lane])).to_bits()
             });
-            assert_eq!(got.map(|got| got.map(f32::to_bits)), [want.map(f32::to_bits); 2]);
+            for level in Level::available() {
+                assert_eq!(level.run(&dot), want, "{level:?}");
+            }
+            if let Some(bf16) = Bf16::detect() {
+                assert_eq!(bf16.run(&dot), want);
+            }
+        }
+    }
+
+    struct Pairs([[u16; LANES]; 2]);
+
+    impl Kernel for &Pairs {
+        type Output = [[u32; LANES]; 2];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            let Pairs([first, second]) = self;
+            let pairs = [simd.pair_words(first, second), simd.pairs_of_fours(simd.load_bf16(first))];
+            pairs.map(|pairs| simd.to_integers(pairs).map(|pair| pair as u32))
+        }
+    }
+
+    #[test]
+    fn pairs_are_of_two_vectors_or_of_fours() {
+        let words: [[u16; LANES]; 2] = [0x3f80, 0x4000].map(|first| std::array::from_fn(|lane| first + lane as u16));
+        let pair = |first: u16, second: u16| u32::from(first) << 16 | u32::from(second);
+        for level in Level::available() {
+            let [both, fours] = level.run(&Pairs(words));
+            for lane in 0..LANES {
+                assert_eq!(both[lane], pair(words[0][lane], words[1][lane]), "{level:?}, lane {lane}");
+            }
             for lane in (0..LANES).filter(|lane| lane % 4 < 2) {
-                let [first, second] = [lane, lane + 2].map(|lane| u32::from(words[0][lane]));
-                assert_eq!(fours[lane], first << 16 | second);
+                assert_eq!(fours[lane], pair(words[0][lane], words[0][lane + 2]), "{level:?}, lane {lane}");
             }
         }
     }

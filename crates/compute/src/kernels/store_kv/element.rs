@@ -5,8 +5,6 @@ use half::{bf16, f16};
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use crate::kernels::simd::amx::TileSimd;
-#[cfg(target_arch = "x86_64")]
-use crate::kernels::simd::bf16::PairSimd;
 use crate::kernels::simd::{LANES, Simd};
 
 /// A float that keys and values are stored as.
@@ -23,10 +21,9 @@ pub(in super::super) trait CacheElement: Copy + Send + Sync + 'static {
     /// Widens sixteen of them, exactly.
     fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::F;
     /// Pairs of bfloat16, the first in the high halves; of a type that is [`ROUNDED`](Self::ROUNDED).
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    fn load_pairs(simd: PairSimd, first: &[Self; LANES], second: &[Self; LANES]) -> std::arch::x86_64::__m512i {
-        let [first, second] = [first, second].map(|values| Self::load(simd.avx512(), values));
+    fn load_pairs<S: Simd>(simd: S, first: &[Self; LANES], second: &[Self; LANES]) -> S::I {
+        let [first, second] = [first, second].map(|values| Self::load(simd, values));
         simd.pair(first, second)
     }
     /// Rounds pairs to bfloat16 and lays them beside each other.
@@ -100,9 +97,8 @@ impl CacheElement for bf16 {
         simd.load_bf16(bytemuck::cast_ref(from))
     }
 
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    fn load_pairs(simd: PairSimd, first: &[Self; LANES], second: &[Self; LANES]) -> std::arch::x86_64::__m512i {
+    fn load_pairs<S: Simd>(simd: S, first: &[Self; LANES], second: &[Self; LANES]) -> S::I {
         simd.pair_words(bytemuck::cast_ref(first), bytemuck::cast_ref(second))
     }
 
