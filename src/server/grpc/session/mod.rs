@@ -160,12 +160,13 @@ impl Sessions {
 
     /// A place for a session, and its task, which has not begun.
     fn place(&self, backend: &Backend, caller: &Caller, opened: open::Opened) -> Result<(Handle, Actor)> {
-        let quota = caller.admit_session().map_err(|error| backend.refused(error))?;
+        let mut quota = caller.admit_session().map_err(|error| backend.refused(error))?;
         let limits = RingLimits { events: self.limits.resume_ring_events, bytes: self.limits.resume_ring_bytes };
         let (commands, commanded) = mpsc::channel(COMMANDS);
         let (is_pinned, is_busy) = (opened.session.is_pinned(), Arc::default());
         let handle = Handle { commands, ring: Ring::new(limits), is_pinned, is_busy };
         let id = self.enter(&caller.owner(), &handle).map_err(|error| backend.refused(error))?;
+        quota.admitted();
         let place = Place { all: self.clone(), id, is_busy: handle.is_busy.clone(), _quota: quota };
         let actor = Actor::new((backend.clone(), caller.clone()), place, opened, commanded, handle.ring.clone());
         Ok((handle, actor))
