@@ -81,7 +81,11 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.all.all().remove(&self.id);
+        let gone = self.all.all().remove(&self.id);
+        // The first end is the one that counts: this one is heard where the task panicked.
+        if let Some(handle) = gone {
+            handle.ring.end(Err(Error::internal("the task of this session panicked")));
+        }
     }
 }
 
@@ -307,6 +311,22 @@ mod tests {
     fn handle() -> Handle {
         let ring = Ring::new(RingLimits { events: 4, bytes: 100 });
         Handle { commands: mpsc::channel(1).0, ring, is_pinned: false, is_busy: Arc::default() }
+    }
+
+    #[tokio::test]
+    async fn a_session_whose_task_panics_ends_with_an_error_and_gives_its_place_back() {
+        let (sessions, handle) = (Sessions::new(StreamArgs::default()), handle());
+        let id = sessions.enter(&None, &handle).unwrap();
+        let quota = Caller::anybody().admit_session().unwrap();
+        let place = Place { all: sessions.clone(), id, is_busy: Arc::default(), _quota: quota };
+        let mut reader = Box::pin(handle.ring.attach(0).unwrap().events());
+        let task = async move {
+            let _place = place;
+            panic!("a drill");
+        };
+        assert!(tokio::spawn(task).await.is_err());
+        assert_eq!(reader.next().await.unwrap().unwrap_err().code, Code::Internal);
+        assert_eq!(sessions.all().len(), 0);
     }
 
     async fn is_forgotten(handle: &Handle) -> bool {

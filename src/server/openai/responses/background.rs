@@ -63,7 +63,7 @@ pub(super) fn tell(
     let kept = store.clone();
     store.spawn(&id, record, async move {
         loop {
-            ring.room().await;
+            ring.room(0).await;
             let Some(piece) = pieces.next().await else { break };
             each(piece).for_each(|event| ring.push(event.len(), event));
         }
