@@ -118,7 +118,9 @@ impl Generation for GenerationService {
         let caller = Caller::of(request.extensions()).map_err(status)?;
         let ResumeRequest { stream_id, after_seq } = request.into_inner();
         let attachment = self.resumables.resume(&caller.owner(), &stream_id, after_seq.unwrap_or(0)).map_err(status)?;
-        Ok(Response::new(stream::numbered(attachment.events())))
+        let has_ended = attachment.has_ended();
+        let events = stream::numbered(attachment.events());
+        Ok(if has_ended { stream::onlooking(events) } else { Response::new(events) })
     }
 
     async fn quote(&self, request: Request<QuoteRequest>) -> Result<Response<QuoteResponse>, Status> {
