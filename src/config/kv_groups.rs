@@ -120,7 +120,8 @@ impl KvCacheGroups {
     }
 
     /// Blocks that a table of a group with a window lists at once, at most: a step computes up to `step_tokens` of a
-    /// sequence, and the first of them sees a window that may begin anywhere in a block.
+    /// sequence, and the first of them sees a window that may begin anywhere in a block. That leaves room for one token more,
+    /// which is kept before the window of a row ahead.
     #[must_use]
     pub fn most_in_window(&self, block_size: usize, step_tokens: usize) -> usize {
         (self.window - 1).saturating_add(step_tokens).div_ceil(block_size).saturating_add(1)

@@ -436,9 +436,12 @@ impl Session {
         let total = said + self.settings.bytes_beside();
         if total > self.settings.max_bytes {
             let most = self.settings.max_bytes;
-            let why =
-                format!("the conversation, its tools and options would have {total} bytes, a session holds {most}");
-            return Err(Error::new(Code::ResourceExhausted, why));
+            let why = format!(
+                "the conversation, its tools and options would have {total} bytes, a session holds {most} \
+                 (--max-session-bytes): rewind, or say less"
+            );
+            // No time makes room for it.
+            return Err(Error::new(Code::FailedPrecondition, why));
         }
         let said = |message: ChatMessage| -> Result<_> {
             let room = self.settings.memory.take(message_bytes(&message))?;

@@ -56,6 +56,7 @@ pub use json_bytes::{json_bytes, json_map_bytes};
 pub use messages::{ChatMessage, ChatPrompt, Role};
 pub use output_parser::{Ending, OutputFormat, OutputParser, Piece};
 pub use reasoning::ReasoningFormat;
+pub use sentencepiece_normalizer::makes_spaces;
 pub use stop::{StopMatcher, StopStep};
 pub use token_runs::token_runs;
 pub use tokenizer::{MAX_TEXT_BYTES, Tokenizer};

@@ -132,6 +132,14 @@ impl Charsmap {
     }
 }
 
+/// Whether a table (`precompiled_charsmap`) makes a space of each of these characters.
+#[must_use]
+pub fn makes_spaces(table: &[u8], characters: &str) -> bool {
+    let table = Charsmap::new(table).ok().flatten();
+    let replaced = |c: char| table.as_ref().and_then(|table| table.replace(c.encode_utf8(&mut [0; 4])));
+    characters.chars().all(|c| replaced(c).is_some_and(|(by, _)| by == " "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

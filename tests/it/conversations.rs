@@ -147,7 +147,7 @@ async fn names_and_ids_count_among_the_bytes_of_a_conversation() {
         ChatMessage { tool_call_id: long(), ..message.clone() },
         ChatMessage { reasoning: long(), ..message.clone() },
     ] {
-        assert_eq!(session.add(message).unwrap_err().code, Code::ResourceExhausted);
+        assert_eq!(session.add(message).unwrap_err().code, Code::FailedPrecondition);
     }
     session.add(message).unwrap();
 }

@@ -6,6 +6,7 @@ use std::{
     path::PathBuf,
 };
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use candle_core::{DType, Device, Tensor, safetensors};
 use candlewick::{
     convert::Draft,
@@ -27,6 +28,7 @@ use crate::{place::repository, tokenizers};
 
 /// Tokens of the model; the vocabularies have fewer.
 const SIZE: usize = 800;
+const SPACE: char = '\u{2581}';
 const LINE: &str = "The candlewick server streams tokens.";
 
 /// A small vocabulary.
@@ -335,6 +337,21 @@ fn a_metaspace_gives_the_ids_of_texts_that_have_no_space_first() {
     }
 }
 
+/// A table that makes spaces of lines and tabs, as that of T5 does: units of a trie, which say their byte, that something ends
+/// there, and how far the next is.
+fn lines_as_spaces() -> Vec<u8> {
+    const ROOT: u32 = 16;
+    let mut units = [0; 256];
+    units[0] = ROOT << 10;
+    for (byte, end) in (48..).zip(b"\n\r\t").map(|(end, &byte)| (u32::from(byte), end)) {
+        let at = ROOT ^ byte;
+        units[at as usize] = byte | 1 << 8 | (at ^ end) << 10;
+        units[end as usize] = 1 << 31;
+    }
+    let units = units.iter().flat_map(|unit| unit.to_le_bytes());
+    1024u32.to_le_bytes().into_iter().chain(units).chain(*b" \0").collect()
+}
+
 #[test]
 fn unigram_keeps_its_pieces_and_what_happens_to_a_text_first() {
     // Of what looks like spaces before a text, sentencepiece leaves out all, and GGUF's readers one.
@@ -347,7 +364,9 @@ fn unigram_keeps_its_pieces_and_what_happens_to_a_text_first() {
     };
     assert_eq!(gguf.string(&key("model")).unwrap(), Some("t5"));
     assert_eq!(said(&gguf), (Some(true), Some(true)));
-    assert!(gguf.array_i64(&key("precompiled_charsmap")).unwrap().is_some_and(|bytes| bytes.count() > 100));
+    let table: Vec<u8> =
+        gguf.array_i64(&key("precompiled_charsmap")).unwrap().unwrap().map(|byte| byte as u8).collect();
+    assert!(table.len() > 100);
 
     let file: Value = serde_json::from_slice(&fixture("metaspace.json")).unwrap();
     let with = |normalizer: Value, pre_tokenizer: Value| {
@@ -357,9 +376,11 @@ fn unigram_keeps_its_pieces_and_what_happens_to_a_text_first() {
     };
     let metaspace = &file["pre_tokenizer"];
     let splits = json!({"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]});
-    let has_spaces_alone = |text: &str| text.chars().all(|c| c == ' ' || !c.is_whitespace() && c != '\u{2581}');
-    let gguf = assert_same("words", &with(Value::Null, splits), has_spaces_alone);
+    let has_lines_too = |text: &str| text.chars().all(|c| " \n\r\t".contains(c) || !c.is_whitespace() && c != SPACE);
+    let table = json!({"type": "Precompiled", "precompiled_charsmap": BASE64_STANDARD.encode(lines_as_spaces())});
+    let gguf = assert_same("words", &with(table, splits), has_lines_too);
     assert_eq!(said(&gguf), (Some(true), Some(true)));
+    let has_spaces_alone = |text: &str| text.chars().all(|c| c == ' ' || !c.is_whitespace() && c != SPACE);
     let folds = json!({"type": "Sequence", "normalizers": [
         {"type": "Strip", "strip_left": true, "strip_right": true},
         {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
@@ -383,7 +404,32 @@ fn what_a_file_cannot_say_of_unigram_is_refused_by_its_field() {
         error.message
     };
     let lower = json!({"type": "Lowercase"});
-    let changes: [(Change<'_>, &str); 6] = [
+    let strip = |left: bool| json!({"type": "Strip", "strip_left": left, "strip_right": true});
+    let changes: [(Change<'_>, &str); 10] = [
+        // A text's ends, and lines and tabs, would be others without a word.
+        (&|file| file["normalizer"] = strip(true), "normalizer: is {\"type\":\"Strip\",\"strip_left\":true,"),
+        (&|file| file["normalizer"] = strip(false), "only where they are folded inside it too"),
+        (
+            &|file| {
+                let metaspace = file["pre_tokenizer"].take();
+                let steps = json!([{"type": "WhitespaceSplit"}, metaspace]);
+                file["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": steps});
+            },
+            "pre_tokenizer: is {\"type\":\"WhitespaceSplit\"}; words are cut at lines and tabs too",
+        ),
+        // A table that leaves lines as they are.
+        (
+            &|file| {
+                let mut table = lines_as_spaces();
+                table[4 + 4 * 26..][..4].fill(0);
+                let table = BASE64_STANDARD.encode(table);
+                file["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": table});
+                let metaspace = file["pre_tokenizer"].take();
+                let steps = json!([{"type": "WhitespaceSplit"}, metaspace]);
+                file["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": steps});
+            },
+            "pre_tokenizer: is {\"type\":\"WhitespaceSplit\"}",
+        ),
         (&|file| file["model"]["byte_fallback"] = json!(true), "model.byte_fallback: is true"),
         (&|file| file["model"]["unk_id"] = Value::Null, "model.unk_id: is no id"),
         (&|file| file["normalizer"] = lower.clone(), "normalizer: is {\"type\":\"Lowercase\"}"),

@@ -9,6 +9,7 @@ mod arch_golden;
 mod bench_serve;
 mod cli;
 mod client;
+mod contract;
 mod conversations;
 mod converted_tokenizers;
 mod dashboard;

@@ -13,11 +13,13 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    text::{GgufVocab, TokenType},
+    text::{GgufVocab, TokenType, makes_spaces},
 };
 
 /// Most characters of a step in a message: tables of characters are long.
 const MAX_SHOWN: usize = 200;
+/// What lies between words beside spaces.
+const LINES_AND_TABS: &str = "\n\r\t";
 
 /// Says which pieces are how likely, and what happens to a text first.
 pub(super) fn fill(vocab: &mut GgufVocab, file: &Value) -> Result<()> {
@@ -33,10 +35,9 @@ pub(super) fn fill(vocab: &mut GgufVocab, file: &Value) -> Result<()> {
     vocab.token_types[unk] = TokenType::Unknown;
     vocab.unk = Some(unk as u32);
 
-    let rules = Rules::read(file).map_err(|(field, step)| {
+    let rules = Rules::read(file).map_err(|Unsaid { field, step, why }| {
         let step: String = step.to_string().chars().take(MAX_SHOWN).collect();
-        let steps = "characters replaced by a table, spaces folded and written as ▁, with one before a text";
-        bad(field, &format!("is {step}; {steps}, are converted of unigram"))
+        bad(field, &format!("is {step}; {why}"))
     })?;
     let mut normal = vocab.tokens.iter().zip(&vocab.token_types).filter(|(_, kind)| **kind == TokenType::Normal);
     if let Some((piece, _)) = normal.find(|(piece, _)| rules.parts(piece)) {
@@ -46,8 +47,8 @@ pub(super) fn fill(vocab: &mut GgufVocab, file: &Value) -> Result<()> {
     if rules.is_loose {
         tracing::warn!(
             file = %path.display(),
-            "the steps before the model leave spaces at a text's ends, or put none before one that has; with GGUF there is one \
-             before every text, and none behind it where they are folded"
+            "the steps before the model leave spaces at a text's ends, put none before one that has, or take lines and tabs \
+             away there; with GGUF there is a space before every text, and none behind it where they are folded"
         );
     }
     vocab.model = "t5".to_owned();
@@ -76,34 +77,57 @@ struct Rules {
     is_loose: bool,
 }
 
+/// A step that GGUF has no key for.
+struct Unsaid<'a> {
+    field: &'static str,
+    step: &'a Value,
+    why: &'static str,
+}
+
+impl<'a> Unsaid<'a> {
+    /// One of no kind that is known.
+    fn unknown(field: &'static str, step: &'a Value) -> Self {
+        let why = "characters replaced by a table, spaces folded and written as ▁, with one before a text, are converted of unigram";
+        Self { field, step, why }
+    }
+}
+
 impl Rules {
     /// Reads the steps of a file.
     ///
     /// # Errors
     /// The first that GGUF has no key for, and where it stands.
-    fn read(file: &Value) -> Result<Self, (&'static str, &Value)> {
+    fn read(file: &Value) -> Result<Self, Unsaid<'_>> {
         let mut rules = Self::default();
         let (mut writes, mut strips) = (false, false);
+        // The last steps that take spaces away at a text's ends, and all between words.
+        let (mut strip, mut words) = (None, None);
         for (at, step) in steps(&file["normalizer"], "normalizers").enumerate() {
             match step["type"].as_str() {
                 // Whatever comes before it would see other characters.
                 Some("Precompiled") if at == 0 => {
                     let table = step["precompiled_charsmap"].as_str().map(|text| BASE64_STANDARD.decode(text));
-                    let Some(Ok(table)) = table else { return Err(("normalizer", step)) };
+                    let Some(Ok(table)) = table else { return Err(Unsaid::unknown("normalizer", step)) };
                     rules.charsmap = table;
                 }
-                Some("Strip") => strips |= step["strip_left"] == true && step["strip_right"] == true,
+                Some("Strip") => {
+                    strips |= step["strip_left"] == true && step["strip_right"] == true;
+                    strip = Some(step);
+                }
                 Some("Replace") if step["pattern"]["Regex"] == " {2,}" && is_space(&step["content"]) => {
                     rules.folds_spaces = true;
                 }
                 Some("Prepend") if is_space(&step["prepend"]) => rules.puts_space = true,
                 Some("Replace") if step["pattern"]["String"] == " " && step["content"] == SPACE => writes = true,
-                _ => return Err(("normalizer", step)),
+                _ => return Err(Unsaid::unknown("normalizer", step)),
             }
         }
         for step in steps(&file["pre_tokenizer"], "pretokenizers") {
             match step["type"].as_str() {
-                Some("WhitespaceSplit") => (rules.folds_spaces, rules.parts_words, strips) = (true, true, true),
+                Some("WhitespaceSplit") => {
+                    (rules.folds_spaces, rules.parts_words, strips) = (true, true, true);
+                    words = Some(step);
+                }
                 Some("Metaspace") if step["replacement"] == SPACE => {
                     writes = true;
                     rules.parts_words |= step["split"] != false;
@@ -113,13 +137,24 @@ impl Rules {
                         rules.is_loose |= !rules.folds_spaces;
                     }
                 }
-                _ => return Err(("pre_tokenizer", step)),
+                _ => return Err(Unsaid::unknown("pre_tokenizer", step)),
             }
         }
-        rules.is_loose |= rules.folds_spaces && !strips;
+        if let Some(step) = strip.filter(|_| !rules.folds_spaces) {
+            let why = "spaces go from a text's ends, and GGUF says that only where they are folded inside it too: serve the directory";
+            return Err(Unsaid { field: "normalizer", step, why });
+        }
+        // To these steps lines and tabs are spaces, to GGUF only where the table makes them such.
+        let knows_lines = makes_spaces(&rules.charsmap, LINES_AND_TABS);
+        if let Some(step) = words.filter(|_| !knows_lines) {
+            let why = "words are cut at lines and tabs too, and no table of the normalizer's makes spaces of those, as GGUF needs: \
+                       serve the directory";
+            return Err(Unsaid { field: "pre_tokenizer", step, why });
+        }
+        rules.is_loose |= rules.folds_spaces && !(strips && knows_lines);
         // Without a prefix llama.cpp would put one where it folds.
         if !writes || rules.folds_spaces && !rules.puts_space {
-            return Err(("pre_tokenizer", &file["pre_tokenizer"]));
+            return Err(Unsaid::unknown("pre_tokenizer", &file["pre_tokenizer"]));
         }
         Ok(rules)
     }
@@ -135,4 +170,27 @@ impl Rules {
 /// Whether a text is a space, or how pieces write one.
 fn is_space(text: &Value) -> bool {
     text == " " || text == SPACE
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_another_at_a_texts_ends_is_known() {
+        let is_loose = |normalizers: &[Value], scheme: &str| {
+            let metaspace = json!({"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme});
+            let normalizer = json!({"type": "Sequence", "normalizers": normalizers});
+            let file = json!({"normalizer": normalizer, "pre_tokenizer": metaspace});
+            Rules::read(&file).unwrap_or_else(|Unsaid { why, .. }| panic!("{why}")).is_loose
+        };
+        let folds = json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "});
+        let strips = json!({"type": "Strip", "strip_left": true, "strip_right": true});
+        assert!(!is_loose(&[], "never"));
+        assert!(is_loose(&[], "always"), "a space where there is one");
+        assert!(is_loose(std::slice::from_ref(&folds), "always"), "spaces stay");
+        assert!(is_loose(&[strips, folds], "always"), "lines go, which no table makes spaces");
+    }
 }

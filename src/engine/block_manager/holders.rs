@@ -17,10 +17,9 @@ impl BlockManager {
     /// Makes the table cover the positions `write` with blocks that can be written: takes free blocks, and replaces
     /// those that others hold too by copies, to be made before the step (pushed on `copies`). Does all or, if there
     /// are too few free blocks or one table too many, nothing and returns false. Groups with a window have what a step can
-    /// write, and give back what nobody sees from the beginning of `write` on, either way.
+    /// write.
     pub fn reserve(&mut self, table: &mut BlockTable, write: Range<usize>, copies: &mut Vec<BlockCopy>) -> bool {
         self.enter_groups(table);
-        self.leave_behind(table, write.start);
         let first = write.start / self.block_size;
         let of_step = write.end.min(write.start.saturating_add(self.step_tokens));
         let end = |group| if group < self.groups.num_full() { write.end } else { of_step };

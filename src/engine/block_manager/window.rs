@@ -9,7 +9,7 @@ use smallvec::{SmallVec, smallvec};
 use super::{BlockManager, BlockTable};
 use crate::{
     engine::faults::{Fault, planted},
-    ids::BlockId,
+    ids::{BlockId, TokenId},
 };
 
 impl BlockManager {
@@ -18,11 +18,13 @@ impl BlockManager {
         (position + 1).saturating_sub(self.groups.window(group)) / self.block_size
     }
 
-    /// Gives back the blocks that no token from `position` on sees.
-    pub(super) fn leave_behind(&mut self, table: &mut BlockTable, position: usize) {
-        if planted(Fault::WindowNotLeft) {
+    /// Gives back the blocks that no token from `position` on sees, once they can be found: whoever finds them comes after the
+    /// steps under way, which compute all of `tokens` before `position`, and when those are done it would be too late.
+    pub fn leave_behind(&mut self, table: &mut BlockTable, tokens: &[TokenId], position: usize) {
+        if self.groups.num_full() == self.groups.count() || planted(Fault::WindowNotLeft) {
             return;
         }
+        self.register(table, tokens, position);
         for (group, list) in table.groups.iter_mut().enumerate().skip(self.groups.num_full()) {
             let too_many = usize::from(planted(Fault::WindowLeftTooEarly));
             let first_seen = (self.first_seen(group, position) + too_many).min(list.blocks.len());
@@ -102,7 +104,6 @@ mod tests {
     use crate::{
         config::KvCacheGroups,
         engine::{block_manager::blake3_128, fake::Random},
-        ids::TokenId,
     };
 
     /// Blocks of two tokens; one layer sees all, one the last four tokens.
@@ -123,6 +124,7 @@ mod tests {
     fn compute(manager: &mut BlockManager, table: &mut BlockTable, tokens: &[TokenId], mut computed: usize) {
         while computed < tokens.len() {
             let end = tokens.len().min(computed + 4);
+            manager.leave_behind(table, tokens, computed);
             assert!(manager.reserve(table, computed..tokens.len(), &mut Vec::new()));
             manager.register(table, tokens, end);
             computed = end;
@@ -143,11 +145,12 @@ mod tests {
     #[test]
     fn a_window_holds_its_tokens_and_those_of_a_step() {
         let mut manager = mixed(64);
-        let prompt = tokens(0, 40);
-        let (mut table, _) = visit(&mut manager, &prompt);
+        let text = tokens(0, 60);
+        let (mut table, _) = visit(&mut manager, &text[..40]);
         // The last step computed 36 to 39, which see from 33 on.
         assert_eq!(held(&table), [20, 4]);
         for end in 41..60 {
+            manager.leave_behind(&mut table, &text, end - 1);
             assert!(manager.reserve(&mut table, end - 1..end, &mut Vec::new()));
             assert!(held(&table)[1] <= 3, "{:?}", held(&table));
         }

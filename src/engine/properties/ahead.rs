@@ -29,22 +29,27 @@ use crate::{
 const VOCAB: u32 = 256;
 
 /// A scheduler over an executor that computes a step while the next one is planned, driven as the step loop drives them.
-struct Overlapped {
-    scheduler: Scheduler,
+pub(super) struct Overlapped {
+    pub(super) scheduler: Scheduler,
     fake: FakeExecutor,
     plan: StepPlan,
     under_way: usize,
     readers: HashMap<SequenceId, Arc<Outbox>>,
-    events: Vec<Event>,
+    pub(super) events: Vec<Event>,
     /// Rows that were planned so far, and how many of them follow others.
-    rows: (usize, usize),
+    pub(super) rows: (usize, usize),
     /// Whether a step was planned in which a sequence lost its blocks while its token was on its way.
     took_under_way: bool,
 }
 
 impl Overlapped {
     fn new(config: &EngineConfig) -> Self {
-        let options = FakeOptions { vocab_size: VOCAB, overlaps: true, ..FakeOptions::default() };
+        Self::with(config, true)
+    }
+
+    /// The same, or over one that has each step collected before the next one is planned.
+    pub(super) fn with(config: &EngineConfig, overlaps: bool) -> Self {
+        let options = FakeOptions { vocab_size: VOCAB, overlaps, ..FakeOptions::default() };
         Self {
             scheduler: Scheduler::new(config, 1),
             fake: FakeExecutor::new(config, options),
@@ -58,13 +63,13 @@ impl Overlapped {
     }
 
     /// A sequence whose reader has room for so many tokens.
-    fn sequence(&mut self, prompt: &[TokenId], params: SamplingParams, room: usize) -> Sequence {
+    pub(super) fn sequence(&mut self, prompt: &[TokenId], params: SamplingParams, room: usize) -> Sequence {
         let (id, reader) = (SequenceId(self.readers.len() as u64 + 1), Arc::new(Outbox::new(room)));
         self.readers.insert(id, reader.clone());
         Sequence::new(id, prompt.into(), Arc::new(params), reader)
     }
 
-    fn add(&mut self, prompt: &[TokenId], params: SamplingParams) -> SequenceId {
+    pub(super) fn add(&mut self, prompt: &[TokenId], params: SamplingParams) -> SequenceId {
         let sequence = self.sequence(prompt, params, 64);
         let id = sequence.id;
         self.scheduler.add(sequence).unwrap();
@@ -97,7 +102,7 @@ impl Overlapped {
     }
 
     /// Steps until nothing is left, of sequences, blocks and what the executor keeps.
-    fn run(&mut self) {
+    pub(super) fn run(&mut self) {
         while self.scheduler.has_work() {
             self.step();
         }
@@ -105,7 +110,7 @@ impl Overlapped {
         assert_eq!(left, (0, self.scheduler.num_leased_blocks(), 0));
     }
 
-    fn said(&self, id: SequenceId) -> Vec<TokenId> {
+    pub(super) fn said(&self, id: SequenceId) -> Vec<TokenId> {
         let of_event = |event: &Event| match event {
             Event::Tokens { id: other, tokens } if *other == id => tokens.iter().map(|token| token.id).collect(),
             _ => Vec::new(),
@@ -121,7 +126,7 @@ impl Overlapped {
     }
 }
 
-fn most(max_tokens: u32) -> SamplingParams {
+pub(super) fn most(max_tokens: u32) -> SamplingParams {
     SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::default() }
 }
 

@@ -5,7 +5,11 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use super::{scenarios::Engine, world::TakesBack};
+use super::{
+    ahead::{Overlapped, most},
+    scenarios::Engine,
+    world::TakesBack,
+};
 use crate::{
     config::{EngineConfig, KvCacheGroups},
     engine::{
@@ -164,4 +168,54 @@ fn a_lease_too_small_for_its_conversation_keeps_nothing_of_a_window_and_says_so(
     let holder = Arc::new(Holder { max_tokens: Some(20), ..Holder::default() });
     turn(&mut engine, &prompt(40), &holder);
     assert_eq!((holder.lost.load(Ordering::Relaxed), engine.scheduler.num_leased_blocks()), (1, 0));
+}
+
+/// Windows smaller than a step's tokens, and larger.
+const WINDOWS: [&[Option<usize>]; 7] = [
+    &[Some(1)],
+    &[Some(2)],
+    &[Some(6)],
+    &[None, Some(1)],
+    &[None, Some(5)],
+    &[None, Some(6)],
+    &[Some(3), Some(3), None],
+];
+
+#[test]
+fn what_is_left_behind_while_its_step_is_under_way_is_cached_as_when_none_is() {
+    for windows in WINDOWS {
+        for overlaps in [false, true] {
+            let mut engine = Overlapped::with(&config(KvCacheGroups::of(windows), 512), overlaps);
+            let id = engine.add(&prompt(20), most(9));
+            engine.run();
+            assert_eq!(engine.rows.1 > 0, overlaps);
+            let said = [prompt(20), engine.said(id)].concat();
+            // All but the last token were computed, and the cache is large enough to keep them.
+            for len in 1..said.len() {
+                let cached = (len / BLOCK_SIZE * BLOCK_SIZE).min(len - 1);
+                let found = engine.scheduler.lookup(None, &said[..len]);
+                assert_eq!(found, cached, "of {len} tokens with {windows:?}, overlapped: {overlaps}");
+            }
+        }
+    }
+}
+
+#[test]
+fn those_who_share_a_prompt_begin_at_its_end_though_the_first_goes_ahead() {
+    for (windows, enable_prefix_caching) in WINDOWS.into_iter().flat_map(|windows| [(windows, false), (windows, true)])
+    {
+        let config = EngineConfig { enable_prefix_caching, ..config(KvCacheGroups::of(windows), 512) };
+        for (len, overlaps) in (17..25).flat_map(|len| [(len, false), (len, true)]) {
+            let mut engine = Overlapped::with(&config, overlaps);
+            let group: Vec<_> = (0..3).map(|_| engine.sequence(&prompt(len), most(5), 64)).collect();
+            engine.scheduler.add_group(group).unwrap();
+            engine.run();
+            let started = engine.events.iter().filter_map(|event| match event {
+                Event::Started { cached_tokens, .. } => Some(*cached_tokens),
+                _ => None,
+            });
+            let started: Vec<_> = started.collect();
+            assert_eq!(started, [0, len - 1, len - 1], "{len} tokens with {windows:?}, overlapped: {overlaps}");
+        }
+    }
 }

@@ -3,8 +3,8 @@
 //! A step takes as long as all of its rows, so whoever streams waits for the prompts that are computed beside it. Measured
 //! are what a step of decodes takes and what each token of a prompt adds to it; a step gets as many of these as fit into
 //! the target: the time that was asked for, or twice what the decodes alone take. It gets a few at the least, so that prompts
-//! go on, a block's worth where decodes alone miss the target anyway, and as many as the batch holds where nobody streams or
-//! nothing has been measured.
+//! go on, more the nearer decodes alone come to the target, up to a block's worth where they miss it anyway, and as many as the
+//! batch holds where nobody streams or nothing has been measured.
 //!
 //! Measurements are averages that follow the machine. Each is kept from leaping, because one step during which the machine
 //! did something else says little; what fewer tokens than a block add is hardly more than steps differ by chance, and counts
@@ -21,7 +21,7 @@ const HEADROOM: f64 = 0.9;
 const GAIN: f64 = 0.3;
 /// How many times larger or smaller a measurement may be than the average that it enters.
 const LEAP: f64 = 4.0;
-/// Fewest tokens that a step gets but for a probe: with fewer a prompt reads all weights for next to nothing.
+/// Fewest tokens that a step gets but for a probe, where decodes are not near the target: with fewer a prompt reads all weights for next to nothing.
 const LEAST: usize = 4;
 
 /// What a step held.
@@ -94,7 +94,10 @@ impl PrefillBudget {
         }
         let target = self.target.map_or(2.0 * decode_step, |target| target.as_nanos() as f64);
         let left = (target * HEADROOM - decode_step).max(0.0);
-        let least = if target < decode_step { self.block_size } else { self.block_size.min(LEAST) };
+        // Little by little from a few to a block's worth: the averages wander.
+        let missed = ((decode_step / target - HEADROOM) / (1.0 - HEADROOM)).clamp(0.0, 1.0);
+        let few = self.block_size.min(LEAST);
+        let least = few + (missed * (self.block_size - few) as f64) as usize;
         let fits = self.prefill_token.0.or(self.prefill_alone.0).map_or(0, |token| (left / token) as usize);
         // What a token adds was measured with about as many as the last time.
         let most = self.last.map_or(usize::MAX, |last| last.saturating_mul(2));
@@ -173,6 +176,19 @@ mod tests {
         let tokens: Vec<_> = (0..64).map(|_| step(&mut budget, true, 10_000, 100).0).collect();
         assert!(tokens.iter().all(|&tokens| tokens == 16 || tokens == 0), "{tokens:?}");
         assert_eq!(tokens.iter().filter(|&&tokens| tokens == 0).count(), 2, "a probe now and then");
+    }
+
+    #[test]
+    fn averages_that_wander_around_their_target_change_what_a_step_gets_little_by_little() {
+        let tokens = |decode_us: u64| {
+            let mut budget = PrefillBudget::new(Some(10 * MS), 16);
+            budget.record(Duration::from_micros(decode_us), DECODES);
+            budget.record(100 * MS, Mix { decodes: 0, prefill_tokens: 1000 });
+            budget.tokens(4)
+        };
+        let tokens: Vec<_> = (8_000..12_000).step_by(50).map(tokens).collect();
+        assert!(tokens.windows(2).all(|pair| pair[0].abs_diff(pair[1]) <= 1), "{tokens:?}");
+        assert_eq!((tokens.iter().min(), tokens.last()), (Some(&LEAST), Some(&16)), "{tokens:?}");
     }
 
     #[test]

@@ -45,6 +45,10 @@ impl Scheduler {
     /// Blocks for a sequence's next so many tokens and for those it may sample, at the cost of others if need be.
     pub(super) fn reserve_blocks(&mut self, key: Key, num_tokens: usize, copies: &mut Vec<BlockCopy>) -> bool {
         let num_lookahead = if planted(Fault::LookaheadForgotten) { 0 } else { self.max_tokens_per_step - 1 };
+        let sequence = &mut self.sequences[key];
+        // Ahead of the token under way it may still be forked a token before that one, as at the end of a prompt.
+        let position = sequence.num_computed_tokens - usize::from(sequence.num_uncomputed_tokens() == 0);
+        self.blocks.leave_behind(&mut sequence.table, &sequence.tokens, position);
         loop {
             let sequence = &mut self.sequences[key];
             let write = sequence.num_computed_tokens..sequence.num_computed_tokens + num_tokens + num_lookahead;

@@ -1,6 +1,6 @@
 //! `candlewick.v1.Embeddings`: inputs in, vectors out, all at once or as they come.
 
-use futures::stream;
+use futures::{future::BoxFuture, stream};
 use tokio::{task::JoinSet, time::Instant};
 use tonic::{Request, Response, Status, Streaming, codegen::BoxStream};
 
@@ -92,6 +92,7 @@ impl Service for EmbeddingsService {
             backend: None,
             inbound: Some(inbound),
             request: EmbedRequest { deadline: deadline(&metadata).map_err(status)?, ..EmbedRequest::new(Vec::new()) },
+            waiting: None,
             running: JoinSet::new(),
         };
         let results = stream::unfold(Some(line), async |line| {
@@ -115,6 +116,8 @@ struct Line {
     inbound: Option<Streaming<wire::EmbedStreamRequest>>,
     /// What all inputs share; it has none itself.
     request: EmbedRequest,
+    /// A message whose model is not there yet. Nothing more is read before it.
+    waiting: Option<BoxFuture<'static, Result<(Backend, Asked)>>>,
     running: JoinSet<Done>,
 }
 
@@ -125,14 +128,22 @@ impl Line {
     /// The next result; none once all are out.
     async fn next(&mut self) -> Option<Result<wire::EmbedStreamResponse, Status>> {
         loop {
-            if self.inbound.is_none() && self.running.is_empty() {
+            if self.inbound.is_none() && self.waiting.is_none() && self.running.is_empty() {
                 return None;
             }
             let closing = self.backend.as_ref().map_or_else(|| self.models.closing(), |own| own.closing.clone());
-            let is_idle = self.running.is_empty();
+            let is_idle = self.running.is_empty() && self.waiting.is_none();
             let has_room = self.running.len() < STREAMED_AT_ONCE;
-            let inbound = self.inbound.as_mut().filter(|_| has_room);
+            let inbound = self.inbound.as_mut().filter(|_| has_room && self.waiting.is_none());
             let reads = inbound.is_some();
+            let waiting = self.waiting.as_mut();
+            let waits = waiting.is_some();
+            let found = async {
+                match waiting {
+                    Some(waiting) => waiting.await,
+                    None => std::future::pending().await,
+                }
+            };
             let message = async {
                 match inbound {
                     Some(inbound) => inbound.message().await,
@@ -145,8 +156,14 @@ impl Line {
                     let failed = |panic| Error::internal(format!("an embedding failed: {panic}"));
                     return Some(done.map(|(response, _held)| response).map_err(|panic| status(failed(panic))));
                 }
+                found = found, if waits => {
+                    self.waiting = None;
+                    if let Err(error) = found.and_then(|(backend, asked)| self.take_in(backend, asked)) {
+                        return Some(Err(status(error)));
+                    }
+                }
                 message = message, if reads => match message {
-                    Ok(Some(message)) => match self.hear(message).await {
+                    Ok(Some(message)) => match self.hear(message) {
                         Ok(()) => {}
                         Err(error) => return Some(Err(status(error))),
                     },
@@ -158,28 +175,38 @@ impl Line {
         }
     }
 
-    /// Takes a message in.
+    /// Hears a message, for which a model may have to be waited for.
     ///
     /// # Errors
-    /// `InvalidArgument` where it asks for nothing or for options that cannot be, and what is wrong with the model that it
-    /// names; that ends the stream.
-    async fn hear(&mut self, message: wire::EmbedStreamRequest) -> Result<()> {
-        match message.request {
-            Some(Asked::Options(options)) => {
-                let (deadline, model) = (self.request.deadline, options.model.as_deref());
-                let backend = self.models.backend(&self.caller, model, deadline).await?;
+    /// `InvalidArgument` where it asks for nothing; that ends the stream.
+    fn hear(&mut self, message: wire::EmbedStreamRequest) -> Result<()> {
+        let nothing = || self.models.refused(Error::invalid("request", "must be options or an item"));
+        let asked = message.request.ok_or_else(nothing)?;
+        let model = match (&asked, &self.backend) {
+            (Asked::Item(_), Some(backend)) => return self.take_in(backend.clone(), asked),
+            (Asked::Item(_), None) => None,
+            (Asked::Options(options), _) => options.model.clone(),
+        };
+        let (models, caller, deadline) = (self.models.clone(), self.caller.clone(), self.request.deadline);
+        self.waiting = Some(Box::pin(async move {
+            let backend = models.backend(&caller, model.as_deref(), deadline).await?;
+            Ok((backend, asked))
+        }));
+        Ok(())
+    }
+
+    /// Takes in what was asked of a model.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where the options cannot be; that ends the stream.
+    fn take_in(&mut self, backend: Backend, asked: Asked) -> Result<()> {
+        match asked {
+            Asked::Options(options) => {
                 let request = request(options, backend.engine.info()).map_err(|error| backend.refused(error))?;
-                (self.request, self.backend) = (EmbedRequest { deadline, ..request }, Some(backend));
+                self.request = EmbedRequest { deadline: self.request.deadline, ..request };
             }
-            Some(Asked::Item(item)) => {
-                let backend = match &self.backend {
-                    Some(backend) => backend.clone(),
-                    None => {
-                        let backend = self.models.backend(&self.caller, None, self.request.deadline).await?;
-                        self.backend.insert(backend).clone()
-                    }
-                };
-                let (caller, request) = (self.caller.clone(), self.request.clone());
+            Asked::Item(item) => {
+                let (backend, caller, request) = (backend.clone(), self.caller.clone(), self.request.clone());
                 self.running.spawn(async move {
                     let (outcome, held) = match one(&backend, &caller, request, item.input).await {
                         Ok((embedding, held)) => (Outcome::Embedding(embedding), Some(held)),
@@ -188,8 +215,8 @@ impl Line {
                     (wire::EmbedStreamResponse { id: item.id, outcome: Some(outcome) }, held)
                 });
             }
-            None => return Err(self.models.refused(Error::invalid("request", "must be options or an item"))),
         }
+        self.backend = Some(backend);
         Ok(())
     }
 }
@@ -288,4 +315,31 @@ fn told(error: Error) -> wire::EmbedError {
     let (fields, retry_after_ms) = (fields(&error), retry_after_ms(&error));
     let status = status(error);
     wire::EmbedError { code: i32::from(status.code()), message: status.message().to_owned(), fields, retry_after_ms }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::server::models::tests::that_loads;
+
+    #[tokio::test]
+    async fn what_is_done_is_told_while_a_model_is_waited_for() {
+        let (models, _loads) = that_loads();
+        let mut line = Line {
+            caller: Caller::anybody(),
+            models,
+            backend: None,
+            inbound: None,
+            request: EmbedRequest::new(Vec::new()),
+            waiting: None,
+            running: JoinSet::new(),
+        };
+        let options = wire::EmbedOptions { model: Some("mine".into()), ..wire::EmbedOptions::default() };
+        line.hear(wire::EmbedStreamRequest { request: Some(Asked::Options(options)) }).unwrap();
+        line.running.spawn(async { (wire::EmbedStreamResponse { id: 7, outcome: None }, None) });
+        assert_eq!(line.next().await.unwrap().unwrap().id, 7);
+        assert!(line.next().now_or_never().is_none(), "and then for the model");
+    }
 }

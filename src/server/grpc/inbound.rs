@@ -24,7 +24,10 @@ use prost_types::FileDescriptorSet;
 use tokio::time::{Instant, Sleep, sleep};
 use tonic::Status;
 
-use super::status::{status, too_large};
+use super::{
+    MAX_REQUEST_BYTES,
+    status::{status, too_large},
+};
 use crate::{
     error::{Code, Error, Result},
     proto::FILE_DESCRIPTOR_SET,
@@ -77,7 +80,7 @@ pub(super) fn bounded(routes: Router, bodies: &Bodies) -> Result<Router> {
 
 async fn bound(State((bodies, streaming)): State<(Bodies, Streaming)>, request: Request) -> Request {
     let path = request.uri().path();
-    let (most, is_only) = (if is_open(path) { OPEN_BYTES } else { usize::MAX }, !streaming.has(path));
+    let (most, is_only) = (if is_open(path) { OPEN_BYTES } else { MAX_REQUEST_BYTES }, !streaming.has(path));
     request.map(|body| Body::new(Inbound::new(body, bodies.begin(), most, is_only)))
 }
 

@@ -138,6 +138,7 @@ async fn a_request_beyond_the_size_limit_is_refused_and_the_connection_goes_on()
     let mut client = server.generation().await;
     let huge = vec![999; 5 << 20];
     let refused = client.generate_stream(request(&huge, 5)).await.unwrap_err();
-    assert!(matches!(refused.code(), Code::OutOfRange | Code::ResourceExhausted), "{refused:?}");
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+    assert_eq!(refused.get_details_error_info().unwrap().reason, "MESSAGE_TOO_LARGE");
     assert!(client.generate_stream(request(&ids(1, 5), 5)).await.is_ok());
 }

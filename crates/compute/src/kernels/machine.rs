@@ -27,17 +27,20 @@ pub enum InstructionSet {
     Avx512,
     /// Those, and products of bytes.
     Avx512Vnni,
+    /// Those, and products of pairs of bfloat16.
+    Avx512Bf16,
     /// Those, and AMX tiles.
     Amx,
 }
 
 impl InstructionSet {
     /// All of them with their names, narrowest first.
-    pub const NAMES: [(Self, &'static str); 5] = [
+    pub const NAMES: [(Self, &'static str); 6] = [
         (Self::Baseline, "baseline"),
         (Self::Avx2, "avx2"),
         (Self::Avx512, "avx512"),
         (Self::Avx512Vnni, "avx512-vnni"),
+        (Self::Avx512Bf16, "avx512-bf16"),
         (Self::Amx, "amx"),
     ];
 }
@@ -184,6 +187,8 @@ pub fn use_instructions(set: InstructionSet) -> Result<()> {
         Level::Avx512(_) => set == InstructionSet::Avx512,
         #[cfg(target_arch = "x86_64")]
         Level::Avx512Vnni(_) => set == InstructionSet::Avx512Vnni,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Bf16(_) => set == InstructionSet::Avx512Bf16,
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         Level::Amx(_) => set == InstructionSet::Amx,
     };

@@ -83,8 +83,10 @@ async fn sessions_are_bounded_in_number_and_bytes() {
     let refused = Talk::connect(&server, SessionOpen::default()).await.heard().await.unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted);
     talk.user(&"x".repeat(600), 5);
-    assert_eq!(talk.error().await.code, Code::ResourceExhausted as i32);
-    for (length, code) in [(250, Code::ResourceExhausted), (257, Code::InvalidArgument)] {
+    let error = talk.error().await;
+    assert_eq!((error.code, error.retry_after_ms), (Code::FailedPrecondition as i32, None), "{}", error.message);
+    assert!(error.message.contains("--max-session-bytes"), "{}", error.message);
+    for (length, code) in [(250, Code::FailedPrecondition), (257, Code::InvalidArgument)] {
         let (content, name) = ("x".repeat(200), Some("n".repeat(length)));
         talk.say(Say::User(UserTurn { content, name, ..UserTurn::default() }));
         assert_eq!(talk.error().await.code, code as i32, "a name of {length} bytes");
@@ -136,7 +138,7 @@ async fn all_that_a_session_is_opened_with_counts() {
         ("options", SessionOpen { options: Some(options), ..SessionOpen::default() }),
     ] {
         let refused = Talk::connect(&server, open).await.heard().await.unwrap_err();
-        assert_eq!(refused.code(), Code::ResourceExhausted, "{what}: {refused}");
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{what}: {refused}");
     }
     let small = Tool { name: "f".into(), ..Tool::default() };
     Talk::open(&server, chat(ChatOptions { tools: vec![small], ..ChatOptions::default() })).await;

@@ -1,5 +1,7 @@
 //! What clients get wrong, and which event an answer answers.
 
+use tonic_types::StatusExt;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -50,6 +52,7 @@ async fn a_message_that_cannot_be_read_ends_the_connection_with_its_status_and_n
     talk.user(&huge, 3);
     let refused = talk.heard().await.unwrap_err();
     assert!(refused.code() == Code::OutOfRange && refused.message().contains("too large"), "{refused}");
+    assert_eq!(refused.get_details_error_info().unwrap().reason, "MESSAGE_TOO_LARGE");
     let mut back = Talk::connect(&server, come_back(&opened, talk.seq)).await;
     assert_eq!(back.turn("Hi", 3).await.0, continued("<user>Hi<assistant>", 3));
 }

@@ -1,9 +1,10 @@
 //! Paged attention on the CPU: what the tasks are, and who takes which.
 //!
 //! A task is one KV head of one row and some of its queries, with all query heads that share the KV head. It goes through
-//! the row's keys in tiles of 64. Three ways lead to the same bits:
+//! the row's keys in tiles of 64. Four ways lead to the same bits:
 //!
 //! - [`matrix`]: many query vectors, where the machine has tiles and the cache fits them;
+//! - [`pairs`]: more than few over bfloat16 where they lie, where the machine multiplies pairs of it;
 //! - [`widened`]: any number, over keys and values that are widened first;
 //! - [`in_place`]: few, over keys and values where they lie.
 
@@ -13,6 +14,8 @@ use candle_core::Storage;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::matrix;
+#[cfg(target_arch = "x86_64")]
+use super::pairs;
 use super::{PagedAttention, head_cache::HeadCache, in_place, task::Task, widened};
 use crate::kernels::{
     cpu_tensor::{Rows, SharedMatrix, written},
@@ -87,6 +90,16 @@ fn run<E: CacheElement>(level: Level, task: &Task<'_>, cache: &HeadCache<'_, E>,
     }
     if in_place::suits(task) {
         return VECTORS.with_borrow_mut(|scratch| in_place::run(level, task, cache, next, scratch));
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let Level::Avx512Bf16(bf16) = level
+        && E::ROUNDED
+        && pairs::suits(&task.config)
+    {
+        thread_local! {
+            static PAIRS: RefCell<pairs::Scratch> = RefCell::default();
+        }
+        return PAIRS.with_borrow_mut(|scratch| pairs::run(bf16, task, cache, next, scratch));
     }
     match level {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -39,7 +39,8 @@ pub(super) fn run<E: CacheElement>(
     next: Option<&HeadCache<'_, E>>,
     scratch: &mut Scratch,
 ) {
-    scratch.begin::<E>(task, VECTORS);
+    scratch.begin(task);
+    scratch.take_queries::<E>(task, VECTORS);
     let first = task.key_tiles().next().map(|tile| tile.start);
     for tile in task.key_tiles() {
         let following = (tile.start + KEYS < tile.end).then_some((cache, tile.start + KEYS));
@@ -52,7 +53,7 @@ pub(super) fn run<E: CacheElement>(
 /// Panels where they lie in the cache: sixteen neighbours every `stride`, the first those of entry `first`. Meanwhile asks
 /// for as much of what comes next.
 #[derive(Clone, Copy)]
-struct InPlace<'a, E, const P: usize> {
+pub(super) struct InPlace<'a, E, const P: usize> {
     from: [*const E; P],
     coming: [*const E; P],
     first: usize,
@@ -68,23 +69,29 @@ impl<'a, E: CacheElement, const P: usize> InPlace<'a, E, P> {
     /// # Panics
     /// Where a slice is too short.
     #[inline(always)]
-    fn new(from: [&'a [E]; P], coming: [&'a [E]; P], first: usize, count: usize, stride: usize) -> Self {
+    pub(super) fn new(from: [&'a [E]; P], coming: [&'a [E]; P], first: usize, count: usize, stride: usize) -> Self {
         for from in from {
             assert!((count - 1) * stride + LANES <= from.len());
         }
         let coming = std::array::from_fn(|p| if coming[p].is_empty() { from[p].as_ptr() } else { coming[p].as_ptr() });
         Self { from: from.map(<[E]>::as_ptr), coming, first, count, stride, borrow: PhantomData }
     }
+
+    /// Entry `k` of a panel.
+    #[inline(always)]
+    pub(super) fn entry<S: Simd>(self, simd: S, panel: usize, k: usize) -> &'a [E; LANES] {
+        debug_assert!((self.first..self.first + self.count).contains(&k), "no entry {k}");
+        let at = (k - self.first) * self.stride;
+        simd.prefetch_far_line(self.coming[panel].wrapping_add(at).cast());
+        // SAFETY: `new` has seen that the slice, which is borrowed, covers all entries; it is only asked for those.
+        unsafe { &*self.from[panel].add(at).cast() }
+    }
 }
 
 impl<S: Simd, E: CacheElement, const P: usize> Panels<S, P> for InPlace<'_, E, P> {
     #[inline(always)]
     fn get(self, simd: S, panel: usize, k: usize) -> S::F {
-        debug_assert!((self.first..self.first + self.count).contains(&k), "no entry {k}");
-        let at = (k - self.first) * self.stride;
-        simd.prefetch_far_line(self.coming[panel].wrapping_add(at).cast());
-        // SAFETY: `new` has seen that the slice, which is borrowed, covers all entries; it is only asked for those.
-        E::load(simd, unsafe { &*self.from[panel].add(at).cast() })
+        E::load(simd, self.entry(simd, panel, k))
     }
 }
 

@@ -23,6 +23,8 @@ mod in_place;
 mod launches;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod matrix;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod portable;
 #[cfg(test)]
 mod reference;

@@ -27,6 +27,15 @@ impl<S: Simd, const P: usize> Panels<S, P> for [&[Vector]; P] {
     }
 }
 
+/// Neighbouring entries that are two pairs: the first and the third, of the even chain, and the others, of the odd one.
+pub(super) const FOUR: usize = 4;
+
+/// Where a tile's pairs of weights come from.
+pub(super) trait PairPanels<S: Simd, const P: usize>: Copy {
+    /// Entries `k` and `k + 2` of a panel, the first in the high halves. Implementations are `#[inline(always)]`.
+    fn get(self, simd: S, panel: usize, k: usize) -> S::I;
+}
+
 /// Sums of `R` rows by `P` panels, in registers as far as there are some.
 pub(super) type Tile<S, const R: usize, const P: usize> = [[<S as Simd>::F; P]; R];
 
@@ -88,6 +97,64 @@ impl<S: Simd, const R: usize, const P: usize> Chains<S, R, P> {
                 let group = simd.add(self.even[row][panel], self.odd[row][panel]);
                 sums[row][panel] = simd.add(group, sums[row][panel]);
             }
+        }
+    }
+}
+
+/// Adds a group's products to the sums so far: those of the pairs `x(row, four, chain)` with those of some panels, of
+/// whole fours each, one after another. The same bits as [`Chains`] give.
+#[inline(always)]
+pub(super) fn add_group<S: Simd, const R: usize, const P: usize, const N: usize>(
+    simd: S,
+    parts: [(Range<usize>, impl PairPanels<S, P>); N],
+    x: impl Fn(usize, usize, usize) -> u32,
+    sums: &mut Tile<S, R, P>,
+) {
+    let mut chains = Chains::new(simd);
+    if const { R * P <= BOTH_CHAINS } {
+        for (k, w) in parts {
+            let mut next = k.start;
+            while next < k.end {
+                add_pairs(simd, next, 0, &x, w, &mut chains.even);
+                add_pairs(simd, next, 1, &x, w, &mut chains.odd);
+                next += FOUR;
+            }
+        }
+    } else {
+        for (which, chain) in [(0, &mut chains.even), (1, &mut chains.odd)] {
+            let mut sums = *chain;
+            for (k, w) in &parts {
+                let mut next = k.start;
+                while next < k.end {
+                    add_pairs(simd, next, which, &x, *w, &mut sums);
+                    next += FOUR;
+                }
+            }
+            *chain = sums;
+        }
+    }
+    chains.add_to(simd, sums);
+}
+
+/// Adds the products of one pair of each row and panel to a tile.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
+fn add_pairs<S: Simd, const R: usize, const P: usize>(
+    simd: S,
+    k: usize,
+    chain: usize,
+    x: &impl Fn(usize, usize, usize) -> u32,
+    w: impl PairPanels<S, P>,
+    sums: &mut Tile<S, R, P>,
+) {
+    let mut weights = [w.get(simd, 0, k + chain); P];
+    for panel in 1..P {
+        weights[panel] = w.get(simd, panel, k + chain);
+    }
+    for row in 0..R {
+        let x = x(row, k / FOUR, chain);
+        for panel in 0..P {
+            sums[row][panel] = simd.dot_pairs(sums[row][panel], weights[panel], x);
         }
     }
 }

@@ -39,15 +39,20 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// Makes room for a task's query vectors, and takes these in register tiles of at most `tile_rows`.
-    pub(super) fn begin<E: CacheElement>(&mut self, task: &Task<'_>, tile_rows: usize) {
-        let (vectors, head_dim) = (task.vectors(), task.config.head_dim);
-        let panels = head_dim.div_ceil(LANES);
-        self.queries.resize(self.queries.len().max(vectors * head_dim), 0.0);
+    /// Makes room for the scores and sums of a task.
+    pub(super) fn begin(&mut self, task: &Task<'_>) {
+        let vectors = task.vectors();
+        let panels = task.config.head_dim.div_ceil(LANES);
         self.scores.resize(self.scores.len().max(vectors), [0.0; KEYS]);
         self.sums.clear();
         self.sums.resize(vectors * panels, [0.0; LANES]);
         task.begin_softmax(&mut self.softmax);
+    }
+
+    /// Takes a task's query vectors, in register tiles of at most `tile_rows`.
+    pub(super) fn take_queries<E: CacheElement>(&mut self, task: &Task<'_>, tile_rows: usize) {
+        let (vectors, head_dim) = (task.vectors(), task.config.head_dim);
+        self.queries.resize(self.queries.len().max(vectors * head_dim), 0.0);
         for tile in 0..vectors.div_ceil(tile_rows) {
             let range = tile_range(vectors, tile_rows, tile);
             for (column, vector) in range.clone().enumerate() {
@@ -110,7 +115,8 @@ impl Kernel for Finish<'_> {
 pub(super) fn run<E: CacheElement>(level: Level, task: &Task<'_>, cache: &HeadCache<'_, E>, scratch: &mut Scratch) {
     let head_dim = task.config.head_dim;
     let tile_rows = level.tile_rows();
-    scratch.begin::<E>(task, tile_rows);
+    scratch.begin(task);
+    scratch.take_queries::<E>(task, tile_rows);
     scratch.keys.resize(scratch.keys.len().max(KEY_VECTORS * head_dim), [0.0; LANES]);
     scratch.values.resize(scratch.values.len().max(head_dim.div_ceil(LANES) * KEYS), [0.0; LANES]);
     for tile in task.key_tiles() {

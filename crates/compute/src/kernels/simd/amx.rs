@@ -8,7 +8,12 @@ use std::{
     marker::PhantomData,
 };
 
-use super::{LANES, avx512::Avx512, vnni::Vnni};
+use super::{
+    LANES, Simd,
+    avx512::{Avx512, PAIRED},
+    bf16::Bf16,
+    vnni::Vnni,
+};
 
 /// Rows of a tile.
 pub(crate) const TILE_ROWS: usize = 16;
@@ -36,7 +41,7 @@ impl Sums {
 /// Proof that the CPU has AMX-BF16, AMX-INT8, VNNI, AVX512-BF16 and AVX512-FP16, and that the kernel lets this process use tiles: made by
 /// [`Amx::detect`] alone.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Amx(Vnni);
+pub(crate) struct Amx(Bf16);
 
 /// Work with tiles.
 pub(crate) trait TileKernel {
@@ -66,12 +71,10 @@ impl Amx {
         const TILE: u32 = 1 << 24;
         const BF16: u32 = 1 << 22;
         const INT8: u32 = 1 << 25;
-        let vnni = Vnni::detect()?;
+        let bf16 = Bf16::detect()?;
         let leaf = __cpuid_count(7, 0);
-        let has = leaf.edx & (TILE | BF16 | INT8) == TILE | BF16 | INT8
-            && is_x86_feature_detected!("avx512bf16")
-            && is_x86_feature_detected!("avx512fp16");
-        (has && request_tile_data()).then_some(Self(vnni))
+        let has = leaf.edx & (TILE | BF16 | INT8) == TILE | BF16 | INT8 && is_x86_feature_detected!("avx512fp16");
+        (has && request_tile_data()).then_some(Self(bf16))
     }
 
     /// The vectors beside the tiles.
@@ -81,7 +84,7 @@ impl Amx {
 
     /// The vectors' products of bytes.
     pub(crate) fn vnni(self) -> Vnni {
-        self.0
+        self.0.vnni()
     }
 
     /// Compiles work with these instructions and runs it.
@@ -351,18 +354,6 @@ impl Drop for Tiles {
     }
 }
 
-/// Word `2 n` is the first operand's, word `2 n + 1` the second's.
-const INTERLEAVE: [u16; 2 * LANES] = {
-    let mut order = [0; 2 * LANES];
-    let mut lane = 0;
-    while lane < LANES {
-        order[2 * lane] = lane as u16;
-        order[2 * lane + 1] = (LANES + lane) as u16;
-        lane += 1;
-    }
-    order
-};
-
 impl TileSimd {
     /// The vectors of 32-bit lanes.
     #[inline(always)]
@@ -395,8 +386,8 @@ impl TileSimd {
     pub(crate) fn store_pairs(self, even: __m512, odd: __m512, to: &mut [u16; 2 * LANES]) {
         // SAFETY: `self` proves that the CPU has the instructions; the references cover 64 bytes.
         unsafe {
-            let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(odd, even));
-            let order = _mm512_loadu_si512(INTERLEAVE.as_ptr().cast());
+            let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(even, odd));
+            let order = _mm512_loadu_si512(PAIRED.as_ptr().cast());
             _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_permutexvar_epi16(order, halves));
         }
     }
@@ -404,13 +395,8 @@ impl TileSimd {
     /// Lays pairs beside each other.
     #[inline(always)]
     pub(crate) fn interleave(self, even: &[u16; LANES], odd: &[u16; LANES], to: &mut [u16; 2 * LANES]) {
-        // SAFETY: `self` proves that the CPU has the instructions; the references cover 32, 32 and 64 bytes.
-        unsafe {
-            let [even, odd] = [even, odd].map(|words| _mm256_loadu_si256(words.as_ptr().cast()));
-            let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(even), odd);
-            let order = _mm512_loadu_si512(INTERLEAVE.as_ptr().cast());
-            _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_permutexvar_epi16(order, both));
-        }
+        // SAFETY: `self` proves that the CPU has the instructions; the reference covers 64 bytes.
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), self.0.pair_words(odd, even)) }
     }
 
     /// Rounds 32 floats to bfloat16.

@@ -2,11 +2,24 @@
 
 use std::{arch::x86_64::*, mem::MaybeUninit};
 
-use super::{Kernel, LANES, Simd};
+use super::{Kernel, LANES, Simd, bf16::Bf16, two_links};
 
-/// Proof that the CPU has AVX-512 F, BW, DQ and VL: made by [`Avx512::detect`] alone.
+/// Proof that the CPU has AVX-512 F, BW, DQ and VL, and with `PAIRS` AVX512-BF16: made by [`Avx512::detect`] and
+/// [`Avx512::with_pairs`] alone.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const PAIRS: bool = false>(());
+
+/// Word `2 n` is the second operand's, word `2 n + 1` the first's.
+pub(super) const PAIRED: [u16; 2 * LANES] = {
+    let mut order = [0; 2 * LANES];
+    let mut lane = 0;
+    while lane < LANES {
+        order[2 * lane] = (LANES + lane) as u16;
+        order[2 * lane + 1] = lane as u16;
+        lane += 1;
+    }
+    order
+};
 
 impl Avx512 {
     /// The proof, where the CPU can give it.
@@ -19,6 +32,11 @@ impl Avx512 {
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
         has.then_some(Self(()))
+    }
+
+    /// The proof that products of pairs are there too.
+    pub(super) fn with_pairs(self, _: Bf16) -> Avx512<true> {
+        Avx512(())
     }
 
     /// Compiles a kernel with these instructions and runs it.
@@ -34,7 +52,7 @@ impl Avx512 {
     }
 }
 
-impl Simd for Avx512 {
+impl<const PAIRS: bool> Simd for Avx512<PAIRS> {
     type F = __m512;
     type I = __m512i;
     const TILE_ROWS: usize = 12;
@@ -173,6 +191,35 @@ impl Simd for Avx512 {
     fn dot_words(self, sum: __m512i, words: __m512i, x: [i16; 2]) -> __m512i {
         // SAFETY: `self` proves that the CPU has the instructions.
         unsafe { _mm512_add_epi32(sum, _mm512_madd_epi16(words, _mm512_set1_epi32(bytemuck::cast(x)))) }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, sum: __m512, pairs: __m512i, x: u32) -> __m512 {
+        if const { !PAIRS } {
+            return two_links(self, sum, pairs, x);
+        }
+        // SAFETY: `self` proves that the CPU has the instructions, with `PAIRS` these too; any bits are bfloat16.
+        unsafe {
+            let x = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(x as i32));
+            _mm512_dpbf16_ps(sum, x, std::mem::transmute::<__m512i, __m512bh>(pairs))
+        }
+    }
+
+    #[inline(always)]
+    fn pair_words(self, first: &[u16; LANES], second: &[u16; LANES]) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions; the references cover 32 bytes each.
+        unsafe {
+            let [first, second] = [first, second].map(|words| _mm256_loadu_si256(words.as_ptr().cast()));
+            let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second);
+            _mm512_permutexvar_epi16(_mm512_loadu_si512(PAIRED.as_ptr().cast()), both)
+        }
+    }
+
+    #[inline(always)]
+    fn pairs_of_fours(self, x: __m512) -> __m512i {
+        const THIRD_AND_FOURTH: i32 = 0b00_00_11_10;
+        // SAFETY: `self` proves that the CPU has the instructions.
+        self.pair(x, unsafe { _mm512_permute_ps::<THIRD_AND_FOURTH>(x) })
     }
 
     #[inline(always)]

@@ -26,6 +26,8 @@ impl Level {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(vnni) => vnni.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16(bf16) => bf16.vnni().run(kernel),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Self::Amx(amx) => amx.vnni().run(kernel),
             _ => self.run(WithSigned(kernel)),

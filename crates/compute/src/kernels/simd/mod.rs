@@ -11,6 +11,8 @@ pub(crate) mod amx_integers;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod bf16;
 pub(crate) mod integers;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
@@ -78,6 +80,29 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn dot_bytes(self, sum: Self::I, weights: Self::I, x: [i8; 4]) -> Self::I;
     /// `sum` and the products of each lane's two signed words with `x`, wrapping.
     fn dot_words(self, sum: Self::I, words: Self::I, x: [i16; 2]) -> Self::I;
+    /// `sum` and the products of each lane's pair of bfloat16 with the pair `x`: first that of the high halves, then that of
+    /// the low ones, each a fused multiply-add. An instruction takes numbers below 2^-126 for zero, which others do not.
+    #[inline(always)]
+    fn dot_pairs(self, sum: Self::F, pairs: Self::I, x: u32) -> Self::F {
+        two_links(self, sum, pairs, x)
+    }
+    /// Pairs of floats that are bfloat16 already, of which `first` becomes the high halves.
+    #[inline(always)]
+    fn pair(self, first: Self::F, second: Self::F) -> Self::I {
+        self.or(self.as_integers(first), self.shr::<16>(self.as_integers(second)))
+    }
+    /// Pairs of bfloat16, of which `first` becomes the high halves.
+    #[inline(always)]
+    fn pair_words(self, first: &[u16; LANES], second: &[u16; LANES]) -> Self::I {
+        self.pair(self.load_bf16(first), self.load_bf16(second))
+    }
+    /// Of each four floats that are bfloat16 already, pairs of the first and the third, and of the second and the fourth, in
+    /// the places of the first two; what is in the others' has no meaning.
+    #[inline(always)]
+    fn pairs_of_fours(self, x: Self::F) -> Self::I {
+        let lanes = self.to_array(x);
+        self.pair(x, self.load(&std::array::from_fn(|lane| lanes[(lane + 2) % LANES])))
+    }
     /// `x & mask`.
     fn and(self, x: Self::I, mask: i32) -> Self::I;
     /// `a | b`.
@@ -248,6 +273,14 @@ pub(crate) trait Simd: Copy + Send + Sync {
     }
 }
 
+/// [`Simd::dot_pairs`] by two multiply-adds.
+#[inline(always)]
+fn two_links<S: Simd>(simd: S, sum: S::F, pairs: S::I, x: u32) -> S::F {
+    let [first, second] = [x & 0xffff_0000, x << 16].map(f32::from_bits);
+    let sum = simd.fma(simd.splat(first), simd.as_floats(simd.and(pairs, -0x1_0000)), sum);
+    simd.fma(simd.splat(second), simd.as_floats(simd.shl::<16>(pairs)), sum)
+}
+
 /// Work that is compiled once for each instruction set.
 pub(crate) trait Kernel {
     /// What it gives back.
@@ -273,6 +306,9 @@ pub(crate) enum Level {
     /// Those, and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(vnni::Vnni),
+    /// Those, and products of pairs of bfloat16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(bf16::Bf16),
     /// Those, and tiles of bfloat16 and of bytes.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     Amx(amx::Amx),
@@ -298,6 +334,8 @@ impl Level {
             avx512::Avx512::detect().map(Self::Avx512),
             #[cfg(target_arch = "x86_64")]
             vnni::Vnni::detect().map(Self::Avx512Vnni),
+            #[cfg(target_arch = "x86_64")]
+            bf16::Bf16::detect().map(Self::Avx512Bf16),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             amx::Amx::detect().map(Self::Amx),
         ];
@@ -316,6 +354,8 @@ impl Level {
             Self::Avx512(simd) => simd.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(vnni) => vnni.avx512().run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16(bf16) => bf16.avx512().run(kernel),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Self::Amx(amx) => amx.avx512().run(kernel),
         }
@@ -331,6 +371,8 @@ impl Level {
             Self::Avx512(_) => "AVX-512",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(_) => "AVX-512 and VNNI",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16(_) => "AVX-512 and BF16",
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Self::Amx(_) => "AVX-512 and AMX",
         }
@@ -399,6 +441,7 @@ mod tests {
                     [b[0], b[1], b[2], b[3]].map(|x| (x as i8).max(-127)),
                 )),
                 s.to_f32(s.dot_words(signed, s.as_integers(half), [x[0] as i16 * 1000, x[1] as i16])),
+                s.dot_pairs(v, s.pair(s.load_bf16(&h), s.round_bf16(v)), u32::from_be_bytes([0x3f, b[0], 0xbf, b[1]])),
                 s.as_floats(s.shr::<3>(s.load_bytes(&b.map(|x| [x, !x, x / 3, x & 0x1f])))),
             ]
             .map(|x| s.to_array(x).map(f32::to_bits))

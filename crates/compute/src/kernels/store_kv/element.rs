@@ -20,6 +20,12 @@ pub(in super::super) trait CacheElement: Copy + Send + Sync + 'static {
     fn to_f32(self) -> f32;
     /// Widens sixteen of them, exactly.
     fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::F;
+    /// Pairs of bfloat16, the first in the high halves; of a type that is [`ROUNDED`](Self::ROUNDED).
+    #[inline(always)]
+    fn load_pairs<S: Simd>(simd: S, first: &[Self; LANES], second: &[Self; LANES]) -> S::I {
+        let [first, second] = [first, second].map(|values| Self::load(simd, values));
+        simd.pair(first, second)
+    }
     /// Rounds pairs to bfloat16 and lays them beside each other.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[inline(always)]
@@ -90,6 +96,12 @@ impl CacheElement for bf16 {
     fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::F {
         simd.load_bf16(bytemuck::cast_ref(from))
     }
+
+    #[inline(always)]
+    fn load_pairs<S: Simd>(simd: S, first: &[Self; LANES], second: &[Self; LANES]) -> S::I {
+        simd.pair_words(bytemuck::cast_ref(first), bytemuck::cast_ref(second))
+    }
+
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[inline(always)]
     fn store_pairs(simd: TileSimd, even: &[Self; LANES], odd: &[Self; LANES], to: &mut [u16; 2 * LANES]) {
