@@ -40,7 +40,7 @@ pub(super) struct TokenizeArgs {
 }
 
 pub(super) fn run(args: TokenizeArgs) -> Result<(), Stop> {
-    let path = args.model.as_deref().map(|model| find_model(model, &args.hub, Wanted::Tokenizer)).transpose()?;
+    let path = args.model.as_deref().map(|model| find_model(model, &args.hub, Wanted::BesideWeights)).transpose()?;
     let tokenizer = load_tokenizer(path.as_deref())?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     if let Some(text) = &args.text {

@@ -21,8 +21,8 @@ pub(super) struct Live {
 #[derive(Debug)]
 struct State {
     places: Portions<Holder>,
-    /// When somebody last went away without, and how many it wanted.
-    wanted: Option<(Instant, usize)>,
+    /// When somebody last went away because none was free.
+    wanted: Option<Instant>,
 }
 
 /// Whose share places are of.
@@ -69,15 +69,19 @@ impl Live {
         Ok(LivePlaces { live: self.clone(), holder: holder.cloned(), number })
     }
 
-    /// Somebody goes away who found too few of so many places free.
-    pub(super) fn want(&self, number: usize) {
-        self.state().wanted = Some((Instant::now(), number));
+    /// Somebody goes away who found too few places free. It counts where none is: beside one that asks for many, others find
+    /// their place.
+    pub(super) fn want(&self) {
+        let mut state = self.state();
+        if state.places.free() == 0 {
+            state.wanted = Some(Instant::now());
+        }
     }
 
-    /// Whether somebody who went away in that time would find too few places still.
+    /// Whether somebody went away in that time because no place was free, and none is still.
     pub(super) fn is_wanted(&self, within: Duration) -> bool {
         let state = self.state();
-        state.wanted.is_some_and(|(at, number)| number > state.places.free() && at.elapsed() <= within)
+        state.places.free() == 0 && state.wanted.is_some_and(|at| at.elapsed() <= within)
     }
 
     /// Places that are held.
@@ -184,19 +188,28 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn places_are_wanted_while_who_found_none_would_find_none_still() {
         let (live, second) = (Live::new(3), Duration::from_secs(1));
-        let [one, two] = [1, 2].map(|number| live.take(None, number).unwrap());
+        let [_two, one] = [2, 1].map(|number| live.take(None, number).unwrap());
         assert!(!live.is_wanted(second), "all are taken, and nobody asks");
-        live.want(2);
+        live.want();
         assert!(live.is_wanted(second));
         drop(one);
-        assert!(live.is_wanted(second), "one is too few");
-        drop(two);
-        assert!(!live.is_wanted(second));
-        let _all = live.take(None, 3).unwrap();
+        assert!(!live.is_wanted(second), "it would find one");
+        let _one = live.take(None, 1).unwrap();
         tokio::time::advance(second).await;
         assert!(live.is_wanted(second));
         tokio::time::advance(second).await;
         assert!(!live.is_wanted(second), "it may not come back");
+    }
+
+    #[test]
+    fn who_asks_for_more_than_are_free_makes_no_crowd_of_those_who_find_a_place() {
+        let (live, second) = (Live::new(64), Duration::from_secs(1));
+        let _some = live.take(None, 4).unwrap();
+        assert_eq!(live.take(None, 64).unwrap_err(), Full::Everybody);
+        live.want();
+        assert!(!live.is_wanted(second), "sixty are free");
+        let _others = live.take(None, 60).unwrap();
+        assert!(!live.is_wanted(second), "nobody has asked since");
     }
 
     #[test]

@@ -476,7 +476,7 @@ impl Engine {
             return Err(Error::invalid(field, why));
         }
         let holder = Holder::of(request.tenant.as_ref(), request.network);
-        let places = life.live.take(holder.as_ref(), sequences).map_err(|full| self.full(&life, full, sequences))?;
+        let places = life.live.take(holder.as_ref(), sequences).map_err(|full| self.full(&life, full))?;
         if request.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the request was admitted"));
         }
@@ -491,11 +491,11 @@ impl Engine {
         Ok(generation)
     }
 
-    /// What a request hears that finds too few of so many places free.
-    fn full(&self, life: &Life, full: Full, number: usize) -> Error {
+    /// What a request hears that finds too few places free.
+    fn full(&self, life: &Life, full: Full) -> Error {
         let why = match full {
             Full::Everybody => {
-                life.live.want(number);
+                life.live.want();
                 format!("the queue is full ({} requests wait)", self.config().max_waiting)
             }
             Full::Tenant(held) => {

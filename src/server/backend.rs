@@ -64,7 +64,7 @@ impl Backend {
     /// # Errors
     /// The engine's; `Unavailable` where the server is cut off meanwhile.
     pub(crate) async fn embed(&self, caller: &Caller, request: EmbedRequest) -> Result<Embeddings> {
-        let admission = caller.admit_inputs(request.inputs.len()).map_err(|error| self.refused(error))?;
+        let mut admission = caller.admit_inputs(request.inputs.len()).map_err(|error| self.refused(error))?;
         let request = EmbedRequest {
             tenant: caller.owner(),
             network: caller.network(),
@@ -73,6 +73,7 @@ impl Backend {
         };
         let embeddings = async {
             let batch = self.engine.admit_embed(request).await?;
+            admission.admitted();
             // What was admitted is computed, whatever comes of it.
             admission.charge_prompt(batch.prompt_tokens());
             batch.run().await

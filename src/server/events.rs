@@ -160,8 +160,15 @@ impl Stream for Events {
         if polled.is_pending() && self.cut.poll(cx).is_ready() {
             polled = Poll::Ready(Some(Err(self.cut.error("this stream had ended"))));
         }
-        if let Poll::Ready(Some(Ok(Event::Delta(delta)))) = &polled {
-            self.charge(delta.tokens.len() as u64);
+        match &polled {
+            // All that its call asks for was admitted.
+            Poll::Ready(Some(Ok(Event::Started(_)))) => {
+                if let Some(admission) = &mut self.admission {
+                    admission.admitted();
+                }
+            }
+            Poll::Ready(Some(Ok(Event::Delta(delta)))) => self.charge(delta.tokens.len() as u64),
+            _ => {}
         }
         if let Poll::Ready(Some(Err(_)) | None) = polled {
             // Who hears of the end may ask again at once.

@@ -1,4 +1,5 @@
-//! What must be held on to until an answer has gone out: a share of some room that its bytes still take.
+//! What must be held on to until an answer has gone out: a share of some room that its bytes still take. Or that nothing is which
+//! others wait for.
 //!
 //! A handler is done once its answer is made; the bytes then wait for the client's window. Whoever made it puts what is held
 //! among the answer's extensions, and one layer over all faces hands it to the bytes themselves.
@@ -23,6 +24,10 @@ use http_body::{Frame, SizeHint};
 pub(crate) struct Held {
     _what: Arc<dyn Any + Send + Sync>,
 }
+
+/// Among an answer's extensions: no place in line is held for as long as its reader takes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HoldsNoPlace;
 
 impl Held {
     pub(crate) fn new(what: Arc<dyn Any + Send + Sync>) -> Self {

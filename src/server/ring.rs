@@ -178,6 +178,8 @@ impl<T: Clone> Ring<T> {
         }
         state.attachment += 1;
         state.cursor = Some(after_seq);
+        // Whoever comes knows of it.
+        state.unheard = false;
         state.touched = Instant::now();
         self.changed.notify_waiters();
         Ok(Attachment { ring: self.clone(), number: state.attachment, gone: None })
@@ -189,8 +191,9 @@ impl<T: Clone> Ring<T> {
     /// # Errors
     /// As [`attach`](Self::attach).
     pub(crate) fn attach_stranger(self: &Arc<Self>) -> Result<Attachment<T>> {
+        let attachment = self.attach(0)?;
         self.state().unheard = true;
-        self.attach(0)
+        Ok(attachment)
     }
 
     /// Ends the stream of the reader of this number without an error, if it still is the one; it can come back.
@@ -200,12 +203,15 @@ impl<T: Clone> Ring<T> {
         self.changed.notify_waiters();
     }
 
-    /// Returns when the producer may go on: nobody is attached, or not far behind.
-    pub(crate) async fn room(&self) {
+    /// Returns when the producer may go on with an event of so many bytes: nobody is attached, or not far behind. One that is
+    /// larger than all that may wait for a reader comes once nothing waits, which it would push out.
+    pub(crate) async fn room(&self, bytes: usize) {
         let max_lag = MAX_LAG.min(self.limits.events as u64 / 2).max(1);
         self.until(|state| {
             let fits = |cursor: u64| {
-                state.newest.saturating_sub(cursor) < max_lag && state.unread_bytes(cursor) <= self.limits.bytes / 2
+                let lag = state.newest.saturating_sub(cursor);
+                let waiting = || state.unread_bytes(cursor).saturating_add(bytes);
+                lag == 0 || (lag < max_lag && waiting() <= self.limits.bytes / 2)
             };
             state.cursor.is_none_or(fits).then_some(())
         })
@@ -276,6 +282,11 @@ impl<T: Clone> Attachment<T> {
         let mut said = self;
         said.gone = Some(Box::new(gone));
         said
+    }
+
+    /// Whether all that it will read is there.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ring.state().end.is_some()
     }
 
     /// Counts the readers of the ring.
@@ -382,10 +393,10 @@ mod tests {
         let ring = Ring::new(LIMITS);
         let mut reader = Box::pin(ring.attach(0).unwrap().events());
         ring.push(40, 1);
-        assert!(ring.room().now_or_never().is_some());
+        assert!(ring.room(0).now_or_never().is_some());
         // One event may be larger than what is left.
         ring.push(90, 2);
-        assert!(ring.room().now_or_never().is_none(), "the producer waits");
+        assert!(ring.room(0).now_or_never().is_none(), "the producer waits");
         assert_eq!(ready(&mut reader).unwrap().unwrap().unwrap(), (1, 1));
         assert_eq!(ready(&mut reader).unwrap().unwrap().unwrap(), (2, 2));
         ring.push(40, 3);
@@ -393,6 +404,31 @@ mod tests {
         drop(reader);
         (0..3).for_each(|k| ring.push(40, k));
         assert_eq!(kept(&ring), (2, 80), "and so does what nobody is there to read");
+    }
+
+    #[tokio::test]
+    async fn a_reader_gets_an_event_of_any_size_and_all_before_it() {
+        let ring = Ring::new(RingLimits { events: 100, bytes: 100 });
+        let mut reader = Box::pin(ring.attach(0).unwrap().events());
+        let sizes = [1000, 20, 20, 1000, 1000, 5];
+        let produces = async {
+            for (bytes, event) in sizes.into_iter().zip(0..) {
+                ring.room(bytes).await;
+                ring.push(bytes, event);
+            }
+            ring.end(Ok(()));
+        };
+        let reads = async {
+            let mut read = Vec::new();
+            while let Some(event) = reader.next().await {
+                read.push(event.unwrap().1);
+                // As late as it may be: the producer has done all that it can.
+                tokio::task::yield_now().await;
+            }
+            read
+        };
+        let (read, ()) = tokio::join!(reads, produces);
+        assert_eq!(read, [0, 1, 2, 3, 4, 5]);
     }
 
     #[tokio::test]
@@ -453,15 +489,15 @@ mod tests {
     #[tokio::test]
     async fn the_producer_waits_for_a_reader_that_is_there() {
         let ring = Ring::new(RingLimits { events: 100, bytes: 1000 });
-        assert!(ring.room().now_or_never().is_some());
+        assert!(ring.room(0).now_or_never().is_some());
         let mut reader = Box::pin(ring.attach(0).unwrap().events());
         (0..MAX_LAG).for_each(|k| ring.push(1, k as u32));
-        assert!(ring.room().now_or_never().is_none());
+        assert!(ring.room(0).now_or_never().is_none());
         assert!(ready(&mut reader).is_some());
-        assert!(ring.room().now_or_never().is_some());
+        assert!(ring.room(0).now_or_never().is_some());
         drop(reader);
         (0..90).for_each(|k| ring.push(1, k));
-        assert!(ring.room().now_or_never().is_some(), "nobody is there to wait for");
+        assert!(ring.room(0).now_or_never().is_some(), "nobody is there to wait for");
     }
 
     #[tokio::test(start_paused = true)]
@@ -492,6 +528,16 @@ mod tests {
             let soon = tokio::time::timeout(ttl / 2, ring.abandoned(ttl)).await.is_ok();
             assert_eq!(soon, !has_gone, "who has read it need not have sent it");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_by_its_id_has_learned_of_a_ring() {
+        let (ring, ttl) = (Ring::<u32>::new(LIMITS), Duration::from_secs(60));
+        let stranger = ring.attach_stranger().unwrap();
+        drop(ring.attach(0).unwrap());
+        drop(stranger);
+        let soon = tokio::time::timeout(ttl / 2, ring.abandoned(ttl)).await;
+        assert!(soon.is_err(), "it can come again");
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,11 +5,12 @@
 //! to live is looked at. So each answer notes whether something of it has been handed over that has yet to go out
 //! ([`Reading`]), and the task that sends it ([`Streams`]) is dropped where that stays so for three quarters of the
 //! stall timeout, or where the caller's deadline passes meanwhile. Where somebody goes away because a model's queue is full, it
-//! has only a few seconds ([`Patience`]). A stream of HTTP/2 is reset then, a connection of HTTP/1 closed; what can be read on
+//! has only a few seconds ([`Patience`]), unless nothing that others wait for is held for it ([`HoldsNoPlace`]). A stream of HTTP/2 is reset then, a connection of HTTP/1 closed; what can be read on
 //! elsewhere, a session or a resumable stream, goes on without that reader.
 
 use std::{
     future::poll_fn,
+    mem,
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -33,7 +34,7 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use super::grpc::deadline;
+use super::{grpc::deadline, held::HoldsNoPlace};
 
 /// How long "for ever" is.
 const LONG: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -41,6 +42,9 @@ const LONG: Duration = Duration::from_secs(365 * 24 * 3600);
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// How long it may stand still while others find no place. The docs say so.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// Bytes of an answer that are handed over at once: of larger pieces nobody sees that they are taken, if slowly.
+const PIECE_BYTES: usize = 16 << 10;
 
 task_local! {
     /// Of the answer that this task sends.
@@ -53,6 +57,8 @@ pub(super) struct Reading {
     stage: AtomicU8,
     /// A piece of the answer under way has gone out.
     gone: AtomicBool,
+    /// The answer under way is a [`HoldsNoPlace`].
+    holds_no_place: AtomicBool,
     /// When the caller stops waiting for the answer under way.
     deadline: Mutex<Option<Instant>>,
 }
@@ -108,6 +114,8 @@ impl Reading {
 /// A body that notes how it is taken.
 struct Noting {
     body: Body,
+    /// What is left of a large piece.
+    rest: Bytes,
     reading: Arc<Reading>,
 }
 
@@ -116,7 +124,16 @@ impl HttpBody for Noting {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        let Self { body, rest, .. } = &mut *self;
+        let frame = match rest.is_empty() {
+            true => Pin::new(body).poll_frame(cx),
+            false => Poll::Ready(Some(Ok(Frame::data(mem::take(rest))))),
+        };
+        let mut cut = |mut data: Bytes| {
+            *rest = data.split_off(data.len().min(PIECE_BYTES));
+            data
+        };
+        let frame = frame.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(&mut cut))));
         let stage = if frame.is_pending() { WAITS } else { HANDED };
         if self.reading.stage.swap(stage, Ordering::Relaxed) != WAITS {
             self.reading.gone.store(true, Ordering::Relaxed);
@@ -125,11 +142,17 @@ impl HttpBody for Noting {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (body, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut hint = SizeHint::new();
+        hint.set_lower(body.lower().saturating_add(rest));
+        if let Some(upper) = body.upper() {
+            hint.set_upper(upper.saturating_add(rest));
+        }
+        hint
     }
 }
 
@@ -147,12 +170,14 @@ pub(super) fn noted(router: Router) -> Router {
 
 async fn note(request: Request, next: Next) -> Response {
     let deadline = deadline::of(request.headers());
-    let response = next.run(request).await;
+    let mut response = next.run(request).await;
+    let holds_no_place = response.extensions_mut().remove::<HoldsNoPlace>().is_some();
     match Reading::here() {
         Some(reading) => {
             *reading.deadline() = deadline;
             reading.gone.store(false, Ordering::Relaxed);
-            response.map(|body| Body::new(Noting { body, reading }))
+            reading.holds_no_place.store(holds_no_place, Ordering::Relaxed);
+            response.map(|body| Body::new(Noting { body, rest: Bytes::new(), reading }))
         }
         // Nobody would look at it.
         None => response,
@@ -180,15 +205,18 @@ impl Patience {
 /// A piece that is not taken.
 struct Stuck {
     until: Instant,
+    /// Nobody else gains by its end.
+    holds_no_place: bool,
     /// Goes off at the end, and before that whenever it is to be looked who waits.
     timer: Pin<Box<Sleep>>,
 }
 
 impl Stuck {
-    /// From now on, and until then.
-    fn until(until: Instant, patience: &Patience) -> Self {
-        let look = Instant::now() + patience.grace();
-        Self { until, timer: Box::pin(sleep_until(until.min(look))) }
+    /// From now on.
+    fn of(reading: &Reading, patience: &Patience) -> Self {
+        let (until, look) = (reading.due(patience.longest), Instant::now() + patience.grace());
+        let holds_no_place = reading.holds_no_place.load(Ordering::Relaxed);
+        Self { until, holds_no_place, timer: Box::pin(sleep_until(until.min(look))) }
     }
 
     /// Ready when the answer is to be given up.
@@ -196,7 +224,7 @@ impl Stuck {
         loop {
             ready!(self.timer.as_mut().poll(cx));
             let (now, grace) = (Instant::now(), patience.grace());
-            if now >= self.until || (patience.is_crowded)(grace) {
+            if now >= self.until || (!self.holds_no_place && (patience.is_crowded)(grace)) {
                 return Poll::Ready(());
             }
             self.timer.as_mut().reset(self.until.min(now + grace));
@@ -235,7 +263,7 @@ pub(super) async fn unless_stuck<F: Future>(sends: F, patience: &Patience) -> Op
         }
         match reading.pace() {
             Pace::Waits => stuck = None,
-            Pace::Goes => stuck = Some(Stuck::until(reading.due(patience.longest), patience)),
+            Pace::Goes => stuck = Some(Stuck::of(&reading, patience)),
             Pace::Stands => {}
         }
         match &mut stuck {
@@ -263,7 +291,7 @@ mod tests {
         Patience::new(PATIENCE, |_| false)
     }
 
-    /// Sends an answer as hyper does: what it has in its hand must go out before it asks for more.
+    /// Sends an answer as hyper does: what it has in its hand must go out before it asks for more. The window opens by bytes.
     async fn send(
         pieces: impl Stream<Item = &'static str> + Send + 'static,
         deadline: Option<Instant>,
@@ -272,18 +300,19 @@ mod tests {
         let reading = Reading::here().unwrap();
         *reading.deadline() = deadline;
         let body = Body::from_stream(pieces.map(Ok::<_, axum::Error>));
-        let mut pieces = Body::new(Noting { body, reading: reading.clone() }).into_data_stream();
+        let mut pieces = Body::new(Noting { body, rest: Bytes::new(), reading: reading.clone() }).into_data_stream();
         let mut gone = 0;
-        while pieces.next().await.is_some() {
+        while let Some(piece) = pieces.next().await {
+            let bytes = piece.unwrap().len();
             assert_eq!(reading.has_begun(), gone > 0);
-            window.acquire().await.unwrap().forget();
+            window.acquire_many(bytes.try_into().unwrap()).await.unwrap().forget();
             gone += 1;
         }
         reading.gone.store(false, Ordering::Relaxed);
     }
 
-    fn window(pieces: usize) -> Arc<Semaphore> {
-        Arc::new(Semaphore::new(pieces))
+    fn window(bytes: usize) -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(bytes))
     }
 
     #[tokio::test(start_paused = true)]
@@ -338,6 +367,48 @@ mod tests {
         let sent = unless_stuck(send(stream::iter(["a"; 5]), None, window), &patience);
         let (sent, ()) = tokio::join!(sent, opening);
         assert_eq!((sent, began.elapsed()), (Some(()), PATIENCE * 9 / 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_takes_one_large_piece_a_little_at_a_time_gets_it_while_others_find_no_place() {
+        let large: &str = "x".repeat(5 * PIECE_BYTES + 1).leak();
+        let (window, long) = (window(0), 100 * PATIENCE);
+        let opens = window.clone();
+        let opening = async {
+            for _ in 0..6 {
+                sleep(GRACE * 4 / 5).await;
+                opens.add_permits(PIECE_BYTES);
+            }
+        };
+        let patience = Patience::new(long, |_| true);
+        let sent = unless_stuck(send(stream::iter([large]), None, window), &patience);
+        let (sent, ()) = tokio::join!(sent, opening);
+        assert_eq!(sent, Some(()));
+    }
+
+    #[tokio::test]
+    async fn a_large_piece_goes_out_whole_and_in_order() {
+        let large: Vec<u8> = (0..3 * PIECE_BYTES as u32 + 7).map(|n| (n % 251) as u8).collect();
+        let mut body = Noting { body: Body::from(large.clone()), rest: Bytes::new(), reading: Arc::default() };
+        let mut sent = Vec::new();
+        while !body.is_end_stream() {
+            assert_eq!(body.size_hint().exact(), Some((large.len() - sent.len()) as u64));
+            let frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap().unwrap();
+            let data = frame.into_data().unwrap();
+            assert!(data.len() <= PIECE_BYTES);
+            sent.extend_from_slice(&data);
+        }
+        assert!(sent == large);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_holds_no_place_has_its_time_though_others_find_none() {
+        let (began, patience) = (Instant::now(), Patience::new(PATIENCE, |_| true));
+        let answer = async {
+            Reading::here().unwrap().holds_no_place.store(true, Ordering::Relaxed);
+            send(stream::iter(["a"]), None, window(0)).await;
+        };
+        assert_eq!((unless_stuck(answer, &patience).await, began.elapsed()), (None, PATIENCE));
     }
 
     #[tokio::test(start_paused = true)]

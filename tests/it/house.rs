@@ -91,6 +91,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("tonic", &["server/grpc", "server/vllm_engine", "server/oip", "server/metrics", "proto", "cli/connect"]),
     ("axum", &["server"]),
     ("http_body", &["server"]),
+    ("form_urlencoded", &["server/openai/responses"]),
     ("hyper", &["server/unread"]),
     ("tonic_web", &["server/grpc"]),
     ("tower_http", &["server/cors"]),

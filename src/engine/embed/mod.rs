@@ -178,7 +178,7 @@ impl Engine {
         check_number(inputs.len(), dimensions)?;
         let wanted = inputs.len().min(most_at_once).clamp(1, self.config().max_live());
         let places =
-            places(&life, Holder::of(tenant.as_ref(), network), wanted).map_err(|full| self.full(&life, full, 1))?;
+            places(&life, Holder::of(tenant.as_ref(), network), wanted).map_err(|full| self.full(&life, full))?;
         let kib = u32::try_from((inputs.len() * dimensions * size_of::<f32>()).div_ceil(1024)).unwrap_or(u32::MAX);
         let room = self.inner.vectors.clone().try_acquire_many_owned(kib);
         let room = room.map_err(|_| self.exhausted("too many vectors are being computed and sent: try again later"))?;

@@ -208,7 +208,13 @@ fn load_on<T: Planned>(
     }
     let parts = match args.model.as_deref() {
         None => demo::parts()?,
-        Some(model) => located_parts(&locate(model, &args.hub, Wanted::Model, progress)?, model, args.load_format)?,
+        Some(model) => {
+            let wanted = match args.load_format {
+                LoadFormat::Auto => Wanted::Model,
+                LoadFormat::Dummy => Wanted::BesideWeights,
+            };
+            located_parts(&locate(model, &args.hub, wanted, progress)?, model, args.load_format)?
+        }
     };
     let parts = with_chat_options(parts, args)?;
     let &ModelArgs { dtype, quantization, kv_cache_dtype, .. } = args;
@@ -253,8 +259,8 @@ pub fn load_tokenizer(path: Option<&Path>) -> Result<Tokenizer> {
 pub enum Wanted {
     /// All of it.
     Model,
-    /// What its tokenizer is made of: of a directory all but the weights.
-    Tokenizer,
+    /// Of a directory all but the weights: its configuration, and what its tokenizer is made of.
+    BesideWeights,
 }
 
 /// The directory or GGUF file of the model that is called `model`: a path, or a name of the hub, whose files are downloaded
@@ -308,7 +314,7 @@ fn locate(model: &str, hub: &HubArgs, wanted: Wanted, progress: &mut dyn FnMut(L
     if is_path(model) {
         return Ok(Located::Path(model.into()));
     }
-    let options = HubOptions { without_weights: wanted == Wanted::Tokenizer, ..hub_options(hub) };
+    let options = HubOptions { without_weights: wanted == Wanted::BesideWeights, ..hub_options(hub) };
     let Found { path, why } = on_hub(model, &options, progress)?;
     tracing::info!("{why}");
     Ok(Located::Hub(path))

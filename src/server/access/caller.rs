@@ -30,14 +30,21 @@ pub(crate) struct Caller {
 pub(crate) struct Admission {
     tenant: Option<Arc<Tenant>>,
     since: Instant,
+    /// Whether what it was let in for was admitted.
+    is_admitted: bool,
     sequences: u32,
     /// Whether the tokens of its prompt count: of several answers to one, those of the first do.
     counts_prompt: bool,
 }
 
-/// A tenant's place for a session, and since when it has it.
+/// A tenant's place for a session.
 #[derive(Debug)]
-pub(crate) struct SessionPlace(Option<Arc<Tenant>>, Instant);
+pub(crate) struct SessionPlace {
+    tenant: Option<Arc<Tenant>>,
+    since: Instant,
+    /// Whether the session was opened.
+    is_admitted: bool,
+}
 
 impl Caller {
     pub(super) fn tenant(tenant: Arc<Tenant>) -> Self {
@@ -147,7 +154,8 @@ impl Caller {
             Some(tenant) => tenant.enter(total, Instant::now())?,
             None => total.requests.saturating_mul(total.sequences),
         };
-        Ok(Admission { tenant: self.tenant.clone(), since: Instant::now(), sequences, counts_prompt: true })
+        let (tenant, since) = (self.tenant.clone(), Instant::now());
+        Ok(Admission { tenant, since, is_admitted: false, sequences, counts_prompt: true })
     }
 
     /// Counts a session.
@@ -158,7 +166,7 @@ impl Caller {
         if let Some(tenant) = &self.tenant {
             tenant.open_session()?;
         }
-        Ok(SessionPlace(self.tenant.clone(), Instant::now()))
+        Ok(SessionPlace { tenant: self.tenant.clone(), since: Instant::now(), is_admitted: false })
     }
 }
 
@@ -176,7 +184,12 @@ impl Admission {
     pub(crate) fn split(&mut self, request: &Request, counts_prompt: bool) -> Self {
         let sequences = number(request.params.num_sequences().max(1)).min(self.sequences);
         self.sequences -= sequences;
-        Self { tenant: self.tenant.clone(), since: self.since, sequences, counts_prompt }
+        Self { tenant: self.tenant.clone(), since: self.since, is_admitted: false, sequences, counts_prompt }
+    }
+
+    /// What it was let in for was not refused by anybody else: how long it takes says when others find a place.
+    pub(crate) fn admitted(&mut self) {
+        self.is_admitted = true;
     }
 
     /// Counts the tokens of its prompt.
@@ -197,15 +210,51 @@ impl Admission {
 impl Drop for Admission {
     fn drop(&mut self) {
         if let Some(tenant) = &self.tenant {
-            tenant.leave(self.sequences, self.since.elapsed());
+            tenant.leave(self.sequences, self.is_admitted.then(|| self.since.elapsed()));
         }
+    }
+}
+
+impl SessionPlace {
+    /// The session was opened, see [`Admission::admitted`].
+    pub(crate) fn admitted(&mut self) {
+        self.is_admitted = true;
     }
 }
 
 impl Drop for SessionPlace {
     fn drop(&mut self) {
-        if let Some(tenant) = &self.0 {
-            tenant.close_session(self.1.elapsed());
+        if let Some(tenant) = &self.tenant {
+            tenant.close_session(self.is_admitted.then(|| self.since.elapsed()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::TenantLimits;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_refused_elsewhere_says_nothing_of_how_long_places_are_held() {
+        let limits = TenantLimits { max_streams: Some(2), max_sessions: Some(2), ..TenantLimits::default() };
+        let caller = Caller::tenant(Tenant::new("t".into(), limits, Instant::now()));
+        let (mut stream, mut session) = (caller.admit_call().unwrap(), caller.admit_session().unwrap());
+        stream.admitted();
+        session.admitted();
+        tokio::time::advance(Duration::from_secs(12)).await;
+        drop((stream, session));
+        for _ in 0..20 {
+            let mut all = caller.admit_all(2, 1, None).unwrap();
+            // The first was admitted, and goes with the second, which was not.
+            drop(all.split(&Request::new(crate::engine::Prompt::Text(String::new())), true));
+            drop((all, caller.admit_session().unwrap()));
+        }
+        let _held = [(); 2].map(|()| (caller.admit_call().unwrap(), caller.admit_session().unwrap()));
+        let hint = Some(Duration::from_secs(6));
+        assert_eq!(caller.admit_call().unwrap_err().retry_after, hint);
+        assert_eq!(caller.admit_session().unwrap_err().retry_after, hint);
     }
 }

@@ -116,10 +116,12 @@ impl Tenant {
         Ok(sequences)
     }
 
-    /// So many sequences have ended, that long after they were let in.
-    pub(super) fn leave(&self, sequences: u32, stay: Duration) {
+    /// So many sequences have ended, that long after they were let in; none where they came to nothing.
+    pub(super) fn leave(&self, sequences: u32, stay: Option<Duration>) {
         let mut used = self.used();
-        used.stream_stays.record(stay, sequences as usize);
+        if let Some(stay) = stay {
+            used.stream_stays.record(stay, sequences as usize);
+        }
         used.streams = used.streams.saturating_sub(sequences);
     }
 
@@ -146,10 +148,12 @@ impl Tenant {
         Ok(())
     }
 
-    /// Closes one that was open for so long.
-    pub(super) fn close_session(&self, stay: Duration) {
+    /// Closes one that was open for so long; none where it was never opened.
+    pub(super) fn close_session(&self, stay: Option<Duration>) {
         let mut used = self.used();
-        used.session_stays.record(stay, 1);
+        if let Some(stay) = stay {
+            used.session_stays.record(stay, 1);
+        }
         used.sessions = used.sessions.saturating_sub(1);
     }
 }
@@ -226,7 +230,7 @@ mod tests {
         tenant.enter(answers(2), now).unwrap();
         assert_eq!(quota(tenant.enter(answers(2), now)).0, "max-streams");
         tenant.enter(answers(1), now).unwrap();
-        tenant.leave(2, Duration::ZERO);
+        tenant.leave(2, None);
         tenant.enter(answers(2), now).unwrap();
     }
 
@@ -238,9 +242,9 @@ mod tests {
         (0..2).for_each(|_| tenant.open_session().unwrap());
         assert_eq!(quota(tenant.enter(answers(1), now)), ("max-streams".into(), None), "nothing was measured");
         assert_eq!(quota(tenant.open_session()), ("max-sessions".into(), None));
-        tenant.leave(1, Duration::from_secs(12));
+        tenant.leave(1, Some(Duration::from_secs(12)));
         tenant.enter(answers(1), now).unwrap();
-        tenant.close_session(Duration::from_secs(8));
+        tenant.close_session(Some(Duration::from_secs(8)));
         tenant.open_session().unwrap();
         for (asked, seconds) in [(1, 2), (3, 6)] {
             assert_eq!(quota(tenant.enter(answers(asked), now)), ("max-streams".into(), Some(seconds)));
@@ -310,6 +314,6 @@ mod tests {
         tenant.go();
         assert_eq!(tenant.enter(answers(1), now).unwrap_err().code, Code::Unauthenticated);
         assert_eq!(tenant.open_session().unwrap_err().code, Code::Unauthenticated);
-        tenant.leave(1, Duration::ZERO);
+        tenant.leave(1, None);
     }
 }

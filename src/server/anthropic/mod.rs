@@ -79,10 +79,11 @@ async fn create(State(http): State<Http>, request: Request) -> Result<Response, 
 /// `POST /v1/messages/count_tokens`.
 async fn count_tokens(State(http): State<Http>, request: Request) -> Result<Json<Value>, Failed<Anthropic>> {
     let call = Call::read(&http, request, ContentType::Json).await?;
-    let _admission = http.models.admit_call(&call.caller)?;
+    let mut admission = http.models.admit_call(&call.caller)?;
     let conversation: Conversation = call.parse().map_err(|error| http.models.refused(error))?;
     let backend = &http.models.backend(&call.caller, Some(conversation.model()), None).await?;
     let chat = conversation.chat(can_think(backend)).map_err(|error| backend.refused(error))?;
     let ids = chat_ids(backend, &call.caller, chat, false).await?;
+    admission.admitted();
     Ok(Json(json!({"input_tokens": ids.len()})))
 }

@@ -118,13 +118,15 @@ impl Generation for GenerationService {
         let caller = Caller::of(request.extensions()).map_err(status)?;
         let ResumeRequest { stream_id, after_seq } = request.into_inner();
         let attachment = self.resumables.resume(&caller.owner(), &stream_id, after_seq.unwrap_or(0)).map_err(status)?;
-        Ok(Response::new(stream::numbered(attachment.events())))
+        let has_ended = attachment.has_ended();
+        let events = stream::numbered(attachment.events());
+        Ok(if has_ended { stream::onlooking(events) } else { Response::new(events) })
     }
 
     async fn quote(&self, request: Request<QuoteRequest>) -> Result<Response<QuoteResponse>, Status> {
         let caller = Caller::of(request.extensions()).map_err(status)?;
         let deadline = deadline(request.metadata()).map_err(status)?;
-        let _admission = self.models.admit_call(&caller).map_err(status)?;
+        let mut admission = self.models.admit_call(&caller).map_err(status)?;
         let QuoteRequest { prompt, messages, options, chat } = request.into_inner();
         let prompt = match (prompt, messages.is_empty()) {
             (Some(_), false) => Err(Error::invalid("messages", "cannot be with prompt: one of them is quoted")),
@@ -138,6 +140,7 @@ impl Generation for GenerationService {
         let request = prompt.and_then(|prompt| convert::request(prompt, options, engine.info()));
         let quote = engine.quote(caller.own(request.map_err(status)?)).await;
         let quote = quote.map_err(|error| status(QUOTE_PATHS.locate(error)))?;
+        admission.admitted();
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let rates = engine.rates();
         Ok(Response::new(QuoteResponse {

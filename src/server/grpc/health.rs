@@ -11,7 +11,7 @@ use tonic_health::pb::{
     health_server::{Health as HealthRpc, HealthServer},
 };
 
-use super::{Models, SERVICES, status::status};
+use super::{Models, SERVICES, status::status, stream::onlooking};
 use crate::{
     engine::Health,
     error::{Code, Error},
@@ -72,6 +72,6 @@ impl HealthRpc for HealthService {
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
         // Clients take any end of a watch as a reason to watch again, elsewhere or later.
         let updates = self.statuses(request.into_inner().service).take_until(self.models.closing().leaving());
-        Ok(Response::new(Box::pin(updates.map(|status| Ok(response(status))))))
+        Ok(onlooking(Box::pin(updates.map(|status| Ok(response(status))))))
     }
 }

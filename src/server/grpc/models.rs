@@ -13,6 +13,7 @@ use super::{
     Models,
     admin::{check_operator, reader},
     status::status,
+    stream::onlooking,
 };
 use crate::{
     config::Quantization,
@@ -169,7 +170,7 @@ impl Service for ModelsService {
             status(self.models.refused(Error::new(Code::ResourceExhausted, why)))
         })?;
         let lists = lists((self.models.clone(), reader), place).take_until(self.models.closing().leaving());
-        Ok(Response::new(Box::pin(lists)))
+        Ok(onlooking(Box::pin(lists)))
     }
 }
 

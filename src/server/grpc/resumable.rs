@@ -40,7 +40,7 @@ struct Entry {
     key: Option<Key>,
 }
 
-/// An entry that is taken back unless its stream is admitted.
+/// An entry, which is over with this: taken back where its stream is not admitted, else when the task that reads it ends.
 pub(super) struct Reserved {
     all: Resumables,
     id: String,
@@ -53,12 +53,19 @@ pub(super) struct Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        if !self.admitted {
-            self.all.streams().remove(&self.id);
+        let mut streams = self.all.streams();
+        let end = if self.admitted {
+            streams.remove(&self.id);
+            Error::internal("the task that reads this stream panicked")
+        } else {
+            streams.withdraw(&self.id);
             // Somebody with the same idempotency key may be waiting.
             let why = "the request that this one repeats was given up before it was admitted";
-            self.ring.end(Err(Error::new(Code::Unavailable, why)));
-        }
+            Error::new(Code::Unavailable, why)
+        };
+        drop(streams);
+        // The first end is the one that counts.
+        self.ring.end(Err(end));
     }
 }
 
@@ -142,10 +149,9 @@ impl Place {
         };
         let reader = reserved.reader.take().ok_or_else(|| Error::internal("a stream reserved without a reader"))?;
         reserved.admitted = true;
-        let (all, id, ring) = (reserved.all.clone(), reserved.id.clone(), reserved.ring.clone());
         tokio::spawn(async move {
-            pump(events, &ring, &all.limits).await;
-            all.streams().remove(&id);
+            pump(events, &reserved.ring, &reserved.all.limits).await;
+            drop(reserved);
         });
         Ok(reader)
     }
@@ -160,8 +166,12 @@ where
     tokio::pin!(abandoned);
     loop {
         let next = async {
-            ring.room().await;
-            events.next().await
+            ring.room(0).await;
+            let event = events.next().await;
+            if let Some(Ok(told)) = &event {
+                ring.room(told.bytes()).await;
+            }
+            event
         };
         let event = tokio::select! {
             event = next => event,
@@ -244,6 +254,37 @@ mod tests {
         let first = first.await.unwrap();
         assert_eq!(heard(retry).await, (3, None));
         assert_eq!(heard(first).await, (0, Some(Code::Aborted)));
+    }
+
+    #[tokio::test]
+    async fn a_stream_whose_task_panics_ends_with_an_error_and_gives_its_place_back() {
+        let all = all();
+        let mut id = String::new();
+        let broken = said(2, None).chain(stream::poll_fn(|_| panic!("a drill")));
+        let opened = all.open(None, key(), |drawn| {
+            id = drawn;
+            async { Ok(broken) }
+        });
+        assert_eq!(heard(opened.await.unwrap()).await, (2, Some(Code::Internal)));
+        assert_eq!(all.resume(&None, &id, 0).err().unwrap().code, Code::NotFound);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_refused_by_the_engine_says_nothing_of_how_long_places_are_held() {
+        let limits = StreamArgs { max_resumable_streams: 1, ..StreamArgs::default() };
+        let all = Resumables::new(limits);
+        let held = all.open(None, None, |_| async { Ok(stream::pending::<Result<Told>>()) }).await.unwrap();
+        tokio::time::advance(Duration::from_secs(7)).await;
+        drop(held);
+        // Its task gives it up.
+        tokio::time::sleep(2 * limits.resume_ttl).await;
+        for _ in 0..20 {
+            let refused = all.open(None, None, |_| async { Err::<stream::Empty<_>, _>(Error::internal("no")) });
+            assert_eq!(refused.await.err().unwrap().code, Code::Internal);
+        }
+        let _held = all.open(None, None, |_| async { Ok(stream::pending::<Result<Told>>()) }).await.unwrap();
+        let hint = all.reserve(None, None).err().unwrap().retry_after.unwrap();
+        assert!(hint >= Duration::from_secs(7), "{hint:?}");
     }
 
     /// A stream of a tenant that has ended, its reader, and its id.

@@ -100,10 +100,20 @@ impl<T> Places<T> {
 
     /// Keeps it no longer.
     pub(super) fn remove(&mut self, id: &str) -> Option<T> {
-        let Entry { owner, since, what } = self.entries.remove(id)?;
-        self.portions.give(owner.as_ref(), 1);
+        let Entry { since, what, .. } = self.take_out(id)?;
         self.stays.record(since.elapsed(), 1);
         Some(what)
+    }
+
+    /// The same of something that came to nothing: it says nothing of how long places are held.
+    pub(super) fn withdraw(&mut self, id: &str) -> Option<T> {
+        self.take_out(id).map(|entry| entry.what)
+    }
+
+    fn take_out(&mut self, id: &str) -> Option<Entry<T>> {
+        let entry = self.entries.remove(id)?;
+        self.portions.give(entry.owner.as_ref(), 1);
+        Some(entry)
     }
 
     /// How many are kept.

@@ -9,14 +9,14 @@ use std::{
 
 use futures::{Stream, StreamExt, future::ready};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
-use tonic::codegen::BoxStream;
+use tonic::{Response, codegen::BoxStream};
 
 use super::{Backend, FieldPaths, convert, status::status, told::Told};
 use crate::{
     engine::{self, Event, Generation, Progress, Prompt, Receipt, Request, SlowReader, Timings},
     error::{Error, Result},
     proto::candlewick::v1 as wire,
-    server::{access::Caller, events::Events},
+    server::{access::Caller, events::Events, held::HoldsNoPlace},
 };
 
 /// Shortest and longest interval between two heartbeats that a request may ask for. Each looks at all live requests, to
@@ -48,6 +48,13 @@ pub(super) fn numbered<M: From<(u64, Told)> + Send + 'static>(
     events: impl Stream<Item = Result<(u64, Told)>> + Send + 'static,
 ) -> BoxStream<M> {
     Box::pin(events.map(|event| event.map(M::from).map_err(status)))
+}
+
+/// A stream for whose reader nothing is held that others wait for.
+pub(crate) fn onlooking<T>(stream: T) -> Response<T> {
+    let mut response = Response::new(stream);
+    response.extensions_mut().insert(HoldsNoPlace);
+    response
 }
 
 /// What of a request the events of its stream repeat, and how often it says that it is alive.

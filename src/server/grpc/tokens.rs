@@ -36,17 +36,18 @@ impl TokensService {
 #[tonic::async_trait]
 impl Tokens for TokensService {
     async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
-        let (caller, _admission, deadline) = self.admit(&request)?;
+        let (caller, mut admission, deadline) = self.admit(&request)?;
         let TokenizeRequest { model, text, add_special_tokens } = request.into_inner();
         let backend = self.models.backend(&caller, model.as_deref(), deadline).await.map_err(status)?;
         let tokenizer = backend.tokenizer().map_err(status)?;
         let encode = move || tokenizer.encode(&text, add_special_tokens.unwrap_or(true));
         let ids = backend.work(&caller, encode).await.map_err(status)?;
+        admission.admitted();
         Ok(Response::new(TokenizeResponse { token_ids: ids.into_iter().map(|id| id.0).collect() }))
     }
 
     async fn detokenize(&self, request: Request<DetokenizeRequest>) -> Result<Response<DetokenizeResponse>, Status> {
-        let (caller, _admission, deadline) = self.admit(&request)?;
+        let (caller, mut admission, deadline) = self.admit(&request)?;
         let DetokenizeRequest { model, token_ids, skip_special_tokens, return_token_strs } = request.into_inner();
         let backend = self.models.backend(&caller, model.as_deref(), deadline).await.map_err(status)?;
         let tokenizer = backend.tokenizer().map_err(status)?;
@@ -64,14 +65,16 @@ impl Tokens for TokensService {
                 token_strs: if asked { ids.iter().map(own).collect() } else { Vec::new() },
             })
         };
-        Ok(Response::new(backend.work(&caller, decode).await.map_err(status)?))
+        let decoded = backend.work(&caller, decode).await.map_err(status)?;
+        admission.admitted();
+        Ok(Response::new(decoded))
     }
 
     async fn apply_template(
         &self,
         request: Request<ApplyTemplateRequest>,
     ) -> Result<Response<ApplyTemplateResponse>, Status> {
-        let (caller, _admission, deadline) = self.admit(&request)?;
+        let (caller, mut admission, deadline) = self.admit(&request)?;
         let ApplyTemplateRequest { model, messages, chat } = request.into_inner();
         let prompt = chat_convert::prompt(messages, chat).map_err(status)?;
         let backend = self.models.backend(&caller, model.as_deref(), deadline).await.map_err(status)?;
@@ -83,6 +86,8 @@ impl Tokens for TokensService {
             Ok(ApplyTemplateResponse { text, token_ids })
         };
         let rendered = backend.work(&caller, render).await;
-        Ok(Response::new(rendered.map_err(|error| status(chat::PATHS.locate(error)))?))
+        let rendered = rendered.map_err(|error| status(chat::PATHS.locate(error)))?;
+        admission.admitted();
+        Ok(Response::new(rendered))
     }
 }

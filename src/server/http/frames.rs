@@ -97,13 +97,16 @@ impl Frames {
     }
 }
 
-/// The frames of a piece of server-sent events, each by itself.
-pub(crate) fn each(mut piece: Bytes) -> impl Iterator<Item = Bytes> {
+/// The frames of a piece of server-sent events, each in memory of its own: who keeps one does not keep the piece.
+pub(crate) fn each(piece: &[u8]) -> impl Iterator<Item = Bytes> {
     const END: &[u8] = b"\n\n";
+    let mut rest = piece;
     iter::from_fn(move || {
         // Nothing else has an empty line, see above.
-        let end = piece.windows(END.len()).position(|bytes| bytes == END)?;
-        Some(piece.split_to(end + END.len()))
+        let end = rest.windows(END.len()).position(|bytes| bytes == END)? + END.len();
+        let (frame, others) = rest.split_at(end);
+        rest = others;
+        Some(Bytes::copy_from_slice(frame))
     })
 }
 
@@ -252,10 +255,12 @@ mod tests {
         let mut frames = Frames::default();
         (0..3).for_each(|k| frames.event("say", &json!({"k": k, "text": "a\n\nb"})));
         let whole = Bytes::from(frames.bytes);
-        let apart: Vec<_> = each(whole.clone()).collect();
+        let apart: Vec<_> = each(&whole).collect();
         assert_eq!((apart.len(), apart.concat()), (3, whole.to_vec()));
         assert!(apart.iter().all(|frame| frame.starts_with(b"event: say\ndata: {") && frame.ends_with(b"}\n\n")));
-        assert_eq!(each(Bytes::new()).count(), 0);
+        let piece = whole.as_ptr_range();
+        assert!(apart.iter().all(|frame| !piece.contains(&frame.as_ptr())), "who keeps one does not keep the piece");
+        assert_eq!(each(b"").count(), 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -60,11 +60,12 @@ async fn ids_of(backend: &Backend, call: &Call, fields: Tokenize) -> Result<Vec<
 /// `POST /tokenize`.
 pub(super) async fn tokenize(State(http): State<Http>, request: Request) -> Result<Json<Value>, Failed<OpenAi>> {
     let call = Call::read(&http, request, ContentType::Json).await?;
-    let _admission = http.models.admit_call(&call.caller)?;
+    let mut admission = http.models.admit_call(&call.caller)?;
     let fields: Tokenize = call.parse()?;
     let backend = &backend_of(&http, &call).await?;
     let with_strings = fields.return_token_strs == Some(true);
     let ids = ids_of(backend, &call, fields).await?;
+    admission.admitted();
     let tokenizer = backend.tokenizer()?;
     let strings = || ids.iter().map(|&id| tokenizer.id_to_token(id).unwrap_or_default()).collect::<Vec<_>>();
     Ok(Json(json!({
@@ -78,10 +79,11 @@ pub(super) async fn tokenize(State(http): State<Http>, request: Request) -> Resu
 /// `POST /detokenize`.
 pub(super) async fn detokenize(State(http): State<Http>, request: Request) -> Result<Json<Value>, Failed<OpenAi>> {
     let call = Call::read(&http, request, ContentType::Json).await?;
-    let _admission = http.models.admit_call(&call.caller)?;
+    let mut admission = http.models.admit_call(&call.caller)?;
     let fields: Detokenize = call.parse()?;
     let backend = &backend_of(&http, &call).await?;
     let ids = fields.tokens.into_iter().map(TokenId).collect();
     let text = prompt::decode(backend, &call.caller, "tokens", ids, false).await?;
+    admission.admitted();
     Ok(Json(json!({"prompt": text})))
 }

@@ -334,6 +334,6 @@ impl VllmEngine for VllmEngineService {
         let backend = backend.ok_or_else(|| status(not_in_memory(&about)))?;
         let subscription = backend.engine.subscribe_kv_events(after).map_err(status)?;
         let messages = kv_events::messages(subscription).take_until(backend.closing.clone().leaving());
-        Ok(Response::new(Box::pin(messages.map(Ok))))
+        Ok(responses::onlooking(Box::pin(messages.map(Ok))))
     }
 }

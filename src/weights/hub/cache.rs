@@ -2,7 +2,7 @@
 //! `refs` that say which commit a branch was, and `.locks` beside it.
 //!
 //! Layout: <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>. A ref is written when all files of a download are
-//! here, so that what it names is whole.
+//! here, so that what it names is whole; one that left out the weights writes it only where there is none.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -41,13 +41,14 @@ impl Cache {
         self.root.join(&self.folder).join(part)
     }
 
-    /// The commit that a revision is, or was when it was last downloaded.
+    /// The commit that a revision is, or was when it was last downloaded, where files of it are here.
     pub(super) fn commit(&self, revision: &str) -> Option<String> {
-        if is_commit(revision) {
-            return Some(revision.to_owned());
-        }
-        let commit = fs::read_to_string(self.join("refs").join(revision)).ok()?;
-        Some(commit.trim().to_owned()).filter(|commit| is_plain(commit))
+        let commit = if is_commit(revision) {
+            revision.to_owned()
+        } else {
+            fs::read_to_string(self.join("refs").join(revision)).ok()?.trim().to_owned()
+        };
+        (is_plain(&commit) && self.snapshot(&commit).is_dir()).then_some(commit)
     }
 
     /// Remembers which commit a revision is.

@@ -64,6 +64,11 @@ impl Choice<'_> {
         self
     }
 
+    /// Whether it is a folder without any weights.
+    pub(super) fn lacks_weights(&self) -> bool {
+        self.gguf.is_none() && !self.files.iter().any(|file| is_safetensors(&file.path))
+    }
+
     /// Of all files together.
     pub(super) fn bytes(&self) -> u64 {
         bytes(&self.files)

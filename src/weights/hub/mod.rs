@@ -174,7 +174,11 @@ impl Search<'_> {
             let wanted = stream::iter(choice.files.iter().copied().map(Ok::<_, Error>));
             wanted.try_for_each_concurrent(CONCURRENT_FILES, |file| self.fetch(&hub, &commit, file, &meter)).await?;
             meter.end();
-            self.cache.write_ref(self.revision, &commit)?;
+            // Others may have found the weights where the revision was until now.
+            let left_out = self.options.without_weights && choice.lacks_weights();
+            if !left_out || self.cache.commit(self.revision).is_none() {
+                self.cache.write_ref(self.revision, &commit)?;
+            }
             Ok::<_, Error>(self.found(&choice, &commit))
         };
         found.await.map_err(|error| error.context(format_args!("model {}", self.model)))
@@ -255,8 +259,7 @@ impl Search<'_> {
         let advice =
             "run once without offline mode (--offline, HF_HUB_OFFLINE), or give the path of a folder or .gguf file";
         let missing = |what: String| Error::new(Code::FailedPrecondition, format!("model {model}: {what}; {advice}"));
-        let Some(commit) = self.cache.commit(self.revision).filter(|commit| self.cache.snapshot(commit).is_dir())
-        else {
+        let Some(commit) = self.cache.commit(self.revision) else {
             let (revision, root) = (self.revision, self.cache.root().display());
             let known = self.cache.models();
             let name = self.name.repository();
@@ -266,6 +269,9 @@ impl Search<'_> {
         };
         let files = self.cache.files(&commit);
         let choice = self.choose(&files).map_err(|error| missing(format!("of what has been downloaded, {error}")))?;
+        if choice.lacks_weights() && !self.options.without_weights {
+            return Err(missing(format!("of what has been downloaded, revision {} has no weights", self.revision)));
+        }
         let found = self.found(&choice, &commit);
         for file in choice.files.iter().filter(|_| self.options.verify) {
             let path = self.cache.snapshot(&commit).join(&file.path);

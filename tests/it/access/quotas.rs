@@ -255,6 +255,20 @@ async fn a_turn_that_is_refused_because_one_is_under_way_costs_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_refused_is_told_by_how_long_streams_last_once_one_has_ended() {
+    let (gate, unmeasured) = (Arc::new(Gate::default()), Duration::from_secs(1));
+    let limits = TenantLimits { max_streams: Some(1), ..FREE };
+    let server = limited(vec![tenant("a", limits)], Some((12, Mishap::Hang(gate.clone())))).await;
+    try_one(&server, "a").await.unwrap();
+    let held = generation(&server, "a").await.generate_stream(request(&[1, 2, 3], 40)).await.unwrap().into_inner();
+    let (name, after) = quota(&try_one(&server, "a").await.unwrap_err());
+    assert_eq!(name, "max-streams");
+    assert_ne!(after, unmeasured);
+    gate.open();
+    assert_eq!(read(held).await.token_ids().len(), 40);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_and_their_turns_are_counted() {
     let limits = TenantLimits { max_sessions: Some(1), requests_per_minute: Some(1), ..FREE };
     let server = limited(vec![tenant("a", limits), tenant("b", FREE)], None).await;

@@ -76,6 +76,49 @@ fn a_model_is_downloaded_once_and_then_found_offline() {
 }
 
 #[test]
+fn who_needs_no_weights_leaves_those_of_others_where_they_are_found() {
+    let hub = FakeHub::start(&MODEL);
+    let cache = cache();
+    let whole = hub.options(&cache);
+    let beside = HubOptions { without_weights: true, ..whole.clone() };
+    let offline = |options: &HubOptions| HubOptions { offline: true, ..options.clone() };
+    let old = find("org/name", &whole).expect("is downloaded").path;
+    hub.faults().is_merged = true;
+    let new = find("org/name", &beside).expect("is downloaded").path;
+    assert!(new.ends_with(PULL_REQUEST) && old.ends_with(COMMIT) && !new.join("model.safetensors").exists());
+    for options in [offline(&whole), offline(&beside)] {
+        assert_eq!(find("org/name", &options).expect("is in the cache").path, old);
+    }
+    assert_eq!(find("org/name", &whole).expect("is downloaded").path, new);
+    assert!(new.join("model.safetensors").is_file());
+    assert_eq!(find("org/name", &offline(&whole)).expect("is in the cache").path, new);
+    hub.faults().is_merged = false;
+    find("org/name", &beside).expect("is there");
+    drop(hub);
+    assert_eq!(find("org/name", &whole).expect("the cache serves where the hub does not").path, new);
+}
+
+#[test]
+fn where_only_what_stands_beside_the_weights_was_downloaded_they_are_missed_and_then_fetched() {
+    let hub = FakeHub::start(&MODEL);
+    let cache = cache();
+    let whole = hub.options(&cache);
+    let beside = HubOptions { without_weights: true, ..whole.clone() };
+    let offline = |options: &HubOptions| HubOptions { offline: true, ..options.clone() };
+    let path = find("org/name", &beside).expect("is downloaded").path;
+    assert_eq!(find("org/name", &offline(&beside)).expect("is in the cache").path, path);
+    let error = find("org/name", &offline(&whole)).expect_err("has no weights");
+    assert_eq!(error.code, Code::FailedPrecondition);
+    assert!(error.message.contains("revision main has no weights; run once without offline mode"), "{error}");
+    let dead = FakeHub::start(&MODEL).options(&cache);
+    let error = find("org/name", &dead).expect_err("neither the hub nor the cache has them");
+    assert_eq!(error.code, Code::Unavailable, "{error}");
+    assert_eq!(find("org/name", &whole).expect("is downloaded").path, path);
+    assert_eq!(hub.downloads().len(), 3, "nothing is taken twice");
+    assert_eq!(find("org/name", &offline(&whole)).expect("is in the cache").path, path);
+}
+
+#[test]
 fn the_cache_is_laid_out_as_other_tools_expect_it() {
     let hub = FakeHub::start(&[("config.json", b"{}"), ("sub/tiny.gguf", b"GGUF")]);
     let cache = cache();

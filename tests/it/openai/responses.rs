@@ -1,8 +1,11 @@
 //! `/v1/responses`: kept, gone on from, streamed, made in the background, cancelled, deleted.
 
-use std::collections::BTreeMap as Map;
+use std::{collections::BTreeMap as Map, sync::Arc};
 
-use candlewick::config::StreamArgs;
+use candlewick::{
+    config::StreamArgs,
+    engine::fake::{Gate, Mishap},
+};
 use serde_json::{Value, json};
 
 use super::http::{Answer, get, post, send};
@@ -169,6 +172,48 @@ async fn a_stream_whose_events_are_gone_says_so_and_the_response_is_there() {
     let refused = get(server.address, &format!("{PATH}/{}?stream=true", id(&plain))).await;
     assert_eq!((refused.status, refused.json().await["error"]["param"].clone()), (400, json!("stream")));
     assert_eq!(get(server.address, &format!("{PATH}/resp_none?stream=true")).await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_a_background_response_as_it_comes_gets_all_of_it_however_small_its_ring() {
+    let limits = StreamArgs { resume_ring_bytes: 256, ..StreamArgs::default() };
+    let server = server_with(None, config(), limits).await;
+    let metadata: Map<_, _> = (0..16).map(|k| (k.to_string(), "x".repeat(512))).collect();
+    let body = json!({
+        "input": "Hi", "background": true, "stream": true, "max_output_tokens": 40, "metadata": metadata,
+    });
+    let all = numbered(post(server.address, PATH, &body.to_string()).await).await;
+    assert!(all.iter().map(|(number, _)| *number).eq(0..all.len() as u64));
+    let (_, last) = all.last().unwrap();
+    assert_eq!((&last["type"], said(&all)), (&json!("response.incomplete"), continued("<user>Hi<assistant>", 40)));
+    assert_eq!(last["response"]["metadata"], json!(metadata));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn background_responses_beyond_what_may_be_kept_are_refused_and_those_under_way_are_made() {
+    let gate = Arc::new(Gate::default());
+    let limits = StreamArgs { resume_ring_bytes: 15 << 20, ..StreamArgs::default() };
+    let server = server_with(Some((5, Mishap::Hang(gate.clone()))), config(), limits).await;
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let mut stream = post(server.address, PATH, &streamed_in_the_background(40)).await;
+        streams.push((id_of(&mut stream).await, stream));
+    }
+    let refused = post(server.address, PATH, &streamed_in_the_background(40)).await;
+    assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")));
+    let message = refused.json().await["error"]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("being made in the background") && message.contains("try again later"), "{message}");
+    // What is not kept has its answer.
+    let plain = json!({"input": "Hi", "max_output_tokens": 2, "stream": true}).to_string();
+    let plain = post(server.address, PATH, &plain).await;
+    gate.open();
+    assert_eq!(plain.status, 200);
+    for (id, stream) in streams {
+        let rest = stream.text().await;
+        assert!(rest.contains("response.incomplete"), "{rest}");
+        assert_eq!(get(server.address, &format!("{PATH}/{id}")).await.json().await["status"], "incomplete");
+    }
+    create(&server, json!({"input": "Hi", "background": true, "stream": false})).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,7 +12,7 @@ use tokio::{
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
 pub(crate) use self::guard::{check_operator, reader};
-use super::{Backend, Models, status::status};
+use super::{Backend, Models, status::status, stream::onlooking};
 use crate::{
     engine::{Health, TenantLoad, Which},
     error::{Code, Error, Result},
@@ -153,7 +153,7 @@ impl Admin for AdminService {
         })?;
         let messages = watch(self.models.clone(), Duration::from_millis(ms.into()), place);
         let messages = messages.take_until(self.models.closing().leaving());
-        Ok(Response::new(Box::pin(messages)))
+        Ok(onlooking(Box::pin(messages)))
     }
 
     async fn abort(&self, request: Request<AbortRequest>) -> Result<Response<AbortResponse>, Status> {

@@ -210,7 +210,7 @@ impl Actor {
         let turn = async {
             match phase {
                 Phase::Idle => std::future::pending().await,
-                Phase::Asking(asking) => match asking.wait(ring.room()).await {
+                Phase::Asking(asking) => match asking.wait(ring.room(0)).await {
                     Some(beginning) => Woken::Begun(Box::new(beginning)),
                     None => Woken::Beat,
                 },
@@ -218,7 +218,7 @@ impl Actor {
                     let deadline = running.telling.generation().and_then(|generation| generation.deadline());
                     tokio::select! {
                         biased;
-                        () = ring.room() => {}
+                        () = ring.room(0) => {}
                         // A turn ends in time though nobody reads it.
                         () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
                     }

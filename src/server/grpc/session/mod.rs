@@ -81,7 +81,11 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.all.all().remove(&self.id);
+        let gone = self.all.all().remove(&self.id);
+        // The first end is the one that counts: this one is heard where the task panicked.
+        if let Some(handle) = gone {
+            handle.ring.end(Err(Error::internal("the task of this session panicked")));
+        }
     }
 }
 
@@ -160,12 +164,13 @@ impl Sessions {
 
     /// A place for a session, and its task, which has not begun.
     fn place(&self, backend: &Backend, caller: &Caller, opened: open::Opened) -> Result<(Handle, Actor)> {
-        let quota = caller.admit_session().map_err(|error| backend.refused(error))?;
+        let mut quota = caller.admit_session().map_err(|error| backend.refused(error))?;
         let limits = RingLimits { events: self.limits.resume_ring_events, bytes: self.limits.resume_ring_bytes };
         let (commands, commanded) = mpsc::channel(COMMANDS);
         let (is_pinned, is_busy) = (opened.session.is_pinned(), Arc::default());
         let handle = Handle { commands, ring: Ring::new(limits), is_pinned, is_busy };
         let id = self.enter(&caller.owner(), &handle).map_err(|error| backend.refused(error))?;
+        quota.admitted();
         let place = Place { all: self.clone(), id, is_busy: handle.is_busy.clone(), _quota: quota };
         let actor = Actor::new((backend.clone(), caller.clone()), place, opened, commanded, handle.ring.clone());
         Ok((handle, actor))
@@ -306,6 +311,22 @@ mod tests {
     fn handle() -> Handle {
         let ring = Ring::new(RingLimits { events: 4, bytes: 100 });
         Handle { commands: mpsc::channel(1).0, ring, is_pinned: false, is_busy: Arc::default() }
+    }
+
+    #[tokio::test]
+    async fn a_session_whose_task_panics_ends_with_an_error_and_gives_its_place_back() {
+        let (sessions, handle) = (Sessions::new(StreamArgs::default()), handle());
+        let id = sessions.enter(&None, &handle).unwrap();
+        let quota = Caller::anybody().admit_session().unwrap();
+        let place = Place { all: sessions.clone(), id, is_busy: Arc::default(), _quota: quota };
+        let mut reader = Box::pin(handle.ring.attach(0).unwrap().events());
+        let task = async move {
+            let _place = place;
+            panic!("a drill");
+        };
+        assert!(tokio::spawn(task).await.is_err());
+        assert_eq!(reader.next().await.unwrap().unwrap_err().code, Code::Internal);
+        assert_eq!(sessions.all().len(), 0);
     }
 
     async fn is_forgotten(handle: &Handle) -> bool {

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use axum::{body::Bytes, response::Response};
-use futures::StreamExt;
+use form_urlencoded::parse;
+use futures::{Stream, StreamExt};
 use serde_json::json;
 use tokio::time::sleep;
 
@@ -21,6 +22,7 @@ use crate::{
     config::StreamArgs,
     error::{Error, Result},
     server::{
+        held::HoldsNoPlace,
         http::{
             choices::Choices,
             failure::{Failure, Shape},
@@ -31,7 +33,7 @@ use crate::{
     },
 };
 
-/// Has a response made.
+/// Has a response made that was admitted.
 pub(super) fn make(store: Arc<Store>, record: Record, choices: Choices, draft: Draft) {
     let (id, name, kept) = (draft.id.clone(), record.name(&draft.id), store.clone());
     store.spawn(&id, record, async move {
@@ -59,15 +61,10 @@ pub(super) fn tell(
     let ring = Ring::new(RingLimits { events: limits.resume_ring_events, bytes: limits.resume_ring_bytes });
     let reader = ring.attach(0)?;
     let record = record.told(ring.clone(), limits.resume_ring_bytes);
-    let mut pieces = Telling::new(choices, ResponseEvents::new(draft, Keeping::Made(store.clone(), name.clone())));
+    let pieces = Telling::new(choices, ResponseEvents::new(draft, Keeping::Made(store.clone(), name.clone())));
     let kept = store.clone();
     store.spawn(&id, record, async move {
-        loop {
-            ring.room().await;
-            let Some(piece) = pieces.next().await else { break };
-            each(piece).for_each(|event| ring.push(event.len(), event));
-        }
-        ring.end(Ok(()));
+        fill(&ring, pieces).await;
         // Who went long ago may come back now.
         sleep(ttl).await;
         ring.abandoned(ttl).await;
@@ -76,17 +73,36 @@ pub(super) fn tell(
     Ok(events(reader, 0))
 }
 
+/// Moves what is told into a ring, each event when there is room for it, and lets go of who told it.
+async fn fill(ring: &Ring<Bytes>, mut pieces: impl Stream<Item = Bytes> + Unpin) {
+    loop {
+        // Who does not read holds up the model, and not what it has said.
+        ring.room(0).await;
+        let Some(piece) = pieces.next().await else { break };
+        for event in each(&piece) {
+            ring.room(event.len()).await;
+            ring.push(event.len(), event);
+        }
+    }
+    ring.end(Ok(()));
+}
+
 /// The answer to who reads events from behind the one with this number, counted from 1.
 pub(super) fn events(reader: Attachment<Bytes>, after: u64) -> Response {
+    let has_ended = reader.has_ended();
     // Numbers on the wire count from 0.
     let mut sequence_number = after;
-    sse(Box::pin(reader.events().map(move |event| match event {
+    let mut answer = sse(Box::pin(reader.events().map(move |event| match event {
         Ok((number, event)) => {
             sequence_number = number;
             event
         }
         Err(error) => lost(error, sequence_number),
-    })))
+    })));
+    if has_ended {
+        answer.extensions_mut().insert(HoldsNoPlace);
+    }
+    answer
 }
 
 /// What a reader is told that hears no more.
@@ -104,13 +120,13 @@ fn lost(error: Error, sequence_number: u64) -> Bytes {
 /// # Errors
 /// `InvalidArgument` by the parameter that is wrong.
 pub(super) fn wanted(query: &str) -> Result<Option<u64>> {
-    let value = |name: &str| query.split('&').find_map(|pair| pair.split_once('=').filter(|(own, _)| *own == name));
-    let stream = match value("stream") {
-        None | Some((_, "false")) => false,
-        Some((_, "true")) => true,
+    let value = |name: &str| parse(query.as_bytes()).find_map(|(own, value)| (own == name).then_some(value));
+    let stream = match value("stream").as_deref() {
+        None | Some("false") => false,
+        Some("true") => true,
         Some(_) => return Err(Error::invalid("stream", "must be true or false")),
     };
-    let after = value("starting_after").map(|(_, number)| number.parse::<u64>());
+    let after = value("starting_after").map(|number| number.parse::<u64>());
     match after.transpose() {
         Err(_) => Err(Error::invalid("starting_after", "must be the sequence_number of an event")),
         Ok(Some(_)) if !stream => Err(Error::invalid("starting_after", "is for stream=true")),
@@ -123,6 +139,50 @@ pub(super) fn wanted(query: &str) -> Result<Option<u64>> {
 mod tests {
     use super::*;
 
+    /// A piece with events of so many bytes each.
+    fn piece(events: &[usize]) -> Bytes {
+        let event = |&bytes: &usize| format!("data: {}\n\n", "x".repeat(bytes));
+        events.iter().map(event).collect::<String>().into()
+    }
+
+    fn ring(bytes: usize) -> Arc<Ring<Bytes>> {
+        Ring::new(RingLimits { events: 100, bytes })
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_reads_gets_all_events_however_large_the_last_ones_are() {
+        // A request that is repeated twice, a word, and what says the same once more at the end, all of it in one piece.
+        let pieces = [piece(&[4000, 4000]), piece(&[10]), piece(&[10, 10, 2000, 2000, 2000, 6000])];
+        let all = pieces.concat();
+        let ring = ring(256);
+        let reader = ring.attach(0).unwrap().events().map(|event| event.unwrap().1);
+        let ((), read) = tokio::join!(fill(&ring, futures::stream::iter(pieces)), reader.collect::<Vec<_>>());
+        assert_eq!((read.len(), read.concat()), (9, all));
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_of_events_is_what_they_are_and_nobody_who_told_them() {
+        let teller = Arc::new(());
+        let told = teller.clone();
+        let large = piece(&[10, 100_000]);
+        let whole = large.clone();
+        let pieces = futures::stream::iter([large]).inspect(move |_| drop(told.clone()));
+        let ring = ring(256 << 10);
+        fill(&ring, pieces).await;
+        assert_eq!(Arc::strong_count(&teller), 1);
+        assert!(whole.is_unique(), "the piece is gone");
+        assert_eq!(ring.attach(0).unwrap().events().count().await, 2);
+    }
+
+    #[tokio::test]
+    async fn who_reads_a_stream_that_has_ended_holds_no_place() {
+        let ring = ring(100);
+        let holds_none = || events(ring.attach(0).unwrap(), 0).extensions().get::<HoldsNoPlace>().is_some();
+        assert!(!holds_none());
+        ring.end(Ok(()));
+        assert!(holds_none());
+    }
+
     #[test]
     fn a_query_says_from_where_events_are_read_on() {
         for (query, after) in [
@@ -131,11 +191,15 @@ mod tests {
             ("stream=true", Some(0)),
             ("starting_after=0&stream=true", Some(1)),
             ("stream=true&starting_after=41&include_obfuscation=false", Some(42)),
+            ("%73tream=tru%65&starting_after=%34", Some(5)),
         ] {
             assert_eq!(wanted(query).unwrap(), after, "{query}");
         }
         for (query, field) in [
             ("stream=yes", "stream"),
+            ("stream", "stream"),
+            ("stream=&starting_after=3", "stream"),
+            ("stream=true&starting_after", "starting_after"),
             ("starting_after=3", "starting_after"),
             ("stream=true&starting_after=-1", "starting_after"),
             ("stream=true&starting_after=", "starting_after"),

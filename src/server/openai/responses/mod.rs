@@ -5,6 +5,7 @@ mod answer;
 mod background;
 mod events;
 mod items;
+mod making;
 mod request;
 mod store;
 
@@ -122,10 +123,14 @@ async fn create(State(state): State<Responses>, request: Request) -> Result<Resp
     let backend = &backend_of(&http, &call).await?;
     let prepared = prepare(&backend.engine, &store, &call).map_err(|error| backend.refused(error))?;
     let Prepared { mode, store: keep, request, draft, turns, input } = prepared;
+    let mut record = Record::new(call.caller.owner(), draft.unfinished(IN_PROGRESS), turns, input);
+    let streams = http.models.streams();
+    if let Mode::Background { streams: is_told } = mode {
+        let events = if is_told { streams.resume_ring_bytes } else { 0 };
+        record = store.admit(record, events).map_err(|error| backend.refused(error))?;
+    }
     let choices = Choices::open(backend, &call.caller, [request], 1, RENAMES).await?;
-    let owner = call.caller.owner();
     drop(call);
-    let record = Record::new(owner, draft.unfinished(IN_PROGRESS), turns, input);
     match mode {
         Mode::Stream => {
             let keeping = if keep { Keeping::Whole(store, record.into()) } else { Keeping::Nothing };
@@ -136,9 +141,7 @@ async fn create(State(state): State<Responses>, request: Request) -> Result<Resp
             background::make(store, record, choices, draft);
             Ok(Json(&*answer).into_response())
         }
-        Mode::Background { streams: true } => {
-            Ok(background::tell(store, record, choices, draft, &http.models.streams())?)
-        }
+        Mode::Background { streams: true } => Ok(background::tell(store, record, choices, draft, &streams)?),
         Mode::Wait => {
             let (whole, finished) = choices.one().await?;
             let answer = Answer::from(whole);

@@ -1,16 +1,23 @@
-//! Responses that are kept, in memory and under bounds: when there are too many, the oldest go first, of the tenant that
-//! holds the most. Nobody finds what belongs to another.
+//! Responses that are kept, in memory and under bounds: when there are too many, the oldest that are whole go first, of the
+//! tenant that holds the most. Those that are being made stay, and have [room](super::making) of their own. Nobody finds what
+//! belongs to another.
 
 use std::{
+    cmp::Reverse,
     collections::{HashMap, VecDeque},
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use axum::body::Bytes;
-use serde_json::Value;
+use futures::FutureExt;
+use serde_json::{Value, json};
 use tokio::task::{self, AbortHandle};
 
-use super::answer::Answer;
+use super::{
+    answer::Answer,
+    making::{Making, Room},
+};
 use crate::{
     error::{Code, Error, Result},
     server::{
@@ -25,6 +32,9 @@ use crate::{
 const MAX_RESPONSES: usize = 1024;
 /// Bytes that they hold together; the newest is kept whatever it holds.
 const MAX_BYTES: usize = 64 << 20;
+/// Of those, how many may be held by responses, and what they may hold, that are still being made: half, so that one that is
+/// whole stays for as long as its client takes to come for it.
+const MAX_MAKING: (usize, usize) = (MAX_RESPONSES / 2, MAX_BYTES / 2);
 
 /// Whose a response is, and its id: clients may choose those.
 pub(super) type Name = (Owner, String);
@@ -40,8 +50,10 @@ pub(super) struct Record {
     input: Arc<Vec<Value>>,
     /// What all of it holds.
     bytes: usize,
-    /// Ends the making of a response in the background.
-    making: Option<AbortHandle>,
+    /// While it is being made in the background, its room.
+    making: Option<Room>,
+    /// What makes it, and after that keeps its events for some time.
+    task: Option<AbortHandle>,
     events: Events,
 }
 
@@ -59,8 +71,8 @@ impl Record {
     pub(super) fn new(owner: Owner, response: Value, turns: Vec<ChatMessage>, input: Vec<Value>) -> Self {
         let items = input.iter().map(json_bytes).sum::<usize>();
         let bytes = json_bytes(&response) + items + turns.iter().map(turn_bytes).sum::<usize>();
-        let (making, events) = (None, Events::Never);
-        Self { owner, response: response.into(), turns: turns.into(), input: input.into(), bytes, making, events }
+        let (response, turns, input) = (response.into(), turns.into(), input.into());
+        Self { owner, response, turns, input, bytes, making: None, task: None, events: Events::Never }
     }
 
     /// What it is kept under.
@@ -88,6 +100,11 @@ impl Record {
         Some(ring)
     }
 
+    /// Whether the task that asks is its own, and not that of one that had its name before.
+    fn is_of_this_task(&self) -> bool {
+        self.task.as_ref().is_some_and(|task| Some(task.id()) == task::try_id())
+    }
+
     fn answered(&mut self, response: Value, answer: &Answer) {
         let turn = turn(&answer.parts);
         self.bytes = self.bytes.saturating_sub(json_bytes(&self.response)) + json_bytes(&response) + turn_bytes(&turn);
@@ -106,8 +123,8 @@ fn turn_bytes(turn: &ChatMessage) -> usize {
 impl Drop for Record {
     /// What nobody can ask for is not made, and not told.
     fn drop(&mut self) {
-        if let Some(making) = &self.making {
-            making.abort();
+        if let Some(task) = &self.task {
+            task.abort();
         }
         if let Some(ring) = self.forget_events(None) {
             ring.end(Err(Error::new(Code::NotFound, "the response is no longer kept")));
@@ -117,8 +134,18 @@ impl Drop for Record {
 }
 
 /// The store.
-#[derive(Debug, Default)]
-pub(super) struct Store(Mutex<Kept>);
+#[derive(Debug)]
+pub(super) struct Store {
+    kept: Mutex<Kept>,
+    making: Making,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        let (responses, bytes) = MAX_MAKING;
+        Self { kept: Mutex::default(), making: Making::new(bytes, responses) }
+    }
+}
 
 #[derive(Debug, Default)]
 struct Kept {
@@ -150,12 +177,13 @@ impl Kept {
             let size = |record: &Record| if self.records.len() > MAX_RESPONSES { 1 } else { record.bytes };
             let mut held: HashMap<&Owner, usize> = HashMap::new();
             self.records.values().for_each(|record| *held.entry(&record.owner).or_default() += size(record));
-            let most = held.into_iter().max_by_key(|(_, size)| *size).map(|(owner, _)| owner);
             // The newest is somebody's answer of this moment.
-            let older = self.order.len().saturating_sub(1);
-            let of_most = self.order.iter().take(older).find(|(owner, _)| Some(owner) == most);
-            let Some(oldest) = of_most.or(self.order.front()).cloned() else { return };
-            self.remove(&oldest);
+            let older = self.order.iter().take(self.order.len().saturating_sub(1));
+            let is_whole = |name: &&Name| self.records.get(*name).is_some_and(|record| record.making.is_none());
+            let size_of_all = |(owner, _): &&Name| Reverse(held.get(owner).copied().unwrap_or_default());
+            // Of several with the most, the first: the oldest.
+            let Some(goes) = older.filter(is_whole).min_by_key(size_of_all).cloned() else { return };
+            self.remove(&goes);
         }
     }
 
@@ -171,7 +199,7 @@ impl Kept {
 
 impl Store {
     fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps a response that is whole.
@@ -180,20 +208,62 @@ impl Store {
         self.kept().insert(id, record);
     }
 
-    /// Keeps a response that `making` is yet to make, and says so when it has ([`made`](Self::made)).
-    pub(super) fn spawn(&self, id: &str, mut record: Record, making: impl Future<Output = ()> + Send + 'static) {
+    /// Finds room for a response that is to be made in the background, with so many bytes for its events.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` where those that are being made leave none.
+    pub(super) fn admit(&self, mut record: Record, events: usize) -> Result<Record> {
+        record.making = Some(self.making.take(&record.owner, record.bytes + events)?);
+        Ok(record)
+    }
+
+    /// Keeps a response that was [admitted](Self::admit), which `making` is yet to make, and says so when it has
+    /// ([`made`](Self::made)). Forgetting the response ends it, made or not.
+    pub(super) fn spawn(
+        self: &Arc<Self>,
+        id: &str,
+        mut record: Record,
+        making: impl Future<Output = ()> + Send + 'static,
+    ) {
+        if let Some(room) = &mut record.making {
+            room.begin();
+        }
+        let (store, name) = (self.clone(), record.name(id));
+        let making = async move {
+            if AssertUnwindSafe(making).catch_unwind().await.is_err() {
+                store.broke(&name);
+            }
+        };
         // The task cannot report before its record is there: it needs the lock for that.
         let mut kept = self.kept();
-        record.making = Some(tokio::spawn(making).abort_handle());
+        record.task = Some(tokio::spawn(making).abort_handle());
         kept.insert(id, record);
+    }
+
+    /// What this task was to make it never will.
+    fn broke(&self, name: &Name) {
+        let why = "the task that made this response panicked";
+        let ring = self.kept().change(name, |record| {
+            if !record.is_of_this_task() {
+                return None;
+            }
+            if record.making.take().is_some() {
+                let response = Arc::make_mut(&mut record.response);
+                response["status"] = "failed".into();
+                response["error"] = json!({"code": "server_error", "message": why});
+            }
+            record.forget_events(None)
+        });
+        if let Some(ring) = ring.flatten() {
+            ring.end(Err(Error::internal(why)));
+        }
     }
 
     /// The response that this task makes is whole. One that was cancelled, or of which another has the name, stays as it is.
     pub(super) fn made(&self, name: &Name, response: Value, answer: &Answer) {
         let mut kept = self.kept();
         kept.change(name, |record| {
-            if record.making.as_ref().is_some_and(|making| Some(making.id()) == task::try_id()) {
-                record.making = None;
+            if record.is_of_this_task() && record.making.take().is_some() {
                 record.answered(response, answer);
             }
         });
@@ -252,8 +322,10 @@ impl Store {
     /// Ends the making of a response; one that is whole stays as it is.
     pub(super) fn cancel(&self, owner: &Owner, id: &str) -> Option<Arc<Value>> {
         self.kept().change(&name(owner, id), |record| {
-            if let Some(making) = record.making.take() {
-                making.abort();
+            if record.making.take().is_some() {
+                if let Some(task) = &record.task {
+                    task.abort();
+                }
                 Arc::make_mut(&mut record.response)["status"] = "cancelled".into();
                 // Who reads them has what was said, and hears no more.
                 if let Some(ring) = record.forget_events(None) {
@@ -360,9 +432,87 @@ mod tests {
         assert_eq!(store.kept().records.len(), MAX_RESPONSES);
     }
 
+    /// One in the making that holds so many bytes.
+    fn in_the_making(store: &Store, owner: Owner, bytes: usize) -> Result<Record> {
+        store.admit(Record::new(owner, json!({"status": "in_progress"}), Vec::new(), Vec::new()), bytes)
+    }
+
+    #[tokio::test]
+    async fn those_in_the_making_push_out_what_is_whole_and_never_each_other() {
+        let store = Arc::new(Store::default());
+        // An eighth with what else it holds.
+        let bytes = MAX_MAKING.1 / 8 - (4 << 10);
+        let whole = |id: &str| store.keep(id, record_of(None, bytes / 2), Value::Null, &Answer::default());
+        ["whole 1", "whole 2"].into_iter().for_each(whole);
+        let mut made = 0;
+        let refused = loop {
+            // Their events take the room, as those of streams do.
+            match in_the_making(&store, None, bytes) {
+                Err(refused) => break refused,
+                Ok(record) => {
+                    let ring = Ring::new(RingLimits { events: 4, bytes });
+                    store.spawn(&made.to_string(), record.told(ring, bytes), std::future::pending());
+                    made += 1;
+                }
+            }
+        };
+        assert_eq!((made, refused.code), (8, Code::ResourceExhausted));
+        (3..20).for_each(|k| whole(&format!("whole {k}")));
+        let has = |id: &str| store.response(&None, id).is_some();
+        assert!((0..made).all(|id| has(&id.to_string())), "they stay");
+        assert!(!has("whole 1") && !has("whole 2") && has("whole 18") && has("whole 19"));
+        assert!(store.kept().bytes <= MAX_BYTES);
+        store.remove(&None, "0");
+        drop(in_the_making(&store, None, bytes).unwrap());
+        store.cancel(&None, "1");
+        assert!(in_the_making(&store, None, 2 * bytes).is_ok(), "two have left room");
+    }
+
+    #[tokio::test]
+    async fn a_response_that_is_forgotten_ends_its_task_though_it_is_whole() {
+        let store = Arc::new(Store::default());
+        let remove: fn(&Arc<Store>) = |store| assert!(store.remove(&None, "x"));
+        let replace: fn(&Arc<Store>) = |store| store.keep("x", record(1), Value::Null, &Answer::default());
+        let evict: fn(&Arc<Store>) = |store| {
+            for k in 0..MAX_RESPONSES {
+                store.keep(&k.to_string(), record(1), Value::Null, &Answer::default());
+            }
+        };
+        for forget in [remove, replace, evict] {
+            let holds = Arc::new(());
+            let (held, kept) = (holds.clone(), store.clone());
+            store.spawn("x", in_the_making(&store, None, 1).unwrap(), async move {
+                kept.made(&name(&None, "x"), json!({"status": "completed"}), &Answer::default());
+                // As it does for those who come back for its events.
+                std::future::pending::<()>().await;
+                drop(held);
+            });
+            while store.response(&None, "x").unwrap()["status"] != "completed" {
+                task::yield_now().await;
+            }
+            assert_eq!(Arc::strong_count(&holds), 2);
+            forget(&store);
+            task::yield_now().await;
+            assert_eq!(Arc::strong_count(&holds), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_response_whose_task_panics_has_failed_and_its_reader_hears_of_it() {
+        let store = Arc::new(Store::default());
+        let ring = Ring::new(RingLimits { events: 4, bytes: 1000 });
+        let mut reader = Box::pin(ring.attach(0).unwrap().events());
+        let record = in_the_making(&store, None, MAX_MAKING.1).unwrap().told(ring.clone(), 1000);
+        assert!(in_the_making(&store, None, 1).is_err());
+        store.spawn("x", record, async { panic!("a drill") });
+        assert_eq!(reader.next().await.unwrap().unwrap_err().code, Code::Internal);
+        assert_eq!(store.response(&None, "x").unwrap()["status"], "failed");
+        assert!(in_the_making(&store, None, MAX_MAKING.1).is_ok(), "its room is free again");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn events_count_while_they_are_kept_and_go_with_their_response() {
-        let store = Store::default();
+        let store = Arc::new(Store::default());
         let ring = || Ring::new(RingLimits { events: 4, bytes: 1000 });
         let plain = record(1).bytes;
         let keep = |id: &str, ring: &Arc<Ring<Bytes>>| {
