@@ -1,7 +1,7 @@
 //! The checkpoints through the whole engine: a crowd on a cache so small that everything that can happen to a sequence
 //! does, and every stream still gets the reference's tokens.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use candlewick::{
     arch::Model,
@@ -48,6 +48,8 @@ fn config(kv_groups: KvCacheGroups) -> EngineConfig {
         max_num_batched_tokens: 21,
         max_num_seqs: 16,
         max_model_len: 384,
+        // A busy machine's steps take long: prompts must not wait for that, or the crowd never is one.
+        itl_target: Some(Duration::from_secs(3600)),
         ..EngineConfig::default()
     }
 }
