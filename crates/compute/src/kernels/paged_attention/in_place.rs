@@ -41,13 +41,26 @@ pub(super) fn run<E: CacheElement>(
 ) {
     scratch.begin(task);
     scratch.take_queries::<E>(task, VECTORS);
-    let first = task.key_tiles().next().map(|tile| tile.start);
-    for tile in task.key_tiles() {
-        let following = (tile.start + KEYS < tile.end).then_some((cache, tile.start + KEYS));
-        let coming = following.or(next.zip(first));
+    for (tile, coming) in tiles(task, cache, next) {
         level.run(OneTile { task, cache, tile: &tile, coming, scratch });
     }
     level.run(Finish(task, scratch));
+}
+
+/// What will be read next: the tile that begins there.
+pub(super) type Coming<'a, E> = Option<(&'a HeadCache<'a, E>, usize)>;
+
+/// The tiles of keys that a task goes through, each with what comes after it; after the last that is the first of `next`.
+pub(super) fn tiles<'a, E: CacheElement>(
+    task: &Task<'_>,
+    cache: &'a HeadCache<'a, E>,
+    next: Option<&'a HeadCache<'a, E>>,
+) -> impl Iterator<Item = (KeyTile, Coming<'a, E>)> {
+    let first = task.key_tiles().next().map(|tile| tile.start);
+    task.key_tiles().map(move |tile| {
+        let following = (tile.start + KEYS < tile.end).then_some((cache, tile.start + KEYS));
+        (tile, following.or(next.zip(first)))
+    })
 }
 
 /// Panels where they lie in the cache: sixteen neighbours every `stride`, the first those of entry `first`. Meanwhile asks
@@ -95,17 +108,17 @@ impl<S: Simd, E: CacheElement, const P: usize> Panels<S, P> for InPlace<'_, E, P
     }
 }
 
-/// Takes a task's one query over the keys and values of a tile, all of which it sees.
-struct OneTile<'a, E> {
-    task: &'a Task<'a>,
-    cache: &'a HeadCache<'a, E>,
-    tile: &'a KeyTile,
-    /// What comes next: the tile that begins there.
-    coming: Option<(&'a HeadCache<'a, E>, usize)>,
-    scratch: &'a mut Scratch,
+/// A task's work on one tile, with buffers of its own kind.
+pub(super) struct OneTile<'a, E, T> {
+    pub(super) task: &'a Task<'a>,
+    pub(super) cache: &'a HeadCache<'a, E>,
+    pub(super) tile: &'a KeyTile,
+    pub(super) coming: Coming<'a, E>,
+    pub(super) scratch: &'a mut T,
 }
 
-impl<E: CacheElement> Kernel for OneTile<'_, E> {
+/// Takes a task's one query over the keys and values of a tile, all of which it sees.
+impl<E: CacheElement> Kernel for OneTile<'_, E, Scratch> {
     type Output = ();
 
     #[inline(always)]
@@ -120,7 +133,7 @@ impl<E: CacheElement> Kernel for OneTile<'_, E> {
     }
 }
 
-impl<E: CacheElement> OneTile<'_, E> {
+impl<E: CacheElement> OneTile<'_, E, Scratch> {
     #[inline(always)]
     fn rows<S: Simd, const R: usize, const P: usize>(self, simd: S) {
         let Self { task, cache, tile, coming, scratch } = self;
@@ -170,7 +183,7 @@ fn sum<S: Simd, E: CacheElement, const R: usize, const P: usize>(
     simd: S,
     cache: &HeadCache<'_, E>,
     tile: &KeyTile,
-    coming: Option<(&HeadCache<'_, E>, usize)>,
+    coming: Coming<'_, E>,
     panel: usize,
     scratch: &mut Scratch,
 ) {

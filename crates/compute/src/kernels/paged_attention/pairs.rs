@@ -7,7 +7,7 @@
 use super::{
     KEYS,
     head_cache::HeadCache,
-    in_place::InPlace,
+    in_place::{InPlace, OneTile, tiles},
     register_tile::{FOUR, GROUP, PairPanels, add_group, tile_range, with_rows},
     task::{KeyTile, Task},
     widened::{self, Finish, put_sums, sums_of},
@@ -48,10 +48,7 @@ pub(super) fn run<E: CacheElement>(
 ) {
     let level = Level::Avx512Bf16(bf16);
     scratch.begin(task, level.tile_rows());
-    let first = task.key_tiles().next().map(|tile| tile.start);
-    for tile in task.key_tiles() {
-        let following = (tile.start + KEYS < tile.end).then_some((cache, tile.start + KEYS));
-        let coming = following.or(next.zip(first));
+    for (tile, coming) in tiles(task, cache, next) {
         bf16.run(OneTile { task, cache, tile: &tile, coming, scratch });
     }
     level.run(Finish(task, &scratch.shared));
@@ -89,16 +86,7 @@ impl<S: Simd, E: CacheElement, const P: usize> PairPanels<S, P> for InPlace<'_, 
 }
 
 /// Takes a task's query vectors over the keys and values of a tile.
-struct OneTile<'a, E> {
-    task: &'a Task<'a>,
-    cache: &'a HeadCache<'a, E>,
-    tile: &'a KeyTile,
-    /// What comes next: the tile that begins there.
-    coming: Option<(&'a HeadCache<'a, E>, usize)>,
-    scratch: &'a mut Scratch,
-}
-
-impl<E: CacheElement> Kernel for OneTile<'_, E> {
+impl<E: CacheElement> Kernel for OneTile<'_, E, Scratch> {
     type Output = ();
 
     #[inline(always)]
@@ -115,7 +103,7 @@ impl<E: CacheElement> Kernel for OneTile<'_, E> {
     }
 }
 
-impl<E: CacheElement> OneTile<'_, E> {
+impl<E: CacheElement> OneTile<'_, E, Scratch> {
     /// Scores of `R` query vectors with the tile's keys.
     #[inline(always)]
     fn score<S: Simd, const R: usize>(&mut self, simd: S, first: usize) {
