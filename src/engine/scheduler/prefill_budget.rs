@@ -21,7 +21,8 @@ const HEADROOM: f64 = 0.9;
 const GAIN: f64 = 0.3;
 /// How many times larger or smaller a measurement may be than the average that it enters.
 const LEAP: f64 = 4.0;
-/// Fewest tokens that a step gets but for a probe, where decodes are not near the target: with fewer a prompt reads all weights for next to nothing.
+/// Fewest tokens that a step gets but for a probe, where decodes are not near the target: with fewer a prompt reads all weights
+/// for next to nothing.
 const LEAST: usize = 4;
 
 /// What a step held.
