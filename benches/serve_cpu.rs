@@ -124,8 +124,14 @@ fn load_ours(path: &Path) -> Outcome<Arc<dyn Model>> {
 fn measure_ours(model: &Arc<dyn Model>, streams: usize) -> Outcome<Rates> {
     let blocks_each = (PROMPT_TOKENS + NEW_TOKENS).div_ceil(BLOCK_SIZE);
     let num_blocks = streams * blocks_each;
-    let config =
-        RunnerConfig { num_blocks, block_size: BLOCK_SIZE, num_states: 0, num_threads: 0, eos_token_ids: Vec::new() };
+    let config = RunnerConfig {
+        num_blocks,
+        block_size: BLOCK_SIZE,
+        num_states: 0,
+        num_threads: 0,
+        eos_token_ids: Vec::new(),
+        filled_steps: None,
+    };
     let mut runner = Runner::new(Arc::clone(model), &config)?;
     let params = Arc::new(SamplingParams { temperature: 0.0, ignore_eos: true, ..SamplingParams::default() });
     let prompts = (0..streams).map(|s| prompt(s, model.config().vocab_size)).collect::<Vec<_>>();

@@ -65,6 +65,8 @@ pub struct EngineConfig {
     pub itl_target: Option<Duration>,
     /// Sequences that hold blocks and run at once.
     pub max_num_seqs: usize,
+    /// Sequences of the largest step of decoding that a card has recorded and runs with one launch; 0: none is.
+    pub max_cudagraph_capture_size: usize,
     /// Prompt and generated tokens a sequence; never more than the cache holds.
     pub max_model_len: usize,
     /// Requests that may wait beyond those that run; one more is refused.
@@ -99,6 +101,14 @@ pub struct EngineConfig {
 pub struct LogRequests {
     /// Most characters of a prompt, and most ids of one that has no text; all of it where that is left open.
     pub max_len: Option<usize>,
+}
+
+impl EngineArgs {
+    /// Sequences of the largest step of decoding that a card records; 0: none is.
+    #[must_use]
+    pub fn recorded_seqs(&self) -> usize {
+        if self.enforce_eager { 0 } else { self.max_cudagraph_capture_size.min(self.max_num_seqs) }
+    }
 }
 
 impl EngineConfig {
@@ -136,6 +146,7 @@ impl Default for EngineConfig {
             max_num_batched_tokens: 512,
             itl_target: None,
             max_num_seqs: 64,
+            max_cudagraph_capture_size: 0,
             max_model_len: 4096,
             max_waiting: 1024,
             stream_capacity_tokens: 64,
@@ -344,6 +355,12 @@ pub struct EngineArgs {
     /// Sequences that run at once.
     #[arg(long, value_name = "N", default_value = "64", value_parser = count(1, 1 << 16))]
     pub max_num_seqs: usize,
+    /// On a card: sequences of the largest step of decoding that is recorded as a CUDA graph and run with one launch.
+    #[arg(long, value_name = "N", default_value = "256", value_parser = count(1, 1 << 16))]
+    pub max_cudagraph_capture_size: usize,
+    /// On a card: launch every kernel of a step by itself, nothing recorded.
+    #[arg(long)]
+    pub enforce_eager: bool,
     /// Requests that may wait beyond those that run; one more is refused.
     #[arg(long, value_name = "N", default_value = "1024", value_parser = count(1, 1 << 20))]
     pub max_waiting: usize,

@@ -119,13 +119,16 @@ impl fmt::Display for Mib {
 pub fn plan_memory(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts) -> Result<(usize, MemoryPlan)> {
     let block_bytes = model.block_bytes(args.block_size);
     let available = machine.available_memory_bytes;
-    let logit_rows = args.max_num_seqs.min(args.max_num_batched_tokens).max(PROMPT_LOGIT_ROWS);
+    // Steps that a card has recorded keep what they work on, and their logits, to themselves.
+    let recorded = if machine.bound == MemoryBound::Card { args.recorded_seqs() } else { 0 };
+    let logit_rows = args.max_num_seqs.min(args.max_num_batched_tokens).max(PROMPT_LOGIT_ROWS) + recorded;
+    let step_tokens = args.max_num_batched_tokens + recorded;
     let mut plan = MemoryPlan {
         weights: model.weight_bytes,
         adapters: model.adapter_bytes,
         kv: 0,
         states: model.state_bytes_per_sequence.saturating_mul(args.max_num_seqs),
-        activations: (model.activation_bytes_per_token.saturating_mul(args.max_num_batched_tokens))
+        activations: (model.activation_bytes_per_token.saturating_mul(step_tokens))
             .saturating_add(model.logit_row_bytes.saturating_mul(logit_rows)),
         loading: model.loading_bytes,
         room: available.map_or(0, |available| (available / ROOM_SHARE).min(ROOM_CAP_BYTES)),

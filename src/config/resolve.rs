@@ -96,6 +96,7 @@ pub fn resolve(args: &EngineArgs, model: &ModelFacts, machine: &MachineFacts) ->
         max_num_batched_tokens: args.max_num_batched_tokens,
         itl_target: args.itl_target_ms.map(|ms| Duration::from_millis(ms as u64)),
         max_num_seqs: args.max_num_seqs,
+        max_cudagraph_capture_size: args.recorded_seqs(),
         max_model_len,
         max_waiting: args.max_waiting,
         stream_capacity_tokens: args.stream_capacity_tokens,

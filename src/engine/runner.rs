@@ -3,6 +3,7 @@
 mod chosen;
 mod constrained;
 mod copies;
+mod decoding;
 mod forward;
 mod newest;
 mod paged;
@@ -55,6 +56,18 @@ pub struct RunnerConfig {
     pub num_threads: usize,
     /// Tokens that end a sequence, which `min_tokens` holds back.
     pub eos_token_ids: Vec<TokenId>,
+    /// Steps that are filled up to a few sizes, where that makes them faster.
+    pub filled_steps: Option<FilledSteps>,
+}
+
+/// Steps of one token a sequence, filled up to a few numbers of rows, so that a card has each of these recorded and runs it with one
+/// launch. Any other device computes the rows that nobody asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FilledSteps {
+    /// Sequences; larger steps are computed as they come.
+    pub most_rows: usize,
+    /// Tokens that a sequence may have.
+    pub max_model_len: usize,
 }
 
 /// Runs steps of one model on one KV cache, or with a copy of the model for each sequence.
@@ -174,7 +187,9 @@ impl Runner {
         }
         let samples = |row: &&PlannedRow| row.samples && !row.query.is_empty() && !self.pools.contains(row.id);
         let sampling = plan.rows.iter().filter(samples).collect::<Vec<_>>();
-        let step = Step { plan, adapters: self.adapters(plan)?, placed_ids: newest.ids_of(plan)? };
+        let adapters = self.adapters(plan)?;
+        let decodes = adapters.is_none() && plan.rows.iter().all(|row| self.decodes(row));
+        let step = Step { plan, adapters, placed_ids: newest.ids_of(plan)?, decodes };
         self.model.compute(&step)?;
         let mut output = StepOutput::default();
         self.prompt_logprobs(&step, &mut output)?;
@@ -190,6 +205,11 @@ impl Runner {
         let sampled = self.sample(&sampling, &mut logits, vocab_size, &mut output);
         spare::keep(logits);
         sampled.map(|()| (output, drawn))
+    }
+
+    /// Whether a row is one token, of which nothing is asked but logits.
+    fn decodes(&self, row: &PlannedRow) -> bool {
+        row.query.len() == 1 && row.samples && row.prompt_targets.is_empty() && !self.pools.contains(row.id)
     }
 
     /// Which of the step's rows go through which adapters.

@@ -221,8 +221,14 @@ async fn start(name: &str) -> Server {
     let ServedModel::Copied(model) = loaded.model else { panic!("{name} is a model of ours") };
     let (the_gate, the_copies) = (gate.clone(), copies.clone());
     let factory: ExecutorFactory = Arc::new(move || {
-        let config =
-            RunnerConfig { num_blocks: 6, block_size: 16, num_states: 0, num_threads: 2, eos_token_ids: Vec::new() };
+        let config = RunnerConfig {
+            num_blocks: 6,
+            block_size: 16,
+            num_states: 0,
+            num_threads: 2,
+            eos_token_ids: Vec::new(),
+            filled_steps: None,
+        };
         let runner = Runner::with_copies(model.clone(), &config)?;
         Ok(Box::new(Watched { runner, gate: the_gate.clone(), copies: the_copies.clone() }))
     });

@@ -32,7 +32,7 @@ use crate::{
     config::{EngineConfig, HubArgs, LoadFormat, LoraArgs, LoraModule, MachineFacts, ModelArgs, ModelFacts},
     engine::{
         Adapters, ExecutorFactory, ModelImpl, ModelInfo, ModelText,
-        runner::{Runner, RunnerConfig},
+        runner::{FilledSteps, Runner, RunnerConfig},
     },
     error::{Error, Result},
     ids::TokenId,
@@ -126,6 +126,13 @@ impl LoadedModel {
         Ok(())
     }
 
+    /// Steps that are filled up: on a card, which has them recorded.
+    fn filled_steps(&self, config: &EngineConfig) -> Option<FilledSteps> {
+        let &EngineConfig { max_cudagraph_capture_size: most_rows, max_model_len, .. } = config;
+        let on_card = self.model.paged().is_some_and(|model| model.adaptable().1.is_cuda());
+        (on_card && most_rows > 0).then_some(FilledSteps { most_rows, max_model_len })
+    }
+
     /// Makes runners over this model: each with a KV cache and threads of its own, all with the same weights.
     #[must_use]
     pub fn executor_factory(&self, config: &EngineConfig, threads: Option<usize>) -> ExecutorFactory {
@@ -136,6 +143,7 @@ impl LoadedModel {
             num_states: config.max_num_seqs,
             num_threads: threads.unwrap_or(0),
             eos_token_ids: self.info.eos_token_ids.clone(),
+            filled_steps: self.filled_steps(config),
         };
         Arc::new(move || {
             Ok(Box::new(match &model {

@@ -117,8 +117,14 @@ mod tests {
     /// The token of each row, none of one that failed, and the rows whose logits were asked for. A row is one of the model's and
     /// how it is sampled.
     fn step(chooses: bool, rows: &[(u32, SamplingParams)]) -> (Vec<Option<TokenId>>, Vec<u32>) {
-        let config =
-            RunnerConfig { num_blocks: 1, block_size: 1, num_states: 1, num_threads: 1, eos_token_ids: Vec::new() };
+        let config = RunnerConfig {
+            num_blocks: 1,
+            block_size: 1,
+            num_states: 1,
+            num_threads: 1,
+            eos_token_ids: Vec::new(),
+            filled_steps: None,
+        };
         let fetched = Arc::default();
         let mut runner = Runner::over(Box::new(Model { chooses, fetched: Arc::clone(&fetched) }), &config).unwrap();
         let id = |k: usize| SequenceId(k as u64 + 1);

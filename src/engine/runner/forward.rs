@@ -19,6 +19,8 @@ pub(super) struct Step<'a> {
     pub(super) adapters: Option<AdapterRows>,
     /// The plan's ids on the model's device, u32 `[num_scheduled_tokens]`, where rows of it follow others.
     pub(super) placed_ids: Option<Tensor>,
+    /// Whether each row is one token, of which nothing is asked but logits.
+    pub(super) decodes: bool,
 }
 
 /// A model, and what it keeps of sequences.

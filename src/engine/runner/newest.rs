@@ -202,8 +202,14 @@ mod tests {
         };
         let (model, mut scheduler) = (Model::default(), Scheduler::new(&config, 1));
         let unknown = Arc::clone(&model.unknown);
-        let of_runner =
-            RunnerConfig { num_blocks: 24, block_size: 4, num_states: 1, num_threads: 1, eos_token_ids: Vec::new() };
+        let of_runner = RunnerConfig {
+            num_blocks: 24,
+            block_size: 4,
+            num_states: 1,
+            num_threads: 1,
+            eos_token_ids: Vec::new(),
+            filled_steps: None,
+        };
         let mut runner = Runner::over(Box::new(model), &of_runner).unwrap();
         let (mut plan, mut events, mut under_way, mut next) = (StepPlan::default(), Vec::new(), 0, 0u64);
         while next < 30 || scheduler.has_work() {
@@ -256,8 +262,14 @@ mod tests {
 
     #[test]
     fn a_row_that_follows_none_that_chose_is_refused() {
-        let of_runner =
-            RunnerConfig { num_blocks: 1, block_size: 1, num_states: 1, num_threads: 1, eos_token_ids: Vec::new() };
+        let of_runner = RunnerConfig {
+            num_blocks: 1,
+            block_size: 1,
+            num_states: 1,
+            num_threads: 1,
+            eos_token_ids: Vec::new(),
+            filled_steps: None,
+        };
         let mut runner = Runner::over(Box::new(Model::default()), &of_runner).unwrap();
         let mut scheduler = Scheduler::new(&EngineConfig::default(), 1);
         let prompt = [TokenId(1)].into();

@@ -1,11 +1,12 @@
 //! Models of ours: all rows of a step together, over blocks.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use candle_core::{Device, Tensor};
 
 use super::{
-    RunnerConfig,
+    FilledSteps, RunnerConfig,
+    decoding::{Decoding, blocks_of_nobody},
     forward::{Forward, Step},
     states::States,
 };
@@ -30,8 +31,18 @@ pub(super) struct Paged {
     /// Reused from step to step.
     groups: Vec<KvGroupStep>,
     observer: Option<Arc<dyn LinearObserver>>,
-    /// What came out of the last block, while a step is looked at.
-    hidden: Option<Tensor>,
+    /// Steps of decoding that are recorded.
+    decoding: Option<Decoding>,
+    /// What came of a step, while it is looked at.
+    came: Option<Came>,
+}
+
+/// How far a step was computed.
+enum Came {
+    /// What came out of the last block.
+    Hidden(Tensor),
+    /// The logits of all rows.
+    Logits(Tensor),
 }
 
 impl Paged {
@@ -40,10 +51,14 @@ impl Paged {
     /// # Errors
     /// `InvalidArgument` for impossible sizes.
     pub(super) fn new(model: Arc<dyn Model>, config: &RunnerConfig) -> Result<Self> {
-        let kv = model.new_kv_cache(config.num_blocks, config.block_size)?;
         let states = States::new(model.new_states(config.num_states)?);
+        // What a row of nobody would leave in a state is not worth a state.
+        let filled = config.filled_steps.filter(|_| !states.are_kept());
+        let nobodys = filled.map_or(0, |_| blocks_of_nobody(config.block_size));
+        let kv = model.new_kv_cache(config.num_blocks.saturating_add(nobodys), config.block_size)?;
         let groups = vec![KvGroupStep::default(); kv.groups().count()];
-        Ok(Self { model, kv, states, groups, observer: None, hidden: None })
+        let decoding = filled.and_then(|sizes| decoding(&*model, &kv, sizes));
+        Ok(Self { model, kv, states, groups, observer: None, decoding, came: None })
     }
 
     fn context<'a>(&'a self, step: &'a Step<'_>) -> StepContext<'a> {
@@ -59,7 +74,37 @@ impl Paged {
     }
 
     fn hidden(&self) -> Result<&Tensor> {
-        self.hidden.as_ref().ok_or_else(|| Error::internal("no step was computed"))
+        match &self.came {
+            Some(Came::Hidden(hidden)) => Ok(hidden),
+            Some(Came::Logits(_)) => Err(Error::internal("a step of decoding gives logits alone")),
+            None => Err(Error::internal("no step was computed")),
+        }
+    }
+
+    /// The logits of these tokens of the step, where they are computed.
+    fn logits_of(&self, step: &Step<'_>, rows: &[u32]) -> Result<Tensor> {
+        match &self.came {
+            Some(Came::Logits(logits)) if rows.len() == logits.dim(0)? => Ok(logits.clone()),
+            Some(Came::Logits(logits)) => Ok(logits.index_select(&Tensor::new(rows, logits.device())?, 0)?),
+            _ => self.model.logits(self.hidden()?, rows, &self.context(step)),
+        }
+    }
+}
+
+/// Sizes of steps of decoding, where they can be recorded.
+fn decoding(model: &dyn Model, kv: &KvCache, sizes: FilledSteps) -> Option<Decoding> {
+    let begun = Instant::now();
+    let FilledSteps { most_rows, max_model_len } = sizes;
+    match Decoding::new(model, kv, most_rows, max_model_len) {
+        Ok(decoding) => {
+            let (sizes, took) = (decoding.len(), begun.elapsed());
+            tracing::info!("steps of up to {most_rows} sequences recorded, in {sizes} sizes and {took:.1?}");
+            Some(decoding)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "steps are not recorded; --enforce-eager says so from the start");
+            None
+        }
     }
 }
 
@@ -90,13 +135,24 @@ impl Forward for Paged {
             return Err(Error::internal(why));
         }
         pack(&mut self.groups, plan, self.kv.shape().block_size);
-        let hidden = self.model.hidden(&step.plan.token_ids, &self.context(step))?;
-        self.hidden = Some(hidden);
+        let recorded = self.decoding.as_mut().filter(|sizes| step.decodes && sizes.has(num_tokens));
+        self.came = Some(match recorded.filter(|_| self.observer.is_none()) {
+            Some(sizes) => {
+                let placed_ids = step.placed_ids.as_ref();
+                Came::Logits(sizes.compute(&*self.model, &self.kv, plan, &self.groups, placed_ids)?)
+            }
+            None => Came::Hidden(self.model.hidden(&plan.token_ids, &self.context(step))?),
+        });
         Ok(())
     }
 
     fn logits(&self, step: &Step<'_>, rows: &[u32]) -> Result<Vec<f32>> {
-        floats(&self.model.logits(self.hidden()?, rows, &self.context(step))?)
+        let logits = self.logits_of(step, rows)?;
+        match &self.came {
+            // The next step's stand there too.
+            Some(Came::Logits(_)) => Ok(logits.flatten_all()?.to_vec1()?),
+            _ => floats(&logits),
+        }
     }
 
     fn chooses(&self) -> bool {
@@ -104,7 +160,7 @@ impl Forward for Paged {
     }
 
     fn choose(&self, step: &Step<'_>, rows: &[u32], draws: &[Draw]) -> Result<Chosen> {
-        let logits = self.model.logits(self.hidden()?, rows, &self.context(step))?;
+        let logits = self.logits_of(step, rows)?;
         if draws.iter().all(|draw| *draw == Draw::MOST_LIKELY) { argmax(&logits) } else { sample(&logits, draws) }
     }
 
@@ -117,7 +173,7 @@ impl Forward for Paged {
     }
 
     fn end(&mut self) {
-        if let Some(hidden) = self.hidden.take() {
+        if let Some(Came::Hidden(hidden)) = self.came.take() {
             spare::give_back(hidden);
         }
     }

@@ -37,6 +37,11 @@ impl States {
         Self { cache, free, ..Self::default() }
     }
 
+    /// Whether the model has such layers.
+    pub(super) fn are_kept(&self) -> bool {
+        self.cache.is_some()
+    }
+
     /// States that are taken.
     pub(super) fn num_taken(&self) -> usize {
         self.owners.len()

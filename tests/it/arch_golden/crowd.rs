@@ -10,7 +10,7 @@ use candlewick::{
         Engine, Event, ExecutorFactory, ModelText, Prompt, Request,
         executor::{Executor, StepOutput, StepPlan},
         fake::Gate,
-        runner::{Runner, RunnerConfig},
+        runner::{FilledSteps, Runner, RunnerConfig},
     },
     error::Result,
     params::{SampledToken, SamplingParams},
@@ -54,19 +54,27 @@ fn config(kv_groups: KvCacheGroups) -> EngineConfig {
     }
 }
 
-async fn start(name: &str, dtype: Dtype, gate: &Arc<Gate>) -> Engine {
-    let (model, gate) = (load_model(name, dtype), gate.clone());
-    let config = config(model.info().kv_groups);
-    start_with(config, model, gate).await
+async fn start(model: Arc<dyn Model>, filled_rows: usize, gate: &Arc<Gate>) -> Engine {
+    let config = EngineConfig { max_cudagraph_capture_size: filled_rows, ..config(model.info().kv_groups) };
+    start_with(config, model, gate.clone()).await
 }
 
 /// An engine of the model on a cache as the configuration says.
 pub(super) async fn start_with(config: EngineConfig, model: Arc<dyn Model>, gate: Arc<Gate>) -> Engine {
     let info = candlewick::engine::ModelInfo { vocab_size: model.config().vocab_size, ..crate::engine::info() };
     let config = EngineConfig { prefixes_are_shared: model.prefixes_are_shared(), ..config };
-    let (num_blocks, block_size, num_states) = (config.num_blocks, config.block_size, config.max_num_seqs);
+    let &EngineConfig { num_blocks, block_size, max_num_seqs: num_states, max_model_len, .. } = &config;
+    let most_rows = config.max_cudagraph_capture_size;
+    let filled_steps = (most_rows > 0).then_some(FilledSteps { most_rows, max_model_len });
     let factory: ExecutorFactory = Arc::new(move || {
-        let config = RunnerConfig { num_blocks, block_size, num_states, num_threads: 2, eos_token_ids: Vec::new() };
+        let config = RunnerConfig {
+            num_blocks,
+            block_size,
+            num_states,
+            num_threads: 2,
+            eos_token_ids: Vec::new(),
+            filled_steps,
+        };
         Ok(Box::new(Gated { runner: Runner::new(model.clone(), &config)?, gate: gate.clone() }))
     });
     Engine::start(info, ModelText::default(), config, Arc::new(Telemetry::new("crowd")), factory).await.unwrap()
@@ -100,8 +108,17 @@ pub(super) fn log_softmax(logits: &[f32]) -> Vec<f64> {
 
 /// Streams six of each prompt at once; gives each prompt's first token's log-probabilities and all its tokens.
 async fn crowd(name: &str, dtype: Dtype) -> (Engine, Vec<(usize, Vec<SampledToken>)>) {
+    crowd_of(name, load_model(name, dtype), 0).await
+}
+
+/// The same of this model, with steps of up to so many sequences filled up.
+pub(super) async fn crowd_of(
+    name: &str,
+    model: Arc<dyn Model>,
+    filled_rows: usize,
+) -> (Engine, Vec<(usize, Vec<SampledToken>)>) {
     let gate = Arc::new(Gate::default());
-    let engine = start(name, dtype, &gate).await;
+    let engine = start(model, filled_rows, &gate).await;
     let prompts = golden(name).prompts;
     let streams = (0..6 * prompts.len()).map(|k| {
         let ids = prompts[k % prompts.len()].ids.clone();

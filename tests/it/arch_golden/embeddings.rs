@@ -40,7 +40,14 @@ async fn start(name: &str, dtype: Dtype, max_num_batched_tokens: usize, num_bloc
         prefixes_are_shared: model.prefixes_are_shared(),
         ..EngineConfig::default()
     };
-    let runner = RunnerConfig { num_blocks, block_size: 16, num_states: 16, num_threads: 2, eos_token_ids: Vec::new() };
+    let runner = RunnerConfig {
+        num_blocks,
+        block_size: 16,
+        num_states: 16,
+        num_threads: 2,
+        eos_token_ids: Vec::new(),
+        filled_steps: None,
+    };
     let factory = Arc::new(move || Ok(Box::new(Runner::new(model.clone(), &runner)?) as _));
     Engine::start(info, ModelText::default(), config, Arc::new(Telemetry::new(name)), factory).await.unwrap()
 }

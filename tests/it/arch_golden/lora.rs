@@ -89,8 +89,14 @@ fn parts(
     let (kv_groups, prefixes_are_shared) = (model.info().kv_groups, model.prefixes_are_shared());
     let num_blocks = 128 * kv_groups.count();
     let factory: ExecutorFactory = Arc::new(move || {
-        let config =
-            RunnerConfig { num_blocks, block_size: 16, num_states: 16, num_threads: 2, eos_token_ids: Vec::new() };
+        let config = RunnerConfig {
+            num_blocks,
+            block_size: 16,
+            num_states: 16,
+            num_threads: 2,
+            eos_token_ids: Vec::new(),
+            filled_steps: None,
+        };
         Ok(Box::new(Gated { runner: Runner::new(model.clone(), &config)?, gate: gate.clone() }))
     });
     let config = EngineConfig {

@@ -24,6 +24,7 @@ fn runner(model: Arc<dyn Model>, num_threads: usize) -> Runner {
         num_states: 4,
         num_threads,
         eos_token_ids: vec![TokenId(2)],
+        filled_steps: None,
     };
     Runner::new(model, &config).expect("a small cache")
 }
@@ -246,7 +247,14 @@ fn a_plan_outside_the_cache_or_the_vocabulary_is_an_error_not_a_panic() {
 fn a_cache_of_impossible_size_is_refused() {
     let model = load_model("llama", Dtype::Float32);
     for (num_blocks, block_size) in [(0, 16), (16, 0), (usize::MAX, 2), (1 << 31, 16)] {
-        let config = RunnerConfig { num_blocks, block_size, num_states: 4, num_threads: 1, eos_token_ids: Vec::new() };
+        let config = RunnerConfig {
+            num_blocks,
+            block_size,
+            num_states: 4,
+            num_threads: 1,
+            eos_token_ids: Vec::new(),
+            filled_steps: None,
+        };
         let error = Runner::new(Arc::clone(&model), &config).err().expect("refused");
         assert_eq!(error.code, Code::InvalidArgument, "{num_blocks} x {block_size}");
     }

@@ -67,6 +67,7 @@ async fn start(num_blocks: usize, max_num_seqs: usize) -> Started {
         num_states: max_num_seqs,
         num_threads: 2,
         eos_token_ids: Vec::new(),
+        filled_steps: None,
     };
     let (taken, most) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
     let watch = (taken.clone(), most.clone());

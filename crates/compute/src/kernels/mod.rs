@@ -17,6 +17,7 @@ pub(crate) mod cuda;
 pub mod device;
 pub mod follow;
 pub mod gated_delta;
+pub mod graph;
 pub mod grouped_linear;
 pub mod layer_norm;
 pub mod linear;

@@ -27,6 +27,8 @@ pub(in crate::kernels) use norm::normed;
 pub(in crate::kernels) use open::{cards, free_memory, give_back_memory, open};
 #[cfg(feature = "cuda")]
 pub(crate) use tensors::{card, empty, pointer, rows};
+#[cfg(feature = "cuda")]
+pub(in crate::kernels) use uploads::Arrays;
 
 /// These numbers on the card, `[numbers.len()]`. Nobody may write there.
 ///

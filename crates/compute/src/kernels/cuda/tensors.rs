@@ -2,7 +2,10 @@
 
 use candle_core::{
     CudaDevice, CudaStorage, DType, Shape, Storage, Tensor,
-    cuda_backend::{CudaStorageSlice, cudarc::driver::DevicePtr},
+    cuda_backend::{
+        CudaStorageSlice,
+        cudarc::driver::{DevicePtr, result::memcpy_htod_async},
+    },
     op::BackpropOp,
 };
 
@@ -93,4 +96,20 @@ pub(crate) fn empty(card: &CudaDevice, shape: impl Into<Shape>, dtype: DType) ->
     };
     let storage = Storage::Cuda(CudaStorage { slice, device: card.clone() });
     Ok(Tensor::from_storage(storage, shape, BackpropOp::none(), false))
+}
+
+/// Queues a write of `numbers` at the beginning of a tensor of u32.
+///
+/// # Errors
+/// `Internal` where the tensor has no room for them, or the driver refuses.
+pub(super) fn send(card: &CudaDevice, numbers: &[u32], to: &Tensor) -> Result<()> {
+    let at = pointer(to, DType::U32)?;
+    if !to.is_contiguous() || to.elem_count() < numbers.len() {
+        return Err(Error::internal(format!("{} numbers do not fit into {:?}", numbers.len(), to.dims())));
+    }
+    let stream = card.cuda_stream();
+    let failed = |error| Error::internal(format!("the card: {error}"));
+    stream.context().bind_to_thread().map_err(failed)?;
+    // SAFETY: there is room for the numbers; the driver has read memory that is not pinned when it returns.
+    unsafe { memcpy_htod_async(at, numbers, stream.cu_stream()) }.map_err(failed)
 }

@@ -327,7 +327,7 @@ impl Level {
 
     /// All of them, narrowest first.
     pub(crate) fn available() -> Vec<Self> {
-        let wider = [
+        let wider: [Option<Self>; _] = [
             #[cfg(target_arch = "x86_64")]
             avx2::Avx2::detect().map(Self::Avx2),
             #[cfg(target_arch = "x86_64")]
