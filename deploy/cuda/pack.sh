@@ -3,12 +3,15 @@
 # what the tests read beside them and run.sh, which runs them in order.
 #
 #   deploy/cuda/setup.sh && . target/cuda-toolkit/env      or a machine's own CUDA 13.0
-#   deploy/cuda/pack.sh [ARCHIVE]                          target/dist/candlewick-cuda.tar.gz without
+#   deploy/cuda/pack.sh [ARCHIVE]                          target/dist/candlewick-cuda.tar.xz without
+#
+# What is carried is 60 MiB at the most. Both programs hold the same kernels, which the packer sees once: its window is larger than a
+# program.
 #
 # It is built as the release is, by `cargo build --release --features cuda` with what CARGO_BUILD_FLAGS adds.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-archive=${1:-target/dist/candlewick-cuda.tar.gz}
+archive=${1:-target/dist/candlewick-cuda.tar.xz}
 most_bytes=$((60 << 20))
 
 # Cargo says where it has put what it built.
@@ -27,12 +30,7 @@ root=$staged/candlewick-cuda
 mkdir -p "$root/bin" "$root/models/demo"
 for name in candlewick it; do
   strip -o "$root/bin/$name" "$(program "$name")"
-  bytes=$(stat -c %s "$root/bin/$name")
-  printf '%10d  bin/%s\n' "$bytes" "$name"
-  if [ "$bytes" -gt "$most_bytes" ]; then
-    echo "bin/$name is larger than $most_bytes bytes" >&2
-    exit 1
-  fi
+  printf '%10d  bin/%s\n' "$(stat -c %s "$root/bin/$name")" "$name"
 done
 # What tests read by its place in the repository.
 mkdir -p "$root/tests"
@@ -43,5 +41,10 @@ cp deploy/cuda/run.sh LICENSE-MIT LICENSE-APACHE "$root/"
 git rev-parse HEAD > "$root/COMMIT"
 
 mkdir -p "$(dirname "$archive")"
-tar --sort=name --owner=0 --group=0 --numeric-owner -C "$staged" -czf "$archive" candlewick-cuda
-printf '%10d  %s\n' "$(stat -c %s "$archive")" "$archive"
+tar --sort=name --owner=0 --group=0 --numeric-owner -C "$staged" -c candlewick-cuda | xz --lzma2=preset=6,dict=256MiB > "$archive"
+bytes=$(stat -c %s "$archive")
+printf '%10d  %s\n' "$bytes" "$archive"
+if [ "$bytes" -gt "$most_bytes" ]; then
+  echo "$archive is larger than $most_bytes bytes" >&2
+  exit 1
+fi
