@@ -7,6 +7,7 @@ mod crowd;
 mod driver;
 mod embeddings;
 mod experts;
+mod fp8;
 mod gguf;
 mod gguf_file;
 mod longrope;
