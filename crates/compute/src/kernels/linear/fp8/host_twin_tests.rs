@@ -126,7 +126,7 @@ fn sums_are_multiplied_by_both_scales_and_then_added_to() {
         return;
     }
     let mut rng = rng(12);
-    for (rows, width) in [(1, 1), (3, 16), (5, 70), (2, 2500)] {
+    for (rows, width) in [(1usize, 1), (3, 16), (5, 70), (2, 2500)] {
         let sums = floats(&mut rng, rows.next_multiple_of(16) * filled(width));
         let (row_scales, scales) = (floats(&mut rng, rows), floats(&mut rng, width));
         let (bias, onto) = (floats(&mut rng, width), floats(&mut rng, rows * (width + 3)));
