@@ -1,6 +1,6 @@
 //! What the card is asked for around a product, of sizes and addresses alone.
 
-use super::{FILLED, filled};
+use super::filled;
 use crate::kernels::cuda::{Arg, Call, Launch};
 
 /// Blocks of a launch over rows; each takes every so many.
@@ -106,7 +106,7 @@ impl Rescale {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::FILLED, *};
 
     #[test]
     fn products_that_may_not_depend_on_the_batch_have_one_shape() {

@@ -65,6 +65,9 @@ fn rows_are_rounded_to_the_nearest_under_a_scale_by_which_their_largest_is_the_l
         assert_eq!(scale, (largest / 448.0).max(f32::MIN_POSITIVE));
         let want: Vec<u8> = row.iter().map(|x| nearest(x / scale)).collect();
         assert_eq!(numbers, want, "{row:?}");
+        // And as the crate of such numbers converts them.
+        let want: Vec<u8> = row.iter().map(|x| F8E4M3::from_f32(x / scale).to_bits()).collect();
+        assert_eq!(numbers, want, "{row:?}");
         if largest >= 448.0 * f32::MIN_POSITIVE {
             assert!(numbers.iter().any(|number| number & 0x7f == 0x7e), "the whole range is used: {row:?}");
         }
