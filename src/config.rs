@@ -225,6 +225,10 @@ pub enum Quantization {
     /// 4.5 bits.
     #[value(name = "q4_0")]
     Q4_0,
+    /// 8 bits, floats (E4M3) with a scale an output; inputs are rounded to the same. On NVIDIA cards of compute capability
+    /// 8.9 or later.
+    #[value(name = "fp8")]
+    Fp8,
 }
 
 impl Quantization {

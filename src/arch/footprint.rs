@@ -7,7 +7,7 @@ use crate::{
         keep, kv_dtype, kv_shape,
         outline::Outline,
     },
-    config::{KvCacheGroups, ModelFacts},
+    config::{KvCacheGroups, ModelFacts, Quantization},
     kernels::linear::format::WeightFormat,
     layers::keep::Role,
     weights::TensorHeader,
@@ -46,6 +46,9 @@ impl KeepOptions {
             logit_row_bytes: config.vocab_size.saturating_mul(LOGIT_COPIES * size_of::<f32>()),
             ..ModelFacts::default()
         };
+        if self.quantization == Some(Quantization::Fp8) {
+            facts.activation_bytes_per_token = facts.activation_bytes_per_token.saturating_add(widest_inputs(config));
+        }
         let embedding = headers.iter().any(|header| header.name.ends_with(&format!("{}.weight", outline.embedding)));
         let head = format!("{}.weight", outline.head);
         let mut block_format = None;
@@ -61,9 +64,9 @@ impl KeepOptions {
                 continue;
             }
             let role = if layer.is_some() { Role::Block } else { Role::Vocabulary };
-            let format = self.format(header, role, transposed && layer.is_some());
+            let (format, inputs) = self.format(header, role, transposed && layer.is_some());
             let elements = header.elements().unwrap_or(usize::MAX);
-            let bytes = format.bytes_for(elements).unwrap_or(usize::MAX);
+            let bytes = format.matrix_bytes(elements.checked_div(inputs).unwrap_or(0), inputs).unwrap_or(usize::MAX);
             facts.weight_bytes = facts.weight_bytes.saturating_add(bytes);
             if header.decoded && header.shape.len() == 2 {
                 // Query, key and value, or gate and up, are decoded before they are packed as one.
@@ -91,21 +94,21 @@ impl KeepOptions {
         facts
     }
 
-    /// The format that a tensor is kept in, which may lie `[in, out]` in the file.
-    fn format(&self, header: &TensorHeader, role: Role, transposed: bool) -> WeightFormat {
+    /// The format that a tensor is kept in, which may lie `[in, out]` in the file, and how many numbers a row of it has.
+    fn format(&self, header: &TensorHeader, role: Role, transposed: bool) -> (WeightFormat, usize) {
         // Norms and biases are small and matter, routers decide, and errors of recurrent gates add up.
         let exact = EXACT.iter().any(|name| header.name.ends_with(name));
-        if header.shape.len() < 2 || exact || header.name.ends_with("bias") {
-            return WeightFormat::F32;
-        }
         let inputs = match *header.shape.as_slice() {
             // Experts' matrices of gpt-oss lie `[in, out]`, but for those in MXFP4.
             [inputs, _] if transposed => inputs,
             [_, inputs, _] if !header.name.ends_with(".weight") && !header.decoded => inputs,
             [.., inputs] => inputs,
-            [] => 0,
+            [] => 1,
         };
-        keep(self.dtype, self.quantization).format(header.format, inputs, role)
+        if header.shape.len() < 2 || exact || header.name.ends_with("bias") {
+            return (WeightFormat::F32, inputs);
+        }
+        (keep(self.dtype, self.quantization).format(header.format, inputs, role), inputs)
     }
 }
 
@@ -137,6 +140,16 @@ fn activation_bytes(config: &ModelConfig) -> usize {
     (STREAMS * config.hidden_size + attention + gated + linear + dense.max(experts)).saturating_mul(size_of::<f32>())
 }
 
+/// Inputs of the widest Linear: what of them is rounded to eight bits stands beside the float32 that they are made as.
+fn widest_inputs(config: &ModelConfig) -> usize {
+    let experts = config
+        .moe
+        .as_ref()
+        .map_or(0, |moe| moe.experts_per_token * moe.intermediate_size.unwrap_or(config.intermediate_size));
+    let heads = config.num_attention_heads * config.head_dim;
+    [config.hidden_size, heads, config.intermediate_size, experts].into_iter().max().unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
@@ -146,7 +159,7 @@ mod tests {
     use super::*;
     use crate::{
         arch::{ModelLoad, load},
-        config::{Dtype, KvCacheDtype, Quantization},
+        config::{Dtype, KvCacheDtype},
         weights::{Weights, safetensors::SafetensorsSource},
     };
 
@@ -178,6 +191,20 @@ mod tests {
     }
 
     #[test]
+    fn weights_of_eight_bit_floats_take_half_and_their_inputs_a_byte_each() {
+        let (config, weights) = fixture("llama");
+        let facts =
+            |quantization| KeepOptions { quantization, ..KeepOptions::default() }.facts(&config, &weights.headers());
+        let (stored, eight) = (facts(None), facts(Some(Quantization::Fp8)));
+        assert!(eight.weight_bytes < stored.weight_bytes);
+        assert_eq!(
+            eight.activation_bytes_per_token,
+            stored.activation_bytes_per_token + config.intermediate_size.max(config.hidden_size)
+        );
+        assert_eq!(eight.kv_bytes_per_token, facts(Some(Quantization::Q8_0)).kv_bytes_per_token);
+    }
+
+    #[test]
     fn what_headers_tell_is_what_loading_makes() {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden");
         let names = fs::read_dir(directory).expect("fixtures").map(|entry| entry.expect("an entry").file_name());
@@ -190,6 +217,7 @@ mod tests {
                 (Dtype::Bfloat16, None, KvCacheDtype::Fp8),
                 (Dtype::Auto, Some(Quantization::Q8_0), KvCacheDtype::Auto),
                 (Dtype::Auto, Some(Quantization::Q4K), KvCacheDtype::Float16),
+                (Dtype::Auto, Some(Quantization::Fp8), KvCacheDtype::Auto),
             ] {
                 let keep = KeepOptions { dtype, quantization, kv_cache_dtype };
                 let facts = keep.facts(&config, &weights.headers());

@@ -394,6 +394,7 @@ pub fn keep(dtype: Dtype, quantization: Option<Quantization>) -> Keep {
         (Some(Quantization::Q5K), _) => Keep::Quantized(WeightFormat::Q5K),
         (Some(Quantization::Q4K), _) => Keep::Quantized(WeightFormat::Q4K),
         (Some(Quantization::Q4_0), _) => Keep::Quantized(WeightFormat::Q4_0),
+        (Some(Quantization::Fp8), _) => Keep::Quantized(WeightFormat::Fp8),
         (None, Dtype::Auto) => Keep::AsStored,
         (None, Dtype::Float32) => Keep::Widened(WeightFormat::F32),
         (None, Dtype::Bfloat16) => Keep::Widened(WeightFormat::BF16),

@@ -26,13 +26,18 @@ impl Keep {
     /// The format for a weight of rows of `inputs` that the file has as `stored`.
     ///
     /// Quantizing, the embedding and the head get at least 6 bits, as llama.cpp's quantizer gives them, and rows that are
-    /// no whole blocks of a format take one with smaller blocks, in the end bfloat16.
+    /// no whole blocks of a format take one with smaller blocks, in the end bfloat16. Beside eight-bit floats they stay plain
+    /// numbers of 16 bits, as in vLLM.
     #[must_use]
     pub fn format(self, stored: StoredFormat, inputs: usize, role: Role) -> WeightFormat {
         let wanted = match self {
             Self::AsStored => return stored.kept(),
             Self::Widened(format) => return format,
             Self::Quantized(_) if !stored.is_float() => return stored.kept(),
+            Self::Quantized(WeightFormat::Fp8) if role == Role::Vocabulary => match stored.kept() {
+                WeightFormat::F32 => return WeightFormat::BF16,
+                plain => return plain,
+            },
             Self::Quantized(format) => format,
         };
         let wanted = match (role, wanted) {
@@ -51,7 +56,7 @@ mod tests {
 
     #[test]
     fn only_plain_numbers_are_quantized_and_rows_stay_whole_blocks() {
-        use WeightFormat::{BF16, F32, Q4K, Q6K, Q8_0};
+        use WeightFormat::{BF16, F16, F32, Fp8, Q4K, Q6K, Q8_0};
         let keep = Keep::Quantized(Q4K);
         assert_eq!(keep.format(BF16.into(), 512, Role::Block), Q4K);
         assert_eq!(keep.format(BF16.into(), 512, Role::Vocabulary), Q6K);
@@ -64,5 +69,9 @@ mod tests {
         assert_eq!(Keep::AsStored.format(read_only, 512, Role::Block), Q6K);
         assert_eq!(keep.format(read_only, 512, Role::Vocabulary), Q6K);
         assert_eq!(Keep::Widened(F32).format(read_only, 512, Role::Block), F32);
+        let keep = Keep::Quantized(Fp8);
+        assert_eq!([F32, F16, BF16].map(|stored| keep.format(stored.into(), 40, Role::Block)), [Fp8; 3]);
+        assert_eq!([F32, F16, BF16].map(|stored| keep.format(stored.into(), 40, Role::Vocabulary)), [BF16, F16, BF16]);
+        assert_eq!(keep.format(Q4K.into(), 512, Role::Block), Q4K);
     }
 }

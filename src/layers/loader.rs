@@ -380,8 +380,10 @@ impl<'a> TensorLoader<'a> {
         }
         let packed = PackedWeight::pack_rows(&run.iter().collect::<Vec<_>>(), format, self.device)?;
         for raw in run {
-            let elements = raw.shape.iter().product();
-            self.count(elements, format.bytes_for(elements).unwrap_or(raw.bytes.len()));
+            let inputs = raw.shape.last().copied().unwrap_or(0);
+            let elements: usize = raw.shape.iter().product();
+            let bytes = format.matrix_bytes(elements.checked_div(inputs).unwrap_or(0), inputs);
+            self.count(elements, bytes.unwrap_or(raw.bytes.len()));
         }
         Ok(packed)
     }

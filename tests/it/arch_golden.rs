@@ -8,6 +8,7 @@ mod driver;
 mod embeddings;
 mod experts;
 mod filled;
+mod fp8;
 mod gguf;
 mod gguf_file;
 mod longrope;

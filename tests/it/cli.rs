@@ -86,6 +86,10 @@ fn dummy_weights_need_no_more_than_a_configuration() {
     let two_bytes = [&["generate", model], dummy.as_slice(), &flags, &one_block, &["bfloat16"]].concat();
     assert!(stderr(&run(&two_bytes)).contains("takes 4096 bytes"));
 
+    let eight_bit_floats = ["--device", "cpu", "--quantization", "fp8"];
+    let refused = run(&[&["generate", model], dummy.as_slice(), &flags, &eight_bit_floats].concat());
+    assert!(stderr(&refused).contains("--quantization fp8: only NVIDIA cards"), "{}", stderr(&refused));
+
     let refused = run(&["generate", model, "--prompt-token-ids", "1"]);
     assert!(stderr(&refused).contains("model.safetensors"), "{}", stderr(&refused));
 

@@ -29,14 +29,16 @@ use crate::{
         served::ServedConfig,
         shapes::tensor_shapes,
     },
-    config::{EngineConfig, HubArgs, LoadFormat, LoraArgs, LoraModule, MachineFacts, ModelArgs, ModelFacts},
+    config::{
+        EngineConfig, HubArgs, LoadFormat, LoraArgs, LoraModule, MachineFacts, ModelArgs, ModelFacts, Quantization,
+    },
     engine::{
         Adapters, ExecutorFactory, ModelImpl, ModelInfo, ModelText,
         runner::{FilledSteps, Runner, RunnerConfig},
     },
     error::{Error, Result},
     ids::TokenId,
-    kernels::{device::make_batch_invariant, machine::use_instructions, pool::Pool},
+    kernels::{device::make_batch_invariant, linear::check_fp8, machine::use_instructions, pool::Pool},
     params::Pooling,
     text::{ChatTemplate, TOKENIZER_FILES, Tokenizer, TokenizerConfig},
     weights::{
@@ -213,6 +215,9 @@ fn load_on<T: Planned>(
     }
     if args.batch_invariant {
         make_batch_invariant();
+    }
+    if args.quantization == Some(Quantization::Fp8) {
+        check_fp8(device).map_err(|error| error.context("--quantization fp8"))?;
     }
     let parts = match args.model.as_deref() {
         None => demo::parts()?,

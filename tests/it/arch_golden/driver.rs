@@ -5,10 +5,11 @@ use std::{path::PathBuf, sync::Arc};
 use candle_core::Device;
 use candlewick::{
     arch::{Model, ModelLoad, config::ModelConfig, load},
-    config::{Dtype, KvCacheDtype},
+    config::{Dtype, KvCacheDtype, Quantization},
     ids::{BlockId, Slot, StateSlot, TokenId},
     kernels::{
         device::{make_batch_invariant, open_cuda},
+        linear::check_fp8,
         paged_attention::AttentionMetadata,
     },
     layers::{
@@ -81,14 +82,29 @@ fn device() -> Device {
     open_cuda(card).expect("the card that CANDLEWICK_TEST_CARD says")
 }
 
+/// Whether that is a card without products of eight-bit floats. The CPU has loops for tests.
+pub(super) fn lacks_fp8() -> bool {
+    let device = device();
+    !device.is_cpu() && check_fp8(&device).is_err()
+}
+
 pub(super) fn load_weights(weights: &Weights, config: &ModelConfig, dtype: Dtype) -> Arc<dyn Model> {
+    load_quantized(weights, config, dtype, None)
+}
+
+pub(super) fn load_quantized(
+    weights: &Weights,
+    config: &ModelConfig,
+    dtype: Dtype,
+    quantization: Option<Quantization>,
+) -> Arc<dyn Model> {
     let device = &device();
     load(&ModelLoad {
         weights,
         config,
         device,
         dtype,
-        quantization: None,
+        quantization,
         kv_cache_dtype: KvCacheDtype::Auto,
         progress: &|_, _| (),
     })

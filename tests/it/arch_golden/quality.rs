@@ -4,6 +4,7 @@
 use std::{
     fs::File,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use candle_core::{
@@ -11,12 +12,17 @@ use candle_core::{
     quantized::{GgmlDType, QTensor, gguf_file},
 };
 use candlewick::{
-    config::{Dtype, KvCacheDtype, ModelArgs},
-    engine::load::load,
+    arch::{Model, config::ModelConfig},
+    config::{Dtype, KvCacheDtype, ModelArgs, Quantization},
+    engine::load::{LoadedModel, load},
     ids::TokenId,
+    weights::{
+        Weights,
+        gguf::{Gguf, GgufSource},
+    },
 };
 
-use super::driver::Driver;
+use super::driver::{Driver, lacks_fp8, load_quantized};
 use crate::{model_files::shared, place::repository};
 
 /// Most tokens of a text, so that all fit the test's cache.
@@ -40,8 +46,14 @@ fn loss(path: &Path, dtype: Dtype, kv_cache_dtype: KvCacheDtype, texts: &[String
     let model = Some(path.display().to_string());
     let args = ModelArgs { model, dtype, kv_cache_dtype, ..ModelArgs::default() };
     let loaded = load(&args, None, &mut |_| ()).expect("a good model");
+    let model = loaded.model.paged().expect("a model of ours").clone();
+    loss_of(model, loaded, texts)
+}
+
+/// The same of a model beside which another was loaded from the same file.
+fn loss_of(model: Arc<dyn Model>, loaded: LoadedModel, texts: &[String]) -> f64 {
     let tokenizer = loaded.text.tokenizer.expect("the file has a tokenizer");
-    let mut driver = Driver::new(loaded.model.paged().expect("a model of ours").clone());
+    let mut driver = Driver::new(model);
     let mut surprises = Vec::new();
     for text in texts {
         let ids = loaded.info.bos_token_id.into_iter().chain(tokenizer.encode(text, false).expect("the text's tokens"));
@@ -107,6 +119,24 @@ fn eight_bits_of_keys_and_values_cost_less_than_a_hundredth_of_the_loss() {
     assert!(costs("bfloat16 cache", of(KvCacheDtype::Bfloat16), exact).abs() < 1e-3);
     assert!(costs("float16 cache", of(KvCacheDtype::Float16), exact).abs() < 1e-3);
     assert!(costs("fp8 cache", of(KvCacheDtype::Fp8), exact).abs() < 1e-2);
+}
+
+#[test]
+fn weights_of_eight_bit_floats_cost_less_than_a_fiftieth_of_the_loss() {
+    if lacks_fp8() {
+        return;
+    }
+    let texts = answers();
+    let gguf = Arc::new(Gguf::open(&demo()).expect("the file opens"));
+    let config = ModelConfig::from_gguf(&gguf).expect("metadata");
+    let weights = Weights::new(Box::new(GgufSource::new(gguf).expect("tensors")));
+    let of = |quantization| {
+        let args = ModelArgs { model: Some(demo().display().to_string()), ..ModelArgs::default() };
+        let loaded = load(&args, None, &mut |_| ()).expect("a good model");
+        loss_of(load_quantized(&weights, &config, Dtype::Bfloat16, quantization), loaded, &texts)
+    };
+    let cost = costs("fp8", of(Some(Quantization::Fp8)), of(None));
+    assert!(cost != 0.0 && cost.abs() < 2e-2);
 }
 
 #[test]

@@ -71,7 +71,7 @@ pub fn random_weight(rng: &mut impl Rng, format: WeightFormat, [inputs, outputs]
     let mut bytes = vec![0u8; outputs * inputs / format.block_len() * format.block_bytes()];
     rng.fill_bytes(&mut bytes);
     let halves_at: &[usize] = match format {
-        WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => &[],
+        WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 | WeightFormat::Fp8 => &[],
         WeightFormat::Q4_0 | WeightFormat::Q8_0 => &[0],
         WeightFormat::Q4K | WeightFormat::Q5K => &[0, 2],
         WeightFormat::Q6K => &[208],

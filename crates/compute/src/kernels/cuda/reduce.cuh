@@ -13,7 +13,7 @@ DEVICE float warp_max(float x) {
     return x;
 }
 
-// Of all threads, in all threads. `scratch` has room for a float a warp; it may be written again after the next barrier.
+// Of all threads, in all threads: sum or maximum. `scratch` has room for a float a warp; it may be written again after the next barrier.
 DEVICE float block_sum(float x, float* scratch) {
     x = warp_sum(x);
     const unsigned warps = blockDim.x / WARP;
@@ -21,4 +21,12 @@ DEVICE float block_sum(float x, float* scratch) {
     if (lane_id() == 0) scratch[warp_id()] = x;
     __syncthreads();
     return warp_sum(lane_id() < warps ? scratch[lane_id()] : 0.0f);
+}
+DEVICE float block_max(float x, float* scratch) {
+    x = warp_max(x);
+    const unsigned warps = blockDim.x / WARP;
+    if (warps == 1) return x;
+    if (lane_id() == 0) scratch[warp_id()] = x;
+    __syncthreads();
+    return warp_max(lane_id() < warps ? scratch[lane_id()] : scratch[0]);
 }

@@ -90,6 +90,7 @@ pub(crate) fn empty(card: &CudaDevice, shape: impl Into<Shape>, dtype: DType) ->
             DType::F32 => CudaStorageSlice::F32(card.alloc(len)?),
             DType::BF16 => CudaStorageSlice::BF16(card.alloc(len)?),
             DType::F16 => CudaStorageSlice::F16(card.alloc(len)?),
+            DType::F8E4M3 => CudaStorageSlice::F8E4M3(card.alloc(len)?),
             DType::U32 => CudaStorageSlice::U32(card.alloc(len)?),
             _ => return Err(Error::internal(format!("no kernel makes {dtype:?}"))),
         }

@@ -28,9 +28,9 @@ use crate::{
 /// Rows of every product where results may not depend on the batch. Reading a weight of two bytes a number for 64 rows takes
 /// longer than multiplying with it on every card that this is compiled for, so decoding pays nothing; prompts read it again
 /// for every 64 tokens.
-const INVARIANT_ROWS: usize = 64;
+pub(super) const INVARIANT_ROWS: usize = 64;
 
-static MODULE: Module = module!("linear");
+pub(super) static MODULE: Module = module!("linear");
 
 /// Threads that share a row.
 const THREADS: u32 = 256;

@@ -2,10 +2,10 @@
 
 use std::{borrow::Cow, fmt};
 
-use super::stored::StoredFormat;
+use super::{fp8::filled, stored::StoredFormat};
 use crate::kernels::machine::Arithmetic;
 
-/// How a weight's numbers are kept: the formats that the kernels read. Files have [more](StoredFormat).
+/// How a weight's numbers are kept: the formats that the kernels read. Files have [more](StoredFormat), and lack one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightFormat {
     /// IEEE single.
@@ -24,10 +24,12 @@ pub enum WeightFormat {
     Q5K,
     /// 256 weights in 16 groups: 4 + 2 bits, signed 8-bit group scales, f16 scale.
     Q6K,
+    /// E4M3 with a float32 scale an output, which is for the products of NVIDIA cards and lies in no file.
+    Fp8,
 }
 
 impl WeightFormat {
-    /// All of them.
+    /// All that the CPU has kernels for.
     pub const ALL: [Self; 8] =
         [Self::F32, Self::F16, Self::BF16, Self::Q4_0, Self::Q8_0, Self::Q4K, Self::Q5K, Self::Q6K];
 
@@ -35,18 +37,19 @@ impl WeightFormat {
     #[must_use]
     pub fn block_len(self) -> usize {
         match self {
-            Self::F32 | Self::F16 | Self::BF16 => 1,
+            Self::F32 | Self::F16 | Self::BF16 | Self::Fp8 => 1,
             Self::Q4_0 | Self::Q8_0 => 32,
             Self::Q4K | Self::Q5K | Self::Q6K => 256,
         }
     }
 
-    /// Bytes a block.
+    /// Bytes a block, without scales that are an output's.
     #[must_use]
     pub fn block_bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
+            Self::Fp8 => 1,
             Self::Q4_0 => 18,
             Self::Q8_0 => 34,
             Self::Q4K => 144,
@@ -77,6 +80,15 @@ impl WeightFormat {
         let blocks = elements.checked_div(self.block_len())?;
         if elements.is_multiple_of(self.block_len()) { blocks.checked_mul(self.block_bytes()) } else { None }
     }
+
+    /// Bytes that a weight `[outputs, inputs]` takes with all its scales, or `None` as above.
+    #[must_use]
+    pub fn matrix_bytes(self, outputs: usize, inputs: usize) -> Option<usize> {
+        match self {
+            Self::Fp8 => filled(inputs).checked_add(size_of::<f32>())?.checked_mul(outputs),
+            _ => self.bytes_for(outputs.checked_mul(inputs)?),
+        }
+    }
 }
 
 impl fmt::Display for WeightFormat {
@@ -90,6 +102,7 @@ impl fmt::Display for WeightFormat {
             Self::Q4K => "q4_k",
             Self::Q5K => "q5_k",
             Self::Q6K => "q6_k",
+            Self::Fp8 => "fp8",
         })
     }
 }

@@ -7,7 +7,8 @@
 //! cache, never as a whole.
 //!
 //! Other devices multiply plain numbers in the weight's type, summed in float32, and blocks as candle's own kernels do
-//! ([`portable`]); what is computed on the way here is then an operation of its own.
+//! ([`portable`]); what is computed on the way here is then an operation of its own. NVIDIA cards multiply eight-bit floats as
+//! well ([`fp8`]).
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
@@ -15,6 +16,7 @@ mod arithmetic;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod format;
+mod fp8;
 mod gather;
 #[cfg(test)]
 mod host_twin_tests;
@@ -36,6 +38,7 @@ mod weight;
 
 use candle_core::{Device, Tensor};
 
+pub use fp8::check_fp8;
 pub use inputs::Inputs;
 pub use weight::PackedWeight;
 
@@ -115,6 +118,7 @@ fn linear_at(level: Level, x: Inputs<'_>, weight: &PackedWeight, extras: Extras<
             return cuda::linear(x, weight, bias, onto);
         }
         Storage::Device(weight) => return weight.linear(&x.tensor()?, bias, onto),
+        Storage::Fp8(weight) => return weight.linear(x, bias, onto),
     };
     // Nothing is lost of an input of a float32 weight.
     let terms = if weight.format == WeightFormat::F32 { Terms::One } else { terms };

@@ -93,13 +93,18 @@ impl DeviceWeight {
             Self::Dense(weight) => x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(DType::F32)?,
             Self::Quantized(weight) => x.apply_op1_no_bwd(weight.as_ref())?,
         };
-        let y = match bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
-        };
-        Ok(match onto {
-            Some(onto) => (y + onto)?,
-            None => y,
-        })
+        with_added(y, bias, onto)
     }
+}
+
+/// `y + bias + onto`.
+pub(super) fn with_added(y: Tensor, bias: Option<&Tensor>, onto: Option<&Tensor>) -> Result<Tensor> {
+    let y = match bias {
+        Some(bias) => y.broadcast_add(bias)?,
+        None => y,
+    };
+    Ok(match onto {
+        Some(onto) => (y + onto)?,
+        None => y,
+    })
 }

@@ -21,6 +21,7 @@ pub(super) fn ggml_dtype(format: WeightFormat) -> GgmlDType {
         WeightFormat::Q4K => GgmlDType::Q4K,
         WeightFormat::Q5K => GgmlDType::Q5K,
         WeightFormat::Q6K => GgmlDType::Q6K,
+        WeightFormat::Fp8 => unreachable!("fp8 lies in no blocks"),
     }
 }
 

@@ -80,6 +80,7 @@ impl<'a> Row<'a> {
             WeightFormat::F32 => floats.iter().flat_map(|x| x.to_le_bytes()).collect(),
             WeightFormat::F16 => floats.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
             WeightFormat::BF16 => floats.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+            WeightFormat::Fp8 => return Err(Error::internal("a row of eight-bit floats by itself has no scale")),
             _ => quantize(floats, format)?,
         })
     }

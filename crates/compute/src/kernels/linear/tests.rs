@@ -32,7 +32,7 @@ fn with_bias(bias: &Tensor) -> Extras<'_> {
 pub(super) fn weight(rng: &mut StdRng, format: WeightFormat, outputs: usize, inputs: usize) -> RawTensor<'static> {
     let small = |rng: &mut StdRng| half::f16::from_f32(rng.random_range(-0.01..0.01)).to_le_bytes();
     let scales_at: &[usize] = match format {
-        WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => &[],
+        WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 | WeightFormat::Fp8 => &[],
         WeightFormat::Q4_0 | WeightFormat::Q8_0 => &[0],
         WeightFormat::Q4K | WeightFormat::Q5K => &[0, 2],
         WeightFormat::Q6K => &[208],

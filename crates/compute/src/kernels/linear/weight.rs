@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor};
 use super::cuda;
 use super::{
     format::{RawTensor, WeightFormat},
+    fp8::Fp8Weight,
     gather,
     packed::Packed,
     portable::DeviceWeight,
@@ -19,6 +20,7 @@ use crate::{
 /// The weight of a Linear, or an embedding: `[out_features, in_features]`.
 ///
 /// On the CPU it lies in panels of sixteen outputs, on other devices as it lies in files; either way in its own format.
+/// Eight-bit floats lie in rows everywhere.
 pub struct PackedWeight {
     format: WeightFormat,
     out_features: usize,
@@ -29,6 +31,7 @@ pub struct PackedWeight {
 pub(super) enum Storage {
     Cpu(Packed),
     Device(DeviceWeight),
+    Fp8(Fp8Weight),
 }
 
 impl PackedWeight {
@@ -36,7 +39,8 @@ impl PackedWeight {
     /// float one or what it is [kept](super::stored::StoredFormat::kept) as.
     ///
     /// # Errors
-    /// `FailedPrecondition` where the weight is not a matrix of whole blocks, or would have to be quantized again.
+    /// `FailedPrecondition` where the weight is not a matrix of whole blocks, or would have to be quantized again, or where the
+    /// device has no products of the format.
     pub fn pack(weight: &RawTensor<'_>, format: WeightFormat, device: &Device) -> Result<Self> {
         Self::pack_rows(&[weight], format, device)
     }
@@ -58,7 +62,9 @@ impl PackedWeight {
         }
         let in_features = in_features.ok_or_else(|| refused("there is no weight to pack"))?;
         let out_features = rows.len();
-        let storage = if matches!(device, Device::Cpu) {
+        let storage = if format == WeightFormat::Fp8 {
+            Storage::Fp8(Fp8Weight::new(&rows, in_features, device)?)
+        } else if matches!(device, Device::Cpu) {
             Storage::Cpu(Packed::new(&rows, in_features, format)?)
         } else {
             Storage::Device(DeviceWeight::new(parts, (out_features, in_features), format, device)?)
@@ -99,6 +105,7 @@ impl PackedWeight {
         match &self.storage {
             Storage::Cpu(packed) => packed.bytes(),
             Storage::Device(weight) => weight.bytes(),
+            Storage::Fp8(weight) => weight.bytes(),
         }
     }
 
@@ -114,7 +121,7 @@ impl PackedWeight {
     /// The rows of these tokens, widened: `[ids.len(), in_features]` float32. A tied embedding needs no second copy.
     ///
     /// # Errors
-    /// `Internal` where an id has no row.
+    /// `Internal` where an id has no row, or the weight is one of eight-bit floats, which no embedding is.
     pub fn gather_rows(&self, ids: &[TokenId]) -> Result<Tensor> {
         if let Some(id) = ids.iter().find(|id| id.index() >= self.out_features) {
             return Err(Error::internal(format!("token {id} is not among the {} of the embedding", self.out_features)));
@@ -129,13 +136,14 @@ impl PackedWeight {
                 cuda::gather_rows(weight, &cuda::ids_beside(weight, ids)?)
             }
             Storage::Device(weight) => weight.gather_rows(&weight.ids_beside(ids)?),
+            Storage::Fp8(_) => Err(no_embedding()),
         }
     }
 
     /// The same of ids that are where the weight is, u32 `[n]`. On a device nobody looks whether they have rows.
     ///
     /// # Errors
-    /// `Internal` where an id has no row, as far as anybody looks.
+    /// As [`gather_rows`](Self::gather_rows), as far as anybody looks.
     pub fn gather_placed_rows(&self, ids: &Tensor) -> Result<Tensor> {
         match &self.storage {
             Storage::Cpu(_) => {
@@ -145,8 +153,13 @@ impl PackedWeight {
             #[cfg(feature = "cuda")]
             Storage::Device(DeviceWeight::Dense(weight)) if weight.device().is_cuda() => cuda::gather_rows(weight, ids),
             Storage::Device(weight) => weight.gather_rows(ids),
+            Storage::Fp8(_) => Err(no_embedding()),
         }
     }
+}
+
+fn no_embedding() -> Error {
+    Error::internal("a weight of eight-bit floats is no embedding")
 }
 
 /// What another device would hold, on this one.

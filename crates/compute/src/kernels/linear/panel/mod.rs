@@ -99,7 +99,8 @@ pub(super) type Quad = [[u8; 4]; LANES];
 macro_rules! with_format {
     ($format:expr, $F:ident => $body:expr) => {
         $crate::kernels::linear::panel::with_format!(@ $format, $F => $body;
-            F32 => F32, F16 => F16, BF16 => Bf16, Q4_0 => Q4_0, Q8_0 => Q8_0, Q4K => Q4K, Q5K => Q5K, Q6K => Q6K)
+            F32 => F32, F16 => F16, BF16 => Bf16, Q4_0 => Q4_0, Q8_0 => Q8_0, Q4K => Q4K, Q5K => Q5K, Q6K => Q6K;
+            other => unreachable!("{other} lies in no panels"))
     };
     (@ $format:expr, $F:ident => $body:expr; $($name:ident => $panel:ident),* $(; $other:ident => $else:expr)?) => {
         match $format {
