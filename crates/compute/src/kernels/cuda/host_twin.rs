@@ -1,8 +1,8 @@
 //! The kernels as host C++: `c++` compiles an operation's .cu with `host.hpp` in the place of CUDA, and tests call what
 //! comes of it with the launches that a card would get.
 //!
-//! What is compiled is kept in `target/host-twins` under the hash of its sources. On a machine without a C++ compiler the
-//! tests say so and hold nothing.
+//! What is compiled is kept in `target/host-twins` under the hash of its sources. On a machine without a C++ compiler, or one that
+//! runs no Linux, the tests say so and hold nothing.
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
@@ -142,6 +142,10 @@ impl Twin {
 }
 
 fn load(operation: &str) -> Option<Library> {
+    if !cfg!(target_os = "linux") {
+        let _ = writeln!(io::stderr(), "{operation}.cu was not run: its fibers are Linux's");
+        return None;
+    }
     let source = Path::new(KERNELS).join(operation).join(format!("{operation}.cu"));
     let kept = Path::new(KEPT).join(format!("{operation}-{:016x}.so", fingerprint(&source)));
     if !kept.exists() && !compile(&source, &kept) {

@@ -27,7 +27,7 @@ pub(crate) enum Arg {
     F32(f32),
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(all(test, unix))]
 impl Arg {
     /// Where its value stands, for as long as it does, and how many bytes it has.
     pub(crate) fn value(&self) -> (*const std::ffi::c_void, u32) {

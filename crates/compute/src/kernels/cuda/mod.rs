@@ -4,7 +4,7 @@
 //! Everything on a card happens in the order of one stream, which belongs to its [`CudaDevice`](candle_core::CudaDevice): work
 //! is queued and not waited for, until the host asks for numbers. So a tensor may be dropped as soon as what reads it was queued.
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(all(test, unix))]
 pub(crate) mod host_twin;
 mod launch;
 #[cfg(feature = "cuda")]

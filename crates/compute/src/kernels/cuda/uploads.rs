@@ -166,7 +166,7 @@ mod tests {
     fn recorded_arrays_keep_their_places_and_get_what_later_steps_write() {
         let mut arrays = Arrays::on(&Device::Cpu);
         let (positions, tables) = ([9, 9], [7, 6, 5, 4]);
-        let mut step = |arrays: &mut Arrays| {
+        let step = |arrays: &mut Arrays| {
             arrays.record(|| Ok([&positions[..], &tables[..]].map(|array| uploaded(&Device::Cpu, array).unwrap())))
         };
         let [first, second] = step(&mut arrays).unwrap();
