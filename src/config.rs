@@ -146,7 +146,7 @@ impl Default for EngineConfig {
             max_num_batched_tokens: 512,
             itl_target: None,
             max_num_seqs: 64,
-            max_cudagraph_capture_size: 0,
+            max_cudagraph_capture_size: 64,
             max_model_len: 4096,
             max_waiting: 1024,
             stream_capacity_tokens: 64,

@@ -331,6 +331,23 @@ fn a_cache_on_a_card_takes_all_that_the_rest_leaves() {
 }
 
 #[test]
+fn what_a_card_records_is_bounded_and_takes_memory_of_its_own() {
+    let of = |line: &str| {
+        let args = parse(line).unwrap().engine;
+        let card = MachineFacts::of_card(1 << 20, 1 << 20, 1.0);
+        // A token's activations and a row of logits are half a block each.
+        let model = ModelFacts { activation_bytes_per_token: 512, logit_row_bytes: 512, ..MODEL };
+        let config = resolve(&args, &model, &card).unwrap();
+        (config.max_cudagraph_capture_size, config.num_blocks)
+    };
+    let line = "--max-num-seqs 40 --max-num-batched-tokens 64";
+    let (none, all) = of(&format!("{line} --enforce-eager"));
+    assert_eq!(none, 0);
+    assert_eq!(of(line), (40, all - 40), "no more than run at once");
+    assert_eq!(of(&format!("{line} --max-cudagraph-capture-size 8")), (8, all - 8));
+}
+
+#[test]
 fn units_are_those_of_vllm() {
     for (text, number) in
         [("7", 7), ("1k", 1000), ("1K", 1024), ("2m", 2_000_000), ("2G", 2 << 30), ("1t", 1_000_000_000_000)]

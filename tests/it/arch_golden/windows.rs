@@ -28,6 +28,7 @@ fn config(kv_groups: KvCacheGroups, num_blocks: usize) -> EngineConfig {
         max_num_batched_tokens: MAX_NUM_BATCHED_TOKENS,
         max_num_seqs: 16,
         max_model_len: 120,
+        max_cudagraph_capture_size: 0,
         ..EngineConfig::default()
     }
 }
