@@ -322,7 +322,7 @@ fn add_superblock<D: Integers, F: Quantized, W: Weights, const R: usize>(
         for pair in 0..SUPER_STEPS / 2 {
             let factors = weights.min_factors(simd, pair);
             for r in 0..R {
-                minima[r] = simd.dot_words(minima[r], factors, bytemuck::cast(x.sums[pair][r]));
+                minima[r] = integers.dot_words(minima[r], factors, bytemuck::cast(x.sums[pair][r]));
             }
         }
     }
