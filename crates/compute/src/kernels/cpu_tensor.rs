@@ -90,6 +90,12 @@ impl<'a, T> SharedMatrix<'a, T> {
         Self { data: data.as_mut_ptr(), len: data.len(), borrow: PhantomData }
     }
 
+    /// Where an element is or would be: to be asked for, not read.
+    #[inline(always)]
+    pub(crate) fn address(&self, at: usize) -> *const T {
+        self.data.wrapping_add(at)
+    }
+
     /// `len` elements from `start`.
     ///
     /// # Safety

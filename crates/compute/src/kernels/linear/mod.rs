@@ -58,6 +58,8 @@ use weight::Storage;
 
 /// Multiply-adds that pay for waking another thread.
 const WORTH_SHARING: usize = 64 * 1024;
+/// Rows over which the weights of a task take longer than to begin one.
+const MANY_ROWS: usize = 64;
 
 /// What is added to a product, and how exactly it is taken.
 #[derive(Clone, Copy, Default)]
@@ -138,7 +140,8 @@ fn on_cpu(level: Level, x: &Source<'_>, weight: &Packed, added: &Added<'_>, term
         return Vec::new();
     }
     let groups = width.div_ceil(PANEL_GROUP * LANES);
-    let tasks = groups.min(current_num_threads() * 4);
+    // With many rows a task takes long however small it is, and a thread that waits for another's last one waits less.
+    let tasks = groups.min(current_num_threads() * if count < MANY_ROWS { 4 } else { 12 });
     let parallel = count * width * weight.in_features >= WORTH_SHARING;
     let groups = |task: usize| groups * task / tasks..groups * (task + 1) / tasks;
     let write = |data: &SharedMatrix<'_, _>| {

@@ -53,6 +53,21 @@ impl Outputs<'_> {
 pub(super) const WRITTEN: usize = 4;
 
 impl Outputs<'_> {
+    /// Asks for what [`store_panels`](Self::store_panels) will write, and for what it will add.
+    #[inline(always)]
+    pub(super) fn prefetch_panels<S: Simd>(&self, simd: S, rows: Range<usize>, panel: usize, panels: usize) {
+        for row in rows {
+            let out = self.data.address(row * self.width + panel * LANES).cast::<f32>();
+            let onto = self.added.onto.as_ref().map(|onto| onto.row(row).as_ptr().wrapping_add(panel * LANES));
+            for line in 0..panels {
+                simd.prefetch_line(out.wrapping_add(line * LANES).cast());
+                if let Some(onto) = onto {
+                    simd.prefetch_line(onto.wrapping_add(line * LANES).cast());
+                }
+            }
+        }
+    }
+
     /// As [`store`](Self::store) for some of `R` rows and some panels from `panel` on, which are all there but for the last.
     #[inline(always)]
     pub(super) fn store_panels<'s, S: Simd, const R: usize>(

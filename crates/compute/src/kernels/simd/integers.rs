@@ -12,6 +12,11 @@ pub(crate) trait Integers: Copy {
     fn simd(self) -> Self::S;
     /// `sum` and the products of each lane's four weights with the signed `x`, none of which is -128.
     fn dot(self, sum: <Self::S as Simd>::I, weights: <Self::S as Simd>::I, x: [i8; 4]) -> <Self::S as Simd>::I;
+    /// [`Simd::dot_words`].
+    #[inline(always)]
+    fn dot_words(self, sum: <Self::S as Simd>::I, words: <Self::S as Simd>::I, x: [i16; 2]) -> <Self::S as Simd>::I {
+        self.simd().dot_words(sum, words, x)
+    }
 }
 
 /// Work that is compiled once for each way to multiply bytes; as [`Kernel`].

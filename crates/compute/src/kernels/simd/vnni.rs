@@ -54,4 +54,9 @@ impl Integers for Vnni {
         // SAFETY: `self` proves that the CPU has the instructions.
         unsafe { _mm512_dpbusd_epi32(sum, weights, _mm512_set1_epi32(i32::from_le_bytes(x.map(|x| x as u8)))) }
     }
+    #[inline(always)]
+    fn dot_words(self, sum: __m512i, words: __m512i, x: [i16; 2]) -> __m512i {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe { _mm512_dpwssd_epi32(sum, words, _mm512_set1_epi32(bytemuck::cast(x))) }
+    }
 }

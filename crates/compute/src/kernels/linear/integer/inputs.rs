@@ -2,9 +2,12 @@
 
 use std::{cell::Cell, ops::Range};
 
-use super::super::{
-    inputs::Source,
-    panel::{Quantized, STEP, SUPER, SUPER_STEPS},
+use super::{
+    super::{
+        inputs::Source,
+        panel::{Quantized, STEP, SUPER, SUPER_STEPS},
+    },
+    ahead::LINE,
 };
 use crate::kernels::{
     cpu_tensor::{SharedMatrix, for_each_row_range},
@@ -17,6 +20,8 @@ const LARGEST: f32 = 127.0;
 const SMALLEST: f32 = 1.0 / (1u128 << 90) as f32;
 /// `1.5 · 2^23`: adding it rounds to integers, which are its last places then.
 const MAGIC: f32 = 12_582_912.0;
+/// How far ahead inputs are asked for.
+const PREFETCH_BYTES: usize = 4096;
 /// Inputs of a tile's row.
 pub(super) const PART: usize = 64;
 /// Parts of a superblock.
@@ -33,6 +38,7 @@ pub(super) struct Wanted {
     offset: i32,
     group: usize,
     has_mins: bool,
+    has_halves: bool,
 }
 
 impl Wanted {
@@ -41,12 +47,15 @@ impl Wanted {
         if self.has_mins { SUPER_STEPS / 2 } else { SUPER / self.group }
     }
 
-    pub(super) const fn of<F: Quantized>() -> Self {
-        Self { offset: F::OFFSET as i32, group: F::GROUP, has_mins: F::HAS_MINS }
+    /// By the format, and whether tiles multiply it.
+    pub(super) const fn of<F: Quantized>(in_tiles: bool) -> Self {
+        let has_mins = F::HAS_MINS;
+        Self { offset: F::OFFSET as i32, group: F::GROUP, has_mins, has_halves: has_mins && in_tiles }
     }
 }
 
-/// Rows in tiles of `height`, by superblocks. What is missing of the last tile is what was there before.
+/// Rows in tiles of `height`, a superblock of all tiles after the other: products take them in this order, so that what
+/// comes next lies next. What is missing of the last tile is what was there before.
 pub(super) struct Rows {
     data: Data,
     /// Of a superblock.
@@ -57,7 +66,7 @@ pub(super) struct Rows {
     pub(super) steps: usize,
 }
 
-/// Each `[tile][superblock]` of so many times `[row]`.
+/// Each `[superblock][tile]` of so many times `[row]`.
 #[derive(Default)]
 struct Data {
     /// `[part]`, zeros behind the last input.
@@ -94,12 +103,13 @@ impl Rows {
     pub(super) fn new(level: Level, x: &Source<'_>, height: usize, wanted: Wanted) -> Self {
         let (count, steps) = (x.count(), x.width().div_ceil(STEP));
         let sums = wanted.sums();
-        let places = count.div_ceil(height) * steps.div_ceil(SUPER_STEPS) * height;
+        let tiles = count.div_ceil(height);
+        let places = tiles * steps.div_ceil(SUPER_STEPS) * height;
         let mut data = DATA.take();
         grow(&mut data.bytes, places * PARTS, Line([0; PART]));
         grow(&mut data.sums, places * sums, 0);
         grow(&mut data.scales, places, 0.0);
-        grow(&mut data.halves, if wanted.has_mins { places } else { 0 }, Line([0; PART]));
+        grow(&mut data.halves, if wanted.has_halves { places } else { 0 }, Line([0; PART]));
         let to = Places {
             bytes: SharedMatrix::new(&mut data.bytes),
             sums: SharedMatrix::new(&mut data.sums),
@@ -108,7 +118,7 @@ impl Rows {
         };
         for_each_row_range(count, x.width(), |rows| {
             for row in rows {
-                x.with_room(|room| level.run(Round { x, row, height, wanted, room, to: &to }));
+                x.with_room(|room| level.run(Round { x, row, tiles, height, wanted, room, to: &to }));
             }
         });
         Self { data, sums, count, height, steps }
@@ -128,7 +138,7 @@ impl Rows {
     #[inline(always)]
     pub(super) fn superblock<const R: usize>(&self, tile: usize, index: usize) -> Superblock<'_, R> {
         assert_eq!(R, self.height);
-        let at = tile * self.superblocks() + index;
+        let at = self.place(tile, index);
         Superblock {
             bytes: first(self.data.bytes[at * PARTS * R..].as_chunks().0),
             sums: self.data.sums[at * self.sums * R..][..self.sums * R].as_chunks().0,
@@ -140,7 +150,13 @@ impl Rows {
     #[inline(always)]
     pub(super) fn halves<const R: usize>(&self, tile: usize, index: usize) -> &[Line; R] {
         assert_eq!(R, self.height);
-        first_row(&self.data.halves[(tile * self.superblocks() + index) * R..])
+        first_row(&self.data.halves[self.place(tile, index) * R..])
+    }
+
+    /// Where a superblock of a tile is.
+    #[inline(always)]
+    fn place(&self, tile: usize, index: usize) -> usize {
+        index * self.tiles() + tile
     }
 
     /// The rows of a tile.
@@ -177,6 +193,7 @@ struct Places<'a> {
 struct Round<'a> {
     x: &'a Source<'a>,
     row: usize,
+    tiles: usize,
     height: usize,
     wanted: Wanted,
     room: &'a mut [f32],
@@ -188,37 +205,51 @@ impl Kernel for Round<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { x, row, height, wanted, room, to } = self;
+        let Self { x, row, tiles, height, wanted, room, to } = self;
         let (superblocks, rest) = x.row(simd, row, room).as_chunks::<SUPER>();
         let mut last = [0.0; SUPER];
         last[..rest.len()].copy_from_slice(rest);
         let last = if rest.is_empty() { None } else { Some(&last) };
-        let begin = row / height * (superblocks.len() + usize::from(last.is_some()));
         for (index, x) in superblocks.iter().chain(last).enumerate() {
+            prefetch(simd, x);
             let (bytes, scale) = round(simd, x);
-            let fours = sums_of_fours(simd, &bytes);
+            let eights: [i32; SUPER / 8] = sums_of_pairs(&sums_of_fours(simd, &bytes));
+            let halves_of_steps: [i32; SUPER_STEPS * 2] = sums_of_pairs(&eights);
+            let steps: [i32; SUPER_STEPS] = sums_of_pairs(&halves_of_steps);
             // Of what stands once, `len` times or on each tile's row.
-            let place = |k: usize, len: usize| ((begin + index) * len + k) * height + row % height;
+            let place = |k: usize, len: usize| ((index * tiles + row / height) * len + k) * height + row % height;
             // SAFETY: each row is one task's, and has places of its own.
             unsafe {
                 for (k, part) in bytes.iter().enumerate() {
                     to.bytes.slice_mut(place(k, PARTS), 1)[0] = Line(bytemuck::cast(*part));
                 }
-                let sums = wanted.sums();
-                for (k, fours) in fours.chunks_exact(SUPER / 4 / sums).enumerate() {
-                    to.sums.slice_mut(place(k, sums), 1)[0] = if wanted.has_mins {
-                        let (first, second) = fours.split_at(STEP / 4);
-                        bytemuck::cast([first, second].map(|fours| fours.iter().sum::<i32>() as i16))
-                    } else {
-                        -wanted.offset * fours.iter().sum::<i32>()
-                    };
+                let put = |k: usize, sum: i32| to.sums.slice_mut(place(k, wanted.sums()), 1)[0] = sum;
+                if wanted.has_mins {
+                    for (k, pair) in steps.as_chunks::<2>().0.iter().enumerate() {
+                        put(k, bytemuck::cast(pair.map(|sum| sum as i16)));
+                    }
+                } else {
+                    let groups = if wanted.group == STEP { steps.as_slice() } else { halves_of_steps.as_slice() };
+                    for (k, sum) in groups.iter().enumerate() {
+                        put(k, -wanted.offset * sum);
+                    }
                 }
                 to.scales.slice_mut(place(0, 1), 1)[0] = scale;
-                if wanted.has_mins {
-                    to.halves.slice_mut(place(0, 1), 1)[0] = halves(&fours);
+                if wanted.has_halves {
+                    to.halves.slice_mut(place(0, 1), 1)[0] = halves(&steps);
                 }
             }
         }
+    }
+}
+
+/// Asks for what comes some way behind a superblock, mostly of the next row: those lie one behind the other, but each on
+/// pages of its own, where nobody guesses it.
+#[inline(always)]
+fn prefetch<S: Simd>(simd: S, x: &[f32; SUPER]) {
+    let from = std::ptr::from_ref(x).cast::<u8>().wrapping_add(PREFETCH_BYTES);
+    for line in 0..size_of_val(x) / LINE {
+        simd.prefetch_line(from.wrapping_add(line * LINE));
     }
 }
 
@@ -259,12 +290,22 @@ fn sums_of_fours<S: Simd>(simd: S, bytes: &[[i8; PART]; PARTS]) -> [i32; SUPER /
     bytemuck::cast(sums)
 }
 
+/// The sums of each two.
+#[inline(always)]
+fn sums_of_pairs<const N: usize, const HALF: usize>(x: &[i32; N]) -> [i32; HALF] {
+    const { assert!(N == 2 * HALF) };
+    let mut sums = [0; HALF];
+    for (sum, [first, second]) in sums.iter_mut().zip(x.as_chunks().0) {
+        *sum = first + second;
+    }
+    sums
+}
+
 /// Each step's sum as a multiple of 64 and what is left, which bfloat16 has room for.
 #[inline(always)]
-fn halves(fours: &[i32; SUPER / 4]) -> Line {
+fn halves(steps: &[i32; SUPER_STEPS]) -> Line {
     let mut halves = [[0u16; 2]; PART / 4];
-    for (halves, fours) in halves.iter_mut().zip(fours.chunks_exact(STEP / 4)) {
-        let sum = fours.iter().sum::<i32>();
+    for (halves, sum) in halves.iter_mut().zip(steps) {
         *halves = [sum & !63, sum & 63].map(|half| ((half as f32).to_bits() >> 16) as u16);
     }
     Line(bytemuck::cast(halves))

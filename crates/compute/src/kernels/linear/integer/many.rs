@@ -50,8 +50,11 @@ pub(super) struct Task<'a, F: Quantized> {
 
 /// A superblock of a panel as products take it.
 trait Weights {
-    /// A step's bytes.
-    fn step<D: Integers>(&self, integers: D, step: usize) -> [<D::S as Simd>::I; QUADS];
+    /// Whether a step's groups are taken in turns of their own, as steps are, so that a turn's sums stay in registers. Where
+    /// steps are unpacked first this is done for all groups at once.
+    const GROUP_BY_GROUP: bool;
+    /// The fours of inputs of a group of a step that has so many; what is behind them has no meaning.
+    fn quads<D: Integers>(&self, integers: D, step: usize, group: usize, groups: usize) -> [<D::S as Simd>::I; QUADS];
     /// The factors of a group of a step.
     fn factors<S: Simd>(&self, simd: S, step: usize, group: usize) -> S::I;
     /// The factors of the minima of a pair of steps, as the steps' sums lie.
@@ -68,9 +71,15 @@ struct Packed<'a, F: Quantized> {
 }
 
 impl<F: Quantized> Weights for Packed<'_, F> {
+    const GROUP_BY_GROUP: bool = false;
+
     #[inline(always)]
-    fn step<D: Integers>(&self, integers: D, step: usize) -> [<D::S as Simd>::I; QUADS] {
-        unpacked::<D, F>(integers, &self.steps[step], self.panel)
+    fn quads<D: Integers>(&self, integers: D, step: usize, group: usize, groups: usize) -> [<D::S as Simd>::I; QUADS] {
+        let step = unpacked::<D, F>(integers, &self.steps[step], self.panel);
+        std::array::from_fn(
+            #[inline(always)]
+            |k| step[(group * QUADS / groups + k) % QUADS],
+        )
     }
 
     #[inline(always)]
@@ -120,7 +129,7 @@ impl Chunk {
         simd.store(units, &mut self.units);
         simd.store(minus, &mut self.minus_min_units);
         for step in 0..from.steps.len() {
-            let weights = from.step(integers, step);
+            let weights = from.quads(integers, step, 0, 1);
             for k in 0..QUADS {
                 simd.store_bytes(weights[k], &mut self.weights[step][k]);
             }
@@ -137,13 +146,17 @@ impl Chunk {
 }
 
 impl Weights for Chunk {
+    const GROUP_BY_GROUP: bool = true;
+
     #[inline(always)]
-    fn step<D: Integers>(&self, integers: D, step: usize) -> [<D::S as Simd>::I; QUADS] {
+    #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
+    fn quads<D: Integers>(&self, integers: D, step: usize, group: usize, groups: usize) -> [<D::S as Simd>::I; QUADS] {
         let simd = integers.simd();
-        std::array::from_fn(
-            #[inline(always)]
-            |k| simd.load_bytes(&self.weights[step][k]),
-        )
+        let mut quads = [simd.splat_i32(0); QUADS];
+        for k in 0..QUADS / groups {
+            quads[k] = simd.load_bytes(&self.weights[step][group * QUADS / groups + k]);
+        }
+        quads
     }
 
     #[inline(always)]
@@ -178,14 +191,22 @@ impl<F: Quantized> Task<'_, F> {
     /// All rows, in blocks of tiles of `R`.
     #[inline(always)]
     fn blocks<D: Integers, const R: usize>(&self, integers: D) {
-        let simd = integers.simd();
         let tile_bytes = self.rows.superblocks() * R * PARTS * PART;
         let count = self.rows.tiles();
-        let most = (ROW_BLOCK_BYTES / tile_bytes.max(1)).clamp(1, ROW_BLOCK / R);
+        if tile_bytes == 0 {
+            // Nothing to add up: zeros, to which there may be something to add.
+            let panels = self.groups.start * PANEL_GROUP..self.groups.end * PANEL_GROUP;
+            for tile in 0..count {
+                let rows = self.rows.rows_of(tile);
+                self.out.store_panels(integers.simd(), rows, panels.start, panels.len(), |_| &[[0.0; LANES]; R]);
+            }
+            return;
+        }
+        let most = (ROW_BLOCK_BYTES / tile_bytes).clamp(1, ROW_BLOCK / R);
         // Blocks of about the same size.
         let block = count.div_ceil(count.div_ceil(most).max(1)).max(1);
         let mut kept = SUMS.take();
-        // `[tile][panel][row]`.
+        // `[pair][tile][panel][row]`.
         let len = count.min(block) * WRITTEN * PAIR * R;
         kept.resize(kept.len().max(len), Lanes([0.0; LANES]));
         let sums: &mut [[[f32; LANES]; R]] = bytemuck::cast_slice_mut::<_, [f32; LANES]>(&mut kept).as_chunks_mut().0;
@@ -195,30 +216,30 @@ impl<F: Quantized> Task<'_, F> {
             let tiles = first..count.min(first + block);
             for begin in pairs.clone().step_by(WRITTEN) {
                 let some = begin..pairs.end.min(begin + WRITTEN);
-                for (which, pair) in some.clone().enumerate() {
-                    self.pair::<D, R>(integers, pair, tiles.clone(), &mut chunks, (sums, which));
-                }
-                for (tile, sums) in tiles.clone().zip(sums.chunks_exact(WRITTEN * PAIR)) {
-                    let rows = self.rows.rows_of(tile);
-                    self.out.store_panels(simd, rows, begin * PAIR, some.len() * PAIR, |panel| &sums[panel]);
+                for pair in some.clone() {
+                    self.pair::<D, R>(integers, pair, some.clone(), tiles.clone(), &mut chunks, sums);
                 }
             }
         }
         SUMS.set(kept);
     }
 
-    /// Some tiles of rows over a pair of panels, `which` of those that are written together.
+    /// Some tiles of rows over a pair of panels, one of `some` that are written together: each tile when it has its last sums,
+    /// to lines that were asked for before, so that the next tile does not wait for memory.
     #[inline(always)]
     fn pair<D: Integers, const R: usize>(
         &self,
         integers: D,
         pair: usize,
+        some: Range<usize>,
         tiles: Range<usize>,
         chunks: &mut [Chunk; PAIR],
-        (sums, which): (&mut [[[f32; LANES]; R]], usize),
+        sums: &mut [[[f32; LANES]; R]],
     ) {
+        let simd = integers.simd();
         let panels = self.panels.pair(pair);
         let is_unpacked = tiles.len() > FEW_TILES;
+        let sums_at = |pair: usize, tile: usize| ((pair - some.start) * tiles.len() + tile) * PAIR;
         for (index, (head, steps)) in panels.heads.iter().zip(panels.steps.chunks(SUPER_STEPS)).enumerate() {
             let packed = |panel: usize| Packed::<F> { scales: &head[panel], steps, panel };
             if is_unpacked {
@@ -226,46 +247,57 @@ impl<F: Quantized> Task<'_, F> {
                     chunk.fill(integers, &packed(panel));
                 }
             }
-            let parts = tiles.len() * PAIR * steps.len();
+            let is_last = pair + 1 == some.end && index + 1 == panels.heads.len();
+            let parts = tiles.len() * PAIR * steps.len() * if is_unpacked { STEP / F::GROUP } else { 1 };
             let mut ahead = Ahead::new(steps.as_ptr_range().end.cast(), size_of_val(steps), parts);
-            for (tile, sums) in tiles.clone().zip(sums.chunks_exact_mut(WRITTEN * PAIR)) {
+            for (which, tile) in tiles.clone().enumerate() {
                 let x = self.rows.superblock::<R>(tile, index);
                 for panel in 0..PAIR {
-                    let sums = &mut sums[which * PAIR + panel];
-                    if index == 0 {
-                        *sums = [[0.0; LANES]; R];
+                    if is_last {
+                        let rows = self.rows.rows_of(tile);
+                        let [begin, end] = [panel, panel + 1].map(|part| rows.end.min(rows.start + part * R / PAIR));
+                        self.out.prefetch_panels(simd, begin..end, some.start * PAIR, some.len() * PAIR);
                     }
+                    let sums = (index > 0, &mut sums[sums_at(pair, which) + panel]);
                     if is_unpacked {
-                        add_superblock::<D, F, R>(integers, &chunks[panel], steps.len(), x, &mut ahead, sums);
+                        add_superblock::<D, F, _, R>(integers, &chunks[panel], steps.len(), x, &mut ahead, sums);
                     } else {
-                        add_superblock::<D, F, R>(integers, &packed(panel), steps.len(), x, &mut ahead, sums);
+                        add_superblock::<D, F, _, R>(integers, &packed(panel), steps.len(), x, &mut ahead, sums);
                     }
+                }
+                if is_last {
+                    let sums_of = |panel: usize| &sums[sums_at(some.start + panel / PAIR, which) + panel % PAIR];
+                    let rows = self.rows.rows_of(tile);
+                    self.out.store_panels(simd, rows, some.start * PAIR, some.len() * PAIR, sums_of);
                 }
             }
         }
     }
 }
 
-/// Adds the products of some steps of a superblock of some rows with a panel to the sums.
+/// Adds the products of some steps of a superblock of some rows with a panel to the sums, or to zeros where there are none
+/// yet.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
-fn add_superblock<D: Integers, F: Quantized, const R: usize>(
+fn add_superblock<D: Integers, F: Quantized, W: Weights, const R: usize>(
     integers: D,
-    weights: &impl Weights,
+    weights: &W,
     steps: usize,
     x: Superblock<'_, R>,
     ahead: &mut Ahead,
-    sums: &mut [[f32; LANES]; R],
+    (has_sums, sums): (bool, &mut [[f32; LANES]; R]),
 ) {
     let simd = integers.simd();
     let (quads, groups) = const { (F::GROUP / 4, STEP / F::GROUP) };
+    let at_once = if const { W::GROUP_BY_GROUP } { 1 } else { groups };
     let mut products = [simd.splat_i32(0); R];
-    for step in 0..steps {
+    for turn in 0..steps * groups / at_once {
         ahead.ask(simd);
-        let quads_of_step = weights.step(integers, step);
-        let bytes: &[Line; R] = &x.bytes[step / (SUPER_STEPS / PARTS)];
-        let first = step % (SUPER_STEPS / PARTS) * QUADS;
-        for group in 0..groups {
+        for some in 0..at_once {
+            let (step, group) = (turn * at_once / groups, turn * at_once % groups + some);
+            let weights_of_group = weights.quads(integers, step, group, groups);
+            let bytes: &[Line; R] = &x.bytes[step / (SUPER_STEPS / PARTS)];
+            let first = step % (SUPER_STEPS / PARTS) * QUADS + group * quads;
             let mut dots = [simd.splat_i32(0); R];
             if const { D::UNSIGNED && F::OFFSET > 0 } {
                 for r in 0..R {
@@ -273,10 +305,10 @@ fn add_superblock<D: Integers, F: Quantized, const R: usize>(
                 }
             }
             // The rows' sums do not wait for each other.
-            for k in group * quads..(group + 1) * quads {
+            for k in 0..quads {
                 for r in 0..R {
                     let x = bytemuck::cast_ref::<_, [[i8; 4]; LANES]>(&bytes[r])[first + k];
-                    dots[r] = integers.dot(dots[r], quads_of_step[k], x);
+                    dots[r] = integers.dot(dots[r], weights_of_group[k], x);
                 }
             }
             let factors = weights.factors(simd, step, group);
@@ -290,13 +322,19 @@ fn add_superblock<D: Integers, F: Quantized, const R: usize>(
         for pair in 0..SUPER_STEPS / 2 {
             let factors = weights.min_factors(simd, pair);
             for r in 0..R {
-                minima[r] = simd.dot_words(minima[r], factors, bytemuck::cast(x.sums[pair][r]));
+                minima[r] = integers.dot_words(minima[r], factors, bytemuck::cast(x.sums[pair][r]));
             }
+        }
+    }
+    let mut before = [simd.zero(); R];
+    if has_sums {
+        for r in 0..R {
+            before[r] = simd.load(&sums[r]);
         }
     }
     let (units, minus) = weights.units(simd);
     for r in 0..R {
         let product = scaled::<D::S, F>(simd, (products[r], units), (minima[r], minus));
-        simd.store(simd.fma(product, simd.splat(x.scales[r]), simd.load(&sums[r])), &mut sums[r]);
+        simd.store(simd.fma(product, simd.splat(x.scales[r]), before[r]), &mut sums[r]);
     }
 }

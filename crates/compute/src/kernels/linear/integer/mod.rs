@@ -44,12 +44,12 @@ impl Inputs {
             Level::Amx(amx) if x.count() <= FEW_ROWS => amx.vnni().level(),
             level => level,
         };
-        let height = match level {
+        let (height, in_tiles) = match level {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Level::Amx(_) => tiles::HEIGHT,
-            _ => vector::height(level, x.count()),
+            Level::Amx(_) => (tiles::HEIGHT, true),
+            _ => (vector::height(level, x.count()), false),
         };
-        let wanted = with_quantized!(weight.format, F => Wanted::of::<F>());
+        let wanted = with_quantized!(weight.format, F => Wanted::of::<F>(in_tiles));
         Self { rows: Rows::new(level, x, height, wanted), level }
     }
 

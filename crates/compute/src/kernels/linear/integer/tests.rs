@@ -128,6 +128,19 @@ fn zeros_and_inputs_next_to_them_give_zeros() {
 }
 
 #[test]
+fn a_weight_of_no_inputs_gives_zeros() {
+    for format in quantized() {
+        let raw = RawTensor { format: format.into(), shape: vec![20, 0], bytes: Cow::Borrowed(&[]) };
+        let packed = PackedWeight::pack(&raw, format, &Device::Cpu).unwrap();
+        for (level, rows) in Level::available().into_iter().flat_map(|level| [(level, 1), (level, 20)]) {
+            let x = tensor(Vec::new(), &[rows, 0]);
+            let y = linear_at(level, Inputs::Rows(&x), &packed, Extras::default()).unwrap();
+            assert_eq!(bits(&y), vec![0; rows * 20], "{format}, {level:?}, {rows} rows");
+        }
+    }
+}
+
+#[test]
 fn a_weight_takes_next_to_nothing_more_than_in_its_file() {
     let mut rng = rng(24);
     for format in quantized() {

@@ -96,7 +96,7 @@ impl<F: Quantized> Task<'_, F> {
             for p in 0..P {
                 for panel in 0..PAIR {
                     let head = &pairs[p].heads[index];
-                    add_superblock::<D::S, F, R>(simd, head, panel, x, &products[p][panel], &mut sums[p][panel]);
+                    add_superblock::<D, F, R>(integers, head, panel, x, &products[p][panel], &mut sums[p][panel]);
                 }
             }
         }
@@ -184,27 +184,28 @@ fn add_step<D: Integers, F: Quantized, const R: usize>(
 /// Adds a superblock's products of some rows with a panel to the sums.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
-fn add_superblock<S: Simd, F: Quantized, const R: usize>(
-    simd: S,
+fn add_superblock<D: Integers, F: Quantized, const R: usize>(
+    integers: D,
     head: &F::Head,
     panel: usize,
     x: Superblock<'_, R>,
-    products: &[S::I; R],
-    sums: &mut [S::F; R],
+    products: &[<D::S as Simd>::I; R],
+    sums: &mut [<D::S as Simd>::F; R],
 ) {
+    let simd = integers.simd();
     let units = head[panel].units(simd);
     let mut minima = [simd.splat_i32(0); R];
     if const { F::HAS_MINS } {
         for pair in 0..SUPER_STEPS / 2 {
             let factors = min_factors(simd, &head[panel], pair);
             for r in 0..R {
-                minima[r] = simd.dot_words(minima[r], factors, bytemuck::cast(x.sums[pair][r]));
+                minima[r] = integers.dot_words(minima[r], factors, bytemuck::cast(x.sums[pair][r]));
             }
         }
     }
     let minus = simd.sub(simd.zero(), head[panel].min_units(simd));
     for r in 0..R {
-        let product = scaled::<S, F>(simd, (products[r], units), (minima[r], minus));
+        let product = scaled::<D::S, F>(simd, (products[r], units), (minima[r], minus));
         sums[r] = simd.fma(product, simd.splat(x.scales[r]), sums[r]);
     }
 }
