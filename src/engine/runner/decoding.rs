@@ -86,10 +86,8 @@ impl Decoding {
             let longest = Filled::longest(rows, kv, max_model_len);
             let [ids, logits] = decoding.places(rows)?;
             let mut step = || longest.compute(model, kv, &ids, &logits);
-            let recording = recorder.as_ref().map(|recorder| {
-                longest.can_be_told_apart()?;
-                recorder.record(&mut step)
-            });
+            longest.can_be_told_apart()?;
+            let recording = recorder.as_ref().map(|recorder| recorder.record(&mut step));
             decoding.buckets.insert(0, Bucket { rows, recording: recording.transpose()?, longest });
         }
         Ok(decoding)
@@ -132,6 +130,10 @@ impl Decoding {
         }
         self.filled.fill(rows, plan, groups, self.nobodys);
         let bucket = &mut self.buckets[at];
+        // Where it is recorded, nobody but this looks at what the operations are told.
+        if bucket.longest.arrays().zip(self.filled.arrays()).any(|(was, now)| now.len() > was.len()) {
+            return Err(Error::internal(format!("a step of {count} rows is longer than the longest of {rows}")));
+        }
         match &mut bucket.recording {
             Some(recording) => {
                 for (was, now) in bucket.longest.arrays().zip(self.filled.arrays()) {
