@@ -180,7 +180,7 @@ fn a_row_has_the_same_bits_alone_and_in_any_batch_on_every_instruction_set() {
         let (x, bias) = (random(&mut rng, &[70, inputs]), random(&mut rng, &[200]));
         let all = linear(Inputs::Rows(&x), &packed, with_bias(&bias)).unwrap();
         let want = |range: std::ops::Range<usize>| bits(&all.narrow(0, range.start, range.len()).unwrap());
-        for level in Level::available() {
+        for level in Level::tested() {
             for chunk in [1, 2, 3, 7, 12, 16, 24, 33, 70] {
                 for start in (0..70).step_by(chunk) {
                     let range = start..70.min(start + chunk);
@@ -214,7 +214,7 @@ fn inputs_in_two_terms_lose_nothing_that_a_float_has_room_for() {
         let all = linear(Inputs::Rows(&x), &packed, extras).unwrap();
         let want = reference::linear(&values(&x), &w, Some(&values(&bias)), inputs);
         assert_close(&values(&all), &want, 2e-5);
-        for level in Level::available() {
+        for level in Level::tested() {
             for row in [0, 7, 18] {
                 let alone = x.narrow(0, row, 1).unwrap();
                 let alone = linear_at(level, Inputs::Rows(&alone), &packed, extras).unwrap();
@@ -244,7 +244,7 @@ fn what_is_made_of_rows_on_the_way_is_what_operations_of_their_own_make() {
             (Inputs::Gated(&both, silu), &gated),
             (Inputs::Activated(&x, Activation::Relu), &relu),
         ];
-        for level in Level::available() {
+        for level in Level::tested() {
             for (fused, apart) in made {
                 let want = linear_at(level, Inputs::Rows(apart), &packed, with_bias(&bias)).unwrap();
                 let extras = Extras { onto: Some(&onto), ..with_bias(&bias) };

@@ -232,7 +232,7 @@ impl<F: Float> Task<'_, F> {
             for p in 0..P {
                 let pair = &self.panels.pair((first + p) / PAIR).steps[step];
                 let weights = &pair[(first + p) % PAIR];
-                simd.prefetch(
+                simd.prefetch_far(
                     std::ptr::from_ref(pair).wrapping_add(ahead).cast::<F::Panel>().wrapping_add((first + p) % PAIR),
                 );
                 for x in x.chunks_exact(STEP * R) {

@@ -38,7 +38,7 @@ fn a_row_has_the_same_bits_alone_and_in_any_batch() {
             let alone = rope(&x.narrow(0, row, 1).unwrap(), None, &positions[row..=row], &table, style).unwrap();
             assert_eq!(bits(&alone), bits(&all.narrow(0, row, 1).unwrap()));
         }
-        for level in Level::available() {
+        for level in Level::tested() {
             for threads in [1, 2] {
                 let again = on_threads(threads, || rope_at(level, &x, None, &positions, &table, style).unwrap());
                 assert_eq!(bits(&again), bits(&all), "{level:?}, {threads} threads");
@@ -85,7 +85,7 @@ fn heads_are_normed_first_where_there_is_a_norm() {
         let (x, weight) = (random(&mut rng, &[3, 4, 24]), random(&mut rng, &[24]));
         let normed = rms_norm(&x, &weight, 1e-6).unwrap();
         let want = rope(&normed, None, &[7, 0, 2], &table, style).unwrap();
-        for level in Level::available() {
+        for level in Level::tested() {
             let norm = Some(HeadNorm { weight: &weight, eps: 1e-6 });
             let got = rope_at(level, &x, norm, &[7, 0, 2], &table, style).unwrap();
             assert_eq!(bits(&got), bits(&want), "{style:?}, {level:?}");

@@ -38,8 +38,8 @@ impl Sums {
     pub(crate) const ZERO: Self = Self([[0.0; LANES]; TILE_ROWS]);
 }
 
-/// Proof that the CPU has AMX-BF16, AMX-INT8, VNNI, AVX512-BF16 and AVX512-FP16, and that the kernel lets this process use tiles: made by
-/// [`Amx::detect`] alone.
+/// Proof that the CPU has AMX-BF16, AMX-INT8, VNNI and AVX512-BF16, and that the kernel lets this process use tiles: made by
+/// [`Amx::detect`] alone, and in tests where tiles are [emulated](super::amx_emulated).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Amx(Bf16);
 
@@ -73,8 +73,14 @@ impl Amx {
         const INT8: u32 = 1 << 25;
         let bf16 = Bf16::detect()?;
         let leaf = __cpuid_count(7, 0);
-        let has = leaf.edx & (TILE | BF16 | INT8) == TILE | BF16 | INT8 && is_x86_feature_detected!("avx512fp16");
+        let has = leaf.edx & (TILE | BF16 | INT8) == TILE | BF16 | INT8;
         (has && request_tile_data()).then_some(Self(bf16))
+    }
+
+    /// As good as a proof, where the CPU has the vectors: the instructions of tiles are carried out by software.
+    #[cfg(test)]
+    pub(super) fn emulated() -> Option<Self> {
+        Bf16::detect().filter(|_| super::amx_emulated::install()).map(Self)
     }
 
     /// The vectors beside the tiles.
@@ -90,7 +96,7 @@ impl Amx {
     /// Compiles work with these instructions and runs it.
     pub(crate) fn run<K: TileKernel>(self, kernel: K) {
         #[inline(never)]
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512fp16,avx2,fma,f16c")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
         fn compiled<K: TileKernel>(simd: TileSimd, kernel: K, tiles: &mut Tiles) {
             kernel.run(simd, tiles);
         }
@@ -119,6 +125,13 @@ impl TileConfig {
             *to = rows.min(TILE_ROWS) as u8;
         }
         config
+    }
+
+    /// The palette, the first row, and each register's rows and bytes of a row.
+    #[cfg(test)]
+    pub(super) fn parts(&self) -> (u8, u8, [(usize, usize); 8]) {
+        let shape = |k: usize| (usize::from(self.rows[k]), usize::from(self.bytes_a_row[k]));
+        (self.palette, self.start_row, std::array::from_fn(shape))
     }
 
     /// Configures this thread's registers.

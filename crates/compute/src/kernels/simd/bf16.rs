@@ -77,7 +77,7 @@ mod tests {
                 let [first, second] = words.map(|words| float(words[lane]));
                 second.mul_add(float(x[1]), first.mul_add(float(x[0]), dot.sum[lane])).to_bits()
             });
-            for level in Level::available() {
+            for level in Level::tested() {
                 assert_eq!(level.run(&dot), want, "{level:?}");
             }
             if let Some(bf16) = Bf16::detect() {
@@ -103,7 +103,7 @@ mod tests {
     fn pairs_are_of_two_vectors_or_of_fours() {
         let words: [[u16; LANES]; 2] = [0x3f80, 0x4000].map(|first| std::array::from_fn(|lane| first + lane as u16));
         let pair = |first: u16, second: u16| u32::from(first) << 16 | u32::from(second);
-        for level in Level::available() {
+        for level in Level::tested() {
             let [both, fours] = level.run(&Pairs(words));
             for lane in 0..LANES {
                 assert_eq!(both[lane], pair(words[0][lane], words[1][lane]), "{level:?}, lane {lane}");

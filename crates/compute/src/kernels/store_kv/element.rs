@@ -163,7 +163,7 @@ mod tests {
         for bits in (0..=u8::MAX).filter(|bits| bits & 0x7f != 0x7f) {
             let want = F8E4M3::from_bits(bits).to_f64() as f32;
             assert_eq!(CacheElement::to_f32(F8E4M3::from_bits(bits)).to_bits(), want.to_bits(), "{bits:02x}");
-            for level in Level::available() {
+            for level in Level::tested() {
                 assert_eq!(level.run(Load(bits)).to_bits(), want.to_bits(), "{bits:02x} on {level:?}");
             }
         }

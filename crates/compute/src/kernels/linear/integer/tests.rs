@@ -33,7 +33,7 @@ fn a_row_has_the_same_bits_among_1_7_32_and_512() {
         let packed = pack(&weight(&mut rng, format, 70, 768));
         let x = random(&mut rng, &[512, 768]);
         let all = some(Level::best(), &x, &packed, 0, 512);
-        for level in Level::available() {
+        for level in Level::tested() {
             for (first, count) in [(0, 1), (511, 1), (100, 7), (3, 32), (480, 32)] {
                 let got = some(level, &x, &packed, first, count);
                 assert_eq!(got, all[first * 70..(first + count) * 70], "{format}, {level:?}, {count} rows");
@@ -49,7 +49,7 @@ fn a_row_has_the_same_bits_in_every_block_of_rows() {
         // More rows than are taken over a superblock at once, and more pairs of panels than are written together.
         let packed = pack(&weight(&mut rng, format, 150, 256));
         let x = random(&mut rng, &[1030, 256]);
-        for level in Level::available() {
+        for level in Level::tested() {
             let all = some(level, &x, &packed, 0, 1030);
             for first in [0, 500, 510, 1023] {
                 let got = some(Level::best(), &x, &packed, first, 7);
@@ -67,7 +67,7 @@ fn a_row_that_is_not_all_numbers_gives_none_and_leaves_the_others_alone() {
         let clean = floats(&mut rng, 40 * 512);
         for (poison, level) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY]
             .into_iter()
-            .flat_map(|poison| Level::available().into_iter().map(move |level| (poison, level)))
+            .flat_map(|poison| Level::tested().into_iter().map(move |level| (poison, level)))
         {
             for rows in [3, 40] {
                 let mut x = clean[..rows * 512].to_vec();
@@ -100,7 +100,7 @@ fn the_largest_integers_do_not_saturate() {
             bytes: Cow::Owned(block.repeat(16 * 16)),
         };
         let packed = PackedWeight::pack(&raw, WeightFormat::Q8_0, &Device::Cpu).unwrap();
-        for (level, rows) in Level::available().into_iter().flat_map(|level| [(level, 1), (level, 20)]) {
+        for (level, rows) in Level::tested().into_iter().flat_map(|level| [(level, 1), (level, 20)]) {
             let x = tensor(vec![127.0 * sign; rows * 512], &[rows, 512]);
             let y = linear_at(level, Inputs::Rows(&x), &packed, Extras::default()).unwrap();
             // The scale of one is a multiple of its unit, but for a rounding.
@@ -117,7 +117,7 @@ fn zeros_and_inputs_next_to_them_give_zeros() {
     let mut rng = rng(23);
     for format in quantized() {
         let packed = pack(&weight(&mut rng, format, 20, 256));
-        for level in Level::available() {
+        for level in Level::tested() {
             for (x, rows) in [0.0, 1e-40, -1e-30].into_iter().flat_map(|x| [(x, 1), (x, 20)]) {
                 let x = tensor(vec![x; rows * 256], &[rows, 256]);
                 let y = linear_at(level, Inputs::Rows(&x), &packed, Extras::default()).unwrap();
@@ -132,7 +132,7 @@ fn a_weight_of_no_inputs_gives_zeros() {
     for format in quantized() {
         let raw = RawTensor { format: format.into(), shape: vec![20, 0], bytes: Cow::Borrowed(&[]) };
         let packed = PackedWeight::pack(&raw, format, &Device::Cpu).unwrap();
-        for (level, rows) in Level::available().into_iter().flat_map(|level| [(level, 1), (level, 20)]) {
+        for (level, rows) in Level::tested().into_iter().flat_map(|level| [(level, 1), (level, 20)]) {
             let x = tensor(Vec::new(), &[rows, 0]);
             let y = linear_at(level, Inputs::Rows(&x), &packed, Extras::default()).unwrap();
             assert_eq!(bits(&y), vec![0; rows * 20], "{format}, {level:?}, {rows} rows");
