@@ -128,6 +128,18 @@ impl<'a, F: PanelFormat> Panels<'a, F> {
     }
 }
 
+impl<F: PanelFormat> Pair<'_, F> {
+    /// What passes read behind a superblock, to be asked for: the next one's head and steps, in this pair or, behind its last, in
+    /// the one that follows `on` pairs later, if that is there.
+    #[inline(always)]
+    pub(super) fn coming(&self, superblock: usize, on: usize) -> (*const F::Head, *const F::Step) {
+        let len = size_of_val(self.heads) + size_of_val(self.steps);
+        let (superblock, bytes) = if superblock + 1 < self.heads.len() { (superblock + 1, 0) } else { (0, on * len) };
+        let steps = self.steps.as_ptr().wrapping_add(superblock * SUPER_STEPS);
+        (self.heads.as_ptr().wrapping_add(superblock).wrapping_byte_add(bytes), steps.wrapping_byte_add(bytes))
+    }
+}
+
 /// Bytes at a cache line's boundary, that the operating system zeroes when they are first touched.
 struct AlignedBytes {
     bytes: Vec<u8>,

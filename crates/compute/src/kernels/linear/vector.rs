@@ -230,11 +230,11 @@ impl<F: Float> Task<'_, F> {
         let x = &self.tiles.data_of(tile)[steps.start * step_len..steps.end * step_len];
         for (step, x) in steps.zip(x.chunks_exact(step_len)) {
             for p in 0..P {
-                let pair = &self.panels.pair((first + p) / PAIR).steps[step];
-                let weights = &pair[(first + p) % PAIR];
-                simd.prefetch_far(
-                    std::ptr::from_ref(pair).wrapping_add(ahead).cast::<F::Panel>().wrapping_add((first + p) % PAIR),
-                );
+                let pair = self.panels.pair((first + p) / PAIR).steps;
+                let weights = &pair[step][(first + p) % PAIR];
+                // Behind a pair's last step: in the one that a pass takes in the same turn, next time.
+                let next = if step + ahead < pair.len() { 0 } else { (P / PAIR).saturating_sub(1) * pair.len() };
+                simd.prefetch_far(std::ptr::from_ref(weights).wrapping_add((ahead + next) * PAIR));
                 for x in x.chunks_exact(STEP * R) {
                     arithmetic::step::<S, F, R>(simd, weights, x, &mut sums[p]);
                 }

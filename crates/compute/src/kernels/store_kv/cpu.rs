@@ -13,8 +13,8 @@ use crate::{
     },
 };
 
-/// Elements that pay for waking another thread.
-const WORTH_SHARING: usize = 64 * 1024;
+/// Elements that pay for sharing them out: few, because a token's keys lie in cache lines of their own, which must come first.
+const WORTH_SHARING: usize = 4 * 1024;
 
 pub(super) fn store(keys: &Tensor, values: &Tensor, cache: &KvLayer, slots: &[Slot]) -> Result<()> {
     let KvCacheConfig { block_size, head_dim, .. } = cache.config;

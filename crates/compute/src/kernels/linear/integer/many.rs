@@ -249,7 +249,9 @@ impl<F: Quantized> Task<'_, F> {
             }
             let is_last = pair + 1 == some.end && index + 1 == panels.heads.len();
             let parts = tiles.len() * PAIR * steps.len() * if is_unpacked { STEP / F::GROUP } else { 1 };
-            let mut ahead = Ahead::new(steps.as_ptr_range().end.cast(), size_of_val(steps), parts);
+            let (next_head, next_steps) = panels.coming(index, 1);
+            simd.prefetch_far(next_head);
+            let mut ahead = Ahead::new(next_steps.cast(), size_of_val(steps), parts);
             for (which, tile) in tiles.clone().enumerate() {
                 let x = self.rows.superblock::<R>(tile, index);
                 for panel in 0..PAIR {

@@ -194,14 +194,15 @@ impl<F: Quantized> Task<'_, F> {
             sums[which] = [Sums::ZERO; PAIR];
         }
         for (index, (head, steps)) in panels.heads.iter().zip(panels.steps.chunks(SUPER_STEPS)).enumerate() {
-            let next = steps.as_ptr_range().end.cast();
+            let (next_head, next) = panels.coming(index, 1);
+            simd.prefetch_far(next_head);
             let (fills, products) =
                 if rows.len() <= FEW_TILES { (PAIR * steps.len(), 0) } else { (0, rows.len() * PAIR * PARTS) };
-            let mut ahead = Ahead::new(next, size_of_val(steps), fills);
+            let mut ahead = Ahead::new(next.cast(), size_of_val(steps), fills);
             for (panel, chunk) in room.chunks.iter_mut().enumerate() {
                 chunk.fill::<F>(simd, (head, steps), panel, &mut ahead);
             }
-            let ahead = Ahead::new(next, size_of_val(steps), products);
+            let ahead = Ahead::new(next.cast(), size_of_val(steps), products);
             let parts = steps.len().div_ceil(SUPER_STEPS / PARTS);
             self.superblock(simd, tiles, (index, parts), rows.clone(), room, (sums, which), ahead);
         }

@@ -1,7 +1,7 @@
 //! Products of bytes of a few rows with vectors.
 //!
-//! A pass takes a few rows over some pairs of panels from the first input to the last, sums staying in registers. One row
-//! reads four pairs in turn, because memory gives most to several streams.
+//! A pass takes a few rows over two pairs of panels in turn from the first input to the last, sums staying in registers, while
+//! what comes is asked for: two streams of weights and as many of scales. Four were slower where a superblock is short.
 
 use std::ops::Range;
 
@@ -11,7 +11,6 @@ use super::{
         packed::{PAIR, PANEL_GROUP, Pair, Panels},
         panel::{QUADS, Quantized, STEP, SUPER_STEPS, Scales},
     },
-    ahead::LINE,
     inputs::{Line, PART, PARTS, Rows, Superblock},
 };
 use crate::kernels::simd::{
@@ -25,8 +24,6 @@ const HEIGHTS: [&[usize]; 2] = [&[1, 2, 4, 8], &[1, 4]];
 pub(super) const MOST_ROWS: usize = 4;
 /// Sums in registers that are many.
 pub(super) const MANY_SUMS: usize = 24;
-/// How far ahead of a pass its weights are asked for.
-const PREFETCH_BYTES: usize = 3072;
 
 /// Rows a tile, if there are so many.
 pub(super) fn height(level: Level, rows: usize) -> usize {
@@ -47,7 +44,7 @@ impl<F: Quantized> IntegerKernel for Task<'_, F> {
     fn run<D: Integers>(self, integers: D) {
         // A height that the instruction set does not have is not compiled for it.
         match self.rows.height {
-            1 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 1, 4>(integers),
+            1 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 1, 2>(integers),
             2 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 2, 2>(integers),
             4 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 4, 2>(integers),
             1 if const { D::S::SUMS < MANY_SUMS } => self.passes::<D, 1, 1>(integers),
@@ -84,9 +81,13 @@ impl<F: Quantized> Task<'_, F> {
             let x = self.rows.superblock::<R>(0, index);
             let mut products = [[[simd.splat_i32(0); R]; PAIR]; P];
             let begin = index * SUPER_STEPS;
+            let coming: [_; P] = std::array::from_fn(|p| pairs[p].coming(index, P));
+            for (head, _) in coming {
+                simd.prefetch_far(head);
+            }
             for step in 0..SUPER_STEPS.min(self.rows.steps - begin) {
                 for p in 0..P {
-                    prefetch::<D::S, F>(simd, &pairs[p], begin + step, P);
+                    simd.prefetch_far(coming[p].1.wrapping_add(step));
                     let (head, weights) = (&pairs[p].heads[index], &pairs[p].steps[begin + step]);
                     for panel in 0..PAIR {
                         add_step::<D, F, R>(integers, head, weights, panel, step, x, &mut products[p][panel]);
@@ -108,21 +109,6 @@ impl<F: Quantized> Task<'_, F> {
                 }
             }
         }
-    }
-}
-
-/// Asks for what comes some way behind a step: in this pair, or in the one that follows `pairs` later.
-#[inline(always)]
-fn prefetch<S: Simd, F: Quantized>(simd: S, pair: &Pair<'_, F>, step: usize, pairs: usize) {
-    let at = step * size_of::<F::Step>() + PREFETCH_BYTES;
-    let past = if at >= size_of_val(pair.steps) {
-        (pairs - 1) * size_of_val(pair.steps) + pairs * size_of_val(pair.heads)
-    } else {
-        0
-    };
-    let from = pair.steps.as_ptr().cast::<u8>().wrapping_add(at + past);
-    for line in 0..size_of::<F::Step>() / LINE {
-        simd.prefetch_far_line(from.wrapping_add(line * LINE));
     }
 }
 
