@@ -50,7 +50,7 @@ impl InstructionSet {
 pub enum Arithmetic {
     /// Fused float32 multiply-adds.
     Float32,
-    /// Products of bfloat16, summed in float32: those of tiles, else [`Float32`](Self::Float32)'s.
+    /// Products of bfloat16, summed in float32: those of tiles or of pairs, else [`Float32`](Self::Float32)'s.
     Bfloat16,
     /// Products of bytes, summed in 32 bits.
     Bytes,
@@ -91,7 +91,7 @@ pub fn limits() -> Limits {
     let float32 = float_operations_per_second();
     Limits {
         read_bytes_per_second: memory_read_bytes_per_second(BYTES),
-        products: [float32, tile_operations_per_second().unwrap_or(float32), byte_operations_per_second()],
+        products: [float32, bfloat16_operations_per_second().unwrap_or(float32), byte_operations_per_second()],
     }
 }
 
@@ -125,16 +125,30 @@ fn float_operations_per_second() -> f64 {
     (2 * CHAINS * LANES * STEPS * tasks) as f64 / time.as_secs_f64()
 }
 
-/// As [`float_operations_per_second`] for tiles of bfloat16, where the machine has them.
-fn tile_operations_per_second() -> Option<f64> {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if let Level::Amx(amx) = Level::best() {
-        let time = best_time(TILE_PASSES, |_| {
-            for_each_task(current_num_threads(), true, |_| amx.run(TileProducts));
-        });
-        return Some(operations_of_tiles(32) / time.as_secs_f64());
+/// As [`float_operations_per_second`] for products of bfloat16, where the machine has them: in tiles, or in pairs.
+fn bfloat16_operations_per_second() -> Option<f64> {
+    match Level::best() {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Level::Amx(amx) => {
+            let time = best_time(TILE_PASSES, |_| {
+                for_each_task(current_num_threads(), true, |_| amx.run(TileProducts));
+            });
+            Some(operations_of_tiles(32) / time.as_secs_f64())
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Bf16(bf16) => {
+            const STEPS: usize = 1 << 16;
+            const PASSES: usize = 100;
+            let tasks = current_num_threads();
+            let time = best_time(PASSES, |_| {
+                for_each_task(tasks, true, |task| {
+                    black_box(bf16.run(PairProducts { steps: STEPS, from: black_box(task as i32) }));
+                });
+            });
+            Some((2 * 2 * CHAINS * LANES * STEPS * tasks) as f64 / time.as_secs_f64())
+        }
+        _ => None,
     }
-    None
 }
 
 /// As [`float_operations_per_second`] for products of bytes.
@@ -271,6 +285,30 @@ impl Kernel for MultiplyAdds {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+struct PairProducts {
+    steps: usize,
+    from: i32,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Kernel for PairProducts {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        // Pairs of 1 and about 1.
+        let pairs = simd.splat_i32(0x3f80_3f80 + self.from);
+        let mut sums = [simd.zero(); CHAINS];
+        for _ in 0..self.steps {
+            for sum in &mut sums {
+                *sum = simd.dot_pairs(*sum, pairs, 0x3f00_bf00);
+            }
+        }
+        sums.into_iter().map(|sum| simd.sum(sum)).sum()
+    }
+}
+
 struct ByteProducts {
     steps: usize,
     from: i32,
@@ -335,7 +373,7 @@ mod tests {
     fn the_limits_are_numbers() {
         assert!(memory_read_bytes_per_second(1 << 20).is_finite());
         assert!(float_operations_per_second() > 0.0);
-        assert!(tile_operations_per_second().is_none_or(|rate| rate > 0.0));
+        assert!(bfloat16_operations_per_second().is_none_or(|rate| rate > 0.0));
         assert!(byte_operations_per_second() > 0.0);
         assert!(!instruction_set().is_empty());
     }

@@ -10,6 +10,7 @@ use std::{cell::Cell, ops::Range};
 
 use super::{
     Terms,
+    ahead::LINE,
     inputs::Source,
     outputs::{Outputs, WRITTEN},
     packed::{PAIR, PANEL_GROUP, Packed, Panels},
@@ -37,8 +38,6 @@ const LAG: usize = 2;
 const RING: usize = 4;
 /// Sums that stay in registers.
 const SUMS: usize = ROWS * PAIR;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 /// How far ahead of the products its weights are asked for.
 const PREFETCH_BYTES: usize = 4096;
 

@@ -10,7 +10,7 @@
 
 use super::{
     format::WeightFormat,
-    panel::{Float, PAIRS, STEP, Sink},
+    panel::{Float, PAIRS, STEP},
 };
 use crate::kernels::simd::Simd;
 
@@ -31,51 +31,23 @@ pub(super) fn round<F: Float>(x: f32) -> f32 {
 /// Adds the products of one step, `x` `[input][row]`, to the sums of `R` rows.
 #[inline(always)]
 pub(super) fn step<S: Simd, F: Float, const R: usize>(simd: S, weights: &F::Panel, x: &[f32], sums: &mut [S::F; R]) {
+    let x: &[[[f32; R]; 2]; PAIRS] = bytemuck::from_bytes(bytemuck::cast_slice(&x[..STEP * R]));
     if const { is_float32::<F>() } {
-        F::operands(simd, weights, &mut OneChain { simd, x: rows(x), sums });
-    } else {
-        let mut chains = TwoChains { simd, x: rows(x), even: [simd.zero(); R], odd: [simd.zero(); R] };
-        F::operands(simd, weights, &mut chains);
-        for (sum, (even, odd)) in sums.iter_mut().zip(chains.even.into_iter().zip(chains.odd)) {
-            *sum = simd.add(simd.add(even, odd), *sum);
+        for (pair, [x_even, x_odd]) in x.iter().enumerate() {
+            let [even, odd] = F::operands(simd, weights, pair);
+            multiply_add(simd, x_even, even, sums);
+            multiply_add(simd, x_odd, odd, sums);
         }
+        return;
     }
-}
-
-/// A step's inputs, the even and the odd one of each pair.
-#[inline(always)]
-fn rows<const R: usize>(x: &[f32]) -> &[[[f32; R]; 2]; PAIRS] {
-    bytemuck::from_bytes(bytemuck::cast_slice(&x[..STEP * R]))
-}
-
-struct OneChain<'a, S: Simd, const R: usize> {
-    simd: S,
-    x: &'a [[[f32; R]; 2]; PAIRS],
-    sums: &'a mut [S::F; R],
-}
-
-impl<S: Simd, const R: usize> Sink<S> for OneChain<'_, S, R> {
-    #[inline(always)]
-    fn put(&mut self, pair: usize, even: S::F, odd: S::F) {
-        let [x_even, x_odd] = &self.x[pair];
-        multiply_add(self.simd, x_even, even, self.sums);
-        multiply_add(self.simd, x_odd, odd, self.sums);
+    let (mut evens, mut odds) = ([simd.zero(); R], [simd.zero(); R]);
+    for (pair, [x_even, x_odd]) in x.iter().enumerate() {
+        let [even, odd] = F::operands(simd, weights, pair);
+        multiply_add(simd, x_even, even, &mut evens);
+        multiply_add(simd, x_odd, odd, &mut odds);
     }
-}
-
-struct TwoChains<'a, S: Simd, const R: usize> {
-    simd: S,
-    x: &'a [[[f32; R]; 2]; PAIRS],
-    even: [S::F; R],
-    odd: [S::F; R],
-}
-
-impl<S: Simd, const R: usize> Sink<S> for TwoChains<'_, S, R> {
-    #[inline(always)]
-    fn put(&mut self, pair: usize, even: S::F, odd: S::F) {
-        let [x_even, x_odd] = &self.x[pair];
-        multiply_add(self.simd, x_even, even, &mut self.even);
-        multiply_add(self.simd, x_odd, odd, &mut self.odd);
+    for (sum, (even, odd)) in sums.iter_mut().zip(evens.into_iter().zip(odds)) {
+        *sum = simd.add(simd.add(even, odd), *sum);
     }
 }
 

@@ -10,6 +10,7 @@
 //! ([`portable`]); what is computed on the way here is then an operation of its own. NVIDIA cards multiply eight-bit floats as
 //! well ([`fp8`]).
 
+mod ahead;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod arithmetic;
@@ -24,6 +25,8 @@ mod inputs;
 mod integer;
 mod outputs;
 mod packed;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod panel;
 mod portable;
 mod quantize;
@@ -78,8 +81,8 @@ pub enum Terms {
     /// The nearest bfloat16: 8 bits.
     #[default]
     One,
-    /// That and the nearest to what is left: 16 bits, multiplied twice. For products whose errors are magnified, such as
-    /// the scores of attention; with few rows the weights' way from memory hides what it costs.
+    /// That and the nearest to what is left: 16 bits, multiplied twice. For products whose errors are magnified, such as what
+    /// goes into a recurrent state; with few rows the weights' way from memory hides what it costs.
     Two,
 }
 
@@ -155,6 +158,11 @@ fn on_cpu(level: Level, x: &Source<'_>, weight: &Packed, added: &Added<'_>, term
             Level::Amx(amx) if weight.format != WeightFormat::F32 => {
                 let x = amx::RowTiles::new(amx, x, terms);
                 for_each_task(tasks, parallel, |task| amx::linear(amx, &x, weight, groups(task), &outputs));
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16(bf16) if weight.format != WeightFormat::F32 => {
+                let x = pairs::Rows::new(level, x, terms);
+                for_each_task(tasks, parallel, |task| pairs::linear(bf16, &x, weight, groups(task), &outputs));
             }
             _ => {
                 let x = vector::Tiles::new(level, x, weight, terms);

@@ -225,6 +225,63 @@ fn inputs_in_two_terms_lose_nothing_that_a_float_has_room_for() {
 }
 
 #[test]
+fn rows_of_several_blocks_have_the_bits_of_rows_of_one() {
+    let mut rng = rng(11);
+    // Sums of 512 rows are put aside at the most.
+    let (rows, inputs) = (1030, 256);
+    for format in FORMATS {
+        let packed = pack(&weight(&mut rng, format, 40, inputs));
+        let x = random(&mut rng, &[rows, inputs]);
+        let all = linear_at(Level::tested()[0], Inputs::Rows(&x), &packed, Extras::default()).unwrap();
+        for level in Level::tested() {
+            let y = linear_at(level, Inputs::Rows(&x), &packed, Extras::default()).unwrap();
+            assert!(bits(&y) == bits(&all), "{format}, {level:?}");
+            for start in [0, 511, 1029] {
+                let one = linear_at(level, Inputs::Rows(&x.narrow(0, start, 1).unwrap()), &packed, Extras::default());
+                assert_eq!(
+                    bits(&one.unwrap()),
+                    bits(&y.narrow(0, start, 1).unwrap()),
+                    "{format}, row {start}, {level:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_no_number_is_none_in_its_own_row_and_nowhere_else() {
+    let mut rng = rng(12);
+    // A quiet one, one whose rounding would carry into the sign, one that has no high bits, and infinities.
+    let poisons = [0x7fc0_0000, 0x7fff_ffff, 0xffff_ffff, 0x7f80_0001, 0x7f80_0000, 0xff80_0000].map(f32::from_bits);
+    for format in FORMATS.into_iter().filter(|format| format.is_float()) {
+        let inputs = odd_inputs(format);
+        let packed = pack(&weight(&mut rng, format, 37, inputs));
+        let clean = values(&random(&mut rng, &[6, inputs]));
+        for (terms, level) in
+            Level::tested().into_iter().flat_map(|level| [Terms::One, Terms::Two].map(|terms| (terms, level)))
+        {
+            let of = |x: &[f32]| {
+                let x = Tensor::from_slice(x, (6, inputs), &Device::Cpu).unwrap();
+                let y = linear_at(level, Inputs::Rows(&x), &packed, Extras { terms, ..Extras::default() }).unwrap();
+                y.to_vec2::<f32>().unwrap()
+            };
+            let want = of(&clean);
+            for (poison, place) in
+                poisons.into_iter().flat_map(|poison| [0, 330, inputs - 1].map(|place| (poison, place)))
+            {
+                let mut x = clean.clone();
+                x[2 * inputs + place] = poison;
+                let mut got = of(&x);
+                let row = std::mem::replace(&mut got[2], want[2].clone());
+                let is_lost = |y: &f32| if poison.is_nan() { y.is_nan() } else { !y.is_finite() };
+                assert!(row.iter().all(is_lost), "{format}, {terms:?}, {level:?}, {:x} at {place}", poison.to_bits());
+                assert_eq!(got, want, "{format}, {terms:?}, {level:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn what_is_made_of_rows_on_the_way_is_what_operations_of_their_own_make() {
     let mut rng = rng(13);
     for (format, rows) in FORMATS.into_iter().flat_map(|format| [1, 20, 40].map(|rows| (format, rows))) {

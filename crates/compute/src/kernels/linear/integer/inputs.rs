@@ -2,12 +2,10 @@
 
 use std::{cell::Cell, ops::Range};
 
-use super::{
-    super::{
-        inputs::Source,
-        panel::{Quantized, STEP, SUPER, SUPER_STEPS},
-    },
+use super::super::{
     ahead::LINE,
+    inputs::Source,
+    panel::{Quantized, STEP, SUPER, SUPER_STEPS},
 };
 use crate::kernels::{
     cpu_tensor::{SharedMatrix, for_each_row_range},

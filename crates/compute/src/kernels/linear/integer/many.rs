@@ -8,11 +8,11 @@ use std::{cell::Cell, ops::Range};
 
 use super::{
     super::{
+        ahead::Ahead,
         outputs::{Outputs, WRITTEN},
         packed::{PAIR, PANEL_GROUP, Panels},
         panel::{QUADS, Quad, Quantized, STEP, SUPER_STEPS, Scales},
     },
-    ahead::Ahead,
     inputs::{Line, PART, PARTS, Rows, Superblock},
     vector::{MANY_SUMS, min_factors, scaled, unpacked},
 };

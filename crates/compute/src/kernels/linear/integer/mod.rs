@@ -11,7 +11,6 @@
 //! Thus a row has the same bits in every batch and on every instruction set. Formats that have a scale for each 32 weights
 //! alone get their factors and units when they are packed ([`units`](super::panel)).
 
-mod ahead;
 mod inputs;
 mod many;
 #[cfg(test)]

@@ -9,11 +9,11 @@ use std::{cell::Cell, ops::Range};
 
 use super::{
     super::{
+        ahead::Ahead,
         outputs::{Outputs, WRITTEN},
         packed::{PAIR, PANEL_GROUP, Panels},
         panel::{QUADS, Quantized, STEP, SUPER_STEPS, Scales},
     },
-    ahead::Ahead,
     inputs::{Line, PART, PARTS, Rows},
 };
 use crate::kernels::simd::{

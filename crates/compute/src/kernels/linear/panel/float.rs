@@ -2,10 +2,7 @@
 
 use super::{LANES, PAIR, PAIRS, PanelFormat, STEP, Simd, WeightFormat, f16_at};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use crate::kernels::simd::{
-    amx::{Tile, TileSimd},
-    avx512::Avx512,
-};
+use crate::kernels::simd::amx::{Tile, TileSimd};
 
 /// IEEE single.
 pub(in super::super) struct F32;
@@ -14,62 +11,43 @@ pub(in super::super) struct F16;
 /// bfloat16.
 pub(in super::super) struct Bf16;
 
+/// The odd one of two bfloat16 beside each other.
+const ODD: i32 = -0x1_0000;
+
 /// A format of plain numbers, which are widened to be multiplied, as [`super::super::arithmetic`] has it.
 pub(in super::super) trait Float: PanelFormat<Head = (), Step = [Self::Panel; PAIR]> {
     /// A panel's weights of a step.
     type Panel: bytemuck::Pod + Send + Sync;
+    /// Whether a panel's step is a tile as it lies.
+    const IS_TILE: bool = false;
 
-    /// Widens a step into `sink`, inputs ascending.
-    fn unpack<S: Simd>(simd: S, packed: &Self::Panel, sink: &mut impl Sink<S>);
+    /// The weights of inputs `2 * pair` and `2 * pair + 1` of a step for the panel's sixteen outputs, widened.
+    fn widened<S: Simd>(simd: S, packed: &Self::Panel, pair: usize) -> [S::F; 2];
 
-    /// As [`unpack`](Self::unpack), rounded to what is multiplied: the nearest bfloat16 here.
+    /// As [`widened`](Self::widened), rounded to what is multiplied: the nearest bfloat16 here.
     #[inline(always)]
-    fn operands<S: Simd>(simd: S, packed: &Self::Panel, sink: &mut impl Sink<S>) {
-        Self::unpack(simd, packed, &mut ToBf16 { simd, sink });
+    fn operands<S: Simd>(simd: S, packed: &Self::Panel, pair: usize) -> [S::F; 2] {
+        let [even, odd] = Self::widened(simd, packed, pair);
+        [simd.round_bf16(even), simd.round_bf16(odd)]
     }
 
-    /// Writes [`operands`](Self::operands) as a tile.
+    /// The weights of inputs `4 * four` to `4 * four + 3` of a step, rounded to bfloat16: pairs of the even ones, then of the odd
+    /// ones.
+    #[inline(always)]
+    fn pairs<S: Simd>(simd: S, packed: &Self::Panel, four: usize) -> [S::I; 2] {
+        let [even, odd] = Self::operands(simd, packed, 2 * four);
+        let [next_even, next_odd] = Self::operands(simd, packed, 2 * four + 1);
+        [simd.pair(even, next_even), simd.pair(odd, next_odd)]
+    }
+
+    /// Writes a step, rounded to the nearest bfloat16, as a tile.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[inline(always)]
     fn write_tile(simd: TileSimd, packed: &Self::Panel, tile: &mut Tile) {
-        Self::unpack(simd.avx512(), packed, &mut ToTile { simd, tile });
-    }
-
-    /// Whether a panel's step is a tile as it lies.
-    const IS_TILE: bool = false;
-}
-
-/// Takes the weights of a step as they are widened. Implementations are `#[inline(always)]`, which a closure cannot be.
-pub(in super::super) trait Sink<S: Simd> {
-    /// The weights of inputs `2 * pair` and `2 * pair + 1` of the step for the panel's sixteen outputs.
-    fn put(&mut self, pair: usize, even: S::F, odd: S::F);
-}
-
-/// Rounds to the nearest bfloat16.
-struct ToBf16<'a, S, T> {
-    simd: S,
-    sink: &'a mut T,
-}
-
-impl<S: Simd, T: Sink<S>> Sink<S> for ToBf16<'_, S, T> {
-    #[inline(always)]
-    fn put(&mut self, pair: usize, even: S::F, odd: S::F) {
-        self.sink.put(pair, self.simd.round_bf16(even), self.simd.round_bf16(odd));
-    }
-}
-
-/// Rounds weights into a tile.
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-struct ToTile<'a> {
-    simd: TileSimd,
-    tile: &'a mut Tile,
-}
-
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-impl Sink<Avx512> for ToTile<'_> {
-    #[inline(always)]
-    fn put(&mut self, pair: usize, even: <Avx512 as Simd>::F, odd: <Avx512 as Simd>::F) {
-        self.simd.store_pairs(even, odd, &mut self.tile.0[pair]);
+        for (pair, row) in tile.0.iter_mut().enumerate() {
+            let [even, odd] = Self::widened(simd.avx512(), packed, pair);
+            simd.store_pairs(even, odd, row);
+        }
     }
 }
 
@@ -109,15 +87,14 @@ impl Float for F32 {
     type Panel = [[[f32; LANES]; 2]; PAIRS];
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Self::Panel, sink: &mut impl Sink<S>) {
-        for (pair, [even, odd]) in packed.iter().enumerate() {
-            sink.put(pair, simd.load(even), simd.load(odd));
-        }
+    fn widened<S: Simd>(simd: S, packed: &Self::Panel, pair: usize) -> [S::F; 2] {
+        let [even, odd] = &packed[pair];
+        [simd.load(even), simd.load(odd)]
     }
 
     #[inline(always)]
-    fn operands<S: Simd>(simd: S, packed: &Self::Panel, sink: &mut impl Sink<S>) {
-        Self::unpack(simd, packed, sink);
+    fn operands<S: Simd>(simd: S, packed: &Self::Panel, pair: usize) -> [S::F; 2] {
+        Self::widened(simd, packed, pair)
     }
 }
 
@@ -148,10 +125,9 @@ impl Float for F16 {
     type Panel = [[[u16; LANES]; 2]; PAIRS];
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Self::Panel, sink: &mut impl Sink<S>) {
-        for (pair, [even, odd]) in packed.iter().enumerate() {
-            sink.put(pair, simd.load_f16(even), simd.load_f16(odd));
-        }
+    fn widened<S: Simd>(simd: S, packed: &Self::Panel, pair: usize) -> [S::F; 2] {
+        let [even, odd] = &packed[pair];
+        [simd.load_f16(even), simd.load_f16(odd)]
     }
 }
 
@@ -183,16 +159,21 @@ impl Float for Bf16 {
     const IS_TILE: bool = true;
 
     #[inline(always)]
-    fn unpack<S: Simd>(simd: S, packed: &Self::Panel, sink: &mut impl Sink<S>) {
-        for (pair, both) in packed.iter().enumerate() {
-            let both = simd.load_bytes(bytemuck::cast_ref(both));
-            let even = simd.as_floats(simd.shl::<16>(both));
-            sink.put(pair, even, simd.as_floats(simd.and(both, -0x1_0000)));
-        }
+    fn widened<S: Simd>(simd: S, packed: &Self::Panel, pair: usize) -> [S::F; 2] {
+        let both = simd.load_bytes(bytemuck::cast_ref(&packed[pair]));
+        [simd.as_floats(simd.shl::<16>(both)), simd.as_floats(simd.and(both, ODD))]
     }
 
     #[inline(always)]
-    fn operands<S: Simd>(simd: S, packed: &Self::Panel, sink: &mut impl Sink<S>) {
-        Self::unpack(simd, packed, sink);
+    fn operands<S: Simd>(simd: S, packed: &Self::Panel, pair: usize) -> [S::F; 2] {
+        Self::widened(simd, packed, pair)
+    }
+
+    #[inline(always)]
+    fn pairs<S: Simd>(simd: S, packed: &Self::Panel, four: usize) -> [S::I; 2] {
+        let both = simd.load_bytes(bytemuck::cast_ref(&packed[2 * four]));
+        let next = simd.load_bytes(bytemuck::cast_ref(&packed[2 * four + 1]));
+        let even = simd.or(simd.shl::<16>(both), simd.and(next, !ODD));
+        [even, simd.or(simd.and(both, ODD), simd.shr::<16>(next))]
     }
 }

@@ -11,7 +11,7 @@ mod q6_k;
 mod q8_0;
 mod units;
 
-pub(super) use float::{Bf16, F16, F32, Float, Sink};
+pub(super) use float::{Bf16, F16, F32, Float};
 pub(super) use q4_0::Q4_0;
 pub(super) use q4_k::Q4K;
 pub(super) use q5_k::Q5K;
