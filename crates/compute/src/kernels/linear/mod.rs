@@ -81,8 +81,8 @@ pub enum Terms {
     /// The nearest bfloat16: 8 bits.
     #[default]
     One,
-    /// That and the nearest to what is left: 16 bits, multiplied twice. For products whose errors are magnified, such as what
-    /// goes into a recurrent state; with few rows the weights' way from memory hides what it costs.
+    /// That and the nearest to what is left: 16 bits, multiplied twice. For products whose errors are magnified, such as
+    /// the scores of attention; with few rows the weights' way from memory hides what it costs.
     Two,
 }
 

@@ -4,6 +4,8 @@
 //! after each (Intel SDM, volume 2, VDPBF16PS): two links of one chain of fused multiply-adds. Results and operands below
 //! 2^-126 count as zero, as with tiles.
 
+use std::arch::x86_64::__cpuid;
+
 use super::{Kernel, avx512::Avx512, vnni::Vnni};
 
 /// Proof that the CPU has AVX512-BF16 beside what [`Vnni`] has: made by [`Bf16::detect`] alone.
@@ -14,6 +16,13 @@ impl Bf16 {
     /// The proof, where the CPU can give it.
     pub(super) fn detect() -> Option<Self> {
         Vnni::detect().filter(|_| is_x86_feature_detected!("avx512bf16")).map(Self)
+    }
+
+    /// Whether this CPU multiplies pairs faster than it does the same by float32 multiply-adds. AMD's take two products in the turn of
+    /// one; Intel's start one every other turn, where two multiply-adds start each.
+    pub(super) fn pays(self) -> bool {
+        let vendor = __cpuid(0);
+        [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() != b"GenuineIntel"
     }
 
     /// The products of bytes beside it.

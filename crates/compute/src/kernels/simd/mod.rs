@@ -312,9 +312,19 @@ pub(crate) enum Level {
 }
 
 impl Level {
-    /// The one that was [chosen](Self::choose), or else the widest; the same as long as the process runs.
+    /// The one that was [chosen](Self::choose), or else the fastest; the same as long as the process runs.
     pub(crate) fn best() -> Self {
-        *BEST.get_or_init(|| Self::available().last().copied().unwrap_or(Self::Scalar(scalar::Scalar)))
+        let fastest = || Self::available().into_iter().rfind(|level| level.pays());
+        *BEST.get_or_init(|| fastest().unwrap_or(Self::Scalar(scalar::Scalar)))
+    }
+
+    /// Whether it is faster here than what is narrower.
+    fn pays(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16(bf16) => bf16.pays(),
+            _ => true,
+        }
     }
 
     /// Makes this the [`best`](Self::best) one, if no other is in use.
