@@ -7,7 +7,7 @@ use candlewick::{
     arch::Model,
     config::{Dtype, EngineConfig, KvCacheGroups},
     engine::{
-        Engine, Event, ExecutorFactory, ModelText, Prompt, Request,
+        Engine, Event, ExecutorFactory, Generation, ModelText, Prompt, Request,
         executor::{Executor, StepOutput, StepPlan},
         fake::Gate,
         runner::{FilledSteps, Runner, RunnerConfig},
@@ -48,8 +48,6 @@ fn config(kv_groups: KvCacheGroups) -> EngineConfig {
         max_num_batched_tokens: 21,
         max_num_seqs: 16,
         max_model_len: 384,
-        // A busy machine's steps take long: prompts must not wait for that, or the crowd never is one.
-        itl_target: Some(Duration::from_secs(3600)),
         ..EngineConfig::default()
     }
 }
@@ -62,7 +60,12 @@ async fn start(model: Arc<dyn Model>, filled_rows: usize, gate: &Arc<Gate>) -> E
 /// An engine of the model on a cache as the configuration says.
 pub(super) async fn start_with(config: EngineConfig, model: Arc<dyn Model>, gate: Arc<Gate>) -> Engine {
     let info = candlewick::engine::ModelInfo { vocab_size: model.config().vocab_size, ..crate::engine::info() };
-    let config = EngineConfig { prefixes_are_shared: model.prefixes_are_shared(), ..config };
+    let config = EngineConfig {
+        prefixes_are_shared: model.prefixes_are_shared(),
+        // A busy machine's steps take long: prompts must not wait for that, or a crowd never is one.
+        itl_target: Some(Duration::from_secs(3600)),
+        ..config
+    };
     let &EngineConfig { num_blocks, block_size, max_num_seqs: num_states, max_model_len, .. } = &config;
     let most_rows = config.max_cudagraph_capture_size;
     let filled_steps = (most_rows > 0).then_some(FilledSteps { most_rows, max_model_len });
@@ -80,8 +83,8 @@ pub(super) async fn start_with(config: EngineConfig, model: Arc<dyn Model>, gate
     Engine::start(info, ModelText::default(), config, Arc::new(Telemetry::new("crowd")), factory).await.unwrap()
 }
 
-/// 32 tokens after a prompt, each the most likely.
-pub(super) async fn read(engine: Engine, ids: Vec<u32>) -> Vec<SampledToken> {
+/// Asks for 32 tokens after a prompt, each the most likely.
+async fn ask(engine: &Engine, ids: &[u32]) -> Generation {
     let params = SamplingParams {
         temperature: 0.0,
         max_tokens: Some(32),
@@ -89,8 +92,11 @@ pub(super) async fn read(engine: Engine, ids: Vec<u32>) -> Vec<SampledToken> {
         logprobs: Some(20),
         ..SamplingParams::default()
     };
-    let request = Request { params, ..Request::new(Prompt::Tokens(tokens(&ids))) };
-    let mut stream = engine.generate(request).await.unwrap();
+    let request = Request { params, ..Request::new(Prompt::Tokens(tokens(ids))) };
+    engine.generate(request).await.unwrap()
+}
+
+async fn all_of(mut stream: Generation) -> Vec<SampledToken> {
     let mut sampled = Vec::new();
     while let Some(event) = stream.next().await {
         if let Event::Delta(delta) = event.unwrap() {
@@ -98,6 +104,27 @@ pub(super) async fn read(engine: Engine, ids: Vec<u32>) -> Vec<SampledToken> {
         }
     }
     sampled
+}
+
+/// 32 tokens after a prompt, each the most likely.
+pub(super) async fn read(engine: Engine, ids: Vec<u32>) -> Vec<SampledToken> {
+    all_of(ask(&engine, &ids).await).await
+}
+
+/// What [`read`] gives for each prompt, of streams that are all there before the engine's gate opens. The first is in the first
+/// step by itself and the others wait in this order, so that every run has the same steps.
+pub(super) async fn read_together<'a>(
+    engine: &Engine,
+    gate: &Gate,
+    prompts: impl Iterator<Item = &'a [u32]>,
+) -> Vec<Vec<SampledToken>> {
+    let mut streams = Vec::new();
+    for ids in prompts {
+        streams.push(tokio::spawn(all_of(ask(engine, ids).await)));
+        crate::engine::until("the first step is there", || gate.reached()).await;
+    }
+    gate.open();
+    futures::future::join_all(streams).await.into_iter().map(|said| said.unwrap()).collect()
 }
 
 /// `logits` as log-probabilities.
@@ -120,17 +147,10 @@ pub(super) async fn crowd_of(
     let gate = Arc::new(Gate::default());
     let engine = start(model, filled_rows, &gate).await;
     let prompts = golden(name).prompts;
-    let streams = (0..6 * prompts.len()).map(|k| {
-        let ids = prompts[k % prompts.len()].ids.clone();
-        tokio::spawn(read(engine.clone(), ids))
-    });
-    let streams = streams.collect::<Vec<_>>();
-    crate::engine::until("the crowd is there", || engine.num_live() == streams.len()).await;
-    gate.open();
-    let mut sampled = Vec::new();
-    for (k, stream) in streams.into_iter().enumerate() {
-        sampled.push((k % prompts.len(), stream.await.unwrap()));
-    }
+    let of = |k| k % prompts.len();
+    let crowd = 6 * prompts.len();
+    let said = read_together(&engine, &gate, (0..crowd).map(|k| &prompts[of(k)].ids[..])).await;
+    let sampled = said.into_iter().enumerate().map(|(k, tokens)| (of(k), tokens)).collect();
     (engine, sampled)
 }
 

@@ -9,7 +9,7 @@ use candlewick::{
 };
 
 use super::{
-    crowd::{read, start_with},
+    crowd::{read, read_together, start_with},
     driver::{GoldenPrompt, golden, load_model},
 };
 
@@ -80,15 +80,10 @@ async fn a_crowd_that_takes_each_others_blocks_gets_the_bits_that_each_gets_alon
         }
         let gate = Arc::new(Gate::default());
         let (engine, _) = start(name, Dtype::Bfloat16, 3, &gate).await;
-        let streams = (0..3 * prompts.len()).map(|k| {
-            let ids = prompts[k % prompts.len()].ids.clone();
-            tokio::spawn(read(engine.clone(), ids))
-        });
-        let streams = streams.collect::<Vec<_>>();
-        crate::engine::until("the crowd is there", || engine.num_live() == streams.len()).await;
-        gate.open();
-        for (k, stream) in streams.into_iter().enumerate() {
-            assert!(stream.await.unwrap() == alone[k % prompts.len()], "{name}: stream {k} is not what it is alone");
+        let of = |k| k % prompts.len();
+        let said = read_together(&engine, &gate, (0..3 * prompts.len()).map(|k| &prompts[of(k)].ids[..])).await;
+        for (k, tokens) in said.iter().enumerate() {
+            assert!(*tokens == alone[of(k)], "{name}: stream {k} is not what it is alone");
         }
         let preemptions = engine.telemetry().totals().preemptions;
         assert!(preemptions > 0, "{name}: nobody was preempted, so this shows nothing of it");
