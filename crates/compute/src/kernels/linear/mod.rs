@@ -11,6 +11,7 @@
 //! well ([`fp8`]).
 
 mod ahead;
+mod aligned;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod arithmetic;

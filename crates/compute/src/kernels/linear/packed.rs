@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 
 use super::{
+    aligned::AlignedBytes,
     format::WeightFormat,
     panel::{PanelFormat, STEP, SUPER, SUPER_STEPS, with_format},
     rows::Row,
@@ -64,7 +65,7 @@ impl Packed {
 
     /// Bytes of all panels.
     pub(super) fn bytes(&self) -> usize {
-        self.bytes.len
+        self.bytes.as_slice().len()
     }
 
     /// All panels; `F` must be the weight's own format.
@@ -137,30 +138,5 @@ impl<F: PanelFormat> Pair<'_, F> {
         let (superblock, bytes) = if superblock + 1 < self.heads.len() { (superblock + 1, 0) } else { (0, on * len) };
         let steps = self.steps.as_ptr().wrapping_add(superblock * SUPER_STEPS);
         (self.heads.as_ptr().wrapping_add(superblock).wrapping_byte_add(bytes), steps.wrapping_byte_add(bytes))
-    }
-}
-
-/// Bytes at a cache line's boundary, that the operating system zeroes when they are first touched.
-struct AlignedBytes {
-    bytes: Vec<u8>,
-    start: usize,
-    len: usize,
-}
-
-impl AlignedBytes {
-    const ALIGNMENT: usize = 64;
-
-    fn zeroed(len: usize) -> Self {
-        let bytes = vec![0; len + Self::ALIGNMENT];
-        let start = bytes.as_ptr().align_offset(Self::ALIGNMENT);
-        Self { bytes, start, len }
-    }
-
-    fn as_slice(&self) -> &[u8] {
-        &self.bytes[self.start..][..self.len]
-    }
-
-    fn as_mut_slice(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..][..self.len]
     }
 }
