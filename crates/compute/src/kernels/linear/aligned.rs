@@ -1,11 +1,19 @@
 //! The memory that packed weights lie in.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Fewer bytes are not worth a range of their own.
+const WORTH_A_RANGE: usize = 2 << 20;
+/// Each may part two others from each other; Linux lets a process have 65,530 (`vm.max_map_count`).
+static RANGES: Ranges = Ranges { live: AtomicUsize::new(0), most: 16 * 1024 };
+
 /// Bytes at a cache line's boundary, that the operating system zeroes when they are first touched, in huge pages where it has them
 /// to give: what a processor fetches ahead of a stream by itself ends with a page.
 pub(super) struct AlignedBytes {
     bytes: Vec<u8>,
     start: usize,
     len: usize,
+    _range: Option<Range>,
 }
 
 impl AlignedBytes {
@@ -14,8 +22,11 @@ impl AlignedBytes {
     pub(super) fn zeroed(len: usize) -> Self {
         let bytes = vec![0; len + Self::ALIGNMENT];
         let start = bytes.as_ptr().align_offset(Self::ALIGNMENT);
-        prefer_huge_pages(&bytes);
-        Self { bytes, start, len }
+        let range = if len < WORTH_A_RANGE { None } else { RANGES.take() };
+        if range.is_some() {
+            prefer_huge_pages(&bytes);
+        }
+        Self { bytes, start, len, _range: range }
     }
 
     pub(super) fn as_slice(&self) -> &[u8] {
@@ -24,6 +35,28 @@ impl AlignedBytes {
 
     pub(super) fn as_mut_slice(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..][..self.len]
+    }
+}
+
+/// How many ranges of memory are unlike their neighbours.
+struct Ranges {
+    live: AtomicUsize,
+    most: usize,
+}
+
+/// One of [`Ranges`], until it is dropped.
+struct Range(&'static Ranges);
+
+impl Ranges {
+    fn take(&'static self) -> Option<Range> {
+        let one_more = |live| (live < self.most).then_some(live + 1);
+        self.live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok().map(|_| Range(self))
+    }
+}
+
+impl Drop for Range {
+    fn drop(&mut self) {
+        self.0.live.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -48,7 +81,7 @@ fn prefer_huge_pages(_: &[u8]) {}
 
 #[cfg(test)]
 mod tests {
-    use super::AlignedBytes;
+    use super::{AlignedBytes, AtomicUsize, Ranges};
 
     #[test]
     fn bytes_are_zeros_at_a_boundary() {
@@ -58,6 +91,15 @@ mod tests {
             assert!(bytes.as_slice().iter().all(|&byte| byte == 0));
             bytes.as_mut_slice().fill(1);
         }
+    }
+
+    #[test]
+    fn ranges_are_so_many_at_once() {
+        static TWO: Ranges = Ranges { live: AtomicUsize::new(0), most: 2 };
+        let [first, second, third] = [TWO.take(), TWO.take(), TWO.take()];
+        assert!(first.is_some() && second.is_some() && third.is_none());
+        drop(first);
+        assert!(TWO.take().is_some());
     }
 
     #[cfg(target_os = "linux")]
