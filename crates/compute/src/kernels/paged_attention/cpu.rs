@@ -16,7 +16,7 @@ use candle_core::Storage;
 use super::matrix;
 #[cfg(target_arch = "x86_64")]
 use super::pairs;
-use super::{PagedAttention, head_cache::HeadCache, in_place, task::Task, widened};
+use super::{PagedAttention, head_cache::HeadCache, heads::Heads, in_place, task::Task, widened};
 use crate::kernels::{
     cpu_tensor::{Rows, SharedMatrix, written},
     pool::{current_num_threads, for_each_task},
@@ -26,8 +26,8 @@ use crate::kernels::{
 
 /// Query vectors (queries times query heads) a task, at most, where a KV head has fewer query heads.
 const VECTORS_A_TASK: usize = 48;
-/// Tasks of one query a thread, where there are so many: some for whoever is done first.
-const TASKS_A_THREAD: usize = 4;
+/// Tasks of one query a thread, where there are so many: another one for whoever is done first.
+const TASKS_A_THREAD: usize = 2;
 
 /// All queries, `[n, heads * head_dim]`.
 pub(super) fn paged_attention(op: &PagedAttention<'_>, q: Rows<'_>) -> candle_core::Result<Vec<f32>> {
@@ -54,7 +54,7 @@ fn attend<E: CacheElement>(op: &PagedAttention<'_>, q: Rows<'_>, keys: &[E], val
         _ => VECTORS_A_TASK,
     };
     let queries_a_task = (vectors_a_task / group).max(1);
-    // A task of one query takes several heads, so that it can ask for what the next one needs.
+    // A task of one query takes several heads, which lie beside each other.
     let heads_a_task = op.rows.len() * config.kv_heads / (TASKS_A_THREAD * current_num_threads());
     let heads_a_task = heads_a_task.clamp(1, config.kv_heads);
     let mut tasks = Vec::new();
@@ -70,45 +70,47 @@ fn attend<E: CacheElement>(op: &PagedAttention<'_>, q: Rows<'_>, keys: &[E], val
     let write = |out: &SharedMatrix<'_, _>| {
         for_each_task(tasks.len(), true, |index| {
             let (row, queries, kv_heads) = tasks[index].clone();
-            let cache = |kv_head| HeadCache { keys, values, config, kv_head, row };
-            for kv_head in kv_heads.clone() {
-                let next = (kv_head + 1 < kv_heads.end).then(|| cache(kv_head + 1));
-                let queries = queries.clone();
-                let task = Task { config, kv_head, row, queries, group, q, scoring: op.scoring, out };
-                run(op.level, &task, &cache(kv_head), next.as_ref());
-            }
+            let kv_head = kv_heads.start;
+            let task = Task { config, kv_head, row, queries, group, q, scoring: op.scoring, out };
+            let cache = HeadCache { keys, values, config, kv_head, row };
+            run(op.level, &Heads { task, cache, count: kv_heads.len() });
         });
     };
     // SAFETY: the rows have all queries, and each task writes all of its own.
     unsafe { written(q.count * q.width, write) }
 }
 
-/// Computes a task; `next` is what the one after it will read.
-fn run<E: CacheElement>(level: Level, task: &Task<'_>, cache: &HeadCache<'_, E>, next: Option<&HeadCache<'_, E>>) {
+/// Computes a task for each of some KV heads.
+fn run<E: CacheElement>(level: Level, heads: &Heads<'_, E>) {
     thread_local! {
-        static VECTORS: RefCell<widened::Scratch> = RefCell::default();
+        static VECTORS: RefCell<Vec<widened::Scratch>> = RefCell::default();
     }
-    if in_place::suits(task) {
-        return VECTORS.with_borrow_mut(|scratch| in_place::run(level, task, cache, next, scratch));
+    if in_place::suits(&heads.task) {
+        return VECTORS.with_borrow_mut(|scratches| in_place::run(level, heads, scratches));
     }
     #[cfg(target_arch = "x86_64")]
     if let Level::Avx512Bf16(bf16) = level
         && E::ROUNDED
-        && pairs::suits(&task.config)
+        && pairs::suits(&heads.task.config)
     {
         thread_local! {
-            static PAIRS: RefCell<pairs::Scratch> = RefCell::default();
+            static PAIRS: RefCell<Vec<pairs::Scratch>> = RefCell::default();
         }
-        return PAIRS.with_borrow_mut(|scratch| pairs::run(bf16, task, cache, next, scratch));
+        return PAIRS.with_borrow_mut(|scratches| pairs::run(bf16, heads, scratches));
     }
-    match level {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        Level::Amx(amx) if E::ROUNDED => {
-            thread_local! {
-                static TILES: RefCell<matrix::Scratch> = RefCell::default();
+    for (task, cache) in heads.each() {
+        match level {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Level::Amx(amx) if E::ROUNDED => {
+                thread_local! {
+                    static TILES: RefCell<matrix::Scratch> = RefCell::default();
+                }
+                TILES.with_borrow_mut(|scratch| matrix::run(amx, &task, &cache, scratch));
             }
-            TILES.with_borrow_mut(|scratch| matrix::run(amx, task, cache, scratch));
+            _ => VECTORS.with_borrow_mut(|scratches| {
+                scratches.resize_with(scratches.len().max(1), widened::Scratch::default);
+                widened::run(level, &task, &cache, &mut scratches[0]);
+            }),
         }
-        _ => VECTORS.with_borrow_mut(|scratch| widened::run(level, task, cache, scratch)),
     }
 }

@@ -9,6 +9,7 @@ use crate::kernels::{
 };
 
 /// One row's keys and values of one head.
+#[derive(Clone, Copy)]
 pub(super) struct HeadCache<'a, E> {
     pub(super) keys: &'a [E],
     pub(super) values: &'a [E],
@@ -26,7 +27,12 @@ pub(super) struct Run {
     pub(super) positions: Range<usize>,
 }
 
-impl<E: CacheElement> HeadCache<'_, E> {
+impl<'a, E: CacheElement> HeadCache<'a, E> {
+    /// Those of another head.
+    pub(super) fn of_head(&self, kv_head: usize) -> Self {
+        Self { kv_head, ..*self }
+    }
+
     /// The positions from `positions.start` as far as they lie in one block.
     #[inline(always)]
     pub(super) fn run(&self, positions: Range<usize>) -> Run {
@@ -40,14 +46,14 @@ impl<E: CacheElement> HeadCache<'_, E> {
 
     /// The keys from a position to the end of its block, every `block_size` one dimension's.
     #[inline(always)]
-    pub(super) fn keys_from(&self, position: usize) -> &[E] {
+    pub(super) fn keys_from(&self, position: usize) -> &'a [E] {
         let run = self.run(position..position + 1);
         &self.keys[run.part][run.offset..]
     }
 
     /// The values from a position to the end of its block, every `head_dim` one key's.
     #[inline(always)]
-    pub(super) fn values_from(&self, position: usize) -> &[E] {
+    pub(super) fn values_from(&self, position: usize) -> &'a [E] {
         let run = self.run(position..position + 1);
         &self.values[run.part][run.offset * self.config.head_dim..]
     }
@@ -55,7 +61,7 @@ impl<E: CacheElement> HeadCache<'_, E> {
     /// Some of the keys' memory, which is where values from a position to the end of its block are in theirs; none where the
     /// row has no such position.
     #[inline(always)]
-    pub(super) fn keys_beside(&self, position: usize) -> &[E] {
+    pub(super) fn keys_beside(&self, position: usize) -> &'a [E] {
         if position / self.config.block_size >= self.row.blocks.len() {
             return &[];
         }

@@ -4,11 +4,11 @@
 use std::marker::PhantomData;
 
 use super::{
-    KEYS,
     head_cache::HeadCache,
+    heads::{Coming, Heads, OneTile},
     register_tile::{Chains, GROUP, Panels},
     task::{KeyTile, Task},
-    widened::{Finish, Scratch, put_sums, score_vectors, sums_of},
+    widened::{Begin, Finish, Scratch, put_sums, score_vectors, sums_of},
 };
 use crate::kernels::{
     simd::{Kernel, LANES, Level, Simd},
@@ -31,36 +31,14 @@ pub(super) fn suits(task: &Task<'_>) -> bool {
         && head_dim.is_multiple_of(PANELS * LANES)
 }
 
-/// Computes a task that [`suits`]; `next` is the cache of the same row that will be read after this.
-pub(super) fn run<E: CacheElement>(
-    level: Level,
-    task: &Task<'_>,
-    cache: &HeadCache<'_, E>,
-    next: Option<&HeadCache<'_, E>>,
-    scratch: &mut Scratch,
-) {
-    scratch.begin(task);
-    scratch.take_queries::<E>(task, VECTORS);
-    for (tile, coming) in tiles(task, cache, next) {
-        level.run(OneTile { task, cache, tile: &tile, coming, scratch });
-    }
-    level.run(Finish(task, scratch));
-}
-
-/// What will be read next: the tile that begins there.
-pub(super) type Coming<'a, E> = Option<(&'a HeadCache<'a, E>, usize)>;
-
-/// The tiles of keys that a task goes through, each with what comes after it; after the last that is the first of `next`.
-pub(super) fn tiles<'a, E: CacheElement>(
-    task: &Task<'_>,
-    cache: &'a HeadCache<'a, E>,
-    next: Option<&'a HeadCache<'a, E>>,
-) -> impl Iterator<Item = (KeyTile, Coming<'a, E>)> {
-    let first = task.key_tiles().next().map(|tile| tile.start);
-    task.key_tiles().map(move |tile| {
-        let following = (tile.start + KEYS < tile.end).then_some((cache, tile.start + KEYS));
-        (tile, following.or(next.zip(first)))
-    })
+/// Computes a task that [`suits`] for each of some KV heads.
+pub(super) fn run<E: CacheElement>(level: Level, heads: &Heads<'_, E>, scratches: &mut Vec<Scratch>) {
+    heads.run(
+        scratches,
+        |task, scratch| level.run(Begin::<E> { task, tile_rows: VECTORS, scratch, element: PhantomData }),
+        |tile| level.run(tile),
+        |task, scratch| level.run(Finish(task, scratch)),
+    );
 }
 
 /// Panels where they lie in the cache: sixteen neighbours every `stride`, the first those of entry `first`. Meanwhile asks
@@ -108,15 +86,6 @@ impl<S: Simd, E: CacheElement, const P: usize> Panels<S, P> for InPlace<'_, E, P
     }
 }
 
-/// A task's work on one tile, with buffers of its own kind.
-pub(super) struct OneTile<'a, E, T> {
-    pub(super) task: &'a Task<'a>,
-    pub(super) cache: &'a HeadCache<'a, E>,
-    pub(super) tile: &'a KeyTile,
-    pub(super) coming: Coming<'a, E>,
-    pub(super) scratch: &'a mut T,
-}
-
 /// Takes a task's one query over the keys and values of a tile, all of which it sees.
 impl<E: CacheElement> Kernel for OneTile<'_, E, Scratch> {
     type Output = ();
@@ -156,24 +125,37 @@ fn score<S: Simd, E: CacheElement, const R: usize, const P: usize>(
     tile: &KeyTile,
     scratch: &mut Scratch,
 ) {
-    let KvCacheConfig { block_size, head_dim, .. } = task.config;
     let KeyTile { start, ref positions, .. } = *tile;
-    let vectors = (positions.start - start) / LANES..(positions.end - start).div_ceil(LANES);
-    for vector in vectors.clone().step_by(P) {
-        // Panels past the last vector take that one again; what they give is not kept.
-        let position = |p: usize| start + (vector + p).min(vectors.end - 1) * LANES;
-        let run = |p: usize| cache.run(position(p)..position(p) + 1);
-        let from = std::array::from_fn(|p| cache.keys_from(position(p)));
-        let coming = std::array::from_fn(|p| &cache.values[run(p).part][run(p).offset..]);
-        let queries = scratch.queries[..R * head_dim].as_chunks::<R>().0;
-        let keys = InPlace::<E, P>::new(from, coming, 0, head_dim, block_size);
-        let mut scores = [[0.0; KEYS]; R];
-        score_vectors(simd, queries, keys, &mut scores, 0);
-        let kept = vector * LANES..vectors.end.min(vector + P) * LANES;
-        for (to, scores) in scratch.scores.iter_mut().zip(&scores) {
-            to[kept.clone()].copy_from_slice(&scores[..kept.len()]);
-        }
+    let end = (positions.end - start).div_ceil(LANES);
+    let mut vector = (positions.start - start) / LANES;
+    while vector + P <= end {
+        score_panels::<S, E, R, P>(simd, task, cache, start, vector, scratch);
+        vector += P;
     }
+    while vector < end {
+        score_panels::<S, E, R, 1>(simd, task, cache, start, vector, scratch);
+        vector += 1;
+    }
+}
+
+/// Those with `P` vectors of keys of the tile that begins at `start`.
+#[inline(always)]
+fn score_panels<S: Simd, E: CacheElement, const R: usize, const P: usize>(
+    simd: S,
+    task: &Task<'_>,
+    cache: &HeadCache<'_, E>,
+    start: usize,
+    vector: usize,
+    scratch: &mut Scratch,
+) {
+    let KvCacheConfig { block_size, head_dim, .. } = task.config;
+    let position = |p: usize| start + (vector + p) * LANES;
+    let run = |p: usize| cache.run(position(p)..position(p) + 1);
+    let from = std::array::from_fn(|p| cache.keys_from(position(p)));
+    let coming = std::array::from_fn(|p| &cache.values[run(p).part][run(p).offset..]);
+    let queries = scratch.queries[..R * head_dim].as_chunks::<R>().0;
+    let keys = InPlace::<E, P>::new(from, coming, 0, head_dim, block_size);
+    score_vectors(simd, queries, keys, &mut scratch.scores, vector);
 }
 
 /// Adds the tile's weighted values to `P` panels of the sums of `R` query vectors. Meanwhile asks for the keys that come

@@ -16,6 +16,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod head_cache;
+mod heads;
 #[cfg(test)]
 mod host_twin_tests;
 mod in_place;

@@ -6,8 +6,8 @@
 
 use super::{
     KEYS,
-    head_cache::HeadCache,
-    in_place::{InPlace, OneTile, tiles},
+    heads::{Heads, OneTile},
+    in_place::InPlace,
     register_tile::{FOUR, GROUP, PairPanels, add_group, tile_range, with_rows},
     task::{KeyTile, Task},
     widened::{self, Finish, put_sums, sums_of},
@@ -38,39 +38,46 @@ pub(super) fn suits(config: &KvCacheConfig) -> bool {
     config.block_size.is_multiple_of(LANES) && config.head_dim.is_multiple_of(LANES)
 }
 
-/// Computes a task over a cache that [`suits`]; `next` is the cache of the same row that will be read after this.
-pub(super) fn run<E: CacheElement>(
-    bf16: Bf16,
-    task: &Task<'_>,
-    cache: &HeadCache<'_, E>,
-    next: Option<&HeadCache<'_, E>>,
-    scratch: &mut Scratch,
-) {
+/// Computes a task over a cache that [`suits`] for each of some KV heads.
+pub(super) fn run<E: CacheElement>(bf16: Bf16, heads: &Heads<'_, E>, scratches: &mut Vec<Scratch>) {
     let level = Level::Avx512Bf16(bf16);
-    scratch.begin(task, level.tile_rows());
-    for (tile, coming) in tiles(task, cache, next) {
-        bf16.run(OneTile { task, cache, tile: &tile, coming, scratch });
-    }
-    level.run(Finish(task, &scratch.shared));
+    heads.run(
+        scratches,
+        |task, scratch| bf16.run(Begin { task, tile_rows: level.tile_rows(), scratch }),
+        |tile| bf16.run(tile),
+        |task, scratch| level.run(Finish(task, &scratch.shared)),
+    );
 }
 
-impl Scratch {
-    /// Makes room for a task's query vectors, and takes these in register tiles of at most `tile_rows`.
-    fn begin(&mut self, task: &Task<'_>, tile_rows: usize) {
+/// Makes room for a task's query vectors, and takes these in register tiles of at most `tile_rows`.
+struct Begin<'a> {
+    task: &'a Task<'a>,
+    tile_rows: usize,
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for Begin<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { task, tile_rows, scratch } = self;
         let (vectors, head_dim) = (task.vectors(), task.config.head_dim);
-        self.shared.begin(task);
-        self.queries.resize(self.queries.len().max(vectors * head_dim / 2), 0);
-        self.weights.resize(self.weights.len().max(vectors), [0; KEYS]);
+        scratch.shared.make_room(task);
+        scratch.queries.resize(scratch.queries.len().max(vectors * head_dim / 2), 0);
+        scratch.weights.resize(scratch.weights.len().max(vectors), [0; KEYS]);
         for tile in 0..vectors.div_ceil(tile_rows) {
             let range = tile_range(vectors, tile_rows, tile);
             let rows = range.len();
-            let to = &mut self.queries[range.start * head_dim / 2..range.end * head_dim / 2];
+            let to = &mut scratch.queries[range.start * head_dim / 2..range.end * head_dim / 2];
             for (column, vector) in range.enumerate() {
-                let fours = task.query(vector).as_chunks::<FOUR>().0;
-                for (to, four) in to.chunks_exact_mut(2 * rows).zip(fours) {
-                    let [a, b, c, d] = four.map(|x| u32::from(<half::bf16 as CacheElement>::from_f32(x).to_bits()));
-                    to[column] = a << 16 | c;
-                    to[rows + column] = b << 16 | d;
+                let from = task.query(vector).as_chunks::<LANES>().0;
+                for (to, from) in to.chunks_exact_mut(LANES / 2 * rows).zip(from) {
+                    let pairs = simd.pairs_of_fours(simd.round_bf16_or_nan(simd.load(from)));
+                    let pairs = simd.to_integers(pairs);
+                    for (to, pairs) in to.chunks_exact_mut(2 * rows).zip(pairs.as_chunks::<FOUR>().0) {
+                        (to[column], to[rows + column]) = (pairs[0] as u32, pairs[1] as u32);
+                    }
                 }
             }
         }

@@ -11,6 +11,7 @@ use crate::kernels::{
 
 /// Some queries of one row and one KV head. A query and a query head are a query vector: those of the first query come
 /// first, then those of the second, and so on.
+#[derive(Clone)]
 pub(super) struct Task<'a> {
     pub(super) config: KvCacheConfig,
     pub(super) kv_head: usize,
@@ -25,6 +26,7 @@ pub(super) struct Task<'a> {
 }
 
 /// A tile of keys that a task has use for.
+#[derive(Clone)]
 pub(super) struct KeyTile {
     /// Its first position, a multiple of [`KEYS`].
     pub(super) start: usize,
@@ -35,6 +37,11 @@ pub(super) struct KeyTile {
 }
 
 impl Task<'_> {
+    /// The same queries of another KV head.
+    pub(super) fn of_head(&self, kv_head: usize) -> Self {
+        Self { kv_head, ..self.clone() }
+    }
+
     /// Query vectors.
     #[inline(always)]
     pub(super) fn vectors(&self) -> usize {

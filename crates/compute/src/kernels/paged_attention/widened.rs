@@ -40,28 +40,13 @@ pub(super) struct Scratch {
 
 impl Scratch {
     /// Makes room for the scores and sums of a task.
-    pub(super) fn begin(&mut self, task: &Task<'_>) {
+    pub(super) fn make_room(&mut self, task: &Task<'_>) {
         let vectors = task.vectors();
         let panels = task.config.head_dim.div_ceil(LANES);
         self.scores.resize(self.scores.len().max(vectors), [0.0; KEYS]);
         self.sums.clear();
         self.sums.resize(vectors * panels, [0.0; LANES]);
         task.begin_softmax(&mut self.softmax);
-    }
-
-    /// Takes a task's query vectors, in register tiles of at most `tile_rows`.
-    pub(super) fn take_queries<E: CacheElement>(&mut self, task: &Task<'_>, tile_rows: usize) {
-        let (vectors, head_dim) = (task.vectors(), task.config.head_dim);
-        self.queries.resize(self.queries.len().max(vectors * head_dim), 0.0);
-        for tile in 0..vectors.div_ceil(tile_rows) {
-            let range = tile_range(vectors, tile_rows, tile);
-            for (column, vector) in range.clone().enumerate() {
-                let to = self.queries[range.start * head_dim + column..].iter_mut().step_by(range.len());
-                for (to, &x) in to.zip(task.query(vector)) {
-                    *to = if const { E::ROUNDED } { <half::bf16 as CacheElement>::from_f32(x).to_f32() } else { x };
-                }
-            }
-        }
     }
 
     /// Turns a query vector's scores into weights, and rescales what it summed where its maximum rises.
@@ -94,6 +79,39 @@ impl Scratch {
     }
 }
 
+/// Makes room for a task and takes its query vectors, in register tiles of at most `tile_rows`.
+pub(super) struct Begin<'a, E> {
+    pub(super) task: &'a Task<'a>,
+    pub(super) tile_rows: usize,
+    pub(super) scratch: &'a mut Scratch,
+    pub(super) element: PhantomData<E>,
+}
+
+impl<E: CacheElement> Kernel for Begin<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { task, tile_rows, scratch, .. } = self;
+        let (vectors, head_dim) = (task.vectors(), task.config.head_dim);
+        scratch.make_room(task);
+        scratch.queries.resize(scratch.queries.len().max(vectors * head_dim), 0.0);
+        for tile in 0..vectors.div_ceil(tile_rows) {
+            let range = tile_range(vectors, tile_rows, tile);
+            let to = &mut scratch.queries[range.start * head_dim..range.end * head_dim];
+            for (column, vector) in range.clone().enumerate() {
+                for (to, from) in to.chunks_mut(LANES * range.len()).zip(task.query(vector).chunks(LANES)) {
+                    let x = simd.load_partial(from, 0.0);
+                    let x = simd.to_array(if const { E::ROUNDED } { simd.round_bf16_or_nan(x) } else { x });
+                    for (to, x) in to[column..].iter_mut().step_by(range.len()).zip(x) {
+                        *to = x;
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Divides a task's sums by its weights.
 pub(super) struct Finish<'a>(pub(super) &'a Task<'a>, pub(super) &'a Scratch);
 
@@ -115,8 +133,7 @@ impl Kernel for Finish<'_> {
 pub(super) fn run<E: CacheElement>(level: Level, task: &Task<'_>, cache: &HeadCache<'_, E>, scratch: &mut Scratch) {
     let head_dim = task.config.head_dim;
     let tile_rows = level.tile_rows();
-    scratch.begin(task);
-    scratch.take_queries::<E>(task, tile_rows);
+    level.run(Begin::<E> { task, tile_rows, scratch, element: PhantomData });
     scratch.keys.resize(scratch.keys.len().max(KEY_VECTORS * head_dim), [0.0; LANES]);
     scratch.values.resize(scratch.values.len().max(head_dim.div_ceil(LANES) * KEYS), [0.0; LANES]);
     for tile in task.key_tiles() {

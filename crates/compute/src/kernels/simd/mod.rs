@@ -158,6 +158,14 @@ pub(crate) trait Simd: Copy + Send + Sync {
         self.as_floats(self.and(rounded, -0x1_0000))
     }
 
+    /// The nearest bfloat16, ties to even; a NaN stays one, whatever its lower half.
+    #[inline(always)]
+    fn round_bf16_or_nan(self, x: Self::F) -> Self::F {
+        // Infinity, or NaN where `x` is.
+        let most = self.fma(x, x, self.splat(f32::INFINITY));
+        self.min(self.round_bf16(x), most)
+    }
+
     /// Reads up to sixteen floats; the lanes past the end of `from` are `fill`.
     #[inline(always)]
     fn load_partial(self, from: &[f32], fill: f32) -> Self::F {
@@ -449,6 +457,7 @@ mod tests {
                 s.splat(s.sum(v)),
                 s.splat(s.max_lane(v)),
                 s.round_bf16(v),
+                s.round_bf16_or_nan(half),
                 s.to_f32(s.add_integers(bytes, signed)),
                 s.to_f32(s.mul_integers(s.as_integers(v), signed)),
                 s.splat(s.largest_lane(s.max_magnitude(s.as_integers(s.mul(v, v)), half)) as f32),
@@ -543,6 +552,27 @@ mod tests {
                 let got = level.run(Widen([bits; LANES]))[3];
                 let want = half::f16::from_bits(bits).to_f32();
                 assert!(got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()), "{bits:04x} on {level:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_are_rounded_to_the_nearest_bfloat16_and_nan_stays_nan() {
+        struct Round(f32);
+        impl Kernel for Round {
+            type Output = f32;
+            #[inline(always)]
+            fn run<S: Simd>(self, s: S) -> f32 {
+                s.to_array(s.round_bf16_or_nan(s.splat(self.0)))[0]
+            }
+        }
+        let corners = [0, 1, 0x7f7f_7fff, 0x7f7f_8000, 0x7f7f_ffff, 0x7f80_0000, 0x7f80_0001, 0x7fc0_0000, 0x7fff_ffff];
+        let others = (0..0x7f80_0000).step_by(0x1_2345);
+        for bits in corners.into_iter().chain(others).flat_map(|bits| [bits, bits | 1 << 31]) {
+            let want = half::bf16::from_f32(f32::from_bits(bits)).to_f32();
+            for level in Level::tested() {
+                let got = level.run(Round(f32::from_bits(bits)));
+                assert!(got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()), "{bits:08x} on {level:?}");
             }
         }
     }
