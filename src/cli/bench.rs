@@ -53,6 +53,9 @@ pub(super) struct BenchArgs {
     /// Numbers of streams that decode at once.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,32", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Vec<u32>,
+    /// Tokens that the prompts of streams that decode at once have in common, before 128 of their own.
+    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
+    random_prefix_len: u32,
     /// Print one JSON object instead of a table.
     #[arg(long)]
     json: bool,
@@ -83,7 +86,7 @@ pub(super) fn run(mut args: BenchArgs) -> Result<(), Stop> {
         }
         let engine = start_engine(&args.model, &args.engine).await?;
         let progress = progress(args.batch.len());
-        let bench = Bench { engine, threads: args.model.threads, progress, requests: AtomicU64::new(0) };
+        let bench = Bench { engine, threads: args.model.threads, progress, salts: AtomicU64::new(0) };
         let report = bench.run(&args, started).await?;
         bench.progress.finish_and_clear();
         if args.json {
@@ -110,6 +113,8 @@ struct Report {
     model: String,
     dtype: String,
     prompt: usize,
+    /// Tokens that streams that decode at once have in common.
+    prefix: usize,
     load: Duration,
     first_token: Duration,
     /// Tokens a second.
@@ -128,7 +133,7 @@ struct Batch {
     streams: usize,
     /// Tokens a second, all streams together.
     rate: f64,
-    /// Tokens of context a stream, on the average.
+    /// Tokens of its own a stream, on the average.
     context: f64,
     /// Of the first stream's ids.
     hash: String,
@@ -138,8 +143,8 @@ struct Bench {
     engine: Engine,
     threads: Option<usize>,
     progress: ProgressBar,
-    /// Made so far.
-    requests: AtomicU64,
+    /// Given so far.
+    salts: AtomicU64,
 }
 
 impl Bench {
@@ -159,7 +164,7 @@ impl Bench {
         let mut batches = Vec::new();
         for &streams in &args.batch {
             self.step(&format!("{streams} streams"));
-            batches.push(self.decode(streams as usize, args.r#gen as usize, args.engine.max_num_batched_tokens).await?);
+            batches.push(self.decode(streams as usize, args).await?);
         }
         // The best of both: whatever else the machine does only makes it slower.
         let limits = before.best(self.limits().await?);
@@ -168,6 +173,7 @@ impl Bench {
             model: info.name.clone(),
             dtype: info.dtype.clone(),
             prompt,
+            prefix: args.random_prefix_len as usize,
             load,
             first_token,
             prefill: prefills[prefills.len() / 2],
@@ -195,23 +201,38 @@ impl Bench {
     /// The time from asking to the first token after a prompt.
     async fn prefill(&self, tokens: usize, round: usize) -> Result<Duration> {
         let asked = Instant::now();
-        let mut events = self.engine.generate(self.request(tokens, 1, round, 0)).await?;
+        self.first_token(self.request(self.drawn(tokens, round, 0), 1, self.salt())).await?;
+        Ok(asked.elapsed())
+    }
+
+    /// Waits for a request's first token.
+    async fn first_token(&self, request: Request) -> Result<()> {
+        let mut events = self.engine.generate(request).await?;
         while let Some(event) = events.next().await {
             if let Event::Delta(_) = event? {
-                return Ok(asked.elapsed());
+                return Ok(());
             }
         }
         Err(Error::internal("a stream ended without a token"))
     }
 
     /// Measures from when all streams have their first token until each has `steps` more.
-    async fn decode(&self, streams: usize, steps: usize, step_tokens: usize) -> Result<Batch> {
+    async fn decode(&self, streams: usize, args: &BenchArgs) -> Result<Batch> {
+        let (steps, step_tokens) = (args.r#gen as usize, args.engine.max_num_batched_tokens);
+        let (prefix, salt) = (self.drawn(args.random_prefix_len as usize, 1, 0), self.salt());
         // While the last prompts are prefilled, the first streams decode already.
-        let ahead = (streams * DECODE_PROMPT).div_ceil(step_tokens.saturating_sub(streams).max(1)) + SLACK;
+        let prompts = streams * (prefix.len() + DECODE_PROMPT);
+        let ahead = prompts.div_ceil(step_tokens.saturating_sub(streams).max(1)) + SLACK;
         let most = steps + ahead;
+        if !prefix.is_empty() {
+            // The streams find it where this leaves it.
+            self.first_token(self.request(prefix.clone(), 1, salt)).await?;
+        }
         let mut all = SelectAll::new();
         for stream in 0..streams {
-            let events = self.engine.generate(self.request(DECODE_PROMPT, most, 0, stream)).await?;
+            let prompt = [prefix.as_slice(), &self.drawn(DECODE_PROMPT, 0, stream)].concat();
+            let salt = if prefix.is_empty() { self.salt() } else { salt };
+            let events = self.engine.generate(self.request(prompt, most, salt)).await?;
             all.push(events.map(move |event| (stream, event)));
         }
         let mut counts = vec![0usize; streams];
@@ -249,20 +270,26 @@ impl Bench {
         })
     }
 
-    /// A request of drawn tokens, the same for the same round and stream. The salt keeps it from finding in the prefix
-    /// cache what another one left there.
-    fn request(&self, tokens: usize, max_tokens: usize, round: usize, stream: usize) -> Request {
+    /// Drawn tokens, the same for the same round and stream.
+    fn drawn(&self, tokens: usize, round: usize, stream: usize) -> Vec<TokenId> {
         let vocab = self.engine.info().vocab_size.max(1);
         let id = |k: usize| TokenId(((round * 15_485_863 + stream * 7919 + k * 104_729 + 1) % vocab) as u32);
+        (0..tokens).map(id).collect()
+    }
+
+    /// What keeps requests from finding in the prefix cache what those of another salt left there.
+    fn salt(&self) -> u64 {
+        self.salts.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn request(&self, prompt: Vec<TokenId>, max_tokens: usize, salt: u64) -> Request {
         let params = SamplingParams {
             temperature: 0.0,
             ignore_eos: true,
             max_tokens: Some(u32::try_from(max_tokens).unwrap_or(u32::MAX)),
             ..SamplingParams::default()
         };
-        let salt = self.requests.fetch_add(1, Ordering::Relaxed);
-        let prompt = Prompt::Tokens((0..tokens).map(id).collect());
-        Request { params, cache_salt: Some(format!("bench {salt}")), ..Request::new(prompt) }
+        Request { params, cache_salt: Some(format!("bench {salt}")), ..Request::new(Prompt::Tokens(prompt)) }
     }
 }
 
@@ -272,9 +299,10 @@ impl Report {
         2.0 * self.block_parameters as f64 * self.prefill / self.limits.operations_per_second(arithmetic)
     }
 
-    /// Bytes a second that a batch reads: each step all weights, and each stream's keys and values.
+    /// Bytes a second that a batch has to read: each step all weights, each stream's keys and values, and once those that
+    /// they have in common.
     fn read_per_second(&self, batch: &Batch) -> f64 {
-        let kv = batch.streams as f64 * batch.context * self.kv_bytes_per_token as f64;
+        let kv = (batch.streams as f64 * batch.context + self.prefix as f64) * self.kv_bytes_per_token as f64;
         (self.weight_bytes as f64 + kv) * batch.rate / batch.streams as f64
     }
 
@@ -289,6 +317,7 @@ impl Report {
             "model": self.model,
             "dtype": self.dtype,
             "prompt": self.prompt,
+            "prefix": self.prefix,
             "prefill_tok_s": round(self.prefill, 1),
             "prefill_share": round(self.prefill_share(Arithmetic::Bfloat16), 3),
             "prefill_int8_share": round(self.prefill_share(Arithmetic::Bytes), 3),
@@ -324,6 +353,9 @@ impl Report {
             [Arithmetic::Bfloat16, Arithmetic::Bytes].map(|kind| self.prefill_share(kind) * 100.0);
         let share = format!("{of_bfloat16:3.0} % of multiplying bfloat16, {of_bytes:.0} % of bytes");
         writeln!(out, "{prefill:>12} {:>10.1}   {share}", self.prefill)?;
+        if self.prefix > 0 {
+            writeln!(out, "{:>12} {:>10}   {} tokens in common", "", "", self.prefix)?;
+        }
         for batch in &self.batches {
             let share = self.read_per_second(batch) / read * 100.0;
             let name = format!("decode × {}", batch.streams);

@@ -196,3 +196,28 @@ async fn in_bfloat16_all_streams_of_a_prompt_agree_whatever_befell_them() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_that_begin_alike_say_the_same_as_alone() {
+    // Full attention, some layers with a window, and queries of one head each.
+    for name in ["llama", "gemma2", "gpt2"] {
+        let model = load_model(name, Dtype::Bfloat16);
+        let config =
+            || EngineConfig { num_blocks: 120 * model.info().kv_groups.count(), ..config(model.info().kv_groups) };
+        let known: Vec<u32> = golden(name).prompts.iter().flat_map(|prompt| prompt.ids.clone()).collect();
+        let beginning: Vec<u32> = known.iter().copied().cycle().take(150).collect();
+        // Three go on alike for a while, and one ends before the others part.
+        let mut prompts: Vec<_> = (0..8).map(|k| [&beginning[..], &known[k..k + 3]].concat()).collect();
+        prompts.extend((0..3).map(|k| [&beginning[..100], &known[..40], &known[k..k + 1]].concat()));
+        prompts.push(beginning[..70].to_vec());
+        let gate = Arc::new(Gate::default());
+        let engine = start_with(config(), model.clone(), gate.clone()).await;
+        let together = read_together(&engine, &gate, prompts.iter().map(|ids| &ids[..])).await;
+        let hits = engine.telemetry().totals().prefix_cache_hit_tokens;
+        assert!(hits > 128 * 7, "{name}: {hits} tokens found, so too little was in common");
+        for (k, (ids, said)) in prompts.into_iter().zip(together).enumerate() {
+            let alone = start_with(config(), model.clone(), gate.clone()).await;
+            assert!(read(alone, ids).await == said, "{name}: stream {k} says something else alone");
+        }
+    }
+}

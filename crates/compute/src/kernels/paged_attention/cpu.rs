@@ -1,7 +1,8 @@
 //! Paged attention on the CPU: what the tasks are, and who takes which.
 //!
-//! A task is one KV head of one row and some of its queries, with all query heads that share the KV head. It goes through
-//! the row's keys in tiles of 64. Four ways lead to the same bits:
+//! A thread takes a unit of queries ([`cascade`](super::cascade)) and some KV heads. A task is one KV head and a stretch of
+//! keys that some of those queries go through, with all query heads that share the KV head, in tiles of 64. Four ways lead
+//! to the same bits:
 //!
 //! - [`matrix`]: many query vectors, where the machine has tiles and the cache fits them;
 //! - [`pairs`]: more than few over bfloat16 where they lie, where the machine multiplies pairs of it;
@@ -16,7 +17,16 @@ use candle_core::Storage;
 use super::matrix;
 #[cfg(target_arch = "x86_64")]
 use super::pairs;
-use super::{PagedAttention, head_cache::HeadCache, heads::Heads, in_place, task::Task, widened};
+use super::{
+    PagedAttention,
+    carried::Carried,
+    cascade::{Cascade, Most},
+    head_cache::HeadCache,
+    heads::Heads,
+    in_place,
+    task::Task,
+    widened,
+};
 use crate::kernels::{
     cpu_tensor::{Rows, SharedMatrix, written},
     pool::{current_num_threads, for_each_task},
@@ -28,6 +38,11 @@ use crate::kernels::{
 const VECTORS_A_TASK: usize = 48;
 /// Tasks of one query a thread, where there are so many: another one for whoever is done first.
 const TASKS_A_THREAD: usize = 2;
+
+thread_local! {
+    static CASCADE: RefCell<Cascade> = RefCell::default();
+    static CARRIED: RefCell<Carried> = RefCell::default();
+}
 
 /// All queries, `[n, heads * head_dim]`.
 pub(super) fn paged_attention(op: &PagedAttention<'_>, q: Rows<'_>) -> candle_core::Result<Vec<f32>> {
@@ -53,31 +68,49 @@ fn attend<E: CacheElement>(op: &PagedAttention<'_>, q: Rows<'_>, keys: &[E], val
         Level::Amx(_) if E::ROUNDED => matrix::VECTORS_A_TASK,
         _ => VECTORS_A_TASK,
     };
-    let queries_a_task = (vectors_a_task / group).max(1);
-    // A task of one query takes several heads, which lie beside each other.
-    let heads_a_task = op.rows.len() * config.kv_heads / (TASKS_A_THREAD * current_num_threads());
-    let heads_a_task = heads_a_task.clamp(1, config.kv_heads);
-    let mut tasks = Vec::new();
-    for row in op.rows {
-        let heads_a_task = if row.queries.len() == 1 { heads_a_task } else { 1 };
-        for queries in (0..row.queries.len()).step_by(queries_a_task) {
-            let queries = queries..row.queries.len().min(queries + queries_a_task);
+    let shared_by = TASKS_A_THREAD * current_num_threads();
+    let of_a_row = (vectors_a_task / group).max(1);
+    // Fewer where threads would have nothing to do.
+    let of_a_prefix = (op.rows.len() * config.kv_heads / shared_by).clamp(1, of_a_row);
+    let mut cascade = CASCADE.take();
+    cascade.plan(op.rows, config.block_size, op.scoring.window, Most { of_a_row, of_a_prefix });
+    let Cascade { queries, units, stretches, .. } = &cascade;
+    // Single queries are computed for several heads at once, which lie beside each other.
+    let heads_a_task = (units.len() * config.kv_heads / shared_by).clamp(1, config.kv_heads);
+    let tasks: Vec<_> = units
+        .iter()
+        .flat_map(|unit| {
+            let last = &stretches[unit.stretches.end - 1];
+            let heads_a_task = if last.queries.len() == 1 { heads_a_task } else { 1 };
             let heads = (0..config.kv_heads).step_by(heads_a_task);
-            let heads = heads.map(|head| head..config.kv_heads.min(head + heads_a_task));
-            tasks.extend(heads.map(|kv_heads| (row, queries.clone(), kv_heads)));
-        }
-    }
+            heads.map(move |head| (unit, head..config.kv_heads.min(head + heads_a_task)))
+        })
+        .collect();
     let write = |out: &SharedMatrix<'_, _>| {
         for_each_task(tasks.len(), true, |index| {
-            let (row, queries, kv_heads) = tasks[index].clone();
-            let kv_head = kv_heads.start;
-            let task = Task { config, kv_head, row, queries, group, q, scoring: op.scoring, out };
-            let cache = HeadCache { keys, values, config, kv_head, row };
-            run(op.level, &Heads { task, cache, count: kv_heads.len() });
+            let (unit, ref kv_heads) = tasks[index];
+            let queries = &queries[unit.queries.clone()];
+            CARRIED.with(|carried| {
+                if unit.stretches.len() > 1 {
+                    carried.borrow_mut().make_room(queries.len() * op.heads, config.head_dim);
+                }
+                for stretch in &stretches[unit.stretches.clone()] {
+                    let blocks = op.rows[queries[stretch.queries.start].row].blocks;
+                    let heads_at_once = if stretch.queries.len() == 1 { kv_heads.len() } else { 1 };
+                    for kv_head in kv_heads.clone().step_by(heads_at_once) {
+                        let (unit, scoring) = (queries, op.scoring);
+                        let task = Task { config, kv_head, unit, stretch, group, q, scoring, carried, out };
+                        let cache = HeadCache { keys, values, config, kv_head, blocks };
+                        run(op.level, &Heads { task, cache, count: heads_at_once });
+                    }
+                }
+            });
         });
     };
-    // SAFETY: the rows have all queries, and each task writes all of its own.
-    unsafe { written(q.count * q.width, write) }
+    // SAFETY: the rows have all queries, and each query's last stretch writes all of its own.
+    let out = unsafe { written(q.count * q.width, write) };
+    CASCADE.set(cascade);
+    out
 }
 
 /// Computes a task for each of some KV heads.

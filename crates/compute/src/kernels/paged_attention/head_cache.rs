@@ -2,10 +2,13 @@
 
 use std::ops::Range;
 
-use super::{KEY_VECTORS, KEYS, Row, register_tile::Vector, task::KeyTile};
-use crate::kernels::{
-    simd::{LANES, Simd},
-    store_kv::{KvCacheConfig, element::CacheElement},
+use super::{KEY_VECTORS, KEYS, register_tile::Vector, task::KeyTile};
+use crate::{
+    ids::BlockId,
+    kernels::{
+        simd::{LANES, Simd},
+        store_kv::{KvCacheConfig, element::CacheElement},
+    },
 };
 
 /// One row's keys and values of one head.
@@ -15,7 +18,8 @@ pub(super) struct HeadCache<'a, E> {
     pub(super) values: &'a [E],
     pub(super) config: KvCacheConfig,
     pub(super) kv_head: usize,
-    pub(super) row: &'a Row<'a>,
+    /// The row's block table.
+    pub(super) blocks: &'a [BlockId],
 }
 
 /// Neighbouring positions in one block.
@@ -39,7 +43,7 @@ impl<'a, E: CacheElement> HeadCache<'a, E> {
         let KvCacheConfig { block_size, kv_heads, head_dim, .. } = self.config;
         let (index, offset) = (positions.start / block_size, positions.start % block_size);
         let len = block_size * head_dim;
-        let start = (self.row.blocks[index].index() * kv_heads + self.kv_head) * len;
+        let start = (self.blocks[index].index() * kv_heads + self.kv_head) * len;
         let end = positions.end.min(positions.start + block_size - offset);
         Run { part: start..start + len, offset, positions: positions.start..end }
     }
@@ -62,7 +66,7 @@ impl<'a, E: CacheElement> HeadCache<'a, E> {
     /// row has no such position.
     #[inline(always)]
     pub(super) fn keys_beside(&self, position: usize) -> &'a [E] {
-        if position / self.config.block_size >= self.row.blocks.len() {
+        if position / self.config.block_size >= self.blocks.len() {
             return &[];
         }
         let run = self.run(position..position + 1);

@@ -25,7 +25,7 @@ const PANELS_MORE_ROWS: usize = 2;
 /// register tiles.
 pub(super) fn suits(task: &Task<'_>) -> bool {
     let KvCacheConfig { block_size, head_dim, .. } = task.config;
-    task.queries.len() == 1
+    task.stretch.queries.len() == 1
         && task.group <= VECTORS
         && block_size.is_multiple_of(LANES)
         && head_dim.is_multiple_of(PANELS * LANES)

@@ -82,7 +82,13 @@ impl<E: CacheElement> Matrix<'_, E> {
         }
         sums.clear();
         sums.resize(pairs * parts, [Sums::ZERO; PAIR * PAIR]);
-        self.task.begin_softmax(softmax);
+        self.task.begin(softmax, |vector, summed| {
+            for (panel, &sum) in summed.iter().enumerate() {
+                let (pair, row) = (vector / PAIR_ROWS, vector % PAIR_ROWS);
+                let sums = &mut sums[pair * parts + panel / PAIR][row / TILE_ROWS * PAIR + panel % PAIR];
+                sums.0[row % TILE_ROWS] = sum;
+            }
+        });
         for vector in 0..vectors {
             let (pair, row) = (vector / PAIR_ROWS, vector % PAIR_ROWS);
             let (whole, rest) = self.task.query(vector).as_chunks::<GROUP>();
@@ -219,12 +225,12 @@ impl<E: CacheElement> Matrix<'_, E> {
     #[inline(always)]
     fn finish(&self, simd: TileSimd) {
         let avx512 = simd.avx512();
-        for (vector, softmax) in self.scratch.softmax.iter().enumerate() {
+        for (vector, &softmax) in self.scratch.softmax.iter().enumerate() {
             let (pair, row) = (vector / PAIR_ROWS, vector % PAIR_ROWS);
             let sums = &self.scratch.sums[pair * self.parts..(pair + 1) * self.parts];
             let tile = row / TILE_ROWS * PAIR..(row / TILE_ROWS + 1) * PAIR;
             let sums = sums.iter().flat_map(|sums| &sums[tile.clone()]).map(|sums| &sums.0[row % TILE_ROWS]);
-            self.task.finish(avx512, vector, sums, softmax.total(avx512));
+            self.task.finish(avx512, vector, sums, softmax);
         }
     }
 }

@@ -12,6 +12,8 @@
 //! A value that a query does not see is multiplied with zero where others of its sequence see it in the same step: no
 //! infinity or NaN among them is kept from it.
 
+mod carried;
+mod cascade;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;

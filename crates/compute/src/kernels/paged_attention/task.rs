@@ -1,27 +1,36 @@
-//! Some queries of one row and one KV head: what they are, what they see, where their results go.
+//! Some queries and one KV head: what they are, what they see, where their results go.
 
-use std::{mem::MaybeUninit, ops::Range};
+use std::{cell::RefCell, mem::MaybeUninit, ops::Range};
 
-use super::{KEYS, Row, Scoring, register_tile::Vector, softmax::Softmax};
+use super::{
+    KEYS, Scoring,
+    carried::Carried,
+    cascade::{ALL, Query, Stretch},
+    register_tile::Vector,
+    softmax::Softmax,
+};
 use crate::kernels::{
     cpu_tensor::{Rows, SharedMatrix},
     simd::{LANES, Simd},
     store_kv::KvCacheConfig,
 };
 
-/// Some queries of one row and one KV head. A query and a query head are a query vector: those of the first query come
-/// first, then those of the second, and so on.
+/// A stretch of keys of one KV head, which some queries of a unit go through. A query and a query head are a query vector:
+/// those of the first query come first, then those of the second, and so on.
 #[derive(Clone)]
 pub(super) struct Task<'a> {
     pub(super) config: KvCacheConfig,
     pub(super) kv_head: usize,
-    pub(super) row: &'a Row<'a>,
-    /// In the row.
-    pub(super) queries: Range<usize>,
+    /// The unit's queries.
+    pub(super) unit: &'a [Query],
+    /// Which of the unit's queries, from its first, and which keys.
+    pub(super) stretch: &'a Stretch,
     /// Query heads that share the KV head.
     pub(super) group: usize,
     pub(super) q: Rows<'a>,
     pub(super) scoring: &'a Scoring,
+    /// Where the unit's query vectors leave what they have come to before their last stretch, `[query][query head]`.
+    pub(super) carried: &'a RefCell<Carried>,
     pub(super) out: &'a SharedMatrix<'a, MaybeUninit<f32>>,
 }
 
@@ -45,7 +54,7 @@ impl Task<'_> {
     /// Query vectors.
     #[inline(always)]
     pub(super) fn vectors(&self) -> usize {
-        self.queries.len() * self.group
+        self.stretch.queries.len() * self.group
     }
 
     /// The tiles of keys that it goes through, in order.
@@ -62,8 +71,8 @@ impl Task<'_> {
     /// Positions of the keys that a query vector sees.
     #[inline(always)]
     fn visible(&self, vector: usize) -> Range<usize> {
-        let position = self.row.context_len + self.queries.start + vector / self.group;
-        (position + 1).saturating_sub(self.scoring.window)..position + 1
+        let (Query { position, .. }, keys) = (self.query_of(vector), &self.stretch.keys);
+        (position + 1).saturating_sub(self.scoring.window).max(keys.start)..keys.end.min(position + 1)
     }
 
     /// Those of them in the tile at `start`, from its beginning.
@@ -73,9 +82,19 @@ impl Task<'_> {
         first.clamp(start, start + KEYS) - start..end.clamp(start, start + KEYS) - start
     }
 
-    /// Puts a softmax for each query vector into `all`, before it has seen a key.
-    pub(super) fn begin_softmax(&self, all: &mut Vec<Softmax>) {
+    /// Puts a softmax for each query vector into `all`: before it has seen a key, or as it was carried here, where `sums` is
+    /// called with what the query vector has summed.
+    pub(super) fn begin(&self, all: &mut Vec<Softmax>, mut sums: impl FnMut(usize, &[Vector])) {
         all.clear();
+        if self.stretch.keys.start > 0 {
+            let carried = self.carried.borrow();
+            all.extend((0..self.vectors()).map(|vector| {
+                let (softmax, summed) = carried.get(self.place_in_unit(vector));
+                sums(vector, summed);
+                softmax
+            }));
+            return;
+        }
         match &self.scoring.sinks {
             None => all.resize(self.vectors(), Softmax::NEW),
             Some(sinks) => {
@@ -92,15 +111,19 @@ impl Task<'_> {
         &self.q.row(row)[column..column + self.config.head_dim]
     }
 
-    /// Writes a query vector's result: its sums, `[panel]`, divided by a number.
+    /// Writes a query vector's result, its sums, `[panel]`, divided by those of its weights; or has both carried on.
     #[inline(always)]
     pub(super) fn finish<'a, S: Simd>(
         &self,
         simd: S,
         vector: usize,
         sums: impl Iterator<Item = &'a Vector>,
-        divisor: f32,
+        softmax: Softmax,
     ) {
+        if self.stretch.keys.end < ALL {
+            return self.carried.borrow_mut().put(simd, self.place_in_unit(vector), softmax, sums);
+        }
+        let divisor = softmax.total(simd);
         let (row, column) = self.place(vector);
         // SAFETY: the query head of this row is this task's alone, which holds one such slice at a time.
         let out = unsafe { self.out.slice_mut(row * self.q.width + column, self.config.head_dim) };
@@ -113,10 +136,22 @@ impl Task<'_> {
         }
     }
 
+    /// The query of a query vector.
+    #[inline(always)]
+    fn query_of(&self, vector: usize) -> Query {
+        self.unit[self.stretch.queries.start + vector / self.group]
+    }
+
+    /// A query vector's place among those of its unit.
+    #[inline(always)]
+    fn place_in_unit(&self, vector: usize) -> usize {
+        let query = self.stretch.queries.start + vector / self.group;
+        (query * self.config.kv_heads + self.kv_head) * self.group + vector % self.group
+    }
+
     /// A query vector's row in the batch and its first column there.
     #[inline(always)]
     fn place(&self, vector: usize) -> (usize, usize) {
-        let row = self.row.queries.start + self.queries.start + vector / self.group;
-        (row, (self.kv_head * self.group + vector % self.group) * self.config.head_dim)
+        (self.query_of(vector).index, (self.kv_head * self.group + vector % self.group) * self.config.head_dim)
     }
 }

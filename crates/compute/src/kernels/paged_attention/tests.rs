@@ -121,6 +121,17 @@ impl Sequences {
         self.tables[sequence][..blocks.len()].copy_from_slice(&blocks);
     }
 
+    /// Has a sequence begin as the first one does: the blocks, and what is in them.
+    fn begin_alike(&mut self, sequence: usize, blocks: usize) {
+        let tokens = blocks * self.cache.config().block_size;
+        let (first, rest) = self.tables.split_at_mut(sequence);
+        rest[0][..blocks].copy_from_slice(&first[0][..blocks]);
+        for x in 1..3 {
+            let rest = self.all[sequence][x].narrow(0, tokens, self.len(sequence) - tokens).unwrap();
+            self.all[sequence][x] = Tensor::cat(&[self.all[0][x].narrow(0, 0, tokens).unwrap(), rest], 0).unwrap();
+        }
+    }
+
     pub(super) fn len(&self, sequence: usize) -> usize {
         self.all[sequence][0].dims()[0]
     }
@@ -202,6 +213,33 @@ fn instruction_sets_threads_and_block_sizes_give_the_same_bits() {
             }
             other.all.clone_from(&sequences.all);
             assert_eq!(bits(&other.attend(&rows)), want, "blocks of {block_size}");
+        }
+    }
+}
+
+#[test]
+fn sequences_that_begin_alike_have_the_same_bits_as_alone() {
+    for (index, shape) in SHAPES.iter().enumerate() {
+        let lens = [300, 290, 270, 300, 128, 20];
+        let mut sequences = Sequences::new(&mut rng(11), shape, &lens, [usize::MAX, 280][index % 2]);
+        sequences.scoring.sinks = (index % 3 == 0).then(|| vec![0.5; shape.heads].into());
+        for (sequence, alike) in [(1, 260), (2, 200), (3, 130), (4, 128)] {
+            sequences.begin_alike(sequence, alike / shape.block_size);
+        }
+        let rows: Vec<_> = lens.iter().enumerate().map(|(sequence, &len)| (sequence, len - 1..len)).collect();
+        let alone: Vec<_> = rows.iter().map(|row| sequences.attend(std::slice::from_ref(row))).collect();
+        let want = bits(&Tensor::cat(&alone, 0).unwrap());
+        for level in Level::tested() {
+            for threads in [1, 3] {
+                let together = on_threads(threads, || sequences.attend_at(level, &rows));
+                assert_eq!(bits(&together), want, "{level:?}, {threads} threads, heads of {}", shape.head_dim);
+            }
+        }
+        let tolerance = if matches!(shape.dtype, DType::F32 | DType::F16) { 1e-5 } else { 2e-2 };
+        for ((sequence, range), alone) in rows.into_iter().zip(alone) {
+            let whole = sequences.reference(sequence);
+            let width = whole.len() / sequences.len(sequence);
+            assert_close(&values(&alone), &whole[range.start * width..], tolerance);
         }
     }
 }

@@ -46,7 +46,8 @@ impl Scratch {
         self.scores.resize(self.scores.len().max(vectors), [0.0; KEYS]);
         self.sums.clear();
         self.sums.resize(vectors * panels, [0.0; LANES]);
-        task.begin_softmax(&mut self.softmax);
+        let sums = &mut self.sums;
+        task.begin(&mut self.softmax, |vector, summed| sums[vector * panels..][..panels].copy_from_slice(summed));
     }
 
     /// Turns a query vector's scores into weights, and rescales what it summed where its maximum rises.
@@ -122,9 +123,9 @@ impl Kernel for Finish<'_> {
     fn run<S: Simd>(self, simd: S) {
         let Self(task, scratch) = self;
         let panels = task.config.head_dim.div_ceil(LANES);
-        for (vector, softmax) in scratch.softmax.iter().enumerate() {
+        for (vector, &softmax) in scratch.softmax.iter().enumerate() {
             let sums = &scratch.sums[vector * panels..(vector + 1) * panels];
-            task.finish(simd, vector, sums.iter(), softmax.total(simd));
+            task.finish(simd, vector, sums.iter(), softmax);
         }
     }
 }
