@@ -62,7 +62,10 @@ impl Cascade {
     /// Plans these rows, whose queries see `window` keys.
     pub(super) fn plan(&mut self, rows: &[Row<'_>], block_size: usize, window: usize, most: Most) {
         let Self { queries, units, stretches, common } = self;
-        (queries.clear(), units.clear(), stretches.clear(), common.clear());
+        queries.clear();
+        units.clear();
+        stretches.clear();
+        common.clear();
         let of_row = |(row, one): (usize, &Row<'_>)| {
             let first = one.context_len;
             one.queries.clone().enumerate().map(move |(at, index)| Query { index, position: first + at, row })

@@ -66,6 +66,8 @@ fn attend<E: CacheElement>(op: &PagedAttention<'_>, q: Rows<'_>, keys: &[E], val
     let vectors_a_task = match op.level {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         Level::Amx(_) if E::ROUNDED => matrix::VECTORS_A_TASK,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Bf16(_) if E::ROUNDED => pairs::VECTORS_A_TASK,
         _ => VECTORS_A_TASK,
     };
     let shared_by = TASKS_A_THREAD * current_num_threads();

@@ -1,7 +1,7 @@
 //! One query of few heads, which decoding has, over keys and values where they lie: each is used too seldom to pay for
 //! being written again.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, ops::Range};
 
 use super::{
     head_cache::HeadCache,
@@ -125,15 +125,13 @@ fn score<S: Simd, E: CacheElement, const R: usize, const P: usize>(
     tile: &KeyTile,
     scratch: &mut Scratch,
 ) {
-    let KeyTile { start, ref positions, .. } = *tile;
-    let end = (positions.end - start).div_ceil(LANES);
-    let mut vector = (positions.start - start) / LANES;
+    let Range { start: mut vector, end } = tile.vectors();
     while vector + P <= end {
-        score_panels::<S, E, R, P>(simd, task, cache, start, vector, scratch);
+        score_panels::<S, E, R, P>(simd, task, cache, tile.start, vector, scratch);
         vector += P;
     }
     while vector < end {
-        score_panels::<S, E, R, 1>(simd, task, cache, start, vector, scratch);
+        score_panels::<S, E, R, 1>(simd, task, cache, tile.start, vector, scratch);
         vector += 1;
     }
 }

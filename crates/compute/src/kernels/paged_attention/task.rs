@@ -6,7 +6,7 @@ use super::{
     KEYS, Scoring,
     carried::Carried,
     cascade::{ALL, Query, Stretch},
-    register_tile::Vector,
+    register_tile::{GROUP, Vector},
     softmax::Softmax,
 };
 use crate::kernels::{
@@ -43,6 +43,20 @@ pub(super) struct KeyTile {
     pub(super) positions: Range<usize>,
     /// Where the last tile's positions end: those before it will be needed soon.
     pub(super) end: usize,
+}
+
+impl KeyTile {
+    /// The vectors of keys in it that hold some of the positions.
+    #[inline(always)]
+    pub(super) fn vectors(&self) -> Range<usize> {
+        (self.positions.start - self.start) / LANES..(self.positions.end - self.start).div_ceil(LANES)
+    }
+
+    /// Where the groups of keys begin whose products are summed together, and which hold some of the positions.
+    #[inline(always)]
+    pub(super) fn groups(&self) -> impl Iterator<Item = usize> + use<> {
+        (self.positions.start / GROUP * GROUP..self.positions.end).step_by(GROUP)
+    }
 }
 
 impl Task<'_> {
