@@ -5,7 +5,7 @@
 //! to the same bits:
 //!
 //! - [`matrix`]: many query vectors, where the machine has tiles and the cache fits them;
-//! - [`pairs`]: more than few over bfloat16 where they lie, where the machine multiplies pairs of it;
+//! - [`pairs`]: more than few over bfloat16, where the machine multiplies pairs of it;
 //! - [`widened`]: any number, over keys and values that are widened first;
 //! - [`in_place`]: few, over keys and values where they lie.
 

@@ -1,4 +1,4 @@
-//! Some neighbouring KV heads of one row: in which order their keys and values are taken where they lie.
+//! Some neighbouring KV heads with the same queries: in which order their keys and values are taken where they lie.
 //!
 //! A block has its heads one after another, so all heads are taken over a tile of keys before the next one: memory is read
 //! in long pieces, which processors fetch ahead by themselves.

@@ -68,6 +68,17 @@ impl<'a, E: CacheElement, const P: usize> InPlace<'a, E, P> {
         Self { from: from.map(<[E]>::as_ptr), coming, first, count, stride, borrow: PhantomData }
     }
 
+    /// The keys of a tile from each position of `first` on, a vector of them, which lies in one block. Meanwhile asks for
+    /// their values, which take as much room.
+    #[inline(always)]
+    pub(super) fn keys(cache: &HeadCache<'a, E>, first: [usize; P]) -> Self {
+        let KvCacheConfig { block_size, head_dim, .. } = cache.config;
+        let run = |p: usize| cache.run(first[p]..first[p] + 1);
+        let from = std::array::from_fn(|p| cache.keys_from(first[p]));
+        let coming = std::array::from_fn(|p| &cache.values[run(p).part][run(p).offset..]);
+        Self::new(from, coming, 0, head_dim, block_size)
+    }
+
     /// Entry `k` of a panel.
     #[inline(always)]
     pub(super) fn entry<S: Simd>(self, simd: S, panel: usize, k: usize) -> &'a [E; LANES] {
@@ -146,13 +157,8 @@ fn score_panels<S: Simd, E: CacheElement, const R: usize, const P: usize>(
     vector: usize,
     scratch: &mut Scratch,
 ) {
-    let KvCacheConfig { block_size, head_dim, .. } = task.config;
-    let position = |p: usize| start + (vector + p) * LANES;
-    let run = |p: usize| cache.run(position(p)..position(p) + 1);
-    let from = std::array::from_fn(|p| cache.keys_from(position(p)));
-    let coming = std::array::from_fn(|p| &cache.values[run(p).part][run(p).offset..]);
-    let queries = scratch.queries[..R * head_dim].as_chunks::<R>().0;
-    let keys = InPlace::<E, P>::new(from, coming, 0, head_dim, block_size);
+    let keys = InPlace::keys(cache, std::array::from_fn::<_, P, _>(|p| start + (vector + p) * LANES));
+    let queries = scratch.queries[..R * task.config.head_dim].as_chunks::<R>().0;
     score_vectors(simd, queries, keys, &mut scratch.scores, vector);
 }
 

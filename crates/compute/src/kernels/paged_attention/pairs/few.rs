@@ -1,9 +1,10 @@
 //! One register tile of query vectors: pairs are made as keys and values are read.
 
-use super::{Scratch, keys, values};
+use super::{Scratch, values};
 use crate::kernels::{
     paged_attention::{
         heads::OneTile,
+        in_place::InPlace,
         register_tile::{FOUR, GROUP, add_group, with_rows},
         widened::{put_sums, sums_of},
     },
@@ -53,7 +54,7 @@ impl<E: CacheElement> Few<'_, E> {
         for vector in vectors.clone().step_by(P) {
             // Panels past the last vector take that one again.
             let places: [usize; P] = std::array::from_fn(|p| (vector + p).min(vectors.end - 1));
-            let keys = keys(cache, places.map(|place| tile.start + place * LANES));
+            let keys = InPlace::keys(cache, places.map(|place| tile.start + place * LANES));
             let mut sums = [[simd.zero(); P]; R];
             for group in (0..head_dim).step_by(GROUP) {
                 let dims = group..head_dim.min(group + GROUP);

@@ -1,10 +1,11 @@
 //! More than one register tile of query vectors: a tile's keys and values are laid out in pairs once for all of them.
 
-use super::{Pairs, Scratch, keys, values};
+use super::{Pairs, Scratch, values};
 use crate::kernels::{
     paged_attention::{
         KEY_VECTORS, KEYS,
         heads::OneTile,
+        in_place::InPlace,
         register_tile::{FOUR, GROUP, PairPanels, add_group, tile_range, with_rows},
         widened::{put_sums, sums_of},
     },
@@ -46,7 +47,7 @@ impl<E: CacheElement> Many<'_, E> {
         let pairs = task.config.head_dim / 2;
         scratch.keys.resize(scratch.keys.len().max(KEY_VECTORS * pairs), Pairs::default());
         for vector in tile.vectors() {
-            let keys = keys(cache, [tile.start + vector * LANES]);
+            let keys = InPlace::keys(cache, [tile.start + vector * LANES]);
             lay_out(simd, keys, 0, &mut scratch.keys[vector * pairs..(vector + 1) * pairs]);
         }
     }

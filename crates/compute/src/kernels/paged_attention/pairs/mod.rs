@@ -23,6 +23,7 @@ use crate::kernels::{
 
 /// Query vectors a task, at most: so many that making pairs of keys and values is little beside multiplying them.
 pub(super) const VECTORS_A_TASK: usize = 128;
+
 /// Pairs of sixteen keys, or of sixteen dimensions of values.
 type Pairs = [[u8; 4]; LANES];
 
@@ -114,17 +115,6 @@ impl<E: CacheElement> OneTile<'_, E, Scratch> {
             *weights = simd.to_integers(simd.pairs_of_fours(simd.load(scores))).map(|pair| pair as u32);
         }
     }
-}
-
-/// The keys of a tile from position `first` on, a vector of them at each, which lie in one block. Meanwhile asks for their
-/// values, which take as much room.
-#[inline(always)]
-fn keys<'a, E: CacheElement, const P: usize>(cache: &HeadCache<'a, E>, first: [usize; P]) -> InPlace<'a, E, P> {
-    let KvCacheConfig { block_size, head_dim, .. } = cache.config;
-    let run = |p: usize| cache.run(first[p]..first[p] + 1);
-    let from = std::array::from_fn(|p| cache.keys_from(first[p]));
-    let coming = std::array::from_fn(|p| &cache.values[run(p).part][run(p).offset..]);
-    InPlace::new(from, coming, 0, head_dim, block_size)
 }
 
 /// `P` panels of the values of a tile's sixteen keys from position `first` on. Where queries see only some of these keys,
