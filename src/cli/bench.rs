@@ -54,7 +54,7 @@ pub(super) struct BenchArgs {
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,32", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Vec<u32>,
     /// Tokens that the prompts of streams that decode at once have in common, before 128 of their own.
-    #[arg(long, value_name = "TOKENS", default_value_t = 0)]
+    #[arg(long, value_name = "TOKENS", default_value = "0", value_parser = clap::value_parser!(u32).range(..=1 << 24))]
     random_prefix_len: u32,
     /// Print one JSON object instead of a table.
     #[arg(long)]

@@ -100,6 +100,13 @@ fn dummy_weights_need_no_more_than_a_configuration() {
     assert_eq!(report["output_hash"]["1"], report["output_hash"]["3"]);
     assert!(report["prefill_tok_s"].as_f64().unwrap() > 0.0);
     assert!(["read_gb_s", "matmul_tflops"].iter().all(|limit| report["limits"][limit].as_f64().unwrap() > 0.0));
+    // And of prompts that begin alike.
+    let alike = ["--max-num-batched-tokens", "64", "--random-prefix-len", "70"];
+    let of_alike = json(&[bench.as_slice(), &dummy, &alike].concat());
+    assert_eq!(of_alike["prefix"], 70);
+    assert_eq!(of_alike["output_hash"]["1"], of_alike["output_hash"]["3"]);
+    let refused = run(&["bench", model, "--random-prefix-len", "100000000"]);
+    assert!(stderr(&refused).contains("--random-prefix-len"), "{}", stderr(&refused));
     let refused = run(&["bench", model, "--load-format", "dummy", "--batch", "65"]);
     assert!(stderr(&refused).contains("--max-num-seqs"), "{}", stderr(&refused));
 }
