@@ -169,7 +169,7 @@ impl Attention {
                 window: options.window.unwrap_or(usize::MAX),
                 sinks,
             },
-            qkv: qkv.in_two_terms(),
+            qkv,
             output: loader.linear(options.output, hidden_size, q_size, options.output_bias)?,
             norms,
             options,

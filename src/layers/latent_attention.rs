@@ -105,11 +105,11 @@ impl LatentAttention {
         };
         let queries = |name, input| loader.reordered_linear(name, num_heads * key, input, false, turning_first);
         let query = match q_rank {
-            None => Query::Direct(queries("q_proj", hidden_size)?.in_two_terms()),
+            None => Query::Direct(queries("q_proj", hidden_size)?),
             Some(rank) => Query::Latent {
-                compress: loader.linear("q_a_proj", rank, hidden_size, bias)?.in_two_terms(),
+                compress: loader.linear("q_a_proj", rank, hidden_size, bias)?,
                 norm: loader.norm("q_a_layernorm", rank, &norm)?,
-                expand: queries("q_b_proj", rank)?.in_two_terms(),
+                expand: queries("q_b_proj", rank)?,
             },
         };
         let keys = num_heads * nope;
@@ -126,9 +126,9 @@ impl LatentAttention {
             rope,
             scoring: Scoring { scale: scale as f32, softcap: None, window: usize::MAX, sinks: None },
             query,
-            compress: loader.linear("kv_a_proj_with_mqa", kv_rank + turning, hidden_size, bias)?.in_two_terms(),
+            compress: loader.linear("kv_a_proj_with_mqa", kv_rank + turning, hidden_size, bias)?,
             norm: loader.norm("kv_a_layernorm", kv_rank, &norm)?,
-            expand: expand.in_two_terms(),
+            expand,
             output: loader.linear("o_proj", hidden_size, num_heads * value, bias)?,
         })
     }

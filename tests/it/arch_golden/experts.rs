@@ -22,11 +22,9 @@ use candlewick::{
 
 use super::{
     ROUTED,
+    bfloat16::{BOUND, Far, allowed},
     driver::{Driver, config, distance, golden, growth, load_model, tokens},
 };
-
-/// How far from float32 the logits of a prompt's tokens may be together in bfloat16, as a share of their length.
-const BFLOAT16: f64 = 2e-2;
 
 /// How far Q8_0 was measured to be from the same weights in float32, so that all that differs is that inputs are rounded to eight
 /// bits: of each checkpoint the logits of a prompt's tokens together, those of one token, a router's scores, and by how much float32
@@ -51,7 +49,7 @@ pub(super) struct Bounds {
     /// The logits of a prompt's tokens together, as a share of their length.
     together: f64,
     /// Those of one token: tokens differ in how far rounding moves them, and in models without experts up to four times as far
-    /// was measured.
+    /// was measured. In bfloat16 also as far as transformers' own.
     alone: f64,
     /// A router's scores together, as a share of their root mean square. A router is a head: it multiplies the normed stream in
     /// float32, so its scores are as far off as logits are. There are hundreds of them here, where logits are tens of
@@ -62,15 +60,17 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    pub(super) fn new(together: f64) -> Self {
-        Self { together, alone: 3.0 * together, scores: 1.25 * together, off: BFLOAT16 }
+    /// Those of a checkpoint whose inputs are rounded to bfloat16.
+    pub(super) fn bfloat16(name: &str) -> Self {
+        let Far { together, farthest } = allowed(name).into_iter().fold(Far::default(), Far::max);
+        Self { together, alone: farthest.max(3.0 * BOUND), scores: 1.25 * together, off: BOUND }
     }
 
     /// Those of a checkpoint in Q8_0, from the same weights in float32.
     pub(super) fn q8_0(name: &str) -> Self {
         let (_, measured) = Q8_0.iter().find(|(other, _)| *other == name).expect("was measured");
         let [together, alone, scores, lead] = measured.map(|far| growth() * far);
-        Self { together, alone, scores, off: BFLOAT16.max(lead / LEAD) }
+        Self { together, alone, scores, off: BOUND.max(lead / LEAD) }
     }
 }
 
@@ -267,7 +267,7 @@ pub(super) fn hold_to_float32(name: &str, numbers: &str, models: [Arc<dyn Model>
 fn in_bfloat16_tokens_get_float32s_experts_but_where_rounding_decides_and_with_those_all_logits_are_near() {
     let both = |name| [Dtype::Float32, Dtype::Bfloat16].map(|dtype| load_model(name, dtype));
     let flips: usize =
-        ROUTED.iter().map(|name| hold_to_float32(name, "bfloat16", both(name), Bounds::new(BFLOAT16))).sum();
+        ROUTED.iter().map(|name| hold_to_float32(name, "bfloat16", both(name), Bounds::bfloat16(name))).sum();
     assert!(flips > 0, "no token stood between two experts, so that this shows nothing of such");
 }
 

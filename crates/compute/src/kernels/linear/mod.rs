@@ -82,8 +82,8 @@ pub enum Terms {
     /// The nearest bfloat16: 8 bits.
     #[default]
     One,
-    /// That and the nearest to what is left: 16 bits, multiplied twice. For products whose errors are magnified, such as
-    /// the scores of attention; with few rows the weights' way from memory hides what it costs.
+    /// That and the nearest to what is left: 16 bits, multiplied twice. For products whose errors are carried on, such as
+    /// what a state is made of; with few rows the weights' way from memory hides what it costs.
     Two,
 }
 
