@@ -162,7 +162,7 @@ fn on_cpu(level: Level, x: &Source<'_>, weight: &Packed, added: &Added<'_>, term
             }
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Bf16(bf16) if weight.format != WeightFormat::F32 => {
-                let x = pairs::Rows::new(level, x, terms);
+                let x = pairs::Rows::new(level, x, terms, weight.format);
                 for_each_task(tasks, parallel, |task| pairs::linear(bf16, &x, weight, groups(task), &outputs));
             }
             _ => {

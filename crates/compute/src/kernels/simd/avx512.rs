@@ -200,8 +200,9 @@ impl<const PAIRS: bool> Simd for Avx512<PAIRS> {
         }
         // SAFETY: `self` proves that the CPU has the instructions, with `PAIRS` these too; any bits are bfloat16.
         unsafe {
+            // Last, where the instruction broadcasts what it reads from memory.
             let x = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(x as i32));
-            _mm512_dpbf16_ps(sum, x, std::mem::transmute::<__m512i, __m512bh>(pairs))
+            _mm512_dpbf16_ps(sum, std::mem::transmute::<__m512i, __m512bh>(pairs), x)
         }
     }
 

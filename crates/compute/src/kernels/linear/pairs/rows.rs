@@ -5,6 +5,7 @@ use std::{cell::Cell, ops::Range};
 use super::{
     super::{
         Terms,
+        format::WeightFormat,
         inputs::Source,
         panel::{QUADS, STEP},
     },
@@ -17,8 +18,12 @@ use crate::kernels::{
 
 /// Steps that lie together, whose paired weights of two panels are half of the first-level cache.
 pub(super) const CHUNK_STEPS: usize = 8;
-/// Rows of a tile that is one of several: the chains of two panels stay in registers.
+/// Rows of a tile that is one of many: the chains of two panels stay in registers.
 pub(super) const TILE_ROWS: usize = 4;
+/// Rows of a tile that is one of few, or all there is: the chains of one panel stay in registers.
+pub(super) const FULL_TILE: usize = 8;
+/// Most full tiles over which weights are taken as they come.
+pub(super) const FEW_TILES: usize = 4;
 /// Neighbouring inputs of which a pair of each chain is made.
 const FOUR: usize = 4;
 
@@ -27,12 +32,14 @@ thread_local! {
     static PAIRED: Cell<Vec<u32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Rows of a tile: few enough rows are one, as far as the chains of a panel stay in registers.
-fn height(count: usize, terms: Terms) -> usize {
+/// Rows of a tile: few enough rows are one or a few, as far as the chains of a panel stay in registers.
+fn height(count: usize, terms: Terms, format: WeightFormat) -> usize {
+    // Each tile pairs the weights anew, which is little where they are not widened first.
+    let most = if format == WeightFormat::BF16 { FEW_TILES * FULL_TILE } else { FULL_TILE };
     match (count, terms) {
         (1, _) => 1,
         (2, _) => 2,
-        (5..=8, Terms::One) => 8,
+        (5.., Terms::One) if count <= most => FULL_TILE,
         _ => TILE_ROWS,
     }
 }
@@ -55,8 +62,8 @@ impl Drop for Rows {
 }
 
 impl Rows {
-    pub(in super::super) fn new(level: Level, x: &Source<'_>, terms: Terms) -> Self {
-        let height = height(x.count(), terms);
+    pub(in super::super) fn new(level: Level, x: &Source<'_>, terms: Terms, format: WeightFormat) -> Self {
+        let height = height(x.count(), terms, format);
         let steps = x.width().div_ceil(STEP);
         let mut rows = Self { paired: PAIRED.take(), count: x.count(), height, steps, terms: terms.count() };
         // What is not written is of rows that there are not, whose sums nobody reads.
@@ -72,9 +79,9 @@ impl Rows {
         rows
     }
 
-    /// Rows of the only tile, where it is taken over weights as they come.
+    /// Rows of a tile, where it is the only one or one of a few that are taken over weights as they come.
     pub(super) fn few(&self) -> Option<usize> {
-        (self.tiles() == 1).then_some(self.height)
+        (self.tiles() == 1 || self.height == FULL_TILE).then_some(self.height)
     }
 
     pub(super) fn tiles(&self) -> usize {
@@ -100,12 +107,6 @@ impl Rows {
         let steps = CHUNK_STEPS.min(self.steps - first);
         let start = (first * self.tiles() + steps * tile) * self.step_words();
         start..start + steps * self.step_words()
-    }
-
-    /// All steps of the only tile, which must be of `R` rows in `T` terms.
-    pub(super) fn only_tile<const R: usize, const T: usize>(&self) -> &[[Step<R>; T]] {
-        assert_eq!((self.few(), self.terms), (Some(R), T));
-        steps(&self.paired[..self.tile_words()]).as_chunks().0
     }
 
     /// A chunk of a tile of `R` rows, which must be the height.
