@@ -25,6 +25,7 @@ pub mod machine;
 pub mod paged_attention;
 pub mod pool;
 pub mod probe;
+mod processor;
 pub mod recurrent;
 pub mod rms_norm;
 pub mod rope;

@@ -161,7 +161,7 @@ impl<F: Float> Task<'_, F> {
     /// One tile of rows, which is all there are, over two pairs of panels.
     #[inline(always)]
     fn one(&self, simd: TileSimd, tiles: &mut Tiles, pair: usize) {
-        let (steps, blocks) = (self.x.steps, [pair, pair + 1].map(|pair| self.panels.pair(pair).steps));
+        let (steps, blocks) = (self.x.steps, [pair, pair + 1].map(|pair| self.panels.pair(pair).steps()));
         let x = |step: usize| self.x.part(0, step..step + 1);
         tiles.begin();
         if let [Some(first), Some(second)] = blocks.map(as_tiles::<F>) {
@@ -194,7 +194,7 @@ impl<F: Float> Task<'_, F> {
     /// Two tiles of rows, which are all there are, over a pair of panels.
     #[inline(always)]
     fn two(&self, simd: TileSimd, tiles: &mut Tiles, pair: usize) {
-        let (steps, blocks) = (self.x.steps, self.panels.pair(pair).steps);
+        let (steps, blocks) = (self.x.steps, self.panels.pair(pair).steps());
         let x = |step: usize| self.x.part(0, step..step + 1);
         tiles.begin();
         if let Some(weights) = as_tiles::<F>(blocks) {
@@ -261,7 +261,7 @@ impl<F: Float> Task<'_, F> {
         widened: &mut [[Tile; PAIR]; CHUNK_STEPS],
         (sums, which): (&mut [PairSums], usize),
     ) {
-        let blocks = self.panels.pair(pair).steps;
+        let blocks = self.panels.pair(pair).steps();
         let whole = as_tiles::<F>(blocks);
         let chunk_bytes = size_of::<F::Step>() * CHUNK_STEPS;
         for start in (0..self.x.steps).step_by(CHUNK_STEPS) {

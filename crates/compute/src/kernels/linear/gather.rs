@@ -2,7 +2,7 @@
 
 use super::{
     packed::{PAIR, Packed},
-    panel::{PanelFormat, SUPER, SUPER_STEPS, with_format},
+    panel::{PanelFormat, SUPER, with_format},
 };
 use crate::{
     ids::TokenId,
@@ -31,8 +31,8 @@ fn gather<F: PanelFormat>(weight: &Packed, ids: &[TokenId], out: &mut [f32]) {
     for (id, out) in ids.iter().zip(out.chunks_exact_mut(weight.in_features.max(1))) {
         let (panel, lane) = (id.index() / LANES, id.index() % LANES);
         let pair = panels.pair(panel / PAIR);
-        for (index, (steps, out)) in pair.steps.chunks(SUPER_STEPS).zip(out.chunks_mut(SUPER)).enumerate() {
-            F::gather(pair.heads.get(index), steps, panel % PAIR, lane, out);
+        for (superblock, out) in pair.superblocks().zip(out.chunks_mut(SUPER)) {
+            F::gather(superblock.head, superblock.steps, panel % PAIR, lane, out);
         }
     }
 }

@@ -3,9 +3,10 @@
 use std::marker::PhantomData;
 
 use super::{
+    ahead::LINE,
     aligned::AlignedBytes,
     format::WeightFormat,
-    panel::{PanelFormat, STEP, SUPER, SUPER_STEPS, with_format},
+    panel::{Float, PanelFormat, STEP, SUPER, SUPER_STEPS, with_format},
     rows::Row,
 };
 use crate::{
@@ -18,8 +19,9 @@ pub(super) const PANEL_GROUP: usize = 4;
 /// Panels whose blocks lie in turn: what passes with tiles read, in the order in which they read it.
 pub(super) const PAIR: usize = 2;
 
-/// Pairs of panels one after another: `[ceil(out / 64) * 2]` times the [`Head`](PanelFormat::Head)s of a pair's superblocks,
-/// then its [`Step`](PanelFormat::Step)s, missing outputs and inputs zero.
+/// Pairs of panels one after another, `[ceil(out / 64) * 2]`, a pair as its superblocks one after another: a
+/// [`Head`](PanelFormat::Head), then [`Step`](PanelFormat::Step)s, eight or, at the end, what is left. Missing outputs and inputs
+/// are zero. Thus a pass over a pair reads one stream from its begin to its end.
 pub(super) struct Packed {
     pub(super) format: WeightFormat,
     pub(super) out_features: usize,
@@ -31,7 +33,7 @@ impl Packed {
     pub(super) fn new(rows: &[Row<'_>], in_features: usize, format: WeightFormat) -> Result<Self> {
         with_format!(format, F => {
             let steps = in_features.div_ceil(STEP);
-            let (head_bytes, pair_bytes) = (Panels::<F>::head_bytes(steps), Panels::<F>::pair_bytes(steps));
+            let pair_bytes = Panels::<F>::pair_bytes(steps);
             let pairs = rows.len().div_ceil(LANES * PANEL_GROUP) * PANEL_GROUP / PAIR;
             let mut bytes = AlignedBytes::zeroed(pairs * pair_bytes);
             if pair_bytes > 0 {
@@ -40,18 +42,17 @@ impl Packed {
                 let pairs = bytes.as_mut_slice().chunks_exact_mut(pair_bytes).zip(rows.chunks(LANES * PAIR));
                 let mut work = pairs.map(|pair| (pair, Ok::<_, Error>(()))).collect::<Vec<_>>();
                 let pack = |(pair, rows): &mut (&mut [u8], &[Row<'_>])| {
-                    let (heads, steps) = pair.split_at_mut(head_bytes);
-                    let mut heads = of_size::<<F as PanelFormat>::Head>(heads);
-                    let steps: &mut [<F as PanelFormat>::Step] = bytemuck::cast_slice_mut(steps);
                     for (panel, rows) in rows.chunks(LANES).enumerate() {
                         let rows = rows.iter().map(|row| row.in_format(in_features, format));
                         let rows = rows.collect::<Result<Vec<_>>>()?;
-                        for (index, steps) in steps.chunks_mut(SUPER_STEPS).enumerate() {
+                        for (index, superblock) in pair.chunks_mut(Panels::<F>::SUPER_BYTES).enumerate() {
+                            let (head, steps) = superblock.split_at_mut(size_of::<<F as PanelFormat>::Head>());
                             let mut parts = [[].as_slice(); LANES];
                             for (to, row) in parts.iter_mut().zip(&rows) {
                                 *to = &row[index * part..row.len().min((index + 1) * part)];
                             }
-                            F::pack(&parts[..rows.len()], panel, heads.as_mut().map(|heads| &mut heads[index]), steps);
+                            let (head, steps) = (bytemuck::from_bytes_mut(head), bytemuck::cast_slice_mut(steps));
+                            F::pack(&parts[..rows.len()], panel, head, steps);
                         }
                     }
                     Ok(())
@@ -75,11 +76,6 @@ impl Packed {
     }
 }
 
-/// Bytes as what they are, unless that has no size.
-fn of_size<T: bytemuck::Pod>(bytes: &mut [u8]) -> Option<&mut [T]> {
-    (size_of::<T>() > 0).then(|| bytemuck::cast_slice_mut(bytes))
-}
-
 /// All panels.
 pub(super) struct Panels<'a, F> {
     bytes: &'a [u8],
@@ -89,8 +85,13 @@ pub(super) struct Panels<'a, F> {
 
 /// A pair of panels.
 pub(super) struct Pair<'a, F: PanelFormat> {
-    /// One a superblock; none where they have no size.
-    pub(super) heads: &'a [F::Head],
+    bytes: &'a [u8],
+    format: PhantomData<F>,
+}
+
+/// A superblock of a pair of panels.
+pub(super) struct Superblock<'a, F: PanelFormat> {
+    pub(super) head: &'a F::Head,
     pub(super) steps: &'a [F::Step],
 }
 
@@ -110,33 +111,59 @@ impl<F: PanelFormat> Clone for Pair<'_, F> {
 
 impl<F: PanelFormat> Copy for Pair<'_, F> {}
 
-impl<'a, F: PanelFormat> Panels<'a, F> {
-    const fn head_bytes(steps: usize) -> usize {
-        steps.div_ceil(SUPER_STEPS) * size_of::<F::Head>()
+impl<F: PanelFormat> Clone for Superblock<'_, F> {
+    fn clone(&self) -> Self {
+        *self
     }
+}
+
+impl<F: PanelFormat> Copy for Superblock<'_, F> {}
+
+impl<'a, F: PanelFormat> Panels<'a, F> {
+    const SUPER_BYTES: usize = {
+        let (head, step) = (size_of::<F::Head>(), size_of::<F::Step>());
+        assert!(head.is_multiple_of(LINE) && step.is_multiple_of(LINE), "no line holds parts of two");
+        head + SUPER_STEPS * step
+    };
 
     const fn pair_bytes(steps: usize) -> usize {
-        Self::head_bytes(steps) + steps * size_of::<F::Step>()
+        steps.div_ceil(SUPER_STEPS) * size_of::<F::Head>() + steps * size_of::<F::Step>()
     }
 
     /// Panels `PAIR * pair` and the next.
     #[inline(always)]
     pub(super) fn pair(&self, pair: usize) -> Pair<'a, F> {
         let len = Self::pair_bytes(self.steps);
-        let (heads, steps) = self.bytes[pair * len..(pair + 1) * len].split_at(Self::head_bytes(self.steps));
-        let heads = if const { size_of::<F::Head>() == 0 } { &[] } else { bytemuck::cast_slice(heads) };
-        Pair { heads, steps: bytemuck::cast_slice(steps) }
+        Pair { bytes: &self.bytes[pair * len..(pair + 1) * len], format: PhantomData }
     }
 }
 
-impl<F: PanelFormat> Pair<'_, F> {
-    /// What passes read behind a superblock, to be asked for: the next one's head and steps, in this pair or, behind its last, in
-    /// the one that follows `on` pairs later, if that is there.
+impl<'a, F: PanelFormat> Pair<'a, F> {
+    /// Its superblocks, inputs ascending.
     #[inline(always)]
-    pub(super) fn coming(&self, superblock: usize, on: usize) -> (*const F::Head, *const F::Step) {
-        let len = size_of_val(self.heads) + size_of_val(self.steps);
-        let (superblock, bytes) = if superblock + 1 < self.heads.len() { (superblock + 1, 0) } else { (0, on * len) };
-        let steps = self.steps.as_ptr().wrapping_add(superblock * SUPER_STEPS);
-        (self.heads.as_ptr().wrapping_add(superblock).wrapping_byte_add(bytes), steps.wrapping_byte_add(bytes))
+    pub(super) fn superblocks(&self) -> impl ExactSizeIterator<Item = Superblock<'a, F>> + use<'a, F> {
+        self.bytes.chunks(Panels::<F>::SUPER_BYTES).map(Superblock::new)
+    }
+}
+
+impl<'a, F: Float> Pair<'a, F> {
+    /// All its steps, between which nothing else lies.
+    #[inline(always)]
+    pub(super) fn steps(&self) -> &'a [F::Step] {
+        bytemuck::cast_slice(self.bytes)
+    }
+}
+
+impl<'a, F: PanelFormat> Superblock<'a, F> {
+    #[inline(always)]
+    fn new(bytes: &'a [u8]) -> Self {
+        let (head, steps) = bytes.split_at(size_of::<F::Head>());
+        Self { head: bytemuck::from_bytes(head), steps: bytemuck::cast_slice(steps) }
+    }
+
+    /// Its bytes, as many as which follow it: the next superblock of its pair or the first of the next pair, to be asked for.
+    #[inline(always)]
+    pub(super) fn coming(&self) -> (*const u8, usize) {
+        (self.steps.as_ptr_range().end.cast(), size_of::<F::Head>() + size_of_val(self.steps))
     }
 }

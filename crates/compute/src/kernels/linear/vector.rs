@@ -230,7 +230,7 @@ impl<F: Float> Task<'_, F> {
         let x = &self.tiles.data_of(tile)[steps.start * step_len..steps.end * step_len];
         for (step, x) in steps.zip(x.chunks_exact(step_len)) {
             for p in 0..P {
-                let pair = self.panels.pair((first + p) / PAIR).steps;
+                let pair = self.panels.pair((first + p) / PAIR).steps();
                 let weights = &pair[step][(first + p) % PAIR];
                 // Behind a pair's last step: in the one that a pass takes in the same turn, next time.
                 let next = if step + ahead < pair.len() { 0 } else { (P / PAIR).saturating_sub(1) * pair.len() };

@@ -4,9 +4,8 @@
 //! after each (Intel SDM, volume 2, VDPBF16PS): two links of one chain of fused multiply-adds. Results and operands below
 //! 2^-126 count as zero, as with tiles.
 
-use std::arch::x86_64::__cpuid;
-
 use super::{Kernel, avx512::Avx512, vnni::Vnni};
+use crate::kernels::processor::is_intel;
 
 /// Proof that the CPU has AVX512-BF16 beside what [`Vnni`] has: made by [`Bf16::detect`] alone.
 #[derive(Clone, Copy, Debug)]
@@ -21,8 +20,7 @@ impl Bf16 {
     /// Whether this CPU multiplies pairs faster than it does the same by float32 multiply-adds. AMD's take two products in the turn of
     /// one; Intel's start one every other turn, where two multiply-adds start each.
     pub(super) fn pays(self) -> bool {
-        let vendor = __cpuid(0);
-        [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() != b"GenuineIntel"
+        !is_intel()
     }
 
     /// The products of bytes beside it.

@@ -10,8 +10,8 @@ use super::{
     super::{
         ahead::Ahead,
         outputs::{Outputs, WRITTEN},
-        packed::{PAIR, PANEL_GROUP, Panels},
-        panel::{QUADS, Quad, Quantized, STEP, SUPER_STEPS, Scales},
+        packed::{PAIR, PANEL_GROUP, Panels, Superblock as Block},
+        panel::{QUADS, Quad, Quantized, STEP, SUPER_STEPS},
     },
     inputs::{Line, PART, PARTS, Rows, Superblock},
     vector::{MANY_SUMS, min_factors, scaled, unpacked},
@@ -65,8 +65,7 @@ trait Weights {
 
 /// As it lies in memory: unpacked whenever it is taken.
 struct Packed<'a, F: Quantized> {
-    scales: &'a F::Scales,
-    steps: &'a [F::Step],
+    block: Block<'a, F>,
     panel: usize,
 }
 
@@ -75,7 +74,7 @@ impl<F: Quantized> Weights for Packed<'_, F> {
 
     #[inline(always)]
     fn quads<D: Integers>(&self, integers: D, step: usize, group: usize, groups: usize) -> [<D::S as Simd>::I; QUADS] {
-        let step = unpacked::<D, F>(integers, &self.steps[step], self.panel);
+        let step = unpacked::<D, F>(integers, &self.block.steps[step], self.panel);
         std::array::from_fn(
             #[inline(always)]
             |k| step[(group * QUADS / groups + k) % QUADS],
@@ -84,19 +83,22 @@ impl<F: Quantized> Weights for Packed<'_, F> {
 
     #[inline(always)]
     fn factors<S: Simd>(&self, simd: S, step: usize, group: usize) -> S::I {
-        self.scales.factors(simd, step, group)
+        F::factors(simd, &self.block.steps[step], self.panel, group)
     }
 
     #[inline(always)]
     fn min_factors<S: Simd>(&self, simd: S, pair: usize) -> S::I {
-        min_factors(simd, self.scales, pair)
+        min_factors::<S, F>(simd, &self.block.steps.as_chunks().0[pair], self.panel)
     }
 
     #[inline(always)]
     fn units<S: Simd>(&self, simd: S) -> (S::F, S::F) {
-        let minus =
-            if const { F::HAS_MINS } { simd.sub(simd.zero(), self.scales.min_units(simd)) } else { simd.zero() };
-        (self.scales.units(simd), minus)
+        let minus = if const { F::HAS_MINS } {
+            simd.sub(simd.zero(), F::min_units(simd, self.block.head, self.panel))
+        } else {
+            simd.zero()
+        };
+        (F::units(simd, self.block.head, self.panel), minus)
     }
 }
 
@@ -128,7 +130,7 @@ impl Chunk {
         let (units, minus) = from.units(simd);
         simd.store(units, &mut self.units);
         simd.store(minus, &mut self.minus_min_units);
-        for step in 0..from.steps.len() {
+        for step in 0..from.block.steps.len() {
             let weights = from.quads(integers, step, 0, 1);
             for k in 0..QUADS {
                 simd.store_bytes(weights[k], &mut self.weights[step][k]);
@@ -240,18 +242,20 @@ impl<F: Quantized> Task<'_, F> {
         let panels = self.panels.pair(pair);
         let is_unpacked = tiles.len() > FEW_TILES;
         let sums_at = |pair: usize, tile: usize| ((pair - some.start) * tiles.len() + tile) * PAIR;
-        for (index, (head, steps)) in panels.heads.iter().zip(panels.steps.chunks(SUPER_STEPS)).enumerate() {
-            let packed = |panel: usize| Packed::<F> { scales: &head[panel], steps, panel };
+        let superblocks = panels.superblocks();
+        let last = superblocks.len() - 1;
+        for (index, block) in superblocks.enumerate() {
+            let steps = block.steps;
+            let packed = |panel: usize| Packed::<F> { block, panel };
             if is_unpacked {
                 for (panel, chunk) in chunks.iter_mut().enumerate() {
                     chunk.fill(integers, &packed(panel));
                 }
             }
-            let is_last = pair + 1 == some.end && index + 1 == panels.heads.len();
+            let is_last = pair + 1 == some.end && index == last;
             let parts = tiles.len() * PAIR * steps.len() * if is_unpacked { STEP / F::GROUP } else { 1 };
-            let (next_head, next_steps) = panels.coming(index, 1);
-            simd.prefetch_far(next_head);
-            let mut ahead = Ahead::new(next_steps.cast(), size_of_val(steps), parts);
+            let (next, bytes) = block.coming();
+            let mut ahead = Ahead::new(next, bytes, parts);
             for (which, tile) in tiles.clone().enumerate() {
                 let x = self.rows.superblock::<R>(tile, index);
                 for panel in 0..PAIR {

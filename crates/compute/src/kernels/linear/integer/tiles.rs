@@ -11,8 +11,8 @@ use super::{
     super::{
         ahead::Ahead,
         outputs::{Outputs, WRITTEN},
-        packed::{PAIR, PANEL_GROUP, Panels},
-        panel::{QUADS, Quantized, STEP, SUPER_STEPS, Scales},
+        packed::{PAIR, PANEL_GROUP, Panels, Superblock},
+        panel::{QUADS, Quantized, STEP, SUPER_STEPS},
     },
     inputs::{Line, PART, PARTS, Rows},
 };
@@ -86,17 +86,17 @@ impl Chunk {
     fn fill<F: Quantized>(
         &mut self,
         simd: Avx512,
-        (head, steps): (&F::Head, &[F::Step]),
+        Superblock { head, steps }: Superblock<'_, F>,
         panel: usize,
         ahead: &mut Ahead,
     ) {
-        simd.store(head[panel].units(simd), &mut self.units);
+        simd.store(F::units(simd, head, panel), &mut self.units);
         for (index, step) in steps.iter().enumerate() {
             let weights = F::unsigned(simd, step, panel);
             let [high, low] = &mut self.weights[index / (SUPER_STEPS / PARTS)];
             let first = index % (SUPER_STEPS / PARTS) * QUADS;
             for group in 0..const { STEP / F::GROUP } {
-                let factors = head[panel].factors(simd, index, group);
+                let factors = F::factors(simd, step, panel, group);
                 for k in group * const { F::GROUP / 4 }..(group + 1) * const { F::GROUP / 4 } {
                     let weights = simd.sub_bytes(weights[k], F::OFFSET);
                     simd.store_products(weights, factors, &mut high.0[first + k], &mut low.0[first + k]);
@@ -105,13 +105,13 @@ impl Chunk {
             ahead.ask(simd);
         }
         if const { F::HAS_MINS } {
-            let minus = simd.sub(simd.zero(), head[panel].min_units(simd));
+            let minus = simd.sub(simd.zero(), F::min_units(simd, head, panel));
             simd.store(minus, &mut self.minus_min_units);
-            for step in 0..SUPER_STEPS {
+            for (step, to) in steps.iter().zip(&mut self.min_factors.0) {
                 // So few bits that their bfloat16 is the upper half of the float.
-                let factors = simd.as_integers(simd.to_f32(head[panel].min_factors(simd, step)));
+                let factors = simd.as_integers(simd.to_f32(F::min_factors(simd, step, panel)));
                 let twice = simd.or(factors, simd.shr::<16>(factors));
-                simd.store(simd.as_floats(twice), bytemuck::cast_mut(&mut self.min_factors.0[step]));
+                simd.store(simd.as_floats(twice), bytemuck::cast_mut(to));
             }
         }
     }
@@ -193,16 +193,15 @@ impl<F: Quantized> Task<'_, F> {
         for sums in &mut sums[..rows.len()] {
             sums[which] = [Sums::ZERO; PAIR];
         }
-        for (index, (head, steps)) in panels.heads.iter().zip(panels.steps.chunks(SUPER_STEPS)).enumerate() {
-            let (next_head, next) = panels.coming(index, 1);
-            simd.prefetch_far(next_head);
+        for (index, superblock) in panels.superblocks().enumerate() {
+            let (steps, (next, bytes)) = (superblock.steps, superblock.coming());
             let (fills, products) =
                 if rows.len() <= FEW_TILES { (PAIR * steps.len(), 0) } else { (0, rows.len() * PAIR * PARTS) };
-            let mut ahead = Ahead::new(next.cast(), size_of_val(steps), fills);
+            let mut ahead = Ahead::new(next, bytes, fills);
             for (panel, chunk) in room.chunks.iter_mut().enumerate() {
-                chunk.fill::<F>(simd, (head, steps), panel, &mut ahead);
+                chunk.fill::<F>(simd, superblock, panel, &mut ahead);
             }
-            let ahead = Ahead::new(next.cast(), size_of_val(steps), products);
+            let ahead = Ahead::new(next, bytes, products);
             let parts = steps.len().div_ceil(SUPER_STEPS / PARTS);
             self.superblock(simd, tiles, (index, parts), rows.clone(), room, (sums, which), ahead);
         }

@@ -1,15 +1,20 @@
 //! Products of bytes of a few rows with vectors.
 //!
-//! A pass takes a few rows over two pairs of panels in turn from the first input to the last, sums staying in registers, while
-//! what comes is asked for: two streams of weights and as many of scales. Four were slower where a superblock is short.
+//! A pass takes a few rows over a pair of panels from the first input to the last, sums staying in registers: one stream, each of
+//! whose lines is touched for the first time behind the one before it. Processors fetch ahead of that by themselves, and give up
+//! where it is not so.
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    sync::atomic::{Ordering, compiler_fence},
+};
 
 use super::{
     super::{
+        ahead::Ahead,
         outputs::Outputs,
-        packed::{PAIR, PANEL_GROUP, Pair, Panels},
-        panel::{QUADS, Quantized, STEP, SUPER_STEPS, Scales},
+        packed::{PAIR, PANEL_GROUP, Panels, Superblock as Block},
+        panel::{QUADS, Quantized, STEP, SUPER_STEPS},
     },
     inputs::{Line, PART, PARTS, Rows, Superblock},
 };
@@ -44,69 +49,50 @@ impl<F: Quantized> IntegerKernel for Task<'_, F> {
     fn run<D: Integers>(self, integers: D) {
         // A height that the instruction set does not have is not compiled for it.
         match self.rows.height {
-            1 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 1, 2>(integers),
-            2 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 2, 2>(integers),
-            4 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 4, 2>(integers),
-            1 if const { D::S::SUMS < MANY_SUMS } => self.passes::<D, 1, 1>(integers),
-            4 if const { D::S::SUMS < MANY_SUMS } => self.passes::<D, 4, 1>(integers),
+            1 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 1>(integers),
+            2 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 2>(integers),
+            4 if const { D::S::SUMS >= MANY_SUMS } => self.passes::<D, 4>(integers),
+            1 if const { D::S::SUMS < MANY_SUMS } => self.passes::<D, 1>(integers),
+            4 if const { D::S::SUMS < MANY_SUMS } => self.passes::<D, 4>(integers),
             height => unreachable!("a tile of {height} rows"),
         }
     }
 }
 
 impl<F: Quantized> Task<'_, F> {
-    /// The tile of `R` rows, `P` pairs of panels at a time.
+    /// The tile of `R` rows, a pair of panels after the other.
     #[inline(always)]
-    fn passes<D: Integers, const R: usize, const P: usize>(&self, integers: D) {
-        let pairs = self.groups.start * PANEL_GROUP / PAIR..self.groups.end * PANEL_GROUP / PAIR;
-        let mut pair = pairs.start;
-        while pair < pairs.end {
-            let many = pair + P <= pairs.end;
-            if many {
-                self.pass::<D, R, P>(integers, pair);
-            } else {
-                self.pass::<D, R, 1>(integers, pair);
-            }
-            pair += if many { P } else { 1 };
+    fn passes<D: Integers, const R: usize>(&self, integers: D) {
+        for pair in self.groups.start * PANEL_GROUP / PAIR..self.groups.end * PANEL_GROUP / PAIR {
+            self.pass::<D, R>(integers, pair);
         }
     }
 
     #[inline(always)]
     #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
-    fn pass<D: Integers, const R: usize, const P: usize>(&self, integers: D, first: usize) {
+    fn pass<D: Integers, const R: usize>(&self, integers: D, pair: usize) {
         let simd = integers.simd();
-        let mut sums = [[[simd.zero(); R]; PAIR]; P];
-        let pairs: [Pair<'_, F>; P] = std::array::from_fn(|p| self.panels.pair(first + p));
-        for index in 0..self.rows.superblocks() {
+        let mut sums = [[simd.zero(); R]; PAIR];
+        for (index, block) in self.panels.pair(pair).superblocks().enumerate() {
             let x = self.rows.superblock::<R>(0, index);
-            let mut products = [[[simd.splat_i32(0); R]; PAIR]; P];
-            let begin = index * SUPER_STEPS;
-            let coming: [_; P] = std::array::from_fn(|p| pairs[p].coming(index, P));
-            for (head, _) in coming {
-                simd.prefetch_far(head);
-            }
-            for step in 0..SUPER_STEPS.min(self.rows.steps - begin) {
-                for p in 0..P {
-                    simd.prefetch_far(coming[p].1.wrapping_add(step));
-                    let (head, weights) = (&pairs[p].heads[index], &pairs[p].steps[begin + step]);
-                    for panel in 0..PAIR {
-                        add_step::<D, F, R>(integers, head, weights, panel, step, x, &mut products[p][panel]);
-                    }
-                }
-            }
-            for p in 0..P {
+            let mut products = [[simd.splat_i32(0); R]; PAIR];
+            let mut ahead = Ahead::of_stream(block.coming(), PAIR * block.steps.len());
+            for step in block.steps.iter().enumerate() {
                 for panel in 0..PAIR {
-                    let head = &pairs[p].heads[index];
-                    add_superblock::<D, F, R>(integers, head, panel, x, &products[p][panel], &mut sums[p][panel]);
+                    ahead.ask(simd);
+                    // Of two panels the compiler makes one loop, which goes to and fro between them.
+                    compiler_fence(Ordering::SeqCst);
+                    add_step::<D, F, R>(integers, step, panel, x, &mut products[panel]);
                 }
+            }
+            for panel in 0..PAIR {
+                add_superblock::<D, F, R>(integers, block, panel, x, &products[panel], &mut sums[panel]);
             }
         }
         for (r, row) in self.rows.rows_of(0).enumerate() {
-            for p in 0..P {
-                for panel in 0..PAIR {
-                    let sums = simd.to_array(sums[p][panel][r]);
-                    self.out.store(simd, row, (first + p) * PAIR + panel, &sums);
-                }
+            for panel in 0..PAIR {
+                let sums = simd.to_array(sums[panel][r]);
+                self.out.store(simd, row, pair * PAIR + panel, &sums);
             }
         }
     }
@@ -130,10 +116,10 @@ pub(super) fn unpacked<D: Integers, F: Quantized>(
     weights
 }
 
-/// The factors of the minima of a pair of steps, as the steps' sums lie.
+/// A panel's factors of the minima of a pair of steps, as the steps' sums lie.
 #[inline(always)]
-pub(super) fn min_factors<S: Simd>(simd: S, scales: &impl Scales, pair: usize) -> S::I {
-    let [first, second] = [2 * pair, 2 * pair + 1].map(|step| scales.min_factors(simd, step));
+pub(super) fn min_factors<S: Simd, F: Quantized>(simd: S, [first, second]: &[F::Step; 2], panel: usize) -> S::I {
+    let [first, second] = [first, second].map(|step| F::min_factors(simd, step, panel));
     simd.or(first, simd.shl::<16>(second))
 }
 
@@ -142,22 +128,20 @@ pub(super) fn min_factors<S: Simd>(simd: S, scales: &impl Scales, pair: usize) -
 #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
 fn add_step<D: Integers, F: Quantized, const R: usize>(
     integers: D,
-    head: &F::Head,
-    weights: &F::Step,
+    (index, step): (usize, &F::Step),
     panel: usize,
-    step: usize,
     x: Superblock<'_, R>,
     products: &mut [<D::S as Simd>::I; R],
 ) {
     let simd = integers.simd();
-    let weights = unpacked::<D, F>(integers, weights, panel);
+    let weights = unpacked::<D, F>(integers, step, panel);
     let (quads, groups) = const { (F::GROUP / 4, STEP / F::GROUP) };
-    let bytes: &[Line; R] = &x.bytes[step / (SUPER_STEPS / PARTS)];
-    let first = step % (SUPER_STEPS / PARTS) * QUADS;
+    let bytes: &[Line; R] = &x.bytes[index / (SUPER_STEPS / PARTS)];
+    let first = index % (SUPER_STEPS / PARTS) * QUADS;
     for group in 0..groups {
-        let factors = head[panel].factors(simd, step, group);
+        let factors = F::factors(simd, step, panel, group);
         for r in 0..R {
-            let begin = if const { D::UNSIGNED && F::OFFSET > 0 } { x.sums[step * groups + group][r] } else { 0 };
+            let begin = if const { D::UNSIGNED && F::OFFSET > 0 } { x.sums[index * groups + group][r] } else { 0 };
             let mut dot = simd.splat_i32(begin);
             for k in group * quads..(group + 1) * quads {
                 dot = integers.dot(dot, weights[k], bytemuck::cast_ref::<_, [[i8; 4]; LANES]>(&bytes[r])[first + k]);
@@ -172,24 +156,24 @@ fn add_step<D: Integers, F: Quantized, const R: usize>(
 #[expect(clippy::needless_range_loop, reason = "iterators over arrays of vectors end up in memory")]
 fn add_superblock<D: Integers, F: Quantized, const R: usize>(
     integers: D,
-    head: &F::Head,
+    Block { head, steps }: Block<'_, F>,
     panel: usize,
     x: Superblock<'_, R>,
     products: &[<D::S as Simd>::I; R],
     sums: &mut [<D::S as Simd>::F; R],
 ) {
     let simd = integers.simd();
-    let units = head[panel].units(simd);
+    let units = F::units(simd, head, panel);
     let mut minima = [simd.splat_i32(0); R];
     if const { F::HAS_MINS } {
-        for pair in 0..SUPER_STEPS / 2 {
-            let factors = min_factors(simd, &head[panel], pair);
+        for (pair, steps) in steps.as_chunks().0.iter().enumerate() {
+            let factors = min_factors::<D::S, F>(simd, steps, panel);
             for r in 0..R {
                 minima[r] = integers.dot_words(minima[r], factors, bytemuck::cast(x.sums[pair][r]));
             }
         }
     }
-    let minus = simd.sub(simd.zero(), head[panel].min_units(simd));
+    let minus = simd.sub(simd.zero(), F::min_units(simd, head, panel));
     for r in 0..R {
         let product = scaled::<D::S, F>(simd, (products[r], units), (minima[r], minus));
         sums[r] = simd.fma(product, simd.splat(x.scales[r]), sums[r]);

@@ -23,7 +23,7 @@ impl<F: Float> Task<'_, F> {
         let tiles = self.x.tiles();
         for pair in self.pairs.clone() {
             let mut sums = [[[[0.0; LANES]; R]; PAIR]; FEW_TILES];
-            for (chunk, steps) in self.panels.pair(pair).steps.chunks(CHUNK_STEPS).enumerate() {
+            for (chunk, steps) in self.panels.pair(pair).steps().chunks(CHUNK_STEPS).enumerate() {
                 let mut x = [&[] as &[[Step<R>; T]]; FEW_TILES];
                 for (tile, x) in x[..tiles].iter_mut().enumerate() {
                     *x = self.x.chunk::<R>(tile, chunk).as_chunks().0;

@@ -79,7 +79,7 @@ impl<F: Float> Task<'_, F> {
             if by_chunk { (turn / some.len(), turn % some.len()) } else { (turn % chunks, turn / chunks) }
         };
         let weights_of = |(chunk, pair): (usize, usize)| {
-            let steps = self.panels.pair(some.start + pair).steps;
+            let steps = self.panels.pair(some.start + pair).steps();
             &steps[chunk * CHUNK_STEPS..steps.len().min((chunk + 1) * CHUNK_STEPS)]
         };
         let turns = chunks * some.len();

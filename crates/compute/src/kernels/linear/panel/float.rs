@@ -65,7 +65,7 @@ impl PanelFormat for F32 {
     type Step = [[[[f32; LANES]; 2]; PAIRS]; PAIR];
     const FORMAT: WeightFormat = WeightFormat::F32;
 
-    fn pack(outputs: &[&[u8]], panel: usize, _: Option<&mut ()>, steps: &mut [Self::Step]) {
+    fn pack(outputs: &[&[u8]], panel: usize, _: &mut (), steps: &mut [Self::Step]) {
         for_each_number(outputs, |step, pair, which, lane, bytes| {
             steps[step][panel][pair][which][lane] = f32::from_le_bytes(bytes)
         });
@@ -75,7 +75,7 @@ impl PanelFormat for F32 {
         weights[0] = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
     }
 
-    fn gather(_: Option<&()>, steps: &[Self::Step], panel: usize, lane: usize, weights: &mut [f32]) {
+    fn gather(_: &(), steps: &[Self::Step], panel: usize, lane: usize, weights: &mut [f32]) {
         for (k, weight) in weights.iter_mut().enumerate() {
             let (step, k) = (&steps[k / STEP], k % STEP);
             *weight = step[panel][k / 2][k % 2][lane];
@@ -103,7 +103,7 @@ impl PanelFormat for F16 {
     type Step = [[[[u16; LANES]; 2]; PAIRS]; PAIR];
     const FORMAT: WeightFormat = WeightFormat::F16;
 
-    fn pack(outputs: &[&[u8]], panel: usize, _: Option<&mut ()>, steps: &mut [Self::Step]) {
+    fn pack(outputs: &[&[u8]], panel: usize, _: &mut (), steps: &mut [Self::Step]) {
         for_each_number(outputs, |step, pair, which, lane, bytes| {
             steps[step][panel][pair][which][lane] = u16::from_le_bytes(bytes)
         });
@@ -113,7 +113,7 @@ impl PanelFormat for F16 {
         weights[0] = f16_at(block, 0).to_f32();
     }
 
-    fn gather(_: Option<&()>, steps: &[Self::Step], panel: usize, lane: usize, weights: &mut [f32]) {
+    fn gather(_: &(), steps: &[Self::Step], panel: usize, lane: usize, weights: &mut [f32]) {
         for (k, weight) in weights.iter_mut().enumerate() {
             let (step, k) = (&steps[k / STEP], k % STEP);
             *weight = half::f16::from_bits(step[panel][k / 2][k % 2][lane]).to_f32();
@@ -136,7 +136,7 @@ impl PanelFormat for Bf16 {
     type Step = [[[[u16; 2]; LANES]; PAIRS]; PAIR];
     const FORMAT: WeightFormat = WeightFormat::BF16;
 
-    fn pack(outputs: &[&[u8]], panel: usize, _: Option<&mut ()>, steps: &mut [Self::Step]) {
+    fn pack(outputs: &[&[u8]], panel: usize, _: &mut (), steps: &mut [Self::Step]) {
         for_each_number(outputs, |step, pair, which, lane, bytes| {
             steps[step][panel][pair][lane][which] = u16::from_le_bytes(bytes)
         });
@@ -146,7 +146,7 @@ impl PanelFormat for Bf16 {
         weights[0] = half::bf16::from_le_bytes([block[0], block[1]]).to_f32();
     }
 
-    fn gather(_: Option<&()>, steps: &[Self::Step], panel: usize, lane: usize, weights: &mut [f32]) {
+    fn gather(_: &(), steps: &[Self::Step], panel: usize, lane: usize, weights: &mut [f32]) {
         for (k, weight) in weights.iter_mut().enumerate() {
             let (step, k) = (&steps[k / STEP], k % STEP);
             *weight = half::bf16::from_bits(step[panel][k / 2][lane][k % 2]).to_f32();

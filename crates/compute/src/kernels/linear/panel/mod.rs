@@ -34,7 +34,7 @@ pub(super) const SUPER: usize = STEP * SUPER_STEPS;
 
 /// One storage format, in a file and packed.
 ///
-/// A pair of panels lies as its superblocks' heads, then its steps, the last one filled up with zeros.
+/// A superblock of a pair of panels lies as its head, then its steps, the last one filled up with zeros.
 pub(super) trait PanelFormat: 'static {
     /// What the steps of a superblock of a pair of panels have in common; of no size where there is nothing.
     type Head: bytemuck::Pod + Send + Sync;
@@ -44,21 +44,20 @@ pub(super) trait PanelFormat: 'static {
     const FORMAT: WeightFormat;
 
     /// Lays up to sixteen outputs' bytes of a file, each of as many inputs as a superblock has or are left, beside each other
-    /// as the first or the second panel. `head` and `steps` come zeroed; `head` is `None` where it has no size.
-    fn pack(outputs: &[&[u8]], panel: usize, head: Option<&mut Self::Head>, steps: &mut [Self::Step]);
+    /// as the first or the second panel. `head` and `steps` come zeroed.
+    fn pack(outputs: &[&[u8]], panel: usize, head: &mut Self::Head, steps: &mut [Self::Step]);
 
     /// The weights of one block of the file.
     fn decode(block: &[u8], weights: &mut [f32]);
 
     /// One output's weights as they are multiplied, of as many inputs of a superblock as there is room for.
-    fn gather(head: Option<&Self::Head>, steps: &[Self::Step], panel: usize, lane: usize, weights: &mut [f32]);
+    fn gather(head: &Self::Head, steps: &[Self::Step], panel: usize, lane: usize, weights: &mut [f32]);
 }
 
 /// A format of small integers under scales: `w = unit * factor * q - min_unit * min_factor`; summed as
-/// [`super::integer`] has it.
-pub(super) trait Quantized: PanelFormat<Head = [Self::Scales; PAIR]> {
-    /// Scales of a superblock of a panel.
-    type Scales: Scales;
+/// [`super::integer`] has it. Units are a superblock's, in its head; factors are a step's and lie before its weights: what passes
+/// touch for the first time must lie behind what they have touched, or the processor no longer fetches ahead of them.
+pub(super) trait Quantized: PanelFormat {
     /// Inputs that have a factor in common: a step, or half of one.
     const GROUP: usize = STEP;
     /// What is added to the integers to make bytes without a sign of them.
@@ -68,26 +67,22 @@ pub(super) trait Quantized: PanelFormat<Head = [Self::Scales; PAIR]> {
 
     /// A step's integers plus [`OFFSET`](Self::OFFSET), inputs ascending.
     fn unsigned<S: Simd>(simd: S, step: &Self::Step, panel: usize) -> [S::I; QUADS];
-}
 
-/// Scales of all outputs of a panel: units of a superblock, and of its groups factors, small integers of less than
-/// `2^15 / |q|`. Factors of minima are at most 63.
-pub(super) trait Scales {
-    /// Units.
-    fn units<S: Simd>(&self, simd: S) -> S::F;
+    /// A panel's units.
+    fn units<S: Simd>(simd: S, head: &Self::Head, panel: usize) -> S::F;
 
-    /// Factors of a group of a step.
-    fn factors<S: Simd>(&self, simd: S, step: usize, group: usize) -> S::I;
+    /// A panel's factors of a group of a step, integers of less than `2^15 / |q|`.
+    fn factors<S: Simd>(simd: S, step: &Self::Step, panel: usize, group: usize) -> S::I;
 
-    /// Units of the minima.
+    /// Units of a panel's minima.
     #[inline(always)]
-    fn min_units<S: Simd>(&self, simd: S) -> S::F {
+    fn min_units<S: Simd>(simd: S, _head: &Self::Head, _panel: usize) -> S::F {
         simd.zero()
     }
 
-    /// Factors of the minima of a step.
+    /// Factors of a panel's minima of a step, at most 63.
     #[inline(always)]
-    fn min_factors<S: Simd>(&self, simd: S, _step: usize) -> S::I {
+    fn min_factors<S: Simd>(simd: S, _step: &Self::Step, _panel: usize) -> S::I {
         simd.splat_i32(0)
     }
 }

@@ -1,65 +1,72 @@
-//! Q4_K: 256 nibbles in 8 groups; `w = (scale * group_scale) * q - min * group_min`.
+//! Q4_K: 256 nibbles in 8 groups, which are steps; `w = (scale * group_scale) * q - min * group_min`.
 
 use super::{
-    LANES, PAIR, PanelFormat, QUADS, Quantized, STEP, SUPER_STEPS, Scales, Simd, WeightFormat, f16_at,
+    LANES, PAIR, PanelFormat, QUADS, Quantized, STEP, Simd, WeightFormat, f16_at,
     nibbles::{self, Nibbles},
     scale_at, widened,
 };
 
-/// A group is a step.
-const GROUPS: usize = SUPER_STEPS;
 /// Where in the file's block the 6-bit scales and the nibbles begin.
 const SCALES_AT: usize = 4;
 const QUANTS_AT: usize = 16;
 
 pub(in super::super) struct Q4K;
 
-/// Scales and minima of a panel. The 6-bit numbers of the file lie in whole bytes here: 4 bytes more a block.
+/// Scales and minima of a superblock of a panel, in float16.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub(in super::super) struct WithMins {
+pub(in super::super) struct Units {
     scales: [u16; LANES],
     mins: [u16; LANES],
-    group_scales: [[u8; LANES]; GROUPS],
-    group_mins: [[u8; LANES]; GROUPS],
 }
 
-impl WithMins {
+/// Scales and minima of a step of a panel. The 6-bit numbers of the file lie in whole bytes here: 4 bytes more a block.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub(in super::super) struct Factors {
+    scales: [u8; LANES],
+    mins: [u8; LANES],
+}
+
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub(in super::super) struct Step {
+    factors: [Factors; PAIR],
+    weights: [Nibbles; PAIR],
+}
+
+impl Units {
     /// Takes those of a file's block for an output.
     pub(super) fn put(&mut self, lane: usize, block: &[u8]) {
         self.scales[lane] = scale_at(block, 0);
         self.mins[lane] = scale_at(block, 2);
-        for group in 0..GROUPS {
-            (self.group_scales[group][lane], self.group_mins[group][lane]) = scale_and_min(block, group);
-        }
     }
 
-    /// An output's scale and minimum of a group.
-    pub(super) fn get(&self, lane: usize, group: usize) -> (f32, f32) {
-        let scale = widened(self.scales[lane]) * f32::from(self.group_scales[group][lane]);
-        (scale, widened(self.mins[lane]) * f32::from(self.group_mins[group][lane]))
-    }
-}
-
-impl Scales for WithMins {
     #[inline(always)]
-    fn units<S: Simd>(&self, simd: S) -> S::F {
+    pub(super) fn scales<S: Simd>(&self, simd: S) -> S::F {
         simd.load_f16(&self.scales)
     }
 
     #[inline(always)]
-    fn factors<S: Simd>(&self, simd: S, step: usize, _: usize) -> S::I {
-        simd.load_u8(&self.group_scales[step])
-    }
-
-    #[inline(always)]
-    fn min_units<S: Simd>(&self, simd: S) -> S::F {
+    pub(super) fn mins<S: Simd>(&self, simd: S) -> S::F {
         simd.load_f16(&self.mins)
     }
+}
+
+impl Factors {
+    /// Takes those of a group of a file's block for an output.
+    pub(super) fn put(&mut self, lane: usize, block: &[u8], group: usize) {
+        (self.scales[lane], self.mins[lane]) = scale_and_min(block, group);
+    }
 
     #[inline(always)]
-    fn min_factors<S: Simd>(&self, simd: S, step: usize) -> S::I {
-        simd.load_u8(&self.group_mins[step])
+    pub(super) fn scales<S: Simd>(&self, simd: S) -> S::I {
+        simd.load_u8(&self.scales)
+    }
+
+    #[inline(always)]
+    pub(super) fn mins<S: Simd>(&self, simd: S) -> S::I {
+        simd.load_u8(&self.mins)
     }
 }
 
@@ -93,16 +100,17 @@ pub(super) fn nibble(bytes: &[u8], group: usize, k: usize) -> u8 {
 }
 
 impl PanelFormat for Q4K {
-    type Head = [WithMins; PAIR];
-    type Step = [Nibbles; PAIR];
+    type Head = [Units; PAIR];
+    type Step = Step;
     const FORMAT: WeightFormat = WeightFormat::Q4K;
 
-    fn pack(outputs: &[&[u8]], panel: usize, head: Option<&mut Self::Head>, steps: &mut [Self::Step]) {
-        let Some(head) = head else { return };
+    fn pack(outputs: &[&[u8]], panel: usize, head: &mut Self::Head, steps: &mut [Self::Step]) {
         for (lane, block) in outputs.iter().enumerate() {
             head[panel].put(lane, block);
             for (group, step) in steps.iter_mut().enumerate() {
-                (0..STEP).for_each(|k| nibbles::put(&mut step[panel], lane, k, nibble(&block[QUANTS_AT..], group, k)));
+                step.factors[panel].put(lane, block, group);
+                let quant = |k: usize| nibble(&block[QUANTS_AT..], group, k);
+                (0..STEP).for_each(|k| nibbles::put(&mut step.weights[panel], lane, k, quant(k)));
             }
         }
     }
@@ -111,35 +119,54 @@ impl PanelFormat for Q4K {
         decode(block, weights, |group, k| nibble(&block[QUANTS_AT..], group, k));
     }
 
-    fn gather(head: Option<&Self::Head>, steps: &[Self::Step], panel: usize, lane: usize, weights: &mut [f32]) {
-        gather(head, panel, lane, weights, |group, k| nibbles::get(&steps[group][panel], lane, k));
-    }
-}
-
-/// An output's weights of a superblock, given its integers.
-pub(super) fn gather(
-    head: Option<&[WithMins; PAIR]>,
-    panel: usize,
-    lane: usize,
-    weights: &mut [f32],
-    quant: impl Fn(usize, usize) -> u8,
-) {
-    let Some(head) = head else { return };
-    for (group, weights) in weights.chunks_mut(STEP).enumerate() {
-        let (scale, min) = head[panel].get(lane, group);
-        for (k, weight) in weights.iter_mut().enumerate() {
-            *weight = f32::from(quant(group, k)).mul_add(scale, -min);
+    fn gather(head: &Self::Head, steps: &[Self::Step], panel: usize, lane: usize, weights: &mut [f32]) {
+        for (step, weights) in steps.iter().zip(weights.chunks_mut(STEP)) {
+            let scales = (&head[panel], &step.factors[panel]);
+            gather(scales, lane, weights, |k| nibbles::get(&step.weights[panel], lane, k));
         }
     }
 }
 
+/// An output's weights of a step, given its integers.
+pub(super) fn gather(
+    (units, factors): (&Units, &Factors),
+    lane: usize,
+    weights: &mut [f32],
+    quant: impl Fn(usize) -> u8,
+) {
+    let scale = widened(units.scales[lane]) * f32::from(factors.scales[lane]);
+    let min = widened(units.mins[lane]) * f32::from(factors.mins[lane]);
+    for (k, weight) in weights.iter_mut().enumerate() {
+        *weight = f32::from(quant(k)).mul_add(scale, -min);
+    }
+}
+
 impl Quantized for Q4K {
-    type Scales = WithMins;
     const OFFSET: u8 = 0;
     const HAS_MINS: bool = true;
 
     #[inline(always)]
-    fn unsigned<S: Simd>(simd: S, step: &Self::Step, panel: usize) -> [S::I; QUADS] {
-        nibbles::load(simd, &step[panel])
+    fn unsigned<S: Simd>(simd: S, step: &Step, panel: usize) -> [S::I; QUADS] {
+        nibbles::load(simd, &step.weights[panel])
+    }
+
+    #[inline(always)]
+    fn units<S: Simd>(simd: S, head: &Self::Head, panel: usize) -> S::F {
+        head[panel].scales(simd)
+    }
+
+    #[inline(always)]
+    fn factors<S: Simd>(simd: S, step: &Self::Step, panel: usize, _: usize) -> S::I {
+        step.factors[panel].scales(simd)
+    }
+
+    #[inline(always)]
+    fn min_units<S: Simd>(simd: S, head: &Self::Head, panel: usize) -> S::F {
+        head[panel].mins(simd)
+    }
+
+    #[inline(always)]
+    fn min_factors<S: Simd>(simd: S, step: &Self::Step, panel: usize) -> S::I {
+        step.factors[panel].mins(simd)
     }
 }

@@ -1,7 +1,7 @@
 //! Q6_K: 256 numbers of 6 bits in 16 groups; `w = (scale * group_scale) * (q - 32)`.
 
 use super::{
-    LANES, PAIR, PanelFormat, QUADS, Quad, Quantized, STEP, SUPER_STEPS, Scales, Simd, WeightFormat, f16_at,
+    LANES, PAIR, PanelFormat, QUADS, Quad, Quantized, STEP, Simd, WeightFormat, f16_at,
     nibbles::{self, Nibbles},
     scale_at, widened,
 };
@@ -16,17 +16,16 @@ const SCALE_AT: usize = 208;
 
 pub(in super::super) struct Q6K;
 
-/// Scales of a panel.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub(in super::super) struct HalfStepScales {
-    scales: [u16; LANES],
-    group_scales: [[[i8; LANES]; GROUPS_A_STEP]; SUPER_STEPS],
+pub(in super::super) struct Step {
+    factors: [[[i8; LANES]; GROUPS_A_STEP]; PAIR],
+    weights: [Sixes; PAIR],
 }
 
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-pub(in super::super) struct Step {
+struct Sixes {
     low: Nibbles,
     /// The high two bits of four fours of inputs each, the first lowest.
     high: [Quad; 2],
@@ -42,22 +41,22 @@ fn quant(block: &[u8], k: usize) -> u8 {
 }
 
 impl PanelFormat for Q6K {
-    type Head = [HalfStepScales; PAIR];
-    type Step = [Step; PAIR];
+    /// Scales in float16.
+    type Head = [[u16; LANES]; PAIR];
+    type Step = Step;
     const FORMAT: WeightFormat = WeightFormat::Q6K;
 
-    fn pack(outputs: &[&[u8]], panel: usize, head: Option<&mut Self::Head>, steps: &mut [Self::Step]) {
-        let Some(HalfStepScales { scales, group_scales }) = head.map(|head| &mut head[panel]) else { return };
+    fn pack(outputs: &[&[u8]], panel: usize, head: &mut Self::Head, steps: &mut [Self::Step]) {
         for (lane, block) in outputs.iter().enumerate() {
-            scales[lane] = scale_at(block, SCALE_AT);
-            for (group, scales) in group_scales.as_flattened_mut().iter_mut().enumerate() {
-                scales[lane] = block[SCALES_AT + group] as i8;
-            }
+            head[panel][lane] = scale_at(block, SCALE_AT);
             for (index, step) in steps.iter_mut().enumerate() {
+                for (group, factors) in step.factors[panel].iter_mut().enumerate() {
+                    factors[lane] = block[SCALES_AT + index * GROUPS_A_STEP + group] as i8;
+                }
                 for k in 0..STEP {
                     let quant = quant(block, index * STEP + k);
-                    nibbles::put(&mut step[panel].low, lane, k, quant);
-                    step[panel].high[k / 16][lane][k % 4] |= quant >> 4 << (k / 4 % 4 * 2);
+                    nibbles::put(&mut step.weights[panel].low, lane, k, quant);
+                    step.weights[panel].high[k / 16][lane][k % 4] |= quant >> 4 << (k / 4 % 4 * 2);
                 }
             }
         }
@@ -71,32 +70,31 @@ impl PanelFormat for Q6K {
         }
     }
 
-    fn gather(head: Option<&Self::Head>, steps: &[Self::Step], panel: usize, lane: usize, weights: &mut [f32]) {
-        let Some(HalfStepScales { scales, group_scales }) = head.map(|head| &head[panel]) else { return };
-        let scale = widened(scales[lane]);
-        for (k, weight) in weights.iter_mut().enumerate() {
-            let (index, k) = (k / STEP, k % STEP);
-            let step = &steps[index][panel];
-            let high = step.high[k / 16][lane][k % 4] >> (k / 4 % 4 * 2) & 3;
-            let quant = nibbles::get(&step.low, lane, k) | high << 4;
-            let group_scale = f32::from(group_scales[index][k / GROUP_LEN][lane]);
-            *weight = scale * group_scale * (f32::from(quant) - 32.0);
+    fn gather(head: &Self::Head, steps: &[Self::Step], panel: usize, lane: usize, weights: &mut [f32]) {
+        let scale = widened(head[panel][lane]);
+        for (step, weights) in steps.iter().zip(weights.chunks_mut(STEP)) {
+            let sixes = &step.weights[panel];
+            for (k, weight) in weights.iter_mut().enumerate() {
+                let high = sixes.high[k / 16][lane][k % 4] >> (k / 4 % 4 * 2) & 3;
+                let quant = nibbles::get(&sixes.low, lane, k) | high << 4;
+                let group_scale = f32::from(step.factors[panel][k / GROUP_LEN][lane]);
+                *weight = scale * group_scale * (f32::from(quant) - 32.0);
+            }
         }
     }
 }
 
 impl Quantized for Q6K {
-    type Scales = HalfStepScales;
     const GROUP: usize = GROUP_LEN;
     const OFFSET: u8 = 32;
 
     #[inline(always)]
     fn unsigned<S: Simd>(simd: S, step: &Self::Step, panel: usize) -> [S::I; QUADS] {
         const HIGH: i32 = 0x3030_3030;
-        let step = &step[panel];
-        let mut quads = nibbles::load(simd, &step.low);
+        let sixes = &step.weights[panel];
+        let mut quads = nibbles::load(simd, &sixes.low);
         for half in 0..2 {
-            let high = simd.load_bytes(&step.high[half]);
+            let high = simd.load_bytes(&sixes.high[half]);
             quads[4 * half] = simd.or(quads[4 * half], simd.and(simd.shl::<4>(high), HIGH));
             quads[4 * half + 1] = simd.or(quads[4 * half + 1], simd.and(simd.shl::<2>(high), HIGH));
             quads[4 * half + 2] = simd.or(quads[4 * half + 2], simd.and(high, HIGH));
@@ -104,16 +102,14 @@ impl Quantized for Q6K {
         }
         quads
     }
-}
 
-impl Scales for HalfStepScales {
     #[inline(always)]
-    fn units<S: Simd>(&self, simd: S) -> S::F {
-        simd.load_f16(&self.scales)
+    fn units<S: Simd>(simd: S, head: &Self::Head, panel: usize) -> S::F {
+        simd.load_f16(&head[panel])
     }
 
     #[inline(always)]
-    fn factors<S: Simd>(&self, simd: S, step: usize, group: usize) -> S::I {
-        simd.load_i8(&self.group_scales[step][group])
+    fn factors<S: Simd>(simd: S, step: &Self::Step, panel: usize, group: usize) -> S::I {
+        simd.load_i8(&step.factors[panel][group])
     }
 }
